@@ -1,0 +1,34 @@
+"""Strict JAX for every test, and the paths of the shared reference data."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _require(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"reference data absent: expected {path.relative_to(SHARED.parent)} beside the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The folder of independent float64 reference values."""
+    return _require(SHARED / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden_kernels(golden_dir: Path) -> dict:
+    return json.loads((golden_dir / "fc_kernels_h3.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    """A tensorflow-datasets data_dir that holds mnist and cifar10."""
+    return _require(SHARED / "data" / "tfds")
