@@ -1,0 +1,104 @@
+"""Every text form of a graph, read into edges and written back.
+
+Paper codes (Chen et al. 2022) such as `2_21_112`: block t lists the edges into node t from nodes
+0, 1, ..., t - 1, as digits 0 (absent), 1 (skip), 2 (weighted). NAS-Bench-201 cells (Dong and Yang 2020) such as
+`|nor_conv_3x3~0|+|none~0|skip_connect~1|+...`: block t lists `operation~source` for every earlier node.
+"""
+
+import re
+from collections.abc import Sequence
+
+from nngp_dag.errors import GraphError
+from nngp_dag.graph.edge import Edge, Op
+
+EXAMPLE = "2_21_112"
+
+NASBENCH201_OPS: dict[str, Op | None] = {
+    "none": None,
+    "skip_connect": Op.SKIP,
+    "nor_conv_1x1": Op.WEIGHTED,
+    "nor_conv_3x3": Op.WEIGHTED,
+    "avg_pool_3x3": Op.SKIP,
+}
+"""How Chen et al. 2022 count the operations of NAS-Bench-201: both convolutions as weighted edges, average
+pooling as a skip."""
+
+
+def parse_code(code: str) -> tuple[int, tuple[Edge, ...]]:
+    """Reads a paper code into the number of nodes and the present edges.
+
+    Raises:
+      GraphError: `code` is empty, has a block of the wrong length or a digit other than 0, 1, 2.
+
+    Example:
+      >>> parse_code("2_01")
+      (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
+    """
+    if not isinstance(code, str) or not code:
+        raise GraphError(f"Expected `code` to be text such as {EXAMPLE!r}, got {code!r}")
+    edges = []
+    blocks = code.split("_")
+    for target, block in enumerate(blocks, start=1):
+        if len(block) != target or set(block) - set("012"):
+            raise GraphError(
+                f"Expected block {target} of `code` to hold {target} digits out of 0, 1, 2 (the edges into node "
+                f"{target}), got {block!r} in {shorten(code)!r}; a valid code is {EXAMPLE!r}"
+            )
+        edges += [Edge(source, target, Op(int(d))) for source, d in enumerate(block) if d != "0"]
+    return len(blocks) + 1, tuple(edges)
+
+
+def format_code(num_nodes: int, edges: Sequence[Edge]) -> str:
+    """Writes edges as a paper code.
+
+    Raises:
+      GraphError: two edges join the same two nodes, which a code cannot express.
+    """
+    digits = [["0"] * target for target in range(num_nodes)]
+    for edge in edges:
+        if digits[edge.target][edge.source] != "0":
+            raise GraphError(
+                f"Expected at most one edge from node {edge.source} to node {edge.target} for a paper code, "
+                "got several; use `edges` or `to_networkx()` for this graph"
+            )
+        digits[edge.target][edge.source] = str(edge.op.value)
+    return "_".join("".join(block) for block in digits[1:])
+
+
+def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
+    """Reads the wiring of a NAS-Bench-201 cell: convolutions are weighted edges, pooling is a skip.
+
+    Raises:
+      GraphError: `cell` is not of that form, or names an unknown operation.
+
+    Example:
+      >>> parse_nasbench201("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
+      (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
+    """
+    if not isinstance(cell, str) or not cell:
+        raise GraphError(f"Expected `cell` to be text such as '|nor_conv_3x3~0|+|...', got {cell!r}")
+    edges = []
+    blocks = cell.split("+")
+    for target, block in enumerate(blocks, start=1):
+        entries = re.findall(r"([^|~]+)~(\d+)\|", block)
+        canonical = "|" + "".join(f"{op}~{source}|" for op, source in entries)
+        if block != canonical or [int(source) for _, source in entries] != list(range(target)):
+            raise GraphError(
+                f"Expected block {target} of `cell` to be '|op~0|...|op~{target - 1}|' (one operation from every "
+                f"earlier node), got {block!r} in {cell!r}"
+            )
+        for name, source in entries:
+            if name not in NASBENCH201_OPS:
+                raise GraphError(
+                    f"Expected the operation on edge {source}->{target} of `cell` to be one of "
+                    f"{', '.join(NASBENCH201_OPS)}, got {name!r}"
+                )
+            op = NASBENCH201_OPS[name]
+            if op is not None:
+                edges.append(Edge(int(source), target, op))
+    return len(blocks) + 1, tuple(edges)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """Cuts a long text for a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

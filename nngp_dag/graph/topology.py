@@ -1,0 +1,102 @@
+"""Path statistics of a DAG, exact, by one sweep over its nodes (THEORY: never enumerate paths).
+
+All functions take the number of nodes (input 0, output `num_nodes - 1`) and the edges, and return exact
+Python integers and fractions, however many paths there are.
+"""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+from nngp_dag.graph.edge import Edge, Op
+
+
+def outgoing_edges(num_nodes: int, edges: Iterable[Edge]) -> list[list[Edge]]:
+    """Returns the edges that leave each node."""
+    outgoing: list[list[Edge]] = [[] for _ in range(num_nodes)]
+    for edge in edges:
+        outgoing[edge.source].append(edge)
+    return outgoing
+
+
+def num_paths(num_nodes: int, edges: Sequence[Edge]) -> int:
+    """Returns P, the number of paths from node 0 to the last node.
+
+    Example:
+      >>> num_paths(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
+      2
+    """
+    counts = [1] + [0] * (num_nodes - 1)
+    for node, leaving in enumerate(outgoing_edges(num_nodes, edges)):
+        for edge in leaving:
+            counts[edge.target] += counts[node]
+    return counts[-1]
+
+
+def ancestors_of_output(num_nodes: int, edges: Sequence[Edge]) -> set[int]:
+    """Returns the nodes from which the last node can be reached, itself included."""
+    live = {num_nodes - 1}
+    for node, leaving in reversed(list(enumerate(outgoing_edges(num_nodes, edges)))):
+        if any(edge.target in live for edge in leaving):
+            live.add(node)
+    return live
+
+
+def depth_histogram(num_nodes: int, edges: Sequence[Edge]) -> dict[int, int]:
+    """Counts the paths 0 -> H by depth, the number of weighted edges on a path.
+
+    Per node one polynomial, whose k-th coefficient counts the paths of depth k into that node; a weighted
+    edge multiplies it by z. A polynomial is packed into one integer with a field of fixed width per
+    coefficient (Kronecker substitution), so that an edge costs a single shift and addition.
+
+    Returns:
+      {depth: number of paths}, sorted by depth, without zeros; empty where no path reaches the output.
+
+    Example:
+      >>> depth_histogram(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
+      {0: 1, 1: 1}
+    """
+    total = num_paths(num_nodes, edges)
+    if total == 0:
+        return {}
+    # Every path into an ancestor of the output extends to a path of its own to the output, so no
+    # coefficient exceeds `total` and no field overflows into the next.
+    field = (total.bit_length() + 7) // 8
+    live = ancestors_of_output(num_nodes, edges)
+    pending = {0: 1}
+    for node, leaving in enumerate(outgoing_edges(num_nodes, edges)[:-1]):
+        polynomial = pending.pop(node, 0)
+        for edge in leaving:
+            if polynomial and edge.target in live:
+                step = polynomial << (8 * field) if edge.op is Op.WEIGHTED else polynomial
+                pending[edge.target] = pending.get(edge.target, 0) + step
+    polynomial = pending[num_nodes - 1]
+    packed = polynomial.to_bytes(field * (polynomial.bit_length() // (8 * field) + 1), "little")
+    counts = (int.from_bytes(packed[i : i + field], "little") for i in range(0, len(packed), field))
+    return {depth: count for depth, count in enumerate(counts) if count}
+
+
+def effective_depth(histogram: dict[int, int]) -> Fraction:
+    """Returns d = (sum over paths of d_p) / P, the mean depth of a path; 0 where there is no path.
+
+    Reference: Chen et al. 2022, Definition of effective depth.
+
+    Example:
+      >>> effective_depth({0: 1, 1: 1})
+      Fraction(1, 2)
+    """
+    total = sum(histogram.values())
+    return Fraction(sum(depth * count for depth, count in histogram.items()), total) if total else Fraction(0)
+
+
+def effective_width(histogram: dict[int, int]) -> Fraction:
+    """Returns w = #{paths with d_p > 0} / d; 0 where d = 0.
+
+    Reference: Chen et al. 2022, Definition of effective width.
+
+    Example:
+      >>> effective_width({0: 1, 1: 1})
+      Fraction(2, 1)
+    """
+    depth = effective_depth(histogram)
+    weighted = sum(count for d, count in histogram.items() if d > 0)
+    return weighted / depth if depth else Fraction(0)

@@ -1,0 +1,61 @@
+"""Named and random DAGs."""
+
+import random
+
+from nngp_dag.errors import GraphError
+from nngp_dag.graph.dag import Dag
+from nngp_dag.graph.edge import Edge, Op
+
+FIGURE3: dict[str, str] = {"DAG#1": "2_02_002", "DAG#2": "1_01_222", "DAG#3": "2_21_112"}
+"""The three DAGs of Chen et al. 2022, Figure 3: a chain, three parallel layers, and a mixed one."""
+
+
+def named(name: str) -> Dag:
+    """Returns a DAG of Figure 3 of Chen et al. 2022 by its name there, in any case: DAG#1, DAG#2 or DAG#3.
+
+    Raises:
+      GraphError: `name` is none of them.
+
+    Example:
+      >>> named("dag#3").code
+      '2_21_112'
+    """
+    try:
+        return Dag.from_code(FIGURE3[name.upper()])
+    except KeyError:
+        raise GraphError(f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}") from None
+
+
+def chain(num_layers: int) -> Dag:
+    """Returns a chain of `num_layers` weighted edges."""
+    return Dag(num_layers + 1, tuple(Edge(t, t + 1, Op.WEIGHTED) for t in range(num_layers)))
+
+
+def ladder(num_nodes: int) -> Dag:
+    """Returns a ladder: a weighted edge into every node from the one before, a skip from the one before that.
+
+    Its number of paths is a Fibonacci number, so no method that enumerates paths can handle a long one.
+
+    Example:
+      >>> ladder(14).num_paths
+      377
+    """
+    steps = [Edge(t, t + 1, Op.WEIGHTED) for t in range(num_nodes - 1)]
+    return Dag(num_nodes, (*steps, *(Edge(t, t + 2, Op.SKIP) for t in range(num_nodes - 2))))
+
+
+def random_dag(num_nodes: int, seed: int) -> Dag:
+    """Draws a DAG with every edge absent, a skip or weighted with equal probability, given a path to the output.
+
+    Example:
+      >>> random_dag(5, seed=0) == random_dag(5, seed=0)
+      True
+    """
+    rng = random.Random(seed)
+    pairs = [(s, t) for t in range(num_nodes) for s in range(t)]
+    while True:
+        drawn = [(s, t, rng.choice((None, Op.SKIP, Op.WEIGHTED))) for s, t in pairs]
+        edges = tuple(Edge(s, t, op) for s, t, op in drawn if op is not None)
+        dag = Dag(num_nodes, edges, allow_disconnected=True)
+        if dag.num_paths:
+            return dag
