@@ -3,10 +3,38 @@
 import importlib
 from types import ModuleType
 
+# Graphs
 from nngp_dag.graph import Dag, Edge, Op, zoo
+
+# Kernels
 from nngp_dag.kernels import Kernel, kernel
 
-__all__ = ["Dag", "Edge", "Kernel", "Op", "kernel", "zoo"]
+# Theory
+from nngp_dag.theory import (
+    PathBound,
+    Spectrum,
+    expected_loss,
+    path_bound,
+    rate_bound,
+    rate_bound_holds_for,
+    spectrum,
+)
+
+__all__ = [
+    "Dag",
+    "Edge",
+    "Kernel",
+    "Op",
+    "PathBound",
+    "Spectrum",
+    "expected_loss",
+    "kernel",
+    "path_bound",
+    "rate_bound",
+    "rate_bound_holds_for",
+    "spectrum",
+    "zoo",
+]
 
 # Loaded on first use, so that importing the package costs about what importing JAX does.
 _LAZY = ("data", "nets", "report", "stax")

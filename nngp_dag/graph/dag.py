@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from nngp_dag.errors import GraphError
@@ -153,6 +152,11 @@ class Dag:
         return topology.num_paths(self.num_nodes, self.edges)
 
     @functools.cached_property
+    def live_edges(self) -> tuple[Edge, ...]:
+        """The edges that lie on a path from input to output; no other changes the network's function."""
+        return topology.live_edges(self.num_nodes, self.edges)
+
+    @functools.cached_property
     def _depth_histogram(self) -> dict[int, int]:
         return topology.depth_histogram(self.num_nodes, self.edges)
 
@@ -172,7 +176,7 @@ class Dag:
 
         Infinite where float64 cannot hold it (over 1e308 paths); `topology.effective_width` is always exact.
         """
-        return to_float(topology.effective_width(self._depth_histogram))
+        return topology.to_float(topology.effective_width(self._depth_histogram))
 
     def __str__(self) -> str:
         """Returns the paper code where there is one, else the edges."""
@@ -183,11 +187,3 @@ class Dag:
     def __repr__(self) -> str:
         """Returns a short description."""
         return f"Dag({codes.shorten(str(self))!r})"
-
-
-def to_float(value: int | Fraction) -> float:
-    """Converts an exact positive number, to infinity where it exceeds float64."""
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf")

@@ -32,13 +32,22 @@ def num_paths(num_nodes: int, edges: Sequence[Edge]) -> int:
     return counts[-1]
 
 
-def ancestors_of_output(num_nodes: int, edges: Sequence[Edge]) -> set[int]:
-    """Returns the nodes from which the last node can be reached, itself included."""
-    live = {num_nodes - 1}
-    for node, leaving in reversed(list(enumerate(outgoing_edges(num_nodes, edges)))):
-        if any(edge.target in live for edge in leaving):
-            live.add(node)
-    return live
+def live_edges(num_nodes: int, edges: Sequence[Edge]) -> tuple[Edge, ...]:
+    """Returns the edges that lie on a path from node 0 to the last node, in the given order.
+
+    Example:
+      >>> len(live_edges(3, [Edge(0, 2, Op.SKIP), Edge(1, 2, Op.SKIP)]))  # nothing leads into node 1
+      1
+    """
+    outgoing = outgoing_edges(num_nodes, edges)
+    reached, reaching = {0}, {num_nodes - 1}
+    for node in range(num_nodes):
+        if node in reached:
+            reached.update(edge.target for edge in outgoing[node])
+    for node in reversed(range(num_nodes)):
+        if any(edge.target in reaching for edge in outgoing[node]):
+            reaching.add(node)
+    return tuple(edge for edge in edges if edge.source in reached and edge.target in reaching)
 
 
 def depth_histogram(num_nodes: int, edges: Sequence[Edge]) -> dict[int, int]:
@@ -58,17 +67,16 @@ def depth_histogram(num_nodes: int, edges: Sequence[Edge]) -> dict[int, int]:
     total = num_paths(num_nodes, edges)
     if total == 0:
         return {}
-    # Every path into an ancestor of the output extends to a path of its own to the output, so no
-    # coefficient exceeds `total` and no field overflows into the next.
+    # Along live edges every path into a node extends to a path of its own to the output, so no coefficient
+    # exceeds `total` and no field overflows into the next.
     field = (total.bit_length() + 7) // 8
-    live = ancestors_of_output(num_nodes, edges)
+    outgoing = outgoing_edges(num_nodes, live_edges(num_nodes, edges))
     pending = {0: 1}
-    for node, leaving in enumerate(outgoing_edges(num_nodes, edges)[:-1]):
+    for node in range(num_nodes - 1):
         polynomial = pending.pop(node, 0)
-        for edge in leaving:
-            if polynomial and edge.target in live:
-                step = polynomial << (8 * field) if edge.op is Op.WEIGHTED else polynomial
-                pending[edge.target] = pending.get(edge.target, 0) + step
+        for edge in outgoing[node]:
+            step = polynomial << (8 * field) if edge.op is Op.WEIGHTED else polynomial
+            pending[edge.target] = pending.get(edge.target, 0) + step
     polynomial = pending[num_nodes - 1]
     packed = polynomial.to_bytes(field * (polynomial.bit_length() // (8 * field) + 1), "little")
     counts = (int.from_bytes(packed[i : i + field], "little") for i in range(0, len(packed), field))
@@ -100,3 +108,11 @@ def effective_width(histogram: dict[int, int]) -> Fraction:
     depth = effective_depth(histogram)
     weighted = sum(count for d, count in histogram.items() if d > 0)
     return weighted / depth if depth else Fraction(0)
+
+
+def to_float(value: int | Fraction) -> float:
+    """Converts an exact positive number, to infinity where it exceeds float64."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")

@@ -39,7 +39,7 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the stem's weights (d, width), then those of every weighted
-      edge in the order of `dag.edges`, (width, width) each.
+      edge in the order of `dag.live_edges`, (width, width) each.
 
     Raises:
       GraphError: No path leads through `dag`.
@@ -60,7 +60,7 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
     if width < 1:
         raise InputError(f"Expected `width` to be at least 1, got {width}")
     tables = normal_form(dag)
-    weighted = [edge for edge in dag.edges if edge.op is Op.WEIGHTED]
+    weighted = [edge for edge in dag.live_edges if edge.op is Op.WEIGHTED]
 
     def init_fn(rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[jax.Array, ...]]:
         _check_shape(input_shape)
@@ -77,7 +77,7 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
             node0 = (2 / inputs.shape[-1]) ** 0.5 * (inputs @ stem)
         nodes = [node0] + [jnp.zeros_like(node0)] * (dag.num_nodes - 1)
         remaining = iter(edge_weights)
-        for edge in dag.edges:
+        for edge in dag.live_edges:
             x = nodes[edge.source]
             x = _dense_relu(next(remaining), x, order) if edge.op is Op.WEIGHTED else x
             nodes[edge.target] = nodes[edge.target] + x
