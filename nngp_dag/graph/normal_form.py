@@ -55,7 +55,7 @@ def normal_form(dag: Dag) -> NormalForm:
     columns: list[Counter[int]] = [Counter() for _ in range(dag.num_nodes)]
     columns[0][0] = 1
     skips: list[list[int]] = [[] for _ in range(dag.num_nodes)]
-    for edge in dag.edges:
+    for edge in dag.live_edges:
         if edge.op is Op.WEIGHTED:
             columns[edge.target][edge.source + 1] += 1
         else:

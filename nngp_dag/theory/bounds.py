@@ -8,6 +8,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, Op, normal_form, topology
+from nngp_dag.kernels.engine import check_order
 from nngp_dag.theory.spectrum import check_symmetric
 
 
@@ -113,7 +114,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
       order: "linear-act" or "act-linear", the order of the kernel that is bounded.
 
     Raises:
-      InputError: `stem_kernel` has fewer than two inputs or unequal diagonal entries.
+      InputError: `stem_kernel` has fewer than two inputs or unequal diagonal entries, or `order` is unknown.
       GraphError: No path leads through `dag`.
 
     Example:
@@ -123,6 +124,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
 
     Reference: Chen et al., NeurIPS 2022, Section 3.3; Chen, Huang, Wang, AutoML 2023, Theorem 4.4.
     """
+    check_order(order)
     dag.require_connected()
     k0 = check_symmetric("stem_kernel", stem_kernel).astype(np.float64)
     if len(k0) < 2:

@@ -43,6 +43,8 @@ def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> 
     Reference: Lee et al., NeurIPS 2019 (linearised training); the mean over f(0) is elementary.
     """
     ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
+    if nngp.shape != ntk.shape:
+        raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
     targets = np.asarray(y, np.float64)
     if targets.ndim == 1:
         targets = targets[:, None]
@@ -56,9 +58,10 @@ def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> 
         from_targets = jnp.sum((vectors.T @ targets) ** 2, axis=1)
         from_start = targets.shape[1] * jnp.sum(vectors * (jnp.asarray(nngp, jnp.float64) @ vectors), axis=0)
         lambda_max = float(eigenvalues[-1])
-        if not 0 < learning_rate < 2 / lambda_max:
+        limit = 2 / lambda_max if lambda_max > 0 else float("inf")
+        if not 0 < learning_rate < limit:
             raise InputError(
-                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / lambda_max:.4g}, got "
+                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {limit:.4g}, got "
                 f"{learning_rate}; gradient descent diverges beyond"
             )
         decay = (1 - learning_rate * eigenvalues[None, :]) ** (2 * jnp.arange(steps + 1)[:, None])

@@ -1,0 +1,318 @@
+"""Data sets as plain NumPy arrays: bundled, synthetic, and read through tensorflow-datasets.
+
+TensorFlow reads files and does nothing else here: it is imported only inside the function that loads such a
+set, and it never sees a GPU.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from nngp_dag.errors import DataError
+
+_SPLITS: Final = {
+    "digits": ("train", "test", "all"),
+    "mnist": ("train", "test"),
+    "fashion_mnist": ("train", "test"),
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "svhn_cropped": ("train", "test", "extra"),
+    "sphere": ("train", "test"),
+}
+
+DATASETS: Final = tuple(_SPLITS)
+"""Every name that `load_dataset` knows; `digits` and `sphere` need no files and no internet."""
+
+_DIGITS_TRAIN = 1500
+_SPHERE_CLASSES = 10
+_SPHERE_DEFAULT_SIZE = 256
+_PROBE_SECONDS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled data set in memory, validated once so that everything after it may trust it.
+
+    Attributes:
+        name: one of `DATASETS`, or a name of your own.
+        images: float32, (N, height, width, channels) with values in [0, 1], or (N, d) for plain vectors,
+            whose values are free.
+        labels: int64, (N,), each in 0 to num_classes - 1.
+        num_classes: the number of classes, whether or not every one occurs.
+
+    Raises:
+        DataError: if the arrays are empty, differ in length, have another dtype or rank, are not finite, or
+            leave the ranges above.
+
+    Example:
+        >>> import numpy as np
+        >>> from nngp_dag.data import Dataset
+        >>> Dataset("mine", np.zeros((2, 3), np.float32), np.array([0, 1], np.int64), num_classes=2).labels
+        array([0, 1])
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that break the promises above."""
+        images, labels = self.images, self.labels
+        if images.dtype != np.float32 or images.ndim not in (2, 4) or images.size == 0:
+            raise DataError(
+                "Expected `images` to be a float32 array of shape (N, height, width, channels) or (N, d) "
+                f"with at least one example, got {images.dtype} of shape {images.shape}; reshape it or use "
+                "astype"
+            )
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"Expected `labels` to be an int64 array of shape ({len(images)},), one label for each "
+                f"image, got {labels.dtype} of shape {labels.shape}; pass as many labels as images, or use "
+                "astype"
+            )
+        if not np.isfinite(images).all():
+            row = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))[0]
+            raise DataError(f"Expected `images` to be finite, got NaN or infinity in image {row}; remove it")
+        if images.ndim == 4 and (images.min() < 0 or images.max() > 1):
+            raise DataError(
+                f"Expected `images` to lie in [0, 1], got values from {images.min():g} to {images.max():g}; "
+                "divide 8-bit pixels by 255 and leave the normalisation to `normalise`"
+            )
+        outside = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if outside.size:
+            raise DataError(
+                f"Expected `labels` to lie in 0 to num_classes - 1 = {self.num_classes - 1}, got "
+                f"{labels[outside[0]]} for image {outside[0]}; raise `num_classes` or renumber the labels"
+            )
+
+
+def load_dataset(
+    name: str,
+    *,
+    split: str = "train",
+    subset: int | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    dimension: int = 64,
+) -> Dataset:
+    """Loads a data set, or its first examples, as NumPy arrays.
+
+    - `digits`: the 1,797 images of 8x8 pixels that scikit-learn bundles, divided by 16. It has no official
+      split: `train` is the first 1,500, `test` the last 297, `all` is everything, in the stored order.
+    - `sphere`: synthetic. Points uniform on the sphere |x|^2 = dimension; the label is the largest of the 10
+      outputs of a random linear teacher. `train` and `test` share the teacher. A larger `subset` begins with
+      the points of a smaller one; without `subset` there are 256.
+    - the others: read by tensorflow-datasets from `data_dir`, and downloaded into it if they are not there.
+      Loading one hides every GPU from TensorFlow for the rest of the process, so that JAX has them to itself.
+
+    Args:
+        name: one of `DATASETS`.
+        split: `train` or `test`; also `all` for digits and `extra` for svhn_cropped.
+        subset: take the first `subset` examples as stored (of `sphere`: draw so many); None takes all.
+        data_dir: an existing folder of tensorflow-datasets; None means that library's own default. Not used
+            by digits and sphere.
+        seed: a non-negative integer that fixes points and teacher of `sphere`; not used by the others.
+        dimension: the number of features d of `sphere`; not used by the others.
+
+    Returns:
+        A `Dataset`, all of it in memory: 4 bytes times N times the number of features.
+
+    Raises:
+        DataError: if the name or the split is unknown, if there are fewer than `subset` examples, if
+            `data_dir` is no folder, or if the data are neither on disk nor to be had from the internet, or
+            cannot be read.
+
+    Example:
+        >>> from nngp_dag.data import load_dataset
+        >>> load_dataset("digits", subset=100).images.shape
+        (100, 8, 8, 1)
+        >>> load_dataset("sphere", subset=3, dimension=5, seed=1).images.shape
+        (3, 5)
+    """
+    if name not in DATASETS:
+        raise DataError(
+            f"Expected `name` to be one of {', '.join(DATASETS)}, got {name!r}; choose one of these, or put "
+            "arrays of your own into `Dataset`"
+        )
+    if split not in _SPLITS[name]:
+        raise DataError(
+            f"Expected `split` of {name} to be one of {', '.join(_SPLITS[name])}, got {split!r}; choose one "
+            "of these"
+        )
+    if subset is not None and subset < 1:
+        raise DataError(
+            f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example"
+        )
+    if name == "digits":
+        return _load_digits(split, subset)
+    if name == "sphere":
+        return _sample_sphere(split, _SPHERE_DEFAULT_SIZE if subset is None else subset, seed, dimension)
+    with _quiet_tensorflow():
+        return _load_tfds(name, split, subset, data_dir)
+
+
+def _check_subset(subset: int | None, available: int, name: str, split: str) -> None:
+    if subset is not None and subset > available:
+        raise DataError(
+            f"Expected `subset` to be at most {available}, the number of examples in split {split!r} of "
+            f"{name}, got {subset}; ask for fewer, or leave it out to take every example"
+        )
+
+
+def _load_digits(split: str, subset: int | None) -> Dataset:
+    # Imported here because scikit-learn costs about a second, which the other sets need not pay.
+    from sklearn.datasets import load_digits
+
+    pixels, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
+    rows = {"train": slice(_DIGITS_TRAIN), "test": slice(_DIGITS_TRAIN, None), "all": slice(None)}[split]
+    pixels, labels = pixels[rows], labels[rows]
+    _check_subset(subset, len(pixels), "digits", split)
+    images = (pixels[:subset] / 16).astype(np.float32).reshape(-1, 8, 8, 1)
+    return Dataset("digits", images, labels[:subset].astype(np.int64), num_classes=10)
+
+
+def _sample_sphere(split: str, size: int, seed: int, dimension: int) -> Dataset:
+    if dimension < 1:
+        raise DataError(f"Expected `dimension` to be at least 1, got {dimension}; the default is 64")
+    if seed < 0:
+        raise DataError(f"Expected `seed` to be a non-negative integer, got {seed}; use 0 or more")
+    # One stream each, so that the teacher does not change with the number of points or the split.
+    teacher = np.random.default_rng((seed, 0)).standard_normal((dimension, _SPHERE_CLASSES))
+    points = np.random.default_rng((seed, 1 if split == "train" else 2)).standard_normal((size, dimension))
+    points *= np.sqrt(dimension) / np.linalg.norm(points, axis=1, keepdims=True)
+    labels = np.argmax(points @ teacher, axis=1).astype(np.int64)
+    return Dataset("sphere", points.astype(np.float32), labels, num_classes=_SPHERE_CLASSES)
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Keeps TensorFlow's start-up lines off the terminal, unless the user has said how much it may print."""
+    variable = "TF_CPP_MIN_LOG_LEVEL"
+    before = os.environ.get(variable)
+    # "1" is what importing JAX sets, so it is nobody's wish.
+    if before not in (None, "1"):
+        yield
+        return
+    # 3, because at 2 a machine without a GPU still gets an error line about cuInit.
+    os.environ[variable] = "3"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _import_tfds() -> Any:
+    """Imports tensorflow-datasets, with every GPU hidden from the TensorFlow below it."""
+    import tensorflow as tf
+
+    # Refused once TensorFlow's runtime is up: then the caller chose its devices before, and keeps them.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    import tensorflow_datasets as tfds
+
+    return tfds
+
+
+def _cause(error: Exception) -> str:
+    """The type and the first line of a foreign error, for use inside a one-line message."""
+    # TensorFlow wraps its messages into {{node ...}} and [Op:...], which mean nothing to a reader.
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()
+    return f"{type(error).__name__}: {(text.splitlines() or ['no details'])[0][:300]}"
+
+
+@contextlib.contextmanager
+def _readable(name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    # Broad because damaged files surface as whatever layer meets them first (JSON, protobuf, tf.errors,
+    # AssertionError, ...), and tensorflow-datasets documents no common type.
+    except Exception as error:
+        raise DataError(
+            f"Expected `data_dir` to hold readable files of {name}, got {_cause(error)} while reading "
+            f"{folder}; put an intact copy of the data set there"
+        ) from error
+
+
+def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path | None) -> Dataset:
+    root = None if data_dir is None else Path(data_dir).expanduser().absolute()
+    if root is not None and not root.is_dir():
+        raise DataError(
+            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {root}; create it "
+            f"first, or pass the folder (--data-dir) that holds {name}"
+        )
+    tfds = _import_tfds()
+    with _readable(name, (root or Path("the default data_dir")) / name):
+        builder = tfds.builder(name, data_dir=root)
+    folder = Path(builder.data_path)
+    if not folder.exists():
+        _download(builder, name, folder)
+    with _readable(name, folder):
+        available = builder.info.splits[split].num_examples
+        num_classes = builder.info.features["label"].num_classes
+    _check_subset(subset, available, name, split)
+    size = available if subset is None else subset
+    with _readable(name, folder):
+        stored = builder.as_dataset(
+            split=f"{split}[:{size}]",
+            # One file at a time, or the order would depend on how many files the split has.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            shuffle_files=False,
+        )
+        batches = list(tfds.as_numpy(stored.batch(1024)))
+        images = np.concatenate([batch["image"] for batch in batches])
+        labels = np.concatenate([batch["label"] for batch in batches])
+    return Dataset(name, images / np.float32(255), labels, num_classes)
+
+
+def _download(builder: Any, name: str, folder: Path) -> None:
+    # requests, because it is what tensorflow-datasets downloads with: same proxies, same certificates.
+    import requests
+
+    remedy = (
+        f"pass a tensorflow-datasets folder that holds {name} as `data_dir` (--data-dir), connect to the "
+        "internet, or use digits, which needs neither"
+    )
+    # folder is data_dir/name/version; what is missing of it is ours to remove again if nothing comes of it.
+    root = folder.parent.parent
+    missing = [path for path in (folder.parent, root, *root.parents) if not path.exists()]
+    try:
+        url = next(iter(builder.url_infos))
+        # Without a network tensorflow-datasets retries for minutes, so ask the server once before.
+        requests.head(url, timeout=_PROBE_SECONDS)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="incomplete_download_", dir=root) as scratch:
+            builder.download_and_prepare(download_dir=scratch)
+    # tensorflow-datasets 4.9.10 uses importlib_resources without asking for it:
+    # https://github.com/tensorflow/datasets/issues/11212
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"Expected the package {error.name} to be installed, which tensorflow-datasets needs to download "
+            f"{name} into {folder}, got none; run pip install {error.name}, or {remedy}"
+        ) from error
+    except requests.RequestException as error:
+        raise DataError(
+            f"Expected `data_dir` to hold {name}, got no {folder}, and the server it would be downloaded "
+            f"from cannot be reached ({type(error).__name__}); {remedy}"
+        ) from error
+    # Broad because everything between a server, an archive and the disk fails in a type of its own, and
+    # tensorflow-datasets documents no common one.
+    except Exception as error:
+        raise DataError(
+            f"Expected `data_dir` to hold {name}, got no {folder}, and the download failed "
+            f"({_cause(error)}); {remedy}"
+        ) from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -1,0 +1,153 @@
+"""From a data set to the inputs and targets of kernels and networks."""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from numpy.typing import DTypeLike
+
+from nngp_dag.data.datasets import Dataset
+from nngp_dag.errors import DataError, InputError
+
+# The code of Chen et al. (2022) uses these for CIFAR-10, CIFAR-100 and SVHN alike: the means are those of the
+# CIFAR-10 training set, the deviations a mean over images of the deviation within one image.
+_CIFAR: Final = ((0.49139968, 0.48215827, 0.44653124), (0.2023, 0.1994, 0.2010))
+
+NORMALISATION: Final[dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None]] = {
+    # Over all pixels of the 1,797 images, on the scale [0, 1].
+    "digits": ((0.3053,), (0.3760,)),
+    # The code of Chen et al. (2022); equal to the pixel statistics of the training set.
+    "mnist": ((0.1307,), (0.3081,)),
+    # Pixel statistics of the training set as commonly quoted.
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "svhn_cropped": _CIFAR,
+    "sphere": None,
+}
+"""(mean, standard deviation) per channel for images in [0, 1]; None where inputs are used as they are.
+
+Reference:
+    Chen, Huang, Gong, Wang: Deep Architecture Connectivity Matters for Its Convergence: A Fine-Grained
+    Analysis, NeurIPS 2022; the constants are those of its published MLP trainer.
+"""
+
+
+def normalise(dataset: Dataset) -> Float[np.ndarray, "n *features"]:
+    """Shifts and scales every channel by the constants of the data set, (image - mean) / std.
+
+    The constants are `NORMALISATION[dataset.name]`. They belong to the whole training set, so a subset has
+    mean 0 and deviation 1 only roughly.
+
+    Args:
+        dataset: images in [0, 1], of one of `DATASETS`.
+
+    Returns:
+        float32, of the shape of `dataset.images`; the images themselves for `sphere`.
+
+    Raises:
+        DataError: if there are no constants for the name, or not one for each channel.
+
+    Example:
+        >>> from nngp_dag.data import load_dataset, normalise
+        >>> x = normalise(load_dataset("digits", split="all"))
+        >>> print(f"{abs(x.mean()):.3f} {x.std():.3f}")
+        0.000 1.000
+    """
+    if dataset.name not in NORMALISATION:
+        raise DataError(
+            f"Expected `dataset` to be one of {', '.join(NORMALISATION)}, got {dataset.name!r}, which has no "
+            "constants; normalise its images yourself"
+        )
+    constants = NORMALISATION[dataset.name]
+    if constants is None:
+        return dataset.images
+    mean, std = (np.asarray(c, np.float32) for c in constants)
+    if dataset.images.shape[-1] != len(mean):
+        raise DataError(
+            f"Expected `dataset` {dataset.name} to have {len(mean)} channels in the last axis, got images "
+            f"of shape {dataset.images.shape}; give data of your own another name and normalise it yourself"
+        )
+    return (dataset.images - mean) / std
+
+
+def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "n d"]:
+    """Flattens each input and scales it onto the sphere |x|^2 = d, d the number of its features.
+
+    On this sphere every diagonal entry of a kernel is the same, and mean(x^2) = 1 for each input.
+
+    Args:
+        x: (N, ...), real; not empty.
+
+    Returns:
+        (N, d), in the dtype of `x` if that is floating, else float32. Works in float64 on two copies of `x`.
+
+    Raises:
+        InputError: if `x` has no feature axis or is empty, is not finite, or has an input that is all zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from nngp_dag.data import scale_to_sphere
+        >>> scale_to_sphere(np.array([[3.0, 4.0], [0.0, 1e-200]])).round(4)
+        array([[0.8485, 1.1314],
+               [0.    , 1.4142]])
+    """
+    if x.ndim < 2 or x.size == 0:
+        raise InputError(
+            f"Expected `x` to have shape (N, ...) with at least one input and one feature, got shape "
+            f"{x.shape}; give a single input a leading axis of 1"
+        )
+    rows = x.reshape(len(x), -1).astype(np.float64)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(largest))
+    if bad.size:
+        raise InputError(f"Expected `x` to be finite, got NaN or infinity in row {bad[0]}; remove that input")
+    zero = np.flatnonzero(largest == 0)
+    if zero.size:
+        raise InputError(
+            f"Expected every row of `x` to have a direction, got only zeros in row {zero[0]}; remove that "
+            "input, or normalise the images before scaling them"
+        )
+    # Divided by the largest entry first, so that no square can overflow or vanish.
+    rows /= largest
+    rows *= np.sqrt(rows.shape[1]) / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(x.dtype if np.issubdtype(x.dtype, np.floating) else np.float32)
+
+
+def one_hot(
+    labels: np.ndarray, num_classes: int, dtype: DTypeLike = np.float32
+) -> Shaped[np.ndarray, "n num_classes"]:
+    """Turns class numbers into rows of the identity matrix.
+
+    Args:
+        labels: (N,), integers in 0 to num_classes - 1.
+        num_classes: the number of columns.
+        dtype: of the result.
+
+    Returns:
+        (N, num_classes): 1 in the column of the label, 0 elsewhere.
+
+    Raises:
+        InputError: if `labels` is not a one-dimensional array of integers in that range.
+
+    Example:
+        >>> import numpy as np
+        >>> from nngp_dag.data import one_hot
+        >>> one_hot(np.array([2, 0]), 3)
+        array([[0., 0., 1.],
+               [1., 0., 0.]], dtype=float32)
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"Expected `labels` to be a one-dimensional array of integers, got {labels.dtype} of shape "
+            f"{labels.shape}; pass class numbers, not one-hot rows"
+        )
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        raise InputError(
+            f"Expected `labels` to lie in 0 to num_classes - 1 = {num_classes - 1}, got {labels[outside[0]]} "
+            f"at index {outside[0]}; raise `num_classes` or renumber the labels"
+        )
+    encoded = np.zeros((len(labels), num_classes), dtype)
+    encoded[np.arange(len(labels)), labels] = 1
+    return encoded

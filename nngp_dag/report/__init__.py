@@ -1,0 +1,15 @@
+"""Theory beside experiment: comparisons, tables, pictures and files."""
+
+from nngp_dag.report.compare import Comparison, compare
+from nngp_dag.report.files import output_directory, output_file
+from nngp_dag.report.plots import plot_compare, plot_dag, plot_kernel
+
+__all__ = [
+    "Comparison",
+    "compare",
+    "output_directory",
+    "output_file",
+    "plot_compare",
+    "plot_dag",
+    "plot_kernel",
+]

@@ -1,0 +1,76 @@
+"""Results on disk: written under a temporary name, renamed when whole, never over an existing one unasked."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from nngp_dag.errors import OutputError
+
+
+@contextlib.contextmanager
+def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a staging directory whose files move to `path` when the block ends without an error.
+
+    Everything that can go wrong with `path` is found before the block starts, so that no long computation is lost. With
+    `overwrite`, files of the same names are replaced and others stay.
+
+    Raises:
+      OutputError: `path` exists and holds files (unless `overwrite`), is no directory, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"Expected the output {target} to be a directory, got a file; choose another --out")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise OutputError(
+            f"Expected the output directory {target} to be new or empty, got an existing one; "
+            "pass --overwrite or choose another --out"
+        )
+    with _staging(target) as staging:
+        yield staging
+        with _as_output_error(target):
+            target.mkdir(exist_ok=True)
+            for file in sorted(staging.iterdir()):
+                os.replace(file, target / file.name)
+
+
+@contextlib.contextmanager
+def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary path that is renamed to `path` when the block ends without an error.
+
+    Raises:
+      OutputError: `path` exists (unless `overwrite`) or cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise OutputError(
+            f"Expected the output file {target} to be new, got an existing one; pass --overwrite or another name"
+        )
+    with _staging(target) as staging:
+        yield staging / target.name
+        with _as_output_error(target):
+            os.replace(staging / target.name, target)
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """Makes a directory on the same file system as `target`, where a rename is atomic, and removes it at the end."""
+    with _as_output_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"Expected the output {target} to be writable, got {error.strerror or error}; choose another --out"
+        ) from error

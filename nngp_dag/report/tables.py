@@ -1,0 +1,126 @@
+"""Results as tables on the screen."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nngp_dag.graph import Dag, Op, topology
+from nngp_dag.report.compare import Comparison
+from nngp_dag.theory import Spectrum
+
+_MOST_ROWS = 40
+
+
+def compare_table(results: Sequence[Comparison]) -> RenderableType:
+    """Returns what theory says of each DAG, what training did, and notes on whatever is flagged."""
+    theory = _table("Graphs and kernels", "paths", "depth", "width", "λmin K(H)", "λmin NTK", "path formula")
+    training = _table(
+        f"Training loss ½‖y − f‖² after {len(results[0].mean) - 1} steps",
+        "η",
+        "start",
+        "bound",
+        "expected",
+        "measured",
+        "± std",
+        "violations",
+    )
+    notes = []
+    for result in results:
+        name = str(result.dag) if result.name == str(result.dag) else f"{result.name} {result.dag}"
+        formula = "n/a"
+        if result.path_bound is not None:
+            formula = f"{result.path_bound.value:.3g}" + ("" if result.path_bound.is_bound else "*")
+            if not result.path_bound.is_bound:
+                notes.append(f"* {name}: not a bound for certain, {'; '.join(result.path_bound.violated_assumptions)}")
+        if not result.conditions_met:
+            notes.append(f"† {name}: η is too large for the rate bound to be a theorem")
+        theory.add_row(
+            name,
+            format_count(result.dag.num_paths),
+            f"{result.dag.effective_depth:.2f}",
+            f"{result.dag.effective_width:.2f}",
+            format_lambda_min(result.nngp),
+            format_lambda_min(result.ntk),
+            formula,
+        )
+        training.add_row(
+            name,
+            f"{result.learning_rate:.3g}",
+            f"{result.mean[0]:.4g}",
+            f"{result.bound[-1]:.4g}" + ("" if result.conditions_met else "†"),
+            f"{result.expected[-1]:.4g}",
+            f"{result.mean[-1]:.4g}",
+            f"{result.std[-1]:.2g}",
+            str(result.bound_violations),
+        )
+    return Group(theory, training, *(Text(note, style="dim") for note in notes))
+
+
+def _table(title: str, *numbers: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("DAG", overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
+    """Returns the extreme eigenvalues of some matrices."""
+    table = Table()
+    table.add_column("kernel")
+    for heading in ("λmin", "λmax", "condition number", "resolution floor"):
+        table.add_column(heading, justify="right")
+    for name, s in spectra.items():
+        condition = f"{s.condition_number:.4g}" if s.resolved else "not resolved"
+        table.add_row(name, format_lambda_min(s), f"{s.lambda_max:.6g}", condition, f"{s.floor:.1e}")
+    return table
+
+
+def dag_table(dag: Dag) -> RenderableType:
+    """Returns a graph's edges, path statistics and depth histogram."""
+    facts = Table(title=f"{dag!r}", show_header=False)
+    facts.add_row("nodes", f"{dag.num_nodes} (input 0, output {dag.num_nodes - 1})")
+    for op in Op:
+        facts.add_row(f"{op.name.lower()} edges", str(sum(edge.op is op for edge in dag.edges)))
+    facts.add_row("edges on no path", str(len(dag.edges) - len(dag.live_edges)))
+    facts.add_row("paths P", format_count(dag.num_paths))
+    facts.add_row("effective depth", f"{dag.effective_depth:.6g}")
+    width = topology.effective_width(dag.depth_histogram)
+    facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else format_count(int(width)))
+
+    edges = Table(title="Edges into each node")
+    edges.add_column("node", justify="right")
+    edges.add_column("from")
+    for node in range(1, min(dag.num_nodes, _MOST_ROWS + 1)):
+        into = [f"{e.source} ({e.op.name.lower()})" for e in dag.edges if e.target == node]
+        edges.add_row(str(node), ", ".join(into) or "nothing: zero")
+    if dag.num_nodes > _MOST_ROWS + 1:
+        edges.add_row("...", f"{dag.num_nodes - _MOST_ROWS - 1} more nodes")
+
+    histogram = Table(title="Paths by depth (weighted edges on the path)")
+    histogram.add_column("depth", justify="right")
+    histogram.add_column("paths", justify="right")
+    counts = list(dag.depth_histogram.items())
+    for depth, count in counts[:_MOST_ROWS]:
+        histogram.add_row(str(depth), format_count(count))
+    if len(counts) > _MOST_ROWS:
+        histogram.add_row("...", f"{len(counts) - _MOST_ROWS} more depths")
+    return Group(facts, edges, histogram)
+
+
+def format_lambda_min(s: Spectrum) -> str:
+    """Returns the smallest eigenvalue, or that it lies below the floor: rounding noise is not printed."""
+    return f"{s.lambda_min:.4g}" if s.resolved else f"< {s.floor:.1e} (not resolved)"
+
+
+def format_count(count: int) -> str:
+    """Returns an exact count, in full up to 15 digits, else its leading digits and power of ten."""
+    if count < 10**15:
+        return f"{count:,}"
+    # Python refuses to print very long integers, and their logarithm overflows no float.
+    exponent = int((count.bit_length() - 1) * 0.30102999566398119521)
+    while 10 ** (exponent + 1) <= count:
+        exponent += 1
+    return f"{count // 10 ** (exponent - 3) / 1000:.3f}e{exponent}"
