@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Exact infinite-width kernels of networks with any DAG connectivity, their theory, and real training beside it.",
+    help="Exact infinite-width kernels of networks with any DAG connectivity, theory and real training.",
 )
 
 
@@ -41,7 +41,8 @@ class Precision(StrEnum):
 
 
 DagArgument = Annotated[
-    str, typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")
+    str,
+    typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."),
 ]
 DatasetOption = Annotated[
     str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere.")
@@ -120,7 +121,12 @@ def kernel_command(
         k = kernel(graph, x.astype(dtype.value), order=order.value, readout=readout)
         _console().print(spectrum_table({"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}))
         np.savez_compressed(
-            npz, nngp=np.asarray(k.nngp), ntk=np.asarray(k.ntk), labels=labels, dag=str(graph), dataset=dataset
+            npz,
+            nngp=np.asarray(k.nngp),
+            ntk=np.asarray(k.ntk),
+            labels=labels,
+            dag=str(graph),
+            dataset=dataset,
         )
         by_class = np.argsort(labels, kind="stable")
         ordered = Kernel(*(np.asarray(matrix)[np.ix_(by_class, by_class)] for matrix in (k.nngp, k.ntk)))
@@ -141,7 +147,8 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Networks trained per DAG, with seeds 0, 1, 2, ...")] = 5,
     steps: Annotated[int, typer.Option(help="Steps of full-batch gradient descent.")] = 100,
     learning_rate: Annotated[
-        str, typer.Option(help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number.")
+        str,
+        typer.Option(help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number."),
     ] = "auto",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     scale_inputs: ScaleOption = True,

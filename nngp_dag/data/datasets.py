@@ -144,13 +144,10 @@ def load_dataset(
         )
     if split not in _SPLITS[name]:
         raise DataError(
-            f"Expected `split` of {name} to be one of {', '.join(_SPLITS[name])}, got {split!r}; choose one "
-            "of these"
+            f"Expected `split` of {name} to be one of {', '.join(_SPLITS[name])}, got {split!r}; choose one of these"
         )
     if subset is not None and subset < 1:
-        raise DataError(
-            f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example"
-        )
+        raise DataError(f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example")
     if name == "digits":
         return _load_digits(split, subset)
     if name == "sphere":
@@ -309,8 +306,7 @@ def _download(builder: Any, name: str, folder: Path) -> None:
     # tensorflow-datasets documents no common one.
     except Exception as error:
         raise DataError(
-            f"Expected `data_dir` to hold {name}, got no {folder}, and the download failed "
-            f"({_cause(error)}); {remedy}"
+            f"Expected `data_dir` to hold {name}, got no {folder}, and the download failed ({_cause(error)}); {remedy}"
         ) from error
     finally:
         for path in missing:

@@ -114,9 +114,7 @@ def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "
     return rows.astype(x.dtype if np.issubdtype(x.dtype, np.floating) else np.float32)
 
 
-def one_hot(
-    labels: np.ndarray, num_classes: int, dtype: DTypeLike = np.float32
-) -> Shaped[np.ndarray, "n num_classes"]:
+def one_hot(labels: np.ndarray, num_classes: int, dtype: DTypeLike = np.float32) -> Shaped[np.ndarray, "n num_classes"]:
     """Turns class numbers into rows of the identity matrix.
 
     Args:

@@ -33,13 +33,19 @@ class Activation:
     mean: Callable[[jax.Array], jax.Array]
 
 
+def _sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0: there infinity would turn gradients through a `where` into NaN."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
 def _relu_dual(k: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Cho and Saul 2009, eq. (6) at n = 1 and n = 0, with c = 2. The root of each q is taken first, so that the
     # product of two tiny numbers does not underflow. A zero input has r = 0 and correlation 0: F = 0, as it must.
-    r = jnp.sqrt(q1) * jnp.sqrt(q2)
+    r = _sqrt(q1) * _sqrt(q2)
     positive = r > 0
     cos = jnp.where(positive, jnp.clip(k / jnp.where(positive, r, 1), -1, 1), 0)
-    sin = jnp.sqrt((1 - cos) * (1 + cos))
+    sin = _sqrt((1 - cos) * (1 + cos))
     theta = jnp.arctan2(sin, cos)
     return r * (sin + (jnp.pi - theta) * cos) / jnp.pi, (jnp.pi - theta) / jnp.pi
 
@@ -48,7 +54,7 @@ RELU = Activation(
     name="relu",
     dual=_relu_dual,
     dual_diagonal=lambda q: (q, jnp.ones_like(q)),
-    mean=lambda q: jnp.sqrt(q / jnp.pi),
+    mean=lambda q: _sqrt(q / jnp.pi),
 )
 
 ACTIVATIONS = {activation.name: activation for activation in (RELU,)}

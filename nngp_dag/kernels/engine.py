@@ -184,7 +184,14 @@ def _by_rows(
 
 @functools.partial(jax.jit, static_argnames=("order", "activation", "readout"))
 def kernel_of_inputs(
-    A: jax.Array, B: jax.Array, x1: jax.Array, x2: jax.Array | None, *, order: str, activation: str, readout: bool
+    A: jax.Array,
+    B: jax.Array,
+    x1: jax.Array,
+    x2: jax.Array | None,
+    *,
+    order: str,
+    activation: str,
+    readout: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes NNGP and NTK of inputs; the input kernel K(in) = x1 x2^T / d never exists as a whole.
 

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import dataclass
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -24,8 +25,8 @@ class Kernel:
       ntk: The neural tangent kernel in the NTK parameterisation, (N1, N2).
     """
 
-    nngp: Float[Array, "n1 n2"]
-    ntk: Float[Array, "n1 n2"]
+    nngp: Float[Array | np.ndarray, "n1 n2"]
+    ntk: Float[Array | np.ndarray, "n1 n2"]
 
 
 def kernel(
@@ -41,9 +42,9 @@ def kernel(
 
     The network, with He initialisation (weight variance 2 / fan-in, no bias): a stem from the flattened
     input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H. A weighted edge is
-    phi(W x) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al. 2022) and W phi(x) in
-    the order "act-linear" (stem Linear, readout phi + Linear). Sums of activated branches and skips that share an
-    ancestor are exact: see `nngp_dag.graph.normal_form`.
+    phi(W x) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al. 2022) and
+    W phi(x) in the order "act-linear" (stem Linear, readout phi + Linear). Sums of activated branches and skips that
+    share an ancestor are exact: see `nngp_dag.graph.normal_form`.
 
     Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a number of nodes and
     input shape compiles; every DAG with as many nodes then runs the same program.
@@ -51,7 +52,8 @@ def kernel(
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. In float32 an entry of the NTK whose
     two inputs are closer than about 1e-3 in angle has a relative error of up to about 3e-4 per layer,
-    since their angle is lost in the rounding of their inner product (diagonals are exact); use float64 where that matters.
+    since their angle is lost in the rounding of their inner product (diagonals are exact); use float64 where
+    that matters.
 
     Args:
       dag: The connectivity.
@@ -75,8 +77,8 @@ def kernel(
       >>> k.nngp.shape, float(k.nngp[0, 0].round(3))
       ((3, 3), 29.352)
 
-    Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018 (NTK);
-    Cho and Saul, NeurIPS 2009, eq. (6) (dual activation of ReLU).
+    Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
+    (NTK); Cho and Saul, NeurIPS 2009, eq. (6) (dual activation of ReLU).
     """
     check_order(order)
     get_activation(activation)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, Op, normal_form
@@ -29,13 +30,13 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
     that of `nngp_dag.kernel` with the readout. Parameters follow the NTK parameterisation with He
     variance and no bias.
 
-    Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an ancestor,
-    and its cost does not grow with the number of paths.
+    Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an
+    ancestor, and its cost does not grow with the number of paths.
 
     Args:
       dag: The connectivity.
       width: Number of units of every node of the finite network.
-      order: "linear-act", phi(W x) on edges with the stem Linear + ReLU; or "act-linear", W phi(x) with the stem Linear.
+      order: "linear-act", phi(W x) on edges and the stem Linear + ReLU; or "act-linear", W phi(x) and the stem Linear.
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the stem's weights (d, width), then those of every weighted
@@ -69,8 +70,9 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
         params = tuple(jax.random.normal(key, (n, width)) for key, n in zip(keys, fan_in, strict=True))
         return (*input_shape[:-1], width), params
 
-    def apply_fn(params: tuple[jax.Array, ...], inputs: jax.Array, **kwargs: Any) -> jax.Array:
+    def apply_fn(params: tuple[jax.Array, ...], inputs: ArrayLike, **kwargs: Any) -> jax.Array:
         stem, *edge_weights = params
+        inputs = jnp.asarray(inputs)
         if order == "linear-act":
             node0 = _dense_relu(stem, inputs, order)
         else:

@@ -6,7 +6,6 @@ jax is left as it was found. This file can go when a release imports on current 
 """
 
 import contextlib
-import importlib
 import importlib.util
 import sys
 import types
@@ -67,13 +66,13 @@ def _patched_jax() -> Iterator[None]:
             del sys.modules[name]
 
 
-def _load() -> Any:
-    if "neural_tangents" in sys.modules:
-        return sys.modules["neural_tangents"]
-    with _patched_jax():
-        return importlib.import_module("neural_tangents")
+def _load() -> tuple[Any, Any]:
+    # An import that already worked, on an old JAX, is left alone.
+    with contextlib.nullcontext() if "neural_tangents" in sys.modules else _patched_jax():
+        import neural_tangents
+        from neural_tangents import stax
+    return neural_tangents, stax
 
 
-neural_tangents = _load()
-stax = importlib.import_module("neural_tangents.stax")
+neural_tangents, stax = _load()
 Kernel = neural_tangents.Kernel

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, Op
@@ -114,11 +114,12 @@ class DagNet(nnx.Module):
 
 def as_functions(
     create: Callable[[nnx.Rngs], nnx.Module],
-) -> tuple[Callable[[Array], Params], Callable[[Params, Array], Array]]:
+) -> tuple[Callable[[Array], Params], Callable[[Params, ArrayLike], Array]]:
     """Turns a model into pure functions, for `jax.vmap`, `jax.grad` and the like.
 
     Args:
-      create: Builds the model from random number streams, such as `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`.
+      create: Builds the model from random number streams, such as
+        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`.
 
     Returns:
       `init(key) -> params` and `apply(params, x) -> outputs`; `params` holds every `nnx.Param`.
@@ -135,7 +136,7 @@ def as_functions(
     def init(key: Array) -> Params:
         return nnx.state(create(nnx.Rngs(params=key)), nnx.Param)
 
-    def apply(params: Params, x: Array) -> Array:
-        return nnx.merge(graphdef, params)(x)
+    def apply(params: Params, x: ArrayLike) -> Array:
+        return nnx.merge(graphdef, params)(jnp.asarray(x))
 
     return init, apply

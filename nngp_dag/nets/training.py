@@ -61,8 +61,8 @@ def train(
 ) -> TrainResult:
     """Trains one model per seed, all in one vmapped program whose steps run inside `lax.scan`.
 
-    The data stay on the device and the steps compile once. Each seed draws its own weights and, in mini-batch training, its own
-    order of the data: every epoch is a fresh permutation, cut into whole batches.
+    The data stay on the device and the steps compile once. Each seed draws its own weights and, in mini-batch
+    training, its own order of the data: every epoch is a fresh permutation, cut into whole batches.
 
     Args:
       create: Builds the model from random number streams.

@@ -124,8 +124,8 @@ def compare(
 ) -> list[Comparison]:
     """Puts bound, exact expectation and measurement of full-batch gradient descent side by side.
 
-    Networks train in float32 in the NTK parameterisation on L = 0.5 ||y - f||^2; kernels, spectra and expectations are in
-    float64. Memory: a few N x N matrices per DAG.
+    Networks train in float32 in the NTK parameterisation on L = 0.5 ||y - f||^2; kernels, spectra and expectations
+    are in float64. Memory: a few N x N matrices per DAG.
 
     Args:
       dags: Distinct DAGs by name.

@@ -43,7 +43,13 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
         if column == 0:
             axes.set_ylabel("training loss  ½‖y − f‖²")
     curves = first.get_legend_handles_labels()[0] if first else []
-    figure.legend(handles=[*curves, *_edge_handles()], loc="outside lower center", ncols=5 if columns > 2 else 3, fontsize=10, frameon=False)
+    figure.legend(
+        handles=[*curves, *_edge_handles()],
+        loc="outside lower center",
+        ncols=5 if columns > 2 else 3,
+        fontsize=10,
+        frameon=False,
+    )
     figure.savefig(path, dpi=150, format="png")
 
 

@@ -14,11 +14,12 @@ from nngp_dag.theory.spectrum import check_symmetric
 
 def rate_bound(
     lambda_min: float, learning_rate: float, steps: int, initial_loss: float
-) -> Float[np.ndarray, "steps+1"]:
+) -> Float[np.ndarray, "{steps}+1"]:
     """Returns the loss that gradient descent cannot exceed: (1 - eta lambda_min / 2)^k L(0) for k = 0..steps.
 
-    L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L. The theorem
-    holds for eta small enough and a network wide enough; see `rate_bound_holds_for` for what can be checked of that.
+    L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L. The
+    theorem holds for eta small enough and a network wide enough; see `rate_bound_holds_for` for what can be checked of
+    that.
 
     Args:
       lambda_min: Smallest eigenvalue of the NNGP at the last node, K(H), before the readout.
@@ -38,7 +39,11 @@ def rate_bound(
 
     Reference: Chen et al., NeurIPS 2022, Section 3.3; Du et al., ICML 2019, Theorem 5.1.
     """
-    for name, value in (("lambda_min", lambda_min), ("learning_rate", learning_rate), ("initial_loss", initial_loss)):
+    for name, value in (
+        ("lambda_min", lambda_min),
+        ("learning_rate", learning_rate),
+        ("initial_loss", initial_loss),
+    ):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"Expected `{name}` to be finite and at least 0, got {value}")
     check_steps(steps)
@@ -71,7 +76,7 @@ def rate_bound_holds_for(
       (True, False)
     """
     slowest = max((1 - learning_rate * value) ** 2 for value in (lambda_min_ntk, lambda_max_ntk))
-    return slowest <= 1 - learning_rate * lambda_min_nngp / 2
+    return bool(slowest <= 1 - learning_rate * lambda_min_nngp / 2)
 
 
 @dataclass(frozen=True)

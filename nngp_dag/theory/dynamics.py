@@ -11,7 +11,7 @@ from nngp_dag.theory.bounds import check_steps
 from nngp_dag.theory.spectrum import check_symmetric
 
 
-def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> Float[np.ndarray, "steps+1"]:
+def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> Float[np.ndarray, "{steps}+1"]:
     """Returns the mean training loss over random initialisations, exact for linearised gradient descent.
 
     L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L in the NTK

@@ -110,9 +110,7 @@ def test_sphere_subset_is_the_beginning():
 
 
 def test_sphere_splits_share_the_teacher_but_no_point():
-    train, test = (
-        load_dataset("sphere", split=split, subset=4000, dimension=3) for split in ("train", "test")
-    )
+    train, test = (load_dataset("sphere", split=split, subset=4000, dimension=3) for split in ("train", "test"))
     assert set(map(bytes, train.images)).isdisjoint(map(bytes, test.images))
     nearest = np.argmax(test.images @ train.images.T, axis=1)
     # In three dimensions 4,000 points are dense, so only points beside a class boundary may differ.
@@ -216,9 +214,7 @@ def test_absent_set_in_the_default_folder(offline, monkeypatch, tmp_path):
 
     default = tmp_path / "home" / "tensorflow_datasets"
     monkeypatch.setattr(constants, "DATA_DIR", str(default))
-    monkeypatch.setattr(
-        "tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **kwargs: [default]
-    )
+    monkeypatch.setattr("tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **kwargs: [default])
     with pytest.raises(DataError, match="cannot be reached") as info:
         load_dataset("cifar100")
     assert str(default / "cifar100") in one_line(info)
@@ -265,9 +261,7 @@ def test_a_failed_download_leaves_nothing(monkeypatch, tmp_path, error, message)
 
 
 def test_data_dir_that_does_not_exist(tmp_path):
-    with pytest.raises(
-        DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere;"
-    ) as info:
+    with pytest.raises(DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere;") as info:
         load_dataset("mnist", data_dir=tmp_path / "nowhere")
     one_line(info)
     assert not (tmp_path / "nowhere").exists()
@@ -315,9 +309,7 @@ def test_subset_below_one(subset):
 
 
 def test_subset_beyond_the_end(tfds_dir):
-    with pytest.raises(
-        DataError, match=r"at most 297, the number of examples in split 'test' of digits, got 298"
-    ):
+    with pytest.raises(DataError, match=r"at most 297, the number of examples in split 'test' of digits, got 298"):
         load_dataset("digits", split="test", subset=298)
     with pytest.raises(DataError, match=r"at most 20000, the number of examples in split 'train' of cifar10"):
         load_dataset("cifar10", subset=20_001, data_dir=tfds_dir)

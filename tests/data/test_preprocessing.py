@@ -60,9 +60,7 @@ def test_sphere_is_used_as_it_is():
 
 def test_normalise_refusals():
     images, labels = np.zeros((1, 2, 2, 1), np.float32), np.array([0])
-    with pytest.raises(
-        DataError, match=r"Expected `dataset` to be one of digits, .*got 'mine', which has no"
-    ):
+    with pytest.raises(DataError, match=r"Expected `dataset` to be one of digits, .*got 'mine', which has no"):
         normalise(Dataset("mine", images, labels, num_classes=1))
     with pytest.raises(DataError, match=r"cifar10 to have 3 channels.*of shape \(1, 2, 2, 1\)"):
         normalise(Dataset("cifar10", images, labels, num_classes=1))

@@ -1,0 +1,210 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import ORDERS, dags, joint_kernel
+
+import nngp_dag as nd
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.graph import normal_form
+from nngp_dag.kernels import engine
+
+X = np.random.default_rng(0).normal(size=(5, 7))
+Z = np.random.default_rng(1).normal(size=(3, 7))
+
+
+def relative(value, reference):
+    scale = np.sqrt(np.outer(np.abs(reference).max(axis=1), np.abs(reference).max(axis=0)))
+    return np.abs(np.asarray(value) - reference).max() / scale.max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
+def test_golden_kernels(golden_kernels, dtype, tolerance):
+    x = np.array(golden_kernels["inputs"], dtype)
+    off_diagonal = ~np.eye(len(x), dtype=bool)
+    unknown = {entry["code"] for entry in golden_kernels["dags"] if np.isnan(entry["nngp_node"]).any()}
+    # The file has NaN where a node has no inputs: the next test says what holds there.
+    assert unknown == {"0_22_012"}
+    for entry in golden_kernels["dags"]:
+        if entry["code"] in unknown:
+            continue
+        for readout, suffix in ((False, "node"), (True, "out")):
+            k = nd.kernel(nd.Dag.from_code(entry["code"]), x, readout=readout)
+            nngp, ntk = np.asarray(k.nngp), np.asarray(k.ntk)
+            assert nngp.dtype == ntk.dtype == dtype
+            np.testing.assert_allclose(nngp, entry[f"nngp_{suffix}"], rtol=tolerance)
+            expected = np.array(entry[f"ntk_{suffix}"])
+            np.testing.assert_allclose(ntk[off_diagonal], expected[off_diagonal], rtol=tolerance)
+            # The file's diagonals of the NTK carry the rounding of arccos near 1, up to 1.1e-8; ours have none
+            # (see the next test).
+            np.testing.assert_allclose(np.diag(ntk), np.diag(expected), rtol=max(tolerance, 2e-8))
+
+
+def test_a_node_without_inputs_is_zero():
+    # In 0_22_012 nothing enters node 1, so 1->2 carries zeros, and what is left is a chain with a skip 1->3 of zeros.
+    with_dead, chain = nd.kernel(nd.Dag.from_code("0_22_012"), X), nd.kernel(nd.Dag.from_code("2_02"), X)
+    np.testing.assert_allclose(with_dead.nngp, chain.nngp, rtol=1e-14)
+    np.testing.assert_allclose(with_dead.ntk, chain.ntk, rtol=1e-14)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 8])
+def test_diagonal_of_a_chain_is_exact(layers):
+    # K(t)_ii = |x_i|^2 / d at every node and T(t)_ii = (t + 1) K_ii, since the angle of an input with itself is 0.
+    k = nd.kernel(nd.zoo.chain(layers), X)
+    q = (X**2).mean(axis=1)
+    np.testing.assert_allclose(np.diag(k.nngp), 2 * q, rtol=1e-14)
+    np.testing.assert_allclose(np.diag(k.ntk), 2 * (layers + 2) * q, rtol=1e-14)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(dag=dags(), order=st.sampled_from(ORDERS), readout=st.booleans())
+def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, readout):
+    for z in (None, Z):
+        k = nd.kernel(dag, X, z, order=order, readout=readout)
+        nngp, ntk = joint_kernel(dag, X, X if z is None else z, order, readout)
+        assert relative(k.nngp, nngp) < 1e-13
+        # The oracle's arccos loses half of the digits where x and x2 coincide, which here is on its diagonal.
+        assert relative(k.ntk, ntk) < (1e-13 if z is not None else 3e-8)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_float32_is_accurate(order):
+    dag = nd.Dag.from_code("2_21_112")
+    exact, single = nd.kernel(dag, X, order=order), nd.kernel(dag, X.astype(np.float32), order=order)
+    assert relative(single.nngp, np.asarray(exact.nngp)) < 1e-6
+    assert relative(single.ntk, np.asarray(exact.ntk)) < 1e-6
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_kernels_are_symmetric_and_positive_definite(order):
+    k = nd.kernel(nd.Dag.from_code("2_12_112"), X, order=order)
+    for matrix in (k.nngp, k.ntk, k.ntk - k.nngp):
+        np.testing.assert_allclose(matrix, np.asarray(matrix).T, rtol=1e-13)
+        assert np.linalg.eigvalsh(np.asarray(matrix))[0] > 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_zero_input_has_zero_rows(order):
+    x = X.copy()
+    x[2] = 0
+    for z in (None, x):
+        k = nd.kernel(nd.Dag.from_code("2_21_112"), x, z, order=order)
+        for matrix in (np.asarray(k.nngp), np.asarray(k.ntk)):
+            assert np.isfinite(matrix).all()
+            assert not matrix[2].any()
+            assert not matrix[:, 2].any()
+            assert (np.diag(matrix) > 0).sum() == 4
+
+
+def test_tiny_inputs_do_not_underflow():
+    tiny = nd.kernel(nd.Dag.from_code("2_21_112"), (1e-15 * X).astype(np.float32))
+    usual = nd.kernel(nd.Dag.from_code("2_21_112"), X)
+    np.testing.assert_allclose(np.asarray(tiny.ntk, np.float64) * 1e30, usual.ntk, rtol=1e-5)
+
+
+def test_images_are_flattened_and_one_input_is_enough():
+    image = np.random.default_rng(2).uniform(size=(1, 3, 3, 2))
+    k = nd.kernel(nd.Dag.from_code("2"), image)
+    assert k.nngp.shape == k.ntk.shape == (1, 1)
+    np.testing.assert_allclose(k.nngp[0, 0], 2 * (image**2).mean(), rtol=1e-14)
+
+
+def test_rows_beyond_one_block_agree_with_small_calls(monkeypatch):
+    dag = nd.Dag.from_code("2_12")
+    whole = nd.kernel(dag, X)
+    monkeypatch.setattr(engine, "_BLOCK_ENTRIES", 10)  # two rows of five at a time, and a remainder of one
+    tables = normal_form(dag)
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(a) for a in (tables.A, tables.B, X)]
+        nngp, ntk = jax.jit(
+            lambda A, B, x: engine.kernel_of_inputs.__wrapped__(
+                A, B, x, None, order="linear-act", activation="relu", readout=True
+            )
+        )(*arguments)
+    np.testing.assert_allclose(nngp, whole.nngp, rtol=1e-14)
+    np.testing.assert_allclose(ntk, whole.ntk, rtol=1e-14)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_temporary_grows_as_n_squared(symmetric):
+    n, dag = 4096, nd.Dag.from_code("2_21_112")
+    x = jax.ShapeDtypeStruct((n, 64), jnp.float32)
+    table = jax.ShapeDtypeStruct(normal_form(dag).A.shape, jnp.float32)
+    compiled = engine.kernel_of_inputs.lower(
+        table, table, x, None if symmetric else x, order="linear-act", activation="relu", readout=True
+    ).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.output_size_in_bytes >= 2 * n * n * 4
+    # A constant number of blocks of rows, a quarter of one N x N matrix at this N.
+    assert memory.temp_size_in_bytes < 24 * engine._BLOCK_ENTRIES * 4 < n * n * 4 / 2
+
+
+def test_dags_of_one_size_share_one_compilation():
+    x = X[:, :4].astype(np.float32)
+    nd.kernel(nd.Dag.from_code("2_21_112"), x)
+    compiled = engine.kernel_of_inputs._cache_size()
+    for code in ("2_02_002", "1_01_222", "2_22_222", "1_11_111"):
+        nd.kernel(nd.Dag.from_code(code), x)
+    assert engine.kernel_of_inputs._cache_size() == compiled
+
+
+def test_kernel_runs_inside_jit_and_grad():
+    dag = nd.Dag.from_code("2_12")
+
+    def trace(x):
+        return jnp.trace(nd.kernel(dag, x).ntk)
+
+    x = jnp.asarray(X, jnp.float32)
+    np.testing.assert_allclose(jax.jit(trace)(x), trace(x), rtol=1e-5)
+    # The trace is a quadratic form in each input, so x . grad = 2 trace.
+    np.testing.assert_allclose(jnp.sum(x * jax.grad(trace)(x)), 2 * trace(x), rtol=1e-5)
+
+
+def test_dtype_follows_the_input_and_configuration_stays():
+    dag = nd.Dag.from_code("2")
+    before = jax.config.read("jax_enable_x64")
+    dtypes = [nd.kernel(dag, X.astype(d)).ntk.dtype for d in (np.float64, np.float32, np.float16, np.int32)]
+    assert dtypes == [np.float64, np.float32, np.float32, np.float32]
+    assert nd.kernel(dag, X, Z.astype(np.float32)).ntk.dtype == np.float64
+    assert jax.config.read("jax_enable_x64") == before
+
+
+def test_kernel_is_a_pytree():
+    k = nd.kernel(nd.Dag.from_code("2"), X)
+    doubled = jax.tree.map(lambda a: 2 * np.asarray(a), k)
+    assert isinstance(doubled, nd.Kernel)
+    np.testing.assert_array_equal(doubled.nngp, 2 * np.asarray(k.nngp))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((np.full((2, 3), np.nan),), r"Expected `x1` to be finite, got NaN or infinity in row 0"),
+        ((X, np.where(np.arange(7) == 3, np.inf, Z)), r"Expected `x2` to be finite"),
+        ((np.zeros((4, 7)),), r"Expected `x1` to hold a nonzero input, got zeros only"),
+        ((X, Z[:, :5]), r"equally many features, got 7 and 5"),
+        ((np.zeros((0, 7)),), r"Expected `x1` to have shape \(N, features\.\.\.\)"),
+        ((np.ones(7),), r"Expected `x1` to have shape \(N, features\.\.\.\)"),
+        ((X.astype(complex),), r"Expected `x1` to hold real numbers, got dtype complex128"),
+        ((np.array([["a"]]),), r"Expected `x1` to hold real numbers"),
+    ],
+)
+def test_bad_inputs(arguments, match):
+    with pytest.raises(InputError, match=match):
+        nd.kernel(nd.Dag.from_code("2"), *arguments)
+
+
+def test_bad_options():
+    dag = nd.Dag.from_code("2")
+    with pytest.raises(InputError, match="Expected `order` to be one of 'linear-act', 'act-linear', got 'relu'"):
+        nd.kernel(dag, X, order="relu")
+    with pytest.raises(InputError, match="Expected `activation` to be one of relu, got 'tanh'"):
+        nd.kernel(dag, X, activation="tanh")
+    disconnected = nd.Dag.from_nasbench201("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    with pytest.raises(GraphError, match="Expected a path from node 0 to the output node 3"):
+        nd.kernel(disconnected, X)
+
+
