@@ -58,17 +58,22 @@ OrderFlag = Annotated[OrderOption, typer.Option(help="On weighted edges: act(W x
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def _print_version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
 
-        print(installed("nngp-dag"))
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+        print(version("nngp-dag"))
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -285,11 +290,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a bad input prints one line and exits with status 2."""
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", NumericalWarning)
             warnings.showwarning = _show_warning
-            status = app(args=arguments, prog_name="nngp-dag", standalone_mode=False)
+            status = app(args=arguments or ["--help"], prog_name="nngp-dag", standalone_mode=False)
     except NngpDagError as error:
         message = str(error)
     except TyperException as error:

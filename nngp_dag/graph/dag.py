@@ -1,6 +1,7 @@
 """The graph of a network: `Dag`, frozen, hashable and validated once."""
 
 import functools
+import operator
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING
@@ -49,9 +50,9 @@ class Dag:
 
     def __post_init__(self, allow_disconnected: bool) -> None:
         """Validates once, so that everything else may trust the graph."""
-        if self.num_nodes < 2:
+        if _node(self.num_nodes) < 2:
             raise GraphError(f"Expected `num_nodes` to be at least 2 (input and output), got {self.num_nodes}")
-        edges = sorted(Edge(int(e.source), int(e.target), Op.parse(e.op)) for e in self.edges)
+        edges = sorted(Edge(_node(e.source), _node(e.target), Op.parse(e.op)) for e in self.edges)
         for edge in edges:
             if not 0 <= edge.source < edge.target < self.num_nodes:
                 raise GraphError(
@@ -187,3 +188,10 @@ class Dag:
     def __repr__(self) -> str:
         """Returns a short description."""
         return f"Dag({codes.shorten(str(self))!r})"
+
+
+def _node(value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise GraphError(f"Expected nodes to be whole numbers, got {value!r}; use `Dag.from_edges` for names") from None

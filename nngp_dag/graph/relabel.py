@@ -18,10 +18,13 @@ def from_edges(
 
     graph = nx.MultiDiGraph()
     for item in edges:
-        triple = tuple(item)
-        if len(triple) != 3:
-            raise GraphError(f"Expected every edge to be (source, target, op), got {item!r}")
-        graph.add_edge(triple[0], triple[1], op=triple[2])
+        try:
+            tail, head, op = item
+            graph.add_edge(tail, head, op=op)
+        except (TypeError, ValueError):
+            raise GraphError(
+                f"Expected every edge to be (source, target, op) with hashable nodes other than None, got {item!r}"
+            ) from None
     return from_networkx(graph, source, output)
 
 

@@ -20,10 +20,9 @@ def named(name: str) -> Dag:
       >>> named("dag#3").code
       '2_21_112'
     """
-    try:
-        return Dag.from_code(FIGURE3[name.upper()])
-    except KeyError:
-        raise GraphError(f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}") from None
+    if str(name).upper() not in FIGURE3:
+        raise GraphError(f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}")
+    return Dag.from_code(FIGURE3[name.upper()])
 
 
 def chain(num_layers: int) -> Dag:

@@ -10,21 +10,27 @@ With s running over the sources of weighted edges (the stem, then the nodes) and
 The diagonals obey the same recursions on vectors and come first. Every entry of K and T is then a function of the same
 entry of the input kernel and of those vectors, so the matrices are computed in blocks of rows and only the
 results are ever N x N.
+
+ReLU networks without biases are homogeneous: scaling x_i scales row i of K and T. So inputs are scaled to K(in)_ii = 1
+first and the results back last, and only angles matter in between.
+
+Beside K goes D(t)_ij = (q_i(t) + q_j(t)) / 2 - K(t)_ij, half the mean squared distance of two inputs at node t, by a
+recursion of its own, D(t) = sum_s A[t, s] (D_F(s) - (mu_i(s) - mu_j(s))^2 / 2) + (m_i(t) - m_j(t))^2 / 2, which
+keeps the angle of inputs that nearly coincide: K alone would lose half of its digits, and the NTK is linear in it.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from nngp_dag.errors import InputError
-from nngp_dag.kernels.dual import Activation, get_activation
+from nngp_dag.kernels.dual import Activation, get_activation, root
 
-Order = Literal["linear-act", "act-linear"]
-ORDERS: tuple[str, ...] = get_args(Order)
+ORDERS = ("linear-act", "act-linear")
 
 # Entries of a block of rows. A dozen such blocks are alive at once: small enough for caches, large enough to
 # feed every core.
@@ -58,12 +64,9 @@ def _linear(k: jax.Array, ntk: jax.Array) -> tuple[jax.Array, jax.Array]:
     return 2 * k, 2 * (k + ntk)
 
 
-def _weighted(
-    order: str, dual: tuple[jax.Array, jax.Array], k: jax.Array, ntk: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Second moment and NTK of one weighted edge's output, given the dual activation at its source."""
-    f, fd = dual
-    return (f, fd * (k + ntk)) if order == "linear-act" else (f, f + fd * ntk)
+def _ntk_of_edge(order: str, f: jax.Array, fd: jax.Array, k: jax.Array, ntk: jax.Array) -> jax.Array:
+    """NTK of one weighted edge's output, given the dual activation and the kernels at its source."""
+    return fd * (k + ntk) if order == "linear-act" else f + fd * ntk
 
 
 def diagonals(A: jax.Array, B: jax.Array, q: jax.Array, ntk: jax.Array, order: str, phi: Activation) -> Diagonals:
@@ -79,8 +82,9 @@ def diagonals(A: jax.Array, B: jax.Array, q: jax.Array, ntk: jax.Array, order: s
     """
 
     def field(k: jax.Array, ntk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        f, fd = phi.dual_diagonal(k)
         mu = phi.mean(k) if order == "linear-act" else jnp.zeros_like(k)
-        return (*_weighted(order, phi.dual_diagonal(k), k, ntk), mu)
+        return f, _ntk_of_edge(order, f, fd, k, ntk), mu
 
     stem = field(q, ntk) if order == "linear-act" else (*_linear(q, ntk), jnp.zeros_like(q))
     f, g, mu = ([value] for value in stem)
@@ -98,33 +102,45 @@ def _propagate(
     A: jax.Array,
     B: jax.Array,
     k: jax.Array,
+    half_distance: jax.Array,
     ntk: jax.Array,
-    q: tuple[jax.Array, jax.Array],
+    q1: jax.Array,
+    q2: jax.Array,
     d1: Diagonals,
     d2: Diagonals,
     order: str,
     phi: Activation,
     readout: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """The recursion for entries of the kernel: all arrays broadcast, `q` holds the input's diagonals."""
+    """The recursion for a block of the kernel, (N1, N2); of the vectors, `q1` and `d1` are columns, the others rows."""
     last = A.shape[0] - 1
-    if order == "linear-act":
-        f, g = _weighted(order, phi.dual(k, *q), k, ntk)
-    else:
-        f, g = _linear(k, ntk)
-    c, gs = [f - d1.mu[0] * d2.mu[0]], [g]
+
+    def field(k, half_distance, ntk, q1, q2):
+        f, half_distance_f, fd = phi.dual(k, half_distance, q1, q2)
+        return f, half_distance_f, _ntk_of_edge(order, f, fd, k, ntk)
+
+    def product(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return first * second, (first - second) ** 2 / 2
+
+    stem_k, stem_ntk = _linear(k, ntk)
+    stem = field(k, half_distance, ntk, q1, q2) if order == "linear-act" else (stem_k, 2 * half_distance, stem_ntk)
+    centred, distances, tangents = [], [], []
     for t in range(last + 1):
-        k = sum(A[t, s] * c[s] for s in range(t + 1)) + d1.m[t] * d2.m[t]
-        ntk = sum((A[t, s] * gs[s] for s in range(t + 1)), start=jnp.zeros_like(k))
-        if t < last:
-            f, g = _weighted(order, phi.dual(k, d1.q[t], d2.q[t]), k, ntk)
-            c.append(f - d1.mu[t + 1] * d2.mu[t + 1])
-            gs.append(g)
+        f, half_distance, g = stem if t == 0 else field(k, half_distance, ntk, d1.q[t - 1], d2.q[t - 1])
+        moment, distance = product(d1.mu[t], d2.mu[t])
+        centred.append(f - moment)
+        distances.append(half_distance - distance)
+        tangents.append(g)
+        moment, distance = product(d1.m[t], d2.m[t])
+        k = sum((A[t, s] * c for s, c in enumerate(centred)), start=moment)
+        half_distance = sum((A[t, s] * c for s, c in enumerate(distances)), start=distance)
+        ntk = sum((A[t, s] * g for s, g in enumerate(tangents)), start=jnp.zeros_like(k))
     if not readout:
         return k, ntk
     if order == "linear-act":
         return _linear(k, ntk)
-    return _weighted(order, phi.dual(k, d1.q[last], d2.q[last]), k, ntk)
+    f, _, g = field(k, half_distance, ntk, d1.q[last], d2.q[last])
+    return f, g
 
 
 def _read_out_diagonal(d: Diagonals, order: str, phi: Activation, readout: bool) -> tuple[jax.Array, jax.Array]:
@@ -133,65 +149,81 @@ def _read_out_diagonal(d: Diagonals, order: str, phi: Activation, readout: bool)
         return k, ntk
     if order == "linear-act":
         return _linear(k, ntk)
-    return _weighted(order, phi.dual_diagonal(k), k, ntk)
+    f, fd = phi.dual_diagonal(k)
+    return f, _ntk_of_edge(order, f, fd, k, ntk)
 
 
 def _by_rows(
     A: jax.Array,
     B: jax.Array,
-    input_row: Callable[[Any], tuple[jax.Array, jax.Array]],
+    input_block: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
     rows: Any,
-    q1: jax.Array,
+    s1: jax.Array,
     ntk1: jax.Array,
-    q2: jax.Array | None,
+    s2: jax.Array | None,
     order: str,
     phi: Activation,
     readout: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the recursion on blocks of rows.
+    """Runs the recursion on blocks of rows, for inputs scaled to K(in)_ii = 1, and scales the results back.
 
     Args:
       A: Covariance weights of the normal form, (H + 1, H + 1).
       B: Mean weights, likewise.
-      input_row: Turns one entry of `rows` into a row of the input's kernel and of its NTK, (N2,) each.
+      input_block: Turns a block of `rows` and the mask of its diagonal, (b, N2), into that block of the scaled input's
+        kernel, half distances and NTK, (b, N2) each.
       rows: A pytree of arrays with leading axis N1.
-      q1: Diagonal of the rows' input kernel, (N1,).
-      ntk1: Diagonal of the rows' input NTK, (N1,); used where the kernel is symmetric.
-      q2: Diagonal of the columns' input kernel, (N2,), or None where the columns are the rows.
+      s1: Roots of the rows' input variances, sqrt(K(in)_ii), (N1,); may be 0.
+      ntk1: Diagonal of the rows' scaled input NTK, (N1,); used where the kernel is symmetric.
+      s2: Roots of the columns' input variances, (N2,), or None where the columns are the rows.
       order: "linear-act" or "act-linear".
       phi: The activation.
       readout: Whether to apply the readout layer.
     """
+    symmetric = s2 is None
+    scale = s1 if symmetric else s2
+    q1, q2 = (jnp.where(s > 0, jnp.ones_like(s), 0) for s in (s1, scale))
     d1 = diagonals(A, B, q1, ntk1, order, phi)
-    d2 = d1 if q2 is None else diagonals(A, B, q2, jnp.zeros_like(q2), order, phi)
-    q_columns = q1 if q2 is None else q2
+    d2 = d1 if symmetric else diagonals(A, B, q2, jnp.zeros_like(q2), order, phi)
     exact = _read_out_diagonal(d1, order, phi, readout)
+    n1, n2 = q1.shape[0], q2.shape[0]
+    size = min(n1, max(1, _BLOCK_ENTRIES // n2))
+    d2_rows = jax.tree.map(lambda v: v[..., None, :], d2)
 
-    def row(args: tuple) -> tuple[jax.Array, jax.Array]:
-        i, entry, q, vectors, exact_i = args
-        k, ntk = _propagate(A, B, *input_row(entry), (q, q_columns), vectors, d2, order, phi, readout)
-        if q2 is not None:
-            return k, ntk
-        # The angle of an input with itself is 0 exactly; rounding in its input kernel would move it to sqrt(eps).
-        diagonal = jnp.arange(q_columns.shape[0]) == i
-        return jnp.where(diagonal, exact_i[0], k), jnp.where(diagonal, exact_i[1], ntk)
+    def block(start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        def take(v: jax.Array, axis: int = 0) -> jax.Array:
+            return lax.dynamic_slice_in_dim(v, start, size, axis)
 
-    # A map over rows hands out one input's vectors, so their input axis comes first.
-    vectors = Diagonals(*(value.T for value in d1))
-    arguments = (jnp.arange(q1.shape[0]), rows, q1, vectors, exact)
-    return lax.map(row, arguments, batch_size=max(1, _BLOCK_ENTRIES // q_columns.shape[0]))
+        diagonal = (jnp.arange(n2)[None, :] == (start + jnp.arange(size))[:, None]) & symmetric
+        k, half_distance, ntk = input_block(jax.tree.map(take, rows), diagonal)
+        d1_columns = jax.tree.map(lambda v: take(v, 1)[..., None], d1)
+        results = _propagate(
+            A, B, k, half_distance, ntk, take(q1)[:, None], q2[None, :], d1_columns, d2_rows, order, phi, readout
+        )
+        if symmetric:
+            # The angle of an input with itself is 0 exactly; rounding in its kernel would move it to sqrt(eps).
+            results = (jnp.where(diagonal, take(e)[:, None], v) for e, v in zip(exact, results, strict=True))
+        nngp, ntk = (take(s1)[:, None] * scale[None, :] * v for v in results)
+        return nngp, ntk
+
+    if size == n1:
+        return block(0)
+
+    def step(i: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # The last block overlaps the one before where the size does not divide N: no padding, no copy.
+        start = jnp.minimum(i * size, n1 - size)
+        nngp, ntk = (
+            lax.dynamic_update_slice_in_dim(whole, part, start, 0)
+            for whole, part in zip(results, block(start), strict=True)
+        )
+        return nngp, ntk
+
+    return lax.fori_loop(0, -(-n1 // size), step, (jnp.zeros((n1, n2), s1.dtype),) * 2)
 
 
 @functools.partial(jax.jit, static_argnames=("order", "activation", "readout"))
 def kernel_of_inputs(
-    A: jax.Array,
-    B: jax.Array,
-    x1: jax.Array,
-    x2: jax.Array | None,
-    *,
-    order: str,
-    activation: str,
-    readout: bool,
+    A: jax.Array, B: jax.Array, x1: jax.Array, x2: jax.Array | None, *, order: str, activation: str, readout: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Computes NNGP and NTK of inputs; the input kernel K(in) = x1 x2^T / d never exists as a whole.
 
@@ -207,18 +239,36 @@ def kernel_of_inputs(
     Returns:
       NNGP and NTK, (N1, N2) each.
     """
-    d = x1.shape[1]
     columns = x1 if x2 is None else x2
+    norm1 = root(jnp.sum(x1**2, axis=1))
+    norm2 = norm1 if x2 is None else root(jnp.sum(x2**2, axis=1))
+    inverse1, inverse2 = (jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0) for norm in (norm1, norm2))
+    closeness = jnp.finfo(x1.dtype).eps ** 0.5
 
-    def input_row(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def input_block(rows: tuple[jax.Array, jax.Array], diagonal: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x, inverse = rows
         # A TF32 product would leave an error of 1e-3 in the correlations, and with it noise for lambda_min.
-        k = jnp.matmul(columns, x, precision=lax.Precision.HIGHEST) / d
-        return k, jnp.zeros_like(k)
+        products = jnp.matmul(x, columns.T, precision=lax.Precision.HIGHEST)
+        k = products * inverse[:, None] * inverse2[None, :]
+        # Smaller distances come out of the subtraction with a relative error over sqrt(eps). Then, and only then, the
+        # block's distances are summed directly, which costs more than a matrix product.
+        close = (1 - k < closeness) & ~diagonal
+        half_distance = lax.cond(
+            jnp.any(close),
+            lambda: lax.map(distances_to, (x, inverse)) / 2,
+            lambda: 1 - k,
+        )
+        return k, half_distance, jnp.zeros_like(k)
 
-    q1 = jnp.sum(x1**2, axis=1) / d
-    q2 = None if x2 is None else jnp.sum(x2**2, axis=1) / d
+    def distances_to(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, inverse = row
+        return jnp.sum((columns * inverse2[:, None] - (x * inverse)[None, :]) ** 2, axis=1)
+
+    s1, s2 = (norm / x1.shape[1] ** 0.5 for norm in (norm1, norm2))
     phi = get_activation(activation)
-    return _by_rows(A, B, input_row, x1, q1, jnp.zeros_like(q1), q2, order, phi, readout)
+    return _by_rows(
+        A, B, input_block, (x1, inverse1), s1, jnp.zeros_like(s1), None if x2 is None else s2, order, phi, readout
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("order", "activation"))
@@ -235,6 +285,8 @@ def kernel_of_kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes NNGP and NTK at the last node from the kernel and the NTK of the input.
 
+    The angle of inputs that nearly coincide is only as good as the rounding of `k`.
+
     Args:
       A: Covariance weights of the normal form, (H + 1, H + 1).
       B: Mean weights, likewise.
@@ -248,9 +300,17 @@ def kernel_of_kernel(
     Returns:
       NNGP and NTK, (N1, N2) each.
     """
-    ntk1 = jnp.diagonal(ntk) if q2 is None else jnp.zeros_like(q1)
+    s1, s2 = root(q1), None if q2 is None else root(q2)
+    safe1, safe2 = (jnp.where(s > 0, s, 1) for s in (s1, s1 if s2 is None else s2))
+
+    def input_block(rows: tuple[jax.Array, ...], diagonal: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        k, ntk, s = rows
+        scale = s[:, None] * safe2[None, :]
+        return k / scale, 1 - k / scale, ntk / scale
+
+    ntk1 = jnp.diagonal(ntk) / safe1**2 if q2 is None else jnp.zeros_like(q1)
     phi = get_activation(activation)
-    return _by_rows(A, B, lambda entry: entry, (k, ntk), q1, ntk1, q2, order, phi, readout=False)
+    return _by_rows(A, B, input_block, (k, ntk, safe1), s1, ntk1, s2, order, phi, readout=False)
 
 
 @functools.partial(jax.jit, static_argnames=("order", "activation"))

@@ -50,10 +50,10 @@ def kernel(
     input shape compiles; every DAG with as many nodes then runs the same program.
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
-    set; integers and floats narrower than float32 are computed in float32. In float32 an entry of the NTK whose
-    two inputs are closer than about 1e-3 in angle has a relative error of up to about 3e-4 per layer,
-    since their angle is lost in the rounding of their inner product (diagonals are exact); use float64 where
-    that matters.
+    set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
+    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`). Results are JAX
+    arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the
+    next operation.
 
     Args:
       dag: The connectivity.
@@ -75,7 +75,7 @@ def kernel(
       >>> import numpy as np, nngp_dag as nd
       >>> k = nd.kernel(nd.Dag.from_code("2_21_112"), np.eye(3) * 3**0.5)
       >>> k.nngp.shape, float(k.nngp[0, 0].round(3))
-      ((3, 3), 29.352)
+      ((3, 3), 14.681)
 
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
     (NTK); Cho and Saul, NeurIPS 2009, eq. (6) (dual activation of ReLU).
@@ -100,6 +100,8 @@ def kernel(
             activation=activation,
             readout=readout,
         )
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        return Kernel(np.asarray(nngp), np.asarray(ntk))
     return Kernel(nngp, ntk)
 
 

@@ -1,7 +1,6 @@
 """The finite network of a DAG, as a flax nnx module and as a pure function."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, Op
 
-Parameterisation = Literal["ntk", "standard"]
-Order = Literal["linear-act", "act-linear"]
+ORDERS = ("linear-act", "act-linear")
+PARAMETERISATIONS = ("ntk", "standard")
 Params = nnx.State
 
 
@@ -23,7 +22,7 @@ class HeLinear(nnx.Module):
     W ~ N(0, 2 / fan_in).
     """
 
-    def __init__(self, fan_in: int, fan_out: int, parameterisation: Parameterisation, *, rngs: nnx.Rngs):
+    def __init__(self, fan_in: int, fan_out: int, parameterisation: str, *, rngs: nnx.Rngs):
         """Draws the weights."""
         std = (2 / fan_in) ** 0.5
         init_std, self.scale = (1.0, std) if parameterisation == "ntk" else (std, 1.0)
@@ -70,8 +69,8 @@ class DagNet(nnx.Module):
         out_features: int,
         *,
         width: int,
-        order: Order = "linear-act",
-        parameterisation: Parameterisation = "ntk",
+        order: str = "linear-act",
+        parameterisation: str = "ntk",
         rngs: nnx.Rngs,
     ):
         """Draws all weights from `rngs.params`."""
@@ -80,8 +79,8 @@ class DagNet(nnx.Module):
             if size < 1:
                 raise InputError(f"Expected `{name}` to be at least 1, got {size}")
         for name, value, known in (
-            ("order", order, get_args(Order)),
-            ("parameterisation", parameterisation, get_args(Parameterisation)),
+            ("order", order, ORDERS),
+            ("parameterisation", parameterisation, PARAMETERISATIONS),
         ):
             if value not in known:
                 raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}")

@@ -42,7 +42,7 @@ class TrainResult:
     params: Params
 
     @property
-    def curve(self) -> Float[np.ndarray, "seeds steps+1"]:
+    def curve(self) -> Float[np.ndarray, "seeds points"]:
         """Losses before the first step and after each one of full-batch training, (S, steps + 1)."""
         return np.concatenate([self.losses, self.final_loss[:, None]], axis=1)
 

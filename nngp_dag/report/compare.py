@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optax
@@ -15,7 +15,6 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.nets import DagNet, train
-from nngp_dag.nets.model import Order
 from nngp_dag.theory import (
     PathBound,
     Spectrum,
@@ -26,7 +25,7 @@ from nngp_dag.theory import (
     spectrum,
 )
 
-LearningRate = float | Literal["auto", "shared"]
+LearningRate = float | str
 Progress = Callable[[str, int, int], None]
 
 # Losses are float32 sums; a violation smaller than their rounding is none.
@@ -119,7 +118,7 @@ def compare(
     seeds: Sequence[int] = range(5),
     steps: int = 100,
     learning_rate: LearningRate = "auto",
-    order: Order = "linear-act",
+    order: str = "linear-act",
     on_progress: Progress | None = None,
 ) -> list[Comparison]:
     """Puts bound, exact expectation and measurement of full-batch gradient descent side by side.
@@ -212,7 +211,7 @@ def _learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate
     return dict.fromkeys(spectra, float(learning_rate))
 
 
-def _stem_kernel(x: np.ndarray, order: Order) -> np.ndarray | None:
+def _stem_kernel(x: np.ndarray, order: str) -> np.ndarray | None:
     """Returns K(0), or None where the inputs' norms differ and the path formula does not apply."""
     norms = np.linalg.norm(x, axis=1)
     if np.ptp(norms) > 1e-6 * norms.mean():

@@ -46,12 +46,12 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             formula,
         )
         training.add_row(
-            name,
+            result.name,
             f"{result.learning_rate:.3g}",
-            f"{result.mean[0]:.4g}",
-            f"{result.bound[-1]:.4g}" + ("" if result.conditions_met else "†"),
-            f"{result.expected[-1]:.4g}",
-            f"{result.mean[-1]:.4g}",
+            format_loss(result.mean[0]),
+            format_loss(result.bound[-1]) + ("" if result.conditions_met else "†"),
+            format_loss(result.expected[-1]),
+            format_loss(result.mean[-1]),
             f"{result.std[-1]:.2g}",
             str(result.bound_violations),
         )
@@ -113,6 +113,11 @@ def dag_table(dag: Dag) -> RenderableType:
 def format_lambda_min(s: Spectrum) -> str:
     """Returns the smallest eigenvalue, or that it lies below the floor: rounding noise is not printed."""
     return f"{s.lambda_min:.4g}" if s.resolved else f"< {s.floor:.1e} (not resolved)"
+
+
+def format_loss(loss: float) -> str:
+    """Returns a loss to four digits, without an exponent where it fits."""
+    return f"{loss:,.0f}" if 1000 <= loss < 1e7 else f"{loss:.4g}"
 
 
 def format_count(count: int) -> str:

@@ -125,7 +125,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
     Example:
       >>> import numpy as np
       >>> path_bound(Dag.from_code("2_02"), np.array([[1.0, 0.5], [0.5, 1.0]]))
-      PathBound(value=0.2889972443096366, violated_assumptions=())
+      PathBound(value=0.316..., violated_assumptions=())
 
     Reference: Chen et al., NeurIPS 2022, Section 3.3; Chen, Huang, Wang, AutoML 2023, Theorem 4.4.
     """

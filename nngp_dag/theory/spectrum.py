@@ -84,8 +84,12 @@ def eps_of(values: np.ndarray) -> float:
 def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
     """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
     values = np.asarray(matrix)
-    if values.dtype not in (np.float32, np.float64):
+    if values.dtype.kind in "biu":
         values = values.astype(np.float64)
+    if values.dtype not in (np.float32, np.float64):
+        raise InputError(
+            f"Expected `{name}` in float32 or float64, got {values.dtype}; compute the kernel in one of them"
+        )
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
         raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
     if not np.isfinite(values).all():

@@ -118,9 +118,11 @@ def test_a_cycle_is_named():
         Dag.from_edges([(0, 1, "skip"), (1, 1, "skip"), (1, 2, "skip")])
 
 
-@pytest.mark.parametrize("triple", [(0, 1), (0, 1, "skip", 4), ()])
-def test_an_edge_is_a_triple(triple):
-    with pytest.raises(GraphError, match=r"every edge to be \(source, target, op\), got \("):
+@pytest.mark.parametrize("triple", [(0, 1), (0, 1, "skip", 4), (), 5, ([], 1, "skip"), (None, 1, "skip")])
+def test_an_edge_is_a_triple_of_hashable_nodes(triple, unchecked):
+    with pytest.raises(
+        GraphError, match=r"every edge to be \(source, target, op\) with hashable nodes other than None"
+    ):
         Dag.from_edges([triple])
 
 

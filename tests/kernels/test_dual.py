@@ -18,8 +18,11 @@ def test_dual_against_quadrature(name):
         f = phi[2] * np.trapezoid(phi[0](u) * phi[0](v), angle) / (2 * np.pi) * second
         fd = phi[2] * np.trapezoid(phi[1](u) * phi[1](v), angle) / (2 * np.pi)
         mean = np.trapezoid(phi[0](np.sqrt(q1) * radius) * np.exp(-(radius**2) / 2), radius) / np.sqrt(2 * np.pi)
-        got_f, got_fd = activation.dual(*(jnp.float32(a) for a in (rho * np.sqrt(q1 * q2), q1, q2)))
+        k = rho * np.sqrt(q1 * q2)
+        got_f, got_d, got_fd = activation.dual(*(jnp.float32(a) for a in (k, (q1 + q2) / 2 - k, q1, q2)))
         assert got_f == pytest.approx(f, rel=1e-4)
+        diagonals = [activation.dual_diagonal(jnp.float32(q))[0] for q in (q1, q2)]
+        assert got_d == pytest.approx(float(sum(diagonals)) / 2 - f, rel=2e-4)
         assert got_fd == pytest.approx(fd, rel=1e-4)
         assert activation.mean(jnp.float32(q1)) == pytest.approx(np.sqrt(phi[2]) * mean, rel=2e-5)
 
@@ -27,12 +30,14 @@ def test_dual_against_quadrature(name):
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_dual_diagonal_is_the_limit_of_the_dual(name):
     q = jnp.float32(1.7)
-    for exact, general in zip(ACTIVATIONS[name].dual_diagonal(q), ACTIVATIONS[name].dual(q, q, q), strict=True):
-        assert exact == pytest.approx(float(general), rel=1e-3)
+    f, d, fd = ACTIVATIONS[name].dual(q, 0 * q, q, q)
+    assert (f, fd) == ACTIVATIONS[name].dual_diagonal(q)
+    assert d == 0
 
 
 def test_antiparallel_inputs_have_no_relu_covariance():
     q = jnp.float32(2.0)
-    f, fd = ACTIVATIONS["relu"].dual(-q, q, q)
+    f, d, fd = ACTIVATIONS["relu"].dual(-q, 2 * q, q, q)
     assert f == pytest.approx(0, abs=1e-6)
+    assert d == pytest.approx(float(q), rel=1e-6)
     assert fd == pytest.approx(0, abs=1e-6)

@@ -58,7 +58,7 @@ def test_diagonal_of_a_chain_is_exact(layers):
     np.testing.assert_allclose(np.diag(k.ntk), 2 * (layers + 2) * q, rtol=1e-14)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(dag=dags(), order=st.sampled_from(ORDERS), readout=st.booleans())
 def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, readout):
     for z in (None, Z):
@@ -96,6 +96,21 @@ def test_zero_input_has_zero_rows(order):
             assert not matrix[2].any()
             assert not matrix[:, 2].any()
             assert (np.diag(matrix) > 0).sum() == 4
+
+
+@pytest.mark.parametrize("norm", [1.0, 7.0])
+@pytest.mark.parametrize(("dtype", "angles"), [(np.float64, (1e-9, 1e-6, 1e-3)), (np.float32, (1e-4, 1e-3, 1e-2))])
+def test_the_angle_of_inputs_that_nearly_coincide_is_kept(dtype, angles, norm):
+    # T(0) = r (1 - theta / pi) cos(theta): to first order its gap to r is the angle. The angle comes from the rounded
+    # inputs; arccos of their correlation would lose all of it.
+    for angle in angles:
+        x = np.array([[1, 0], [np.cos(angle), np.sin(angle)]], dtype) * norm
+        theta = np.arctan2(float(x[1, 1]), float(x[1, 0]))
+        for z in (None, x):
+            ntk = np.asarray(nd.kernel(nd.Dag.from_code("1"), x, z, readout=False).ntk, np.float64) * 2 / norm**2
+            np.testing.assert_allclose(
+                1 - ntk[0, 1], 1 - (1 - theta / np.pi) * np.cos(theta), atol=4 * np.finfo(dtype).eps
+            )
 
 
 def test_tiny_inputs_do_not_underflow():
@@ -139,7 +154,7 @@ def test_no_temporary_grows_as_n_squared(symmetric):
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A constant number of blocks of rows, a quarter of one N x N matrix at this N.
-    assert memory.temp_size_in_bytes < 24 * engine._BLOCK_ENTRIES * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 28 * engine._BLOCK_ENTRIES * 4 < n * n * 4 / 2
 
 
 def test_dags_of_one_size_share_one_compilation():
@@ -206,5 +221,3 @@ def test_bad_options():
     disconnected = nd.Dag.from_nasbench201("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
     with pytest.raises(GraphError, match="Expected a path from node 0 to the output node 3"):
         nd.kernel(disconnected, X)
-
-

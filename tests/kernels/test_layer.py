@@ -40,9 +40,11 @@ def test_layer_gives_the_kernel(code, order, diagonal_batch):
     dag = nd.Dag.from_code(code)
     _, _, kernel_fn = with_readout(dag, order)
     for z in (None, Z):
+        # nt's own layers after ours lose half of the digits on the diagonal of the NTK.
+        tolerance = 1e-12 if order == "linear-act" else 1e-8
         k, layer = nd.kernel(dag, X, z, order=order), kernel_fn(X, z, None, diagonal_batch=diagonal_batch)
         assert relative(layer.nngp, k.nngp) < 1e-12
-        assert relative(layer.ntk, k.ntk) < 1e-12
+        assert relative(layer.ntk, k.ntk) < tolerance
         assert relative(kernel_fn(X, z, "nngp", diagonal_batch=diagonal_batch), k.nngp) < 1e-12
         variance = np.diag(nd.kernel(dag, X, order=order).nngp)
         assert relative(layer.cov1 if diagonal_batch is None else np.diag(layer.cov1), variance) < 1e-12

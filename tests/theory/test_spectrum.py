@@ -73,10 +73,16 @@ def test_duplicate_inputs_are_not_resolved(seed, order, dtype):
     x = np.random.default_rng(seed).normal(size=(6, 50)).astype(dtype)
     x[3] = x[1]
     k = nd.kernel(nd.Dag.from_code("2_21_112"), x, order=order)
-    with pytest.warns(NumericalWarning, match="lambda_min is not resolved.*drop duplicate inputs"):
-        s = nd.spectrum(k.nngp)
-    assert not s.resolved
-    assert s.condition_number == float("inf")
+    for matrix in (k.nngp, k.ntk):
+        with pytest.warns(NumericalWarning, match="lambda_min is not resolved.*drop duplicate inputs"):
+            s = nd.spectrum(matrix)
+        assert not s.resolved
+        assert s.condition_number == float("inf")
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(InputError, match="Expected `matrix` in float32 or float64, got float16"):
+        nd.spectrum(np.eye(3, dtype=np.float16))
 
 
 def test_a_kernel_without_duplicates_is_resolved_without_a_warning():

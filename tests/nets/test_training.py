@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag
+from nngp_dag.nets import DagNet, as_functions, cross_entropy, squared_loss, train
+from nngp_dag.nets.training import _batches, _largest_divisor
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 5)).astype(np.float32)
+Y = RNG.normal(size=(12, 2)).astype(np.float32)
+
+
+def create(rngs):
+    return DagNet(Dag.from_code("2_12"), 5, 2, width=16, rngs=rngs)
+
+
+def run(steps=6, seeds=(0, 1), lr=1e-3, **options):
+    return train(create, X, Y, optimiser=optax.sgd(lr), steps=steps, seeds=seeds, **options)
+
+
+def test_full_batch_training_equals_a_plain_loop_of_gradient_steps():
+    result = run(steps=6, seeds=[7])
+    init, apply = as_functions(create)
+    params = init(jax.random.split(jax.random.key(7))[0])
+    losses = []
+    for _ in range(7):
+        value, gradient = jax.value_and_grad(lambda p: 0.5 * jnp.sum((apply(p, X) - Y) ** 2))(params)
+        losses.append(float(value))
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
+    np.testing.assert_allclose(result.curve[0], losses, rtol=1e-5)
+    assert result.curve.shape == (1, 7)
+    assert losses[-1] < losses[0]
+
+
+def test_seeds_trained_together_equal_seeds_trained_alone():
+    together = run(seeds=[3, 4])
+    for row, seed in enumerate((3, 4)):
+        np.testing.assert_allclose(together.curve[row], run(seeds=[seed]).curve[0], rtol=1e-5)
+    assert not np.allclose(together.curve[0], together.curve[1])
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_same_seed_same_bits(batch_size):
+    first, second = run(batch_size=batch_size), run(batch_size=batch_size)
+    np.testing.assert_array_equal(first.curve, second.curve)
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_every_epoch_shows_every_example_once_in_a_new_order():
+    keys = jax.random.split(jax.random.key(0), 2)
+    batches = np.asarray(_batches(keys, num_examples=12, batch_size=4, steps=7))
+    assert batches.shape == (7, 2, 4)
+    for seed in range(2):
+        epochs = batches[:6, seed].reshape(2, 12)
+        assert (np.sort(epochs, axis=1) == np.arange(12)).all()
+        assert not np.array_equal(*epochs)
+    assert not np.array_equal(batches[:, 0], batches[:, 1])
+
+
+def test_mini_batches_that_hold_everything_equal_the_full_batch():
+    # The same sums in another order.
+    np.testing.assert_allclose(run(batch_size=12).curve, run().curve, rtol=1e-4)
+
+
+def test_mini_batch_losses_are_those_of_the_batches():
+    result = run(steps=40, batch_size=4, lr=2e-3)
+    assert result.losses.shape == (2, 40)
+    # A batch of a third of the data has about a third of the summed loss; the last value is on all data.
+    assert result.losses[:, 0].mean() < 0.6 * run().losses[:, 0].mean()
+    assert (result.final_loss < run().losses[:, 0]).all()
+
+
+def test_steps_compile_once_whatever_their_number():
+    traces = []
+
+    def loss(f, y):
+        traces.append(1)
+        return squared_loss(f, y)
+
+    counts = []
+    for steps in (20, 100):
+        traces.clear()
+        run(steps=steps, loss=loss)
+        counts.append(len(traces))
+    # Once in the scan and once for the final loss.
+    assert counts == [2, 2]
+
+
+def test_any_optax_optimiser_and_loss():
+    targets = np.eye(2, dtype=np.float32)[RNG.integers(0, 2, 12)]
+    options = {"optimiser": optax.adam(1e-2), "steps": 30, "seeds": [0], "loss": cross_entropy}
+    result = train(create, X, targets, **options)
+    assert result.curve[0, -1] < 0.5 * result.curve[0, 0]
+
+
+def test_losses():
+    f, y = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    assert squared_loss(jnp.asarray(f), jnp.asarray(y)) == pytest.approx(0.5 * ((f - y) ** 2).sum())
+    log_softmax = f - np.log(np.exp(f).sum(axis=1, keepdims=True))
+    assert cross_entropy(jnp.asarray(f), jnp.asarray(y)) == pytest.approx(
+        -(y * log_softmax).sum(axis=1).mean(), rel=1e-6
+    )
+
+
+def test_progress_is_reported_to_the_end():
+    calls = []
+    run(steps=60, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 60) for done in range(3, 61, 3)]
+
+
+def test_largest_divisor():
+    assert [_largest_divisor(n, at_most=m) for n, m in ((100, 5), (101, 5), (12, 6), (7, 7))] == [5, 1, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "Expected at least 1 step and 1 seed, got 0 and 2"),
+        ({"seeds": []}, "Expected at least 1 step and 1 seed, got 6 and 0"),
+        ({"batch_size": 13}, "Expected `batch_size` between 1 and the 12 examples, got 13"),
+        ({"lr": 1e3}, "got a loss that is not finite at step [0-9]+ of seed 0; lower the learning rate"),
+    ],
+)
+def test_bad_arguments(options, match):
+    with pytest.raises(InputError, match=match):
+        run(**options)
+
+
+def test_mismatched_data():
+    with pytest.raises(InputError, match=r"Expected `x` \(N, ...\) and `y` \(N, C\) with equal N"):
+        train(create, X, Y[:5], optimiser=optax.sgd(0.1), steps=1, seeds=[0])

@@ -1,0 +1,160 @@
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import nngp_dag as nd
+from nngp_dag.data import load_dataset, normalise, one_hot, scale_to_sphere
+from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
+from nngp_dag.report.compare import write_curves, write_json
+from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
+
+DATA = load_dataset("digits", subset=12)
+X, Y = scale_to_sphere(normalise(DATA)), one_hot(DATA.labels, 10)
+SMALL = {"width": 64, "seeds": [0, 1], "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def results():
+    dags = {name: nd.zoo.named(name) for name in ("DAG#1", "DAG#3")}
+    return compare(dags, X, Y, **SMALL)
+
+
+def text_of(renderable, width=80):
+    console = Console(width=width, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_comparison_agrees_with_the_library(results):
+    for result in results:
+        k, node = nd.kernel(result.dag, X), nd.kernel(result.dag, X, readout=False)
+        ntk = np.linalg.eigvalsh(np.asarray(k.ntk, np.float64))
+        nngp = np.linalg.eigvalsh(np.asarray(node.nngp, np.float64))
+        assert result.ntk.lambda_max == pytest.approx(ntk[-1], rel=1e-5)
+        assert result.learning_rate == pytest.approx(1 / ntk[-1], rel=1e-5)
+        assert result.nngp.lambda_min == pytest.approx(nngp[0], rel=1e-3)
+        assert result.bound_rate == 1 - result.learning_rate * result.nngp.lambda_min / 2
+        np.testing.assert_allclose(result.bound, result.mean[0] * result.bound_rate ** np.arange(5))
+        assert result.curves.shape == (2, 5)
+        assert result.conditions_met
+        assert result.bound_violations == 0
+        assert (np.diff(result.expected) < 0).all()
+
+
+def test_violations_are_counted_per_seed_and_step(results):
+    curves = results[0].curves.copy()
+    curves[0, 2] = 1.01 * curves[0, 0]
+    curves[1, 3:] = 1.01 * curves[1, 0]
+    assert dataclasses.replace(results[0], curves=curves).bound_violations == 3
+
+
+def test_learning_rates():
+    dags = {name: nd.zoo.named(name) for name in ("DAG#1", "DAG#3")}
+    own = [r.learning_rate for r in compare(dags, X, Y, **SMALL)]
+    shared = [r.learning_rate for r in compare(dags, X, Y, learning_rate="shared", **SMALL)]
+    fixed = [r.learning_rate for r in compare(dags, X, Y, learning_rate=1e-4, **SMALL)]
+    assert shared == [min(own)] * 2
+    assert fixed == [1e-4] * 2
+    assert own[0] > own[1]
+
+
+def test_conditions_are_flagged_where_the_step_is_too_long_for_the_bound():
+    dag = {"chain": nd.zoo.chain(1)}
+    eta = 1.999 / nd.spectrum(nd.kernel(dag["chain"], X.astype(np.float64)).ntk).lambda_max
+    (result,) = compare(dag, X, Y, learning_rate=eta, **SMALL)
+    assert not result.conditions_met
+    assert result.as_row()["bound_conditions_met"] is False
+    assert "†" in text_of(compare_table([result]))
+
+
+def test_an_eigenvalue_below_the_floor_is_withheld():
+    x = X.copy()
+    x[1] = x[0]
+    with pytest.warns(NumericalWarning, match="lambda_min is not resolved"):
+        (result,) = compare({"chain": nd.zoo.chain(1)}, x, Y, **SMALL)
+    row = result.as_row()
+    assert row["nngp_lambda_min"] is None
+    assert row["ntk_lambda_min"] is None
+    assert result.bound_rate == 1
+    assert "not resolved" in text_of(compare_table([result]), width=160)
+
+
+def test_inputs_of_unequal_norm_have_no_path_bound():
+    (result,) = compare({"chain": nd.zoo.chain(1)}, normalise(DATA).reshape(12, -1), Y, **SMALL)
+    assert result.path_bound is None
+    assert "n/a" in text_of(compare_table([result]))
+
+
+def test_files(results, tmp_path):
+    write_json(tmp_path / "compare.json", results, {"dataset": "digits"})
+    write_curves(tmp_path / "curves.csv", results)
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert document["config"] == {"dataset": "digits"}
+    fields = {
+        "dag",
+        "num_paths",
+        "effective_depth",
+        "effective_width",
+        "nngp_lambda_min",
+        "ntk_lambda_min",
+        "learning_rate",
+        "bound_rate",
+        "loss_initial_mean",
+        "loss_final_mean",
+        "loss_final_std",
+        "loss_final_expected",
+        "bound_violations",
+    }
+    assert all(fields <= row.keys() for row in document["rows"])
+    assert [row["dag"] for row in document["rows"]] == ["2_02_002", "2_21_112"]
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["dag", "step", "bound", "expected", "empirical_mean", "empirical_std"]
+    assert len(rows) == 2 * 5
+    last = rows[-1]
+    assert (last["dag"], last["step"]) == ("2_21_112", "4")
+    assert float(last["empirical_mean"]) == pytest.approx(document["rows"][1]["loss_final_mean"], rel=1e-6)
+    assert float(last["expected"]) == pytest.approx(results[1].expected[-1], rel=1e-6)
+    assert float(last["empirical_std"]) == pytest.approx(results[1].curves[:, -1].std(ddof=1), rel=1e-6)
+
+
+def test_pictures(results, tmp_path):
+    five_panels = [*results, *results, results[0]]
+    plot_compare(five_panels, tmp_path / "compare.png", "title")
+    plot_dag(nd.Dag.from_edges([(0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 2, 1)]), tmp_path / "dag.png")
+    plot_kernel(nd.kernel(nd.zoo.chain(1), X), tmp_path / "kernel.png", "title")
+    for name in ("compare", "dag", "kernel"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_tables_fit_a_terminal(results):
+    text = text_of(compare_table(results))
+    assert "DAG#3 2_21_112" in text
+    assert "…" not in text
+    text = text_of(dag_table(nd.zoo.ladder(2000)))
+    assert "4.224e417" in text
+    assert "inf" not in text
+
+
+def test_counts_and_eigenvalues_as_text():
+    assert format_count(12_345) == "12,345"
+    assert format_count(10**20) == "1.000e20"
+    assert format_count(123_456 * 10**500) == "1.234e505"
+    assert format_lambda_min(nd.Spectrum(1e-20, 1.0, 1e-13)) == "< 1.0e-13 (not resolved)"
+
+
+def test_bad_arguments():
+    chain = nd.zoo.chain(1)
+    with pytest.raises(InputError, match="Expected distinct DAGs, at least one, got none"):
+        compare({}, X, Y, **SMALL)
+    with pytest.raises(InputError, match="Expected distinct DAGs, at least one, got a, b"):
+        compare({"a": chain, "b": chain}, X, Y, **SMALL)
+    with pytest.raises(InputError, match="Expected at least 2 inputs to compare, got 1"):
+        compare({"a": chain}, X[:1], Y[:1], **SMALL)
+    with pytest.raises(InputError, match=r"Expected `learning_rate` between 0 and 2 / lambda_max"):
+        compare({"a": chain}, X, Y, learning_rate=10.0, **SMALL)

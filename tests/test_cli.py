@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+
+from nngp_dag.cli import main
+
+
+def run(capsys, *arguments):
+    """Returns (exit status, standard output, standard error)."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+SMALL = ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3")
+
+
+def test_help_lists_the_commands(capsys):
+    for arguments in ([], ["--help"]):
+        status, out, _ = run(capsys, *arguments)
+        assert status == 0
+        assert all(command in out for command in ("show", "kernel", "compare"))
+    assert run(capsys, "compare", "--help")[0] == 0
+    assert run(capsys, "--version")[1].strip()
+
+
+def test_show(capsys, tmp_path):
+    status, out, _ = run(capsys, "show", "2_21_112", "--png", str(tmp_path / "dag.png"))
+    assert status == 0
+    assert "1.25" in out  # effective depth
+    assert "2.4" in out  # effective width
+    assert "0 (skip), 1 (skip), 2 (weighted)" in out
+    assert (tmp_path / "dag.png").stat().st_size > 1000
+    assert "DAG#3" not in run(capsys, "show", "dag#3")[2]
+    assert run(capsys, "show", "|nor_conv_3x3~0|+|none~0|skip_connect~1|")[0] == 0
+
+
+def test_show_reports_a_disconnected_cell(capsys):
+    status, out, _ = run(capsys, "show", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    assert status == 0
+    assert "paths P" in out
+
+
+def test_kernel(capsys, tmp_path):
+    out_file = tmp_path / "k.npz"
+    status, out, _ = run(capsys, "kernel", "--dag", "2_12", "--subset", "9", "--out", str(out_file))
+    assert status == 0
+    assert "NTK" in out
+    with np.load(out_file, allow_pickle=False) as saved:
+        assert saved["nngp"].shape == saved["ntk"].shape == (9, 9)
+        assert saved["ntk"].dtype == np.float64
+        assert str(saved["dag"]) == "2_12"
+    assert (tmp_path / "k.png").stat().st_size > 1000
+    status, _, err = run(capsys, "kernel", "--dag", "2_12", "--subset", "9", "--out", str(out_file))
+    assert status == 2
+    assert "--overwrite" in err
+
+
+def test_compare_writes_the_three_files(capsys, tmp_path):
+    out_dir = tmp_path / "out"
+    arguments = ("compare", "--dag", "2_02_002", "--dag", "DAG#3", *SMALL, "--out", str(out_dir))
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "expected" in out
+    assert {p.name for p in out_dir.iterdir()} == {"compare.json", "curves.csv", "compare.png"}
+    document = json.loads((out_dir / "compare.json").read_text())
+    assert [row["dag"] for row in document["rows"]] == ["2_02_002", "2_21_112"]
+    assert document["config"]["width"] == 16
+    assert document["config"]["seeds"] == [0, 1]
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert err.startswith("nngp-dag: error: Expected the output directory")
+    assert run(capsys, *arguments, "--overwrite")[0] == 0
+    assert json.loads((out_dir / "compare.json").read_text())["rows"] == document["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "2_2x"), "Expected block 2 of `code` to hold 2 digits"),
+        (("show", ""), "Expected `code` to be text"),
+        (("show", "2_00_000"), "Expected a path from node 0 to the output node 3"),
+        (("compare", "--dag", "2_12", "--dataset", "nothing"), "Expected `name` to be one of digits"),
+        (("compare", "--dag", "2_12", "--subset", "1"), "Expected at least 2 inputs to compare, got 1"),
+        (("compare", "--dag", "2_12", "--subset", "100000"), "Expected `subset` to be at most"),
+        (("compare", "--dag", "2_12", "--subset", "8", "--learning-rate", "9"), "2 / lambda_max"),
+        (
+            ("compare", "--dag", "2_12", "--learning-rate", "fast"),
+            "Expected --learning-rate to be auto, shared or a number",
+        ),
+        (("compare", "--seeds", "0"), "Expected --seeds to be at least 1"),
+        (("compare", "--width", "wide"), "Invalid value for '--width'"),
+        (("compare", "--order", "other"), "Invalid value for '--order'"),
+        (
+            (
+                "compare",
+                "--nothing",
+            ),
+            "No such option",
+        ),
+        (("nothing",), "No such command"),
+        (("kernel",), "Missing option"),
+        (("kernel", "--dag", "2", "--out", "k.txt"), "Expected --out to end in .npz"),
+        (("kernel", "--dag", "|none~0|"), "Expected a path from node 0"),
+        (("compare", "--dataset", "cifar10", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    lines = [line for line in err.strip().splitlines() if "━" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("nngp-dag: error: ")
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, out, err = run(capsys, "compare", *SMALL, "--out", str(tmp_path / "file" / "out"))
+    assert (status, out) == (2, "")
+    assert "to be writable" in err
+    assert "━" not in err  # nothing was computed
