@@ -47,7 +47,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         )
         training.add_row(
             result.name,
-            f"{result.learning_rate:.3g}",
+            f"{result.learning_rate:.2g}",
             format_loss(result.mean[0]),
             format_loss(result.bound[-1]) + ("" if result.conditions_met else "†"),
             format_loss(result.expected[-1]),

@@ -58,7 +58,7 @@ def test_diagonal_of_a_chain_is_exact(layers):
     np.testing.assert_allclose(np.diag(k.ntk), 2 * (layers + 2) * q, rtol=1e-14)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(dag=dags(), order=st.sampled_from(ORDERS), readout=st.booleans())
 def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, readout):
     for z in (None, Z):
