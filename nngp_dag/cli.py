@@ -87,10 +87,11 @@ def show(
     from nngp_dag.report.tables import dag_table
 
     dag = _parse_dag(code)
-    _console().print(dag_table(dag))
     if png is not None:
         with output_file(png, overwrite=overwrite) as path:
             plot_dag(dag, path)
+    _console().print(dag_table(dag))
+    if png is not None:
         _say(f"wrote {png}")
 
 
@@ -169,7 +170,10 @@ def compare(
     from nngp_dag.report.compare import write_curves, write_json
     from nngp_dag.report.tables import compare_table
 
-    dags = {text: _parse_dag(text) for text in dag or zoo.FIGURE3}
+    names = list(dag or zoo.FIGURE3)
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected every --dag once, got {', '.join(names)}")
+    dags = {text: _parse_dag(text) for text in names}
     if seeds < 1:
         raise InputError(f"Expected --seeds to be at least 1, got {seeds}")
     eta = learning_rate if learning_rate in ("auto", "shared") else _parse_float("--learning-rate", learning_rate)
@@ -273,7 +277,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def update(task: str, done: int, total: int) -> None:
@@ -303,6 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        # JAX has no type of its own for it.
+        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        message = "Expected the work to fit into memory, got out of memory; lower --subset, --width or --seeds"
     else:
         sys.exit(status if isinstance(status, int) else 0)
     print(f"nngp-dag: error: {' '.join(message.split())}", file=sys.stderr)

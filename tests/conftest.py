@@ -1,6 +1,7 @@
 """Strict JAX for every test, and the paths of the shared reference data."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def _require(path: Path) -> Path:
     if not path.exists():
+        if os.environ.get("NNGP_DAG_REQUIRE_SHARED"):
+            pytest.fail(f"NNGP_DAG_REQUIRE_SHARED is set, and {path} is absent")
         pytest.skip(f"reference data absent: expected {path.relative_to(SHARED.parent)} beside the project")
     return path
 

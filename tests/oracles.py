@@ -15,9 +15,9 @@ ORDERS = ("linear-act", "act-linear")
 
 
 @st.composite
-def dags(draw, max_nodes: int = 6, parallel: bool = True) -> Dag:
-    """Connected DAGs of 2 to `max_nodes` nodes, dead nodes and (if asked) parallel edges included."""
-    num_nodes = draw(st.integers(2, max_nodes))
+def dags(draw, min_nodes: int = 2, max_nodes: int = 6, parallel: bool = True) -> Dag:
+    """Connected DAGs of `min_nodes` to `max_nodes` nodes, dead nodes and (if asked) parallel edges included."""
+    num_nodes = draw(st.integers(min_nodes, max_nodes))
     choices = [(), (Op.SKIP,), (Op.WEIGHTED,)]
     if parallel:
         choices += [(Op.WEIGHTED, Op.WEIGHTED), (Op.SKIP, Op.WEIGHTED)]

@@ -7,6 +7,7 @@ set, and it never sees a GPU.
 import contextlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,14 +210,36 @@ def _quiet_tensorflow() -> Iterator[None]:
             os.environ[variable] = before
 
 
+@contextlib.contextmanager
+def _hold_back_stderr() -> Iterator[None]:
+    """Keeps the process's error stream back, and lets it go only where an error follows that is not ours.
+
+    TensorFlow writes its first lines to the file descriptor before it reads any variable.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _import_tfds() -> Any:
     """Imports tensorflow-datasets, with every GPU hidden from the TensorFlow below it."""
-    import tensorflow as tf
+    with _hold_back_stderr():
+        import tensorflow as tf
 
-    # Refused once TensorFlow's runtime is up: then the caller chose its devices before, and keeps them.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-    import tensorflow_datasets as tfds
+        # Refused once TensorFlow's runtime is up: then the caller chose its devices before, and keeps them.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+        import tensorflow_datasets as tfds
 
     return tfds
 

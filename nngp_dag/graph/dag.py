@@ -52,6 +52,8 @@ class Dag:
         """Validates once, so that everything else may trust the graph."""
         if _node(self.num_nodes) < 2:
             raise GraphError(f"Expected `num_nodes` to be at least 2 (input and output), got {self.num_nodes}")
+        if not all(isinstance(edge, Edge) for edge in self.edges):
+            raise GraphError(f"Expected `edges` to hold `Edge`s, got {self.edges!r}; use `Dag.from_edges` for triples")
         edges = sorted(Edge(_node(e.source), _node(e.target), Op.parse(e.op)) for e in self.edges)
         for edge in edges:
             if not 0 <= edge.source < edge.target < self.num_nodes:

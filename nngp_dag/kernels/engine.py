@@ -20,6 +20,7 @@ keeps the angle of inputs that nearly coincide: K alone would lose half of its d
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,9 +33,8 @@ from nngp_dag.kernels.dual import Activation, get_activation, root
 
 ORDERS = ("linear-act", "act-linear")
 
-# Entries of a block of rows. A dozen such blocks are alive at once: small enough for caches, large enough to
-# feed every core.
-_BLOCK_ENTRIES = 1 << 18
+# Entries of a block of rows, for all nodes together: a few MB, small enough for caches, large enough for every core.
+_BLOCK_ENTRIES = 1 << 20
 
 
 class Diagonals(NamedTuple):
@@ -81,21 +81,62 @@ def diagonals(A: jax.Array, B: jax.Array, q: jax.Array, ntk: jax.Array, order: s
       phi: The activation.
     """
 
-    def field(k: jax.Array, ntk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def field(k: jax.Array, ntk: jax.Array) -> tuple[jax.Array, ...]:
         f, fd = phi.dual_diagonal(k)
         mu = phi.mean(k) if order == "linear-act" else jnp.zeros_like(k)
-        return f, _ntk_of_edge(order, f, fd, k, ntk), mu
+        return f - mu**2, mu, _ntk_of_edge(order, f, fd, k, ntk)
 
-    stem = field(q, ntk) if order == "linear-act" else (*_linear(q, ntk), jnp.zeros_like(q))
-    f, g, mu = ([value] for value in stem)
-    qs, ms, ntks = [], [], []
-    for t in range(A.shape[0]):
-        ms.append(sum(B[t, s] * mu[s] for s in range(t + 1)))
-        qs.append(sum(A[t, s] * (f[s] - mu[s] ** 2) for s in range(t + 1)) + ms[t] ** 2)
-        ntks.append(sum(A[t, s] * g[s] for s in range(t + 1)))
-        for values, value in zip((f, g, mu), field(qs[t], ntks[t]), strict=True):
-            values.append(value)
-    return Diagonals(jnp.stack(qs), jnp.stack(ms), jnp.stack(mu[:-1]), jnp.stack(ntks))
+    def node(t: jax.Array | int, state: tuple) -> tuple:
+        fields, source, nodes = state
+        fields = _store(fields, source, t)
+        variance, m, tangent = (_weigh(weights[t], of) for weights, of in zip((A, B, A), fields, strict=True))
+        q = variance + m**2
+        return fields, field(q, tangent), _store(nodes, (q, m, tangent), t)
+
+    stem = field(q, ntk) if order == "linear-act" else (2 * q, jnp.zeros_like(q), 2 * (q + ntk))
+    empty = (jnp.zeros((A.shape[0], *q.shape), q.dtype),) * 3
+    (_, mu, _), _, (q, m, tangent) = lax.fori_loop(0, A.shape[0], node, (empty, stem, empty))
+    return Diagonals(q, m, mu, tangent)
+
+
+# Up to so many nodes the recursion is written out, which runs about twice as fast; beyond, it is a loop, or the time to
+# compile would grow with the square of the nodes.
+_WRITTEN_OUT = 8
+
+# Three quantities, of one source or stacked for every source: tuples of arrays while the recursion is written out, else
+# arrays with one more axis.
+_Stacks = tuple[Any, Any, Any]
+
+
+def _stacks(rows: int, like: jax.Array) -> _Stacks:
+    if rows <= _WRITTEN_OUT:
+        return (), (), ()
+    empty = jnp.zeros((rows, *like.shape), like.dtype)
+    return empty, empty, empty
+
+
+def _store(stacks: _Stacks, values: tuple[jax.Array, jax.Array, jax.Array], t: jax.Array | int) -> _Stacks:
+    """Appends one value to each stack, as row t."""
+    pairs = zip(stacks, values, strict=True)
+    first, second, third = (
+        (*s, v) if isinstance(s, tuple) else lax.dynamic_update_index_in_dim(s, v, t, 0) for s, v in pairs
+    )
+    return first, second, third
+
+
+def _weigh(weights: jax.Array, stack: Any) -> jax.Array:
+    """Returns sum_s weights[s] stack[s], as a loop that fuses: a matrix product might run in TF32."""
+    if isinstance(stack, tuple):
+        return functools.reduce(operator.add, (weights[s] * v for s, v in enumerate(stack)))
+    return jnp.sum(weights.reshape(-1, *[1] * (stack.ndim - 1)) * stack, axis=0)
+
+
+def _loop(steps: int, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    if steps >= _WRITTEN_OUT:
+        return lax.fori_loop(0, steps, body, state)
+    for t in range(steps):
+        state = body(t, state)
+    return state
 
 
 def _propagate(
@@ -119,27 +160,28 @@ def _propagate(
         f, half_distance_f, fd = phi.dual(k, half_distance, q1, q2)
         return f, half_distance_f, _ntk_of_edge(order, f, fd, k, ntk)
 
-    def product(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return first * second, (first - second) ** 2 / 2
+    def node(t: jax.Array | int, fields: _Stacks, source: _Stacks) -> tuple[_Stacks, _Stacks]:
+        f, half_distance, tangent = source
+        mu1, mu2, m1, m2 = d1.mu[t], d2.mu[t], d1.m[t], d2.m[t]
+        fields = _store(fields, (f - mu1 * mu2, half_distance - (mu1 - mu2) ** 2 / 2, tangent), t)
+        k, half_distance, ntk = (_weigh(A[t], of) for of in fields)
+        return fields, (k + m1 * m2, half_distance + (m1 - m2) ** 2 / 2, ntk)
 
-    stem_k, stem_ntk = _linear(k, ntk)
-    stem = field(k, half_distance, ntk, q1, q2) if order == "linear-act" else (stem_k, 2 * half_distance, stem_ntk)
-    centred, distances, tangents = [], [], []
-    for t in range(last + 1):
-        f, half_distance, g = stem if t == 0 else field(k, half_distance, ntk, d1.q[t - 1], d2.q[t - 1])
-        moment, distance = product(d1.mu[t], d2.mu[t])
-        centred.append(f - moment)
-        distances.append(half_distance - distance)
-        tangents.append(g)
-        moment, distance = product(d1.m[t], d2.m[t])
-        k = sum((A[t, s] * c for s, c in enumerate(centred)), start=moment)
-        half_distance = sum((A[t, s] * c for s, c in enumerate(distances)), start=distance)
-        ntk = sum((A[t, s] * g for s, g in enumerate(tangents)), start=jnp.zeros_like(k))
+    def node_and_field(t: jax.Array | int, state: tuple) -> tuple:
+        fields, moments = node(t, *state)
+        return fields, field(*moments, d1.q[t], d2.q[t])
+
+    stem = field(k, half_distance, ntk, q1, q2)
+    if order == "act-linear":
+        k, ntk = _linear(k, ntk)
+        stem = k, 2 * half_distance, ntk
+    empty = _stacks(last + 1, k)
+    k, _, ntk = moments = node(last, *_loop(last, node_and_field, (empty, stem)))[1]
     if not readout:
         return k, ntk
     if order == "linear-act":
         return _linear(k, ntk)
-    f, _, g = field(k, half_distance, ntk, d1.q[last], d2.q[last])
+    f, _, g = field(*moments, d1.q[last], d2.q[last])
     return f, g
 
 
@@ -187,7 +229,7 @@ def _by_rows(
     d2 = d1 if symmetric else diagonals(A, B, q2, jnp.zeros_like(q2), order, phi)
     exact = _read_out_diagonal(d1, order, phi, readout)
     n1, n2 = q1.shape[0], q2.shape[0]
-    size = min(n1, max(1, _BLOCK_ENTRIES // n2))
+    size = min(n1, max(1, _BLOCK_ENTRIES // (A.shape[0] * n2)))
     d2_rows = jax.tree.map(lambda v: v[..., None, :], d2)
 
     def block(start: jax.Array | int) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Dag, normal_form
 from nngp_dag.kernels.dual import get_activation
 from nngp_dag.kernels.engine import check_order, kernel_of_inputs
@@ -51,7 +51,8 @@ def kernel(
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
-    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`). Results are JAX
+    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`). Entries of
+    inputs that are nearly opposite, which are nearly 0, keep half of their digits. Results are JAX
     arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the
     next operation.
 
@@ -67,9 +68,9 @@ def kernel(
       A `Kernel` with `nngp` and `ntk`, (N1, N2) each. An input that is all zero has zero rows.
 
     Raises:
-      GraphError: No path leads through `dag`.
-      InputError: An input is empty, not finite, entirely zero or has the wrong number of features, or an option is
-        unknown.
+      GraphError: No path leads through `dag`, or the dtype cannot hold its skip multiplicities.
+      InputError: An input is empty, not finite, entirely zero, too large or small for its dtype or has the wrong
+        number of features, or an option is unknown.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -90,6 +91,10 @@ def kernel(
             f"Expected `x1` and `x2` to have equally many features, got {inputs1.shape[1]} and {inputs2.shape[1]}"
         )
     dtype = _compute_dtype(*(x for x in (inputs1, inputs2) if x is not None))
+    if tables.A.max() > np.finfo(dtype).max:
+        raise GraphError(
+            f"Expected skip multiplicities whose squares {dtype} can hold, got {tables.A.max():g}; pass float64 inputs"
+        )
     with precision_of(dtype):
         nngp, ntk = kernel_of_inputs(
             jnp.asarray(tables.A, dtype),
@@ -100,7 +105,7 @@ def kernel(
             activation=activation,
             readout=readout,
         )
-    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64") and not isinstance(nngp, jax.core.Tracer):
         return Kernel(np.asarray(nngp), np.asarray(ntk))
     return Kernel(nngp, ntk)
 
@@ -111,7 +116,9 @@ def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:
 
 
 def _compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
-    double = any(array.dtype == np.float64 for array in arrays)
+    # Inside a transformation JAX's own arrays decide: NumPy constants there are float64 only by habit.
+    deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
+    double = any(array.dtype == np.float64 for array in deciding)
     return np.dtype(np.float64 if double else np.float32)
 
 
@@ -127,11 +134,19 @@ def _flatten(name: str, x: ArrayLike) -> np.ndarray | jax.Array:
     array = array.reshape(array.shape[0], -1)
     if isinstance(array, jax.core.Tracer):
         return array
-    values = np.asarray(array, np.float64)
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
+    largest = np.asarray(abs(array).max(axis=1), np.float64)
+    if not np.isfinite(largest).all():
+        row = int(np.flatnonzero(~np.isfinite(largest))[0])
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
-    if not values.any():
+    if not largest.any():
         raise InputError(f"Expected `{name}` to hold a nonzero input, got zeros only; its kernels would all be 0")
+    # Squares of entries outside of this range, or their sums, leave the range of the dtype.
+    limit = 1e150 if array.dtype == np.float64 else 1e17
+    outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise InputError(
+            f"Expected the largest entry of every row of `{name}` between {1 / limit:g} and {limit:g}, got "
+            f"{largest[row]:g} in row {row}; rescale the inputs, or pass them in float64"
+        )
     return array

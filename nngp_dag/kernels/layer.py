@@ -33,6 +33,9 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
     Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an
     ancestor, and its cost does not grow with the number of paths.
 
+    The angle of two inputs that nearly coincide is only as good as the rounding of the kernel that comes in (relative
+    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it.
+
     Args:
       dag: The connectivity.
       width: Number of units of every node of the finite network.
@@ -73,6 +76,7 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
     def apply_fn(params: tuple[jax.Array, ...], inputs: ArrayLike, **kwargs: Any) -> jax.Array:
         stem, *edge_weights = params
         inputs = jnp.asarray(inputs)
+        _check_shape(inputs.shape)
         if order == "linear-act":
             node0 = _dense_relu(stem, inputs, order)
         else:

@@ -61,8 +61,9 @@ def train(
 ) -> TrainResult:
     """Trains one model per seed, all in one vmapped program whose steps run inside `lax.scan`.
 
-    The data stay on the device and the steps compile once. Each seed draws its own weights and, in mini-batch
-    training, its own order of the data: every epoch is a fresh permutation, cut into whole batches.
+    The data stay on the device. The steps compile once, and a second time where 20 does not divide them evenly. Each
+    seed draws its own weights and, in mini-batch training, its own order of the data: every epoch is a fresh
+    permutation, cut into whole batches.
 
     Args:
       create: Builds the model from random number streams.
@@ -111,7 +112,7 @@ def train(
         updates, state = optimiser.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    chunk = _largest_divisor(steps, at_most=max(1, steps // 20))
+    chunk = -(-steps // 20)
 
     @jax.jit
     def start(keys: Array) -> tuple:
@@ -119,20 +120,21 @@ def train(
         return params, jax.vmap(optimiser.init)(params)
 
     # The old parameters are given up to the new ones, so that memory holds one set.
-    @jax.jit(donate_argnums=0)
-    def run_chunk(carry: tuple, batches: Int[Array, "chunk seeds b"] | None) -> tuple[tuple, Array]:
-        return jax.lax.scan(jax.vmap(step), carry, batches, length=chunk)
+    @jax.jit(donate_argnums=0, static_argnums=2)
+    def run_chunk(carry: tuple, batches: Int[Array, "chunk seeds b"] | None, length: int) -> tuple[tuple, Array]:
+        return jax.lax.scan(jax.vmap(step), carry, batches, length=length)
 
     init_keys, batch_keys = jnp.moveaxis(
         jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in seeds])), 1, 0
     )
     batches = None if batch_size is None else _batches(batch_keys, len(x), batch_size, steps)
     carry, losses = start(init_keys), []
-    for done in range(0, steps, chunk):
-        carry, values = run_chunk(carry, None if batches is None else batches[done : done + chunk])
+    for start_step in range(0, steps, chunk):
+        stop = min(start_step + chunk, steps)
+        carry, values = run_chunk(carry, None if batches is None else batches[start_step:stop], stop - start_step)
         losses.append(np.asarray(values).T)
         if on_progress is not None:
-            on_progress(done + chunk, steps)
+            on_progress(stop, steps)
     params, _ = carry
     final = np.asarray(jax.jit(jax.vmap(lambda p: loss_of(p, None)))(params))
     result = TrainResult(np.concatenate(losses, axis=1), final, params)
@@ -155,8 +157,3 @@ def _batches(keys: Array, num_examples: int, batch_size: int, steps: int) -> Int
         return orders[:, : per_epoch * batch_size].reshape(-1, batch_size)[:steps]
 
     return jnp.swapaxes(jax.vmap(of_seed)(keys), 0, 1)
-
-
-def _largest_divisor(number: int, at_most: int) -> int:
-    """Returns the largest divisor up to a limit, so that all chunks of a run share one length and one program."""
-    return next(d for d in range(at_most, 0, -1) if number % d == 0)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,13 @@ def compare(
         raise InputError(f"Expected distinct DAGs, at least one, got {', '.join(dags) or 'none'}")
     if len(x) < 2:
         raise InputError(f"Expected at least 2 inputs to compare, got {len(x)}; take a larger subset")
+    for name, value in (("width", width), ("steps", steps), ("number of seeds", len(seeds))):
+        if value < 1:
+            raise InputError(f"Expected the {name} to be at least 1, got {value}")
+    if isinstance(learning_rate, str) and learning_rate not in ("auto", "shared"):
+        raise InputError(f"Expected `learning_rate` to be 'auto', 'shared' or a number, got {learning_rate!r}")
+    if not isinstance(learning_rate, str) and not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"Expected `learning_rate` to be finite and above 0, got {learning_rate}")
     report = on_progress or (lambda task, done, total: None)
 
     nodes: dict[str, Kernel] = {}
@@ -206,8 +214,6 @@ def _learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate
         return {name: 1 / s.lambda_max for name, s in spectra.items()}
     if learning_rate == "shared":
         return dict.fromkeys(spectra, min(1 / s.lambda_max for s in spectra.values()))
-    if isinstance(learning_rate, str):
-        raise InputError(f"Expected `learning_rate` to be 'auto', 'shared' or a number, got {learning_rate!r}")
     return dict.fromkeys(spectra, float(learning_rate))
 
 

@@ -14,7 +14,7 @@ from nngp_dag.errors import OutputError
 def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a staging directory whose files move to `path` when the block ends without an error.
 
-    Everything that can go wrong with `path` is found before the block starts, so that no long computation is lost. With
+    Whether `path` can be written is found before the block starts, so that no long computation is lost. With
     `overwrite`, files of the same names are replaced and others stay.
 
     Raises:
@@ -23,17 +23,19 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise OutputError(f"Expected the output {target} to be a directory, got a file; choose another --out")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    with _as_output_error(target):
+        occupied = target.is_dir() and any(target.iterdir())
+    if occupied and not overwrite:
         raise OutputError(
             f"Expected the output directory {target} to be new or empty, got an existing one; "
             "pass --overwrite or choose another --out"
         )
-    with _staging(target) as staging:
+    # Inside an existing directory, which may be a link or a mount: a rename never crosses file systems.
+    with _staging(target, target if target.is_dir() else target.parent) as staging:
         yield staging
-        with _as_output_error(target):
-            target.mkdir(exist_ok=True)
-            for file in sorted(staging.iterdir()):
-                os.replace(file, target / file.name)
+        target.mkdir(exist_ok=True)
+        for file in sorted(staging.iterdir()):
+            os.replace(file, target / file.name)
 
 
 @contextlib.contextmanager
@@ -48,22 +50,28 @@ def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise OutputError(
             f"Expected the output file {target} to be new, got an existing one; pass --overwrite or another name"
         )
-    with _staging(target) as staging:
+    with _staging(target, target.parent) as staging:
         yield staging / target.name
-        with _as_output_error(target):
-            os.replace(staging / target.name, target)
+        os.replace(staging / target.name, target)
 
 
 @contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Makes a directory on the same file system as `target`, where a rename is atomic, and removes it at the end."""
+def _staging(target: Path, place: Path) -> Iterator[Path]:
+    """Makes a hidden directory in `place`; after an error neither it nor a folder made for it stays."""
     with _as_output_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=place))
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+        except BaseException:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 @contextlib.contextmanager

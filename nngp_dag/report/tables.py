@@ -24,11 +24,12 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         "expected",
         "measured",
         "± std",
-        "violations",
+        "broken",
     )
     notes = []
     for result in results:
-        name = str(result.dag) if result.name == str(result.dag) else f"{result.name} {result.dag}"
+        code = str(result.dag)
+        name = code if result.name == code or len(result.name) > 12 else f"{result.name} {code}"
         formula = "n/a"
         if result.path_bound is not None:
             formula = f"{result.path_bound.value:.3g}" + ("" if result.path_bound.is_bound else "*")
@@ -46,7 +47,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             formula,
         )
         training.add_row(
-            result.name,
+            result.name if len(result.name) <= 12 else str(result.dag),
             f"{result.learning_rate:.2g}",
             format_loss(result.mean[0]),
             format_loss(result.bound[-1]) + ("" if result.conditions_met else "†"),

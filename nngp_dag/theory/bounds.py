@@ -177,5 +177,5 @@ def _violated_assumptions(dag: Dag, order: str) -> tuple[str, ...]:
 
 def check_steps(steps: int) -> None:
     """Raises an `InputError` unless `steps` is a whole number of at least 0."""
-    if int(steps) != steps or steps < 0:
+    if not (math.isfinite(steps) and steps >= 0 and int(steps) == steps):
         raise InputError(f"Expected `steps` to be a whole number of at least 0, got {steps}")

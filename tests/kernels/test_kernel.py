@@ -70,6 +70,22 @@ def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, r
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dag", [nd.zoo.ladder(11), nd.zoo.random_dag(10, seed=1)], ids=str)
+def test_graphs_beyond_the_written_out_recursion(dag, order):
+    for readout in (True, False):
+        k = nd.kernel(dag, X, Z, order=order, readout=readout)
+        nngp, ntk = joint_kernel(dag, X, Z, order, readout)
+        assert relative(k.nngp, nngp) < 1e-13
+        assert relative(k.ntk, ntk) < 1e-13
+
+
+def test_a_deep_graph_compiles_all_the_same():
+    k = nd.kernel(nd.zoo.chain(300), X)
+    q = (X**2).mean(axis=1)
+    np.testing.assert_allclose(np.diag(k.ntk), 2 * 302 * q, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_float32_is_accurate(order):
     dag = nd.Dag.from_code("2_21_112")
     exact, single = nd.kernel(dag, X, order=order), nd.kernel(dag, X.astype(np.float32), order=order)
@@ -129,7 +145,7 @@ def test_images_are_flattened_and_one_input_is_enough():
 def test_rows_beyond_one_block_agree_with_small_calls(monkeypatch):
     dag = nd.Dag.from_code("2_12")
     whole = nd.kernel(dag, X)
-    monkeypatch.setattr(engine, "_BLOCK_ENTRIES", 10)  # two rows of five at a time, and a remainder of one
+    monkeypatch.setattr(engine, "_BLOCK_ENTRIES", 30)  # two rows of five at a time, and a remainder of one
     tables = normal_form(dag)
     with jax.enable_x64(True):
         arguments = [jnp.asarray(a) for a in (tables.A, tables.B, X)]
@@ -153,8 +169,8 @@ def test_no_temporary_grows_as_n_squared(symmetric):
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
-    # A constant number of blocks of rows, a quarter of one N x N matrix at this N.
-    assert memory.temp_size_in_bytes < 28 * engine._BLOCK_ENTRIES * 4 < n * n * 4 / 2
+    # A few blocks of rows, whatever N.
+    assert memory.temp_size_in_bytes < 6 * engine._BLOCK_ENTRIES * 4 < n * n * 4 / 2
 
 
 def test_dags_of_one_size_share_one_compilation():
@@ -176,6 +192,13 @@ def test_kernel_runs_inside_jit_and_grad():
     np.testing.assert_allclose(jax.jit(trace)(x), trace(x), rtol=1e-5)
     # The trace is a quadratic form in each input, so x . grad = 2 trace.
     np.testing.assert_allclose(jnp.sum(x * jax.grad(trace)(x)), 2 * trace(x), rtol=1e-5)
+
+
+def test_numpy_data_inside_jit():
+    dag, z = nd.Dag.from_code("2_12"), jnp.asarray(Z, jnp.float32)
+    expected = nd.kernel(dag, X, Z).ntk
+    np.testing.assert_allclose(jax.jit(lambda z: nd.kernel(dag, X, z).ntk)(z), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda: nd.kernel(dag, X, Z).ntk)(), expected, rtol=1e-4)
 
 
 def test_dtype_follows_the_input_and_configuration_stays():
@@ -205,6 +228,8 @@ def test_kernel_is_a_pytree():
         ((np.ones(7),), r"Expected `x1` to have shape \(N, features\.\.\.\)"),
         ((X.astype(complex),), r"Expected `x1` to hold real numbers, got dtype complex128"),
         ((np.array([["a"]]),), r"Expected `x1` to hold real numbers"),
+        ((1e20 * X.astype(np.float32),), r"between 1e-17 and 1e\+17, got .* in row 0; rescale"),
+        ((X, 1e-200 * Z), r"`x2` between 1e-150 and 1e\+150"),
     ],
 )
 def test_bad_inputs(arguments, match):

@@ -7,7 +7,7 @@ import pytest
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import DagNet, as_functions, cross_entropy, squared_loss, train
-from nngp_dag.nets.training import _batches, _largest_divisor
+from nngp_dag.nets.training import _batches
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 5)).astype(np.float32)
@@ -113,8 +113,11 @@ def test_progress_is_reported_to_the_end():
     assert calls == [(done, 60) for done in range(3, 61, 3)]
 
 
-def test_largest_divisor():
-    assert [_largest_divisor(n, at_most=m) for n, m in ((100, 5), (101, 5), (12, 6), (7, 7))] == [5, 1, 6, 7]
+def test_steps_that_do_not_divide_evenly_run_all_the_same():
+    calls = []
+    result = run(steps=43, on_progress=lambda done, total: calls.append(done))
+    assert calls == [*range(3, 43, 3), 43]
+    np.testing.assert_array_equal(result.losses[:, :6], run(steps=6).losses)
 
 
 @pytest.mark.parametrize(

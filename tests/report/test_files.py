@@ -1,3 +1,7 @@
+import errno
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from nngp_dag.errors import OutputError
@@ -31,6 +35,23 @@ def test_an_existing_directory_is_overwritten_only_when_asked(tmp_path):
         (staging / "a.txt").write_text("new")
     assert (tmp_path / "out" / "a.txt").read_text() == "new"
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_to_another_file_system(tmp_path):
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir():
+        pytest.skip("needs a second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as real:
+        (tmp_path / "link").symlink_to(real)
+        with output_directory(tmp_path / "link") as staging:
+            (staging / "a.txt").write_text("a")
+        assert [p.name for p in Path(real).iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(tmp_path):
+    with pytest.raises(OutputError, match="No space left on device"), output_file(tmp_path / "a" / "b" / "c.npz"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_places_that_cannot_be_written(tmp_path):
