@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,3 +133,27 @@ def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):
     assert (status, out) == (2, "")
     assert "to be writable" in err
     assert "━" not in err  # nothing was computed
+
+
+def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
+    # In a process of its own: TensorFlow writes past sys.stderr, to the file descriptor.
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{")
+    arguments = [
+        "kernel",
+        "--dag",
+        "2",
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "k.npz"),
+    ]
+    command = [sys.executable, "-c", "from nngp_dag.cli import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("nngp-dag: error: Expected `data_dir` to hold readable files of mnist")
