@@ -99,8 +99,8 @@ def diagonals(A: jax.Array, B: jax.Array, q: jax.Array, ntk: jax.Array, order: s
     return Diagonals(q, m, mu, tangent)
 
 
-# Up to so many nodes the recursion is written out, which runs five to eight times as fast; beyond, it is a loop, or the time to
-# compile would grow with the square of the nodes.
+# Up to so many nodes the recursion is written out, which runs five to eight times as fast; beyond, it is a loop, or
+# the time to compile would grow with the square of the nodes.
 _WRITTEN_OUT = 8
 
 # Three quantities, of one source or stacked for every source: tuples of arrays while the recursion is written out, else
