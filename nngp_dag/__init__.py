@@ -3,11 +3,12 @@
 import importlib
 from types import ModuleType
 
-# Graphs
-from nngp_dag.graph import Dag, Edge, Op, zoo
+# Graphs and their operations
+from nngp_dag import activations
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
 
 # Kernels
-from nngp_dag.kernels import Kernel, kernel
+from nngp_dag.kernels import Kernel, gram, kernel
 
 # Theory
 from nngp_dag.theory import (
@@ -21,13 +22,19 @@ from nngp_dag.theory import (
 )
 
 __all__ = [
+    "AvgPool",
+    "Conv",
     "Dag",
+    "Dense",
     "Edge",
     "Kernel",
     "Op",
     "PathBound",
+    "Scale",
     "Spectrum",
+    "activations",
     "expected_loss",
+    "gram",
     "kernel",
     "path_bound",
     "rate_bound",

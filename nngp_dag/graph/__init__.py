@@ -2,7 +2,23 @@
 
 from nngp_dag.graph import zoo
 from nngp_dag.graph.dag import Dag
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.network import Network, build_network
 from nngp_dag.graph.normal_form import NormalForm, normal_form
+from nngp_dag.graph.operations import AvgPool, Conv, Dense, Op, Operation, Scale
 
-__all__ = ["Dag", "Edge", "NormalForm", "Op", "normal_form", "zoo"]
+__all__ = [
+    "AvgPool",
+    "Conv",
+    "Dag",
+    "Dense",
+    "Edge",
+    "Network",
+    "NormalForm",
+    "Op",
+    "Operation",
+    "Scale",
+    "build_network",
+    "normal_form",
+    "zoo",
+]

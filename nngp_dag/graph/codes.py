@@ -5,11 +5,13 @@ Paper codes (Chen et al. 2022) such as `2_21_112`: block t lists the edges into 
 `|nor_conv_3x3~0|+|none~0|skip_connect~1|+...`: block t lists `operation~source` for every earlier node.
 """
 
+import operator
 import re
 from collections.abc import Sequence
 
 from nngp_dag.errors import GraphError
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.operations import Op
 
 EXAMPLE = "2_21_112"
 
@@ -22,6 +24,18 @@ NASBENCH201_OPS: dict[str, Op | None] = {
 }
 """How Chen et al. 2022 count the operations of NAS-Bench-201: both convolutions as weighted edges, average
 pooling as a skip."""
+
+DARTS_OPS: dict[str, Op | None] = {
+    "none": None,
+    "skip_connect": Op.SKIP,
+    "max_pool_3x3": Op.SKIP,
+    "avg_pool_3x3": Op.SKIP,
+    "sep_conv_3x3": Op.WEIGHTED,
+    "sep_conv_5x5": Op.WEIGHTED,
+    "dil_conv_3x3": Op.WEIGHTED,
+    "dil_conv_5x5": Op.WEIGHTED,
+}
+"""The same for the operations of DARTS."""
 
 
 def parse_code(code: str) -> tuple[int, tuple[Edge, ...]]:
@@ -52,10 +66,15 @@ def format_code(num_nodes: int, edges: Sequence[Edge]) -> str:
     """Writes edges as a paper code.
 
     Raises:
-      GraphError: two edges join the same two nodes, which a code cannot express.
+      GraphError: Two edges join the same two nodes, or an edge carries an operation of its own; no code says that.
     """
     digits = [["0"] * target for target in range(num_nodes)]
     for edge in edges:
+        if not isinstance(edge.op, Op):
+            raise GraphError(
+                f"Expected edges to be skips or plainly weighted for a paper code, got {edge}; use `edges` or "
+                "`to_networkx()` for this graph"
+            )
         if digits[edge.target][edge.source] != "0":
             raise GraphError(
                 f"Expected at most one edge from node {edge.source} to node {edge.target} for a paper code, "
@@ -97,6 +116,35 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
             if op is not None:
                 edges.append(Edge(int(source), target, op))
     return len(blocks) + 1, tuple(edges)
+
+
+def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]]:
+    """Reads the (operation, input) pairs of a DARTS cell; see `Dag.from_darts`.
+
+    Raises:
+      GraphError: `cell` is not a list of an even number of such pairs.
+    """
+    try:
+        pairs = [(str(name), operator.index(source)) for name, source in cell]  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs or len(pairs) % 2:
+        raise GraphError(
+            f"Expected `cell` to hold two (operation, input) pairs per node, such as ('sep_conv_3x3', 0), got {cell!r}"
+        )
+    edges = []
+    output = len(pairs) // 2 + 2
+    for index, (name, source) in enumerate(pairs):
+        target = index // 2 + 2
+        if name not in DARTS_OPS:
+            raise GraphError(f"Expected operations of `cell` out of {', '.join(DARTS_OPS)}, got {name!r}")
+        if not 0 <= source < target:
+            raise GraphError(f"Expected inputs of node {target} of `cell` out of 0..{target - 1}, got {source}")
+        op = DARTS_OPS[name]
+        if op is not None:
+            edges.append(Edge(source, target, op))
+    edges += [Edge(node, output, Op.SKIP) for node in range(2, output)]
+    return output + 1, tuple(edges)
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -4,11 +4,12 @@ import functools
 import operator
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import codes, relabel, topology
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.operations import parse
 
 if TYPE_CHECKING:
     import networkx
@@ -22,11 +23,16 @@ class Dag:
     edges may join the same two nodes; each weighted one draws its own weights. Nodes off every path from input
     to output are allowed and change nothing.
 
+    A graph may have several inputs, each with a stem of its own, and several outputs, each with a readout of its own;
+    paths from every input to every output then count together.
+
     Attributes:
-      num_nodes: H + 1, the input and output node included.
+      num_nodes: H + 1, the input and output nodes included.
       edges: The present edges, sorted.
-      allow_disconnected: Accepts a graph whose output no path reaches (cells of a search space). Its path
+      allow_disconnected: Accepts a graph whose outputs no path reaches (cells of a search space). Its path
         statistics are zero; kernels and networks refuse it.
+      num_inputs: Nodes 0 to `num_inputs` - 1 hold the outputs of stems; no edge may enter them.
+      outputs: The nodes that feed a readout; by default node H alone.
 
     Raises:
       GraphError: Fewer than two nodes, an edge that does not lead from a lower to a higher node, an unknown
@@ -47,6 +53,8 @@ class Dag:
     num_nodes: int
     edges: tuple[Edge, ...]
     allow_disconnected: InitVar[bool] = False
+    num_inputs: int = 1
+    outputs: tuple[int, ...] = ()
 
     def __post_init__(self, allow_disconnected: bool) -> None:
         """Validates once, so that everything else may trust the graph."""
@@ -54,24 +62,41 @@ class Dag:
             raise GraphError(f"Expected `num_nodes` to be at least 2 (input and output), got {self.num_nodes}")
         if not all(isinstance(edge, Edge) for edge in self.edges):
             raise GraphError(f"Expected `edges` to hold `Edge`s, got {self.edges!r}; use `Dag.from_edges` for triples")
-        edges = sorted(Edge(_node(e.source), _node(e.target), Op.parse(e.op)) for e in self.edges)
+        outputs = tuple(_node(node) for node in self.outputs) or (self.num_nodes - 1,)
+        if not 1 <= _node(self.num_inputs) < self.num_nodes:
+            raise GraphError(
+                f"Expected `num_inputs` between 1 and {self.num_nodes - 1}, one node at least for the output, got "
+                f"{self.num_inputs}"
+            )
+        if len(set(outputs)) < len(outputs) or not all(self.num_inputs <= t < self.num_nodes for t in outputs):
+            raise GraphError(
+                f"Expected `outputs` to be different nodes out of {self.num_inputs}..{self.num_nodes - 1}, got {outputs}"
+            )
+        edges = [Edge(_node(e.source), _node(e.target), parse(e.op)) for e in self.edges]
         for edge in edges:
             if not 0 <= edge.source < edge.target < self.num_nodes:
                 raise GraphError(
                     f"Expected every edge to lead from a lower to a higher node out of 0..{self.num_nodes - 1}, got "
                     f"{edge.source}->{edge.target}; `Dag.from_edges` orders the nodes of any acyclic graph"
                 )
-        object.__setattr__(self, "edges", tuple(edges))
+            if edge.target < self.num_inputs:
+                raise GraphError(
+                    f"Expected no edge into the input nodes 0..{self.num_inputs - 1}, got {edge.source}->{edge.target}"
+                )
+        object.__setattr__(self, "edges", tuple(sorted(edges)))
+        object.__setattr__(self, "outputs", outputs)
         if not allow_disconnected:
             self.require_connected()
 
     def require_connected(self) -> None:
-        """Raises a `GraphError` where no path leads from node 0 to the output."""
-        if self.num_paths == 0:
-            raise GraphError(
-                f"Expected a path from node 0 to the output node {self.num_nodes - 1}, got none in "
-                f"{codes.shorten(str(self))}; add edges that join them"
-            )
+        """Raises a `GraphError` where no path leads from an input to one of the outputs."""
+        for output in self.outputs:
+            if topology.num_paths(self.num_nodes, self.edges, self.num_inputs, (output,)) == 0:
+                inputs = "node 0" if self.num_inputs == 1 else f"an input node (0..{self.num_inputs - 1})"
+                raise GraphError(
+                    f"Expected a path from {inputs} to the output node {output}, got none in "
+                    f"{codes.shorten(str(self))}; add edges that join them"
+                )
 
     @classmethod
     def from_code(cls, code: str) -> "Dag":
@@ -102,19 +127,41 @@ class Dag:
         return cls(*codes.parse_nasbench201(cell), allow_disconnected=True)
 
     @classmethod
+    def from_darts(cls, cell: Sequence[Sequence[object]]) -> "Dag":
+        """Reads the wiring of a DARTS cell: two inputs, and two (operation, input) pairs for every further node.
+
+        Inputs are nodes 0 and 1; pair 2i and 2i + 1 enter node i + 2, and every such node goes to the output by a skip
+        (the cell concatenates them). Convolutions become weighted edges; skip_connect and pooling become skips, as Chen
+        et al. 2022 count them.
+
+        Raises:
+          GraphError: `cell` is malformed, or names an unknown operation or a node that comes later. (A cell without a
+        path, all "none", is accepted, with zero paths.)
+
+        Example:
+          >>> dag = Dag.from_darts([("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 0), ("max_pool_3x3", 2)])
+          >>> dag.num_inputs, dag.num_nodes, dag.depth_histogram
+          (2, 5, {0: 2, 1: 3})
+        """
+        num_nodes, edges = codes.parse_darts(cell)
+        return cls(num_nodes, edges, allow_disconnected=True, num_inputs=2)
+
+    @classmethod
     def from_edges(
         cls,
-        edges: Iterable[Sequence[Hashable]],
+        edges: Iterable[Sequence[Any]],
         *,
-        source: Hashable | None = None,
-        output: Hashable | None = None,
+        source: Hashable | list[Any] | None = None,
+        output: Hashable | list[Any] | None = None,
     ) -> "Dag":
         """Builds a DAG from (source, target, op) triples over nodes of any hashable kind.
 
         Args:
-          edges: Triples; op is "skip" or "weighted" (or 1, 2).
-          source: The node that holds the stem's output; by default the only one without incoming edges.
-          output: The node that feeds the readout; by default the only one without outgoing edges.
+          edges: Triples; op is "skip" or "weighted" (or 1, 2), an operation such as `nngp_dag.Dense(activation="erf")`, or
+            a `Dag` with one input and one output, whose nodes are then put in the place of the edge.
+          source: The node that holds the stem's output, or a list of several; by default the only one without incoming
+            edges.
+          output: The node that feeds the readout, or a list of several; by default the only one without outgoing edges.
 
         Raises:
           GraphError: A malformed triple, a cycle, or no unique source or output.
@@ -123,7 +170,11 @@ class Dag:
 
     @classmethod
     def from_networkx(
-        cls, graph: "networkx.DiGraph", *, source: Hashable | None = None, output: Hashable | None = None
+        cls,
+        graph: "networkx.DiGraph",
+        *,
+        source: Hashable | list[Any] | None = None,
+        output: Hashable | list[Any] | None = None,
     ) -> "Dag":
         """Builds a DAG from a networkx `DiGraph` or `MultiDiGraph` whose edges carry an attribute `op`.
 
@@ -141,27 +192,36 @@ class Dag:
         return cls(*relabel.from_networkx(graph, source, output))
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """Returns a networkx `MultiDiGraph` over nodes 0..H with the attribute `op` on edges ("skip", "weighted")."""
-        return relabel.to_networkx(self.num_nodes, self.edges)
+        """Returns a networkx `MultiDiGraph` over nodes 0..H with the attribute `op` on edges ("skip", "weighted", ...)."""
+        return relabel.to_networkx(self.num_nodes, self.edges, self.num_inputs, self.outputs)
+
+    @property
+    def _graph(self) -> tuple[int, tuple[Edge, ...], int, tuple[int, ...]]:
+        return self.num_nodes, self.edges, self.num_inputs, self.outputs
 
     @property
     def code(self) -> str:
-        """The paper code, such as `2_21_112`; a `GraphError` where two edges join the same nodes."""
+        """The paper code, such as `2_21_112`; a `GraphError` where no code can express the graph."""
+        if self.num_inputs > 1 or self.outputs != (self.num_nodes - 1,):
+            raise GraphError(
+                f"Expected one input, and node {self.num_nodes - 1} as the only output, for a paper code, got "
+                f"{self.num_inputs} inputs and the outputs {self.outputs}; use `edges` or `to_networkx()` for this graph"
+            )
         return codes.format_code(self.num_nodes, self.edges)
 
     @functools.cached_property
     def num_paths(self) -> int:
-        """P, the number of paths from input to output, exact."""
-        return topology.num_paths(self.num_nodes, self.edges)
+        """P, the number of paths from inputs to outputs, exact."""
+        return topology.num_paths(*self._graph)
 
     @functools.cached_property
     def live_edges(self) -> tuple[Edge, ...]:
         """The edges that lie on a path from input to output; no other changes the network's function."""
-        return topology.live_edges(self.num_nodes, self.edges)
+        return topology.live_edges(*self._graph)
 
     @functools.cached_property
     def _depth_histogram(self) -> dict[int, int]:
-        return topology.depth_histogram(self.num_nodes, self.edges)
+        return topology.depth_histogram(*self._graph)
 
     @property
     def depth_histogram(self) -> dict[int, int]:
@@ -183,9 +243,10 @@ class Dag:
 
     def __str__(self) -> str:
         """Returns the paper code where there is one, else the edges."""
-        if len({(e.source, e.target) for e in self.edges}) == len(self.edges):
+        try:
             return self.code
-        return ",".join(f"{e.source}->{e.target}:{e.op.name.lower()}" for e in self.edges)
+        except GraphError:
+            return ",".join(map(str, self.edges))
 
     def __repr__(self) -> str:
         """Returns a short description."""

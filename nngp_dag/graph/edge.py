@@ -1,42 +1,31 @@
 """What an edge is: its two ends and the operation it applies."""
 
 import dataclasses
-import enum
 
-from nngp_dag.errors import GraphError
-
-
-class Op(enum.IntEnum):
-    """The operation on a present edge; the value is its digit in a paper code (0 marks an absent edge)."""
-
-    SKIP = 1
-    WEIGHTED = 2
-
-    @classmethod
-    def parse(cls, value: object) -> "Op":
-        """Reads an operation given as an `Op`, a digit (1, "2") or a name ("skip", "weighted").
-
-        Raises:
-          GraphError: `value` names no operation.
-
-        Example:
-          >>> Op.parse("weighted")
-          <Op.WEIGHTED: 2>
-        """
-        text = str(int(value)) if isinstance(value, (int, Op)) else str(value).lower()
-        for op in cls:
-            if text in (str(op.value), op.name.lower()):
-                return op
-        raise GraphError(
-            f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), got {value!r}; "
-            "leave absent edges out"
-        )
+from nngp_dag.graph.operations import Op, Operation, describe, is_weighted
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Edge:
     """One edge `source -> target` that applies `op`; nodes are numbered in topological order."""
 
     source: int
     target: int
-    op: Op
+    op: Operation
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the edge draws weights of its own."""
+        return is_weighted(self.op)
+
+    def __lt__(self, other: "Edge") -> bool:
+        """Orders edges by source, then target, then operation: those of paper codes first."""
+        return self._sort_key < other._sort_key
+
+    @property
+    def _sort_key(self) -> tuple[int, int, bool, str]:
+        return self.source, self.target, not isinstance(self.op, Op), str(self.op)
+
+    def __str__(self) -> str:
+        """Returns `source->target:operation`."""
+        return f"{self.source}->{self.target}:{describe(self.op)}"

@@ -2,11 +2,11 @@
 
 Every weighted edge draws its own weights, so at infinite width its output field is independent of every other
 edge's, and skips only add such fields up: X(t) = sum_e n[t, e] g_e, where n[t, e] counts the skip-only paths from
-the head of e to t. Fields of weighted edges that leave the same node share one law, so kernels depend on
-n only through
+the head of e to t (each weighted by the scales along it). Fields of equal operations that leave the same node share one
+law l, so kernels depend on n only through
 
-    A[t, s] = sum over weighted edges e leaving s of n[t, e]^2    (weights of covariances)
-    B[t, s] = sum over weighted edges e leaving s of n[t, e]      (weights of means)
+    A[t, l] = sum over weighted edges e of law l of n[t, e]^2    (weights of covariances)
+    B[t, l] = sum over weighted edges e of law l of n[t, e]      (weights of means)
 
 Two DAGs with equal tables have equal kernels, exactly.
 """
@@ -19,12 +19,18 @@ import numpy as np
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph.dag import Dag
-from nngp_dag.graph.edge import Op
+from nngp_dag.graph.network import Network
+from nngp_dag.graph.operations import Dense, Op
+
+Law = tuple[int, Dense | None]
+"""The source of weighted edges and their operation; (i, None) is the stem of input i."""
+
+Row = dict[Law, float | int]
 
 
 @dataclass(frozen=True, eq=False)
 class NormalForm:
-    """The tables A and B of a DAG.
+    """The tables A and B of a DAG of skips and plain weighted edges.
 
     Attributes:
       A: Weights of covariances, float64 (H + 1, H + 1). Row t is node t. Column 0 is the stem, column s + 1
@@ -38,56 +44,81 @@ class NormalForm:
     shared_skips: bool
 
 
-@functools.lru_cache(maxsize=4096)
-def normal_form(dag: Dag) -> NormalForm:
-    """Returns the tables of `dag`, at a cost that grows with its edges and the fields that skips carry.
+def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
+    """Returns the rows of A and B of every node on which an output depends, and whether skips are shared.
+
+    Only scales may lie on edges without weights. The cost grows with the edges and the fields that skips carry.
 
     Raises:
-      GraphError: No path reaches the output, or a multiplicity n^2 exceeds float64.
-
-    Example:
-      >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
-      array([4., 0., 0.])
+      GraphError: A squared multiplicity exceeds float64.
     """
-    dag.require_connected()
-    # The stem's field has head 0 and column 0. All fields with the same head share n[t, e], so multiplicities
-    # are kept per head: multiplicity[t] = {head: number of skip-only paths head -> t}.
-    columns: list[Counter[int]] = [Counter() for _ in range(dag.num_nodes)]
-    columns[0][0] = 1
-    skips: list[list[int]] = [[] for _ in range(dag.num_nodes)]
-    for edge in dag.live_edges:
-        if edge.op is Op.WEIGHTED:
-            columns[edge.target][edge.source + 1] += 1
-        else:
-            skips[edge.target].append(edge.source)
-    multiplicity: list[Counter[int]] = []
-    for node in range(dag.num_nodes):
-        carried = Counter({node: 1}) if columns[node] else Counter[int]()
-        for source in skips[node]:
-            carried.update(multiplicity[source])
+    dag = network.dag
+    # All fields with the same head share n[t, e], so multiplicities are kept per head:
+    # multiplicity[t] = {head: sum over skip-only paths head -> t}.
+    laws: list[Counter[Law]] = [Counter() for _ in range(dag.num_nodes)]
+    for node in range(dag.num_inputs):
+        laws[node][node, None] = 1
+    multiplicity: list[dict[int, float | int]] = []
+    for node, into in enumerate(network.into):
+        carried: dict[int, float | int] = {}
+        for edge in into:
+            if isinstance(edge.op, Dense):
+                laws[node][edge.source, edge.op] += 1
+                continue
+            for head, n in multiplicity[edge.source].items():
+                carried[head] = carried.get(head, 0) + n * network.multiplicity(edge)
+        if laws[node]:
+            carried[node] = network.factor(node)
         multiplicity.append(carried)
 
-    A = np.zeros((dag.num_nodes, dag.num_nodes))
-    B = np.zeros((dag.num_nodes, dag.num_nodes))
+    table: dict[int, tuple[Row, Row]] = {}
     shared_skips = False
-    needed = {dag.num_nodes - 1}
+    needed = set(dag.outputs)
     for node in reversed(range(dag.num_nodes)):
         if node not in needed:
             continue
-        row_a, row_b = Counter[int](), Counter[int]()
+        a, b = Counter[Law](), Counter[Law]()
         for head, n in multiplicity[node].items():
             shared_skips |= n > 1
-            for column, edges in columns[head].items():
-                row_a[column] += edges * n**2
-                row_b[column] += edges * n
+            for law, edges in laws[head].items():
+                a[law] += edges * n**2  # type: ignore[assignment]
+                b[law] += edges * n  # type: ignore[assignment]
         try:
-            for column in row_a:
-                A[node, column], B[node, column] = row_a[column], row_b[column]
+            table[node] = {law: float(n) for law, n in a.items()}, {law: float(n) for law, n in b.items()}
         except OverflowError:
             raise GraphError(
                 f"Expected skip multiplicities of node {node} whose squares float64 can hold, got more than 1e154 "
                 "skip-only paths; use fewer parallel skips"
             ) from None
-        needed.update(column - 1 for column in row_a if column > 0)
+        needed.update(source for source, op in a if op is not None)
+    return table, shared_skips
+
+
+@functools.lru_cache(maxsize=4096)
+def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
+    """Returns the tables of `dag`.
+
+    Raises:
+      GraphError: No path reaches the output, a squared multiplicity exceeds float64, or `dag` has several inputs or outputs
+        or operations of its own, which these tables cannot hold.
+
+    Example:
+      >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
+      array([4., 0., 0.])
+    """
+    own = [edge for edge in dag.edges if not isinstance(edge.op, Op)]
+    if own or dag.num_inputs > 1 or len(dag.outputs) > 1:
+        what = f"edge {own[0]}" if own else f"{dag.num_inputs} inputs and {len(dag.outputs)} outputs"
+        raise GraphError(
+            f"Expected a graph of skips and plain weighted edges with one input and one output, got {what}; its kernels "
+            "are those of `nngp_dag.kernel`"
+        )
+    table, shared_skips = rows(Network(dag, aggregation=aggregation))
+    A = np.zeros((dag.num_nodes, dag.num_nodes))
+    B = np.zeros((dag.num_nodes, dag.num_nodes))
+    for node, pair in table.items():
+        for matrix, row in zip((A, B), pair, strict=True):
+            for (source, op), weight in row.items():
+                matrix[node, 0 if op is None else source + 1] = weight
     A.flags.writeable = B.flags.writeable = False
     return NormalForm(A, B, shared_skips)

@@ -1,36 +1,63 @@
 """Graphs over nodes of any name, to and from the numbered nodes of a `Dag`, with networkx's algorithms."""
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nngp_dag.errors import GraphError
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.operations import Op, parse
 
 if TYPE_CHECKING:
     import networkx
 
 
-def from_edges(
-    edges: Iterable[Sequence[Hashable]], source: Hashable | None, output: Hashable | None
-) -> tuple[int, tuple[Edge, ...]]:
+# The arguments of a `Dag`: nodes, edges, allow_disconnected, inputs, outputs.
+Parts = tuple[int, tuple[Edge, ...], bool, int, tuple[int, ...]]
+
+# One node, a list of several, or None.
+Ends = Hashable | list[Any] | None
+
+
+def from_edges(edges: Iterable[Sequence[Any]], source: Ends, output: Ends) -> Parts:
     """Numbers the nodes of (source, target, op) triples; see `Dag.from_edges`."""
     import networkx as nx
 
     graph = nx.MultiDiGraph()
-    for item in edges:
+    for index, item in enumerate(edges):
         try:
             tail, head, op = item
-            graph.add_edge(tail, head, op=op)
-        except (TypeError, ValueError):
+            for inner in _inlined(index, tail, head, op):
+                graph.add_edge(*inner[:2], op=inner[2])
+        except (TypeError, ValueError) as error:
+            if isinstance(error, GraphError):
+                raise
             raise GraphError(
                 f"Expected every edge to be (source, target, op) with hashable nodes other than None, got {item!r}"
             ) from None
     return from_networkx(graph, source, output)
 
 
-def from_networkx(
-    graph: "networkx.DiGraph", source: Hashable | None, output: Hashable | None
-) -> tuple[int, tuple[Edge, ...]]:
+def _inlined(index: int, tail: Hashable, head: Hashable, op: Any) -> Iterator[tuple[Hashable, Hashable, Any]]:
+    """Yields the edge, or those of the graph that it carries: its input is the tail, its output goes to the head."""
+    if not hasattr(op, "live_edges"):
+        yield tail, head, op
+        return
+    if op.num_inputs > 1 or len(op.outputs) > 1:
+        raise GraphError(
+            f"Expected a graph on edge {tail!r}->{head!r} to have one input and one output, got {op.num_inputs} and "
+            f"{len(op.outputs)}"
+        )
+    # Names of its own for every inner node but the input; a pair with an object that no caller can hold.
+    names = {0: tail} | {node: (index, node, _INNER) for node in range(1, op.num_nodes)}
+    for edge in op.edges:
+        yield names[edge.source], names[edge.target], edge.op
+    yield names[op.outputs[0]], head, Op.SKIP
+
+
+_INNER = object()
+
+
+def from_networkx(graph: "networkx.DiGraph", source: Ends, output: Ends) -> Parts:
     """Numbers the nodes of a networkx graph in topological order; see `Dag.from_networkx`."""
     import networkx as nx
 
@@ -39,17 +66,18 @@ def from_networkx(
     if not nx.is_directed_acyclic_graph(graph):
         cycle = " -> ".join(repr(step[0]) for step in nx.find_cycle(graph))
         raise GraphError(f"Expected an acyclic graph, got the cycle {cycle}; remove one of its edges")
-    source = _pick("source", source, graph, graph.in_degree())
-    output = _pick("output", output, graph, graph.out_degree())
-    if source == output:
-        raise GraphError(f"Expected `source` and `output` to differ, got {source!r} for both")
+    sources = _pick("source", source, graph, graph.in_degree())
+    outputs = _pick("output", output, graph, graph.out_degree())
+    both = [node for node in sources if node in outputs]
+    if both:
+        raise GraphError(f"Expected `source` and `output` to differ, got {both[0]!r} for both")
     order = {node: i for i, node in enumerate(graph)}
-    middle = [
-        node
-        for node in nx.lexicographical_topological_sort(graph, key=order.__getitem__)
-        if node not in (source, output)
-    ]
-    number = {node: i for i, node in enumerate([source, *middle, output])}
+    ordered = nx.lexicographical_topological_sort(graph, key=order.__getitem__)
+    middle = [node for node in ordered if node not in sources]
+    if graph.out_degree(outputs[-1]) == 0:
+        # A single output is the last node, as in paper codes.
+        middle = [node for node in middle if node != outputs[-1]] + [outputs[-1]]
+    number = {node: i for i, node in enumerate([*sources, *middle])}
     numbered = []
     for tail, head, op in graph.edges(data="op"):
         if op is None:
@@ -57,24 +85,30 @@ def from_networkx(
                 f"Expected edge {tail!r}->{head!r} to carry the attribute `op`, got none; "
                 "set op='skip' or op='weighted'"
             )
-        numbered.append(Edge(number[tail], number[head], Op.parse(op)))
-    return len(number), tuple(numbered)
+        numbered.append(Edge(number[tail], number[head], parse(op)))
+    return len(number), tuple(numbered), False, len(sources), tuple(number[node] for node in outputs)
 
 
-def to_networkx(num_nodes: int, edges: Sequence[Edge]) -> "networkx.MultiDiGraph":
-    """Builds a `MultiDiGraph` that names its source and output; see `Dag.to_networkx`."""
+def to_networkx(
+    num_nodes: int, edges: Sequence[Edge], num_inputs: int, outputs: Sequence[int]
+) -> "networkx.MultiDiGraph":
+    """Builds a `MultiDiGraph` that names its sources and outputs; see `Dag.to_networkx`."""
     import networkx as nx
 
-    graph = nx.MultiDiGraph(source=0, output=num_nodes - 1)
+    source, output = list(range(num_inputs)), list(outputs)
+    graph = nx.MultiDiGraph(
+        source=source[0] if len(source) == 1 else source, output=output[0] if len(output) == 1 else output
+    )
     graph.add_nodes_from(range(num_nodes))
     for edge in edges:
-        graph.add_edge(edge.source, edge.target, op=edge.op.name.lower())
+        graph.add_edge(edge.source, edge.target, op=edge.op.name.lower() if isinstance(edge.op, Op) else edge.op)
     return graph
 
 
 def _pick(
-    role: str, chosen: Hashable | None, graph: "networkx.DiGraph", degrees: Iterable[tuple[Hashable, int]]
-) -> Hashable:
+    role: str, chosen: Ends, graph: "networkx.DiGraph", degrees: Iterable[tuple[Hashable, int]]
+) -> list[Hashable]:
+    """Returns the nodes of a role: those given (a list names several), those that the graph names, or the only end."""
     ends = [node for node, degree in degrees if degree == 0]
     if chosen is None:
         chosen = graph.graph.get(role)
@@ -84,7 +118,14 @@ def _pick(
             raise GraphError(
                 f"Expected one node without {direction} edges, got {len(ends)} ({ends[:5]!r}); name it with `{role}`"
             )
-        return ends[0]
+        return ends
+    if isinstance(chosen, list):
+        # Inputs have no incoming edges; one of several outputs may well feed other nodes.
+        known = ends if role == "source" else list(graph)
+        unknown = [node for node in chosen if node not in known]
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
+            raise GraphError(f"Expected `{role}` to list different nodes of the graph, got {chosen!r}")
+        return chosen
     if chosen not in ends:
         raise GraphError(f"Expected `{role}` to be a node without {direction} edges, got {chosen!r}")
-    return chosen
+    return [chosen]

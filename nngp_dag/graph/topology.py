@@ -1,13 +1,13 @@
 """Path statistics of a DAG, exact, by one sweep over its nodes (THEORY: never enumerate paths).
 
-All functions take the number of nodes (input 0, output `num_nodes - 1`) and the edges, and return exact
-Python integers and fractions, however many paths there are.
+All functions take the number of nodes and the edges, by default with one input, node 0, and one output, the last node;
+several inputs are the first nodes. They return exact Python integers and fractions, however many paths there are.
 """
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
 
 
 def outgoing_edges(num_nodes: int, edges: Iterable[Edge]) -> list[list[Edge]]:
@@ -18,29 +18,33 @@ def outgoing_edges(num_nodes: int, edges: Iterable[Edge]) -> list[list[Edge]]:
     return outgoing
 
 
-def num_paths(num_nodes: int, edges: Sequence[Edge]) -> int:
-    """Returns P, the number of paths from node 0 to the last node.
+def num_paths(num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None) -> int:
+    """Returns P, the number of paths from an input to an output.
 
     Example:
+      >>> from nngp_dag.graph.operations import Op
       >>> num_paths(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
       2
     """
-    counts = [1] + [0] * (num_nodes - 1)
+    counts = [1] * num_inputs + [0] * (num_nodes - num_inputs)
     for node, leaving in enumerate(outgoing_edges(num_nodes, edges)):
         for edge in leaving:
             counts[edge.target] += counts[node]
-    return counts[-1]
+    return sum(counts[output] for output in outputs or (num_nodes - 1,))
 
 
-def live_edges(num_nodes: int, edges: Sequence[Edge]) -> tuple[Edge, ...]:
-    """Returns the edges that lie on a path from node 0 to the last node, in the given order.
+def live_edges(
+    num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None
+) -> tuple[Edge, ...]:
+    """Returns the edges that lie on a path from an input to an output, in the given order.
 
     Example:
+      >>> from nngp_dag.graph.operations import Op
       >>> len(live_edges(3, [Edge(0, 2, Op.SKIP), Edge(1, 2, Op.SKIP)]))  # nothing leads into node 1
       1
     """
     outgoing = outgoing_edges(num_nodes, edges)
-    reached, reaching = {0}, {num_nodes - 1}
+    reached, reaching = set(range(num_inputs)), set(outputs or (num_nodes - 1,))
     for node in range(num_nodes):
         if node in reached:
             reached.update(edge.target for edge in outgoing[node])
@@ -50,8 +54,10 @@ def live_edges(num_nodes: int, edges: Sequence[Edge]) -> tuple[Edge, ...]:
     return tuple(edge for edge in edges if edge.source in reached and edge.target in reaching)
 
 
-def depth_histogram(num_nodes: int, edges: Sequence[Edge]) -> dict[int, int]:
-    """Counts the paths 0 -> H by depth, the number of weighted edges on a path.
+def depth_histogram(
+    num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None
+) -> dict[int, int]:
+    """Counts the paths from an input to an output by depth, the number of weighted edges on a path.
 
     Per node one polynomial, whose k-th coefficient counts the paths of depth k into that node; a weighted
     edge multiplies it by z. A polynomial is packed into one integer with a field of fixed width per
@@ -61,23 +67,26 @@ def depth_histogram(num_nodes: int, edges: Sequence[Edge]) -> dict[int, int]:
       {depth: number of paths}, sorted by depth, without zeros; empty where no path reaches the output.
 
     Example:
+      >>> from nngp_dag.graph.operations import Op
       >>> depth_histogram(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
       {0: 1, 1: 1}
     """
-    total = num_paths(num_nodes, edges)
+    outputs = outputs or (num_nodes - 1,)
+    total = num_paths(num_nodes, edges, num_inputs, outputs)
     if total == 0:
         return {}
-    # Along live edges every path into a node extends to a path of its own to the output, so no coefficient
+    # Along live edges every path into a node extends to a path of its own to an output, so no coefficient
     # exceeds `total` and no field overflows into the next.
     field = (total.bit_length() + 7) // 8
-    outgoing = outgoing_edges(num_nodes, live_edges(num_nodes, edges))
-    pending = {0: 1}
-    for node in range(num_nodes - 1):
-        polynomial = pending.pop(node, 0)
+    outgoing = outgoing_edges(num_nodes, live_edges(num_nodes, edges, num_inputs, outputs))
+    pending = dict.fromkeys(range(num_inputs), 1)
+    polynomial = 0
+    for node in range(num_nodes):
+        paths = pending.pop(node, 0)
         for edge in outgoing[node]:
-            step = polynomial << (8 * field) if edge.op is Op.WEIGHTED else polynomial
-            pending[edge.target] = pending.get(edge.target, 0) + step
-    polynomial = pending[num_nodes - 1]
+            pending[edge.target] = pending.get(edge.target, 0) + (paths << (8 * field) if edge.weighted else paths)
+        if node in outputs:
+            polynomial += paths
     packed = polynomial.to_bytes(field * (polynomial.bit_length() // (8 * field) + 1), "little")
     counts = (int.from_bytes(packed[i : i + field], "little") for i in range(0, len(packed), field))
     return {depth: count for depth, count in enumerate(counts) if count}

@@ -4,7 +4,8 @@ import random
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph.dag import Dag
-from nngp_dag.graph.edge import Edge, Op
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.operations import Op
 
 FIGURE3: dict[str, str] = {"DAG#1": "2_02_002", "DAG#2": "1_01_222", "DAG#3": "2_21_112"}
 """The three DAGs of Chen et al. 2022, Figure 3: a chain, three parallel layers, and a mixed one."""

@@ -1,5 +1,6 @@
-"""Infinite-width kernels: dual activations, their propagation through a DAG, and the neural-tangents layer."""
+"""Infinite-width kernels: dual activations, their propagation through a network, and the neural-tangents layer."""
 
+from nngp_dag.kernels.gram import gram
 from nngp_dag.kernels.kernel import Kernel, kernel
 
-__all__ = ["Kernel", "kernel"]
+__all__ = ["Kernel", "gram", "kernel"]

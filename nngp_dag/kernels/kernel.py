@@ -1,7 +1,10 @@
-"""`kernel`: the NNGP and NTK of a DAG on data."""
+"""`kernel`: the NNGP and NTK of a network on data."""
 
 import contextlib
+import functools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.core
@@ -9,10 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from nngp_dag.activations import get_activation
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import Dag, normal_form
-from nngp_dag.kernels.dual import get_activation
-from nngp_dag.kernels.engine import check_order, kernel_of_inputs
+from nngp_dag.graph import Dag, Dense, Network, build_network
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
+from nngp_dag.graph.program import Program, program
+from nngp_dag.kernels.engine import Spec, Weights, kernel_of_inputs
+from nngp_dag.kernels.law import Rules
+from nngp_dag.kernels.loop import loop_structure, tables
+from nngp_dag.kernels.space import Space
+
+GETS = ("nngp", "ntk")
+
+# Programs of more steps run as a loop, whose compilation does not grow with the graph.
+_WRITTEN_OUT = 4
 
 
 @jax.tree_util.register_dataclass
@@ -22,53 +35,88 @@ class Kernel:
 
     Attributes:
       nngp: E[f_k(x_i) f_k(x_j)] over initialisations, for one output unit k, (N1, N2).
-      ntk: The neural tangent kernel in the NTK parameterisation, (N1, N2).
+      ntk: The neural tangent kernel, (N1, N2).
     """
 
     nngp: Float[Array | np.ndarray, "n1 n2"]
     ntk: Float[Array | np.ndarray, "n1 n2"]
 
 
+class Evaluation(NamedTuple):
+    """A network that is ready for evaluation: its program, what to compile, and how axes of covariances lie."""
+
+    program: Program
+    spec: Spec
+    space: Space
+
+
 def kernel(
     dag: Dag,
-    x1: ArrayLike,
-    x2: ArrayLike | None = None,
+    x1: ArrayLike | Sequence[ArrayLike],
+    x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
-    activation: str = "relu",
+    activation: Hashable = "relu",
     order: str = "linear-act",
+    w_std: float = HE_STD,
+    b_std: float | None = None,
+    layer: Dense | None = None,
+    aggregation: str = "sum",
+    stem: Dense | None = None,
     readout: bool = True,
-) -> Kernel:
+    image_readout: str = "flatten",
+    parameterisation: str = "ntk",
+    width: int | None = None,
+    get: str | tuple[str, ...] = GETS,
+) -> "Kernel | Array | np.ndarray | list":
     """Computes the exact NNGP and NTK of the infinitely wide network with the connectivity of `dag`.
 
-    The network, with He initialisation (weight variance 2 / fan-in, no bias): a stem from the flattened
-    input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H. A weighted edge is
-    phi(W x) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al. 2022) and
-    W phi(x) in the order "act-linear" (stem Linear, readout phi + Linear). Sums of activated branches and skips that
-    share an ancestor are exact: see `nngp_dag.graph.normal_form`.
+    The network: a stem from the input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H.
+    A weighted edge is phi(W x + b) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al.
+    2022) and W phi(x) + b in the order "act-linear" (stem Linear, readout phi + Linear); edges may carry operations of
+    their own instead (`nngp_dag.Dense`, `Conv`, `AvgPool`, `Scale`). By default weights have He variance, 2 / fan-in, and
+    there are no biases. Sums of activated branches and skips that share an ancestor are exact.
 
-    Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a number of nodes and
-    input shape compiles; every DAG with as many nodes then runs the same program.
+    Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), and the
+    readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where pooling
+    or that average needs them: memory then grows with the square of the pixels.
+
+    Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a graph compiles. Graphs of
+    up to 4 nodes of skips and plain weighted edges share one program per number of nodes and input shape. Larger ones run
+    as a loop, which compiles as quickly however many nodes there are and is shared by graphs of about equal size (with
+    convolutions every graph compiles for itself, in a time that grows with its edges).
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
-    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`). Entries of
-    inputs that are nearly opposite, which are nearly 0, keep half of their digits. Results are JAX
+    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`); not so for images
+    under convolutions, and after a smooth activation before a ReLU, where angles below the root of the precision are
+    lost. Entries of inputs that are nearly opposite, which are nearly 0, keep half of their digits. Results are JAX
     arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the
     next operation.
 
     Args:
       dag: The connectivity.
-      x1: Inputs, (N1, ...); features are flattened to d, and K(in) = x1 x2^T / d.
+      x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
       x2: Inputs, (N2, ...) with as many features, or None for x1.
-      activation: The nonlinearity phi; "relu".
+      activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`.
       order: "linear-act" or "act-linear".
+      w_std: Standard deviation of weights, times sqrt(fan-in).
+      b_std: Standard deviation of biases; None for none.
+      layer: Instead of the four above, the operation of plain weighted edges, such as `nngp_dag.Conv(filter_shape=(3, 3))`.
+      aggregation: How nodes add up: "sum", "scaled-sum" (over the root of the in-degree) or "mean".
+      stem: The operation of the stem, if not that of `layer`.
       readout: Whether to apply the readout; otherwise kernels are those of X(H).
+      image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
+      parameterisation: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
+      width: Width of the finite network, in units or channels; the NTK of the standard parameterisation grows with it.
+      get: "nngp" or "ntk" for that array alone, by default both.
 
     Returns:
-      A `Kernel` with `nngp` and `ntk`, (N1, N2) each. An input that is all zero has zero rows.
+      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, or one of them; a list of these where the graph has several outputs.
+      An input that is all zero has zero rows where there are no biases and phi(0) = 0.
 
     Raises:
-      GraphError: No path leads through `dag`, or the dtype cannot hold its skip multiplicities.
+      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit the
+        images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, entirely zero, too large or small for its dtype or has the wrong
         number of features, or an option is unknown.
 
@@ -77,42 +125,156 @@ def kernel(
       >>> k = nd.kernel(nd.Dag.from_code("2_21_112"), np.eye(3) * 3**0.5)
       >>> k.nngp.shape, float(k.nngp[0, 0].round(3))
       ((3, 3), 14.681)
+      >>> images = np.random.default_rng(0).normal(size=(2, 5, 5, 3))
+      >>> nd.kernel(nd.Dag.from_code("2_12"), images, layer=nd.Conv(filter_shape=(3, 3)), get="ntk").shape
+      (2, 2)
 
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
-    (NTK); Cho and Saul, NeurIPS 2009, eq. (6) (dual activation of ReLU).
+    (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
-    check_order(order)
-    get_activation(activation)
-    tables = normal_form(dag)
-    inputs1 = _flatten("x1", x1)
-    inputs2 = None if x2 is None else _flatten("x2", x2)
-    if inputs2 is not None and inputs2.shape[1] != inputs1.shape[1]:
-        raise InputError(
-            f"Expected `x1` and `x2` to have equally many features, got {inputs1.shape[1]} and {inputs2.shape[1]}"
-        )
-    dtype = _compute_dtype(*(x for x in (inputs1, inputs2) if x is not None))
-    if tables.A.max() > np.finfo(dtype).max:
-        raise GraphError(
-            f"Expected skip multiplicities whose squares {dtype} can hold, got {tables.A.max():g}; pass float64 inputs"
-        )
+    network = build_network(
+        dag,
+        activation=activation,
+        order=order,
+        w_std=w_std,
+        b_std=b_std,
+        layer=layer,
+        aggregation=aggregation,
+        stem=stem,
+    )
+    wanted = _wanted(get)
+    rules = make_rules(parameterisation, width)
+    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted)
+    inputs1 = _inputs("x1", x1, network)
+    inputs2 = None if x2 is None else _inputs("x2", x2, network)
+    for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
+        if first.shape[1:] != second.shape[1:]:
+            raise InputError(
+                "Expected `x1` and `x2` to have equally many features, got "
+                f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
+            )
+    dtype = _compute_dtype(*inputs1, *(inputs2 or ()))
     with precision_of(dtype):
-        nngp, ntk = kernel_of_inputs(
-            jnp.asarray(tables.A, dtype),
-            jnp.asarray(tables.B, dtype),
-            jnp.asarray(inputs1, dtype),
-            None if inputs2 is None else jnp.asarray(inputs2, dtype),
-            order=order,
-            activation=activation,
-            readout=readout,
+        results = kernel_of_inputs(
+            weights_of(plan, network, dtype),
+            [jnp.asarray(x, dtype) for x in inputs1],
+            None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2],
+            spec=plan.spec,
+            space=plan.space,
         )
-    if dtype == np.float64 and not jax.config.read("jax_enable_x64") and not isinstance(nngp, jax.core.Tracer):
-        return Kernel(np.asarray(nngp), np.asarray(ntk))
-    return Kernel(nngp, ntk)
+    kernels = [_finished(nngp, ntk, dtype, wanted, plan.spec) for nngp, ntk in results]
+    return kernels if len(dag.outputs) > 1 else kernels[0]
+
+
+def make_rules(parameterisation: str, width: int | None) -> Rules:
+    """Validates what gradients are taken with respect to.
+
+    Raises:
+      InputError: The parameterisation is unknown, or "standard" without a width.
+    """
+    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+    if parameterisation == "ntk":
+        return Rules()
+    if width is None or width < 1:
+        raise InputError(
+            f"Expected `width` to be at least 1 with parameterisation 'standard', whose NTK grows with it, got {width}"
+        )
+    return Rules("standard", width)
+
+
+@functools.lru_cache(maxsize=4096)
+def evaluation(
+    network: Network, readout: bool, image_readout: str | None, rules: Rules, with_ntk: bool = True
+) -> Evaluation:
+    """Plans the evaluation of a network's kernels.
+
+    Args:
+      network: The network.
+      readout: Whether the readout follows.
+      image_readout: What becomes of pixels: "flatten", "global-average", or None to keep them.
+      rules: The parameterisation.
+      with_ntk: Whether the NTK is wanted.
+
+    Raises:
+      GraphError: An activation meets a node that is not Gaussian.
+      InputError: `image_readout` is unknown, or an activation is.
+    """
+    if image_readout is not None:
+        check_option("image_readout", image_readout, IMAGE_READOUTS)
+    network.check_gaussian(input_is_gaussian=True, reads_out=readout)
+    operations = network.weighted_operations
+    activations = [get_activation(op.activation) for op in operations]  # type: ignore[arg-type]
+    images = network.image_operations
+    plan = program(network)
+    layer = network.layer
+    dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
+    loop = not images and len(plan.structure.steps) > _WRITTEN_OUT
+    spec = Spec(
+        structure=loop_structure(plan.structure) if loop else plan.structure,
+        stem=network.stem_op if network.has_stem else None,
+        readout=dense if readout else None,
+        readout_activation=layer.activation if network.reads_out_activated else None,
+        pixels=image_readout if images else None,
+        rules=rules,
+        with_ntk=with_ntk,
+        homogeneous=all(phi.homogeneous for phi in activations)
+        and all(op.b_std is None and not op.layer_norm for op in (*operations, dense)),
+        loop=loop,
+    )
+    ndim = 0
+    if images:
+        windows = {len(op.window_shape if hasattr(op, "window_shape") else op.filter_shape) for op in images}
+        if len(windows) > 1:
+            raise GraphError(f"Expected all windows to have equally many spatial axes, got {sorted(windows)}")
+        ndim = windows.pop()
+    return Evaluation(plan, spec, Space(ndim, network.pools or image_readout == "global-average"))
+
+
+def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
+    """Returns the numbers of a program in `dtype`.
+
+    Raises:
+      GraphError: They do not fit into it.
+    """
+    weights = plan.program.weights
+    if weights.max(initial=0) > np.finfo(dtype).max:
+        raise GraphError(
+            f"Expected skip multiplicities whose squares {dtype} can hold, got {weights.max():g}; pass float64 inputs"
+        )
+    loop = tables(plan.program, network.dag.num_nodes, dtype) if plan.spec.loop else None
+    terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
+    return jax.tree.map(jnp.asarray, Weights(terms.astype(dtype), means.astype(dtype), loop, np.True_))
 
 
 def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:
     """Returns a context in which JAX computes in `dtype`: enables float64 locally where it must."""
     return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
+
+
+def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
+    wanted = (get,) if isinstance(get, str) else tuple(get)
+    if not wanted or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
+        raise InputError(f"Expected `get` to be 'nngp', 'ntk' or both of them, got {get!r}")
+    return wanted
+
+
+def _finished(
+    nngp: jax.Array, ntk: jax.Array | None, dtype: np.dtype, wanted: tuple[str, ...], spec: Spec
+) -> "Kernel | Array | np.ndarray":
+    results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
+    if not isinstance(nngp, jax.core.Tracer):
+        for name in wanted:
+            # Networks that scale with their inputs cannot overflow: inputs are in range, and so are the weights.
+            if not spec.homogeneous and not bool(jnp.isfinite(results[name]).all()):  # type: ignore[arg-type]
+                raise InputError(
+                    f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
+                    "rescale the inputs, or pass them in float64"
+                )
+        if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+            results = {name: None if v is None else np.asarray(v) for name, v in results.items()}
+    if len(wanted) == 1:
+        return results[wanted[0]]  # type: ignore[return-value]
+    return Kernel(**results)  # type: ignore[arg-type]
 
 
 def _compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
@@ -122,8 +284,26 @@ def _compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
     return np.dtype(np.float64 if double else np.float32)
 
 
-def _flatten(name: str, x: ArrayLike) -> np.ndarray | jax.Array:
-    """Returns `x` as (N, d), checked; values inside a transformation cannot be seen and are not checked."""
+def _inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray | jax.Array]:
+    """Returns one checked array per input node; see `_check`."""
+    num_inputs = network.dag.num_inputs
+    several = isinstance(x, (list, tuple)) and num_inputs > 1
+    given = list(x) if several else [x] * num_inputs  # type: ignore[arg-type]
+    if len(given) != num_inputs:
+        raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
+    arrays = [_check(f"{name}[{i}]" if several else name, array, network) for i, array in enumerate(given)]
+    if len({len(array) for array in arrays}) > 1:
+        raise InputError(f"Expected all arrays of `{name}` to hold equally many inputs, got {[*map(len, arrays)]}")
+    if network.image_operations:
+        shapes = {array.shape[1:-1] for array in arrays}
+        if len(shapes) > 1:
+            raise InputError(f"Expected all arrays of `{name}` to hold images of one shape, got {sorted(shapes)}")
+        network.pixels(*shapes)
+    return arrays
+
+
+def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
+    """Returns `x` as (N, d), or as images; values inside a transformation cannot be seen and are not checked."""
     array = x if isinstance(x, jax.Array) else np.asarray(x)
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
@@ -131,10 +311,16 @@ def _flatten(name: str, x: ArrayLike) -> np.ndarray | jax.Array:
         raise InputError(
             f"Expected `{name}` to have shape (N, features...) with N >= 1 and a feature, got {array.shape}"
         )
-    array = array.reshape(array.shape[0], -1)
+    if network.image_operations:
+        if array.ndim < 3:
+            raise InputError(
+                f"Expected `{name}` to hold images (N, *pixels, channels) for convolutions or pooling, got {array.shape}"
+            )
+    else:
+        array = array.reshape(array.shape[0], -1)
     if isinstance(array, jax.core.Tracer):
         return array
-    largest = np.asarray(abs(array).max(axis=1), np.float64)
+    largest = np.asarray(abs(array).max(axis=tuple(range(1, array.ndim))), np.float64)
     if not np.isfinite(largest).all():
         row = int(np.flatnonzero(~np.isfinite(largest))[0])
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")

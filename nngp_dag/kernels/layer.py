@@ -1,53 +1,114 @@
-"""The kernel of a DAG as a layer of `neural_tangents.stax`."""
+"""A network as a layer of `neural_tangents.stax`."""
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, Op, normal_form
-from nngp_dag.kernels.engine import check_order, kernel_of_kernel, second_moments
-from nngp_dag.kernels.kernel import precision_of
+from nngp_dag.activations import get_activation
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
+from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, check_option
+from nngp_dag.kernels.engine import kernel_of_kernel, variances_of_outputs
+from nngp_dag.kernels.kernel import evaluation, precision_of, weights_of
+from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
 
+Shape = tuple[int, ...]
 
-def _dense_relu(weights: jax.Array, x: jax.Array, order: str) -> jax.Array:
-    scale = (2 / x.shape[-1]) ** 0.5
-    if order == "linear-act":
-        return jax.nn.relu(scale * (x @ weights))
-    return scale * (jax.nn.relu(x) @ weights)
+
+def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]:
+    """The finite operation, in the layers of stax: init_fn and apply_fn."""
+    if isinstance(op, AvgPool):
+        return stax.AvgPool(op.window_shape, op.strides, op.padding, normalize_edges=op.normalize_edges)[:2]
+    if isinstance(op, Scale):
+        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: op.factor * x)
+    if not isinstance(op, Dense):
+        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x)
+    options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterisation}
+    if isinstance(op, Conv):
+        linear = stax.Conv(width, op.filter_shape, op.strides, op.padding, **options)
+    else:
+        linear = stax.Dense(width, **options)
+    phi = get_activation(op.activation)  # type: ignore[arg-type]
+    activation = (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: phi(x))
+    layers = [linear[:2], activation]
+    if op.order == "act-linear":
+        layers.reverse()
+    if op.layer_norm:
+        layers.insert(0, stax.LayerNorm(axis=-1)[:2])
+
+    def init_fn(rng: jax.Array, shape: Shape) -> tuple[Shape, tuple]:
+        params = []
+        # Only the linear layer draws, so that all may share the key.
+        for init, _ in layers:
+            shape, drawn = init(rng, shape)
+            params.append(drawn)
+        return shape, tuple(params)
+
+    def apply_fn(params: tuple, x: jax.Array, **kwargs: Any) -> jax.Array:
+        for (_, apply), drawn in zip(layers, params, strict=True):
+            x = apply(drawn, x)
+        return x
+
+    return init_fn, apply_fn
 
 
 @stax.layer
-def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, Any, Any]:  # noqa: N802
-    """The stem and the nodes of a DAG of fully connected ReLU layers, as a `neural_tangents.stax` layer.
+def DagLayer(  # noqa: N802
+    dag: Dag,
+    width: int,
+    *,
+    activation: Hashable = "relu",
+    order: str = "linear-act",
+    w_std: float = HE_STD,
+    b_std: float | None = None,
+    layer: Dense | None = None,
+    aggregation: str = "sum",
+    stem: Dense | None = None,
+    has_stem: bool = True,
+    parameterisation: str = "ntk",
+) -> tuple[Any, Any, Any]:
+    """The stem and the nodes of a network with the connectivity of a DAG, as a `neural_tangents.stax` layer.
 
     It computes X(H), the last node, and composes with other layers: followed by
     `stax.Dense(k, W_std=2**0.5)` ("linear-act"), or by `stax.Relu()` and the same `Dense` ("act-linear"), its kernel is
-    that of `nngp_dag.kernel` with the readout. Parameters follow the NTK parameterisation with He
-    variance and no bias.
+    that of `nngp_dag.kernel` with the readout. A graph with several inputs takes a list of inputs or kernels, as after
+    `stax.FanOut`; one with several outputs gives a list, each of which must be read by weights of its own before they are
+    added up, since stax knows nothing of their correlation: sums belong into the graph.
 
     Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an
     ancestor, and its cost does not grow with the number of paths.
 
     The angle of two inputs that nearly coincide is only as good as the rounding of the kernel that comes in (relative
-    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it.
+    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it. Masks are not supported.
 
     Args:
       dag: The connectivity.
-      width: Number of units of every node of the finite network.
-      order: "linear-act", phi(W x) on edges and the stem Linear + ReLU; or "act-linear", W phi(x) and the stem Linear.
+      width: Number of units, or channels, of every node of the finite network.
+      activation: The nonlinearity phi; see `nngp_dag.kernel`, also for the next four.
+      order: "linear-act", phi(W x + b) on edges and the stem Linear + phi; or "act-linear", W phi(x) + b and the stem
+        Linear.
+      w_std: Standard deviation of weights, times sqrt(fan-in).
+      b_std: Standard deviation of biases; None for none.
+      layer: Instead of the four above, the operation of plain weighted edges.
+      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
+      stem: The operation of the stem, if not that of `layer`.
+      has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others.
+      parameterisation: "ntk" or "standard".
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the stem's weights (d, width), then those of every weighted
-      edge in the order of `dag.live_edges`, (width, width) each.
+      `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every live
+      edge in the order of `dag.live_edges`, each a tuple over its layers (layer norm, linear, activation, as they are
+      applied) with `(W, b)` for the linear one.
 
     Raises:
-      GraphError: No path leads through `dag`.
-      InputError: `width` or `order` is invalid, or inputs are not of shape (N, d).
+      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, or images do not fit.
+      InputError: `width` or another option is invalid, or inputs have the wrong shape.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -60,68 +121,141 @@ def DagLayer(dag: Dag, width: int, *, order: str = "linear-act") -> tuple[Any, A
 
     Reference: Novak et al., ICLR 2020 (the stax language); Chen et al., NeurIPS 2022 (the architecture).
     """
-    check_order(order)
     if width < 1:
         raise InputError(f"Expected `width` to be at least 1, got {width}")
-    tables = normal_form(dag)
-    weighted = [edge for edge in dag.live_edges if edge.op is Op.WEIGHTED]
+    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+    network = build_network(
+        dag,
+        activation=activation,
+        order=order,
+        w_std=w_std,
+        b_std=b_std,
+        layer=layer,
+        aggregation=aggregation,
+        stem=stem,
+        has_stem=has_stem,
+    )
+    several_inputs, several_outputs = dag.num_inputs > 1, len(dag.outputs) > 1
+    stems = [_finite(network.stem_op, width, parameterisation)] * dag.num_inputs if has_stem else []
+    edges = [_finite(edge.op, width, parameterisation) for edge in network.edges]
 
-    def init_fn(rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[jax.Array, ...]]:
-        _check_shape(input_shape)
-        keys = jax.random.split(rng, 1 + len(weighted))
-        fan_in = [input_shape[-1]] + [width] * len(weighted)
-        params = tuple(jax.random.normal(key, (n, width)) for key, n in zip(keys, fan_in, strict=True))
-        return (*input_shape[:-1], width), params
+    def init_fn(rng: jax.Array, input_shape: Shape | Sequence[Shape]) -> tuple[Any, tuple]:
+        shapes = _listed(input_shape, several_inputs)
+        for shape in shapes:
+            _check_shape(shape, network)
+        keys = list(jax.random.split(rng, len(stems) + len(edges)))
+        params = []
+        nodes: list[Shape | None] = [*shapes, *[None] * (dag.num_nodes - dag.num_inputs)]
+        for node, (init, _) in enumerate(stems):
+            nodes[node], drawn = init(keys[node], nodes[node])
+            params.append(drawn)
+        for edge, (init, _), key in zip(network.edges, edges, keys[len(stems) :], strict=True):
+            shape, drawn = init(key, nodes[edge.source])
+            params.append(drawn)
+            if nodes[edge.target] not in (None, shape):
+                raise GraphError(
+                    f"Expected all edges into node {edge.target} to put out one shape, got {nodes[edge.target]} and "
+                    f"{shape} from edge {edge}; give them equal strides, and inputs without stem `width` channels"
+                )
+            nodes[edge.target] = shape
+        outputs = [nodes[output] for output in dag.outputs]
+        return (outputs if several_outputs else outputs[0]), tuple(params)
 
-    def apply_fn(params: tuple[jax.Array, ...], inputs: ArrayLike, **kwargs: Any) -> jax.Array:
-        stem, *edge_weights = params
-        inputs = jnp.asarray(inputs)
-        _check_shape(inputs.shape)
-        if order == "linear-act":
-            node0 = _dense_relu(stem, inputs, order)
-        else:
-            node0 = (2 / inputs.shape[-1]) ** 0.5 * (inputs @ stem)
-        nodes = [node0] + [jnp.zeros_like(node0)] * (dag.num_nodes - 1)
-        remaining = iter(edge_weights)
-        for edge in dag.live_edges:
-            x = nodes[edge.source]
-            x = _dense_relu(next(remaining), x, order) if edge.op is Op.WEIGHTED else x
-            nodes[edge.target] = nodes[edge.target] + x
-        return nodes[-1]
+    def apply_fn(params: tuple, inputs: ArrayLike | Sequence[ArrayLike], **kwargs: Any) -> Any:
+        nodes: list[Any] = [jnp.asarray(x) for x in _listed(inputs, several_inputs)]
+        for x in nodes:
+            _check_shape(x.shape, network)
+        nodes += [None] * (dag.num_nodes - dag.num_inputs)
+        for node, (_, apply) in enumerate(stems):
+            nodes[node] = apply(params[node], nodes[node])
+        for edge, (_, apply), drawn in zip(network.edges, edges, params[len(stems) :], strict=True):
+            x = network.factor(edge.target) * apply(drawn, nodes[edge.source])
+            nodes[edge.target] = x if nodes[edge.target] is None else nodes[edge.target] + x
+        outputs = [nodes[output] for output in dag.outputs]
+        return outputs if several_outputs else outputs[0]
 
-    @stax.requires(batch_axis=0, channel_axis=-1)
-    def kernel_fn(k: StaxKernel, **kwargs: Any) -> StaxKernel:
-        _check_shape(k.shape1)
-        q1 = k.cov1 if k.diagonal_batch else jnp.diagonal(k.cov1)
-        q2 = None if k.cov2 is None else k.cov2 if k.diagonal_batch else jnp.diagonal(k.cov2)
-        # neural-tangents marks the NTK of raw inputs, which is zero, by a scalar.
-        ntk_in = k.ntk if k.ntk is not None and k.ntk.ndim else jnp.zeros_like(k.nngp)
-        options = {"order": order, "activation": "relu"}
-        with precision_of(k.nngp.dtype):
-            A, B = jnp.asarray(tables.A, k.nngp.dtype), jnp.asarray(tables.B, k.nngp.dtype)
-            nngp, ntk = kernel_of_kernel(A, B, k.nngp, ntk_in, q1, q2, **options)
+    # Pooling needs the covariances of different pixels; nothing else here does.
+    spatial = stax.Diagonal(input=stax.Bool.NO) if network.pools else stax.Diagonal()
 
-            def propagate(cov: jax.Array | None, q: jax.Array | None) -> jax.Array | None:
-                if cov is None or q is None:
-                    return None
-                if k.diagonal_batch:
-                    return second_moments(A, B, q, **options)
-                return kernel_of_kernel(A, B, cov, jnp.zeros_like(cov), q, None, **options)[0]
+    @stax.requires(batch_axis=0, channel_axis=-1, diagonal_spatial=spatial)
+    def kernel_fn(k: StaxKernel | list[StaxKernel], **kwargs: Any) -> Any:
+        inputs = [_checked(one, network) for one in _listed(k, several_inputs)]
+        first = inputs[0]
+        input_is_gaussian = all(one.is_gaussian for one in inputs)
+        network.check_gaussian(input_is_gaussian=input_is_gaussian)
+        plan = evaluation(network, False, None, Rules(parameterisation, width), with_ntk=first.ntk is not None)
+        space = plan.space._replace(
+            ndim=len(first.shape1) - 2, full=not first.diagonal_spatial and len(first.shape1) > 2
+        )
+        options = {"spec": plan.spec, "space": space, "channels": tuple(one.shape1[-1] for one in inputs)}
 
-            return k.replace(
-                nngp=nngp,
-                ntk=None if k.ntk is None else ntk,
-                cov1=propagate(k.cov1, q1),
-                cov2=propagate(k.cov2, q2),
-                is_gaussian=order == "act-linear",
-                is_input=False,
-            )
+        def own(which: str) -> list[jax.Array] | None:
+            """Covariances of inputs with themselves, for every input node."""
+            covariances = [getattr(one, which) for one in inputs]
+            if covariances[0] is None:
+                return None
+            return [c if one.diagonal_batch else _diagonal(c) for c, one in zip(covariances, inputs, strict=True)]
+
+        own1, own2 = own("cov1"), own("cov2")
+        with precision_of(np.dtype(first.nngp.dtype)):
+            weights = weights_of(plan, network, np.dtype(first.nngp.dtype))
+            # neural-tangents marks the NTK of raw inputs, which is zero, by a scalar.
+            kernels = [
+                (one.nngp, None if one.ntk is None else jnp.broadcast_to(one.ntk, one.nngp.shape)) for one in inputs
+            ]
+            results = kernel_of_kernel(weights, kernels, own1, own2, **options)
+
+            def propagated(which: str, variances: list[jax.Array] | None) -> list[jax.Array | None]:
+                if variances is None:
+                    return [None] * len(dag.outputs)
+                if first.diagonal_batch:
+                    return list(variances_of_outputs(weights, variances, **options))
+                whole = [(getattr(one, which), None) for one in inputs]
+                options_without_ntk = options | {"spec": plan.spec._replace(with_ntk=False)}
+                return [nngp for nngp, _ in kernel_of_kernel(weights, whole, variances, None, **options_without_ntk)]
+
+            outputs = [
+                first.replace(
+                    nngp=nngp,
+                    ntk=ntk,
+                    cov1=cov1,
+                    cov2=cov2,
+                    is_gaussian=network.output_is_gaussian(output, input_is_gaussian=input_is_gaussian),
+                    is_input=False,
+                )
+                for output, (nngp, ntk), cov1, cov2 in zip(
+                    dag.outputs, results, propagated("cov1", own1), propagated("cov2", own2), strict=True
+                )
+            ]
+        return outputs if several_outputs else outputs[0]
 
     return init_fn, apply_fn, kernel_fn
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
-    if len(shape) != 2:
-        raise InputError(
-            f"Expected the input of `DagLayer` to have shape (N, d), got {shape}; put `stax.Flatten()` before it"
-        )
+def _listed(value: Any, several: bool) -> list:
+    return list(value) if several else [value]
+
+
+def _diagonal(covariance: jax.Array) -> jax.Array:
+    """(N, N, *pixels) -> (N, *pixels)."""
+    return jnp.moveaxis(jnp.diagonal(covariance), -1, 0)
+
+
+def _checked(k: StaxKernel, network: Network) -> StaxKernel:
+    _check_shape(k.shape1, network)
+    if k.mask1 is not None or k.mask2 is not None:
+        raise InputError("Expected kernels without masks, got masked ones; `DagLayer` does not support masking")
+    return k.reverse() if k.is_reversed else k
+
+
+def _check_shape(shape: Shape, network: Network) -> None:
+    if not network.image_operations:
+        if len(shape) != 2:
+            raise InputError(
+                f"Expected the input of `DagLayer` to have shape (N, d), got {shape}; put `stax.Flatten()` before it, or "
+                "give it convolutions"
+            )
+        return
+    if len(shape) < 3:
+        raise InputError(f"Expected the input of `DagLayer` to be images (N, *pixels, channels), got {shape}")
+    network.pixels(tuple(shape[1:-1]))

@@ -2,10 +2,12 @@
 
 Version 0.6.5 imports names that JAX has removed, and TensorFlow for one experimental function. While its modules
 load, the names are put back and an empty module stands in for `neural_tangents.experimental`; afterwards
-jax is left as it was found. This file can go when a release imports on current JAX without TensorFlow.
+jax is left as it was found. What else JAX and SciPy have changed is replaced inside neural-tangents' own modules
+`predict` and `empirical`. This file can go when a release works on current JAX without TensorFlow.
 """
 
 import contextlib
+import functools
 import importlib.util
 import sys
 import types
@@ -16,6 +18,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.extend.core
+import jax.extend.source_info_util
 import jax.interpreters.ad
 
 _EXPERIMENTAL = "neural_tangents.experimental"
@@ -66,11 +69,64 @@ def _patched_jax() -> Iterator[None]:
             del sys.modules[name]
 
 
+def _patch_predict(predict: Any) -> None:
+    """Gives this one module its own `jax` and `sp`, which it uses for no more than this."""
+    # With a traced kernel, as under vmap, JAX's eval_context now refuses what it used to leave to the tracer.
+    core = types.SimpleNamespace(eval_context=jax.ensure_compile_time_eval)
+    predict.jax = types.SimpleNamespace(core=core, default_backend=jax.default_backend)
+    # SciPy has renamed the argument `eigvals`.
+    eigvalsh = predict.sp.linalg.eigvalsh
+    linalg = types.SimpleNamespace(eigvalsh=lambda a, eigvals: eigvalsh(a, subset_by_index=eigvals))
+    predict.sp = types.SimpleNamespace(linalg=linalg)
+
+
+def _patch_empirical(empirical: Any) -> None:
+    """Rewrites on what JAX offers today the three functions, and gives the names, that structured derivatives need."""
+
+    def primals_out_and_pullback(
+        fn: Any, mode: Any, j_rules: bool, s_rules: bool, fwd: bool | None, *primals: Any
+    ) -> Any:
+        leaves, tree = jax.tree.flatten(primals)
+        with jax.disable_jit():
+            out, linear = jax.linearize(lambda *x: fn(*tree.unflatten(x)), *leaves)
+            closed = jax.make_jaxpr(linear)(*leaves)
+        undefined = [jax.interpreters.ad.UndefinedPrimal(v.aval) for v in closed.jaxpr.invars]
+
+        def pullback(*cotangents: Any) -> Any:
+            cts, rules = tuple(jax.tree.leaves(cotangents)), {"_j_rules": j_rules, "_s_rules": s_rules, "_fwd": fwd}
+            return tree.unflatten(empirical._backward_pass(closed.jaxpr, mode, closed.consts, undefined, cts, **rules))
+
+        return out, pullback
+
+    def eqn_vjp(eqn: Any, cotangent: Any, *values: Any) -> Any:
+        if eqn is None:
+            return (cotangent,)
+        return jax.interpreters.ad.get_primitive_transpose(eqn.primitive)(cotangent, *values, **eqn.params)
+
+    def flops(function: Callable[..., Any], optimize: bool, *args: Any, **kwargs: Any) -> float:
+        lowered = jax.jit(function).lower(*args, **kwargs)
+        return (lowered.compile() if optimize else lowered).cost_analysis()["flops"]
+
+    empirical._get_primals_out_and_pullback = primals_out_and_pullback
+    empirical._eqn_vjp_fn = eqn_vjp
+    empirical._get_flops = flops
+    ad: Any = types.ModuleType("ad")
+    ad.__getattr__ = functools.partial(getattr, jax.interpreters.ad)
+    ad.source_info_util, ad.config = jax.extend.source_info_util, types.SimpleNamespace(jax_enable_checks=False)
+    empirical.ad = ad
+    # No array has the second type any more.
+    empirical.core = types.SimpleNamespace(ShapedArray=jax.core.ShapedArray, DShapedArray=None)
+
+
 def _load() -> tuple[Any, Any]:
     # An import that already worked, on an old JAX, is left alone.
-    with contextlib.nullcontext() if "neural_tangents" in sys.modules else _patched_jax():
+    first = "neural_tangents" not in sys.modules
+    with _patched_jax() if first else contextlib.nullcontext():
         import neural_tangents
         from neural_tangents import stax
+    if first:
+        _patch_predict(sys.modules["neural_tangents._src.predict"])
+        _patch_empirical(sys.modules["neural_tangents._src.empirical"])
     return neural_tangents, stax
 
 

@@ -1,6 +1,7 @@
 """Finite networks: flax modules for any DAG, and their training with optax."""
 
-from nngp_dag.nets.model import DagNet, HeLinear, as_functions
+from nngp_dag.nets.layers import WeightedLayer
+from nngp_dag.nets.model import DagNet, as_functions
 from nngp_dag.nets.training import TrainResult, cross_entropy, squared_loss, train
 
-__all__ = ["DagNet", "HeLinear", "TrainResult", "as_functions", "cross_entropy", "squared_loss", "train"]
+__all__ = ["DagNet", "TrainResult", "WeightedLayer", "as_functions", "cross_entropy", "squared_loss", "train"]

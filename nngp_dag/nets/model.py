@@ -1,61 +1,73 @@
 """The finite network of a DAG, as a flax nnx module and as a pure function."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
+from nngp_dag.activations import get_activation
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, Op
+from nngp_dag.graph import Dag, Dense, build_network
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option, check_window
+from nngp_dag.nets.layers import WeightedLayer, without_weights
 
-ORDERS = ("linear-act", "act-linear")
-PARAMETERISATIONS = ("ntk", "standard")
+Inputs = ArrayLike | Sequence[ArrayLike]
 Params = nnx.State
 
 
-class HeLinear(nnx.Module):
-    """x -> x W without bias, Var(x W) = 2 mean(x^2): He initialisation in either parameterisation.
-
-    Parameterisation "ntk": W = sqrt(2 / fan_in) omega with trained omega ~ N(0, 1). "standard": W itself is trained,
-    W ~ N(0, 2 / fan_in).
-    """
-
-    def __init__(self, fan_in: int, fan_out: int, parameterisation: str, *, rngs: nnx.Rngs):
-        """Draws the weights."""
-        std = (2 / fan_in) ** 0.5
-        init_std, self.scale = (1.0, std) if parameterisation == "ntk" else (std, 1.0)
-        self.linear = nnx.Linear(
-            fan_in, fan_out, use_bias=False, kernel_init=nnx.initializers.normal(init_std), rngs=rngs
-        )
-
-    def __call__(self, x: Float[Array, "n fan_in"]) -> Float[Array, "n fan_out"]:
-        """Applies the layer."""
-        return self.scale * self.linear(x)
-
-
 class DagNet(nnx.Module):
-    """A fully connected ReLU network with the connectivity of a DAG.
+    """A network with the connectivity of a DAG, whose infinite-width kernel is `nngp_dag.kernel` with the same options.
 
-    Stem, nodes X(t) = sum over edges s -> t of op(X(s)), readout: the network whose infinite-width kernel is
-    `nngp_dag.kernel` with the same `order`, in the parameterisation "ntk". A node without incoming edges is zero.
+    Stem, nodes X(t) = a(t) * sum over edges s -> t of op(X(s)), readout; `nngp_dag.kernel` says more of the options. By
+    default the network is fully connected, with ReLU, He initialisation and no biases.
+
+    Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), of the
+    pixels that `image_shape` names: a flattening readout has as many weights as the last node has pixels and channels.
+
+    Args:
+      dag: The connectivity.
+      in_features: Number of features, or of an image's channels; for a graph with several inputs a tuple of such
+        numbers, or one for all.
+      out_features: Number of outputs of every readout.
+      width: Number of units, or channels, of every node.
+      activation: The nonlinearity phi: a name such as "relu", or one of `nngp_dag.activations`.
+      order: "linear-act" or "act-linear".
+      w_std: Standard deviation of weights, times sqrt(fan-in).
+      b_std: Standard deviation of biases; None for none. 0 means biases that start at 0, which "standard" trains and
+        "ntk" leaves there.
+      layer: Instead of the four above, the operation of plain weighted edges.
+      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
+      stem: The operation of the stem, if not that of `layer`.
+      image_shape: (height, width) of images, for networks with convolutions or pooling only.
+      image_readout: What becomes of the pixels of the last node: "flatten" or "global-average".
+      parameterisation: What is trained: "ntk" or "standard"; see `WeightedLayer`.
+      rngs: All weights come from `rngs.params`: those of stems, then of edges, then of readouts.
 
     Attributes:
-      dag: The connectivity.
-      stem: The layer from the input to node 0.
-      edges: One layer per weighted edge that lies on a path to the output, in the order of `dag.edges`.
-      readout: The layer from node H to the output.
+      network: The architecture, with every operation filled in.
+      stems: One layer per input node; `stem` is the first.
+      edges: One layer per weighted edge that lies on a path to an output, in the order of `dag.live_edges`.
+      readouts: One layer per output node; `readout` is the first.
 
     Raises:
-      GraphError: No path leads through `dag`.
-      InputError: A size is below 1, or an option is unknown.
+      GraphError: No path leads through `dag`, an edge applies its activation to a node that is not Gaussian at infinite
+        width, or operations do not fit the images.
+      InputError: A size is below 1 or missing, or an option is unknown.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
+      >>> from nngp_dag.graph import Conv
       >>> net = DagNet(Dag.from_code("2_21_112"), 64, 10, width=128, rngs=nnx.Rngs(0))
       >>> net(jnp.ones((5, 64))).shape
+      (5, 10)
+      >>> conv = Conv(filter_shape=(3, 3))
+      >>> net = DagNet(Dag.from_code("2_12"), 3, 10, width=16, layer=conv, image_shape=(8, 8), rngs=nnx.Rngs(0))
+      >>> net(jnp.ones((5, 8, 8, 3))).shape
       (5, 10)
 
     Reference: Chen et al., NeurIPS 2022, Section 3 (the architecture); He et al., ICCV 2015 (initialisation); Jacot
@@ -65,55 +77,152 @@ class DagNet(nnx.Module):
     def __init__(
         self,
         dag: Dag,
-        in_features: int,
+        in_features: int | Sequence[int],
         out_features: int,
         *,
         width: int,
+        activation: Hashable = "relu",
         order: str = "linear-act",
+        w_std: float = HE_STD,
+        b_std: float | None = None,
+        layer: Dense | None = None,
+        aggregation: str = "sum",
+        stem: Dense | None = None,
+        image_shape: Sequence[int] | None = None,
+        image_readout: str = "flatten",
         parameterisation: str = "ntk",
         rngs: nnx.Rngs,
     ):
-        """Draws all weights from `rngs.params`."""
-        dag.require_connected()
-        for name, size in (("in_features", in_features), ("out_features", out_features), ("width", width)):
+        """Draws all weights."""
+        network = build_network(
+            dag,
+            activation=activation,
+            order=order,
+            w_std=w_std,
+            b_std=b_std,
+            layer=layer,
+            aggregation=aggregation,
+            stem=stem,
+        )
+        check_option("image_readout", image_readout, IMAGE_READOUTS)
+        check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+        channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
+        if len(channels) != dag.num_inputs:
+            raise InputError(
+                f"Expected `in_features` to hold {dag.num_inputs} numbers, one per input node, got {in_features}"
+            )
+        for name, size in (("in_features", min(channels)), ("out_features", out_features), ("width", width)):
             if size < 1:
                 raise InputError(f"Expected `{name}` to be at least 1, got {size}")
-        for name, value, known in (
-            ("order", order, ORDERS),
-            ("parameterisation", parameterisation, PARAMETERISATIONS),
-        ):
-            if value not in known:
-                raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}")
-        self.dag, self.order = dag, order
-        self.stem = HeLinear(in_features, width, parameterisation, rngs=rngs)
-        self.edges = nnx.List(
-            [HeLinear(width, width, parameterisation, rngs=rngs) for e in dag.live_edges if e.op is Op.WEIGHTED]
-        )
-        self.readout = HeLinear(width, out_features, parameterisation, rngs=rngs)
+        if network.image_operations and image_shape is None:
+            raise InputError("Expected `image_shape` for convolutions and pooling, got None; pass (height, width)")
+        if image_shape is not None and not network.image_operations:
+            raise InputError(
+                f"Expected no `image_shape` without convolutions and pooling, got {image_shape}; count all values of "
+                "an input in `in_features`"
+            )
+        image = () if image_shape is None else check_window("image_shape", image_shape)
+        pixels = network.pixels(image)
 
-    def features(self, x: Float[Array, "n d"]) -> Float[Array, "n width"]:
-        """Returns X(H), the last node, for inputs (N, d)."""
-        node0 = self.stem(x)
-        nodes = [jax.nn.relu(node0) if self.order == "linear-act" else node0]
-        nodes += [jnp.zeros_like(node0)] * (self.dag.num_nodes - 1)
+        self.network, self.image_readout = network, image_readout
+        self.input_shapes = tuple((*image, size) for size in channels)
+        phi = network.layer.activation if network.reads_out_activated else None
+        self.readout_activation = None if phi is None else get_activation(phi)  # type: ignore[arg-type]
+
+        def layers(of: Iterable[tuple[Dense, int, int]]) -> nnx.List:
+            return nnx.List([WeightedLayer(op, size, out, parameterisation, rngs=rngs) for op, size, out in of])
+
+        self.stems = layers((network.stem_op, size, width) for size in channels)
+        self.edges = layers((edge.op, width, width) for edge in network.edges if isinstance(edge.op, Dense))
+        linear = Dense(activation=None, w_std=network.layer.w_std, b_std=network.layer.b_std)
+        read = [math.prod(pixels[node]) if image_readout == "flatten" else 1 for node in dag.outputs]
+        self.readouts = layers((linear, width * size, out_features) for size in read)
+
+    @property
+    def dag(self) -> Dag:
+        """The connectivity."""
+        return self.network.dag
+
+    @property
+    def stem(self) -> WeightedLayer:
+        """The layer from the (first) input to node 0."""
+        return self.stems[0]
+
+    @property
+    def readout(self) -> WeightedLayer:
+        """The layer from the (first) output node to the outputs."""
+        return self.readouts[0]
+
+    def features(self, x: Inputs) -> Array | list[Array]:
+        """Returns the last node, X(H), (N, width) or (N, *pixels, width); a list where there are several outputs.
+
+        Args:
+          x: Inputs, (N, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
+
+        Raises:
+          InputError: An input has the wrong shape, or the wrong number of them is given.
+        """
+        return _one_or_all(self._output_nodes(x))
+
+    def __call__(self, x: Inputs) -> Array | list[Array]:
+        """Returns the outputs, (N, out_features), a list of them for several output nodes; `x` is as in `features`."""
+        outputs = []
+        for node, readout in zip(self._output_nodes(x), self.readouts, strict=True):
+            if self.readout_activation is not None:
+                node = self.readout_activation(node)
+            if self.image_readout == "flatten":
+                node = node.reshape(len(node), math.prod(node.shape[1:]))
+            elif node.ndim > 2:
+                node = node.mean(axis=tuple(range(1, node.ndim - 1)))
+            outputs.append(readout(node))
+        return _one_or_all(outputs)
+
+    def _output_nodes(self, x: Inputs) -> list[Array]:
+        network = self.network
+        nodes: dict[int, Array] = {
+            node: stem(value) for node, (stem, value) in enumerate(zip(self.stems, self._inputs(x), strict=True))
+        }
         layers = iter(self.edges)
-        for edge in self.dag.live_edges:
+        for edge in network.edges:
             value = nodes[edge.source]
-            if edge.op is Op.WEIGHTED:
-                layer = next(layers)
-                value = jax.nn.relu(layer(value)) if self.order == "linear-act" else layer(jax.nn.relu(value))
-            nodes[edge.target] = nodes[edge.target] + value
-        return nodes[-1]
+            value = next(layers)(value) if isinstance(edge.op, Dense) else without_weights(edge.op, value)
+            if (factor := network.factor(edge.target)) != 1:
+                value = factor * value
+            nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
+        return [nodes[output] for output in network.dag.outputs]
 
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n out"]:
-        """Returns the network's outputs, (N, out_features), for inputs (N, d)."""
-        last = self.features(x)
-        return self.readout(last if self.order == "linear-act" else jax.nn.relu(last))
+    def _inputs(self, x: Inputs) -> list[Array]:
+        """Returns one checked array per input node."""
+        several = isinstance(x, (list, tuple))
+        given = list(x) if several else [x] * len(self.input_shapes)  # type: ignore[arg-type]
+        if len(given) != len(self.input_shapes):
+            raise InputError(
+                f"Expected `x` to list {len(self.input_shapes)} arrays, one per input node, got {len(given)}"
+            )
+        arrays = []
+        for i, (value, expected) in enumerate(zip(given, self.input_shapes, strict=True)):
+            array = jnp.asarray(value)
+            given_shape = array.shape
+            if len(expected) == 1 and array.ndim > 1:
+                array = array.reshape(len(array), math.prod(array.shape[1:]))
+            if array.shape[1:] != expected or array.ndim == 0:
+                name = f"x[{i}]" if several else "x"
+                shape = ", ".join(map(str, ("N", *expected)))
+                raise InputError(f"Expected `{name}` to have shape ({shape}), got {given_shape}")
+            # Weights are float32, and so is what integers and narrower floats become.
+            arrays.append(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
+        if len({len(array) for array in arrays}) > 1:
+            raise InputError(f"Expected all arrays of `x` to hold equally many inputs, got {[*map(len, arrays)]}")
+        return arrays
+
+
+def _one_or_all(values: list[Array]) -> Array | list[Array]:
+    return values if len(values) > 1 else values[0]
 
 
 def as_functions(
     create: Callable[[nnx.Rngs], nnx.Module],
-) -> tuple[Callable[[Array], Params], Callable[[Params, ArrayLike], Array]]:
+) -> tuple[Callable[[Array], Params], Callable[[Params, Inputs], Any]]:
     """Turns a model into pure functions, for `jax.vmap`, `jax.grad` and the like.
 
     Args:
@@ -135,7 +244,7 @@ def as_functions(
     def init(key: Array) -> Params:
         return nnx.state(create(nnx.Rngs(params=key)), nnx.Param)
 
-    def apply(params: Params, x: ArrayLike) -> Array:
-        return nnx.merge(graphdef, params)(jnp.asarray(x))
+    def apply(params: Params, x: Inputs) -> Any:
+        return nnx.merge(graphdef, params)(jax.tree.map(jnp.asarray, x))
 
     return init, apply

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, Op, normal_form, topology
-from nngp_dag.kernels.engine import check_order
+from nngp_dag.graph import Dag, normal_form, topology
+from nngp_dag.graph.operations import ORDERS, check_option
 from nngp_dag.theory.spectrum import check_symmetric
 
 
@@ -129,7 +129,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
 
     Reference: Chen et al., NeurIPS 2022, Section 3.3; Chen, Huang, Wang, AutoML 2023, Theorem 4.4.
     """
-    check_order(order)
+    check_option("order", order, ORDERS)
     dag.require_connected()
     k0 = check_symmetric("stem_kernel", stem_kernel).astype(np.float64)
     if len(k0) < 2:
@@ -160,10 +160,10 @@ def _violated_assumptions(dag: Dag, order: str) -> tuple[str, ...]:
     depths: list[set[int]] = [set() for _ in range(dag.num_nodes)]
     depths[0] = {0}
     for edge in dag.live_edges:
-        step = 1 if edge.op is Op.WEIGHTED else 0
+        step = 1 if edge.weighted else 0
         # Two depths already settle the matter; keeping more would cost quadratic time.
         depths[edge.target] |= set(sorted(depth + step for depth in depths[edge.source])[:2])
-    sources = {edge.source for edge in dag.live_edges if edge.op is Op.WEIGHTED}
+    sources = {edge.source for edge in dag.live_edges if edge.weighted}
     tables = normal_form(dag)
     reasons = []
     if any(len(depths[node]) > 1 for node in sources):

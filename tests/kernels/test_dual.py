@@ -1,43 +1,330 @@
+import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
+from test_activations import CASES
 
-from nngp_dag.kernels.dual import ACTIVATIONS
+from nngp_dag.activations import RELU, Activation, Polynomial, Quadrature, RectifiedMonomial
+from nngp_dag.errors import InputError
+from nngp_dag.kernels.dual import dual, mean, quadrature_error, root
+from nngp_dag.kernels.neural_tangents import stax
+
+CLOSED = [case for case in CASES if case.exact is not None]
+mp.mp.dps = 50
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_closed_form = pytest.mark.parametrize("case", CLOSED, ids=lambda case: case.name)
+
+# (q1, q2, correlation), with roots that make covariances exact.
+POINTS = [
+    (1.0, 1.0, 0.3),
+    (2.25, 0.25, -0.7),
+    (0.25, 1.0, 0.95),
+    (1.0, 2.25, 0.0),
+    (1.0, 1.0, 1.0),
+    (0.25, 1.0, 1.0),
+    (1.0, 1.0, -1.0),
+    (2.25, 1.0, -1.0),
+    (1e-4, 1.0, 0.5),
+]
 
 
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_dual_against_quadrature(name):
-    phi = {"relu": (lambda u: np.maximum(u, 0), lambda u: (u > 0).astype(float), 2.0)}[name]
-    activation = ACTIVATIONS[name]
-    # Integrate along rays: for a kinked, homogeneous phi the angle carries all the difficulty.
-    angle, radius = np.linspace(0, 2 * np.pi, 200001), np.linspace(0, 12, 4001)
-    for q1, q2, rho in [(1.0, 1.0, 0.3), (2.0, 0.5, -0.7), (1.5, 3.0, 0.99)]:
-        u = np.sqrt(q1) * np.cos(angle)
-        v = np.sqrt(q2) * (rho * np.cos(angle) + np.sqrt(1 - rho**2) * np.sin(angle))
-        second = np.trapezoid(radius**3 * np.exp(-(radius**2) / 2), radius)
-        f = phi[2] * np.trapezoid(phi[0](u) * phi[0](v), angle) / (2 * np.pi) * second
-        fd = phi[2] * np.trapezoid(phi[1](u) * phi[1](v), angle) / (2 * np.pi)
-        mean = np.trapezoid(phi[0](np.sqrt(q1) * radius) * np.exp(-(radius**2) / 2), radius) / np.sqrt(2 * np.pi)
-        k = rho * np.sqrt(q1 * q2)
-        got_f, got_d, got_fd = activation.dual(*(jnp.float32(a) for a in (k, (q1 + q2) / 2 - k, q1, q2)))
-        assert got_f == pytest.approx(f, rel=1e-4)
-        diagonals = [activation.dual_diagonal(jnp.float32(q))[0] for q in (q1, q2)]
-        assert got_d == pytest.approx(float(sum(diagonals)) / 2 - f, rel=2e-4)
-        assert got_fd == pytest.approx(fd, rel=1e-4)
-        assert activation.mean(jnp.float32(q1)) == pytest.approx(np.sqrt(phi[2]) * mean, rel=2e-5)
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with jax.enable_x64(True):
+        yield
 
 
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_dual_diagonal_is_the_limit_of_the_dual(name):
-    q = jnp.float32(1.7)
-    f, d, fd = ACTIVATIONS[name].dual(q, 0 * q, q, q)
-    assert (f, fd) == ACTIVATIONS[name].dual_diagonal(q)
-    assert d == 0
+def at(q1, q2, rho):
+    k = rho * np.sqrt(q1) * np.sqrt(q2)
+    return k, (q1 + q2) / 2 - k, q1, q2
+
+
+def arrays(points, dtype=jnp.float64):
+    """Columns k, D, q1, q2 of points."""
+    return tuple(jnp.asarray(column, dtype) for column in np.transpose([at(*p) for p in points]))
+
+
+def scales(phi, q1, q2):
+    """Roots of the products of the second moments: what F and Fd are at most."""
+    own = [dual(phi, q, jnp.zeros_like(q), q, q) for q in (q1, q2)]
+    f, fd = (np.sqrt(np.asarray(own[0][i], "d")) * np.sqrt(np.asarray(own[1][i], "d")) for i in (0, 2))
+    return f, (np.asarray(own[0][0], "d") + np.asarray(own[1][0], "d")) / 2, fd
+
+
+def expectations(f, df, q1, q2, rho):
+    """E[f(u) f(v)], E[(f(u) - f(v))^2] / 2, E[df(u) df(v)] and E[f(u)].
+
+    Gauss-Legendre in polar coordinates, between the rays where u or v changes its sign.
+    """
+    radius, radial = np.polynomial.legendre.leggauss(160)
+    radius, radial = 7 * (radius + 1), 7 * radial
+    turn, angular = np.polynomial.legendre.leggauss(64)
+    rays = np.sort(np.mod([np.pi / 2, -np.pi / 2, np.arccos(rho) + np.pi / 2, np.arccos(rho) - np.pi / 2], 2 * np.pi))
+    spans = np.diff([*rays, rays[0] + 2 * np.pi])[:, None] / 2
+    psi = rays[:, None] + spans * (turn + 1)
+    u = np.sqrt(q1) * radius[:, None] * np.cos(psi).ravel()
+    v = np.sqrt(q2) * radius[:, None] * np.cos(psi - np.arccos(rho)).ravel()
+    weights = (radial * radius * np.exp(-(radius**2) / 2))[:, None] * (spans * angular).ravel() / (2 * np.pi)
+    f1, f2, df1, df2 = f(u), f(v), df(u), df(v)
+    return [float(np.sum(weights * g)) for g in (f1 * f2, (f1 - f2) ** 2 / 2, df1 * df2, f1)]
+
+
+@every_case
+def test_against_integration(case):
+    args = arrays(POINTS)
+    got = (*dual(case.phi, *args), mean(case.phi, args[2]))
+    floors = (*scales(case.phi, *args[2:]), np.ones(len(POINTS)))
+    for i, point in enumerate(POINTS):
+        for value, expected, floor in zip(got, expectations(case.f, case.df, *point), floors, strict=True):
+            assert float(value[i]) == pytest.approx(expected, rel=1e-10, abs=1e-12 * float(floor[i])), point
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.layer], ids=lambda case: case.name)
+def test_against_neural_tangents(case):
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(6, 4)), rng.normal(size=(5, 4))
+    name, *arguments = case.layer
+    with jax.numpy_rank_promotion("allow"):
+        _, _, kernel_fn = stax.serial(stax.Dense(1), getattr(stax, name)(*arguments))
+        theirs = kernel_fn(x, z, ("nngp", "ntk"))
+    k, q1, q2 = jnp.asarray(x @ z.T / 4), jnp.asarray((x**2).mean(1))[:, None], jnp.asarray((z**2).mean(1))[None, :]
+    f, _, fd = dual(case.phi, k, (q1 + q2) / 2 - k, q1, q2)
+    np.testing.assert_allclose(f, theirs.nngp, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(fd * k, theirs.ntk, rtol=1e-6, atol=1e-12)
+
+
+def exact_dual(case, half_distance, q1, q2):
+    """F, D_F, Fd to 50 digits, of numbers as they are in floating point."""
+    q1, q2, half_distance = map(mp.mpf, (q1, q2, half_distance))
+    k = (q1 + q2) / 2 - half_distance
+    f = case.exact(k, q1, q2)
+    d = (case.exact(q1, q1, q1) + case.exact(q2, q2, q2)) / 2 - f
+    step = mp.mpf(10) ** -20 * half_distance
+    fd = (case.exact(k + step, q1, q2) - case.exact(k - step, q1, q2)) / (2 * step)
+    if case.name in ("sign", "rectified_monomial(0)"):
+        fd = mp.mpf(0)
+    return mp.re(f), mp.re(d), mp.re(fd)
+
+
+@every_closed_form
+def test_to_the_last_digits(case):
+    points = [(q1, q2, rho) for q1 in (0.25, 1.0, 2.25) for q2 in (0.25, 1.0) for rho in (-0.9, -0.4, 0.1, 0.6, 0.99)]
+    k, d, q1, q2 = arrays(points)
+    got = dual(case.phi, k, d, q1, q2)
+    limits = scales(case.phi, q1, q2)
+    for i, point in enumerate(points):
+        exact = exact_dual(case, *(float(v[i]) for v in (d, q1, q2)))
+        for value, reference, scale in zip(got, exact, limits, strict=True):
+            assert abs(mp.mpf(float(value[i])) - reference) <= 1e-13 * max(abs(reference), 0.1 * scale[i]), point
+
+
+@every_closed_form
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_near_duplicates_keep_the_angle(case, dtype):
+    angle, eps = 1e-6, float(jnp.finfo(dtype).eps)
+    for q1, q2 in [(1.0, 1.0), (1.7, 1.7), (1.0, 1.0 + 8 * eps)]:
+        q1, q2 = float(dtype(q1)), float(dtype(q2))
+        d = float(dtype((q1 + q2) / 2 * angle**2 / 2))
+        k = dtype((q1 + q2) / 2 - d)
+        f, half_distance, fd = (float(v) for v in dual(case.phi, k, dtype(d), dtype(q1), dtype(q2)))
+        exact = [float(v) for v in exact_dual(case, d, q1, q2)]
+        # Of the angle, which goes as the root of D_F, eps is lost where the norms differ, and eps of it where not.
+        tolerance = 64 * eps * exact[1] if q1 == q2 else 8 * eps * (exact[0] * exact[1]) ** 0.5 + 64 * eps * exact[1]
+        assert abs(half_distance - exact[1]) <= tolerance
+        assert f == pytest.approx(exact[0], rel=8 * eps, abs=1e-30)
+        assert fd == pytest.approx(exact[2], rel=16 * eps, abs=1e-30)
+
+
+@every_case
+def test_diagonal_is_exact(case):
+    for q in (jnp.float32(1.7), jnp.float64(0.3), jnp.float32(0), jnp.float64(0)):
+        f, d, fd = dual(case.phi, q, jnp.zeros_like(q), q, q)
+        assert d == 0
+        assert f.dtype == d.dtype == fd.dtype == q.dtype
+        if q == 0:
+            assert float(f) == pytest.approx(float(case.f(0.0)) ** 2, abs=1e-7)
+            assert float(mean(case.phi, q)) == pytest.approx(float(case.f(0.0)), abs=1e-7)
+        else:
+            eps = float(jnp.finfo(q.dtype).eps)
+            own = expectations(case.f, case.df, float(q), float(q), 1.0)
+            assert float(f) == pytest.approx(own[0], rel=16 * eps)
+            assert float(fd) == pytest.approx(own[2], rel=16 * eps)
+    relu = [float(v) for v in dual(RELU, jnp.float32(1.7), jnp.float32(0), jnp.float32(1.7), jnp.float32(1.7))]
+    assert relu == [float(jnp.float32(1.7)) / 2, 0, 0.5]
+
+
+@every_case
+def test_float32(case):
+    rng = np.random.default_rng(3)
+    # Where the norms differ, r - k loses digits of a small angle to the rounding of r.
+    points = [
+        (q, q, np.cos(theta)) for q, theta in zip(rng.uniform(0.05, 2, 200), np.linspace(0.01, 3, 200), strict=True)
+    ]
+    points += [(*rng.uniform(0.05, 2, 2), np.cos(theta)) for theta in np.linspace(0.1, 3, 200)]
+    single = arrays(points, jnp.float32)
+    double = tuple(v.astype(jnp.float64) for v in single)
+    got, expected = dual(case.phi, *single), dual(case.phi, *double)
+    for value, reference, scale in zip(got, expected, scales(case.phi, *double[2:]), strict=True):
+        error = np.abs(np.asarray(value, "d") - reference)
+        assert (error <= 2e-6 * np.maximum(np.abs(reference), 0.3 * scale)).all()
+    np.testing.assert_allclose(mean(case.phi, single[2]), mean(case.phi, double[2]), rtol=2e-6, atol=1e-7)
+
+
+EXTREMES = [
+    (q1, q2, rho)
+    for q1 in (0, 1e-12, 1e-3, 1, 1e3, 1e12)
+    for q2 in (0, 1e-12, 1e-3, 1, 1e3, 1e12)
+    for rho in (-1, -0.5, 0, 0.5, 1)
+]
+
+
+def total(phi):
+    return lambda *args: jnp.stack(dual(phi, *args))
+
+
+@every_case
+def test_extreme_scales_pass_in_float32(case):
+    # Where norms differ, neither r - k nor D holds the angle of parallel inputs, nor does r + k that of opposite ones;
+    # a jump goes as that angle.
+    jump = case.name in ("sign", "rectified_monomial(0)")
+    points = [p for p in EXTREMES if not jump or abs(p[2]) < 1 or (p[0] == p[1] and p[2] == 1)]
+    single = arrays(points, jnp.float32)
+    double = tuple(v.astype(jnp.float64) for v in single)
+    got, expected = (np.asarray(total(case.phi)(*args), "d") for args in (single, double))
+    scale = np.stack(scales(case.phi, *double[2:]))
+    fits = (scale < 1e36).all(axis=0)
+    assert fits.all() or case.name.startswith(("exp", "rectified", "monomial", "hermite", "polynomial"))
+    assert np.isfinite(got[:, fits]).all()
+    error = np.abs(got[:2, fits] - expected[:2, fits])
+    assert (error <= 2e-5 * scale[:2, fits] + 1e-36).all()
+
+
+@every_case
+def test_gradients_are_numbers(case):
+    moderate = [p for p in EXTREMES if max(p[:2]) <= 1]
+    args = arrays([*POINTS, *moderate], jnp.float32)
+    gradients = jax.grad(lambda *args: total(case.phi)(*args).sum(), (0, 1, 2, 3))(*args)
+    assert all(np.isfinite(v).all() for v in gradients)
+    assert np.isfinite(jax.grad(lambda q: mean(case.phi, q).sum())(args[2])).all()
+
+
+@every_case
+def test_derivative_in_k_is_fd(case):
+    if case.name in ("sign", "rectified_monomial(0)"):
+        pytest.skip("the derivative counts as 0")
+
+    def f(k, q1, q2):
+        return dual(case.phi, k, (q1 + q2) / 2 - k, q1, q2)[0].sum()
+
+    points = [p for p in POINTS if not (case.kinked and abs(p[2]) == 1)]
+    k, d, q1, q2 = arrays(points)
+    fd = dual(case.phi, k, d, q1, q2)[2]
+    np.testing.assert_allclose(jax.grad(f)(k, q1, q2), fd, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", list({type(case.phi): case for case in CASES}.values()), ids=lambda case: case.name)
+def test_compiled_for_matrices(case):
+    q = jnp.asarray([0.5, 1.0, 2.0, 0.0])
+    k = 0.4 * jnp.sqrt(q)[:, None] * jnp.sqrt(q)[None, :3]
+    q1, q2 = q[:, None], q[None, :3]
+    args = k, (q1 + q2) / 2 - k, q1, q2
+    compiled = jax.jit(dual, static_argnums=0)(case.phi, *args)
+    for value, reference in zip(compiled, dual(case.phi, *args), strict=True):
+        assert value.shape == k.shape
+        np.testing.assert_allclose(value, reference, rtol=1e-12, atol=1e-14)
+    one = dual(case.phi, *(v[2, 1] for v in jnp.broadcast_arrays(*args)))
+    np.testing.assert_allclose([v[2, 1] for v in compiled], one, rtol=1e-12, atol=1e-14)
+    assert mean(case.phi, q).shape == q.shape
+
+
+def test_zero_inputs_with_a_kink():
+    for phi in (RELU, RectifiedMonomial(2)):
+        zero, one = jnp.float32(0), jnp.float32(1)
+        f, d, _ = dual(phi, zero, one / 2, zero, one)
+        assert f == 0
+        assert float(d) == pytest.approx(float(dual(phi, one, zero, one, one)[0]) / 2)
+    assert dual(RELU, zero, zero, zero, zero)[2] == 0.5
 
 
 def test_antiparallel_inputs_have_no_relu_covariance():
-    q = jnp.float32(2.0)
-    f, d, fd = ACTIVATIONS["relu"].dual(-q, 2 * q, q, q)
-    assert f == pytest.approx(0, abs=1e-6)
-    assert d == pytest.approx(float(q), rel=1e-6)
-    assert fd == pytest.approx(0, abs=1e-6)
+    for theta in (np.pi - 1e-3, np.pi - 0.1):
+        k = np.cos(theta)
+        f, _, fd = dual(RELU, *map(jnp.float64, (k, 1 - k, 1.0, 1.0)))
+        t = mp.pi - mp.acos(mp.mpf(k))
+        # 1 + k has lost its digits above t^2 / 2; nothing more is lost.
+        assert float(f) == pytest.approx(float((mp.sin(t) - t * mp.cos(t)) / (2 * mp.pi)), rel=1e-15 / float(t) ** 2)
+        assert float(fd) == pytest.approx(float(t / (2 * mp.pi)), rel=1e-15 / float(t) ** 2)
+    q = jnp.float32(2)
+    assert [float(v) for v in dual(RELU, -q, 2 * q, q, q)] == [0, 1, 0]
+
+
+# What the docstring of `quadrature_error` promises.
+BOUNDS = {
+    "tanh": (jnp.tanh, {0.25: 1e-16, 1.0: 2e-8, 4.0: 1e-3}),
+    "softplus": (jax.nn.softplus, {0.25: 1e-16, 1.0: 1e-16, 4.0: 1e-10}),
+    "swish": (jax.nn.swish, {0.25: 1e-16, 1.0: 1e-16, 4.0: 1e-8}),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_quadrature_error_is_as_documented_and_holds(name):
+    fn, bounds = BOUNDS[name]
+    phi = Quadrature(fn)
+
+    def derivative(u):
+        return jax.jvp(fn, (u,), (jnp.ones_like(u),))[1]
+
+    for q, bound in bounds.items():
+        error = float(quadrature_error(phi, jnp.float64(q)))
+        assert error < bound
+        f_numpy, df_numpy = (lambda u, g=g: np.asarray(g(jnp.asarray(u))) for g in (fn, derivative))
+        scale, _, slope_scale, _ = expectations(f_numpy, df_numpy, q, q, 1.0)
+        for rho in (1.0, 0.9, -1.0):
+            f, _, fd = dual(phi, *map(jnp.float64, at(q, q, rho)))
+            exact_f, _, exact_fd, _ = expectations(f_numpy, df_numpy, q, q, rho)
+            # At correlation 1 the bound is the error.
+            assert abs(float(f) - exact_f) <= (1.001 * error + 1e-12) * scale
+            assert abs(float(fd) - exact_fd) <= (1.001 * error + 1e-12) * slope_scale
+
+
+def test_quadrature_agrees_with_closed_forms_and_flags_kinks():
+    by_name = {case.name: case.phi for case in CASES}
+    args = arrays(POINTS)
+    for name in ("gelu", "gabor"):
+        numeric = Quadrature(by_name[name])
+        for value, reference in zip(dual(numeric, *args), dual(by_name[name], *args), strict=True):
+            limit = float(quadrature_error(numeric, args[2].max()))
+            np.testing.assert_allclose(value, reference, atol=limit + 1e-12)
+    for q in (0.1, 10.0):
+        assert quadrature_error(Quadrature(jax.nn.relu), jnp.float64(q)) > 0.01
+        assert quadrature_error(Quadrature(jnp.sign), jnp.float64(q)) > 0.01
+    at_zero = quadrature_error(Quadrature(jnp.tanh), jnp.zeros((2, 1)))
+    assert at_zero.shape == (2, 1)
+    assert (at_zero < 1e-20).all()
+    errors = [float(quadrature_error(Quadrature(jnp.tanh, degree=d), jnp.float64(1))) for d in (8, 16, 32)]
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+
+
+def test_polynomials_are_exact_by_quadrature():
+    phi = Polynomial((0.3, -1.0, 0.5, 0.2))
+    numeric = Quadrature(phi, degree=5)
+    for value, reference in zip(dual(numeric, *arrays(POINTS)), dual(phi, *arrays(POINTS)), strict=True):
+        np.testing.assert_allclose(value, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_root():
+    assert root(jnp.float32(4)) == 2
+    assert jax.grad(root)(0.0) == 0
+    assert root(jnp.float64(-1)) == 0
+
+
+def test_unknown_activation():
+    class Other(Activation):
+        pass
+
+    one = jnp.float64(1)
+    with pytest.raises(InputError, match=r"whose dual is known, got .*Other.*; wrap it in `activations.Quadrature`"):
+        dual(Other(), one, one, one, one)
+    with pytest.raises(InputError, match=r"whose mean is known, got .*Other.*; wrap it in `activations.Quadrature`"):
+        mean(Other(), one)

@@ -1,0 +1,341 @@
+"""Pointwise nonlinearities phi, as frozen values that the kernels and the finite networks share.
+
+An activation is a function of arrays and says nothing of infinite width; its Gaussian expectations are in
+`nngp_dag.kernels.dual`. Equal parameters make equal, equally hashed activations, so that they serve as static
+arguments of `jax.jit`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nngp_dag.errors import InputError
+
+# What a parameter may be given as; it is kept as a float.
+Number = float | int
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A nonlinearity phi: R -> R, applied elementwise; the dtype of the array is kept."""
+
+    def __post_init__(self) -> None:
+        """Validates the parameters.
+
+        Raises:
+          InputError: A parameter is not finite or out of its range.
+        """
+        self._check()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns phi(x), of the shape and dtype of `x`."""
+        return self._apply(x)
+
+    @property
+    def name(self) -> str:
+        """The key that `get_activation` knows it by, else its class and parameters, as in "erf(1.0,2.0,0.0)"."""
+        known = (key for key, value in ACTIVATIONS.items() if value == self)
+        return next(known, f"{type(self).__name__.lower()}({','.join(str(v) for v in self._parameters())})")
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether phi(c x) = c phi(x) for every c > 0, so that kernels need only angles."""
+        return False
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether phi(x) = x."""
+        return False
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Turns every field into a finite float; activations with other fields have their own."""
+        for f in fields(self):
+            object.__setattr__(self, f.name, _number(f"{f.name}` of `{type(self).__name__}", getattr(self, f.name)))
+
+
+def _number(what: str, value: Number) -> float:
+    if not math.isfinite(value):
+        raise InputError(f"Expected `{what}` to be finite, got {value}")
+    return float(value)
+
+
+def _natural(what: str, value: int) -> int:
+    if value < 0 or value != int(value):
+        raise InputError(f"Expected `{what}` to be a whole number, at least 0, got {value}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class ABRelu(Activation):
+    """a min(x, 0) + b max(x, 0): relu is (0, 1), leaky_relu(alpha) (alpha, 1), abs (-1, 1), the identity (1, 1)."""
+
+    a: Number
+    b: Number
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        # The derivative at 0 is a, so relu has 0 there, as `jax.nn.relu` does.
+        return jnp.where(x > 0, self.b * x, self.a * x)
+
+    @property
+    def name(self) -> str:
+        """As for every activation, but that leaky_relu always shows its slope."""
+        named = {(0.0, 1.0): "relu", (-1.0, 1.0): "abs", (1.0, 1.0): "identity"}.get((self.a, self.b))
+        return named or (f"leaky_relu({self.a})" if self.b == 1 else f"abrelu({self.a},{self.b})")
+
+    @property
+    def homogeneous(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both slopes are 1."""
+        return self.a == self.b == 1
+
+
+@dataclass(frozen=True)
+class Erf(Activation):
+    """a erf(b x) + c."""
+
+    a: Number = 1.0
+    b: Number = 1.0
+    c: Number = 0.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jax.lax.erf(self.b * x) + self.c
+
+
+@dataclass(frozen=True)
+class Gelu(Activation):
+    """x Phi(x) with the normal distribution function Phi, without the approximation by tanh."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x, approximate=False)
+
+
+@dataclass(frozen=True)
+class Sin(Activation):
+    """a sin(b x + c)."""
+
+    a: Number = 1.0
+    b: Number = 1.0
+    c: Number = 0.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jnp.sin(self.b * x + self.c)
+
+
+@dataclass(frozen=True)
+class Gaussian(Activation):
+    """a exp(b x^2) with b <= 0; the sign of b is that of neural-tangents."""
+
+    a: Number = 1.0
+    b: Number = -1.0
+
+    def _check(self) -> None:
+        super()._check()
+        if self.b > 0:
+            raise InputError(
+                f"Expected `b` of `Gaussian` to be at most 0, got {self.b}; "
+                f"E[phi(u)^2] would be infinite from the variance 1 / (4 b) = {1 / (4 * self.b):.3g} on"
+            )
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jnp.exp(self.b * x**2)
+
+
+@dataclass(frozen=True)
+class Exp(Activation):
+    """a exp(b x)."""
+
+    a: Number = 1.0
+    b: Number = 1.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jnp.exp(self.b * x)
+
+
+@dataclass(frozen=True)
+class Gabor(Activation):
+    """exp(-x^2) sin(x)."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jnp.exp(-(x**2)) * jnp.sin(x)
+
+
+@dataclass(frozen=True)
+class Polynomial(Activation):
+    """coefficients[0] + coefficients[1] x + ... + coefficients[n] x^n.
+
+    Attributes:
+      coefficients: Any sequence of numbers, kept as a tuple of floats.
+      label: Its name in messages; by default its coefficients.
+    """
+
+    coefficients: Sequence[Number]
+    label: str | None = field(default=None, compare=False)
+
+    def _check(self) -> None:
+        given = tuple(self.coefficients)
+        if not given:
+            raise InputError("Expected `coefficients` of `Polynomial` to hold at least one number, got none")
+        numbers = tuple(_number("coefficients` of `Polynomial", c) for c in given)
+        object.__setattr__(self, "coefficients", numbers)
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        value = jnp.full_like(x, self.coefficients[-1])
+        for c in self.coefficients[-2::-1]:
+            value = value * x + c
+        return value
+
+    @property
+    def name(self) -> str:
+        """The label, else the coefficients, as in "polynomial(0.0,1.0,2.0)"."""
+        return self.label or f"polynomial({','.join(map(str, self.coefficients))})"
+
+
+@dataclass(frozen=True)
+class Sign(Activation):
+    """-1, 0 or 1; its derivative is taken to be 0, as autodiff and neural-tangents have it."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jnp.sign(x)
+
+
+@dataclass(frozen=True)
+class RectifiedMonomial(Activation):
+    """x^degree where x >= 0, else 0; for degree 0 the step, with 1 at 0 and a derivative taken to be 0."""
+
+    degree: int
+
+    def _check(self) -> None:
+        object.__setattr__(self, "degree", _natural("degree` of `RectifiedMonomial", self.degree))
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jnp.where(x >= 0, x**self.degree, 0)
+
+    @property
+    def name(self) -> str:
+        """As in "rectified_monomial(2)"."""
+        return f"rectified_monomial({self.degree})"
+
+
+@dataclass(frozen=True)
+class Quadrature(Activation):
+    """Any other function; its kernels come from one-dimensional quadrature and a Hermite series (see `kernels.dual`).
+
+    Two of them are equal when `fn` is the same object, so keep one lambda and use it again: a new one recompiles.
+
+    Attributes:
+      fn: An elementwise JAX function of an array.
+      label: Its name in messages; by default that of `fn`.
+      degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
+    """
+
+    fn: Callable[[jax.Array], jax.Array]
+    label: str | None = None
+    degree: int = 64
+
+    def _check(self) -> None:
+        degree = _natural("degree` of `Quadrature", self.degree)
+        if not 1 <= degree <= 128:
+            raise InputError(f"Expected `degree` of `Quadrature` to be between 1 and 128, got {degree}")
+        object.__setattr__(self, "degree", degree)
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.fn(x)
+
+    @property
+    def name(self) -> str:
+        """As in "quadrature(tanh)"."""
+        return f"quadrature({self.label or getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+
+def leaky_relu(alpha: Number = 0.01) -> ABRelu:
+    """Returns alpha min(x, 0) + max(x, 0)."""
+    return ABRelu(alpha, 1.0)
+
+
+def rbf(gamma: Number = 1.0) -> Sin:
+    """Returns sqrt(2) sin(sqrt(2 gamma) x + pi / 4), whose dual is exp(-gamma E[(u - v)^2])."""
+    gamma = _number("gamma", gamma)
+    if gamma <= 0:
+        raise InputError(f"Expected `gamma` to be greater than 0, got {gamma}")
+    return Sin(math.sqrt(2), math.sqrt(2 * gamma), math.pi / 4)
+
+
+def monomial(n: int) -> Polynomial:
+    """Returns x^n."""
+    n = _natural("n", n)
+    return Polynomial((0.0,) * n + (1.0,), f"monomial({n})")
+
+
+def hermite(n: int) -> Polynomial:
+    """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n."""
+    n = _natural("n", n)
+    coefficients = np.polynomial.hermite_e.herme2poly([0.0] * n + [1.0]) / math.sqrt(math.factorial(n))
+    return Polynomial(tuple(coefficients.tolist()), f"hermite({n})")
+
+
+RELU = ABRelu(0.0, 1.0)
+ABS = ABRelu(-1.0, 1.0)
+IDENTITY = ABRelu(1.0, 1.0)
+# The multiple of erf nearest to the sigmoid in squared error over [-5, 5]; the constant is that of neural-tangents.
+SIGMOID_LIKE = Erf(0.5, 1 / 2.4020563531719796, 0.5)
+COS = Sin(1.0, 1.0, math.pi / 2)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": RELU,
+    "leaky_relu": leaky_relu(),
+    "abs": ABS,
+    "identity": IDENTITY,
+    "erf": Erf(),
+    "sigmoid_like": SIGMOID_LIKE,
+    "gelu": Gelu(),
+    "sin": Sin(),
+    "cos": COS,
+    "rbf": rbf(),
+    "gaussian": Gaussian(),
+    "exp": Exp(),
+    "gabor": Gabor(),
+    "sign": Sign(),
+}
+
+
+def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activation:
+    """Returns the activation that `spec` means.
+
+    Args:
+      spec: A key of `ACTIVATIONS`, an activation, or None for the identity.
+
+    Raises:
+      InputError: An unknown name, or something that is not an activation.
+    """
+    if spec is None:
+        return IDENTITY
+    if isinstance(spec, Activation):
+        return spec
+    if isinstance(spec, str):
+        if spec in ACTIVATIONS:
+            return ACTIVATIONS[spec]
+        names = ", ".join(ACTIVATIONS)
+        remedy = "any other function goes in as `activations.Quadrature(fn)`"
+        raise InputError(f"Expected `activation` to be one of {names}, got {spec!r}; {remedy}")
+    if isinstance(spec, type) and issubclass(spec, Activation):
+        raise InputError(f"Expected `activation` to be an activation, got the class {spec.__name__}; call it first")
+    shown = getattr(spec, "__name__", repr(spec))
+    raise InputError(
+        f"Expected `activation` to be a name or an `Activation`, got {shown}; "
+        "wrap an elementwise function: `activations.Quadrature(fn)`"
+    )

@@ -1,0 +1,207 @@
+"""What an edge may do: operations without weights, and weighted ones.
+
+Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`) are linear maps; weighted ones (`Dense`, `Conv`) draw weights of
+their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and a weighted edge
+without a description of its own applies the layer that the call names (`activation`, `order`, `layer`).
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Hashable
+
+from nngp_dag.errors import GraphError, InputError
+
+ORDERS = ("linear-act", "act-linear")
+PADDINGS = ("SAME", "VALID")
+PARAMETERISATIONS = ("ntk", "standard")
+IMAGE_READOUTS = ("flatten", "global-average")
+HE_STD = 2**0.5
+"""The weight standard deviation of He initialisation, times sqrt(fan-in)."""
+
+
+class Op(enum.IntEnum):
+    """The operation on a present edge of a paper code; the value is its digit (0 marks an absent edge)."""
+
+    SKIP = 1
+    WEIGHTED = 2
+
+    @classmethod
+    def parse(cls, value: object) -> "Op":
+        """Reads an operation given as an `Op`, a digit (1, "2") or a name ("skip", "weighted").
+
+        Raises:
+          GraphError: `value` names no operation.
+
+        Example:
+          >>> Op.parse("weighted")
+          <Op.WEIGHTED: 2>
+        """
+        text = str(int(value)) if isinstance(value, (int, Op)) else str(value).lower()
+        for op in cls:
+            if text in (str(op.value), op.name.lower()):
+                return op
+        raise GraphError(
+            f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` or "
+            f"`Conv`, got {value!r}; leave absent edges out"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """x -> factor * x, without weights."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        """Validates the factor."""
+        check_number("factor", self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool:
+    """The mean over windows of an image's pixels, without weights.
+
+    Attributes:
+      window_shape: Pixels of a window, one number per spatial axis.
+      strides: Steps between windows; all 1 by default.
+      padding: "SAME" (zeros around the image) or "VALID".
+      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by those of
+        the window.
+    """
+
+    window_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "SAME"
+    normalize_edges: bool = False
+
+    def __post_init__(self) -> None:
+        """Validates the window."""
+        object.__setattr__(self, "window_shape", check_window("window_shape", self.window_shape))
+        object.__setattr__(self, "strides", _strides(self.strides, self.window_shape))
+        check_option("padding", self.padding, PADDINGS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A fully connected layer with an activation: phi(W x + b) or W phi(x) + b, fresh weights for every edge.
+
+    Weights have variance w_std^2 / fan-in, biases b_std^2. On an image it acts on every pixel alike.
+
+    Attributes:
+      activation: The nonlinearity phi: a name such as "relu", an `nngp_dag.activations.Activation`, or None for none.
+      order: "linear-act", phi(W x + b), or "act-linear", W phi(x) + b.
+      w_std: Standard deviation of the weights, times sqrt(fan-in).
+      b_std: Standard deviation of the biases, or None for a layer without.
+      layer_norm: Whether x is first normalised over its channels to mean 0 and variance 1.
+    """
+
+    activation: Hashable = "relu"
+    order: str = "linear-act"
+    w_std: float = HE_STD
+    b_std: float | None = None
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        check_option("order", self.order, ORDERS)
+        check_number("w_std", self.w_std)
+        if self.w_std <= 0:
+            raise InputError(f"Expected `w_std` to be positive, got {self.w_std}; leave the edge out instead")
+        if self.b_std is not None:
+            check_number("b_std", self.b_std)
+            if self.b_std < 0:
+                raise InputError(f"Expected `b_std` to be at least 0, or None for no bias, got {self.b_std}")
+        if self.activation == "identity":
+            object.__setattr__(self, "activation", None)
+
+    @property
+    def output_is_gaussian(self) -> bool:
+        """Whether the output is a centred Gaussian process at infinite width, whatever comes in."""
+        return self.order == "act-linear" or self.activation is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv(Dense):
+    """A convolution with an activation, before or after it; otherwise like `Dense`.
+
+    The fan-in is the number of channels times that of the filter's pixels.
+
+    Attributes:
+      filter_shape: Pixels of the filter, one number per spatial axis.
+      strides: Steps between applications; all 1 by default.
+      padding: "SAME" (zeros around the image) or "VALID".
+    """
+
+    filter_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "SAME"
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        super().__post_init__()
+        object.__setattr__(self, "filter_shape", check_window("filter_shape", self.filter_shape))
+        object.__setattr__(self, "strides", _strides(self.strides, self.filter_shape))
+        check_option("padding", self.padding, PADDINGS)
+
+
+Operation = Op | Scale | AvgPool | Dense
+"""Anything that an edge may carry."""
+
+
+def parse(value: object) -> Operation:
+    """Returns `value` if it is an operation, else reads it as an `Op`."""
+    return value if isinstance(value, (Scale, AvgPool, Dense)) else Op.parse(value)
+
+
+def is_weighted(op: Operation) -> bool:
+    """Whether `op` draws weights."""
+    return op is Op.WEIGHTED or isinstance(op, Dense)
+
+
+def describe(op: Operation) -> str:
+    """Names an operation, shortly, for messages and tables."""
+    if isinstance(op, Op):
+        return op.name.lower()
+    if isinstance(op, Scale):
+        return f"scale({op.factor:g})"
+    if isinstance(op, AvgPool):
+        return f"avg_pool({'x'.join(map(str, op.window_shape))})"
+    linear = f"conv({'x'.join(map(str, op.filter_shape))})" if isinstance(op, Conv) else "dense"
+    activation = getattr(op.activation, "name", op.activation)
+    steps = [linear] if activation is None else [linear, str(activation)]
+    if op.order == "act-linear":
+        steps.reverse()
+    return "-".join(["layer_norm"] * op.layer_norm + steps)
+
+
+def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raises an `InputError` unless `value` is one of `known`."""
+    if value not in known:
+        raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises an `InputError` unless `value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"Expected `{name}` to be a finite number, got {value!r}")
+
+
+def check_window(name: str, value: object) -> tuple[int, ...]:
+    """Returns `value` as a tuple of positive whole numbers."""
+    try:
+        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes or min(sizes) < 1 or sizes != tuple(value):  # type: ignore[arg-type]
+        raise InputError(f"Expected `{name}` to hold one positive whole number per spatial axis, got {value!r}")
+    return sizes
+
+
+def _strides(strides: object, window: tuple[int, ...]) -> tuple[int, ...]:
+    if strides is None:
+        return (1,) * len(window)
+    sizes = check_window("strides", strides)
+    if len(sizes) != len(window):
+        raise InputError(f"Expected `strides` to hold {len(window)} numbers, as many as the window, got {strides!r}")
+    return sizes

@@ -1,0 +1,247 @@
+"""The order of evaluation of a network's kernels: a straight line of sums and fields, at a cost linear in the graph.
+
+A field is the output of one weighted edge; its covariance is a function of its source node's. The covariance of a node
+is a sum over fields, which three plans arrange:
+
+- dense: tables A and B of all H + 1 columns, zeros included, so that every DAG of one size runs the same program;
+- rows: only the entries of A and B that are not zero;
+- pairs: Cov(t, u) of the pairs of nodes whose sums meet through edges without weights, each from those of its
+  predecessors, Cov(t, u) = sum over s -> t of a Cov(s, u). Linear in the edges for residual networks and
+  ladders, where rows grow with every node; and the only plan for pooling, which does not commute.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from nngp_dag.graph.network import Network
+from nngp_dag.graph.normal_form import Law, normal_form, rows
+from nngp_dag.graph.operations import AvgPool, Dense, Op, is_weighted
+
+
+class Term(NamedTuple):
+    """One summand: the value in a slot, pooled on the side of the rows, of the columns, or both."""
+
+    slot: int
+    left: AvgPool | None = None
+    right: AvgPool | None = None
+
+
+class MeanTerm(NamedTuple):
+    """One summand of a node's mean: the mean of a field, or that of an earlier node, pooled."""
+
+    slot: int | None
+    node: int | None
+    pool: AvgPool | None = None
+
+
+class Field(NamedTuple):
+    """A law that is evaluated at a node, and the slot of its result."""
+
+    op: Dense
+    slot: int
+
+
+class Step(NamedTuple):
+    """A sum of covariances, then the fields that leave the node.
+
+    Attributes:
+      terms: The summands.
+      slot: Where the sum is kept.
+      node: The node whose covariance this is, or None for that of two nodes.
+      fields: Laws evaluated at the node.
+    """
+
+    terms: tuple[Term, ...]
+    slot: int
+    node: int | None
+    fields: tuple[Field, ...]
+
+
+class Structure(NamedTuple):
+    """What a compiled program depends on; hashable.
+
+    Attributes:
+      num_inputs: The first slots hold the stems' fields, one for every input.
+      num_slots: Slots in all.
+      steps: In order; `terms` of all steps together are the order of `Program.weights`.
+      means: For every node in turn the summands of its mean; empty where all means are 0.
+      outputs: Nodes.
+    """
+
+    num_inputs: int
+    num_slots: int
+    steps: tuple[Step, ...]
+    means: tuple[tuple[MeanTerm, ...], ...]
+    outputs: tuple[int, ...]
+
+
+class Program(NamedTuple):
+    """A structure and the weights of its terms, float64."""
+
+    structure: Structure
+    weights: np.ndarray
+    mean_weights: np.ndarray
+
+
+# Up to so many nodes, graphs of skips and plain weighted edges share one program.
+DENSE_NODES = 4
+
+
+@functools.lru_cache(maxsize=4096)
+def program(network: Network) -> Program:
+    """Plans the evaluation of a network's kernels.
+
+    Raises:
+      GraphError: A multiplicity of skips exceeds float64.
+
+    Example:
+      >>> from nngp_dag.graph import Dag
+      >>> steps = program(Network(Dag.from_code("2_02"))).structure.steps
+      >>> [step.node for step in steps]
+      [0, 1, 2]
+    """
+    dag = network.dag
+    plain = all(isinstance(edge.op, Op) for edge in dag.live_edges)
+    if plain and dag.num_nodes <= DENSE_NODES and dag.num_inputs == len(dag.outputs) == 1 and network.has_stem:
+        return _dense(network)
+    pairs = _Planner(network).plan_pairs()
+    if network.pools or len(pairs.weights) <= len(network.edges) + dag.num_inputs:
+        return pairs
+    by_rows = _Planner(network).plan_rows()
+    return min(by_rows, pairs, key=lambda plan: len(plan.weights))
+
+
+def _dense(network: Network) -> Program:
+    tables = normal_form(network.dag, network.aggregation)
+    count = network.dag.num_nodes
+    # Slots: the stem's field, then for every node its sum and its field.
+    field_slots = [0, *range(2, 2 * count, 2)]
+    steps, means = [], []
+    for node in range(count):
+        fields = (Field(network.layer, 2 * node + 2),) if node < count - 1 else ()
+        steps.append(Step(tuple(map(Term, field_slots[: node + 1])), 2 * node + 1, node, fields))
+        means.append(tuple(MeanTerm(slot, None) for slot in field_slots[: node + 1]))
+    lower = np.tril_indices(count)
+    structure = Structure(1, 2 * count, tuple(steps), tuple(means) if network.has_means else (), (count - 1,))
+    return Program(structure, tables.A[lower], tables.B[lower] if network.has_means else np.zeros(0))
+
+
+class _Planner:
+    """Hands out slots and collects steps while a plan is made."""
+
+    def __init__(self, network: Network):
+        self.network, self.dag = network, network.dag
+        self.slots = self.dag.num_inputs
+        self.steps: list[Step] = []
+        self.weights: list[float | int] = []
+        self.field_slot: dict[Law, int] = {(i, None): i for i in range(self.dag.num_inputs)}
+        # None where no field reaches both nodes.
+        self.sum_slot: dict[tuple[int, int], int | None] = {}
+        self.leaving: list[dict[Dense, None]] = [{} for _ in range(self.dag.num_nodes)]
+        for edge in network.edges:
+            if isinstance(edge.op, Dense):
+                self.leaving[edge.source][edge.op] = None
+
+    def new_slot(self) -> int:
+        self.slots += 1
+        return self.slots - 1
+
+    def add(self, key: tuple[int, int], terms: Iterable[tuple[Term, float | int]]) -> None:
+        """Adds the step that computes Cov(key), with the fields of a node's own."""
+        left, right = key
+        merged: dict[Term, float | int] = {}
+        for term, weight in terms:
+            merged[term] = merged.get(term, 0) + weight
+        if not merged:
+            self.sum_slot[key] = None
+            return
+        self.sum_slot[key] = slot = self.new_slot()
+        fields = []
+        for op in self.leaving[left] if left == right else ():
+            self.field_slot[left, op] = self.new_slot()
+            fields.append(Field(op, self.field_slot[left, op]))
+        self.weights += merged.values()
+        self.steps.append(Step(tuple(merged), slot, left if left == right else None, tuple(fields)))
+
+    def finish(self) -> Program:
+        means: list[tuple[MeanTerm, ...]] = []
+        mean_weights: list[float | int] = []
+        for node, into in enumerate(self.network.into if self.network.has_means else ()):
+            merged: dict[MeanTerm, float | int] = {}
+            if node < self.dag.num_inputs:
+                merged[MeanTerm(node, None)] = 1
+            for edge in into:
+                if isinstance(edge.op, Dense):
+                    term = MeanTerm(self.field_slot[edge.source, edge.op], None)
+                else:
+                    term = MeanTerm(None, edge.source, edge.op if isinstance(edge.op, AvgPool) else None)
+                weight = self.network.factor(node) if is_weighted(edge.op) else self.network.multiplicity(edge)
+                merged[term] = merged.get(term, 0) + weight
+            means.append(tuple(merged))
+            mean_weights += merged.values()
+        structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), tuple(means), self.dag.outputs)
+        return Program(structure, np.array(self.weights, float), np.array(mean_weights, float))
+
+    def plan_rows(self) -> Program:
+        table, _ = rows(self.network)
+        for node in sorted(table):
+            a, _ = table[node]
+            self.add((node, node), [(Term(self.field_slot[law]), weight) for law, weight in a.items()])
+        return self.finish()
+
+    def plan_pairs(self) -> Program:
+        needed = self._needed_pairs()
+        for node in range(self.dag.num_nodes):
+            # The node's own covariance first: its fields do not wait for those of pairs.
+            for key in sorted(needed[node], key=lambda key: (key != (node, node), key)):
+                self.add(key, self._variance(node) if key[0] == key[1] else self._covariance(key))
+        return self.finish()
+
+    def _key(self, left: int, right: int) -> tuple[int, int]:
+        # Without pooling Cov(t, u) is symmetric in its inputs, so that one order is enough.
+        return (left, right) if self.network.pools else (max(left, right), min(left, right))
+
+    def _unweighted(self, node: int) -> list[tuple[int, float | int, AvgPool | None]]:
+        """The edges without weights into a node: source, multiplicity, pooling."""
+        return [
+            (edge.source, self.network.multiplicity(edge), edge.op if isinstance(edge.op, AvgPool) else None)
+            for edge in self.network.into[node]
+            if not isinstance(edge.op, Dense)
+        ]
+
+    def _needed_pairs(self) -> list[set[tuple[int, int]]]:
+        """The pairs that some field or output depends on, by their later node."""
+        needed: list[set[tuple[int, int]]] = [set() for _ in range(self.dag.num_nodes)]
+        for node in {*self.dag.outputs, *(edge.source for edge in self.network.edges if isinstance(edge.op, Dense))}:
+            needed[node].add((node, node))
+        for node in reversed(range(self.dag.num_nodes)):
+            sources = {source for source, _, _ in self._unweighted(node)}
+            for left, right in list(needed[node]):
+                lefts = sources if left == node else {left}
+                rights = sources if right == node else {right}
+                for s in lefts:
+                    for u in rights:
+                        needed[max(s, u)].add(self._key(s, u))
+        return needed
+
+    def _variance(self, node: int) -> Iterable[tuple[Term, float | int]]:
+        if node < self.dag.num_inputs:
+            yield Term(node), 1
+        for edge in self.network.into[node]:
+            if isinstance(edge.op, Dense):
+                yield Term(self.field_slot[edge.source, edge.op]), self.network.factor(node) ** 2
+        for source, weight, pool in self._unweighted(node):
+            for other, other_weight, other_pool in self._unweighted(node):
+                slot = self.sum_slot[self._key(source, other)]
+                if slot is not None:
+                    yield Term(slot, pool, other_pool), weight * other_weight
+
+    def _covariance(self, key: tuple[int, int]) -> Iterable[tuple[Term, float | int]]:
+        left, right = key
+        for source, weight, pool in self._unweighted(max(key)):
+            slot = self.sum_slot[self._key(source, right) if left > right else self._key(left, source)]
+            if slot is not None:
+                yield (Term(slot, pool, None) if left > right else Term(slot, None, pool)), weight

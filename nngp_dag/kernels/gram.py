@@ -1,0 +1,295 @@
+"""`gram`: kernels of large data, tile by tile within a stated memory budget, on disk and resumable where asked."""
+
+import contextlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag
+from nngp_dag.kernels.gram_files import GramFiles, describe, load_finished, unfinished
+from nngp_dag.kernels.kernel import Kernel, kernel
+
+# The interpreter with JAX (160 MB), the compiler's work on both programs (up to 240 MB) and the temporaries of the
+# engine (tens of MB), as measured, and some room.
+_RESERVE = 512 * 2**20
+# Beyond 2048 rows a tile gains no more speed, and loses more when the process is killed.
+_TILES = (2048, 1024, 512, 256, 128, 64)
+
+
+class _Plan(NamedTuple):
+    """How the work is cut up; a tile is (rows, columns)."""
+
+    shape: tuple[int, int]
+    tile: tuple[int, int]
+    symmetric: bool
+    dtype: np.dtype
+
+    def corners(self) -> list[tuple[int, int]]:
+        """Returns the first row and column of every tile, in the order of computation."""
+        (n1, n2), (rows, columns) = self.shape, self.tile
+        return [(i, j) for i in range(0, n1, rows) for j in range(i if self.symmetric else 0, n2, columns)]
+
+
+class _Memory:
+    """Both matrices in memory, with the methods of `GramFiles` that fill them."""
+
+    tiles_done = 0
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype) -> None:
+        self.matrices = {name: np.empty(shape, dtype) for name in ("nngp", "ntk")}
+
+    def put(self, name: str, i: int, j: int, block: np.ndarray) -> None:
+        self.matrices[name][i : i + block.shape[0], j : j + block.shape[1]] = block
+
+    def commit(self) -> None:
+        pass
+
+
+def gram(
+    dag: Dag,
+    x1: ArrayLike | Sequence[ArrayLike],
+    x2: ArrayLike | Sequence[ArrayLike] | None = None,
+    *,
+    memory_budget: int | str = "4 GiB",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    tile: int | None = None,
+    **options: Any,
+) -> Kernel:
+    """Computes the NNGP and NTK of `kernel` for many inputs, tile by tile, within a memory budget.
+
+    The results equal those of `kernel` up to rounding. Without `x2` only the tiles on and above the diagonal are
+    computed, and both matrices are exactly symmetric. All tiles have one shape: N is cut into equal parts, and the last
+    part filled up with repeated inputs. So one program is compiled for the diagonal and one for all other tiles.
+
+    Memory, for results of b bytes an entry (4, or 8 in float64), tiles of T rows (2048 or the largest smaller power of
+    2 that the budget allows, then evened out) and d features:
+
+        512 MiB               the interpreter, JAX, the compiler, the temporaries of `kernel`; as measured on a CPU
+        b (6 T^2 + 8 T d)     a tile: both results, their copies, and its inputs
+        2 b N1 N2             both matrices, unless they are written to disk
+
+    Not counted are the inputs, what else the process holds, and the covariances of pixels in networks that pool images,
+    for which choose a small `tile`.
+
+    On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy and gram.json, which states the call:
+    graph, options, shapes, dtype, tile, versions, and the SHA-256 of the inputs. It appears when everything is done.
+    Until then a directory `.<name>.partial` beside it takes up the same space. Killed at any time and called again with
+    the same arguments, by the same versions on the same kind of device, `gram` continues after the last tile that
+    reached the disk, and the files have the bits of an unbroken run. Called again when `out` is finished, it returns
+    what is there.
+
+    Args:
+      dag: The connectivity.
+      x1: Inputs, (N1, features...). For a graph with several inputs a list of such arrays.
+      x2: Inputs, (N2, features...), or None for x1.
+      memory_budget: Bytes, or a text such as "6 GiB" or "500 MB".
+      out: Directory for the results; None keeps them in memory.
+      overwrite: Whether the result of another call, finished or not, is deleted where it is in the way.
+      progress: Whether to show a bar with the time left on the error stream, if that is a terminal.
+      tile: Rows of a tile at most; None for what the budget allows.
+      **options: Those of `kernel`: `activation`, `order`, `readout` and so on.
+
+    Returns:
+      A `Kernel` with `nngp` and `ntk`, (N1, N2) each: NumPy arrays, or read-only memory maps of the files in `out`.
+
+    Raises:
+      GraphError: As `kernel`.
+      InputError: The budget cannot be read or is too small, or as `kernel`.
+      OutputError: `out` cannot be written, is being computed by another process, or holds something else; or the
+        unfinished result of another call is in the way.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(5, 8))
+      >>> k = gram(nd.Dag.from_code("2_21_112"), x, memory_budget="1 GiB", order="act-linear")
+      >>> k.ntk.shape, bool((k.ntk == k.ntk.T).all())
+      ((5, 5), True)
+    """
+    call = inspect.signature(kernel).bind(dag, x1, x2, **options)
+    call.apply_defaults()
+    budget = _bytes_of(memory_budget)
+    arrays1 = _arrays("x1", x1, dag)
+    arrays2 = None if x2 is None else _arrays("x2", x2, dag)
+    plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None)
+    if out is None:
+        memory = _Memory(plan.shape, plan.dtype)
+        _fill(memory, plan, dag, arrays1, arrays2, options, progress)
+        return Kernel(**memory.matrices)
+    path = Path(out).resolve()
+    configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
+    done = load_finished(path, configuration, overwrite)
+    if done is None:
+        with unfinished(path, configuration, overwrite) as files:
+            _fill(files, plan, dag, arrays1, arrays2, options, progress)
+            files.finish()
+        done = load_finished(path, configuration)
+    assert done is not None
+    return Kernel(*done)
+
+
+def _fill(
+    results: _Memory | GramFiles,
+    plan: _Plan,
+    dag: Dag,
+    arrays1: list[np.ndarray],
+    arrays2: list[np.ndarray] | None,
+    options: Mapping[str, Any],
+    progress: bool,
+) -> None:
+    """Computes the tiles that are not there yet."""
+    corners = plan.corners()
+    with _progress_bar(len(corners), results.tiles_done, progress) as advance:
+        for i, j in corners[results.tiles_done :]:
+            for name, block in _compute(dag, arrays1, arrays2, i, j, plan, options).items():
+                results.put(name, i, j, block)
+                if plan.symmetric and i != j:
+                    results.put(name, j, i, block.T)
+            results.commit()
+            advance()
+
+
+def _compute(
+    dag: Dag,
+    arrays1: list[np.ndarray],
+    arrays2: list[np.ndarray] | None,
+    i: int,
+    j: int,
+    plan: _Plan,
+    options: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Returns the blocks of both matrices from row i and column j on, cropped at the edges of the matrices."""
+    diagonal = plan.symmetric and i == j
+    rows = _take(arrays1, i, plan.tile[0])
+    columns = None if diagonal else _take(arrays2 or arrays1, j, plan.tile[1])
+    try:
+        tile = kernel(dag, _as_given(rows), None if columns is None else _as_given(columns), **options)
+    except InputError as error:
+        if i == j == 0:
+            raise
+        raise InputError(
+            f"{error} (in the tile whose rows begin with input {i} and whose columns, `x2` there, with input {j})"
+        ) from error
+    if not isinstance(tile, Kernel):
+        raise InputError(
+            f"Expected one output and both kernels, got a {type(tile).__name__} of them; leave `get` out, and split a "
+            "graph of several outputs"
+        )
+    height, width = min(plan.tile[0], plan.shape[0] - i), min(plan.tile[1], plan.shape[1] - j)
+    blocks = {name: np.asarray(getattr(tile, name), plan.dtype)[:height, :width] for name in ("nngp", "ntk")}
+    if diagonal:
+        # Rounding may differ on the two sides of the diagonal.
+        blocks = {name: np.where(np.tri(height, k=-1, dtype=bool), v.T, v) for name, v in blocks.items()}
+    return blocks
+
+
+def _take(arrays: list[np.ndarray], start: int, size: int) -> list[np.ndarray]:
+    """Returns the inputs of a tile; behind the last input it is repeated."""
+    rows = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
+    taken = [array[rows] for array in arrays]
+    if all(array.any() for array in taken):
+        return taken
+    # `kernel` refuses inputs that are all zero, which a tile may be though the data are not: one more row, not zero.
+    others = [array[np.flatnonzero(array.reshape(len(array), -1).any(axis=1))[:1]] for array in arrays]
+    return [np.concatenate(pair) for pair in zip(taken, others, strict=True)]
+
+
+def _as_given(arrays: list[np.ndarray]) -> Any:
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], dag: Dag) -> list[np.ndarray]:
+    """Returns one array per input node, with what `kernel` would find in a tile only, and name a row of that tile."""
+    several = isinstance(x, (list, tuple)) and dag.num_inputs > 1
+    arrays = [np.asarray(array) for array in (x if several else [x])]  # type: ignore[union-attr]
+    for array in arrays:
+        if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
+        if array.ndim < 2 or array.size == 0:
+            raise InputError(
+                f"Expected `{name}` to have shape (N, features...) with N >= 1 and a feature, got {array.shape}"
+            )
+        for start in range(0, len(array), _TILES[0]):
+            finite = np.isfinite(array[start : start + _TILES[0]]).reshape(-1, array[0].size).all(axis=1)
+            if not finite.all():
+                row = start + int(np.flatnonzero(~finite)[0])
+                raise InputError(
+                    f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input"
+                )
+    if len({len(array) for array in arrays}) > 1:
+        raise InputError(f"Expected all arrays of `{name}` to hold equally many inputs, got {[*map(len, arrays)]}")
+    return arrays
+
+
+def _plan(
+    arrays1: list[np.ndarray], arrays2: list[np.ndarray] | None, tile: int | None, budget: int, in_memory: bool
+) -> _Plan:
+    """Chooses the largest tile that the budget allows."""
+    n1, n2 = shape = len(arrays1[0]), len((arrays2 or arrays1)[0])
+    dtype = np.dtype(np.float64 if any(a.dtype == np.float64 for a in (*arrays1, *(arrays2 or ()))) else np.float32)
+    features = sum(math.prod(array.shape[1:]) for array in arrays1)
+    if tile is not None and tile < 1:
+        raise InputError(f"Expected `tile` to be at least 1 row, got {tile}")
+    matrices = 2 * n1 * n2 * dtype.itemsize if in_memory else 0
+
+    def parts(size: int) -> tuple[int, int]:
+        # Equal parts, so that little of the last one is filled up.
+        return -(-n1 // -(-n1 // size)), -(-n2 // -(-n2 // size))
+
+    def needed(size: int) -> int:
+        rows = max(parts(size))
+        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + 8 * rows * features)
+
+    sizes = _TILES if tile is None else (tile,)
+    fitting = [size for size in sizes if needed(size) <= budget]
+    if not fitting:
+        least = needed(sizes[-1])
+        what = f"both {n1} x {n2} matrices and the work on a tile" if in_memory else "the work on a tile"
+        remedy = "raise it" if tile is None else "raise it or lower `tile`"
+        if in_memory:
+            remedy += f", or pass `out=` to write the matrices to disk, which takes {least - matrices:,} bytes"
+        raise InputError(f"Expected `memory_budget` to hold {what}, {least:,} bytes, got {budget:,}; {remedy}")
+    return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
+
+
+def _bytes_of(memory_budget: int | str) -> int:
+    if isinstance(memory_budget, int):
+        return memory_budget
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", memory_budget.strip().lower())
+    if match is None:
+        raise InputError(
+            f"Expected `memory_budget` to be bytes or a text such as '6 GiB' or '500 MB', got {memory_budget!r}"
+        )
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, done: int, progress: bool) -> Iterator[Callable[[], None]]:
+    """Shows tiles and the time left on the error stream, if that is a terminal; yields what counts one more tile."""
+    if not (progress and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} tiles"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("gram", total=total, completed=done)
+        yield lambda: bars.advance(task)

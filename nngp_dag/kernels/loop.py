@@ -1,0 +1,313 @@
+"""The steps of a long program as one loop, so that the time to compile does not grow with the graph.
+
+Every turn of the loop adds a few slots up, and may then apply a weighted operation; which slots, with what weights, and
+which operation stand in tables. Slots are used again once nobody needs their value, so that a ladder of a thousand
+nodes works in a handful of them. Only for vectors: images change their shape on the way.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nngp_dag.graph import Dense
+from nngp_dag.graph.program import Field, Program, Step, Structure
+from nngp_dag.kernels import law
+from nngp_dag.kernels.law import Rules, Sides, Value
+from nngp_dag.kernels.space import Space
+
+# Terms that one turn adds up; longer sums take several turns.
+_TERMS = 4
+
+
+class Tables(NamedTuple):
+    """The loop's turns; one row each, padded with weight 0.
+
+    Attributes:
+      terms: Slots to add up, (turns, terms).
+      weights: Their weights.
+      store: Slot of the sum.
+      node: The node whose covariance the sum is, or H + 1.
+      op: Number of the operation that is applied, or one past the last for none.
+      field: Slot of what the operation puts out.
+      mean_terms: Places of means to add up for the node, (turns, terms).
+      mean_weights: Their weights.
+      mean: Place of the node's mean.
+      field_mean: Place of the mean of what the operation puts out.
+      outputs: Slots of the output nodes' covariances.
+      output_nodes: The output nodes.
+      nodes: An array with one entry per node, and one more.
+      slots: Likewise for slots, the last of which nobody reads.
+      places: Likewise for means: nodes, stems, fields, and the place that nobody reads.
+    """
+
+    terms: jax.Array | np.ndarray
+    weights: jax.Array | np.ndarray
+    store: jax.Array | np.ndarray
+    node: jax.Array | np.ndarray
+    op: jax.Array | np.ndarray
+    field: jax.Array | np.ndarray
+    mean_terms: jax.Array | np.ndarray
+    mean_weights: jax.Array | np.ndarray
+    mean: jax.Array | np.ndarray
+    field_mean: jax.Array | np.ndarray
+    outputs: jax.Array | np.ndarray
+    output_nodes: jax.Array | np.ndarray
+    nodes: jax.Array | np.ndarray
+    slots: jax.Array | np.ndarray
+    places: jax.Array | np.ndarray
+
+
+class _Turn(NamedTuple):
+    terms: list[tuple[int, float]]
+    store: int
+    node: int | None
+    op: Dense | None
+    field: int | None
+
+
+def operations(structure: Structure) -> tuple[Dense, ...]:
+    """The different operations of a program, in a fixed order."""
+    return tuple(dict.fromkeys(field.op for step in structure.steps for field in step.fields))
+
+
+def _turns(program: Program) -> list[_Turn]:
+    turns, position = [], 0
+    for step in program.structure.steps:
+        weights = program.weights[position : position + len(step.terms)]
+        position += len(step.terms)
+        terms = [(term.slot, float(weight)) for term, weight in zip(step.terms, weights, strict=True)]
+        while len(terms) > _TERMS:
+            turns.append(_Turn(terms[:_TERMS], step.slot, None, None, None))
+            terms = [(step.slot, 1.0), *terms[_TERMS:]]
+        first, *others = step.fields or (None,)
+        turns.append(_Turn(terms, step.slot, step.node, first and first.op, first and first.slot))
+        turns += [_Turn([(step.slot, 1.0)], step.slot, step.node, field.op, field.slot) for field in others if field]
+    return turns
+
+
+def _allocate(structure: Structure, turns: Sequence[_Turn]) -> tuple[dict[tuple[int, int], int], int]:
+    """Assigns a physical slot to (turn, slot), for each value as of that turn; stems keep the first."""
+    last_read = dict.fromkeys(range(structure.num_inputs), -1)
+    outputs = {step.slot for step in structure.steps if step.node in structure.outputs}
+    for index, turn in enumerate(turns):
+        for slot in (*(slot for slot, _ in turn.terms), turn.store, turn.field):
+            if slot is not None:
+                last_read[slot] = index
+    last_read.update(dict.fromkeys(outputs, len(turns)))
+    ends: dict[int, list[int]] = {}
+    for slot, index in last_read.items():
+        ends.setdefault(index, []).append(slot)
+    place = {slot: slot for slot in range(structure.num_inputs)}
+    free: list[int] = []
+    count = structure.num_inputs
+    assigned: dict[tuple[int, int], int] = {}
+    for index, turn in enumerate(turns):
+        for slot in (turn.store, turn.field):
+            if slot is not None and slot not in place:
+                if not free:
+                    free.append(count)
+                    count += 1
+                place[slot] = free.pop()
+        for slot in (*(slot for slot, _ in turn.terms), turn.store, turn.field):
+            if slot is not None:
+                assigned[index, slot] = place[slot]
+        free += [place[slot] for slot in ends.get(index, ())]
+    assigned.update({(len(turns), slot): place[slot] for slot in outputs})
+    return assigned, count
+
+
+def _mean_terms(program: Program) -> dict[int, Counter]:
+    """For every node with a step, its mean as a sum over fields and over earlier nodes with steps."""
+    stepped = {step.node for step in program.structure.steps}
+    means: dict[int, Counter] = {}
+    position = 0
+    for node, terms in enumerate(program.structure.means):
+        total: Counter = Counter()
+        for term in terms:
+            weight = float(program.mean_weights[position])
+            position += 1
+            if term.slot is not None:
+                total["field", term.slot] += weight  # type: ignore[assignment]
+            elif term.node in stepped:
+                total["node", term.node] += weight  # type: ignore[assignment]
+            else:
+                assert term.node is not None
+                for inner, factor in means[term.node].items():
+                    total[inner] += weight * factor
+        means[node] = total
+    return means
+
+
+def tables(program: Program, num_nodes: int, dtype: np.dtype) -> Tables:
+    """Writes a program down as tables, of sizes rounded up so that graphs of about equal size share a compilation."""
+    structure = program.structure
+    turns = _turns(program)
+    assigned, count = _allocate(structure, turns)
+    ops = operations(structure)
+    means = _mean_terms(program)
+    count, node_count, rows = _rounded(count), _rounded(num_nodes), _rounded(len(turns))
+    # Means have places of their own: nodes, one nobody needs, then fields by slot, then one that nobody reads.
+    fields = [*range(structure.num_inputs), *(field.slot for step in structure.steps for field in step.fields)]
+    places = {("node", node): node for node in range(num_nodes)}
+    places |= {("field", slot): node_count + 1 + i for i, slot in enumerate(fields)}
+    nowhere = node_count + 1 + structure.num_inputs + _rounded(len(fields))
+    terms, weights = np.full((rows, _TERMS), count, np.int32), np.zeros((rows, _TERMS), dtype)
+    mean_shape = rows, _rounded(max((len(terms) for terms in means.values()), default=0))
+    mean_terms, mean_weights = np.full(mean_shape, nowhere, np.int32), np.zeros(mean_shape, dtype)
+    store, field = np.full((2, rows), count, np.int32)
+    node = np.full(rows, node_count, np.int32)
+    op = np.full(rows, len(ops), np.int32)
+    mean, field_mean = np.full((2, rows), nowhere, np.int32)
+    for index, turn in enumerate(turns):
+        for column, (slot, weight) in enumerate(turn.terms):
+            terms[index, column], weights[index, column] = assigned[index, slot], weight
+        store[index] = assigned[index, turn.store]
+        if turn.node is not None:
+            node[index] = mean[index] = turn.node
+        if turn.op is not None and turn.field is not None:
+            op[index], field[index] = ops.index(turn.op), assigned[index, turn.field]
+            field_mean[index] = places["field", turn.field]
+        if turn.node is not None and means:
+            for column, (key, weight) in enumerate(means[turn.node].items()):
+                mean_terms[index, column], mean_weights[index, column] = places[key], weight
+    output_slots = {step.node: step.slot for step in structure.steps if step.node in structure.outputs}
+    outputs = np.array([assigned[len(turns), output_slots[output]] for output in structure.outputs], np.int32)
+    output_nodes = np.array(structure.outputs, np.int32)
+    sizes = [np.zeros(size + 1, dtype) for size in (node_count, count, nowhere)]
+    return Tables(
+        terms,
+        weights,
+        store,
+        node,
+        op,
+        field,
+        mean_terms,
+        mean_weights,
+        mean,
+        field_mean,
+        outputs,
+        output_nodes,
+        *sizes,
+    )
+
+
+def _rounded(size: int) -> int:
+    """Rounds up to a multiple of 8, of 16 beyond 64, and so on: by an eighth at most, but for small sizes."""
+    step = max(8, 1 << max(0, size.bit_length() - 4))
+    return max(step, -(-size // step) * step)
+
+
+def loop_structure(structure: Structure) -> Structure:
+    """What a compiled loop depends on beside the sizes of its tables: operations, and the numbers of inputs and outputs."""
+    fields = tuple(Field(op, 0) for op in operations(structure))
+    outputs = tuple(range(len(structure.outputs)))
+    return Structure(structure.num_inputs, 0, (Step((), 0, None, fields),), (), outputs)
+
+
+def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
+    # A loop that fuses: a matrix product might run in TF32.
+    return jnp.sum(weights.reshape(-1, *[1] * (values.ndim - 1)) * values, axis=0)
+
+
+def _start(fields: Sequence[Value], slots: jax.Array) -> Value:
+    """Stacks with one entry per slot, the stems' fields first."""
+    return jax.tree.map(
+        lambda *v: jnp.concatenate([jnp.stack(v), jnp.zeros((slots.shape[0] - len(v), *v[0].shape), v[0].dtype)]),
+        *fields,
+    )
+
+
+def _put(stack: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(stack, value, index, 0)
+
+
+def run_loop_moments(
+    tables: Tables, structure: Structure, fields: Sequence[Value], mu: Sequence[jax.Array], rules: Rules
+) -> tuple[jax.Array, jax.Array, list[Value]]:
+    """Runs the recursion for inputs with themselves.
+
+    Args:
+      tables: The program.
+      structure: That of the loop.
+      fields: The centred stems, (N,) each, without NTK.
+      mu: Their means.
+      rules: The parameterisation.
+
+    Returns:
+      Second moments and means of nodes, (nodes, N) with rows of zeros for those that are not computed, and the covariances
+      of the output nodes.
+    """
+    ops = operations(structure)
+    space = Space(paired=True)
+    like = fields[0].k
+    num_nodes = tables.nodes.shape[0]
+    q = jnp.zeros((num_nodes, *like.shape), like.dtype)
+    places = jnp.zeros((tables.places.shape[0], *like.shape), like.dtype)
+    places = places.at[num_nodes : num_nodes + len(mu)].set(jnp.stack(list(mu)))
+    stacks = _start([Value(field.k, None, None) for field in fields], jnp.asarray(tables.slots))
+
+    def apply(op: Dense | None, variance: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if op is None:
+            return jnp.zeros_like(variance), jnp.zeros_like(variance)
+        second = variance + mean**2
+        value, sides = law.apply(
+            op, Value(second, jnp.zeros_like(second), None), Sides(second, second, mean, mean), space, rules
+        )
+        mu = jnp.zeros_like(mean) if sides.m1 is None else sides.m1
+        return value.k - mu**2, mu
+
+    def turn(i: jax.Array, state: tuple) -> tuple:
+        stack, q, places = state
+        variance = _weighted(tables.weights[i], stack[tables.terms[i]])
+        mean = _weighted(tables.mean_weights[i], places[tables.mean_terms[i]])
+        branches = [lambda v, m, op=op: apply(op, v, m) for op in (*ops, None)]
+        field, mu = lax.switch(tables.op[i], branches, variance, mean)
+        stack = _put(_put(stack, variance, tables.store[i]), field, tables.field[i])
+        places = _put(_put(places, mean, tables.mean[i]), mu, tables.field_mean[i])
+        return stack, _put(q, variance + mean**2, tables.node[i]), places
+
+    stack, q, places = lax.fori_loop(0, tables.op.shape[0], turn, (stacks.k, q, places))
+    return q, places[:num_nodes], [Value(stack[tables.outputs[i]], None, None) for i in structure.outputs]
+
+
+def run_loop(
+    tables: Tables, structure: Structure, fields: Sequence[Value], first: tuple, second: tuple, rules: Rules
+) -> list[Value]:
+    """Runs the recursion for a block of the kernel.
+
+    Args:
+      tables: The program.
+      structure: That of the loop.
+      fields: The centred stems, (N1, N2) each.
+      first: Second moments and means of the rows at every node, (nodes, N1) each.
+      second: Likewise of the columns.
+      rules: The parameterisation.
+
+    Returns:
+      The covariances of the output nodes.
+    """
+    ops = operations(structure)
+    space = Space()
+    (q1, m1), (q2, m2) = first, second
+
+    def apply(op: Dense | None, total: Value, sides: Sides) -> Value:
+        if op is None:
+            return jax.tree.map(jnp.zeros_like, total)
+        return law.centre(*law.apply(op, law.uncentre(total, sides), sides, space, rules))
+
+    def turn(i: jax.Array, stacks: Value) -> Value:
+        total = jax.tree.map(lambda stack: _weighted(tables.weights[i], stack[tables.terms[i]]), stacks)
+        node = tables.node[i]
+        sides = Sides(q1[node][:, None], q2[node][None], m1[node][:, None], m2[node][None])
+        field = lax.switch(tables.op[i], [lambda v, s, op=op: apply(op, v, s) for op in (*ops, None)], total, sides)
+        return jax.tree.map(
+            lambda stack, v, f: _put(_put(stack, v, tables.store[i]), f, tables.field[i]), stacks, total, field
+        )
+
+    stacks = lax.fori_loop(0, tables.op.shape[0], turn, _start(fields, jnp.asarray(tables.slots)))
+    return [jax.tree.map(lambda stack, i=i: stack[tables.outputs[i]], stacks) for i in structure.outputs]

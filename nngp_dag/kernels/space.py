@@ -1,0 +1,123 @@
+"""Covariances of images: how their axes lie, and how convolutions and pooling act on them.
+
+Arrays have batch axes first, (N1, N2) for a block of a kernel or (N,) for inputs with themselves, then the pixels: none
+for vectors; one axis per spatial axis where only covariances of equal pixels are kept ("diagonal"); or two adjacent
+axes per spatial axis, pixel of the first and pixel of the second input, where all are kept ("full").
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nngp_dag.graph import AvgPool, Conv, Dense
+
+
+class Space(NamedTuple):
+    """How the axes of covariances lie.
+
+    Attributes:
+      ndim: Number of spatial axes; 0 for vectors.
+      full: Whether covariances of different pixels are kept.
+      paired: Whether inputs meet only themselves: one batch axis, else two.
+    """
+
+    ndim: int = 0
+    full: bool = False
+    paired: bool = False
+
+    @property
+    def batch(self) -> int:
+        """Number of batch axes."""
+        return 1 if self.paired else 2
+
+    def left(self, v: jax.Array) -> jax.Array:
+        """Gives vectors (N, *pixels) of the first input the axes that broadcast against covariances."""
+        return self._spread(v, batch=0, pixel=0)
+
+    def right(self, v: jax.Array) -> jax.Array:
+        """Gives vectors (N, *pixels) of the second input the axes that broadcast against covariances."""
+        return self._spread(v, batch=1, pixel=1)
+
+    def _spread(self, v: jax.Array, batch: int, pixel: int) -> jax.Array:
+        pixels = v.shape[1:]
+        if self.full:
+            pixels = tuple(n for size in pixels for n in ((size, 1) if pixel == 0 else (1, size)))
+        rows = (v.shape[0],) if self.paired else (v.shape[0], 1) if batch == 0 else (1, v.shape[0])
+        return v.reshape(*rows, *pixels)
+
+    def vector(self, v: jax.Array) -> jax.Array:
+        """Undoes `left` or `right`."""
+        size = v.shape[0] if self.paired else max(v.shape[:2])
+        pixels = v.shape[self.batch :]
+        if self.full:
+            pixels = tuple(max(pixels[i : i + 2]) for i in range(0, len(pixels), 2))
+        return v.reshape(size, *pixels)
+
+    def diagonal(self, v: jax.Array) -> jax.Array:
+        """Returns the variances (N, *pixels) out of paired covariances."""
+        if self.full:
+            for _ in range(self.ndim):
+                v = jnp.diagonal(v, axis1=1, axis2=2)
+        return v
+
+    def _axes(self, i: int, sides: str) -> tuple[int, ...]:
+        if not self.full:
+            return (self.batch + i,)
+        first = self.batch + 2 * i
+        return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[sides]
+
+    def convolve(self, v: jax.Array, op: Dense, sides: str = "both") -> jax.Array:
+        """Averages over the filter's pixels: the covariance of what a convolution of unit weight variance puts out."""
+        if not isinstance(op, Conv):
+            return v
+        for i, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
+            v = window_mean(v, self._axes(i, sides), size, stride, op.padding)
+        return v
+
+    def pool(self, v: jax.Array, op: AvgPool | None, sides: str) -> jax.Array:
+        """Applies average pooling to one side of a full covariance."""
+        return v if op is None else pool(v, op, [self._axes(i, sides)[0] for i in range(self.ndim)])
+
+    def read_out(self, v: jax.Array, how: str) -> jax.Array:
+        """Averages over pixels: equal ones ("flatten") or all pairs ("global-average")."""
+        if how == "flatten":
+            for _ in range(self.ndim if self.full else 0):
+                v = jnp.diagonal(v, axis1=self.batch, axis2=self.batch + 1)
+        return v.mean(axis=tuple(range(self.batch, v.ndim))) if v.ndim > self.batch else v
+
+
+def pool(v: jax.Array, op: AvgPool, axes: Sequence[int]) -> jax.Array:
+    """Applies average pooling along the given axes."""
+    for axis, size, stride in zip(axes, op.window_shape, op.strides or (), strict=True):
+        v = window_mean(v, (axis,), size, stride, op.padding, op.normalize_edges)
+    return v
+
+
+def window_mean(
+    v: jax.Array, axes: tuple[int, ...], size: int, stride: int, padding: str, normalize_edges: bool = False
+) -> jax.Array:
+    """Averages over a window that moves along all `axes` at once, with zeros around the edges."""
+    pixels = v.shape[axes[0]]
+    if size == stride == 1:
+        return v
+    (low, high) = lax.padtype_to_pads((pixels,), (size,), (stride,), padding)[0]
+    count = (pixels + low + high - size) // stride + 1
+    pads = [(low, high, 0) if axis in axes else (0, 0, 0) for axis in range(v.ndim)]
+    padded = lax.pad(v, jnp.zeros((), v.dtype), pads)
+
+    def shifted(offset: int) -> jax.Array:
+        for_axis = dict.fromkeys(axes, (offset, offset + stride * (count - 1) + 1, stride))
+        return padded[tuple(slice(*for_axis[axis]) if axis in for_axis else slice(None) for axis in range(v.ndim))]
+
+    total = shifted(0)
+    for offset in range(1, size):
+        total = total + shifted(offset)
+    if not normalize_edges:
+        return total / size
+    inside = [min(start + size, pixels) - max(start, 0) for start in (stride * i - low for i in range(count))]
+    shape = [1] * v.ndim
+    shape[axes[0]] = count
+    return total / jnp.asarray(inside, v.dtype).reshape(shape)

@@ -1,0 +1,94 @@
+"""What the edges of a finite network apply: layers with weights, and operations without."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nngp_dag.activations import get_activation
+from nngp_dag.graph.operations import AvgPool, Conv, Dense, Operation, Scale
+
+
+class WeightedLayer(nnx.Module):
+    """A `Dense` or `Conv` operation with weights: layer norm if any, then phi(W x + b) or W phi(x) + b.
+
+    W has variance w_std^2 / fan_in and b has variance b_std^2; fan_in is the number of input channels, times the number
+    of the filter's pixels. In the parameterisation "ntk", W = w_std / sqrt(fan_in) omega and b = b_std beta, and omega
+    and beta, both N(0, 1), are trained. In "standard", W and b themselves are.
+
+    Attributes:
+      op: The operation.
+      linear: What is trained, omega and beta or W and b: `linear.kernel`, (*filter_shape, channels in, channels out),
+        and `linear.bias`, (channels out,), None where b_std is None.
+
+    Raises:
+      InputError: The activation is unknown.
+
+    Reference: He et al., ICCV 2015 (w_std^2 = 2 for ReLU); Jacot et al., NeurIPS 2018, Section 3 ("ntk").
+    """
+
+    def __init__(self, op: Dense, in_features: int, out_features: int, parameterisation: str, *, rngs: nnx.Rngs):
+        """Draws the weights, then the biases."""
+        self.op = op
+        self.activation = None if op.activation is None else get_activation(op.activation)  # type: ignore[arg-type]
+        filter_shape = op.filter_shape if isinstance(op, Conv) else ()
+        # NumPy's floats, unlike Python's, would widen what they multiply where x64 is enabled.
+        w_std, b_std = float(op.w_std) / (in_features * math.prod(filter_shape)) ** 0.5, float(op.b_std or 0)
+        if parameterisation == "ntk":
+            self.w_scale, self.b_scale, w_std, b_std = w_std, b_std, 1.0, 1.0
+        else:
+            self.w_scale, self.b_scale = 1.0, 1.0
+        options = {
+            "use_bias": op.b_std is not None,
+            "kernel_init": nnx.initializers.normal(w_std),
+            "bias_init": nnx.initializers.normal(b_std),
+            "rngs": rngs,
+        }
+        self.linear = (
+            nnx.Conv(in_features, out_features, filter_shape, op.strides, padding=op.padding, **options)
+            if isinstance(op, Conv)
+            else nnx.Linear(in_features, out_features, **options)
+        )
+
+    def __call__(self, x: Float[Array, "n *pixels c_in"]) -> Float[Array, "n *pixels_out c_out"]:
+        """Applies the layer."""
+        if self.op.layer_norm:
+            centred = x - x.mean(axis=-1, keepdims=True)
+            x = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-12)
+        if self.activation is None:
+            return self._affine(x)
+        if self.op.order == "act-linear":
+            return self._affine(self.activation(x))
+        return self.activation(self._affine(x))
+
+    def _affine(self, x: Array) -> Array:
+        """W x + b, not by calling `linear`, which would add beta before anything could scale omega alone."""
+        y = self.w_scale * self._product(x, self.linear.kernel[...])
+        if self.linear.bias is None:
+            return y
+        bias = self.b_scale * self.linear.bias[...].astype(y.dtype)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        if not isinstance(self.op, Conv):
+            return x @ kernel
+        dtype = jnp.result_type(x, kernel)
+        axes = "".join(map(str, range(x.ndim - 2)))
+        channels_last = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+        return jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            self.op.strides or (),
+            self.op.padding,
+            dimension_numbers=channels_last,
+        )
+
+
+def without_weights(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
+    """Applies an operation that draws no weights."""
+    if isinstance(op, AvgPool):
+        inside_only = op.normalize_edges
+        return nnx.avg_pool(x, op.window_shape, op.strides, op.padding, count_include_pad=not inside_only)
+    return float(op.factor) * x if isinstance(op, Scale) else x

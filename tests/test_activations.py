@@ -1,0 +1,327 @@
+"""Activations as functions, and the one list of cases that the tests of their duals use as well."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from scipy import special
+
+from nngp_dag import activations
+from nngp_dag.activations import (
+    ACTIVATIONS,
+    ABRelu,
+    Activation,
+    Erf,
+    Exp,
+    Gaussian,
+    Polynomial,
+    Quadrature,
+    RectifiedMonomial,
+    Sin,
+    get_activation,
+    hermite,
+    leaky_relu,
+    monomial,
+    rbf,
+)
+from nngp_dag.errors import InputError
+
+
+@dataclass(frozen=True)
+class Case:
+    """An activation and what it should be.
+
+    Attributes:
+      phi: The activation.
+      f: The function, in NumPy.
+      df: Its derivative.
+      exact: (k, q1, q2) -> F in mpmath, written for brevity, not for rounding; None where no closed form is known.
+      layer: Its name and arguments in neural-tangents; None where that has none, or one of fewer inputs.
+      kinked: Whether F is not smooth at |correlation| = 1.
+    """
+
+    phi: Activation
+    f: Callable[[Any], Any]
+    df: Callable[[Any], Any]
+    exact: Callable[[Any, Any, Any], Any] | None
+    layer: tuple | None = None
+    kinked: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.phi.name
+
+
+def _theta(k, q1, q2):
+    return mp.acos(k / mp.sqrt(q1 * q2))
+
+
+def _j(n, theta):
+    """Cho and Saul 2009, eqs. (6) and (4), the latter as a recurrence."""
+    previous, value = mp.pi - theta, mp.sin(theta) + (mp.pi - theta) * mp.cos(theta)
+    for m in range(1, n):
+        previous, value = value, (2 * m + 1) * mp.cos(theta) * value + m**2 * mp.sin(theta) ** 2 * previous
+    return value if n else previous
+
+
+def _ab_relu(a, b, *layer):
+    def exact(k, q1, q2):
+        r, theta = mp.sqrt(q1 * q2), _theta(k, q1, q2)
+        return (a * b * 2 * mp.pi * k + (a - b) ** 2 * r * _j(1, theta)) / (2 * mp.pi)
+
+    a, b = mp.mpf(a), mp.mpf(b)
+    x, y = float(a), float(b)
+    return Case(
+        ABRelu(x, y), lambda u: np.where(u > 0, y * u, x * u), lambda u: np.where(u > 0, y, x), exact, layer, True
+    )
+
+
+def _rectified(n):
+    return Case(
+        RectifiedMonomial(n),
+        lambda u: (u >= 0) * u**n,
+        lambda u: (u >= 0) * n * u ** max(n - 1, 0),
+        lambda k, q1, q2: mp.sqrt(q1 * q2) ** n * _j(n, _theta(k, q1, q2)) / (2 * mp.pi),
+        # Beyond, neural-tangents takes seconds.
+        ("RectifiedMonomial", n) if n <= 3 else None,
+        True,
+    )
+
+
+def _erf(a, b, c, *layer):
+    def exact(k, q1, q2):
+        scale = 2 * mp.mpf(b) ** 2
+        return 2 / mp.pi * mp.mpf(a) ** 2 * mp.asin(scale * k / mp.sqrt((1 + scale * q1) * (1 + scale * q2))) + c**2
+
+    derivative = 2 / np.sqrt(np.pi) * a * b
+    return Case(
+        Erf(a, b, c),
+        lambda u: a * special.erf(b * u) + c,
+        lambda u: derivative * np.exp(-((b * u) ** 2)),
+        exact,
+        layer or ("Erf", a, b, c),
+    )
+
+
+def _sin(phi, *layer):
+    a, b, c = phi.a, phi.b, phi.c
+
+    def exact(k, q1, q2):
+        b2, mean = mp.mpf(b) ** 2, (q1 + q2) / 2
+        return mp.mpf(a) ** 2 / 2 * (mp.exp(b2 * (k - mean)) - mp.cos(2 * mp.mpf(c)) * mp.exp(-b2 * (mean + k)))
+
+    return Case(phi, lambda u: a * np.sin(b * u + c), lambda u: a * b * np.cos(b * u + c), exact, layer)
+
+
+def _gaussian(a, b):
+    return Case(
+        Gaussian(a, b),
+        lambda u: a * np.exp(b * u**2),
+        lambda u: 2 * a * b * u * np.exp(b * u**2),
+        lambda k, q1, q2: (
+            mp.mpf(a) ** 2 / mp.sqrt((1 - 2 * mp.mpf(b) * q1) * (1 - 2 * mp.mpf(b) * q2) - 4 * mp.mpf(b) ** 2 * k**2)
+        ),
+        ("Gaussian", a, b),
+    )
+
+
+def _exp(a, b):
+    return Case(
+        Exp(a, b),
+        lambda u: a * np.exp(b * u),
+        lambda u: a * b * np.exp(b * u),
+        lambda k, q1, q2: mp.mpf(a) ** 2 * mp.exp(mp.mpf(b) ** 2 * ((q1 + q2) / 2 + k)),
+        ("Exp", a, b),
+    )
+
+
+def _polynomial(phi, *layer):
+    """E[u^i v^j] by the moments of independent z1, z2: v = alpha u + beta z2."""
+    p = np.polynomial.Polynomial(phi.coefficients)
+
+    def exact(k, q1, q2):
+        if q1 == 0:
+            return mp.mpf(phi.coefficients[0]) * sum(mp.mpf(c) * moment(j, q2) for j, c in enumerate(phi.coefficients))
+        alpha, rest = k / q1, q2 - k**2 / q1
+        return sum(
+            mp.mpf(a)
+            * mp.mpf(b)
+            * sum(mp.binomial(j, m) * alpha**m * moment(i + m, q1) * moment(j - m, rest) for m in range(j + 1))
+            for i, a in enumerate(phi.coefficients)
+            for j, b in enumerate(phi.coefficients)
+        )
+
+    def moment(n, q):
+        return mp.mpf(0) if n % 2 else mp.fac2(n - 1) * q ** (n // 2)
+
+    return Case(phi, p, p.deriv(), exact, layer or None)
+
+
+def _gelu_dual(k, q1, q2):
+    p, alpha = (1 + q1) * (1 + q2), mp.mpf(1) / 4
+    delta = mp.sqrt(p - k**2)
+    rational = (q1 * q2 + k**2 * (1 - q1 * q2) / p) / delta
+    return k * (alpha + mp.asin(k / mp.sqrt(p)) / (2 * mp.pi)) + rational / (2 * mp.pi)
+
+
+def _gabor_dual(k, q1, q2):
+    diff = 4 * (q1 * q2 - k**2)
+    m = 1 + 2 * (q1 + q2) + diff
+    return mp.exp(-(q1 + q2 + diff) / (2 * m)) * mp.sinh(k / m) / mp.sqrt(m)
+
+
+def _normal_cdf(u):
+    return special.erfc(-u / np.sqrt(2)) / 2
+
+
+CASES = [
+    _ab_relu(0, 1, "Relu"),
+    _ab_relu(0.01, 1, "LeakyRelu", 0.01),
+    _ab_relu(-1, 1, "Abs"),
+    _ab_relu(1, 1, "Identity"),
+    _ab_relu(-0.3, -1.7, "ABRelu", -0.3, -1.7),
+    replace(_erf(0.5, 1 / 2.4020563531719796, 0.5), layer=("Sigmoid_like",)),
+    _erf(1.0, 1.0, 0.0),
+    _erf(1.3, 0.7, -0.4),
+    Case(
+        activations.Gelu(),
+        lambda u: u * _normal_cdf(u),
+        lambda u: _normal_cdf(u) + u * np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi),
+        _gelu_dual,
+        ("Gelu",),
+    ),
+    _sin(Sin(), "Sin"),
+    _sin(activations.COS, "Cos"),
+    _sin(Sin(1.4, 0.8, 0.6), "Sin", 1.4, 0.8, 0.6),
+    _sin(rbf(), "Rbf"),
+    _sin(rbf(0.3), "Rbf", 0.3),
+    _gaussian(1.0, -1.0),
+    _gaussian(1.5, -0.4),
+    _exp(1.0, 1.0),
+    _exp(0.7, -0.6),
+    Case(
+        activations.Gabor(),
+        lambda u: np.exp(-(u**2)) * np.sin(u),
+        lambda u: np.exp(-(u**2)) * (np.cos(u) - 2 * u * np.sin(u)),
+        _gabor_dual,
+        ("Gabor",),
+    ),
+    Case(
+        activations.Sign(),
+        np.sign,
+        np.zeros_like,
+        lambda k, q1, q2: 1 - 2 * _theta(k, q1, q2) / mp.pi,
+        ("Sign",),
+        True,
+    ),
+    *(_rectified(n) for n in range(6)),
+    *(_polynomial(monomial(n), "Monomial", n) for n in (0, 1, 2, 5)),
+    # neural-tangents has Hermite polynomials for unit variances only.
+    *(_polynomial(hermite(n)) for n in (1, 3, 4)),
+    _polynomial(Polynomial((0.3, -1.0, 0.5, 0.2)), "Polynomial", (0.3, -1.0, 0.5, 0.2)),
+    Case(Quadrature(jax.nn.softplus), lambda u: np.logaddexp(u, 0), special.expit, None),
+]
+
+X = np.linspace(-3, 3, 41)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_function_and_derivative(case):
+    with jax.enable_x64(True):
+        x, ones = jnp.asarray(X[X != 0]), jnp.ones(X.size - 1)
+        value, slope = jax.jvp(case.phi, (x,), (ones,))
+        np.testing.assert_allclose(value, case.f(X[X != 0]), rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(slope, case.df(X[X != 0]) * np.ones(X.size - 1), rtol=1e-12, atol=1e-15)
+        assert case.phi(jnp.float32(X)).dtype == jnp.float32
+        assert case.phi(jnp.zeros((2, 3))).shape == (2, 3)
+        np.testing.assert_allclose(case.phi(jnp.zeros(1)), case.f(np.zeros(1)) * np.ones(1), atol=1e-16)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_properties(case):
+    homogeneous = isinstance(case.phi, ABRelu)
+    assert case.phi.homogeneous == homogeneous
+    if homogeneous:
+        np.testing.assert_allclose(case.f(3.7 * X), 3.7 * case.f(X))
+    assert case.phi.is_identity == (case.name == "identity")
+    assert hash(replace(case.phi)) == hash(case.phi)
+    assert replace(case.phi) == case.phi
+
+
+def test_every_registered_activation_has_a_case():
+    assert {case.phi for case in CASES} >= set(ACTIVATIONS.values())
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("phi", "name"),
+    [
+        *((phi, key) for key, phi in ACTIVATIONS.items() if key != "leaky_relu"),
+        (leaky_relu(), "leaky_relu(0.01)"),
+        (ABRelu(2, 3), "abrelu(2.0,3.0)"),
+        (Erf(1, 2, 0), "erf(1.0,2.0,0.0)"),
+        (Polynomial([1, 2]), "polynomial(1.0,2.0)"),
+        (hermite(3), "hermite(3)"),
+        (monomial(2), "monomial(2)"),
+        (RectifiedMonomial(2), "rectified_monomial(2)"),
+        (Quadrature(jnp.tanh), "quadrature(tanh)"),
+        (Quadrature(lambda x: x, "mine"), "quadrature(mine)"),
+        (Quadrature(jnp.vectorize(lambda x: x)), "quadrature(<lambda>)"),
+    ],
+)
+def test_names(phi, name):
+    assert phi.name == name
+
+
+def test_get_activation():
+    assert get_activation(None) is get_activation("identity") is activations.IDENTITY
+    assert get_activation("relu") == ABRelu(0, 1)
+    phi = Quadrature(jnp.tanh)
+    assert get_activation(phi) is phi
+
+
+def test_bad_names():
+    with pytest.raises(
+        InputError, match=r"one of relu, .*, got 'tanh'; any other function .*activations.Quadrature\(fn"
+    ):
+        get_activation("tanh")
+    with pytest.raises(InputError, match=r"got tanh; wrap an elementwise function: `activations.Quadrature\(fn\)`"):
+        get_activation(jnp.tanh)
+    with pytest.raises(InputError, match="got the class Gelu; call it first"):
+        get_activation(activations.Gelu)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ABRelu(float("nan"), 1), "Expected `a` of `ABRelu` to be finite, got nan"),
+        (lambda: Erf(b=float("inf")), "Expected `b` of `Erf` to be finite, got inf"),
+        (
+            lambda: Gaussian(b=0.5),
+            r"`b` of `Gaussian` to be at most 0, got 0.5; .* infinite from .* 1 / \(4 b\) = 0.5 on",
+        ),
+        (lambda: Polynomial(()), "`coefficients` of `Polynomial` to hold at least one number, got none"),
+        (lambda: Polynomial((1.0, float("nan"))), "`coefficients` of `Polynomial` to be finite, got nan"),
+        (lambda: RectifiedMonomial(-1), "`degree` of `RectifiedMonomial` to be a whole number, at least 0, got -1"),
+        (lambda: monomial(-2), "`n` to be a whole number, at least 0, got -2"),
+        (lambda: hermite(-2), "`n` to be a whole number, at least 0, got -2"),
+        (lambda: rbf(0.0), "`gamma` to be greater than 0, got 0.0"),
+        (lambda: rbf(float("nan")), "`gamma` to be finite, got nan"),
+        (lambda: Quadrature(jnp.tanh, degree=0), "`degree` of `Quadrature` to be between 1 and 128, got 0"),
+        (lambda: Quadrature(jnp.tanh, degree=129), "`degree` of `Quadrature` to be between 1 and 128, got 129"),
+    ],
+)
+def test_bad_parameters(make, message):
+    with pytest.raises(InputError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_base_class_is_not_a_function():
+    with pytest.raises(NotImplementedError):
+        Activation()(jnp.zeros(1))
