@@ -1,6 +1,10 @@
 """Second derivations and finite networks to test kernels against, and DAGs to test them on."""
 
+import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +12,8 @@ import numpy as np
 from flax import nnx
 from hypothesis import strategies as st
 
-from nngp_dag.graph import Dag, Edge, Op
+from nngp_dag.activations import ABRelu, get_activation
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Network, Op, Scale, build_network
 from nngp_dag.nets import DagNet, as_functions
 
 ORDERS = ("linear-act", "act-linear")
@@ -31,90 +36,220 @@ def dags(draw, min_nodes: int = 2, max_nodes: int = 6, parallel: bool = True) ->
     return dag
 
 
-def relu_dual(k: np.ndarray, q1: np.ndarray, q2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2 E[relu(u) relu(v)] and 2 E[relu'(u) relu'(v)] by the arc-cosine formula, (N1, N2)."""
-    r = np.sqrt(np.outer(q1, q2))
-    safe = np.where(r > 0, r, 1)
-    theta = np.arccos(np.clip(k / safe, -1, 1))
-    return r * (np.sin(theta) + (np.pi - theta) * np.cos(theta)) / np.pi, (np.pi - theta) / np.pi
+# Trapezoids converge exponentially for analytic functions under a Gaussian.
+_Z = np.linspace(-9.6, 9.6, 121)
+_DENSITY = np.exp(-(_Z**2) / 2) * (_Z[1] - _Z[0]) / math.sqrt(2 * math.pi)
+
+
+def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs out of N(0, k), each pair by itself.
+
+    By arccos for piecewise linear phi, else by quadrature in the plane; nothing here comes from `nngp_dag.kernels`.
+    """
+    phi = get_activation(activation)
+    std = np.sqrt(np.diag(k))
+    r = np.outer(std, std)
+    rho = np.clip(k / np.where(r > 0, r, 1), -1, 1)
+    # arccos would leave half of the digits of the angle of an input with itself.
+    np.fill_diagonal(rho, 1)
+    if isinstance(phi, ABRelu):
+        # phi(x) = s x + d |x|.
+        s, d, theta = (phi.b + phi.a) / 2, (phi.b - phi.a) / 2, np.arccos(rho)
+        absolute = 2 * r / np.pi * (np.sin(theta) + (np.pi / 2 - theta) * rho)
+        return s**2 * r * rho + d**2 * absolute, s**2 + d**2 * (1 - 2 * theta / np.pi), d * std * math.sqrt(2 / np.pi)
+    i, j = np.triu_indices(len(k))
+    results = []
+    with jax.enable_x64(True):
+        for fn in (phi, jax.vmap(jax.vmap(jax.grad(phi)))):
+
+            def values(u, fn=fn):
+                return np.asarray(fn(jnp.asarray(u.reshape(len(u), -1)))).reshape(u.shape)
+
+            first = values(np.outer(std, _Z))
+            full = np.zeros_like(k)
+            for pairs in np.array_split(np.arange(len(i)), -(-len(i) // 64)):
+                along = rho[i, j][pairs, None, None]
+                second = std[j][pairs, None, None] * (along * _Z[:, None] + np.sqrt(1 - along**2) * _Z)
+                full[i[pairs], j[pairs]] = ((values(second) @ _DENSITY) * first[i][pairs]) @ _DENSITY
+            results.append(np.triu(full) + np.triu(full, 1).T)
+            mean = first @ _DENSITY if fn is phi else mean  # noqa: F821
+    return results[0], results[1], mean
+
+
+def window_maps(image: Sequence[int], op: Conv | AvgPool) -> tuple[list[np.ndarray], np.ndarray]:
+    """What each offset of a window shows at its positions, (positions, pixels) each, and pixels inside the image."""
+    window = op.filter_shape if isinstance(op, Conv) else op.window_shape
+    axes = []
+    for size, of, step in zip(image, window, op.strides, strict=True):
+        count = -(-size // step) if op.padding == "SAME" else (size - of) // step + 1
+        low = max((count - 1) * step + of - size, 0) // 2 if op.padding == "SAME" else 0
+        at = np.arange(count)[:, None] * step - low
+        axes.append([(at + offset == np.arange(size)).astype(float) for offset in range(of)])
+    maps = [functools.reduce(np.kron, chosen) for chosen in itertools.product(*axes)]
+    return maps, sum(maps).sum(axis=1)
+
+
+def joint_kernels(
+    network: Network,
+    inputs: Sequence[np.ndarray],
+    *,
+    readout: bool = True,
+    image_readout: str = "flatten",
+    parameterisation: str = "ntk",
+    width: int = 1,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
+
+    Knows nothing of normal forms, programs and spaces: E[X_t X_u] and the inner products of the gradients of X_t and X_u
+    are sums over the edges into t. Rows and columns are (input, pixel) pairs, on which every operation is a matrix.
+    """
+    dag, n = network.dag, len(inputs[0])
+    image = inputs[0].shape[1:-1] if network.image_operations else ()
+
+    def over_inputs(pixel_map: np.ndarray) -> np.ndarray:
+        return np.kron(np.eye(n), pixel_map)
+
+    def weigh(op: Dense, k, t, image, fan_in):
+        maps = [over_inputs(m) for m in window_maps(image, op)[0]] if isinstance(op, Conv) else [np.eye(len(k))]
+        k, t = (sum(m @ v @ m.T for m in maps) / len(maps) for v in (k, t))
+        b = op.b_std or 0
+        a_w, a_b = (op.w_std**2, b**2) if parameterisation == "ntk" else (fan_in * len(maps), op.b_std is not None)
+        return op.w_std**2 * k + b**2, a_w * k + a_b + op.w_std**2 * t
+
+    def law(op: Dense, k, t, m, image, fan_in):
+        """Second moments, NTK and means of what an edge puts out."""
+        if op.layer_norm:
+            k, std = k - np.outer(m, m), np.sqrt(np.diag(k) - m**2)
+            k, t = k / np.outer(std, std), t / np.outer(std, std)
+        if op.activation is None:
+            k, t = weigh(op, k, t, image, fan_in)
+            return k, t, np.zeros(len(k))
+        if op.order == "act-linear":
+            f, fd, _ = expectations(op.activation, k)
+            k, t = weigh(op, f, fd * t, image, fan_in)
+            return k, t, np.zeros(len(k))
+        k, t = weigh(op, k, t, image, fan_in)
+        f, fd, m = expectations(op.activation, k)
+        return f, fd * t, m
+
+    def without_weights(op: object, image) -> np.ndarray:
+        if not isinstance(op, AvgPool):
+            return np.eye(n * math.prod(image)) * (op.factor if isinstance(op, Scale) else 1)
+        maps, inside = window_maps(image, op)
+        return over_inputs(sum(maps) / (inside[:, None] if op.normalize_edges else len(maps)))
+
+    def shape_after(op: object, image) -> tuple[int, ...]:
+        if not isinstance(op, (Conv, AvgPool)):
+            return image
+        window = op.filter_shape if isinstance(op, Conv) else op.window_shape
+        of = (1,) * len(window) if op.padding == "SAME" else window
+        return tuple((size - w) // step + 1 for size, w, step in zip(image, of, op.strides, strict=True))
+
+    K, T, M, pixels = {}, {}, {}, {}
+    for node, x in enumerate(inputs):
+        x = x.reshape(n * math.prod(image), -1)
+        k = x @ x.T / x.shape[1]
+        K[node, node], T[node, node], M[node] = law(network.stem, k, 0 * k, np.zeros(len(k)), image, x.shape[1])
+        pixels[node] = shape_after(network.stem, image)
+        for other in range(node):
+            K[node, other], K[other, node] = np.outer(M[node], M[other]), np.outer(M[other], M[node])
+            T[node, other], T[other, node] = np.zeros((2, len(k), len(k)))
+    into = {}
+    for edge in dag.live_edges:
+        op = network.layer if edge.op is Op.WEIGHTED else edge.op
+        into.setdefault(edge.target, []).append((edge.source, op))
+    for node in sorted(into):
+        degree = len(into[node])
+        a = {"sum": 1, "scaled-sum": degree**-0.5, "mean": 1 / degree}[network.aggregation]
+        linear, weighted = [], []
+        for source, op in into[node]:
+            pixels[node] = shape_after(op, pixels[source])
+            if isinstance(op, Dense):
+                weighted.append(law(op, K[source, source], T[source, source], M[source], pixels[source], width))
+            else:
+                linear.append((source, a * without_weights(op, pixels[source])))
+        means = [a * m for _, _, m in weighted]
+        M[node] = sum([p @ M[source] for source, p in linear] + means)
+        earlier = list(M)[:-1]
+        for u in [*earlier, node]:
+            # Fresh weights are independent of X_u, unless they are in it.
+            nothing = np.zeros((len(M[node]), len(M[u])))
+            k = sum([p @ K[source, u] for source, p in linear] + [np.outer(m, M[u]) for m in means], nothing)
+            t = sum([p @ T[source, u] for source, p in linear], nothing)
+            if u == node:
+                k = k + sum(a**2 * (f - np.outer(m, m)) for f, _, m in weighted)
+                t = t + sum(a**2 * of for _, of, _ in weighted)
+            K[node, u], K[u, node], T[node, u], T[u, node] = k, k.T, t, t.T
+    results = []
+    for output in dag.outputs:
+        k, t = K[output, output], T[output, output]
+        if readout and network.layer.order == "act-linear" and network.layer.activation is not None:
+            k, fd, _ = expectations(network.layer.activation, k)
+            t = fd * t
+        size = math.prod(pixels[output])
+        equal = np.eye(size) / size if image_readout == "flatten" else np.ones((size, size)) / size**2
+        k, t = (np.einsum("ipjq,pq->ij", v.reshape(n, size, n, size), equal) for v in (k, t))
+        if readout:
+            plain = dataclasses.replace(Dense(), activation=None, w_std=network.layer.w_std, b_std=network.layer.b_std)
+            k, t = weigh(plain, k, t, (), width * (size if image_readout == "flatten" else 1))
+        results.append((k, t))
+    return results
 
 
 def joint_kernel(dag: Dag, x1: np.ndarray, x2: np.ndarray, order: str, readout: bool) -> tuple[np.ndarray, np.ndarray]:
-    """NNGP and NTK by propagating the joint second moments of all pairs of nodes, edge by edge.
+    """The blocks (x1, x2) of `joint_kernels` for ReLU; of one set of inputs if x1 is x2."""
+    inputs = x1 if x1 is x2 else np.concatenate([x1, x2])
+    [(k, ntk)] = joint_kernels(build_network(dag, order=order), [inputs], readout=readout)
+    return k[: len(x1), -len(x2) :], ntk[: len(x1), -len(x2) :]
 
-    Knows nothing of normal forms: E[X_t X_u] and the inner products of the gradients of X_t and X_u are sums over
-    pairs of edges into t and u.
+
+def empirical_kernels(create, inputs: Sequence[np.ndarray], draws: int, seed: int = 1, batch: int | None = 32):
+    """Empirical NNGP and NTK after the readouts, of `draws` networks: two arrays (draws, N, N) per output.
+
+    Args:
+      create: Builds a `DagNet` with one output unit from `rngs`.
+      inputs: One array per input node.
+      draws: Number of networks.
+      seed: Of the weights.
+      batch: Networks at once.
     """
-    inputs = np.concatenate([x1, x2])
-    k_in = inputs @ inputs.T / inputs.shape[1]
-    n = len(inputs)
+    x = [jnp.asarray(of, jnp.float32) for of in inputs]
+    argument = x if len(x) > 1 else x[0]
+    init, apply = as_functions(create)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
 
-    def weighted(k, ntk):
-        q = np.diag(k)
-        f, fd = relu_dual(k, q, q)
-        # The angle of an input with itself is zero; arccos would leave half of the digits.
-        f[np.diag_indices(n)], fd[np.diag_indices(n)] = q, 1.0
-        if order == "act-linear":
-            return f, f + fd * ntk, np.zeros(n)
-        return f, fd * (k + ntk), np.sqrt(q / np.pi)
+    def listed(values):
+        return values if isinstance(values, list) else [values]
 
-    if order == "linear-act":
-        k0, t0, m0 = weighted(k_in, np.zeros_like(k_in))
-    else:
-        k0, t0, m0 = 2 * k_in, 2 * k_in, np.zeros(n)
-    K, T, m = {(0, 0): k0}, {(0, 0): t0}, [m0]
-    zero = np.zeros((n, n))
-    for t in range(1, dag.num_nodes):
-        into = [e for e in dag.edges if e.target == t]
-        laws = [weighted(K[e.source, e.source], T[e.source, e.source]) for e in into]
-        means = [m[e.source] if e.op is Op.SKIP else law[2] for e, law in zip(into, laws, strict=True)]
-        m.append(sum(means, np.zeros(n)))
-        for u in range(t):
-            # The weights of an edge into t are independent of X_u.
-            cross = [
-                K[e.source, u] if e.op is Op.SKIP else np.outer(mean, m[u]) for e, mean in zip(into, means, strict=True)
-            ]
-            K[t, u] = sum(cross, zero)
-            T[t, u] = sum((T[e.source, u] for e in into if e.op is Op.SKIP), zero)
-            K[u, t], T[u, t] = K[t, u].T, T[t, u].T
-        K[t, t], T[t, t] = zero.copy(), zero.copy()
-        for i, a in enumerate(into):
-            for j, b in enumerate(into):
-                if a.op is Op.SKIP and b.op is Op.SKIP:
-                    K[t, t] += K[a.source, b.source]
-                    T[t, t] += T[a.source, b.source]
-                elif i == j:
-                    K[t, t] += laws[i][0]
-                    T[t, t] += laws[i][1]
-                else:
-                    K[t, t] += np.outer(means[i], means[j])
-    k, ntk = K[dag.num_nodes - 1, dag.num_nodes - 1], T[dag.num_nodes - 1, dag.num_nodes - 1]
-    if readout:
-        k, ntk = (2 * k, 2 * (k + ntk)) if order == "linear-act" else weighted(k, ntk)[:2]
-    return k[: len(x1), len(x1) :], ntk[: len(x1), len(x1) :]
+    def one(key):
+        params = init(key)
+        model = nnx.merge(graphdef, params)
+        layer = model.network.layer
+        jacobians = jax.jacrev(lambda p: [of[:, 0] for of in listed(apply(p, argument))])(params)
+        results = []
+        for last, jacobian in zip(listed(model.features(argument)), jacobians, strict=True):
+            if model.readout_activation is not None:
+                last = model.readout_activation(last)
+            if model.image_readout == "global-average":
+                last = last.mean(axis=tuple(range(1, last.ndim - 1)))
+            last = last.reshape(len(last), -1)
+            # Given the last node, the readout is Gaussian: its part of the average is taken exactly.
+            nngp = layer.w_std**2 * last @ last.T / last.shape[1] + (layer.b_std or 0) ** 2
+            flat = [leaf.reshape(len(last), -1) for leaf in jax.tree.leaves(jacobian)]
+            results.append((nngp, sum(leaf @ leaf.T for leaf in flat)))
+        return results
+
+    keys = jax.random.split(jax.random.key(seed), draws)
+    results = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=batch))(keys)
+    return [(np.asarray(nngp, np.float64), np.asarray(ntk, np.float64)) for nngp, ntk in results]
 
 
 @functools.lru_cache(maxsize=2)
 def finite_kernels(dag: Dag, x_bytes: bytes, dim: int, order: str, width: int, draws: int, seed: int):
-    """Empirical NNGP and NTK after the readout, of `draws` networks: two arrays (draws, N, N)."""
-    x = jnp.asarray(np.frombuffer(x_bytes).reshape(-1, dim), jnp.float32)
+    """`empirical_kernels` of a plain ReLU network."""
 
     def create(rngs: nnx.Rngs) -> DagNet:
         return DagNet(dag, dim, 1, width=width, order=order, rngs=rngs)
 
-    init, apply = as_functions(create)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
-
-    def one(key):
-        params = init(key)
-        last = nnx.merge(graphdef, params).features(x)
-        if order == "act-linear":
-            last = jax.nn.relu(last)
-        jacobian = jax.jacrev(lambda p: apply(p, x)[:, 0])(params)
-        flat = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(jacobian)]
-        # Given the last node, the readout is Gaussian: its part of the average is taken exactly.
-        return 2 * last @ last.T / width, sum(leaf @ leaf.T for leaf in flat)
-
-    keys = jax.random.split(jax.random.key(seed), draws)
-    nngp, ntk = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=32))(keys)
-    return np.asarray(nngp, np.float64), np.asarray(ntk, np.float64)
+    [kernels] = empirical_kernels(create, [np.frombuffer(x_bytes).reshape(-1, dim)], draws, seed)
+    return kernels

@@ -70,7 +70,8 @@ class Dag:
             )
         if len(set(outputs)) < len(outputs) or not all(self.num_inputs <= t < self.num_nodes for t in outputs):
             raise GraphError(
-                f"Expected `outputs` to be different nodes out of {self.num_inputs}..{self.num_nodes - 1}, got {outputs}"
+                f"Expected `outputs` to be different nodes out of {self.num_inputs}..{self.num_nodes - 1}, got "
+                f"{outputs}"
             )
         edges = [Edge(_node(e.source), _node(e.target), parse(e.op)) for e in self.edges]
         for edge in edges:
@@ -157,10 +158,11 @@ class Dag:
         """Builds a DAG from (source, target, op) triples over nodes of any hashable kind.
 
         Args:
-          edges: Triples; op is "skip" or "weighted" (or 1, 2), an operation such as `nngp_dag.Dense(activation="erf")`, or
-            a `Dag` with one input and one output, whose nodes are then put in the place of the edge.
-          source: The node that holds the stem's output, or a list of several; by default the only one without incoming
-            edges.
+          edges: Triples; op is "skip" or "weighted" (or 1, 2), an operation such as
+            `nngp_dag.Dense(activation="erf")`, or a `Dag` with one input and one output, whose nodes are then put in
+            the place of the edge.
+          source: The node that holds the stem's output, or a list of several; by default the only one without
+            incoming edges.
           output: The node that feeds the readout, or a list of several; by default the only one without outgoing edges.
 
         Raises:
@@ -192,7 +194,7 @@ class Dag:
         return cls(*relabel.from_networkx(graph, source, output))
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """Returns a networkx `MultiDiGraph` over nodes 0..H with the attribute `op` on edges ("skip", "weighted", ...)."""
+        """Returns a networkx `MultiDiGraph` over nodes 0..H; `op` of an edge is "skip", "weighted" or its operation."""
         return relabel.to_networkx(self.num_nodes, self.edges, self.num_inputs, self.outputs)
 
     @property
@@ -205,7 +207,7 @@ class Dag:
         if self.num_inputs > 1 or self.outputs != (self.num_nodes - 1,):
             raise GraphError(
                 f"Expected one input, and node {self.num_nodes - 1} as the only output, for a paper code, got "
-                f"{self.num_inputs} inputs and the outputs {self.outputs}; use `edges` or `to_networkx()` for this graph"
+                f"{self.num_inputs} inputs and the outputs {self.outputs}; use `edges` or `to_networkx()` instead"
             )
         return codes.format_code(self.num_nodes, self.edges)
 

@@ -36,7 +36,7 @@ class Network:
     """
 
     dag: Dag
-    layer: Dense = Dense()
+    layer: Dense = dataclasses.field(default_factory=Dense)
     aggregation: str = "sum"
     stem: Dense | None = None
     has_stem: bool = True
@@ -55,8 +55,8 @@ class Network:
             raise InputError("Expected `stem` without `layer_norm`, got one; normalise the data instead")
         if not self.has_stem and self.dag.num_inputs > 1:
             raise InputError(
-                f"Expected a graph with one input where there is no stem, got {self.dag.num_inputs}; without weights of "
-                "their own the inputs would be correlated"
+                f"Expected a graph with one input where there is no stem, got {self.dag.num_inputs}; without weights "
+                "of their own the inputs would be correlated"
             )
         self.check_gaussian(input_is_gaussian=True)
 
@@ -162,8 +162,8 @@ class Network:
         for output in self.dag.outputs if reads_out and self.reads_out_activated else ():
             if culprits[output]:
                 raise GraphError(
-                    f"Expected the output node {output} to be Gaussian, since the readout applies its activation before "
-                    f"its weights, got a sum with {culprits[output]} in it, which has no closed form; use "
+                    f"Expected the output node {output} to be Gaussian, since the readout applies its activation "
+                    f"before its weights, got a sum with {culprits[output]} in it, which has no closed form; use "
                     "readout=False, or the order 'linear-act' for the readout's layer"
                 )
 

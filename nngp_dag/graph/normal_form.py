@@ -99,8 +99,8 @@ def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
     """Returns the tables of `dag`.
 
     Raises:
-      GraphError: No path reaches the output, a squared multiplicity exceeds float64, or `dag` has several inputs or outputs
-        or operations of its own, which these tables cannot hold.
+      GraphError: No path reaches the output, a squared multiplicity exceeds float64, or `dag` has several inputs or
+        outputs or operations of its own, which these tables cannot hold.
 
     Example:
       >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
@@ -110,8 +110,8 @@ def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
     if own or dag.num_inputs > 1 or len(dag.outputs) > 1:
         what = f"edge {own[0]}" if own else f"{dag.num_inputs} inputs and {len(dag.outputs)} outputs"
         raise GraphError(
-            f"Expected a graph of skips and plain weighted edges with one input and one output, got {what}; its kernels "
-            "are those of `nngp_dag.kernel`"
+            f"Expected a graph of skips and plain weighted edges with one input and one output, got {what}; "
+            "`nngp_dag.kernel` takes any graph"
         )
     table, shared_skips = rows(Network(dag, aggregation=aggregation))
     A = np.zeros((dag.num_nodes, dag.num_nodes))

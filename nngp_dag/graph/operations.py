@@ -1,8 +1,8 @@
 """What an edge may do: operations without weights, and weighted ones.
 
-Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`) are linear maps; weighted ones (`Dense`, `Conv`) draw weights of
-their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and a weighted edge
-without a description of its own applies the layer that the call names (`activation`, `order`, `layer`).
+Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`) are linear maps; weighted ones (`Dense`, `Conv`) draw weights
+of their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and a weighted
+edge without a description of its own applies the layer that the call names (`activation`, `order`, `layer`).
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ class Op(enum.IntEnum):
             if text in (str(op.value), op.name.lower()):
                 return op
         raise GraphError(
-            f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` or "
-            f"`Conv`, got {value!r}; leave absent edges out"
+            f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` "
+            f"or `Conv`, got {value!r}; leave absent edges out"
         )
 
 
@@ -66,8 +66,8 @@ class AvgPool:
       window_shape: Pixels of a window, one number per spatial axis.
       strides: Steps between windows; all 1 by default.
       padding: "SAME" (zeros around the image) or "VALID".
-      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by those of
-        the window.
+      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by
+        those of the window.
     """
 
     window_shape: tuple[int, ...]

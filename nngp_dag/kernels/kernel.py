@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -14,12 +14,14 @@ from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.activations import get_activation
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import Dag, Dense, Network, build_network
+from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
-from nngp_dag.kernels.engine import Spec, Weights, kernel_of_inputs
+from nngp_dag.kernels.blocks import kernel_of_inputs
+from nngp_dag.kernels.engine import Spec, Weights
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import loop_structure, tables
+from nngp_dag.kernels.quadrature import has_quadrature, warn_if_inaccurate
 from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
@@ -67,41 +69,42 @@ def kernel(
     parameterisation: str = "ntk",
     width: int | None = None,
     get: str | tuple[str, ...] = GETS,
-) -> "Kernel | Array | np.ndarray | list":
+) -> Any:
     """Computes the exact NNGP and NTK of the infinitely wide network with the connectivity of `dag`.
 
-    The network: a stem from the input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H.
-    A weighted edge is phi(W x + b) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al.
-    2022) and W phi(x) + b in the order "act-linear" (stem Linear, readout phi + Linear); edges may carry operations of
-    their own instead (`nngp_dag.Dense`, `Conv`, `AvgPool`, `Scale`). By default weights have He variance, 2 / fan-in, and
-    there are no biases. Sums of activated branches and skips that share an ancestor are exact.
+    The network: a stem from the input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H. A
+    weighted edge is phi(W x + b) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al.
+    2022), and W phi(x) + b in the order "act-linear" (stem Linear, readout phi + Linear). Edges may carry operations of
+    their own instead (`nngp_dag.Dense`, `Conv`, `AvgPool`, `Scale`). By default weights have He variance, 2 / fan-in,
+    and there are no biases. Sums of activated branches and skips that share an ancestor are exact.
 
     Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), and the
-    readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where pooling
-    or that average needs them: memory then grows with the square of the pixels.
+    readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where
+    pooling or that average needs them: memory then grows with the square of the pixels.
 
-    Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a graph compiles. Graphs of
-    up to 4 nodes of skips and plain weighted edges share one program per number of nodes and input shape. Larger ones run
-    as a loop, which compiles as quickly however many nodes there are and is shared by graphs of about equal size (with
-    convolutions every graph compiles for itself, in a time that grows with its edges).
+    Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a graph compiles. Graphs
+    of up to 4 nodes of skips and plain weighted edges share one program per number of nodes and input shape. Larger
+    ones run as a loop, which compiles as quickly however many nodes there are and is shared by graphs of about equal
+    size (with convolutions every graph compiles for itself, in a time that grows with its edges).
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
-    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.engine`); not so for images
-    under convolutions, and after a smooth activation before a ReLU, where angles below the root of the precision are
-    lost. Entries of inputs that are nearly opposite, which are nearly 0, keep half of their digits. Results are JAX
-    arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the
-    next operation.
+    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.blocks`); but not images
+    under convolutions, where angles below the root of the precision are lost. Entries of inputs that are nearly
+    opposite, which are nearly 0, keep half of their digits. Results are JAX arrays, but float64 ones are NumPy arrays
+    while `jax_enable_x64` is off, since JAX would then round them in the next operation.
 
     Args:
       dag: The connectivity.
       x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
       x2: Inputs, (N2, ...) with as many features, or None for x1.
-      activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`.
+      activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`;
+        among them `Quadrature(fn)` for any other function, with a `NumericalWarning` where its series is not accurate.
       order: "linear-act" or "act-linear".
       w_std: Standard deviation of weights, times sqrt(fan-in).
       b_std: Standard deviation of biases; None for none.
-      layer: Instead of the four above, the operation of plain weighted edges, such as `nngp_dag.Conv(filter_shape=(3, 3))`.
+      layer: Instead of the four above, the operation of plain weighted edges, such as
+        `nngp_dag.Conv(filter_shape=(3, 3))`.
       aggregation: How nodes add up: "sum", "scaled-sum" (over the root of the in-degree) or "mean".
       stem: The operation of the stem, if not that of `layer`.
       readout: Whether to apply the readout; otherwise kernels are those of X(H).
@@ -111,12 +114,12 @@ def kernel(
       get: "nngp" or "ntk" for that array alone, by default both.
 
     Returns:
-      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, or one of them; a list of these where the graph has several outputs.
-      An input that is all zero has zero rows where there are no biases and phi(0) = 0.
+      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, or one of these arrays; a list where the graph has several
+      outputs. An input that is all zero has zero rows where there are no biases and phi(0) = 0.
 
     Raises:
-      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit the
-        images, or the dtype cannot hold skip multiplicities.
+      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
+        the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, entirely zero, too large or small for its dtype or has the wrong
         number of features, or an option is unknown.
 
@@ -155,13 +158,13 @@ def kernel(
             )
     dtype = _compute_dtype(*inputs1, *(inputs2 or ()))
     with precision_of(dtype):
-        results = kernel_of_inputs(
-            weights_of(plan, network, dtype),
-            [jnp.asarray(x, dtype) for x in inputs1],
-            None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2],
-            spec=plan.spec,
-            space=plan.space,
-        )
+        weights = weights_of(plan, network, dtype)
+        data1 = [jnp.asarray(x, dtype) for x in inputs1]
+        data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
+        results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, space=plan.space)
+        if has_quadrature(network) and not isinstance(results[0][0], jax.core.Tracer):
+            for data in (data1, data2) if data2 is not None else (data1,):
+                warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
     kernels = [_finished(nngp, ntk, dtype, wanted, plan.spec) for nngp, ntk in results]
     return kernels if len(dag.outputs) > 1 else kernels[0]
 
@@ -223,7 +226,7 @@ def evaluation(
     )
     ndim = 0
     if images:
-        windows = {len(op.window_shape if hasattr(op, "window_shape") else op.filter_shape) for op in images}
+        windows = {len(op.filter_shape if isinstance(op, Conv) else op.window_shape) for op in images}
         if len(windows) > 1:
             raise GraphError(f"Expected all windows to have equally many spatial axes, got {sorted(windows)}")
         ndim = windows.pop()
@@ -243,7 +246,9 @@ def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
         )
     loop = tables(plan.program, network.dag.num_nodes, dtype) if plan.spec.loop else None
     terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
-    return jax.tree.map(jnp.asarray, Weights(terms.astype(dtype), means.astype(dtype), loop, np.True_))
+    return Weights(
+        jnp.asarray(terms, dtype), jnp.asarray(means, dtype), jax.tree.map(jnp.asarray, loop), jnp.asarray(True)
+    )
 
 
 def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:
@@ -288,7 +293,7 @@ def _inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> 
     """Returns one checked array per input node; see `_check`."""
     num_inputs = network.dag.num_inputs
     several = isinstance(x, (list, tuple)) and num_inputs > 1
-    given = list(x) if several else [x] * num_inputs  # type: ignore[arg-type]
+    given: list[Any] = list(x) if isinstance(x, (list, tuple)) and several else [x] * num_inputs
     if len(given) != num_inputs:
         raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
     arrays = [_check(f"{name}[{i}]" if several else name, array, network) for i, array in enumerate(given)]
@@ -314,7 +319,8 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
     if network.image_operations:
         if array.ndim < 3:
             raise InputError(
-                f"Expected `{name}` to hold images (N, *pixels, channels) for convolutions or pooling, got {array.shape}"
+                f"Expected `{name}` to hold images (N, *pixels, channels) for convolutions or pooling, got "
+                f"{array.shape}"
             )
     else:
         array = array.reshape(array.shape[0], -1)

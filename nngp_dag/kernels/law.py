@@ -6,9 +6,9 @@ With weights of variance w_std^2 / fan-in and biases of variance b_std^2, in the
     activation    K -> F = E[phi(u) phi(v)]               T -> Fd T,  Fd = E[phi'(u) phi'(v)]
     layer norm    K -> C_ij / sqrt(C_ii C_jj)             T -> T_ij / sqrt(C_ii C_jj),  C = K - m m^T
 
-(a_w, a_b) = (w_std^2, b_std^2) in the NTK parameterisation and (fan-in, 1) in the standard one. A convolution averages over
-its filter first. Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, activation); Novak et al. 2019 (convolutions);
-Yang 2020, "Tensor Programs II" (layer norm).
+(a_w, a_b) = (w_std^2, b_std^2) in the NTK parameterisation and (fan-in, 1) in the standard one. A convolution averages
+over its filter first. Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, activation); Novak et al. 2019
+(convolutions); Yang 2020, "Tensor Programs II" (layer norm).
 """
 
 import math

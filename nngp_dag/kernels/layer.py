@@ -1,6 +1,6 @@
 """A network as a layer of `neural_tangents.stax`."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,14 @@ from nngp_dag.activations import get_activation
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
 from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, check_option
-from nngp_dag.kernels.engine import kernel_of_kernel, variances_of_outputs
+from nngp_dag.kernels.blocks import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.kernel import evaluation, precision_of, weights_of
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
 
 Shape = tuple[int, ...]
+_NO_MASKS = "`DagLayer` does not support masking"
 
 
 def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]:
@@ -26,7 +27,7 @@ def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]
     if isinstance(op, AvgPool):
         return stax.AvgPool(op.window_shape, op.strides, op.padding, normalize_edges=op.normalize_edges)[:2]
     if isinstance(op, Scale):
-        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: op.factor * x)
+        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: float(op.factor) * x)
     if not isinstance(op, Dense):
         return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x)
     options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterisation}
@@ -108,7 +109,8 @@ def DagLayer(  # noqa: N802
 
     Raises:
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, or images do not fit.
-      InputError: `width` or another option is invalid, or inputs have the wrong shape.
+      InputError: `width` or another option is invalid, inputs have the wrong shape or are masked, or `width` is not the
+        fan-in that the NTK of the standard parameterisation needs.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -135,14 +137,12 @@ def DagLayer(  # noqa: N802
         stem=stem,
         has_stem=has_stem,
     )
-    several_inputs, several_outputs = dag.num_inputs > 1, len(dag.outputs) > 1
+    several_outputs = len(dag.outputs) > 1
     stems = [_finite(network.stem_op, width, parameterisation)] * dag.num_inputs if has_stem else []
     edges = [_finite(edge.op, width, parameterisation) for edge in network.edges]
 
     def init_fn(rng: jax.Array, input_shape: Shape | Sequence[Shape]) -> tuple[Any, tuple]:
-        shapes = _listed(input_shape, several_inputs)
-        for shape in shapes:
-            _check_shape(shape, network)
+        shapes = _inputs(input_shape, network, tuple)
         keys = list(jax.random.split(rng, len(stems) + len(edges)))
         params = []
         nodes: list[Shape | None] = [*shapes, *[None] * (dag.num_nodes - dag.num_inputs)]
@@ -162,9 +162,9 @@ def DagLayer(  # noqa: N802
         return (outputs if several_outputs else outputs[0]), tuple(params)
 
     def apply_fn(params: tuple, inputs: ArrayLike | Sequence[ArrayLike], **kwargs: Any) -> Any:
-        nodes: list[Any] = [jnp.asarray(x) for x in _listed(inputs, several_inputs)]
-        for x in nodes:
-            _check_shape(x.shape, network)
+        if kwargs.get("mask_constant") is not None:
+            raise InputError(f"Expected no `mask_constant`, got {kwargs['mask_constant']}; {_NO_MASKS}")
+        nodes: list[Any] = [jnp.asarray(x) for x in _inputs(inputs, network, jnp.shape)]
         nodes += [None] * (dag.num_nodes - dag.num_inputs)
         for node, (_, apply) in enumerate(stems):
             nodes[node] = apply(params[node], nodes[node])
@@ -179,8 +179,14 @@ def DagLayer(  # noqa: N802
 
     @stax.requires(batch_axis=0, channel_axis=-1, diagonal_spatial=spatial)
     def kernel_fn(k: StaxKernel | list[StaxKernel], **kwargs: Any) -> Any:
-        inputs = [_checked(one, network) for one in _listed(k, several_inputs)]
+        _inputs(k, network, lambda one: one.shape2)
+        inputs = [_checked(one) for one in _inputs(k, network, lambda one: one.shape1)]
         first = inputs[0]
+        if not has_stem and parameterisation == "standard" and first.ntk is not None and first.shape1[-1] != width:
+            raise InputError(
+                f"Expected an input of `width`, {width}, channels for the NTK of parameterisation 'standard' without stem, "
+                f"got {first.shape1[-1]}; put a `Dense` before the layer, or give it a stem"
+            )
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
         plan = evaluation(network, False, None, Rules(parameterisation, width), with_ntk=first.ntk is not None)
@@ -232,8 +238,23 @@ def DagLayer(  # noqa: N802
     return init_fn, apply_fn, kernel_fn
 
 
-def _listed(value: Any, several: bool) -> list:
-    return list(value) if several else [value]
+def _inputs(value: Any, network: Network, shape_of: Callable[[Any], Shape]) -> list:
+    """Returns the inputs, or what stands for them, one per input node, with shapes that have been checked."""
+    # A shape is a tuple too, but of numbers.
+    several = isinstance(value, (list, tuple)) and len(value) > 0 and not isinstance(value[0], int)
+    inputs, count = list(value) if several else [value], network.dag.num_inputs
+    if len(inputs) != count:
+        raise InputError(
+            f"Expected a list of {count} inputs, one per input node, as after `stax.FanOut({count})`, got {len(inputs)}"
+            if count > 1
+            else f"Expected one input, got {len(inputs)}; the graph has one input node"
+        )
+    shapes = [shape_of(one) for one in inputs]
+    for shape in shapes:
+        _check_shape(shape, network)
+    if len({tuple(shape[:-1]) for shape in shapes}) > 1:
+        raise InputError(f"Expected inputs whose shapes differ in their channels only, got {shapes}")
+    return inputs
 
 
 def _diagonal(covariance: jax.Array) -> jax.Array:
@@ -241,10 +262,9 @@ def _diagonal(covariance: jax.Array) -> jax.Array:
     return jnp.moveaxis(jnp.diagonal(covariance), -1, 0)
 
 
-def _checked(k: StaxKernel, network: Network) -> StaxKernel:
-    _check_shape(k.shape1, network)
+def _checked(k: StaxKernel) -> StaxKernel:
     if k.mask1 is not None or k.mask2 is not None:
-        raise InputError("Expected kernels without masks, got masked ones; `DagLayer` does not support masking")
+        raise InputError(f"Expected kernels without masks, got masked ones; {_NO_MASKS}")
     return k.reverse() if k.is_reversed else k
 
 

@@ -5,7 +5,6 @@ which operation stand in tables. Slots are used again once nobody needs their va
 nodes works in a handful of them. Only for vectors: images change their shape on the way.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -121,24 +120,23 @@ def _allocate(structure: Structure, turns: Sequence[_Turn]) -> tuple[dict[tuple[
     return assigned, count
 
 
-def _mean_terms(program: Program) -> dict[int, Counter]:
+def _mean_terms(program: Program) -> dict[int, dict[tuple[str, int], float]]:
     """For every node with a step, its mean as a sum over fields and over earlier nodes with steps."""
     stepped = {step.node for step in program.structure.steps}
-    means: dict[int, Counter] = {}
+    means: dict[int, dict[tuple[str, int], float]] = {}
     position = 0
     for node, terms in enumerate(program.structure.means):
-        total: Counter = Counter()
+        total: dict[tuple[str, int], float] = {}
         for term in terms:
             weight = float(program.mean_weights[position])
             position += 1
             if term.slot is not None:
-                total["field", term.slot] += weight  # type: ignore[assignment]
-            elif term.node in stepped:
-                total["node", term.node] += weight  # type: ignore[assignment]
+                parts = {("field", term.slot): 1.0}
             else:
                 assert term.node is not None
-                for inner, factor in means[term.node].items():
-                    total[inner] += weight * factor
+                parts = {("node", term.node): 1.0} if term.node in stepped else means[term.node]
+            for part, factor in parts.items():
+                total[part] = total.get(part, 0.0) + weight * factor
         means[node] = total
     return means
 
@@ -203,7 +201,7 @@ def _rounded(size: int) -> int:
 
 
 def loop_structure(structure: Structure) -> Structure:
-    """What a compiled loop depends on beside the sizes of its tables: operations, and the numbers of inputs and outputs."""
+    """What a compiled loop depends on beside the sizes of its tables: operations, numbers of inputs and outputs."""
     fields = tuple(Field(op, 0) for op in operations(structure))
     outputs = tuple(range(len(structure.outputs)))
     return Structure(structure.num_inputs, 0, (Step((), 0, None, fields),), (), outputs)
@@ -239,8 +237,8 @@ def run_loop_moments(
       rules: The parameterisation.
 
     Returns:
-      Second moments and means of nodes, (nodes, N) with rows of zeros for those that are not computed, and the covariances
-      of the output nodes.
+      Second moments and means of nodes, (nodes, N) with rows of zeros for those that are not computed, and the
+      covariances of the output nodes.
     """
     ops = operations(structure)
     space = Space(paired=True)

@@ -105,7 +105,8 @@ def _patch_empirical(empirical: Any) -> None:
 
     def flops(function: Callable[..., Any], optimize: bool, *args: Any, **kwargs: Any) -> float:
         lowered = jax.jit(function).lower(*args, **kwargs)
-        return (lowered.compile() if optimize else lowered).cost_analysis()["flops"]
+        analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
+        return analysis["flops"]
 
     empirical._get_primals_out_and_pullback = primals_out_and_pullback
     empirical._eqn_vjp_fn = eqn_vjp

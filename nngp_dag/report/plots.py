@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nngp_dag.graph import Dag, Op, codes
+from nngp_dag.graph import Dag, codes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,10 +96,10 @@ def draw_dag(axes: "Axes", dag: Dag, *, legend: bool = False) -> None:
 
     live = set(dag.live_edges)
     longest = max((edge.target - edge.source for edge in dag.edges), default=1)
-    seen: dict[tuple[int, int, Op], int] = {}
+    seen: dict[tuple[int, int, bool], int] = {}
     for edge in dag.edges:
-        copy = seen[edge.source, edge.target, edge.op] = seen.get((edge.source, edge.target, edge.op), -1) + 1
-        weighted = edge.op is Op.WEIGHTED
+        weighted = edge.weighted
+        copy = seen[edge.source, edge.target, weighted] = seen.get((edge.source, edge.target, weighted), -1) + 1
         length = edge.target - edge.source
         # The peak of an arc is half its curvature times its length: it grows slowly, so that long arcs stay low.
         bend = (0.75 * length**0.5 + 0.25 * copy) / length

@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nngp_dag.graph import Dag, Op, topology
+from nngp_dag.graph import Dag, topology
+from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
 from nngp_dag.theory import Spectrum
 
@@ -82,9 +83,11 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
 def dag_table(dag: Dag) -> RenderableType:
     """Returns a graph's edges, path statistics and depth histogram."""
     facts = Table(title=f"{dag!r}", show_header=False)
-    facts.add_row("nodes", f"{dag.num_nodes} (input 0, output {dag.num_nodes - 1})")
-    for op in Op:
-        facts.add_row(f"{op.name.lower()} edges", str(sum(edge.op is op for edge in dag.edges)))
+    inputs = "input 0" if dag.num_inputs == 1 else f"inputs 0 to {dag.num_inputs - 1}"
+    outputs = f"output{'s' * (len(dag.outputs) > 1)} {', '.join(map(str, dag.outputs))}"
+    facts.add_row("nodes", f"{dag.num_nodes} ({inputs}, {outputs})")
+    for name, weighted in (("skip", False), ("weighted", True)):
+        facts.add_row(f"{name} edges", str(sum(edge.weighted is weighted for edge in dag.edges)))
     facts.add_row("edges on no path", str(len(dag.edges) - len(dag.live_edges)))
     facts.add_row("paths P", format_count(dag.num_paths))
     facts.add_row("effective depth", f"{dag.effective_depth:.6g}")
@@ -95,7 +98,7 @@ def dag_table(dag: Dag) -> RenderableType:
     edges.add_column("node", justify="right")
     edges.add_column("from")
     for node in range(1, min(dag.num_nodes, _MOST_ROWS + 1)):
-        into = [f"{e.source} ({e.op.name.lower()})" for e in dag.edges if e.target == node]
+        into = [f"{e.source} ({describe(e.op)})" for e in dag.edges if e.target == node]
         edges.add_row(str(node), ", ".join(into) or "nothing: zero")
     if dag.num_nodes > _MOST_ROWS + 1:
         edges.add_row("...", f"{dag.num_nodes - _MOST_ROWS - 1} more nodes")

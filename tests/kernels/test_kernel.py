@@ -9,7 +9,7 @@ from oracles import ORDERS, dags, joint_kernel
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import build_network
-from nngp_dag.kernels import engine
+from nngp_dag.kernels import blocks
 from nngp_dag.kernels.kernel import evaluation, weights_of
 from nngp_dag.kernels.law import Rules
 
@@ -156,13 +156,13 @@ def planned(dag, **options):
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
     # Products in blocks of two rows and a remainder of one, and the recursion row by row.
-    monkeypatch.setattr(engine, "_PRODUCT_ENTRIES", 10)
-    monkeypatch.setattr(engine, "_BLOCK_ENTRIES", 5)
+    monkeypatch.setattr(blocks, "_PRODUCT_ENTRIES", 10)
+    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 5)
     jax.clear_caches()
-    blocks = nd.kernel(dag, X, None if symmetric else Z)
+    in_blocks = nd.kernel(dag, X, None if symmetric else Z)
     jax.clear_caches()
-    np.testing.assert_allclose(blocks.nngp, whole.nngp, rtol=1e-14)
-    np.testing.assert_allclose(blocks.ntk, whole.ntk, rtol=1e-14)
+    np.testing.assert_allclose(in_blocks.nngp, whole.nngp, rtol=1e-14)
+    np.testing.assert_allclose(in_blocks.ntk, whole.ntk, rtol=1e-14)
 
 
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["written out", "loop"])
@@ -171,23 +171,23 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     n = 4096
     plan, weights = planned(dag)
     x = [jax.ShapeDtypeStruct((n, 64), jnp.float32)]
-    compiled = engine.kernel_of_inputs.lower(
+    compiled = blocks.kernel_of_inputs.lower(
         weights, x, None if symmetric else x, spec=plan.spec, space=plan.space
     ).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A few blocks of rows, whatever N.
-    assert memory.temp_size_in_bytes < 10 * engine._PRODUCT_ENTRIES * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 10 * blocks._PRODUCT_ENTRIES * 4 < n * n * 4 / 2
 
 
 def test_dags_of_one_size_share_one_compilation():
     x = X[:, :4].astype(np.float32)
     nd.kernel(nd.Dag.from_code("2_21_112"), x)
-    compiled = engine.kernel_of_inputs._cache_size()
+    compiled = blocks.kernel_of_inputs._cache_size()
     for code in ("2_02_002", "1_01_222", "2_22_222", "1_11_111"):
         nd.kernel(nd.Dag.from_code(code), x)
-    assert engine.kernel_of_inputs._cache_size() == compiled
+    assert blocks.kernel_of_inputs._cache_size() == compiled
 
 
 def test_kernel_runs_inside_jit_and_grad():

@@ -1,0 +1,255 @@
+"""Evaluation on data, or on the kernels of what comes before: in blocks of rows, so that only results are N x N."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nngp_dag.kernels.dual import root
+from nngp_dag.kernels.engine import Moments, Spec, Weights, moments_of, propagate
+from nngp_dag.kernels.law import Value
+from nngp_dag.kernels.space import Space
+
+# Entries of a block of rows: of the product of inputs, large enough for matrix products; and of all values that live at
+# once in the recursion, which stay in the caches.
+_PRODUCT_ENTRIES = 1 << 19
+_BLOCK_ENTRIES = 1 << 15
+
+
+def by_rows(
+    rows: Any,
+    count: int,
+    size: int,
+    block: Callable[[Any, jax.Array], list[tuple[jax.Array, jax.Array | None]]],
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes results in blocks of rows.
+
+    Args:
+      rows: A pytree of arrays with leading axis `count`.
+      count: Number of rows.
+      size: Rows of a block.
+      block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
+
+    Returns:
+      For every output arrays with `count` rows.
+    """
+    size = min(count, max(1, size))
+
+    def compute(start: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
+        taken = jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
+        return block(taken, start + jnp.arange(size))
+
+    if size == count:
+        return compute(0)
+    empty = jax.tree.map(lambda v: jnp.zeros((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, 0))
+
+    def store(i: jax.Array, state: Any) -> Any:
+        # The last block moves back to end with the last row; rows that two blocks share are computed twice.
+        start = jnp.minimum(i * size, count - size)
+        return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
+
+    return lax.fori_loop(0, -(-count // size), store, empty)
+
+
+def _norms(data: Sequence[jax.Array]) -> jax.Array:
+    """Root of the mean square of every input, over all input nodes, (N,)."""
+    return root(sum(jnp.mean(x.reshape(x.shape[0], -1) ** 2, axis=1) for x in data))  # type: ignore[arg-type]
+
+
+def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
+    """Mean over channels of products of pixels, (N1, N2, *pixels)."""
+    letters = "hwd"[: space.ndim]
+    if not space.full:
+        subscripts = f"i{letters}c,j{letters}c->ij{letters}"
+    else:
+        others = "xyz"[: space.ndim]
+        subscripts = f"i{letters}c,j{others}c->ij{''.join(map(''.join, zip(letters, others, strict=True)))}"
+    # A TF32 product would leave an error of 1e-3 in the correlations, and with it noise for lambda_min.
+    return jnp.einsum(subscripts, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
+
+
+def _prepare(
+    weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
+) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
+    """Returns the data, scaled where kernels scale with them, their scales, their variances and the nodes' moments."""
+    paired = space._replace(paired=True)
+    scale = jnp.ones(data[0].shape[0], data[0].dtype)
+    if spec.homogeneous:
+        scale = _norms(data)
+        inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+        data = [x * inverse.reshape(-1, *[1] * (x.ndim - 1)) for x in data]
+    values = []
+    for x in data:
+        if space.full:
+            k = jax.vmap(lambda image: _images(image[None], image[None], space)[0, 0])(x)
+            values.append(Value(k, None, None))
+        else:
+            k = jnp.mean(x**2, axis=-1)
+            values.append(Value(k, jnp.zeros_like(k), None))
+    moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
+    return list(data), scale, [paired.diagonal(value.k) for value in values], moments
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "space"))
+def second_moments(
+    weights: Weights, x: Sequence[jax.Array], *, spec: Spec, space: Space
+) -> tuple[list[jax.Array], Any]:
+    """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`."""
+    _, _, q_in, moments = _prepare(weights, x, spec, space)
+    return q_in, moments.q
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "space"))
+def kernel_of_inputs(
+    weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array] | None, *, spec: Spec, space: Space
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes the kernels of a network on data.
+
+    Args:
+      weights: The numbers of the program.
+      x1: For every input node the data, (N1, d), or images (N1, *pixels, channels).
+      x2: Likewise (N2, ...), or None for x1.
+      spec: The program.
+      space: How axes lie, for blocks.
+
+    Returns:
+      For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it.
+    """
+    symmetric = x2 is None
+    channels = [x.shape[-1] for x in x1]
+
+    rows, scale1, q1, moments1 = first = _prepare(weights, x1, spec, space)
+    columns, scale2, q2, moments2 = first if x2 is None else _prepare(weights, x2, spec, space)
+    closeness = jnp.finfo(rows[0].dtype).eps ** 0.3
+
+    def value_of(x: jax.Array, z: jax.Array, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
+        left, right = space.left(q1), space.right(q2)
+        if space.ndim:
+            k = _images(x, z, space)
+            half_distance = None if space.full else (left + right) / 2 - k
+            diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
+        else:
+            k = jnp.matmul(x, z.T, precision=lax.Precision.HIGHEST) / x.shape[-1]
+            # Smaller distances come out of the subtraction with large relative errors. Then, and only then, a row's
+            # distances are summed directly, which costs more than a matrix product.
+            half_distance = (left + right) / 2 - k
+            close = (half_distance < closeness * (left + right)) & ~diagonal
+
+            def direct(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+                x, coarse, close = row
+                return lax.cond(jnp.any(close), lambda: jnp.mean((z - x[None]) ** 2, axis=1) / 2, lambda: coarse)
+
+            half_distance = lax.cond(
+                jnp.any(close), lambda: lax.map(direct, (x, half_distance, close)), lambda: half_distance
+            )
+        if half_distance is not None:
+            # An input coincides with itself, whatever the rounding of its products.
+            half_distance = jnp.where(diagonal, 0, half_distance)
+            k = jnp.where(diagonal, left, k)
+        return Value(k, half_distance, jnp.zeros_like(k) if spec.with_ntk else None)
+
+    def block(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+        x, scale, q, moments = taken
+        diagonal = (indices[:, None] == jnp.arange(count2)[None, :]) & symmetric
+        values = [value_of(*of, diagonal) for of in zip(x, columns, q, q2, strict=True)]
+
+        def recursion(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+            del indices
+            values, scale, q, moments = taken
+            moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
+            results = propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
+            back = scale[:, None] * scale2[None, :]
+            return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
+
+        size = _BLOCK_ENTRIES // (_live_values(spec) * entries)
+        return by_rows((values, scale, q, moments), len(indices), size, recursion)
+
+    # Stacks of the loop have the inputs second; rows are taken along the first axis.
+    moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
+    count1, count2 = rows[0].shape[0], columns[0].shape[0]
+    entries = count2 * math.prod(rows[0].shape[1:-1]) ** (2 if space.full else 1)
+    return by_rows((rows, scale1, q1, moments_by_row), count1, _PRODUCT_ENTRIES // entries, block)
+
+
+def _live_values(spec: Spec) -> int:
+    """How many values live at once, roughly."""
+    return min(len(spec.structure.steps), 8)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
+def kernel_of_kernel(
+    weights: Weights,
+    inputs: Sequence[tuple[jax.Array, jax.Array | None]],
+    variances1: Sequence[jax.Array],
+    variances2: Sequence[jax.Array] | None,
+    *,
+    spec: Spec,
+    space: Space,
+    channels: Sequence[int],
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes the kernels of a network from those of its inputs.
+
+    The angle of inputs that nearly coincide is only as good as the rounding of those kernels.
+
+    Args:
+      weights: The numbers of the program.
+      inputs: For every input node NNGP and NTK, (N1, N2, *pixels).
+      variances1: For every input node the covariance of the rows' inputs with themselves, (N1, *pixels).
+      variances2: Likewise of the columns, or None where they are the rows.
+      spec: The program.
+      space: How axes lie, for blocks.
+      channels: Fan-in of every stem.
+
+    Returns:
+      For every output NNGP and NTK, (N1, N2, *pixels).
+    """
+    paired = space._replace(paired=True)
+
+    def moments(variances: Sequence[jax.Array]) -> tuple[list[jax.Array], Moments]:
+        values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
+        return [paired.diagonal(k) for k in variances], moments_of(spec, weights, values, paired, channels)[0]
+
+    q1, moments1 = moments(variances1)
+    q2, moments2 = (q1, moments1) if variances2 is None else moments(variances2)
+    count1, count2 = inputs[0][0].shape[:2]
+
+    def block(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+        kernels, q, moments = taken
+        moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
+        diagonal = (indices[:, None] == jnp.arange(count2)[None, :]) & (variances2 is None)
+        diagonal = diagonal.reshape(*diagonal.shape, *[1] * (kernels[0][0].ndim - 2))
+        values = []
+        for (k, ntk), left, right in zip(kernels, map(space.left, q), map(space.right, q2), strict=True):
+            half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
+            values.append(Value(k if space.full else jnp.where(diagonal, left, k), half_distance, ntk))
+        return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
+
+    moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
+    size = _BLOCK_ENTRIES // (_live_values(spec) * max(1, inputs[0][0].size // count1))
+    return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
+def variances_of_outputs(
+    weights: Weights, variances: Sequence[jax.Array], *, spec: Spec, space: Space, channels: tuple[int, ...]
+) -> list[jax.Array]:
+    """Returns the second moments of every output node for inputs with themselves, (N, *pixels).
+
+    Arguments are as in `kernel_of_kernel`.
+    """
+    paired = space._replace(paired=True)
+    values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
+    moments, nodes = moments_of(spec, weights, values, paired, channels)
+    results = []
+    for output in spec.structure.outputs:
+        k = nodes[output].k
+        if weights.tables is not None:
+            output = weights.tables.output_nodes[output]
+        if spec.loop or output in moments.m:
+            k = k + paired.left(moments.m[output]) * paired.right(moments.m[output])
+        results.append(k)
+    return results
