@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from nngp_dag.errors import InputError, NngpDagError, NumericalWarning
 
 if TYPE_CHECKING:
-    from nngp_dag.graph import Dag
+    from nngp_dag.graph import Dag, Dense
 
 app = typer.Typer(
     add_completion=False,
@@ -55,6 +55,15 @@ ScaleOption = Annotated[
     bool, typer.Option(help="Scale every input to |x|² = d, which the path formula needs; or keep its norm.")
 ]
 OrderFlag = Annotated[OrderOption, typer.Option(help="On weighted edges: act(W x), or W act(x).")]
+ActivationOption = Annotated[str, typer.Option(help="relu, leaky_relu, abs, erf, gelu, sin, cos, rbf, gaussian, ...")]
+WStdOption = Annotated[float | None, typer.Option(help="Std of weights times √fan-in; by default √2 (He).")]
+BStdOption = Annotated[float | None, typer.Option(help="Std of biases; by default there are none.")]
+AggregationOption = Annotated[str, typer.Option(help="How nodes add up: sum, scaled-sum (by 1/√in-degree) or mean.")]
+ConvOption = Annotated[int | None, typer.Option(help="Weighted edges are convolutions with filters of this side.")]
+ImageReadoutOption = Annotated[str, typer.Option(help="With --conv, after the last node: flatten or global-average.")]
+ParameterisationOption = Annotated[str, typer.Option(help="ntk, or standard, whose NTK grows with --width.")]
+WidthOption = Annotated[int | None, typer.Option(help="Width of the finite network; for --parameterisation standard.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Precision of the kernels.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 
@@ -101,16 +110,25 @@ def kernel_command(
     dataset: DatasetOption = "digits",
     data_dir: DataDirOption = None,
     subset: SubsetOption = 256,
+    activation: ActivationOption = "relu",
     order: OrderFlag = OrderOption.LINEAR_ACT,
+    w_std: WStdOption = None,
+    b_std: BStdOption = None,
+    aggregation: AggregationOption = "sum",
+    conv: ConvOption = None,
+    image_readout: ImageReadoutOption = "flatten",
+    parameterisation: ParameterisationOption = "ntk",
+    width: WidthOption = None,
     readout: Annotated[bool, typer.Option(help="Kernels after the readout, or at the last node.")] = True,
     scale_inputs: ScaleOption = True,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the kernels.")] = Precision.FLOAT64,
+    dtype: PrecisionOption = Precision.FLOAT64,
     out: Annotated[Path, typer.Option(help="Write this .npz, and a picture beside it.")] = Path("nngp-dag-kernel.npz"),
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compute the exact NNGP and NTK of a DAG on a data set."""
     import numpy as np
 
+    from nngp_dag.graph.operations import describe
     from nngp_dag.kernels import Kernel, kernel
     from nngp_dag.report import output_file, plot_kernel
     from nngp_dag.report.tables import spectrum_table
@@ -123,8 +141,18 @@ def kernel_command(
         output_file(out, overwrite=overwrite) as npz,
         output_file(out.with_suffix(".png"), overwrite=overwrite) as png,
     ):
-        x, labels, _ = _load(dataset, data_dir, subset, scale_inputs)
-        k = kernel(graph, x.astype(dtype.value), order=order.value, readout=readout)
+        x, labels, _ = _load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
+        layer = _layer(activation, order, w_std, b_std, conv)
+        k = kernel(
+            graph,
+            x.astype(dtype.value),
+            layer=layer,
+            aggregation=aggregation,
+            image_readout=image_readout,
+            parameterisation=parameterisation,
+            width=width,
+            readout=readout,
+        )
         _console().print(spectrum_table({"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}))
         np.savez_compressed(
             npz,
@@ -132,12 +160,57 @@ def kernel_command(
             ntk=np.asarray(k.ntk),
             labels=labels,
             dag=str(graph),
+            layer=repr(layer),
             dataset=dataset,
         )
         by_class = np.argsort(labels, kind="stable")
         ordered = Kernel(*(np.asarray(matrix)[np.ix_(by_class, by_class)] for matrix in (k.nngp, k.ntk)))
-        plot_kernel(ordered, png, f"{graph!r}, {order.value}, first {len(x)} of {dataset}")
+        plot_kernel(ordered, png, f"{graph!r}, {describe(layer)}, first {len(x)} of {dataset}")
     _say(f"wrote {out} and {out.with_suffix('.png')}")
+
+
+@app.command("gram")
+def gram_command(
+    dag: Annotated[str, typer.Option(help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")],
+    dataset: DatasetOption = "digits",
+    data_dir: DataDirOption = None,
+    subset: SubsetOption = 1024,
+    activation: ActivationOption = "relu",
+    order: OrderFlag = OrderOption.LINEAR_ACT,
+    w_std: WStdOption = None,
+    b_std: BStdOption = None,
+    aggregation: AggregationOption = "sum",
+    conv: ConvOption = None,
+    image_readout: ImageReadoutOption = "flatten",
+    parameterisation: ParameterisationOption = "ntk",
+    width: WidthOption = None,
+    scale_inputs: ScaleOption = True,
+    dtype: PrecisionOption = Precision.FLOAT32,
+    memory_budget: Annotated[str, typer.Option(help="Memory of the whole process, such as '6 GiB'.")] = "4 GiB",
+    tile: Annotated[int | None, typer.Option(help="Rows of a tile at most; by default what the budget allows.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for nngp.npy, ntk.npy and gram.json.")] = Path("nngp-dag-gram"),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compute large kernels in tiles on disk, within a memory budget; interrupted, the same command continues."""
+    from nngp_dag.kernels import gram
+
+    graph = _parse_dag(dag)
+    x, _, _ = _load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
+    k = gram(
+        graph,
+        x.astype(dtype.value),
+        memory_budget=memory_budget,
+        out=out,
+        overwrite=overwrite,
+        tile=tile,
+        layer=_layer(activation, order, w_std, b_std, conv),
+        aggregation=aggregation,
+        image_readout=image_readout,
+        parameterisation=parameterisation,
+        width=width,
+    )
+    rows, columns = k.nngp.shape
+    _say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {out}/nngp.npy, {out}/ntk.npy and {out}/gram.json")
 
 
 @app.command()
@@ -231,12 +304,26 @@ def _parse_float(option: str, text: str) -> float:
         raise InputError(f"Expected {option} to be auto, shared or a number, got {text!r}") from None
 
 
-def _load(dataset: str, data_dir: Path | None, subset: int, scale_inputs: bool) -> tuple[Any, Any, int]:
+def _layer(activation: str, order: OrderOption, w_std: float | None, b_std: float | None, conv: int | None) -> "Dense":
+    """The operation of weighted edges."""
+    from nngp_dag.graph.operations import HE_STD, Conv, Dense
+
+    w_std = HE_STD if w_std is None else w_std
+    if conv is None:
+        return Dense(activation=activation, order=order.value, w_std=w_std, b_std=b_std)
+    return Conv(filter_shape=(conv, conv), activation=activation, order=order.value, w_std=w_std, b_std=b_std)
+
+
+def _load(
+    dataset: str, data_dir: Path | None, subset: int, scale_inputs: bool, *, images: bool = False
+) -> tuple[Any, Any, int]:
+    """Inputs, (N, d) or images, their labels and the number of classes."""
     from nngp_dag.data import load_dataset, normalise, scale_to_sphere
 
     data = load_dataset(dataset, data_dir=data_dir, subset=subset)
     x = normalise(data)
-    return scale_to_sphere(x) if scale_inputs else x.reshape(len(x), -1), data.labels, data.num_classes
+    shape = x.shape if images else (len(x), -1)
+    return (scale_to_sphere(x) if scale_inputs else x).reshape(shape), data.labels, data.num_classes
 
 
 def _environment() -> dict[str, str]:

@@ -37,7 +37,7 @@ def dags(draw, min_nodes: int = 2, max_nodes: int = 6, parallel: bool = True) ->
 
 
 # Trapezoids converge exponentially for analytic functions under a Gaussian.
-_Z = np.linspace(-9.6, 9.6, 121)
+_Z = np.linspace(-9.6, 9.6, 181)
 _DENSITY = np.exp(-(_Z**2) / 2) * (_Z[1] - _Z[0]) / math.sqrt(2 * math.pi)
 
 
@@ -58,7 +58,7 @@ def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndar
         absolute = 2 * r / np.pi * (np.sin(theta) + (np.pi / 2 - theta) * rho)
         return s**2 * r * rho + d**2 * absolute, s**2 + d**2 * (1 - 2 * theta / np.pi), d * std * math.sqrt(2 / np.pi)
     i, j = np.triu_indices(len(k))
-    results = []
+    results, means = [], []
     with jax.enable_x64(True):
         for fn in (phi, jax.vmap(jax.vmap(jax.grad(phi)))):
 
@@ -72,8 +72,8 @@ def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndar
                 second = std[j][pairs, None, None] * (along * _Z[:, None] + np.sqrt(1 - along**2) * _Z)
                 full[i[pairs], j[pairs]] = ((values(second) @ _DENSITY) * first[i][pairs]) @ _DENSITY
             results.append(np.triu(full) + np.triu(full, 1).T)
-            mean = first @ _DENSITY if fn is phi else mean  # noqa: F821
-    return results[0], results[1], mean
+            means.append(first @ _DENSITY)
+    return results[0], results[1], means[0]
 
 
 def window_maps(image: Sequence[int], op: Conv | AvgPool) -> tuple[list[np.ndarray], np.ndarray]:
@@ -100,7 +100,7 @@ def joint_kernels(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
 
-    Knows nothing of normal forms, programs and spaces: E[X_t X_u] and the inner products of the gradients of X_t and X_u
+    Knows nothing of normal forms, programs and spaces: E[X_t X_u] and the products of the gradients of X_t and X_u
     are sums over the edges into t. Rows and columns are (input, pixel) pairs, on which every operation is a matrix.
     """
     dag, n = network.dag, len(inputs[0])

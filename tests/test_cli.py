@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+import nngp_dag as nd
 from nngp_dag.cli import main
 
 
@@ -23,7 +24,7 @@ def test_help_lists_the_commands(capsys):
     for arguments in ([], ["--help"]):
         status, out, _ = run(capsys, *arguments)
         assert status == 0
-        assert all(command in out for command in ("show", "kernel", "compare"))
+        assert all(command in out for command in ("show", "kernel", "gram", "compare"))
     assert run(capsys, "compare", "--help")[0] == 0
     assert run(capsys, "--version")[1].strip()
 
@@ -58,6 +59,36 @@ def test_kernel(capsys, tmp_path):
     status, _, err = run(capsys, "kernel", "--dag", "2_12", "--subset", "9", "--out", str(out_file))
     assert status == 2
     assert "--overwrite" in err
+
+
+def test_kernel_of_a_convolutional_network(capsys, tmp_path):
+    options = ("--conv", "3", "--activation", "erf", "--b-std", "0.1", "--aggregation", "mean", "--dtype", "float32")
+    out_file = tmp_path / "k.npz"
+    status, _, _ = run(capsys, "kernel", "--dag", "2_12", "--subset", "5", *options, "--out", str(out_file))
+    assert status == 0
+    data = nd.data.load_dataset("digits", subset=5)
+    x = nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(5, 8, 8, 1).astype(np.float32)
+    layer = nd.Conv(filter_shape=(3, 3), activation="erf", b_std=0.1)
+    with np.load(out_file, allow_pickle=False) as saved:
+        k = nd.kernel(nd.Dag.from_code("2_12"), x, layer=layer, aggregation="mean")
+        np.testing.assert_allclose(saved["ntk"], k.ntk, rtol=1e-5)
+        assert "filter_shape=(3, 3)" in str(saved["layer"])
+
+
+def test_gram_writes_tiles_and_returns_what_is_there(capsys, tmp_path):
+    out = tmp_path / "gram"
+    options = ("--dag", "2_12", "--subset", "9", "--tile", "4", "--dtype", "float64", "--out", str(out))
+    status, text, _ = run(capsys, "gram", *options)
+    assert status == 0
+    assert "9 x 9" in text
+    x = nd.data.scale_to_sphere(nd.data.normalise(nd.data.load_dataset("digits", subset=9))).astype(np.float64)
+    saved = np.load(out / "ntk.npy", allow_pickle=False)
+    np.testing.assert_allclose(saved, nd.kernel(nd.Dag.from_code("2_12"), x).ntk, rtol=1e-12)
+    assert run(capsys, "gram", *options)[0] == 0
+    status, _, err = run(capsys, "gram", *options, "--activation", "erf")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "layer" in err
 
 
 def test_compare_writes_the_three_files(capsys, tmp_path):

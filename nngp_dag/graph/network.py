@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Hashable
+from typing import Any
 
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph.dag import Dag
@@ -229,7 +230,7 @@ def build_network(
     order: str = "linear-act",
     w_std: float = HE_STD,
     b_std: float | None = None,
-    layer: Dense | None = None,
+    layer: Any = None,
     aggregation: str = "sum",
     stem: Dense | None = None,
     has_stem: bool = True,

@@ -126,7 +126,7 @@ def _evaluate(
 
     # XLA would fuse all steps into one, and take time to compile that explodes with their number. A condition that it
     # cannot foresee keeps fields apart.
-    fenced = len(spec.structure.steps) > DENSE_NODES
+    fenced = space.ndim > 0 or len(spec.structure.steps) > DENSE_NODES
     slots: dict[int, Value] = dict(enumerate(fields))
     nodes: dict[int, Value] = {}
     position = 0

@@ -17,11 +17,11 @@ from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
+from nngp_dag.kernels.accuracy import has_quadrature, warn_if_inaccurate
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.engine import Spec, Weights
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import loop_structure, tables
-from nngp_dag.kernels.quadrature import has_quadrature, warn_if_inaccurate
 from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
@@ -211,7 +211,8 @@ def evaluation(
     plan = program(network)
     layer = network.layer
     dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
-    loop = not images and len(plan.structure.steps) > _WRITTEN_OUT
+    # A quadrature takes long to compile; the loop holds every operation once.
+    loop = not images and (len(plan.structure.steps) > _WRITTEN_OUT or has_quadrature(network))
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,
         stem=network.stem_op if network.has_stem else None,
@@ -269,11 +270,11 @@ def _finished(
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
     if not isinstance(nngp, jax.core.Tracer):
         for name in wanted:
-            # Networks that scale with their inputs cannot overflow: inputs are in range, and so are the weights.
-            if not spec.homogeneous and not bool(jnp.isfinite(results[name]).all()):  # type: ignore[arg-type]
+            # Inputs are in range, and so is every weight, but not their products along a graph.
+            if not bool(jnp.isfinite(results[name]).all()):  # type: ignore[arg-type]
                 raise InputError(
                     f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
-                    "rescale the inputs, or pass them in float64"
+                    "rescale the inputs or pass them in float64, or use fewer parallel skips"
                 )
         if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
             results = {name: None if v is None else np.asarray(v) for name, v in results.items()}

@@ -43,7 +43,7 @@ def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]
     if op.layer_norm:
         layers.insert(0, stax.LayerNorm(axis=-1)[:2])
 
-    def init_fn(rng: jax.Array, shape: Shape) -> tuple[Shape, tuple]:
+    def init_fn(rng: jax.Array, shape: Shape) -> tuple[Any, tuple]:
         params = []
         # Only the linear layer draws, so that all may share the key.
         for init, _ in layers:
@@ -79,14 +79,15 @@ def DagLayer(  # noqa: N802
     It computes X(H), the last node, and composes with other layers: followed by
     `stax.Dense(k, W_std=2**0.5)` ("linear-act"), or by `stax.Relu()` and the same `Dense` ("act-linear"), its kernel is
     that of `nngp_dag.kernel` with the readout. A graph with several inputs takes a list of inputs or kernels, as after
-    `stax.FanOut`; one with several outputs gives a list, each of which must be read by weights of its own before they are
-    added up, since stax knows nothing of their correlation: sums belong into the graph.
+    `stax.FanOut`; one with several outputs gives a list, each of which must be read by weights of its own before they
+    are added up, since stax knows nothing of their correlation: sums belong into the graph.
 
     Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an
     ancestor, and its cost does not grow with the number of paths.
 
     The angle of two inputs that nearly coincide is only as good as the rounding of the kernel that comes in (relative
-    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it. Masks are not supported.
+    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it. Masks are not
+    supported.
 
     Args:
       dag: The connectivity.
@@ -103,9 +104,9 @@ def DagLayer(  # noqa: N802
       parameterisation: "ntk" or "standard".
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every live
-      edge in the order of `dag.live_edges`, each a tuple over its layers (layer norm, linear, activation, as they are
-      applied) with `(W, b)` for the linear one.
+      `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every
+      live edge in the order of `dag.live_edges`, each a tuple over its layers (layer norm, linear, activation, as they
+      are applied) with `(W, b)` for the linear one.
 
     Raises:
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, or images do not fit.
@@ -141,16 +142,18 @@ def DagLayer(  # noqa: N802
     stems = [_finite(network.stem_op, width, parameterisation)] * dag.num_inputs if has_stem else []
     edges = [_finite(edge.op, width, parameterisation) for edge in network.edges]
 
-    def init_fn(rng: jax.Array, input_shape: Shape | Sequence[Shape]) -> tuple[Any, tuple]:
-        shapes = _inputs(input_shape, network, tuple)
+    def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, tuple]:
+        shapes = [_shape(shape) for shape in _inputs(input_shape, network, _shape)]
         keys = list(jax.random.split(rng, len(stems) + len(edges)))
         params = []
         nodes: list[Shape | None] = [*shapes, *[None] * (dag.num_nodes - dag.num_inputs)]
         for node, (init, _) in enumerate(stems):
-            nodes[node], drawn = init(keys[node], nodes[node])
+            shape, drawn = init(keys[node], nodes[node])
+            nodes[node] = _shape(shape)
             params.append(drawn)
         for edge, (init, _), key in zip(network.edges, edges, keys[len(stems) :], strict=True):
             shape, drawn = init(key, nodes[edge.source])
+            shape = _shape(shape)
             params.append(drawn)
             if nodes[edge.target] not in (None, shape):
                 raise GraphError(
@@ -184,8 +187,8 @@ def DagLayer(  # noqa: N802
         first = inputs[0]
         if not has_stem and parameterisation == "standard" and first.ntk is not None and first.shape1[-1] != width:
             raise InputError(
-                f"Expected an input of `width`, {width}, channels for the NTK of parameterisation 'standard' without stem, "
-                f"got {first.shape1[-1]}; put a `Dense` before the layer, or give it a stem"
+                f"Expected an input of `width`, {width}, channels for the NTK of parameterisation 'standard' without "
+                f"stem, got {first.shape1[-1]}; put a `Dense` before the layer, or give it a stem"
             )
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
@@ -241,7 +244,7 @@ def DagLayer(  # noqa: N802
 def _inputs(value: Any, network: Network, shape_of: Callable[[Any], Shape]) -> list:
     """Returns the inputs, or what stands for them, one per input node, with shapes that have been checked."""
     # A shape is a tuple too, but of numbers.
-    several = isinstance(value, (list, tuple)) and len(value) > 0 and not isinstance(value[0], int)
+    several = isinstance(value, (list, tuple)) and len(value) > 0 and not isinstance(value[0], (int, np.integer))
     inputs, count = list(value) if several else [value], network.dag.num_inputs
     if len(inputs) != count:
         raise InputError(
@@ -255,6 +258,11 @@ def _inputs(value: Any, network: Network, shape_of: Callable[[Any], Shape]) -> l
     if len({tuple(shape[:-1]) for shape in shapes}) > 1:
         raise InputError(f"Expected inputs whose shapes differ in their channels only, got {shapes}")
     return inputs
+
+
+def _shape(shape: Any) -> Shape:
+    """The convolutions of stax give sizes as NumPy's integers."""
+    return tuple(int(size) for size in shape)
 
 
 def _diagonal(covariance: jax.Array) -> jax.Array:
@@ -272,8 +280,8 @@ def _check_shape(shape: Shape, network: Network) -> None:
     if not network.image_operations:
         if len(shape) != 2:
             raise InputError(
-                f"Expected the input of `DagLayer` to have shape (N, d), got {shape}; put `stax.Flatten()` before it, or "
-                "give it convolutions"
+                f"Expected the input of `DagLayer` to have shape (N, d), got {shape}; put `stax.Flatten()` before it, "
+                "or give it convolutions"
             )
         return
     if len(shape) < 3:

@@ -1,0 +1,104 @@
+"""What `kernel` accepts beside the defaults, and what it refuses; the values are tested in test_cases.py."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_dag as nd
+from nngp_dag.errors import GraphError, InputError, NumericalWarning
+from nngp_dag.graph import build_network
+
+X = np.random.default_rng(0).normal(size=(4, 6))
+IMAGES = np.random.default_rng(1).normal(size=(3, 4, 4, 2))
+DAG = nd.Dag.from_code("2_12")
+CONV = nd.Conv(filter_shape=(3, 3))
+TWO_INPUTS = nd.Dag.from_edges([("a", "c", 2), ("b", "c", 1), ("c", "out", 2)], source=["a", "b"])
+TWO_OUTPUTS = nd.Dag.from_edges([("in", "a", 2), ("in", "b", 1), ("a", "b", 2)], output=["a", "b"])
+
+
+def test_get():
+    both = nd.kernel(DAG, X)
+    assert isinstance(both, nd.Kernel)
+    np.testing.assert_array_equal(nd.kernel(DAG, X, get=("ntk", "nngp")).ntk, both.ntk)
+    np.testing.assert_allclose(nd.kernel(DAG, X, get="nngp"), both.nngp, rtol=1e-15)
+    np.testing.assert_allclose(nd.kernel(DAG, X, get="ntk"), both.ntk, rtol=1e-15)
+
+
+def test_several_inputs_read_one_array_or_one_each():
+    shared = nd.kernel(TWO_INPUTS, X)
+    np.testing.assert_array_equal(shared.ntk, nd.kernel(TWO_INPUTS, [X, X]).ntk)
+    other = nd.kernel(TWO_INPUTS, [X, IMAGES.reshape(3, -1)[[0, 1, 2, 0]]])
+    assert not np.allclose(other.ntk, shared.ntk)
+    half = nd.kernel(TWO_INPUTS, [X, X], [X[:2], X[:2]])
+    np.testing.assert_allclose(half.ntk, shared.ntk[:, :2], rtol=1e-6)
+
+
+def test_several_outputs_give_a_list():
+    first, second = nd.kernel(TWO_OUTPUTS, X)
+    np.testing.assert_allclose(first.ntk, nd.kernel(nd.Dag.from_code("2"), X).ntk, rtol=1e-14)
+    np.testing.assert_allclose(second.ntk, nd.kernel(nd.Dag.from_code("2_12"), X).ntk, rtol=1e-14)
+
+
+def test_a_graph_on_an_edge_is_put_in_its_place():
+    inner = nd.Dag.from_code("2_12")
+    nested = nd.Dag.from_edges([("in", "mid", inner), ("in", "mid", "skip"), ("mid", "out", inner)])
+    flat = nd.Dag.from_edges(
+        [(0, 1, 2), (0, 2, 1), (1, 2, 2), (2, 3, 1), (0, 3, 1), (3, 4, 2), (3, 5, 1), (4, 5, 2), (5, 6, 1)]
+    )
+    np.testing.assert_allclose(nd.kernel(nested, X).ntk, nd.kernel(flat, X).ntk, rtol=1e-13)
+
+
+def test_the_standard_parameterisation_grows_with_the_width():
+    narrow, wide = (nd.kernel(DAG, X, parameterisation="standard", width=w) for w in (64, 128))
+    np.testing.assert_allclose(narrow.nngp, nd.kernel(DAG, X).nngp, rtol=1e-14)
+    # All layers but the stem, whose fan-in is the input's, double.
+    difference = np.asarray(wide.ntk) - np.asarray(narrow.ntk)
+    quadruple = nd.kernel(DAG, X, parameterisation="standard", width=256)
+    np.testing.assert_allclose(np.asarray(quadruple.ntk) - np.asarray(wide.ntk), 2 * difference, rtol=1e-12)
+
+
+def test_a_quadrature_that_is_not_accurate_warns():
+    tanh = nd.activations.Quadrature(jnp.tanh)
+    nd.kernel(DAG, X, activation=tanh, w_std=0.5)
+    with pytest.warns(NumericalWarning, match=r"quadrature of quadrature\(tanh\) at the stem .* truncation error"):
+        nd.kernel(DAG, X, activation=tanh, w_std=5.0)
+    edge = nd.Dag.from_edges([(0, 1, nd.Dense(activation=tanh, w_std=9.0, order="act-linear")), (1, 2, 1)])
+    with pytest.warns(NumericalWarning, match=r"at edge 0->1:quadrature\(tanh\)-dense"):
+        nd.kernel(edge, X, order="act-linear", w_std=3.0)
+
+
+@pytest.mark.parametrize(
+    ("dag", "x", "options", "error", "match"),
+    [
+        (DAG, X, {"get": "cov"}, InputError, "Expected `get` to be 'nngp', 'ntk' or both of them, got 'cov'"),
+        (DAG, X, {"get": ()}, InputError, "Expected `get` to be 'nngp', 'ntk' or both"),
+        (DAG, X, {"parameterisation": "standard"}, InputError, "Expected `width` to be at least 1 .*, got None"),
+        (DAG, X, {"parameterisation": "mup"}, InputError, "Expected `parameterisation` to be one of 'ntk', 'standard'"),
+        (DAG, X, {"aggregation": "max"}, InputError, "Expected `aggregation` to be one of 'sum', 'scaled-sum', 'mean'"),
+        (DAG, X, {"layer": CONV, "b_std": 1.0}, InputError, "Expected either `layer` or `activation`, .*, got both"),
+        (DAG, IMAGES, {"layer": CONV, "image_readout": "max"}, InputError, "Expected `image_readout` to be one of"),
+        (DAG, X, {"layer": CONV}, InputError, r"Expected `x1` to hold images \(N, \*pixels, channels\)"),
+        (DAG, IMAGES[..., 0], {"layer": CONV}, GraphError, "Expected images with 2 spatial axes for the stem, got 1"),
+        (TWO_INPUTS, [X, X, X], {}, InputError, "Expected `x1` to list 2 arrays, one per input node, got 3"),
+        (TWO_INPUTS, [X, X[:2]], {}, InputError, "Expected all arrays of `x1` to hold equally many inputs, got"),
+        (TWO_INPUTS, [IMAGES, IMAGES[:, :2]], {"layer": CONV}, InputError, "to hold images of one shape, got"),
+        (TWO_INPUTS, [X, 0 * X], {}, InputError, r"Expected `x1\[1\]` to hold a nonzero input"),
+        (DAG, 30 * X.astype(np.float32), {"activation": "exp"}, InputError, "Expected kernels that float32 can hold"),
+        (
+            nd.Dag.from_edges([(0, 1, nd.AvgPool((2,)))]),
+            IMAGES,
+            {"layer": CONV},
+            GraphError,
+            "Expected all windows to have equally many spatial axes, got",
+        ),
+    ],
+)
+def test_bad_options(dag, x, options, error, match):
+    with pytest.raises(error, match=match):
+        nd.kernel(dag, x, **options)
+
+
+def test_a_layer_is_an_operation():
+    # Past `kernel`, whose annotations are checked in tests.
+    with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
+        build_network(DAG, layer="conv")
