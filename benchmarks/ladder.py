@@ -2,8 +2,8 @@
 
 A ladder has a weighted edge into every node from the one before, and a skip from the one before that: as many paths as
 Fibonacci numbers. `neural_tangents.stax` has no shared nodes, so a ladder is written as nested `FanOut`, `parallel`,
-`FanInSum`, and every node is computed once per path that leaves it. (Its sums also take branches that share an ancestor as
-independent: the last column shows how far its variances are off.)
+`FanInSum`, and every node is computed once per path that leaves it. (Its sums also take branches that share an ancestor
+as independent: the last column shows how far its variances are off.)
 
     python benchmarks/ladder.py --stax-seconds 60
 """

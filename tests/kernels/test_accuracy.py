@@ -63,7 +63,7 @@ def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
 
 
 def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
-    # The NTK's derivative with respect to the angle is at most H / pi of its scale: 4 eps of the angle, and of the rest.
+    # The NTK's derivative with respect to the angle is at most H / pi of its scale.
     x = at_angles(784, angles=(1e-3, 1e-4, 1e-5, 1e-6))
     for error, _, scale in errors(GRAPHS["DAG#3"], x):
         assert (error < 2e-6 * scale).all(), (error / scale).max()

@@ -96,10 +96,10 @@ CASES = {
     "images of two inputs": (TWO_INPUTS, [(4, 3, 1), (4, 3, 2)], {"layer": CONV}),
 }
 # In the first run of tests; the others, which compile for as long again, are marked slow.
-QUICK = {"mixed", "act-linear", "two inputs", "two outputs", "convolutions", "strided stem"}
+QUICK = {"mixed", "act-linear", "two inputs", "two outputs", "strided stem"}
 
 
-def cases(quick=frozenset(CASES)):
+def cases(quick):
     return [pytest.param(name, id=name, marks=() if name in quick else pytest.mark.slow) for name in CASES]
 
 
@@ -217,7 +217,13 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("averaged", "pooled, flattened") else ())
+        for name in CHAINS
+    ],
+)
 def test_chains_of_operations_equal_plain_stax(name, parameterisation):
     # Both parameterisations, with the widths of the finite network: the NTK of "standard" has no other difference.
     ops, pixels = CHAINS[name]
@@ -464,7 +470,7 @@ def assert_samples_agree(layer, x, exact, get, draws):
     assert (np.abs(means[-1] - exact) < 4.5 * error + 0.01 * scale).all()
 
 
-@pytest.mark.parametrize("name", ["mixed", "pooled"])
+@pytest.mark.parametrize("name", ["mixed", pytest.param("pooled", marks=pytest.mark.slow)])
 def test_kernel_fn_describes_the_layers_own_finite_network(name):
     dag, x, _, options, _ = case(name)
     layer, width = DagLayer(dag, 256 if name == "mixed" else 128, **options), 40
@@ -501,7 +507,7 @@ def give_layer(layer, drawn):
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", cases({name for name, (_, shapes, _) in CASES.items() if len(shapes[0]) == 1} | QUICK))
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterisation):
     dag, x, _, options, pixels = case(name)
     options["parameterisation"] = parameterisation
