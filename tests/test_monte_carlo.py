@@ -45,7 +45,7 @@ SIX_NODES = nd.Dag.from_code("2_12_112_2112_11112")
 PARALLEL = nd.Dag.from_edges([(0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 2, 1), (1, 3, 2), (2, 3, 1), (2, 4, 2), (3, 4, 1)])
 
 
-@settings(max_examples=2, deadline=None, derandomize=True)
+@settings(max_examples=1, deadline=None, derandomize=True)
 @example(dag=SIX_NODES)
 @example(dag=PARALLEL)
 @given(dag=dags())
@@ -204,9 +204,9 @@ def test_general_networks(name):
         assert_agrees(ntk, k.ntk, width=width)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def test_error_against_width_has_slope_minus_one_half(order):
-    widths, draws = np.array([32, 64, 128, 256, 512, 1024]), 24
+    widths = np.array([32, 64, 128, 256, 512, 1024])
     dag = nd.Dag.from_code("2_12")
     k = nd.kernel(dag, X, order=order)
     errors = []
@@ -215,13 +215,14 @@ def test_error_against_width_has_slope_minus_one_half(order):
         def create(rngs, width=width):
             return DagNet(dag, X.shape[1], 1, width=width, order=order, rngs=rngs)
 
-        [samples] = empirical_kernels(create, [X], draws, batch=4)
+        # More draws of narrow networks, whose errors have heavy tails, at the same cost.
+        [samples] = empirical_kernels(create, [X], (1 << 15) // width, batch=4)
         errors.append(
             [
                 np.mean((of - exact) ** 2) ** 0.5 / np.mean(exact**2) ** 0.5
                 for of, exact in zip(samples, (np.asarray(k.nngp), np.asarray(k.ntk)), strict=True)
             ]
         )
-    # The error of one network; its root mean square over 24 draws is known to about a tenth.
+    # The root mean square error of one network; for width 1024, over 32 draws, it is known to about an eighth.
     slopes = np.polyfit(np.log(widths), np.log(errors), 1)[0]
     np.testing.assert_allclose(slopes, -0.5, atol=0.1)
