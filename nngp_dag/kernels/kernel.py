@@ -26,8 +26,10 @@ from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
 
-# Programs of more steps run as a loop, whose compilation does not grow with the graph.
-_WRITTEN_OUT = 4
+# Up to so many steps a program may be written out, which runs a third faster than the loop and takes a second more to
+# compile: worth it for kernels of at least so many entries.
+_WRITTEN_OUT_STEPS = 4
+_WRITTEN_OUT_ENTRIES = 1 << 22
 
 
 @jax.tree_util.register_dataclass
@@ -82,10 +84,10 @@ def kernel(
     readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where
     pooling or that average needs them: memory then grows with the square of the pixels.
 
-    Memory grows as N1 N2: the two results, and no temporary of that size. The first call for a graph compiles. Graphs
-    of up to 4 nodes of skips and plain weighted edges share one program per number of nodes and input shape. Larger
-    ones run as a loop, which compiles as quickly however many nodes there are and is shared by graphs of about equal
-    size (with convolutions every graph compiles for itself, in a time that grows with its edges).
+    Memory grows as N1 N2: the two results, and no temporary of that size. The first call compiles a loop over the
+    nodes, in a time that does not grow with the graph; graphs of about equal size and equal operations share it. For
+    kernels of over four million entries, graphs of up to 4 nodes are written out, which runs faster. With convolutions
+    every graph compiles for itself, in a time that grows with its edges.
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
@@ -147,9 +149,10 @@ def kernel(
     )
     wanted = _wanted(get)
     rules = make_rules(parameterisation, width)
-    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted)
     inputs1 = _inputs("x1", x1, network)
     inputs2 = None if x2 is None else _inputs("x2", x2, network)
+    entries = len(inputs1[0]) * len((inputs2 or inputs1)[0])
+    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, entries >= _WRITTEN_OUT_ENTRIES)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
         if first.shape[1:] != second.shape[1:]:
             raise InputError(
@@ -187,7 +190,12 @@ def make_rules(parameterisation: str, width: int | None) -> Rules:
 
 @functools.lru_cache(maxsize=4096)
 def evaluation(
-    network: Network, readout: bool, image_readout: str | None, rules: Rules, with_ntk: bool = True
+    network: Network,
+    readout: bool,
+    image_readout: str | None,
+    rules: Rules,
+    with_ntk: bool = True,
+    large: bool = False,
 ) -> Evaluation:
     """Plans the evaluation of a network's kernels.
 
@@ -197,6 +205,7 @@ def evaluation(
       image_readout: What becomes of pixels: "flatten", "global-average", or None to keep them.
       rules: The parameterisation.
       with_ntk: Whether the NTK is wanted.
+      large: Whether the kernel is so large that speed is worth time to compile.
 
     Raises:
       GraphError: An activation meets a node that is not Gaussian.
@@ -212,7 +221,8 @@ def evaluation(
     layer = network.layer
     dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
     # A quadrature takes long to compile; the loop holds every operation once.
-    loop = not images and (len(plan.structure.steps) > _WRITTEN_OUT or has_quadrature(network))
+    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not has_quadrature(network)
+    loop = not images and not written_out
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,
         stem=network.stem_op if network.has_stem else None,

@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,13 +147,29 @@ def test_images_are_flattened_and_one_input_is_enough():
 
 
 def planned(dag, **options):
-    """A network's plan and its numbers in float32."""
+    """A network's plan for large kernels, and its numbers in float32."""
     network = build_network(dag, **options)
-    plan = evaluation(network, True, "flatten", Rules())
+    plan = evaluation(network, True, "flatten", Rules(), large=True)
+    assert plan.spec.loop == (dag.num_nodes > 4)
     return plan, weights_of(plan, network, np.dtype(np.float32))
 
 
-@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_12"), nd.zoo.ladder(9)], ids=["written out", "loop"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric, monkeypatch):
+    x = X.copy()
+    x[2] = 0
+    options = {"x2": None if symmetric else Z, "order": order}
+    for code in ("2_21_112", "1_11_212"):
+        monkeypatch.undo()
+        loop = nd.kernel(nd.Dag.from_code(code), x, **options)
+        monkeypatch.setattr(sys.modules["nngp_dag.kernels.kernel"], "_WRITTEN_OUT_ENTRIES", 0)
+        written_out = nd.kernel(nd.Dag.from_code(code), x, **options)
+        np.testing.assert_allclose(written_out.nngp, loop.nngp, rtol=1e-14)
+        np.testing.assert_allclose(written_out.ntk, loop.ntk, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_12"), nd.zoo.ladder(9)], ids=["small", "ladder"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
