@@ -5,6 +5,7 @@ An activation is a function of arrays and says nothing of infinite width; its Ga
 arguments of `jax.jit`.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -243,11 +244,13 @@ class Quadrature(Activation):
       degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
     """
 
-    fn: Callable[[jax.Array], jax.Array]
+    fn: Any
     label: str | None = None
     degree: int = 64
 
     def _check(self) -> None:
+        if not callable(self.fn):
+            raise InputError(f"Expected `fn` of `Quadrature` to be a function of an array, got {self.fn!r}")
         degree = _natural("degree` of `Quadrature", self.degree)
         if not 1 <= degree <= 128:
             raise InputError(f"Expected `degree` of `Quadrature` to be between 1 and 128, got {degree}")
@@ -255,6 +258,16 @@ class Quadrature(Activation):
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return self.fn(x)
+
+    def __repr__(self) -> str:
+        """The same in every process, unlike that of a function: jobs that continue compare it."""
+        fn = getattr(self.fn, "__wrapped__", self.fn)
+        code = getattr(fn, "__code__", None)
+        closure = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
+        content = (code.co_code, repr(code.co_consts), code.co_names, repr(closure)) if code else type(fn).__qualname__
+        origin = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', '')}"
+        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+        return f"Quadrature({origin}, {digest}, label={self.label!r}, degree={self.degree})"
 
     @property
     def name(self) -> str:

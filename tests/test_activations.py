@@ -325,3 +325,10 @@ def test_bad_parameters(make, message):
 def test_base_class_is_not_a_function():
     with pytest.raises(NotImplementedError):
         Activation()(jnp.zeros(1))
+
+
+def test_a_quadrature_needs_a_function_and_is_described_alike_everywhere():
+    with pytest.raises(InputError, match="Expected `fn` of `Quadrature` to be a function of an array, got 'tanh'"):
+        activations.Quadrature("tanh")
+    assert "0x" not in repr(activations.Quadrature(jnp.tanh))
+    assert repr(activations.Quadrature(lambda x: x + 1)) != repr(activations.Quadrature(lambda x: x + 2))

@@ -27,7 +27,7 @@ class Network:
         `layer` and the readout is linear; in the order "act-linear" the stem is linear and the readout starts with
         the activation.
       aggregation: "sum", "scaled-sum" or "mean".
-      stem: The operation from the data to every input node, if not that of `layer`.
+      stem: The operation from the data to every input node, if not that of `layer` (without layer norm).
       has_stem: Without a stem the data themselves are node 0.
 
     Raises:
@@ -46,6 +46,8 @@ class Network:
         """Fills in the stem and validates."""
         check_option("aggregation", self.aggregation, AGGREGATIONS)
         self.dag.require_connected()
+        if self.stem is not None and not self.has_stem:
+            raise InputError(f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out")
         if self.stem is None:
             activation = self.layer.activation if self.layer.order == "linear-act" else None
             stem = dataclasses.replace(self.layer, activation=activation, layer_norm=False)
@@ -137,6 +139,11 @@ class Network:
             activated, raw_here = Counter[str](), False
             for edge in self.into[node]:
                 op = edge.op
+                if isinstance(op, Dense) and op.layer_norm and raw[edge.source]:
+                    raise GraphError(
+                        f"Expected the input's mean to be known at node {edge.source}, since edge {edge} normalises it, "
+                        "got an input that is not Gaussian; put a `Dense` before the layer, or give it a stem"
+                    )
                 if not isinstance(op, Dense):
                     culprit = culprit or culprits[edge.source]
                     raw_here |= raw[edge.source]

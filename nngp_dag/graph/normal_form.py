@@ -59,14 +59,20 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
     for node in range(dag.num_inputs):
         laws[node][node, None] = 1
     multiplicity: list[dict[int, float | int]] = []
+    shared: list[bool] = []
     for node, into in enumerate(network.into):
         carried: dict[int, float | int] = {}
+        shared.append(False)
         for edge in into:
             if isinstance(edge.op, Dense):
                 laws[node][edge.source, edge.op] += 1
                 continue
+            shared[node] |= shared[edge.source] or not carried.keys().isdisjoint(multiplicity[edge.source])
             for head, n in multiplicity[edge.source].items():
-                carried[head] = carried.get(head, 0) + n * network.multiplicity(edge)
+                try:
+                    carried[head] = carried.get(head, 0) + n * network.multiplicity(edge)
+                except OverflowError:
+                    raise _too_many(node) from None
         if laws[node]:
             carried[node] = network.factor(node)
         multiplicity.append(carried)
@@ -78,20 +84,24 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
         if node not in needed:
             continue
         a, b = Counter[Law](), Counter[Law]()
-        for head, n in multiplicity[node].items():
-            shared_skips |= n > 1
-            for law, edges in laws[head].items():
-                a[law] += edges * n**2  # type: ignore[assignment]
-                b[law] += edges * n  # type: ignore[assignment]
+        shared_skips |= shared[node]
         try:
+            for head, n in multiplicity[node].items():
+                for law, edges in laws[head].items():
+                    a[law] += edges * n**2  # type: ignore[assignment]
+                    b[law] += edges * n  # type: ignore[assignment]
             table[node] = {law: float(n) for law, n in a.items()}, {law: float(n) for law, n in b.items()}
         except OverflowError:
-            raise GraphError(
-                f"Expected skip multiplicities of node {node} whose squares float64 can hold, got more than 1e154 "
-                "skip-only paths; use fewer parallel skips"
-            ) from None
+            raise _too_many(node) from None
         needed.update(source for source, op in a if op is not None)
     return table, shared_skips
+
+
+def _too_many(node: int) -> GraphError:
+    return GraphError(
+        f"Expected skip multiplicities of node {node} whose squares float64 can hold, got more than 1e154 "
+        "skip-only paths; use fewer parallel skips"
+    )
 
 
 @functools.lru_cache(maxsize=4096)

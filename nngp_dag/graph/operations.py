@@ -8,7 +8,8 @@ edge without a description of its own applies the layer that the call names (`ac
 import dataclasses
 import enum
 import math
-from collections.abc import Hashable
+import numbers
+from typing import Any
 
 from nngp_dag.errors import GraphError, InputError
 
@@ -96,7 +97,7 @@ class Dense:
       layer_norm: Whether x is first normalised over its channels to mean 0 and variance 1.
     """
 
-    activation: Hashable = "relu"
+    activation: Any = "relu"
     order: str = "linear-act"
     w_std: float = HE_STD
     b_std: float | None = None
@@ -112,7 +113,13 @@ class Dense:
             check_number("b_std", self.b_std)
             if self.b_std < 0:
                 raise InputError(f"Expected `b_std` to be at least 0, or None for no bias, got {self.b_std}")
-        if self.activation == "identity":
+        try:
+            hash(self.activation)
+        except TypeError:
+            raise InputError(
+                f"Expected `activation` to be a name or an `Activation`, got {self.activation!r}"
+            ) from None
+        if self.activation == "identity" or getattr(self.activation, "is_identity", False):
             object.__setattr__(self, "activation", None)
 
     @property
@@ -183,7 +190,7 @@ def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: object) -> None:
     """Raises an `InputError` unless `value` is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"Expected `{name}` to be a finite number, got {value!r}")
 
 

@@ -1,4 +1,4 @@
-"""The order of evaluation of a network's kernels: a straight line of sums and fields, at a cost linear in the graph.
+"""The order of evaluation of a network's kernels: a straight line of sums and fields.
 
 A field is the output of one weighted edge; its covariance is a function of its source node's. The covariance of a node
 is a sum over fields, which three plans arrange:
@@ -8,6 +8,9 @@ is a sum over fields, which three plans arrange:
 - pairs: Cov(t, u) of the pairs of nodes whose sums meet through edges without weights, each from those of its
   predecessors, Cov(t, u) = sum over s -> t of a Cov(s, u). Linear in the edges for residual networks and
   ladders, where rows grow with every node; and the only plan for pooling, which does not commute.
+
+The cheaper of rows and pairs is taken. Rows have at most as many entries as there are pairs of a node and a field, so
+no graph costs more than that, and densely skipped ones, with as many edges, no more than their edges.
 """
 
 import functools
@@ -107,11 +110,19 @@ def program(network: Network) -> Program:
     plain = all(isinstance(edge.op, Op) for edge in dag.live_edges)
     if plain and dag.num_nodes <= DENSE_NODES and dag.num_inputs == len(dag.outputs) == 1 and network.has_stem:
         return _dense(network)
-    pairs = _Planner(network).plan_pairs()
-    if network.pools or len(pairs.weights) <= len(network.edges) + dag.num_inputs:
+    if network.pools:
+        pairs = _Planner(network).plan_pairs()
+        assert pairs is not None
+        return pairs
+    # Negative scales may cancel: rows add multiplicities up exactly, before they meet rounded covariances.
+    cancels = any(network.multiplicity(edge) < 0 for edge in network.edges)
+    pairs = None if cancels else _Planner(network, limit=2 * len(network.edges)).plan_pairs()
+    if pairs is not None:
         return pairs
     by_rows = _Planner(network).plan_rows()
-    return min(by_rows, pairs, key=lambda plan: len(plan.weights))
+    # Densely skipped graphs have many more pairs than rows have entries: planning stops there.
+    pairs = None if cancels else _Planner(network, limit=len(by_rows.weights)).plan_pairs()
+    return pairs or by_rows
 
 
 def _dense(network: Network) -> Program:
@@ -132,8 +143,9 @@ def _dense(network: Network) -> Program:
 class _Planner:
     """Hands out slots and collects steps while a plan is made."""
 
-    def __init__(self, network: Network):
-        self.network, self.dag = network, network.dag
+    def __init__(self, network: Network, limit: int | None = None):
+        """`limit` is the number of terms beyond which a plan of pairs is given up."""
+        self.network, self.dag, self.limit = network, network.dag, limit
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
         self.weights: list[float | int] = []
@@ -166,9 +178,15 @@ class _Planner:
         self.weights += merged.values()
         self.steps.append(Step(tuple(merged), slot, left if left == right else None, tuple(fields)))
 
-    def finish(self) -> Program:
-        means: list[tuple[MeanTerm, ...]] = []
-        mean_weights: list[float | int] = []
+    def finish(self, sums: list[dict[MeanTerm, float | int]]) -> Program:
+        """Returns the program, with the summands of every node's mean."""
+        means = tuple(tuple(terms) for terms in sums)
+        weights = [weight for terms in sums for weight in terms.values()]
+        structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), means, self.dag.outputs)
+        return Program(structure, np.array(self.weights, float), np.array(weights, float))
+
+    def _means_by_edge(self) -> list[dict[MeanTerm, float | int]]:
+        sums = []
         for node, into in enumerate(self.network.into if self.network.has_means else ()):
             merged: dict[MeanTerm, float | int] = {}
             if node < self.dag.num_inputs:
@@ -180,25 +198,35 @@ class _Planner:
                     term = MeanTerm(None, edge.source, edge.op if isinstance(edge.op, AvgPool) else None)
                 weight = self.network.factor(node) if is_weighted(edge.op) else self.network.multiplicity(edge)
                 merged[term] = merged.get(term, 0) + weight
-            means.append(tuple(merged))
-            mean_weights += merged.values()
-        structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), tuple(means), self.dag.outputs)
-        return Program(structure, np.array(self.weights, float), np.array(mean_weights, float))
+            sums.append(merged)
+        return sums
 
     def plan_rows(self) -> Program:
         table, _ = rows(self.network)
         for node in sorted(table):
             a, _ = table[node]
             self.add((node, node), [(Term(self.field_slot[law]), weight) for law, weight in a.items()])
-        return self.finish()
+        sums: list[dict[MeanTerm, float | int]] = []
+        for node in range(self.dag.num_nodes if self.network.has_means else 0):
+            _, b = table.get(node, ({}, {}))
+            sums.append({MeanTerm(self.field_slot[law], None): weight for law, weight in b.items()})
+        return self.finish(sums)
 
-    def plan_pairs(self) -> Program:
+    def plan_pairs(self) -> Program | None:
+        """Plans by pairs; None beyond the limit."""
         needed = self._needed_pairs()
+        if needed is None:
+            return None
         for node in range(self.dag.num_nodes):
             # The node's own covariance first: its fields do not wait for those of pairs.
             for key in sorted(needed[node], key=lambda key: (key != (node, node), key)):
                 self.add(key, self._variance(node) if key[0] == key[1] else self._covariance(key))
-        return self.finish()
+            if self._beyond(len(self.weights)):
+                return None
+        return self.finish(self._means_by_edge())
+
+    def _beyond(self, terms: int) -> bool:
+        return self.limit is not None and terms > self.limit + self.dag.num_inputs
 
     def _key(self, left: int, right: int) -> tuple[int, int]:
         # Without pooling Cov(t, u) is symmetric in its inputs, so that one order is enough.
@@ -212,8 +240,9 @@ class _Planner:
             if not isinstance(edge.op, Dense)
         ]
 
-    def _needed_pairs(self) -> list[set[tuple[int, int]]]:
-        """The pairs that some field or output depends on, by their later node."""
+    def _needed_pairs(self) -> list[set[tuple[int, int]]] | None:
+        """The pairs that some field or output depends on, by their later node; None beyond the limit."""
+        count = 0
         needed: list[set[tuple[int, int]]] = [set() for _ in range(self.dag.num_nodes)]
         for node in {*self.dag.outputs, *(edge.source for edge in self.network.edges if isinstance(edge.op, Dense))}:
             needed[node].add((node, node))
@@ -224,7 +253,12 @@ class _Planner:
                 rights = sources if right == node else {right}
                 for s in lefts:
                     for u in rights:
-                        needed[max(s, u)].add(self._key(s, u))
+                        pairs = needed[max(s, u)]
+                        before = len(pairs)
+                        pairs.add(self._key(s, u))
+                        count += len(pairs) - before
+                    if self._beyond(count):
+                        return None
         return needed
 
     def _variance(self, node: int) -> Iterable[tuple[Term, float | int]]:

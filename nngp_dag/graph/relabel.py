@@ -38,7 +38,7 @@ def from_edges(edges: Iterable[Sequence[Any]], source: Ends, output: Ends) -> Pa
 
 
 def _inlined(index: int, tail: Hashable, head: Hashable, op: Any) -> Iterator[tuple[Hashable, Hashable, Any]]:
-    """Yields the edge, or those of the graph that it carries: its input is the tail, its output goes to the head."""
+    """Yields the edge, or the live ones of the graph it carries, from the tail to its output, and on to the head."""
     if not hasattr(op, "live_edges"):
         yield tail, head, op
         return
@@ -49,7 +49,9 @@ def _inlined(index: int, tail: Hashable, head: Hashable, op: Any) -> Iterator[tu
         )
     # Names of its own for every inner node but the input; a pair with an object that no caller can hold.
     names = {0: tail} | {node: (index, node, _INNER) for node in range(1, op.num_nodes)}
-    for edge in op.edges:
+    if not op.live_edges:
+        return
+    for edge in op.live_edges:
         yield names[edge.source], names[edge.target], edge.op
     yield names[op.outputs[0]], head, Op.SKIP
 

@@ -19,12 +19,6 @@ from nngp_dag.kernels.space import Space
 TOLERANCE = 1e-6
 
 
-def has_quadrature(network: Network) -> bool:
-    """Whether some activation is evaluated by quadrature."""
-    activations = (get_activation(op.activation) for op in network.weighted_operations)  # type: ignore[arg-type]
-    return any(isinstance(phi, Quadrature) for phi in activations)
-
-
 def warn_if_inaccurate(
     network: Network, weights: Weights, x: Sequence[jax.Array], spec: Spec, space: Space, *, readout: bool
 ) -> None:
@@ -52,7 +46,7 @@ def warn_if_inaccurate(
         if op.layer_norm:
             variance = jnp.ones_like(variance)
         if op.order == "linear-act":
-            # A convolution averages variances, which stay within their range.
+            # A convolution averages variances; zeros around images make some of them smaller, which is easier.
             variance = op.w_std**2 * variance + (op.b_std or 0.0) ** 2
         extremes = jnp.stack([variance.min(), variance.max()])
         error = float(np.max(quadrature_error(phi, extremes)))

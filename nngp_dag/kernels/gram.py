@@ -196,12 +196,7 @@ def _compute(
 def _take(arrays: list[np.ndarray], start: int, size: int) -> list[np.ndarray]:
     """Returns the inputs of a tile; behind the last input it is repeated."""
     rows = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
-    taken = [array[rows] for array in arrays]
-    if all(array.any() for array in taken):
-        return taken
-    # `kernel` refuses inputs that are all zero, which a tile may be though the data are not: one more row, not zero.
-    others = [array[np.flatnonzero(array.reshape(len(array), -1).any(axis=1))[:1]] for array in arrays]
-    return [np.concatenate(pair) for pair in zip(taken, others, strict=True)]
+    return [array[rows] for array in arrays]
 
 
 def _as_given(arrays: list[np.ndarray]) -> Any:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from nngp_dag.activations import get_activation
+from nngp_dag.activations import Quadrature, get_activation
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
-from nngp_dag.kernels.accuracy import has_quadrature, warn_if_inaccurate
+from nngp_dag.kernels.accuracy import warn_if_inaccurate
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.engine import Spec, Weights
 from nngp_dag.kernels.law import Rules
@@ -52,6 +52,7 @@ class Evaluation(NamedTuple):
     program: Program
     spec: Spec
     space: Space
+    quadrature: bool
 
 
 def kernel(
@@ -108,7 +109,7 @@ def kernel(
       layer: Instead of the four above, the operation of plain weighted edges, such as
         `nngp_dag.Conv(filter_shape=(3, 3))`.
       aggregation: How nodes add up: "sum", "scaled-sum" (over the root of the in-degree) or "mean".
-      stem: The operation of the stem, if not that of `layer`.
+      stem: The operation of the stem, if not that of `layer` (without layer norm).
       readout: Whether to apply the readout; otherwise kernels are those of X(H).
       image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
       parameterisation: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
@@ -122,7 +123,7 @@ def kernel(
     Raises:
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
         the images, or the dtype cannot hold skip multiplicities.
-      InputError: An input is empty, not finite, entirely zero, too large or small for its dtype or has the wrong
+      InputError: An input is empty, not finite, too large or small for its dtype or has the wrong
         number of features, or an option is unknown.
 
     Example:
@@ -165,7 +166,7 @@ def kernel(
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
         results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, space=plan.space)
-        if has_quadrature(network) and not isinstance(results[0][0], jax.core.Tracer):
+        if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
     kernels = [_finished(nngp, ntk, dtype, wanted, plan.spec) for nngp, ntk in results]
@@ -179,13 +180,12 @@ def make_rules(parameterisation: str, width: int | None) -> Rules:
       InputError: The parameterisation is unknown, or "standard" without a width.
     """
     check_option("parameterisation", parameterisation, PARAMETERISATIONS)
-    if parameterisation == "ntk":
-        return Rules()
-    if width is None or width < 1:
+    if (width is None and parameterisation == "standard") or (width is not None and width < 1):
         raise InputError(
-            f"Expected `width` to be at least 1 with parameterisation 'standard', whose NTK grows with it, got {width}"
+            "Expected `width` to be at least 1, and given with parameterisation 'standard', whose NTK grows with it, "
+            f"got {width}"
         )
-    return Rules("standard", width)
+    return Rules() if parameterisation == "ntk" or width is None else Rules("standard", width)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -215,19 +215,25 @@ def evaluation(
         check_option("image_readout", image_readout, IMAGE_READOUTS)
     network.check_gaussian(input_is_gaussian=True, reads_out=readout)
     operations = network.weighted_operations
-    activations = [get_activation(op.activation) for op in operations]  # type: ignore[arg-type]
-    images = network.image_operations
-    plan = program(network)
     layer = network.layer
+    readout_activation = layer.activation if readout and network.reads_out_activated else None
+    activations = [get_activation(spec) for spec in (*(op.activation for op in operations), readout_activation)]  # type: ignore[arg-type]
+    images = network.image_operations
+    if image_readout not in (None, "flatten") and not images:
+        raise InputError(
+            f"Expected `image_readout` 'flatten' for a network without convolutions and pooling, got {image_readout!r}"
+        )
+    plan = program(network)
     dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
     # A quadrature takes long to compile; the loop holds every operation once.
-    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not has_quadrature(network)
+    quadrature = any(isinstance(phi, Quadrature) for phi in activations)
+    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not quadrature
     loop = not images and not written_out
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,
         stem=network.stem_op if network.has_stem else None,
         readout=dense if readout else None,
-        readout_activation=layer.activation if network.reads_out_activated else None,
+        readout_activation=readout_activation,
         pixels=image_readout if images else None,
         rules=rules,
         with_ntk=with_ntk,
@@ -235,13 +241,10 @@ def evaluation(
         and all(op.b_std is None and not op.layer_norm for op in (*operations, dense)),
         loop=loop,
     )
-    ndim = 0
-    if images:
-        windows = {len(op.filter_shape if isinstance(op, Conv) else op.window_shape) for op in images}
-        if len(windows) > 1:
-            raise GraphError(f"Expected all windows to have equally many spatial axes, got {sorted(windows)}")
-        ndim = windows.pop()
-    return Evaluation(plan, spec, Space(ndim, network.pools or image_readout == "global-average"))
+    # Inputs are checked to have as many spatial axes as every window.
+    first = images[0] if images else None
+    ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
+    return Evaluation(plan, spec, Space(ndim, network.pools or image_readout == "global-average"), quadrature)
 
 
 def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
@@ -251,9 +254,11 @@ def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
       GraphError: They do not fit into it.
     """
     weights = plan.program.weights
-    if weights.max(initial=0) > np.finfo(dtype).max:
+    largest = max(np.abs(part).max(initial=0) for part in (weights, plan.program.mean_weights))
+    if largest > np.finfo(dtype).max:
         raise GraphError(
-            f"Expected skip multiplicities whose squares {dtype} can hold, got {weights.max():g}; pass float64 inputs"
+            f"Expected multiplicities of skips and scales whose squares {dtype} can hold, got {largest:g}; use smaller "
+            "scales or fewer parallel skips, or pass float64 inputs"
         )
     loop = tables(plan.program, network.dag.num_nodes, dtype) if plan.spec.loop else None
     terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
@@ -341,8 +346,6 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
     if not np.isfinite(largest).all():
         row = int(np.flatnonzero(~np.isfinite(largest))[0])
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
-    if not largest.any():
-        raise InputError(f"Expected `{name}` to hold a nonzero input, got zeros only; its kernels would all be 0")
     # Squares of entries outside of this range, or their sums, leave the range of the dtype.
     limit = 1e150 if array.dtype == np.float64 else 1e17
     outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))

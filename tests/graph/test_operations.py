@@ -83,3 +83,8 @@ def test_an_unknown_operation_is_refused(value):
 def test_bad_options_are_refused(make, message, unchecked):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_an_activation_can_be_hashed():
+    with pytest.raises(InputError, match="Expected `activation` to be a name or an `Activation`, got "):
+        Dense(activation=["relu"])

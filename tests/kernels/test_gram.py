@@ -90,11 +90,8 @@ def test_a_tile_of_zeros():
     result = gram(DAG, x, tile=TILE)
     assert_close(result, kernel(DAG, x))
     assert not result.ntk[7:14].any()
-    with pytest.raises(InputError, match="to hold a nonzero input, got zeros only"):
-        gram(DAG, np.zeros_like(X), tile=TILE)
 
 
-@pytest.mark.skipif(not hasattr(DAG, "num_inputs"), reason="graphs with several inputs are not there yet")
 def test_several_inputs():
     dag = Dag(3, (Edge(0, 2, Op.WEIGHTED), Edge(1, 2, Op.WEIGHTED)), num_inputs=2)
     x = [X, data(N, seed=2)]

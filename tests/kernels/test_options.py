@@ -67,12 +67,52 @@ def test_a_quadrature_that_is_not_accurate_warns():
         nd.kernel(edge, X, order="act-linear", w_std=3.0)
 
 
+def test_the_readouts_activation_counts():
+    # On no edge, and yet it decides whether kernels scale with their inputs.
+    dag = nd.Dag.from_edges([(0, 1, nd.Dense(order="act-linear"))])
+    k = nd.kernel(dag, X, activation="erf", order="act-linear")
+    last = nd.kernel(dag, X, activation="erf", order="act-linear", readout=False).nngp
+    e = np.sqrt(1 + 2 * np.diag(last))
+    np.testing.assert_allclose(k.nngp, 2 * 2 / np.pi * np.arcsin(2 * last / np.outer(e, e)), rtol=1e-12)
+    sign = nd.activations.Quadrature(jnp.sign)
+    with pytest.warns(NumericalWarning, match="at the readout"):
+        nd.kernel(dag, X, activation=sign, order="act-linear")
+
+
+def test_scales_that_cancel_are_exact():
+    # X6 - X0 of a residual chain with small branches: what is left is a millionth of either.
+    small = nd.Dense(w_std=1e-3, order="act-linear")
+    edges = [(t, t + 1, op) for t in range(6) for op in ("skip", small)]
+    dag = nd.Dag.from_edges([*edges, (6, 7, "skip"), (0, 7, nd.Scale(-1.0))])
+    single = nd.kernel(dag, X.astype(np.float32), order="act-linear", readout=False)
+    double = nd.kernel(dag, X.astype(np.float32).astype(np.float64), order="act-linear", readout=False)
+    np.testing.assert_allclose(single.nngp, double.nngp, rtol=1e-5, atol=1e-6 * np.abs(double.nngp).max())
+
+
+def test_inputs_of_zeros_are_inputs():
+    zeros = np.zeros((1, 6))
+    assert not nd.kernel(DAG, X, zeros).ntk.any()
+    k = nd.kernel(DAG, zeros, b_std=1.0)
+    assert k.nngp[0, 0] > 0
+
+
+def test_cells_with_dead_nodes_can_be_nested():
+    cell = nd.Dag.from_nasbench201("|none~0|+|nor_conv_3x3~0|none~1|+|none~0|nor_conv_3x3~1|skip_connect~2|")
+    nested = nd.Dag.from_edges([("a", "b", cell), ("b", "c", "weighted")])
+    np.testing.assert_allclose(nd.kernel(nested, X).ntk, nd.kernel(nd.zoo.chain(2), X).ntk, rtol=1e-13)
+
+
+def test_an_identity_is_no_activation():
+    assert nd.Dense(activation=nd.activations.IDENTITY) == nd.Dense(activation=None)
+    assert nd.Dense(activation=nd.activations.leaky_relu(1.0)).output_is_gaussian
+
+
 @pytest.mark.parametrize(
     ("dag", "x", "options", "error", "match"),
     [
         (DAG, X, {"get": "cov"}, InputError, "Expected `get` to be 'nngp', 'ntk' or both of them, got 'cov'"),
         (DAG, X, {"get": ()}, InputError, "Expected `get` to be 'nngp', 'ntk' or both"),
-        (DAG, X, {"parameterisation": "standard"}, InputError, "Expected `width` to be at least 1 .*, got None"),
+        (DAG, X, {"parameterisation": "standard"}, InputError, "Expected `width` to be at least 1.*, got None"),
         (DAG, X, {"parameterisation": "mup"}, InputError, "Expected `parameterisation` to be one of 'ntk', 'standard'"),
         (DAG, X, {"aggregation": "max"}, InputError, "Expected `aggregation` to be one of 'sum', 'scaled-sum', 'mean'"),
         (DAG, X, {"layer": CONV, "b_std": 1.0}, InputError, "Expected either `layer` or `activation`, .*, got both"),
@@ -82,15 +122,17 @@ def test_a_quadrature_that_is_not_accurate_warns():
         (TWO_INPUTS, [X, X, X], {}, InputError, "Expected `x1` to list 2 arrays, one per input node, got 3"),
         (TWO_INPUTS, [X, X[:2]], {}, InputError, "Expected all arrays of `x1` to hold equally many inputs, got"),
         (TWO_INPUTS, [IMAGES, IMAGES[:, :2]], {"layer": CONV}, InputError, "to hold images of one shape, got"),
-        (TWO_INPUTS, [X, 0 * X], {}, InputError, r"Expected `x1\[1\]` to hold a nonzero input"),
-        (DAG, 30 * X.astype(np.float32), {"activation": "exp"}, InputError, "Expected kernels that float32 can hold"),
+        (TWO_INPUTS, [X, np.inf * X], {}, InputError, r"Expected `x1\[1\]` to be finite"),
+        (DAG, X, {"width": 0}, InputError, "Expected `width` to be at least 1"),
         (
-            nd.Dag.from_edges([(0, 1, nd.AvgPool((2,)))]),
-            IMAGES,
-            {"layer": CONV},
-            GraphError,
-            "Expected all windows to have equally many spatial axes, got",
+            DAG,
+            X,
+            {"image_readout": "global-average"},
+            InputError,
+            "Expected `image_readout` 'flatten' for a network wit",
         ),
+        (DAG, 30 * X.astype(np.float32), {"activation": "exp"}, InputError, "Expected kernels that float32 can hold"),
+        (nd.Dag.from_edges([(0, 1, nd.AvgPool((2,)))]), IMAGES, {"layer": CONV}, GraphError, "with 1 spatial axes for"),
     ],
 )
 def test_bad_options(dag, x, options, error, match):
