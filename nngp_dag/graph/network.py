@@ -141,8 +141,8 @@ class Network:
                 op = edge.op
                 if isinstance(op, Dense) and op.layer_norm and raw[edge.source]:
                     raise GraphError(
-                        f"Expected the input's mean to be known at node {edge.source}, since edge {edge} normalises it, "
-                        "got an input that is not Gaussian; put a `Dense` before the layer, or give it a stem"
+                        f"Expected the input's mean to be known at node {edge.source}, since edge {edge} normalises "
+                        "it, got an input that is not Gaussian; put a `Dense` before the layer, or give it a stem"
                     )
                 if not isinstance(op, Dense):
                     culprit = culprit or culprits[edge.source]
