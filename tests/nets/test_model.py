@@ -100,7 +100,7 @@ MIXED = Dag.from_edges(
     ]
 )
 CELL = Dag.from_code("2_21_112")
-GAUSSIAN_STEM = Dense(activation=None, b_std=0.1, layer_norm=True)
+GAUSSIAN_STEM = Dense(activation=None, b_std=0.1)
 IMAGES = [
     (0, 1, Conv(filter_shape=(3, 2), strides=(2, 1), activation="erf", b_std=0.4)),
     (1, 2, AvgPool((2, 3), strides=(1, 2), normalize_edges=True)),
@@ -276,7 +276,7 @@ def test_mixed_operations_written_out_by_hand():
     def normed(x):
         return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
 
-    x0 = normed(X) @ stem[0] + stem[1]
+    x0 = X @ stem[0] + stem[1]
     x1 = (np.sin(x0) @ sine[0] + sine[1] - 0.5 * x0) / 2
     x2 = (scipy.special.erf(normed(x1) @ erf[0] + erf[1]) + x0) / 2
     x3 = (PHI["gelu"](normed(x1)) @ gelu[0] + relu(x2 @ plain[0]) + 2 * x0) / 3
