@@ -80,6 +80,7 @@ def test_against_integration(case):
             assert float(value[i]) == pytest.approx(expected, rel=1e-10, abs=1e-12 * float(floor[i])), point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c.layer], ids=lambda case: case.name)
 def test_against_neural_tangents(case):
     rng = np.random.default_rng(0)
@@ -154,6 +155,7 @@ def test_diagonal_is_exact(case):
     assert relu == [float(jnp.float32(1.7)) / 2, 0, 0.5]
 
 
+@pytest.mark.slow
 @every_case
 def test_float32(case):
     rng = np.random.default_rng(3)
@@ -200,6 +202,7 @@ def test_extreme_scales_pass_in_float32(case):
     assert (error <= 2e-5 * scale[:2, fits] + 1e-36).all()
 
 
+@pytest.mark.slow
 @every_case
 def test_gradients_are_numbers(case):
     moderate = [p for p in EXTREMES if max(p[:2]) <= 1]
@@ -209,6 +212,7 @@ def test_gradients_are_numbers(case):
     assert np.isfinite(jax.grad(lambda q: mean(case.phi, q).sum())(args[2])).all()
 
 
+@pytest.mark.slow
 @every_case
 def test_derivative_in_k_is_fd(case):
     if case.name in ("sign", "rectified_monomial(0)"):

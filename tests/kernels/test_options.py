@@ -59,7 +59,6 @@ def test_the_standard_parameterisation_grows_with_the_width():
 
 def test_a_quadrature_that_is_not_accurate_warns():
     tanh = nd.activations.Quadrature(jnp.tanh)
-    nd.kernel(DAG, X, activation=tanh, w_std=0.5)
     with pytest.warns(NumericalWarning, match=r"quadrature of quadrature\(tanh\) at the stem .* truncation error"):
         nd.kernel(DAG, X, activation=tanh, w_std=5.0)
     edge = nd.Dag.from_edges([(0, 1, nd.Dense(activation=tanh, w_std=9.0, order="act-linear")), (1, 2, 1)])
