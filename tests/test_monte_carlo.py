@@ -196,7 +196,12 @@ def general(name):
     return kernels if num_inputs > 1 else [kernels], empirical_kernels(create, inputs, draws), width
 
 
-@pytest.mark.parametrize("name", [*GENERAL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+LATER = ["mixed, standard", "pooling, activation first, standard", *SLOW]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LATER else ()) for n in dict.fromkeys([*GENERAL, *SLOW])]
+)
 def test_general_networks(name):
     kernels, drawn, width = general(name)
     for k, (nngp, ntk) in zip(kernels, drawn, strict=True):

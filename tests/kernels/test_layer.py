@@ -513,7 +513,7 @@ def give_layer(layer, drawn):
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-@pytest.mark.parametrize("name", cases({name for name, (_, shapes, _) in CASES.items() if len(shapes[0]) == 1} | QUICK))
+@pytest.mark.parametrize("name", cases(QUICK | {"convolutions"}))
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterisation):
     dag, x, _, options, pixels = case(name)
     options["parameterisation"] = parameterisation

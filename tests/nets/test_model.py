@@ -254,7 +254,7 @@ def listed(value):
     return value if isinstance(value, list) else [value]
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @each_case
 def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterisation):
     _, x, build = case(name)
