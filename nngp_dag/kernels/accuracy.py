@@ -1,5 +1,6 @@
 """Whether the series behind `activations.Quadrature` is accurate at the variances that a network reaches."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -38,7 +39,8 @@ def warn_if_inaccurate(
         uses += [("the stem", network.stem_op, value) for value in q_in]
     uses += [(f"edge {e}", e.op, q[e.source]) for e in network.edges if isinstance(e.op, Dense)]
     if readout and network.reads_out_activated:
-        uses += [("the readout", network.layer, q[output]) for output in network.dag.outputs]
+        readout_op = dataclasses.replace(network.layer, layer_norm=False)
+        uses += [("the readout", readout_op, q[output]) for output in network.dag.outputs]
     for where, op, variance in uses:
         phi = get_activation(op.activation)  # type: ignore[arg-type]
         if not isinstance(phi, Quadrature):

@@ -179,7 +179,7 @@ def kernel_of_inputs(
             back = scale[:, None] * scale2[None, :]
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
-        size = _BLOCK_ENTRIES // (_live_values(spec) * entries)
+        size = _BLOCK_ENTRIES // (_live_values(spec, weights) * entries)
         return by_rows((values, scale, q, moments), len(indices), size, recursion)
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
@@ -189,9 +189,9 @@ def kernel_of_inputs(
     return by_rows((rows, scale1, q1, moments_by_row), count1, _PRODUCT_ENTRIES // entries, block)
 
 
-def _live_values(spec: Spec) -> int:
-    """How many values live at once, roughly."""
-    return min(len(spec.structure.steps), 8)
+def _live_values(spec: Spec, weights: Weights) -> int:
+    """How many values live at once, roughly: the slots of the loop, or those of a program that is written out."""
+    return min(len(spec.structure.steps), 8) if weights.tables is None else weights.tables.slots.shape[0]
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
@@ -243,7 +243,7 @@ def kernel_of_kernel(
         return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
-    size = _BLOCK_ENTRIES // (_live_values(spec) * max(1, inputs[0][0].size // count1))
+    size = _BLOCK_ENTRIES // (_live_values(spec, weights) * max(1, inputs[0][0].size // count1))
     return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
 
 
