@@ -49,7 +49,7 @@ PARALLEL = nd.Dag.from_edges([(0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 2, 1), (1, 3,
 @example(dag=SIX_NODES)
 @example(dag=PARALLEL)
 @given(dag=dags())
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def test_random_dags(order, dag):
     check(dag, order)
 
@@ -209,7 +209,8 @@ def test_general_networks(name):
         assert_agrees(ntk, k.ntk, width=width)
 
 
-@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_error_against_width_has_slope_minus_one_half(order):
     widths = np.array([32, 64, 128, 256, 512, 1024])
     dag = nd.Dag.from_code("2_12")

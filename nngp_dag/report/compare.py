@@ -174,7 +174,7 @@ def compare(
         outputs[name] = kernel(dag, x, order=order)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
     report("kernels", len(dags), len(dags))
-    rates = _learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
+    rates = learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
     stem = _stem_kernel(x, order)
 
     results = []
@@ -209,7 +209,8 @@ def compare(
     return results
 
 
-def _learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
+def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
+    """Returns eta of every DAG: its own 1 / lambda_max(NTK), the smallest of these for all, or the number given."""
     if learning_rate == "auto":
         return {name: 1 / s.lambda_max for name, s in spectra.items()}
     if learning_rate == "shared":

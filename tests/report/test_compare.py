@@ -11,7 +11,7 @@ import nngp_dag as nd
 from nngp_dag.data import load_dataset, normalise, one_hot, scale_to_sphere
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
-from nngp_dag.report.compare import write_curves, write_json
+from nngp_dag.report.compare import learning_rates, write_curves, write_json
 from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
 
 DATA = load_dataset("digits", subset=12)
@@ -54,14 +54,13 @@ def test_violations_are_counted_per_seed_and_step(results):
     assert dataclasses.replace(results[0], curves=curves).bound_violations == 3
 
 
-def test_learning_rates():
-    dags = {name: nd.zoo.named(name) for name in ("DAG#1", "DAG#3")}
-    own = [r.learning_rate for r in compare(dags, X, Y, **SMALL)]
-    shared = [r.learning_rate for r in compare(dags, X, Y, learning_rate="shared", **SMALL)]
-    fixed = [r.learning_rate for r in compare(dags, X, Y, learning_rate=1e-4, **SMALL)]
-    assert shared == [min(own)] * 2
-    assert fixed == [1e-4] * 2
-    assert own[0] > own[1]
+def test_learning_rates(results):
+    spectra = {r.name: r.ntk for r in results}
+    own = learning_rates(spectra, "auto")
+    assert own == {r.name: r.learning_rate for r in results}
+    assert own["DAG#1"] > own["DAG#3"]
+    assert learning_rates(spectra, "shared") == dict.fromkeys(spectra, own["DAG#3"])
+    assert learning_rates(spectra, 1e-4) == dict.fromkeys(spectra, 1e-4)
 
 
 def test_conditions_are_flagged_where_the_step_is_too_long_for_the_bound():
