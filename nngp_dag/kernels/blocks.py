@@ -15,10 +15,10 @@ from nngp_dag.kernels.engine import Moments, Spec, Weights, moments_of, propagat
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.space import Space
 
-# Entries of a block of rows: of the product of inputs, large enough for matrix products; and of all values that live at
-# once in the recursion, which stay in the caches.
+# Entries of a block of rows: of the product of inputs, large enough for matrix products; and of each value in the
+# recursion, so that all of them stay in the caches.
 _PRODUCT_ENTRIES = 1 << 19
-_BLOCK_ENTRIES = 1 << 15
+_BLOCK_ENTRIES = 1 << 14
 
 
 def by_rows(
@@ -179,8 +179,7 @@ def kernel_of_inputs(
             back = scale[:, None] * scale2[None, :]
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
-        size = _BLOCK_ENTRIES // (_live_values(spec, weights) * entries)
-        return by_rows((values, scale, q, moments), len(indices), size, recursion)
+        return by_rows((values, scale, q, moments), len(indices), _rows_of_a_block(spec, entries), recursion)
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
@@ -189,9 +188,10 @@ def kernel_of_inputs(
     return by_rows((rows, scale1, q1, moments_by_row), count1, _PRODUCT_ENTRIES // entries, block)
 
 
-def _live_values(spec: Spec, weights: Weights) -> int:
-    """How many values live at once, roughly: the slots of the loop, or those of a program that is written out."""
-    return min(len(spec.structure.steps), 8) if weights.tables is None else weights.tables.slots.shape[0]
+def _rows_of_a_block(spec: Spec, entries: int) -> int:
+    """How many rows, of so many entries each, the recursion takes at once."""
+    # Over a single long row XLA's loop is ten times as slow as over two.
+    return max(2 if spec.loop else 1, _BLOCK_ENTRIES // entries)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
@@ -243,7 +243,7 @@ def kernel_of_kernel(
         return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
-    size = _BLOCK_ENTRIES // (_live_values(spec, weights) * max(1, inputs[0][0].size // count1))
+    size = _rows_of_a_block(spec, max(1, inputs[0][0].size // count1))
     return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
 
 
