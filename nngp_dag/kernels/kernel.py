@@ -26,8 +26,8 @@ from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
 
-# Up to so many steps a program may be written out, which runs up to twice as fast as the loop and takes a second more to
-# compile: worth it for kernels of at least so many entries.
+# Up to so many steps a program may be written out, which runs up to twice as fast as the loop and takes a second more
+# to compile: worth it for kernels of at least so many entries.
 _WRITTEN_OUT_STEPS = 4
 _WRITTEN_OUT_ENTRIES = 1 << 21
 
