@@ -230,13 +230,14 @@ def compare(
         typer.Option(help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number."),
     ] = "auto",
     order: OrderFlag = OrderOption.LINEAR_ACT,
+    parameterisation: ParameterisationOption = "ntk",
     scale_inputs: ScaleOption = True,
     out: Annotated[Path, typer.Option(help="Directory for compare.json, curves.csv, compare.png.")] = Path(
         "nngp-dag-compare"
     ),
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train real networks and put their loss beside the paper's bound and the exact expectation."""
+    """Train real networks and put their loss beside the bounds and the exact expectation."""
     from nngp_dag import report
     from nngp_dag.data import one_hot
     from nngp_dag.graph import zoo
@@ -265,7 +266,7 @@ def compare(
             "steps": steps,
             "learning_rate": eta,
             "order": order.value,
-            "parameterisation": "ntk",
+            "parameterisation": parameterisation,
             **_environment(),
         }
         with _progress() as on_progress:
@@ -278,6 +279,7 @@ def compare(
                 steps=steps,
                 learning_rate=eta,
                 order=order.value,
+                parameterisation=parameterisation,
                 on_progress=on_progress,
             )
         write_json(staging / "compare.json", results, config)

@@ -17,10 +17,15 @@ from nngp_dag.graph import Dag
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.nets import DagNet, train
 from nngp_dag.theory import (
+    Bracket,
+    LossCurve,
     PathBound,
     Spectrum,
-    expected_loss,
+    lambda_min_bracket,
+    loss_curve,
+    ntk_path_bound,
     path_bound,
+    principal_minor_bound,
     rate_bound,
     rate_bound_holds_for,
     spectrum,
@@ -42,11 +47,14 @@ class Comparison:
       dag: The DAG.
       nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
       ntk: Spectrum of the NTK after the readout, which training follows.
+      nngp_bracket: What always bounds lambda_min(K(H)).
+      ntk_bracket: What always bounds lambda_min(NTK); its lower end is 0 in the standard parameterisation.
       path_bound: The published formula for lambda_min(K(H)), or None where the inputs' norms differ.
+      ntk_path_bound: That for lambda_min(NTK), or None, also in the standard parameterisation.
       learning_rate: eta of gradient descent on L.
       conditions_met: Whether the rate bound is a theorem for linearised training at this eta.
       bound: Rate bound from the mean initial loss, (steps + 1,).
-      expected: Exact mean loss of linearised training at infinite width, (steps + 1,).
+      expected: Exact mean and standard deviation of the loss of linearised training at infinite width.
       curves: Measured losses, (S, steps + 1).
     """
 
@@ -54,11 +62,14 @@ class Comparison:
     dag: Dag
     nngp: Spectrum
     ntk: Spectrum
+    nngp_bracket: Bracket
+    ntk_bracket: Bracket
     path_bound: PathBound | None
+    ntk_path_bound: PathBound | None
     learning_rate: float
     conditions_met: bool
     bound: Float[np.ndarray, " steps"]
-    expected: Float[np.ndarray, " steps"]
+    expected: LossCurve
     curves: Float[np.ndarray, "seeds steps"]
 
     @property
@@ -82,6 +93,21 @@ class Comparison:
         decay = self.bound_rate ** np.arange(self.curves.shape[1])
         return int((self.curves > self.curves[:, :1] * decay * (1 + _ROUNDING)).sum())
 
+    @property
+    def gaps(self) -> Float[np.ndarray, " steps"]:
+        """Measured mean over expectation, minus 1, (steps + 1,)."""
+        return self.mean / self.expected.mean - 1
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether the bound's conditions are met, how often it is broken, how far off the expectation is."""
+        conditions = "conditions of the rate bound met" if self.conditions_met else "η too large for the rate bound"
+        violations = f"{self.bound_violations} violation{'' if self.bound_violations == 1 else 's'}"
+        worst = int(np.abs(self.gaps).argmax())
+        error = self.expected.std[worst] / len(self.curves) ** 0.5 / self.expected.mean[worst]
+        gap = f"largest gap to the expectation {self.gaps[worst]:+.1%} at step {worst} (sampling error {error:.1%})"
+        return f"{conditions}, {violations}, {gap}"
+
     def as_row(self) -> dict[str, Any]:
         """Returns the row of compare.json; an eigenvalue that is not resolved is None."""
         return {
@@ -92,8 +118,11 @@ class Comparison:
             "nngp_lambda_min": self.nngp.lambda_min if self.nngp.resolved else None,
             "ntk_lambda_min": self.ntk.lambda_min if self.ntk.resolved else None,
             "ntk_lambda_max": self.ntk.lambda_max,
+            "nngp_lambda_min_bracket": [self.nngp_bracket.lower, self.nngp_bracket.upper],
+            "ntk_lambda_min_bracket": [self.ntk_bracket.lower, self.ntk_bracket.upper],
             "path_bound": self.path_bound.value if self.path_bound else None,
             "path_bound_violated_assumptions": list(self.path_bound.violated_assumptions) if self.path_bound else None,
+            "ntk_path_bound": self.ntk_path_bound.value if self.ntk_path_bound else None,
             "learning_rate": self.learning_rate,
             "bound_rate": self.bound_rate,
             "bound_conditions_met": self.conditions_met,
@@ -101,8 +130,11 @@ class Comparison:
             "loss_initial_mean": float(self.mean[0]),
             "loss_final_mean": float(self.mean[-1]),
             "loss_final_std": float(self.std[-1]),
-            "loss_initial_expected": float(self.expected[0]),
-            "loss_final_expected": float(self.expected[-1]),
+            "loss_initial_expected": float(self.expected.mean[0]),
+            "loss_final_expected": float(self.expected.mean[-1]),
+            "loss_final_expected_std": float(self.expected.std[-1]),
+            "largest_relative_gap": float(np.abs(self.gaps).max()),
+            "verdict": self.verdict,
         }
 
 
@@ -120,12 +152,13 @@ def compare(
     steps: int = 100,
     learning_rate: LearningRate = "auto",
     order: str = "linear-act",
+    parameterisation: str = "ntk",
     on_progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Puts bound, exact expectation and measurement of full-batch gradient descent side by side.
+    """Puts bounds, exact expectation and measurement of full-batch gradient descent side by side.
 
-    Networks train in float32 in the NTK parameterisation on L = 0.5 ||y - f||^2; kernels, spectra and expectations
-    are in float64. Memory: a few N x N matrices per DAG.
+    Networks train in float32 on L = 0.5 ||y - f||^2; kernels, spectra and expectations are in float64. Memory: a few
+    N x N matrices per DAG.
 
     Args:
       dags: Distinct DAGs by name.
@@ -136,6 +169,7 @@ def compare(
       steps: Steps of gradient descent.
       learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each DAG, "shared" for the smallest of these for all.
       order: "linear-act" or "act-linear".
+      parameterisation: "ntk", or "standard", in which the NTK grows with the width.
       on_progress: Called with (what is being done, steps done, steps in all).
 
     Returns:
@@ -165,13 +199,14 @@ def compare(
         raise InputError(f"Expected `learning_rate` to be finite and above 0, got {learning_rate}")
     report = on_progress or (lambda task, done, total: None)
 
+    gradients = {"parameterisation": parameterisation, "width": width}
     nodes: dict[str, Kernel] = {}
     outputs: dict[str, Kernel] = {}
     spectra: dict[str, tuple[Spectrum, Spectrum]] = {}
     for i, (name, dag) in enumerate(dags.items()):
         report("kernels", i, len(dags))
         nodes[name] = kernel(dag, x, order=order, readout=False)
-        outputs[name] = kernel(dag, x, order=order)
+        outputs[name] = kernel(dag, x, order=order, **gradients)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
     report("kernels", len(dags), len(dags))
     rates = learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
@@ -181,9 +216,15 @@ def compare(
     for name, dag in dags.items():
         nngp, ntk = spectra[name]
         eta = rates[name]
-        expected = expected_loss(outputs[name], y, eta, steps)
+        if eta >= 2 / ntk.lambda_max:
+            raise InputError(
+                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / ntk.lambda_max:.4g} of {name}, got "
+                f"{eta}; gradient descent diverges beyond"
+            )
         run = train(
-            lambda rngs, dag=dag: DagNet(dag, x.shape[1], y.shape[1], width=width, order=order, rngs=rngs),
+            lambda rngs, dag=dag: DagNet(
+                dag, x.shape[1], y.shape[1], width=width, order=order, parameterisation=parameterisation, rngs=rngs
+            ),
             x.astype(np.float32),
             y.astype(np.float32),
             optimiser=optax.sgd(eta),
@@ -198,11 +239,20 @@ def compare(
                 dag=dag,
                 nngp=nngp,
                 ntk=ntk,
-                path_bound=None if stem is None else path_bound(dag, stem, order=order),
+                nngp_bracket=lambda_min_bracket(dag, x, order=order, readout=False).nngp,
+                ntk_bracket=(
+                    lambda_min_bracket(dag, x, order=order).ntk
+                    if parameterisation == "ntk"
+                    else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
+                ),
+                path_bound=None if stem is None else path_bound(dag, stem.nngp, order=order),
+                ntk_path_bound=(
+                    None if stem is None or parameterisation != "ntk" else ntk_path_bound(dag, stem, order=order)
+                ),
                 learning_rate=eta,
                 conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
                 bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
-                expected=expected,
+                expected=loss_curve(outputs[name], y, eta, steps),
                 curves=curves,
             )
         )
@@ -218,12 +268,12 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
     return dict.fromkeys(spectra, float(learning_rate))
 
 
-def _stem_kernel(x: np.ndarray, order: str) -> np.ndarray | None:
-    """Returns K(0), or None where the inputs' norms differ and the path formula does not apply."""
+def _stem_kernel(x: np.ndarray, order: str) -> Kernel | None:
+    """Returns the kernels of node 0, or None where the inputs' norms differ and the path formulas do not apply."""
     norms = np.linalg.norm(x, axis=1)
     if np.ptp(norms) > 1e-6 * norms.mean():
         return None
-    return np.asarray(kernel(Dag.from_code("1"), x, order=order, readout=False).nngp)
+    return kernel(Dag.from_code("1"), x, order=order, readout=False)
 
 
 def write_json(path: Path, results: Sequence[Comparison], config: Mapping[str, Any]) -> None:
@@ -233,11 +283,12 @@ def write_json(path: Path, results: Sequence[Comparison], config: Mapping[str, A
 
 
 def write_curves(path: Path, results: Sequence[Comparison]) -> None:
-    """Writes the curves as CSV: dag, step, bound, expected, empirical_mean, empirical_std."""
+    """Writes the curves as CSV: dag, step, bound, expected, empirical_mean, empirical_std, expected_std."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["dag", "step", "bound", "expected", "empirical_mean", "empirical_std"])
+        writer.writerow(["dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
         for result in results:
-            columns = zip(result.bound, result.expected, result.mean, result.std, strict=True)
+            expected = result.expected
+            columns = zip(result.bound, expected.mean, result.mean, result.std, expected.std, strict=True)
             for step, values in enumerate(columns):
                 writer.writerow([str(result.dag), step, *(f"{value:.9g}" for value in values)])

@@ -59,7 +59,11 @@ def _draw_curves(axes: "Axes", result: "Comparison") -> None:
     axes.fill_between(steps, low, high, color=MEASURED, alpha=0.25, linewidth=0)
     seeds = f"{len(result.curves)} networks" if len(result.curves) > 1 else "1 network"
     axes.plot(steps, result.mean, color=MEASURED, linewidth=2.5, label=f"measured: mean and range of {seeds}")
-    axes.plot(steps, result.expected, color=EXPECTED, linewidth=1.5, linestyle="--", label="exact expectation")
+    expected = result.expected
+    axes.plot(steps, expected.mean, color=EXPECTED, linewidth=1.5, linestyle="--", label="exact expectation ± std")
+    low = np.maximum(expected.mean - expected.std, expected.mean / 20)
+    for edge in (low, expected.mean + expected.std):
+        axes.plot(steps, edge, color=EXPECTED, linewidth=0.8, linestyle=":")
     axes.plot(steps, result.bound, color=BOUND, linewidth=2, linestyle="-.", label="rate bound")
     axes.set_yscale("log")
     axes.grid(True, which="major", alpha=0.3)

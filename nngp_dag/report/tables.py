@@ -15,49 +15,49 @@ _MOST_ROWS = 40
 
 
 def compare_table(results: Sequence[Comparison]) -> RenderableType:
-    """Returns what theory says of each DAG, what training did, and notes on whatever is flagged."""
-    theory = _table("Graphs and kernels", "paths", "depth", "width", "λmin K(H)", "λmin NTK", "path formula")
-    training = _table(
-        f"Training loss ½‖y − f‖² after {len(results[0].mean) - 1} steps",
-        "η",
-        "start",
-        "bound",
-        "expected",
-        "measured",
-        "± std",
-        "broken",
+    """Returns what theory says of each DAG, what training did, a verdict on each, and notes on whatever is flagged."""
+    graphs = _table("Graphs", "paths P", "depth d", "width w", "η", "λmax NTK")
+    smallest = _table(
+        "λmin, exact, between bounds that always hold", "kernel", "lower", "exact", "upper", "path formula"
     )
-    notes = []
+    steps = len(results[0].mean) - 1
+    training = _table(
+        f"Training loss ½‖y − f‖² after {steps} steps", "start", "rate bound", "expected", "measured", "broken"
+    )
+    notes, verdicts = [], []
     for result in results:
         code = str(result.dag)
         name = code if result.name == code or len(result.name) > 12 else f"{result.name} {code}"
-        formula = "n/a"
-        if result.path_bound is not None:
-            formula = f"{result.path_bound.value:.3g}" + ("" if result.path_bound.is_bound else "*")
-            if not result.path_bound.is_bound:
-                notes.append(f"* {name}: not a bound for certain, {'; '.join(result.path_bound.violated_assumptions)}")
-        if not result.conditions_met:
-            notes.append(f"† {name}: η is too large for the rate bound to be a theorem")
-        theory.add_row(
+        short = result.name if len(result.name) <= 12 else code
+        verdicts.append(f"{short}: {result.verdict}")
+        if result.path_bound is not None and not result.path_bound.is_bound:
+            notes.append(f"* {name}: not a bound for certain, {'; '.join(result.path_bound.violated_assumptions)}")
+        graphs.add_row(
             name,
             format_count(result.dag.num_paths),
             f"{result.dag.effective_depth:.2f}",
             f"{result.dag.effective_width:.2f}",
-            format_lambda_min(result.nngp),
-            format_lambda_min(result.ntk),
-            formula,
-        )
-        training.add_row(
-            result.name if len(result.name) <= 12 else str(result.dag),
             f"{result.learning_rate:.2g}",
+            f"{result.ntk.lambda_max:.4g}",
+        )
+        for kernel, s, bracket, formula in (
+            ("K(H)", result.nngp, result.nngp_bracket, result.path_bound),
+            ("NTK", result.ntk, result.ntk_bracket, result.ntk_path_bound),
+        ):
+            published = "n/a" if formula is None else f"{formula.value:.3g}" + ("" if formula.is_bound else "*")
+            lower, upper = f"{bracket.lower:.3g}", f"{bracket.upper:.3g}"
+            smallest.add_row(short, kernel, lower, format_lambda_min(s), upper, published)
+        training.add_row(
+            short,
             format_loss(result.mean[0]),
             format_loss(result.bound[-1]) + ("" if result.conditions_met else "†"),
-            format_loss(result.expected[-1]),
-            format_loss(result.mean[-1]),
-            f"{result.std[-1]:.2g}",
+            f"{format_loss(result.expected.mean[-1])} ± {result.expected.std[-1]:.2g}",
+            f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
-    return Group(theory, training, *(Text(note, style="dim") for note in notes))
+    if not all(result.conditions_met for result in results):
+        notes.append("† η is too large for the rate bound to be a theorem")
+    return Group(graphs, smallest, training, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
 
 
 def _table(title: str, *numbers: str) -> Table:

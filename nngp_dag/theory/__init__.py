@@ -1,15 +1,34 @@
 """What the kernels say about training: spectra, bounds and exact loss curves."""
 
-from nngp_dag.theory.bounds import PathBound, path_bound, rate_bound, rate_bound_holds_for
-from nngp_dag.theory.dynamics import expected_loss
-from nngp_dag.theory.spectrum import Spectrum, spectrum
+from nngp_dag.theory.bounds import rate_bound, rate_bound_holds_for
+from nngp_dag.theory.bracket import Bracket, Brackets, lambda_min_bracket, principal_minor_bound
+from nngp_dag.theory.dynamics import LossCurve, expected_loss, largest_stable_learning_rate, loss_curve
+from nngp_dag.theory.modes import Modes, modes
+from nngp_dag.theory.paths import PathBound, ntk_path_bound, path_bound
+from nngp_dag.theory.posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
+from nngp_dag.theory.spectrum import Spectrum, spectra, spectrum
 
 __all__ = [
+    "Bracket",
+    "Brackets",
+    "LossCurve",
+    "Modes",
     "PathBound",
+    "Posterior",
     "Spectrum",
+    "classification_accuracy",
     "expected_loss",
+    "kernel_regression_accuracy",
+    "lambda_min_bracket",
+    "largest_stable_learning_rate",
+    "loss_curve",
+    "modes",
+    "ntk_path_bound",
     "path_bound",
+    "posterior",
+    "principal_minor_bound",
     "rate_bound",
     "rate_bound_holds_for",
+    "spectra",
     "spectrum",
 ]

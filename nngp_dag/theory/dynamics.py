@@ -1,38 +1,163 @@
 """Exact loss curves of linearised training at infinite width."""
 
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Int
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.bounds import check_steps
-from nngp_dag.theory.spectrum import check_symmetric
+from nngp_dag.theory.modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
+from nngp_dag.theory.symmetric import check_cross, check_symmetric, check_targets
 
 
-def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> Float[np.ndarray, "{steps}+1"]:
-    """Returns the mean training loss over random initialisations, exact for linearised gradient descent.
+@dataclass(frozen=True)
+class LossCurve:
+    """The law of the loss of linearised training over random initialisations.
 
-    L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L in the NTK
-    parameterisation: f(k + 1) = f(k) - eta NTK (f(k) - y), f(0) ~ N(0, NNGP) independently per column. Hence per column
+    The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient
+    descent on L. The NTK is that of the parameterisation which the kernel was computed with.
 
-        E ||y - f(k)||^2 = sum_i (1 - eta lambda_i)^(2k) ((v_i . y)^2 + v_i^T NNGP v_i),
+    Attributes:
+      steps: 0, 1, ..., (K + 1,).
+      mean: Mean of the training loss before the first step and after each one, (K + 1,). Infinite where float64
+        overflows.
+      std: Its standard deviation, (K + 1,).
+      test_mean: Mean of the loss on the test set, (K + 1,), or None.
+      test_std: Its standard deviation, (K + 1,), or None.
+      learning_rate: eta.
+      stable_learning_rate: The largest eta with which nothing grows; infinite for gradient flow.
+    """
 
-    (lambda_i, v_i) the eigenpairs of the NTK. It is computed in float64, in O(N^3) time and O(N^2) memory.
+    steps: Int[np.ndarray, " points"]
+    mean: Float[np.ndarray, " points"]
+    std: Float[np.ndarray, " points"]
+    test_mean: Float[np.ndarray, " points"] | None
+    test_std: Float[np.ndarray, " points"] | None
+    learning_rate: float
+    stable_learning_rate: float
+
+    @property
+    def times(self) -> Float[np.ndarray, " points"]:
+        """The steps times eta: the time of gradient flow, (K + 1,)."""
+        return self.learning_rate * self.steps
+
+    @property
+    def diverges(self) -> bool:
+        """Whether eta is above the stability limit, so that the loss grows without bound."""
+        return self.learning_rate > self.stable_learning_rate
+
+
+def loss_curve(
+    k: Kernel,
+    y: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    flow: bool = False,
+    k_test_train: Kernel | None = None,
+    k_test_test: Kernel | None = None,
+    y_test: ArrayLike | None = None,
+) -> LossCurve:
+    """Returns mean and standard deviation of the loss over initialisations, exact for linearised training.
+
+    L = 0.5 ||y - f||^2, summed over samples and output columns. At infinite width the error e = f - y obeys
+    e(k + 1) = e(k) - eta NTK e(k), where f(0) ~ N(0, NNGP) independently per column. Each of its modes, along the
+    eigenpairs (lambda_i, v_i) of the NTK, is multiplied by p_k(lambda_i):
+
+        gradient descent      p_k = (1 - eta lambda)^k
+        with momentum mu      p_(k+1) = p_k - eta lambda m_k, m_k = p_k + mu m_(k-1), as `optax.sgd(eta, mu)` does;
+          and Nesterov's      p_(k+1) = p_k - eta lambda (p_k + mu m_k)
+        gradient flow         p_k = exp(-lambda t) at the time t = eta k
+
+    Test errors follow: e_t(k) = e_t(0) + NTK_tx V diag(h_k) V^T e(0), h_k = (p_k - 1) / lambda. All are Gaussian, which
+    gives both moments of their squares. Above the stability limit the same algebra describes how the loss grows.
+
+    Everything is in float64, in O(N^3 + steps N^2) time and O(N^2 + steps N) memory; the test loss of Nt inputs takes
+    O(steps Nt N max(Nt, N)) time besides.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
       y: Targets, (N,) or (N, C).
       learning_rate: eta, of gradient descent on L as above (not on a mean over samples).
       steps: Number of steps.
+      momentum: mu, in [0, 1).
+      nesterov: Whether momentum is Nesterov's.
+      flow: Whether to follow gradient flow, from time 0 to eta * steps, instead of steps.
+      k_test_train: The kernel of test against training inputs, (Nt, N); with the next two, for the test loss.
+      k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
+      y_test: Test targets, (Nt,) or (Nt, C).
 
     Returns:
-      The mean of L before the first step and after each one, (steps + 1,).
+      A `LossCurve`; above the stability limit its `diverges` is True and a `NumericalWarning` is issued.
 
     Raises:
-      InputError: Shapes do not match, `y` is not finite, or eta is not in (0, 2 / lambda_max), outside of which
-        training diverges.
+      InputError: Shapes do not match, a value is not finite, an option is out of range, the NTK has a negative
+        eigenvalue, or one but not all of the three arguments for the test loss are given.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> k = nd.Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
+      >>> curve = loss_curve(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2)
+      >>> curve.mean, curve.std.round(4), curve.stable_learning_rate
+      (array([1.5    , 0.125  , 0.03125]), array([1.4142, 0.1768, 0.0442]), 2.0)
+
+    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearised training); Polyak, USSR Comput. Math. Math. Phys. 1964
+    (momentum); the moments are those of quadratic forms of Gaussian vectors.
+    """
+    return _loss_curve(
+        k,
+        y,
+        learning_rate,
+        steps,
+        momentum=momentum,
+        nesterov=nesterov,
+        flow=flow,
+        test=(k_test_train, k_test_test, y_test),
+    )
+
+
+def expected_loss(
+    k: Kernel,
+    y: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    flow: bool = False,
+) -> Float[np.ndarray, "{steps}+1"]:
+    """Returns the mean training loss over random initialisations, exact for linearised gradient descent.
+
+    This is `loss_curve(...).mean`. For gradient descent, per output column,
+
+        E ||y - f(k)||^2 = sum_i (1 - eta lambda_i)^(2k) ((v_i . y)^2 + v_i^T NNGP v_i),
+
+    (lambda_i, v_i) the eigenpairs of the NTK.
+
+    Args:
+      k: The kernel of the training inputs, after the readout, (N, N).
+      y: Targets, (N,) or (N, C).
+      learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2, summed over samples and output columns.
+      steps: Number of steps.
+      momentum: mu, in [0, 1).
+      nesterov: Whether momentum is Nesterov's.
+      flow: Whether to follow gradient flow instead of steps.
+
+    Returns:
+      The mean of L before the first step and after each one, (steps + 1,). Above the stability limit it grows, and a
+      `NumericalWarning` is issued.
+
+    Raises:
+      InputError: As `loss_curve` does.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -42,27 +167,158 @@ def expected_loss(k: Kernel, y: ArrayLike, learning_rate: float, steps: int) -> 
 
     Reference: Lee et al., NeurIPS 2019 (linearised training); the mean over f(0) is elementary.
     """
-    ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
-    if nngp.shape != ntk.shape:
-        raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
-    targets = np.asarray(y, np.float64)
-    if targets.ndim == 1:
-        targets = targets[:, None]
-    if targets.ndim != 2 or targets.shape[0] != len(ntk) or targets.shape[1] < 1:
-        raise InputError(f"Expected `y` to have shape ({len(ntk)},) or ({len(ntk)}, C), got {np.shape(y)}")
-    if not np.isfinite(targets).all():
-        raise InputError("Expected `y` to be finite, got NaN or infinity")
-    check_steps(steps)
+    return _loss_curve(k, y, learning_rate, steps, momentum=momentum, nesterov=nesterov, flow=flow).mean
+
+
+def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> float:
+    """Returns the learning rate above which linearised training diverges.
+
+    In a mode of eigenvalue lambda, a step maps (p, m) linearly. Both eigenvalues of this map lie within the unit circle
+    if and only if |trace| < 1 + det and |det| < 1 (Jury); trace and determinant are, with x = eta lambda,
+
+        momentum mu      1 + mu - x, mu                      hence x < 2 (1 + mu)
+        and Nesterov's   (1 + mu) (1 - x), mu (1 - x)        hence x < 2 (1 + mu) / (1 + 2 mu)
+
+    Args:
+      ntk: The NTK of the training inputs after the readout, (N, N), or the `Kernel` that holds it.
+      momentum: mu, in [0, 1).
+      nesterov: Whether momentum is Nesterov's.
+
+    Returns:
+      The bound on x over lambda_max, for gradient descent on L = 0.5 ||y - f||^2; infinite where the NTK is zero.
+
+    Raises:
+      InputError: `ntk` is not square, symmetric, finite and positive semi-definite, or `momentum` is out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> ntk = np.diag([1.0, 4.0])
+      >>> [largest_stable_learning_rate(ntk, momentum=0.5, nesterov=n) for n in (False, True)]
+      [0.75, 0.375]
+
+    Reference: Polyak, USSR Comput. Math. Math. Phys. 1964 (momentum); Jury, Theory and Application of the
+    z-Transform Method, 1964 (the condition).
+    """
+    _check_momentum(momentum)
+    name, matrix = ("ntk.ntk", ntk.ntk) if isinstance(ntk, Kernel) else ("ntk", ntk)
+    values = check_symmetric(name, matrix)
     with jax.enable_x64(True):
-        eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
-        from_targets = jnp.sum((vectors.T @ targets) ** 2, axis=1)
-        from_start = targets.shape[1] * jnp.sum(vectors * (jnp.asarray(nngp, jnp.float64) @ vectors), axis=0)
-        lambda_max = float(eigenvalues[-1])
-        limit = 2 / lambda_max if lambda_max > 0 else float("inf")
-        if not 0 < learning_rate < limit:
-            raise InputError(
-                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {limit:.4g}, got "
-                f"{learning_rate}; gradient descent diverges beyond"
+        eigenvalues = np.asarray(jnp.linalg.eigvalsh(jnp.asarray(values, jnp.float64)))
+    return _limit(without_rounding(name, values, eigenvalues), momentum, nesterov)
+
+
+def _loss_curve(
+    k: Kernel,
+    y: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    momentum: float,
+    nesterov: bool,
+    flow: bool,
+    test: tuple[Kernel | None, Kernel | None, ArrayLike | None] = (None, None, None),
+) -> LossCurve:
+    check_steps(steps)
+    check_learning_rate(learning_rate)
+    _check_momentum(momentum)
+    # Scalars of JAX would take what follows to float32.
+    learning_rate, momentum = float(learning_rate), float(momentum)
+    if flow and (momentum or nesterov):
+        raise InputError(f"Expected no `momentum` with `flow`, got {momentum}; gradient flow has none")
+    given = sum(value is not None for value in test)
+    if given not in (0, 3):
+        raise InputError(
+            f"Expected `k_test_train`, `k_test_test` and `y_test` together, got {given} of them; pass all or none"
+        )
+    basis = eigenbasis(k, y)
+    limit = math.inf if flow else _limit(basis.eigenvalues, momentum, nesterov)
+    if learning_rate > limit:
+        warnings.warn(
+            f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
+            NumericalWarning,
+            stacklevel=3,
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        if flow:
+            p, h = _flow_factors(basis.eigenvalues, learning_rate * np.arange(steps + 1))
+        else:
+            p, h = _descent_factors(basis.eigenvalues, learning_rate, steps, momentum, nesterov)
+        mean, std = _training_moments(basis, p)
+        test_mean, test_std = (None, None) if not given else _test_moments(basis, h, *test)  # type: ignore[arg-type]
+    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, learning_rate, limit)
+
+
+def _descent_factors(
+    eigenvalues: np.ndarray, learning_rate: float, steps: int, momentum: float, nesterov: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns p_k and h_k = (p_k - 1) / lambda of every mode, without that division, (steps + 1, N) each."""
+    # The direction of step k is a p_k + b m_(k-1), and m_k = p_k + mu m_(k-1) (optax.trace).
+    a, b = (1 + momentum, momentum**2) if nesterov else (1.0, momentum)
+    x = learning_rate * eigenvalues
+    p, h = np.ones((steps + 1, len(x))), np.zeros((steps + 1, len(x)))
+    m = np.zeros_like(x)
+    for i in range(steps):
+        p[i + 1] = (1 - a * x) * p[i] - b * x * m
+        h[i + 1] = h[i] - learning_rate * (a * p[i] + b * m)
+        m = p[i] + momentum * m
+    return p, h
+
+
+def _flow_factors(eigenvalues: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z = -eigenvalues[None, :] * times[:, None]
+    return np.exp(z), -times[:, None] * np.divide(np.expm1(z), z, out=np.ones_like(z), where=z != 0)
+
+
+def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of 0.5 ||diag(p) V^T e(0)||^2 for every row of p."""
+    columns, outer = basis.targets.shape[1], basis.targets @ basis.targets.T
+    of_mean = 0.5 * (columns * np.diag(basis.nngp) + np.diag(outer))
+    of_variance = basis.nngp * (0.5 * columns * basis.nngp + outer)
+    # Scaled, so that the variance does not overflow before the mean does.
+    scale = np.maximum(1.0, np.abs(p).max(axis=1))
+    d = (p / scale[:, None]) ** 2
+    return _moments(scale, d @ of_mean, np.sum((d @ of_variance) * d, axis=1))
+
+
+def _test_moments(
+    basis: Eigenbasis, h: np.ndarray, k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
+    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp).astype(np.float64)
+    shape = (len(prior), len(basis.eigenvalues))
+    moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
+    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape) @ basis.vectors
+    columns = basis.targets.shape[1]
+    targets = check_targets("y_test", y_test, len(prior), columns)
+    scale = np.maximum(1.0, np.abs(h).max(axis=1))
+
+    def moments() -> Iterator[tuple[float, float]]:
+        for row, size in zip(h, scale, strict=True):
+            g = moving * (row / size)
+            # The covariance of e_t(k), and its mean up to the sign, over size^2 and size.
+            s = prior / size**2 + (g @ basis.nngp + shared / size) @ g.T + g @ (shared.T / size)
+            m = targets / size + g @ basis.targets
+            yield (
+                0.5 * (np.sum(m**2) + columns * np.trace(s)),
+                0.5 * columns * np.sum(s**2) + np.sum(m * (s @ m)),
             )
-        decay = (1 - learning_rate * eigenvalues[None, :]) ** (2 * jnp.arange(steps + 1)[:, None])
-        return np.asarray(0.5 * decay @ (from_targets + from_start))
+
+    mean, variance = np.array(list(moments())).T
+    return _moments(scale, mean, variance)
+
+
+def _moments(scale: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Undoes the scaling; what is not a number, once factors have overflowed, is infinite."""
+    results = scale**2 * mean, scale**2 * np.sqrt(np.maximum(variance, 0.0))
+    return tuple(np.where(np.isnan(values), np.inf, values) for values in results)  # type: ignore[return-value]
+
+
+def _limit(eigenvalues: np.ndarray, momentum: float, nesterov: bool) -> float:
+    largest = float(eigenvalues[-1])
+    bound = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
+    return bound / largest if largest > 0 else math.inf
+
+
+def _check_momentum(momentum: float) -> None:
+    if not 0 <= momentum < 1:
+        raise InputError(f"Expected `momentum` to be at least 0 and below 1, got {momentum}; 0 is plain descent")

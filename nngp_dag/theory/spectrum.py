@@ -1,35 +1,84 @@
-"""Extreme eigenvalues of a kernel matrix, with the limit of what its precision can resolve."""
+"""Extreme eigenvalues of kernel matrices, with the limit of what their precision can resolve."""
 
+import inspect
+import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+import scipy.linalg
+import scipy.sparse.linalg
+from jax import lax
+from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.graph.operations import check_option
+from nngp_dag.theory.symmetric import check_symmetric, eps_of, largest_entry, row_blocks, symmetric_part
+
+METHODS = ("auto", "dense", "iterative")
+
+# From here on Lanczos iterations on a Cholesky factor are faster than a dense decomposition.
+_DENSE_ROWS = 512
+
+# Relative accuracy of the entries that is taken for granted, in units of the precision: what `nngp_dag.kernel` keeps.
+_ENTRY_EPS = 16
+_EPS64 = float(np.finfo(np.float64).eps)
+
+# Relative accuracy of Lanczos iterations.
+_TOLERANCE = 1e-10
+
+# Vectors that Lanczos iterations keep between restarts; with SciPy's 20 a dense end of a spectrum takes 2 to 3 times
+# as many products, with more an isolated end does.
+_VECTORS = 48
+
+# Where ARPACK meets an invariant subspace, as of the identity, it goes on at random; SciPy 1.17 lets us seed that.
+_SEEDED: dict[str, Any] = {"rng": 0} if "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters else {}
+
+# Entries of the matrices that are decomposed in one batch.
+_BATCH_ENTRIES = 1 << 25
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Extreme eigenvalues of a symmetric positive semi-definite matrix.
+    """What is known of the eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix.
+
+    All numbers have the unit of the matrix's entries, but for the effective rank, which has none.
 
     Attributes:
       lambda_min: Smallest eigenvalue. Rounding noise, not a result, where `resolved` is False.
       lambda_max: Largest eigenvalue.
-      floor: The smallest eigenvalue that the entries' precision can resolve: N eps lambda_max, where eps belongs to
-        the dtype of the matrix (the criterion of numerical rank).
+      floor: The smallest eigenvalue that can be told from 0: 16 eps max_i sum_j |K_ij|, which bounds what entries
+        with relative errors of 16 eps can do to any eigenvalue, and N eps64 lambda_max for the solver. (And N times
+        the smallest number of the dtype, which matters to entries below 1e-31 in float32, 1e-292 in float64.)
+      residual_min: |K v - lambda_min v| for the vector v that was found, |v| = 1: an eigenvalue of K is this close.
+      residual_max: The same for lambda_max. Both hold up to the rounding of K v, which the floor covers.
+      trace: Sum of all eigenvalues.
+      effective_rank: (sum lambda)^2 / sum lambda^2, between 1 and N; 0 of a matrix that is zero.
+      eigenvalues: All eigenvalues, ascending, where they were asked for, (N,).
     """
 
     lambda_min: float
     lambda_max: float
     floor: float
+    residual_min: float = 0.0
+    residual_max: float = 0.0
+    trace: float = math.nan
+    effective_rank: float = math.nan
+    eigenvalues: Float[np.ndarray, " n"] | None = None
 
     @property
     def resolved(self) -> bool:
-        """Whether `lambda_min` lies above the floor."""
-        return self.lambda_min > self.floor
+        """Whether `lambda_min` lies above the floor by more than its residual."""
+        return self.lambda_min - self.residual_min > self.floor
+
+    @property
+    def residual(self) -> float:
+        """The larger residual of the two: each eigenvalue given is this close to one of K."""
+        return max(self.residual_min, self.residual_max)
 
     @property
     def condition_number(self) -> float:
@@ -37,67 +86,232 @@ class Spectrum:
         return self.lambda_max / self.lambda_min if self.resolved else float("inf")
 
 
-def spectrum(matrix: ArrayLike) -> Spectrum:
+def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = False) -> Spectrum:
     """Returns the extreme eigenvalues of a kernel matrix, computed in float64.
 
-    The matrix is decomposed densely, in O(N^3) time and O(N^2) memory.
+    "dense" decomposes the matrix: about 9 N^3 operations, and two more matrices of its size. "iterative" factorises it
+    once, by Cholesky in N^3 / 3 operations and one matrix of float64 in all, and lets ARPACK's Lanczos iteration run
+    on the inverse, whose largest eigenvalue is 1 / lambda_min, and on the matrix itself. A matrix that is singular to
+    rounding has no such factor; then it is shifted by twice its floor. Memory-mapped matrices are read in blocks.
 
     Args:
-      matrix: A symmetric kernel, (N, N).
+      matrix: A symmetric positive semi-definite kernel, (N, N), float32 or float64.
+      method: "dense", "iterative", or "auto": dense up to 512 rows, and where all eigenvalues are wanted.
+      eigenvalues: Whether to return the whole spectrum.
 
     Returns:
       A `Spectrum`. Where the smallest eigenvalue lies below the resolution floor, which depends on the dtype of
       `matrix`, it says so and a `NumericalWarning` is issued.
 
     Raises:
-      InputError: `matrix` is not a square, symmetric, finite matrix.
+      InputError: `matrix` is not square, symmetric and finite, has an eigenvalue below minus the floor, or may have
+        one that overflows; or the iteration does not converge, or is asked for all eigenvalues, when it finds two.
 
     Example:
       >>> import numpy as np
-      >>> s = spectrum(np.diag([1.0, 2.0, 4.0]))
-      >>> s.lambda_min, s.lambda_max, s.condition_number
-      (1.0, 4.0, 4.0)
+      >>> s = spectrum(np.diag([1.0, 2.0, 4.0]), eigenvalues=True)
+      >>> s.lambda_min, s.lambda_max, s.condition_number, s.trace, s.eigenvalues
+      (1.0, 4.0, 4.0, 7.0, array([1., 2., 4.]))
 
-    Reference: Golub and Van Loan, Matrix Computations, section 5.4 (numerical rank), for the floor.
+    Reference: Higham, Accuracy and Stability of Numerical Algorithms, section 6.2 (entrywise errors, for the floor);
+    Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
     """
-    values = check_symmetric("matrix", matrix)
-    with jax.enable_x64(True):
-        eigenvalues = np.asarray(jnp.linalg.eigvalsh(jnp.asarray(values, jnp.float64)))
-    lambda_max = float(eigenvalues[-1])
-    floor = len(eigenvalues) * eps_of(values) * abs(lambda_max)
-    result = Spectrum(float(eigenvalues[0]), lambda_max, floor)
+    check_option("method", method, METHODS)
+    if eigenvalues and method == "iterative":
+        raise InputError("Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'")
+    values = _checked("matrix", matrix)
+    result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))
     if not result.resolved:
-        warnings.warn(
-            f"lambda_min is not resolved: it lies below the floor {floor:.2e} of a {values.dtype} matrix; "
-            "compute the kernel in float64, or drop duplicate inputs",
-            NumericalWarning,
-            stacklevel=2,
-        )
+        warnings.warn(_unresolved(result, values.dtype), NumericalWarning, stacklevel=2)
     return result
 
 
-def eps_of(values: np.ndarray) -> float:
-    """Returns the machine epsilon of the dtype that the entries came in."""
-    return float(np.finfo(values.dtype).eps)
+def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = False) -> tuple[Spectrum, ...]:
+    """Returns the extreme eigenvalues of many kernels, one `Spectrum` each, as `spectrum` finds them.
+
+    Kernels that are too small for the iteration, and equal in shape, are decomposed in one batch.
+
+    Args:
+      matrices: Kernels, (M, N, N), or a list of matrices.
+      eigenvalues: Whether to return whole spectra.
+
+    Raises:
+      InputError: A matrix is not a kernel, or there is none; see `spectrum`.
+
+    Example:
+      >>> import numpy as np
+      >>> [s.lambda_min for s in spectra(np.stack([np.eye(2), 3 * np.eye(2)]))]
+      [1.0, 3.0]
+    """
+    checked = [_checked(f"matrices[{i}]", matrix) for i, matrix in enumerate(matrices)]  # type: ignore[arg-type]
+    if not checked:
+        raise InputError("Expected `matrices` to hold at least one kernel, got none")
+    if len({values.shape for values in checked}) == 1 and len(checked[0]) <= _DENSE_ROWS:
+        per_batch = max(1, _BATCH_ENTRIES // checked[0].size)
+        batches = (checked[start : start + per_batch] for start in range(0, len(checked), per_batch))
+        results = [result for batch in batches for result in _dense(batch, eigenvalues)]
+    else:
+        results = [_decomposed(f"matrices[{i}]", v, "auto", eigenvalues) for i, v in enumerate(checked)]
+    for i, (values, result) in enumerate(zip(checked, results, strict=True)):
+        if not _semi_definite(f"matrices[{i}]", result).resolved:
+            warnings.warn(_unresolved(result, values.dtype), NumericalWarning, stacklevel=2)
+    return tuple(results)
 
 
-def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
-    """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
-    values = np.asarray(matrix)
-    if values.dtype.kind in "biu":
-        values = values.astype(np.float64)
-    if values.dtype not in (np.float32, np.float64):
+def _checked(name: str, matrix: ArrayLike) -> np.ndarray:
+    values = check_symmetric(name, matrix)
+    scale = largest_entry(values)
+    if scale > np.finfo(np.float64).max / (2 * len(values)):
         raise InputError(
-            f"Expected `{name}` in float32 or float64, got {values.dtype}; compute the kernel in one of them"
-        )
-    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
-        raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
-    asymmetry, scale = np.abs(values - values.T).max(), np.abs(values).max()
-    if asymmetry > 100 * eps_of(values) * max(scale, np.finfo(values.dtype).tiny) * len(values) ** 0.5:
-        raise InputError(
-            f"Expected `{name}` to be symmetric, got entries that differ from their mirror by {asymmetry:.2e}; "
-            "pass the kernel of one set of inputs"
+            f"Expected `{name}` to have eigenvalues in the range of float64, got entries of {scale:.1e}; scale it down"
         )
     return values
+
+
+def _semi_definite(name: str, result: Spectrum) -> Spectrum:
+    if result.lambda_min < -result.floor:
+        raise _indefinite(name, f"the eigenvalue {result.lambda_min:.3g}", result.floor)
+    return result
+
+
+def _unresolved(result: Spectrum, dtype: np.dtype) -> str:
+    reason = f"its residual {result.residual_min:.2e} reaches" if result.lambda_min > result.floor else "it lies"
+    return (
+        f"lambda_min is not resolved: {reason} below the floor {result.floor:.2e} of a {dtype} matrix; "
+        "compute the kernel in float64, or drop duplicate inputs"
+    )
+
+
+def _indefinite(name: str, what: str, floor: float) -> InputError:
+    return InputError(
+        f"Expected `{name}` to be positive semi-definite, got {what} below -{floor:.1e}; "
+        "pass the kernel of one set of inputs"
+    )
+
+
+class _Scaled(NamedTuple):
+    """A kernel beside its unit, a power of 2, in which no entry exceeds 1, and three sums in that unit."""
+
+    values: np.ndarray
+    exponent: int
+    row: float
+    """max_i sum_j |K_ij|"""
+    trace: float
+    squares: float
+    """sum_ij K_ij^2"""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> tuple["_Scaled", np.ndarray]:
+        """Also returns the matrix in the unit, in float64 and exactly symmetric."""
+        exponent = math.frexp(largest_entry(values))[1]
+        part = symmetric_part(values, exponent)
+        row = squares = 0.0
+        for rows in row_blocks(part):
+            block = np.abs(part[rows])
+            row = max(row, float(block.sum(axis=1).max()))
+            squares += float(np.vdot(block, block))
+        return cls(values, exponent, row, float(np.diagonal(part).sum()), squares), part
+
+    def floor(self, lambda_max: float) -> float:
+        """Returns the floor in the unit; the argument is in the unit too."""
+        smallest = math.ldexp(float(np.finfo(self.values.dtype).smallest_subnormal), -self.exponent)
+        return _ENTRY_EPS * eps_of(self.values) * self.row + len(self.values) * (_EPS64 * abs(lambda_max) + smallest)
+
+    def applied(self, vector: np.ndarray) -> np.ndarray:
+        """Returns the product of the matrix in the unit and a vector, by blocks of rows."""
+        result = np.zeros(len(vector))
+        for rows in row_blocks(self.values):
+            block = np.ldexp(np.asarray(self.values[rows], np.float64), -self.exponent)
+            result[rows] += block @ vector
+            result += block.T @ vector[rows]
+        return result / 2
+
+    def spectrum(
+        self, ends: Sequence[float], residuals: Sequence[float], eigenvalues: np.ndarray | None = None
+    ) -> Spectrum:
+        """Returns the result in the kernel's own unit."""
+        return Spectrum(
+            *(self.restored(value) for value in ends),
+            floor=self.restored(self.floor(ends[1])),
+            residual_min=self.restored(residuals[0]),
+            residual_max=self.restored(residuals[1]),
+            trace=self.restored(self.trace),
+            effective_rank=self.trace**2 / self.squares if self.squares else 0.0,
+            eigenvalues=None if eigenvalues is None else np.ldexp(eigenvalues, self.exponent),
+        )
+
+    def restored(self, value: float) -> float:
+        return math.ldexp(value, self.exponent)
+
+
+def _decomposed(name: str, values: np.ndarray, method: str, eigenvalues: bool) -> Spectrum:
+    if method == "dense" or eigenvalues or len(values) <= (_DENSE_ROWS if method == "auto" else 2):
+        (result,) = _dense([values], eigenvalues)
+        return result
+    return _iterative(name, values)
+
+
+def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
+    scaled, parts = zip(*map(_Scaled.of, batch), strict=True)
+    with jax.enable_x64(True):
+        eigenvalues, residuals = (np.asarray(v) for v in _eigenvalues_and_residuals(jnp.asarray(np.stack(parts))))
+    return [
+        s.spectrum([float(w[0]), float(w[-1])], r.tolist(), w if wanted else None)
+        for s, w, r in zip(scaled, eigenvalues, residuals, strict=True)
+    ]
+
+
+@jax.jit
+def _eigenvalues_and_residuals(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
+    eigenvalues, vectors = jnp.linalg.eigh(stack, symmetrize_input=False)
+    ends, outer = eigenvalues[:, jnp.array([0, -1])], vectors[:, :, jnp.array([0, -1])]
+    applied = jnp.matmul(stack, outer, precision=lax.Precision.HIGHEST)
+    return eigenvalues, jnp.linalg.norm(applied - ends[:, None, :] * outer, axis=1)
+
+
+def _iterative(name: str, values: np.ndarray) -> Spectrum:
+    # `part` is the one matrix of this function; the mirror of C order is Fortran order, which LAPACK overwrites.
+    kernel, part = _Scaled.of(values)
+    if kernel.row == 0:
+        return kernel.spectrum([0.0, 0.0], [0.0, 0.0])
+    n = len(values)
+    potrf: Any = scipy.linalg.get_lapack_funcs("potrf", (part,))
+    trsv: Any = scipy.linalg.get_blas_funcs("trsv", (part,))
+    lambda_max, top = _largest(name, lambda v: part @ v, n)
+    residual_max = float(np.linalg.norm(part @ top - lambda_max * top))
+    floor, shift = kernel.floor(lambda_max), 0.0
+    factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
+    if failed or np.diagonal(factor).min() ** 2 <= floor:
+        # lambda_min is at most the least pivot. A matrix with no eigenvalue below -floor has a factor after this shift.
+        shift = 2 * floor
+        del part, factor
+        part = symmetric_part(values, kernel.exponent)
+        np.einsum("ii->i", part)[...] += shift
+        factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
+        if failed:
+            raise _indefinite(name, "an eigenvalue", kernel.restored(shift))
+
+    def solve(vector: np.ndarray) -> np.ndarray:
+        return trsv(factor, trsv(factor, vector, lower=1), lower=1, trans=1)
+
+    inverse, bottom = _largest(name, solve, n)
+    lambda_min = 1 / inverse - shift
+    # The iteration leaves an error of 1e-10 along every eigenvector, which K would amplify; one more step removes it.
+    bottom = solve(bottom)
+    bottom /= np.linalg.norm(bottom)
+    residual_min = float(np.linalg.norm(kernel.applied(bottom) - lambda_min * bottom))
+    return kernel.spectrum([lambda_min, lambda_max], [residual_min, residual_max])
+
+
+def _largest(name: str, apply: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, np.ndarray]:
+    """Returns the largest eigenvalue of a linear map and its vector, always from the same start."""
+    start = np.random.default_rng(0).normal(size=n)
+    options = {"which": "LA", "v0": start, "tol": _TOLERANCE, "ncv": min(n, _VECTORS)} | _SEEDED
+    make: Any = scipy.sparse.linalg.LinearOperator  # pyright reads the arguments of its __init__, not of its __new__
+    try:
+        value, vector = scipy.sparse.linalg.eigsh(make((n, n), matvec=apply, dtype=np.float64), k=1, **options)
+    except scipy.sparse.linalg.ArpackError as error:
+        raise InputError(
+            f"Expected Lanczos iterations on `{name}` to converge, got: {error}; pass method='dense'"
+        ) from None
+    return float(value[0]), vector[:, 0]

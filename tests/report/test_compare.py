@@ -44,7 +44,13 @@ def test_comparison_agrees_with_the_library(results):
         assert result.curves.shape == (2, 5)
         assert result.conditions_met
         assert result.bound_violations == 0
-        assert (np.diff(result.expected) < 0).all()
+        np.testing.assert_allclose(result.expected.mean, nd.expected_loss(k, Y, result.learning_rate, 4), rtol=1e-5)
+        assert (np.diff(result.expected.mean) < 0).all()
+        for s, bracket in ((result.nngp, result.nngp_bracket), (result.ntk, result.ntk_bracket)):
+            assert 0 < bracket.lower <= s.lambda_min <= bracket.upper
+        assert result.path_bound.is_bound == result.ntk_path_bound.is_bound == (result.name == "DAG#1")
+        if result.path_bound.is_bound:
+            assert result.ntk.lambda_min <= result.ntk_path_bound.value
 
 
 def test_violations_are_counted_per_seed_and_step(results):
@@ -61,6 +67,33 @@ def test_learning_rates(results):
     assert own["DAG#1"] > own["DAG#3"]
     assert learning_rates(spectra, "shared") == dict.fromkeys(spectra, own["DAG#3"])
     assert learning_rates(spectra, 1e-4) == dict.fromkeys(spectra, 1e-4)
+
+
+def test_the_verdict_says_what_was_found(results):
+    result = results[0]
+    gaps = result.mean / result.expected.mean - 1
+    worst = int(np.abs(gaps).argmax())
+    assert result.as_row()["largest_relative_gap"] == abs(gaps[worst])
+    expected = f"conditions of the rate bound met, 0 violations, largest gap to the expectation {gaps[worst]:+.1%}"
+    assert result.verdict.startswith(f"{expected} at step {worst} (sampling error ")
+    curves = result.curves.copy()
+    curves[0, 2] = 1.01 * curves[0, 0]
+    broken = dataclasses.replace(result, curves=curves, conditions_met=False).verdict
+    assert broken.startswith("η too large for the rate bound, 1 violation, largest gap")
+
+
+def test_the_standard_parameterisation():
+    options = {"parameterisation": "standard", "width": 512}
+    lambda_max = np.linalg.eigvalsh(np.asarray(nd.kernel(nd.zoo.chain(1), X, **options).ntk, np.float64))[-1]
+    (result,) = compare(
+        {"chain": nd.zoo.chain(1)}, X, Y, seeds=range(4), steps=4, learning_rate=0.2 / lambda_max, **options
+    )
+    assert result.ntk.lambda_max == pytest.approx(lambda_max, rel=1e-5)
+    assert result.ntk_path_bound is None
+    assert result.ntk_bracket.lower == 0
+    # The loss falls by half; with the NTK of the other parameterisation it would hardly be expected to move.
+    assert result.expected.mean[-1] < 0.6 * result.expected.mean[0]
+    assert np.abs(result.gaps).max() < 0.25
 
 
 def test_conditions_are_flagged_where_the_step_is_too_long_for_the_bound():
@@ -113,12 +146,14 @@ def test_files(results, tmp_path):
     assert all(fields <= row.keys() for row in document["rows"])
     assert [row["dag"] for row in document["rows"]] == ["2_02_002", "2_21_112"]
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["dag", "step", "bound", "expected", "empirical_mean", "empirical_std"]
+    columns = ["dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"]
+    assert list(rows[0]) == columns
     assert len(rows) == 2 * 5
     last = rows[-1]
     assert (last["dag"], last["step"]) == ("2_21_112", "4")
     assert float(last["empirical_mean"]) == pytest.approx(document["rows"][1]["loss_final_mean"], rel=1e-6)
-    assert float(last["expected"]) == pytest.approx(results[1].expected[-1], rel=1e-6)
+    assert float(last["expected"]) == pytest.approx(results[1].expected.mean[-1], rel=1e-6)
+    assert float(last["expected_std"]) == pytest.approx(results[1].expected.std[-1], rel=1e-6)
     assert float(last["empirical_std"]) == pytest.approx(results[1].curves[:, -1].std(ddof=1), rel=1e-6)
 
 
@@ -148,7 +183,7 @@ def test_counts_and_eigenvalues_as_text():
     assert format_count(12_345) == "12,345"
     assert format_count(10**20) == "1.000e20"
     assert format_count(123_456 * 10**500) == "1.234e505"
-    assert format_lambda_min(nd.Spectrum(1e-20, 1.0, 1e-13)) == "< 1.0e-13 (not resolved)"
+    assert format_lambda_min(nd.Spectrum(lambda_min=1e-20, lambda_max=1.0, floor=1e-13)) == "< 1.0e-13 (not resolved)"
 
 
 def test_bad_arguments():

@@ -1,0 +1,153 @@
+"""How fast do trained networks approach the exact dynamics as they grow wider?
+
+Networks of one DAG train by full-batch gradient descent at widths 128 to 4096. Two gaps are measured against
+linearised training at infinite width, relative to the expected loss, and averaged (root mean square) over the steps:
+
+- of single networks, each against the exact curve that starts at its own f(0): the root mean square over networks. It
+  comes from the fluctuation of the NTK at initialisation, of order width^-1/2.
+- of the mean over networks, against the mean of those curves: what is left is the bias, of order 1/width, once the
+  sampling error, given beside it, is small.
+
+Comparing at equal f(0) takes out the spread over initialisations, which no width removes. Writes
+width_convergence.json, .csv and .png.
+
+    python experiments/width_convergence.py [--widths 128 256 ... 4096] [--out experiments/results/width_convergence]
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import nngp_dag as nd
+
+WIDTHS = [128, 256, 512, 1024, 2048, 4096]
+# Parameters of the networks that train at once.
+_AT_ONCE = 1 << 28
+
+
+def gaps_at(width: int, dag: nd.Dag, x: np.ndarray, y: np.ndarray, eta: float, steps: int, seeds: int) -> np.ndarray:
+    """Returns measured minus exact loss at equal f(0), (seeds, steps + 1)."""
+    k = nd.kernel(dag, x)
+    from_here = nd.Kernel(nngp=np.zeros_like(k.nngp), ntk=np.asarray(k.ntk))
+
+    def create(rngs: Any) -> Any:
+        return nd.nets.DagNet(dag, x.shape[1], y.shape[1], width=width, rngs=rngs)
+
+    _, apply = nd.nets.as_functions(create)
+    weighted = sum(edge.weighted for edge in dag.live_edges)
+    at_once = max(1, _AT_ONCE // (weighted * width**2))
+    found = []
+    for start in range(0, seeds, at_once):
+        chosen = list(range(start, min(seeds, start + at_once)))
+        data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": chosen}
+        untrained = nd.nets.train(create, **data, optimiser=optax.sgd(0.0), steps=1)
+        f0 = np.asarray(jax.vmap(apply, (0, None))(untrained.params, data["x"]), np.float64)
+        del untrained
+        curves = nd.nets.train(create, **data, optimiser=optax.sgd(eta), steps=steps).curve
+        # With no spread at the start, the mean is the exact curve from there.
+        found += [curve - nd.expected_loss(from_here, y - f, eta, steps) for curve, f in zip(curves, f0, strict=True)]
+    return np.stack(found)
+
+
+def measure(width: int, gaps: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """Returns the two gaps of one width, in units of the expected loss, leaving out step 0, where both agree."""
+    relative = (gaps / expected)[:, 1:]
+    return {
+        "width": width,
+        "networks": len(gaps),
+        "network_gap": float(np.sqrt((relative**2).mean())),
+        "mean_gap": float(np.sqrt((relative.mean(axis=0) ** 2).mean())),
+        "mean_gap_sampling_error": float(np.sqrt((relative.var(axis=0, ddof=1) / len(gaps)).mean())),
+    }
+
+
+def slope(rows: Sequence[dict[str, Any]], key: str) -> float:
+    """Returns the exponent of the width in a least-squares fit of the logarithms."""
+    return float(np.polyfit(np.log([row["width"] for row in rows]), np.log([row[key] for row in rows]), 1)[0])
+
+
+def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, float], title: str, path: Path) -> None:
+    """Draws both gaps against the width."""
+    from matplotlib.figure import Figure
+
+    widths = np.array([row["width"] for row in rows])
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, colour, power in (
+        ("network_gap", "single networks, root mean square", "#0072B2", -0.5),
+        ("mean_gap", "mean over networks", "#D55E00", -1.0),
+    ):
+        values = np.array([row[key] for row in rows])
+        axes.plot(widths, values, "o-", color=colour, linewidth=2, label=f"{label}: slope {slopes[key]:.2f}")
+        reference = values[0] * (widths / widths[0]) ** power
+        axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope {power:g} for comparison")
+    errors = [row["mean_gap_sampling_error"] for row in rows]
+    axes.plot(widths, errors, "--", color="#D55E00", linewidth=1, label="sampling error of the mean")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.set_xlabel("width")
+    axes.set_ylabel("gap to the exact dynamics / expected loss")
+    axes.set_title(title, fontsize=11)
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dag", default="2_21_112")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--n", type=int, default=16, help="images of digits")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=64, help="networks of each width; a quarter of them from 2048 on")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/width_convergence"))
+    options = parser.parse_args(arguments)
+
+    dag = nd.Dag.from_code(options.dag)
+    data = nd.data.load_dataset("digits", subset=options.n)
+    x = nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(options.n, -1).astype(np.float64)
+    y = nd.data.one_hot(data.labels, data.num_classes).astype(np.float64)
+    k = nd.kernel(dag, x)
+    eta = 0.5 / nd.spectrum(k.ntk).lambda_max
+    expected = nd.expected_loss(k, y, eta, options.steps)
+
+    rows = []
+    for width in track(options.widths, description="widths", console=Console(stderr=True), transient=True):
+        seeds = options.seeds if width < 2048 else max(2, options.seeds // 4)
+        rows.append(measure(width, gaps_at(width, dag, x, y, eta, options.steps, seeds), expected))
+    slopes = {key: slope(rows, key) for key in ("network_gap", "mean_gap")}
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"dag": options.dag, "n": options.n, "steps": options.steps, "learning_rate": eta}
+    document |= {"slopes": slopes, "rows": rows}
+    options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+    with options.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    title = f"{options.dag}, {options.n} digits, {options.steps} steps at η = 0.5 / λmax(NTK)"
+    draw(rows, slopes, title, options.out.with_suffix(".png"))
+    table = Table(title=title, title_justify="left")
+    for heading in ("width", "networks", "single networks", "mean", "sampling error of the mean"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shares = (f"{row[key]:.2%}" for key in ("network_gap", "mean_gap", "mean_gap_sampling_error"))
+        table.add_row(str(row["width"]), str(row["networks"]), *shares)
+    Console().print(table)
+    Console().print(f"slopes: single networks {slopes['network_gap']:.2f}, mean {slopes['mean_gap']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Bounds on lambda_min that always hold: from above by pairs of inputs, from below for ReLU graphs.
+
+Below, every weighted edge contributes a covariance C(s) = F(s) - mu mu^T, and K(t) = sum_s A[t, s] C(s) + m m^T. With R
+the correlations of K(s) and f(rho) = sum_r a_r rho^r, all a_r >= 0, subtracting the means removes exactly r = 0:
+
+    C(s) = D^(1/2) (sum over r >= 1 of a_r R^(o r)) D^(1/2),   D = g diag K(s),  g = w_std^2 / 2
+
+    Gershgorin  lambda_min(sum over r >= p of a_r R^(o r)) >= min_i sum over r >= p of a_r (1 - sum_(j != i) |rho_ij|^r)
+    Schur       lambda_min(R^(o r)) >= lambda_min(R)
+    Weyl        lambda_min(K(t)) >= sum_s A[t, s] lambda_min(C(s))
+
+The NTK follows with f'(rho) = sum_r b_r rho^r: T(t) = sum_s A[t, s] g f'(R(s)) o (K(s) + T(s)), where for positive
+semi-definite matrices lambda_min(X o Y) >= lambda_min(X) min_i Y_ii, and likewise with X and Y exchanged.
+"""
+
+import dataclasses
+import functools
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.graph import Conv, Dag, Dense, Network, Op, Scale, build_network
+from nngp_dag.graph.normal_form import Law
+from nngp_dag.graph.normal_form import rows as tables_of
+from nngp_dag.graph.operations import HE_STD
+from nngp_dag.kernels import Kernel, kernel
+from nngp_dag.theory.spectrum import spectrum
+from nngp_dag.theory.symmetric import check_symmetric, row_blocks
+
+# Powers r at which correlations are summed; up to the next one, and beyond the last, |rho|^r stands in for its smaller
+# successors.
+_POWERS = np.concatenate([[1], 2 * np.unique(np.round(1.12 ** np.arange(98)).astype(np.int64))])
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bracket:
+    """Two numbers between which lambda_min lies, in units of the kernel.
+
+    Attributes:
+      lower: At most lambda_min; 0 where the derivation gives nothing better.
+      upper: At least lambda_min.
+    """
+
+    lower: float
+    upper: float
+
+
+class Brackets(NamedTuple):
+    """Brackets on lambda_min of both kernels of a network."""
+
+    nngp: Bracket
+    ntk: Bracket
+
+
+def principal_minor_bound(matrix: ArrayLike) -> float:
+    """Returns an upper bound on the smallest eigenvalue of any symmetric matrix, from its 2 x 2 principal minors.
+
+        lambda_min(K) <= min over i < j of (K_ii + K_jj)/2 - sqrt(((K_ii - K_jj)/2)^2 + K_ij^2),
+
+    the smaller eigenvalue of K[{i, j}, {i, j}], since eigenvalues interlace. It takes O(N^2) time and blocks of rows.
+
+    Args:
+      matrix: A symmetric kernel, (N, N).
+
+    Raises:
+      InputError: `matrix` is not square, symmetric and finite.
+
+    Example:
+      >>> principal_minor_bound(np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]))
+      1.0
+
+    Reference: Horn and Johnson, Matrix Analysis, Theorem 4.3.17 (Cauchy interlacing).
+    """
+    values = check_symmetric("matrix", matrix)
+    diagonal = np.diagonal(values).astype(np.float64)
+    bound = float(diagonal.min())
+    for rows in row_blocks(values):
+        block = values[rows].astype(np.float64)
+        left = diagonal[rows, None]
+        half, mean = (left - diagonal) / 2, (left + diagonal) / 2
+        smaller = mean - np.hypot(half, block)
+        smaller[np.arange(len(block)), np.arange(len(diagonal))[rows]] = np.inf
+        bound = min(bound, float(smaller.min()))
+    return bound
+
+
+def lambda_min_bracket(
+    dag: Dag,
+    x: ArrayLike,
+    *,
+    order: str = "linear-act",
+    w_std: float = HE_STD,
+    layer: Dense | None = None,
+    aggregation: str = "sum",
+    readout: bool = True,
+) -> Brackets:
+    """Returns brackets on lambda_min of NNGP and NTK of a ReLU network that hold for every graph.
+
+    From above: `principal_minor_bound` of the exact kernel. From below: the power series of the ReLU kernel, Schur
+    products, Gershgorin discs and Weyl's inequality along the graph, from the exact correlations at every node and the
+    smallest eigenvalue of the data's own Gram matrix; see the module. In the NTK parameterisation, in float64, with an
+    allowance for rounding. It takes O(N^2) time for every node from which a weighted edge leaves, and as many N x N
+    matrices.
+
+    Args:
+      dag: The connectivity: skips, scales and fully connected edges with ReLU, no biases.
+      x: Inputs, (N, ...).
+      order: As in `nngp_dag.kernel`, like `w_std`, `layer` and `aggregation`.
+      w_std: Standard deviation of weights, times sqrt(fan-in).
+      layer: The operation of plain weighted edges, instead of `order` and `w_std`.
+      aggregation: "sum", "scaled-sum" or "mean".
+      readout: Whether the kernels are those after the readout or those of X(H).
+
+    Raises:
+      InputError: `x` is refused by `nngp_dag.kernel`, or an edge is not of the kind above.
+      GraphError: No path leads through `dag`.
+
+    Example:
+      >>> import nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(4, 300))
+      >>> nngp, ntk = lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)
+      >>> k = nd.kernel(nd.Dag.from_code("2_21_112"), x)
+      >>> 0 < ntk.lower <= nd.spectrum(k.ntk).lambda_min <= ntk.upper
+      True
+
+    Reference: Oymak and Soltanolkotabi, IEEE JSAIT 2020 (series and Schur products); Nguyen, Mondelli, Montufar, ICML
+    2021 (deep ReLU networks); Horn and Johnson, Topics in Matrix Analysis, section 5.3 (Schur products).
+    """
+    network = build_network(dag, order=order, w_std=w_std, layer=layer, aggregation=aggregation)
+    _check_relu(network)
+    data = np.asarray(x, np.float64)
+    exact = kernel(dag, data, layer=network.layer, aggregation=aggregation, readout=readout)
+    lower = _lower(network, data.reshape(len(data), -1), readout)
+    return Brackets(
+        *(
+            Bracket(max(0.0, low - _EPS * len(data) * float(np.trace(k))), principal_minor_bound(k))
+            for low, k in zip(lower, (np.asarray(exact.nngp), np.asarray(exact.ntk)), strict=True)
+        )
+    )
+
+
+def _check_relu(network: Network) -> None:
+    dag = network.dag
+    if dag.num_inputs > 1 or len(dag.outputs) > 1:
+        raise InputError(
+            f"Expected a graph with one input and one output, got {dag.num_inputs} and {len(dag.outputs)}; bound the "
+            "outputs one by one, with inputs side by side"
+        )
+    places = [("the stem", network.stem_op), *((f"edge {edge}", edge.op) for edge in network.edges)]
+    for where, op in places:
+        if not isinstance(op, Dense):
+            if op is not Op.SKIP and not isinstance(op, Scale):
+                raise InputError(f"Expected skips, scales and fully connected edges, got {where}")
+        elif isinstance(op, Conv) or op.activation not in ("relu", None) or op.b_std or op.layer_norm:
+            raise InputError(
+                f"Expected fully connected edges with ReLU, no biases and no layer norm, got {where} with {op!r}; "
+                "for other networks `principal_minor_bound` bounds lambda_min from above"
+            )
+
+
+def _lower(network: Network, data: Float[np.ndarray, "n d"], readout: bool) -> tuple[float, float]:
+    """Returns lower bounds on lambda_min of NNGP and NTK."""
+    tables, _ = tables_of(network)
+    (output,) = network.dag.outputs
+    k_in = data @ data.T / data.shape[1]
+    at_stem = _Node(Kernel(k_in, np.zeros_like(k_in)), _smallest_of_data(k_in, data.shape[1]), 0.0)
+
+    laws: list[Law] = list(dict.fromkeys(law for a, _ in tables.values() for law in a))
+    exact = {0: _last_nodes(network, Dag.from_code("1"), data)[0]}
+    sources = sorted({source for source, op in laws if op is not None} - {0} | {output})
+    every = dataclasses.replace(network.dag, outputs=tuple(sources))
+    exact |= zip(sources, _last_nodes(network, every, data), strict=True)
+
+    fields: dict[Law, tuple[float, float]] = {}
+    nodes: dict[int, tuple[float, float]] = {}
+    for node, (weights, _) in sorted(tables.items()):
+        for law in weights:
+            source, op = law
+            if law not in fields:
+                fields[law] = _field(
+                    *((network.stem_op, at_stem) if op is None else (op, _Node(exact[source], *nodes[source])))
+                )
+        # Weyl, over the independent fields.
+        nodes[node] = tuple(sum(weight * fields[law][i] for law, weight in weights.items()) for i in (0, 1))  # type: ignore[assignment]
+    if not readout:
+        return nodes[output]
+    op = network.layer if network.reads_out_activated else dataclasses.replace(network.layer, activation=None)
+    return _field(op, _Node(exact[output], *nodes[output]))
+
+
+def _last_nodes(network: Network, dag: Dag, data: np.ndarray) -> list[Kernel]:
+    """Returns the kernels of the outputs of a graph with the options of a network."""
+    kernels = kernel(dag, data, layer=network.layer, aggregation=network.aggregation, readout=False)
+    return kernels if isinstance(kernels, list) else [kernels]
+
+
+class _Node(NamedTuple):
+    """Exact kernels of a node and lower bounds on their lambda_min."""
+
+    exact: Kernel
+    nngp: float
+    ntk: float
+
+
+def _smallest_of_data(k_in: np.ndarray, features: int) -> float:
+    if len(k_in) > features:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        s = spectrum(k_in)
+    return max(0.0, s.lambda_min - s.floor - s.residual_min)
+
+
+def _field(op: Dense, node: _Node) -> tuple[float, float]:
+    """Returns lower bounds on lambda_min of C and of the NTK of what an edge puts out."""
+    k, t = np.asarray(node.exact.nngp), np.asarray(node.exact.ntk)
+    if op.activation is None:
+        return op.w_std**2 * node.nngp, op.w_std**2 * (node.nngp + node.ntk)
+    gain, q = op.w_std**2 / 2, np.diag(k)
+    if q.min() <= 0:
+        return 0.0, 0.0
+    beyond = _gershgorin(k / np.sqrt(q[:, None] * q))
+    smallest = node.nngp / q.max()
+    value, slope = _series()
+    covariance = q.min() * _best(value, smallest, 1.0, beyond(value))
+    # The NTK: f' o M, M = K + T or T by the order of the edge; r = 0 of f' is 1/2.
+    m_low, m = (node.nngp + node.ntk, k + t) if op.order == "linear-act" else (node.ntk, t)
+    m_min = max(0.0, float(np.diag(m).min()))
+    tangents = m_low / 2 + _best(slope, max(m_low, smallest * m_min), m_min, beyond(slope))
+    if op.order == "act-linear":
+        tangents += covariance
+    return gain * covariance, gain * tangents
+
+
+def _best(series: np.ndarray, schur: float, scale: float, tails: np.ndarray) -> float:
+    """Returns the best split of a series: Schur for the powers before it, Gershgorin for those after it."""
+    before = np.concatenate([[0.0], np.cumsum(series)])
+    return float((before * schur + scale * tails).max())
+
+
+def _gershgorin(correlations: np.ndarray):
+    """Returns a function of a series: for every split the bound of the powers from there on, at least 0."""
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(np.minimum(1.0, np.abs(correlations)))
+    np.fill_diagonal(logarithms, -np.inf)
+    sums = np.stack([np.exp(power * logarithms).sum(axis=1) for power in _POWERS], axis=1)
+
+    def beyond(series: np.ndarray) -> np.ndarray:
+        tails = np.cumsum((series * (1 - sums))[:, ::-1], axis=1)[:, ::-1].min(axis=0)
+        return np.maximum(0.0, np.append(tails, 0.0))
+
+    return beyond
+
+
+@functools.cache
+def _series() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the coefficients of f and f' from one of `_POWERS` to the next, summed up, without r = 0.
+
+    arcsin(rho) = sum_k alpha_k rho^(2k + 1), f' = 1/2 + arcsin(rho) / pi, and f(rho) integrates f'.
+    """
+    k = np.arange(_POWERS[-1] // 2)
+    alpha = np.cumprod(np.concatenate([[1.0], (2 * k[1:] - 1) / (2 * k[1:])])) / (2 * k + 1)
+    value, slope = np.zeros((2, _POWERS[-1] + 1))
+    slope[2 * k + 1] = alpha / math.pi
+    value[1] = 0.5
+    value[2 * k + 2] = alpha / math.pi / (2 * k + 2)
+    parts = [np.add.reduceat(c[: _POWERS[-1]], _POWERS[:-1]) for c in (value, slope)]
+    # f(1) = f'(1) = 1, of which r = 0 is 1 / pi and 1 / 2.
+    return np.append(parts[0], 1 - 1 / math.pi - parts[0].sum()), np.append(parts[1], 0.5 - parts[1].sum())

@@ -1,0 +1,123 @@
+"""The modes of linearised training: the eigenbasis of the NTK, and what the loss holds of each direction."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from nngp_dag.errors import InputError
+from nngp_dag.kernels import Kernel
+from nngp_dag.theory.symmetric import check_symmetric, check_targets, eps_of
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The modes of linearised training: directions of the error that shrink independently.
+
+    Attributes:
+      eigenvalues: Those of the NTK, lambda_1 >= ... >= lambda_N, (N,).
+      losses: What each mode contributes to the mean of the initial loss L = 0.5 ||y - f||^2, (N,).
+      learning_rate: eta, or None for gradient flow.
+    """
+
+    eigenvalues: Float[np.ndarray, " n"]
+    losses: Float[np.ndarray, " n"]
+    learning_rate: float | None
+
+    @property
+    def factors(self) -> Float[np.ndarray, " n"]:
+        """What a step multiplies each loss by, (1 - eta lambda)^2, or a unit of time, exp(-2 lambda), (N,)."""
+        if self.learning_rate is None:
+            return np.exp(-2 * self.eigenvalues)
+        return (1 - self.learning_rate * self.eigenvalues) ** 2
+
+    @property
+    def half_lives(self) -> Float[np.ndarray, " n"]:
+        """Steps, or time, until each loss has halved; infinite where it does not shrink, (N,)."""
+        with np.errstate(divide="ignore"):
+            if self.learning_rate is None:
+                rates = 2 * self.eigenvalues
+            else:
+                # log1p keeps the small rates of slow modes, of which factors near 1 have lost the digits.
+                x = self.learning_rate * self.eigenvalues
+                rates = -2 * np.log1p(-np.where(x > 1, 2 - x, x))
+            return math.log(2) / np.maximum(rates, 0)
+
+
+def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
+    """Splits linearised training into its modes: how fast each shrinks, and how much of the loss it holds.
+
+    Along the eigenpair (lambda_i, v_i) of the NTK, the mean of the loss starts at
+    0.5 sum over columns of ((v_i . y)^2 + v_i^T NNGP v_i), and each step multiplies it by (1 - eta lambda_i)^2.
+
+    Args:
+      k: The kernel of the training inputs, after the readout, (N, N).
+      y: Targets, (N,) or (N, C).
+      learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2; None for gradient flow.
+
+    Raises:
+      InputError: Shapes do not match, a value is not finite, or `learning_rate` is not above 0.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> result = modes(nd.Kernel(nngp=np.eye(2), ntk=np.diag([0.5, 1.0])), np.array([1.0, 0.0]), learning_rate=1.0)
+      >>> result.eigenvalues, result.losses, result.factors, result.half_lives
+      (array([1. , 0.5]), array([0.5, 1. ]), array([0.  , 0.25]), array([0. , 0.5]))
+
+    Reference: Lee et al., NeurIPS 2019, Section 2.2; Arora et al., ICML 2019, Theorem 4.1 (projections on
+    eigenvectors).
+    """
+    if learning_rate is not None:
+        check_learning_rate(learning_rate)
+        learning_rate = float(learning_rate)
+    basis = eigenbasis(k, y)
+    losses = 0.5 * (basis.targets.shape[1] * np.diag(basis.nngp) + np.sum(basis.targets**2, axis=1))
+    return Modes(basis.eigenvalues[::-1], losses[::-1], learning_rate)
+
+
+class Eigenbasis(NamedTuple):
+    """NNGP and targets in the eigenbasis of the NTK; eigenvalues ascend."""
+
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+    nngp: np.ndarray
+    targets: np.ndarray
+
+
+def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
+    """Returns what training depends on, checked, in float64."""
+    ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
+    if nngp.shape != ntk.shape:
+        raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
+    targets = check_targets("y", y, len(ntk))
+    with jax.enable_x64(True):
+        eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
+        rotated = np.asarray(vectors.T @ jnp.asarray(nngp, jnp.float64) @ vectors)
+    vectors = np.asarray(vectors)
+    return Eigenbasis(without_rounding("k.ntk", ntk, np.asarray(eigenvalues)), vectors, rotated, vectors.T @ targets)
+
+
+def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
+    """Returns the ascending eigenvalues with 0 for what is negative by rounding only."""
+    # As in `spectrum`: what relative errors of 16 eps in the entries, and the solver, can do.
+    row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
+    floor = (16 * eps_of(values) + len(values) * float(np.finfo(np.float64).eps)) * row_sum
+    if eigenvalues[0] < -floor:
+        raise InputError(
+            f"Expected `{name}` to be positive semi-definite, got the eigenvalue {eigenvalues[0]:.3g} below "
+            f"-{floor:.1e}; pass the kernel of one set of inputs"
+        )
+    return np.maximum(eigenvalues, 0.0)
+
+
+def check_learning_rate(learning_rate: float) -> None:
+    """Raises an `InputError` unless `learning_rate` is finite and above 0."""
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(
+            f"Expected `learning_rate` to be finite and above 0, got {learning_rate}; "
+            "pass a fraction of `largest_stable_learning_rate`"
+        )

@@ -1,0 +1,238 @@
+"""Predictions at infinite width: Bayesian posteriors and infinitely trained ensembles."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import ArrayLike, Float
+
+from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.graph.operations import check_option
+from nngp_dag.kernels import Kernel
+from nngp_dag.theory.symmetric import check_cross, check_symmetric, check_targets, eps_of
+
+KINDS = ("nngp", "ntk")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The Gaussian law of the outputs on test inputs.
+
+    Attributes:
+      mean: One row per test input, one column per output, (Nt, C).
+      covariance: Between test inputs, the same for every column, (Nt, Nt); columns are independent.
+    """
+
+    mean: Float[np.ndarray, "nt c"]
+    covariance: Float[np.ndarray, "nt nt"]
+
+    @property
+    def variance(self) -> Float[np.ndarray, " nt"]:
+        """The diagonal of the covariance, with 0 for what is negative by rounding, (Nt,)."""
+        return np.maximum(np.diag(self.covariance), 0.0)
+
+    @property
+    def std(self) -> Float[np.ndarray, " nt"]:
+        """The root of the variance, (Nt,)."""
+        return np.sqrt(self.variance)
+
+
+def posterior(
+    k_train_train: Kernel,
+    k_test_train: Kernel,
+    k_test_test: Kernel,
+    y: ArrayLike,
+    *,
+    kind: str = "nngp",
+    noise: float = 0.0,
+) -> Posterior:
+    """Returns mean and covariance of the outputs on test inputs, given the training targets.
+
+    With K the NNGP, Theta the NTK, x the training and t the test inputs:
+
+        "nngp"   W = K_tx (K + noise I)^-1           the Bayesian posterior of f_t, all layers drawn from the prior
+        "ntk"    W = Theta_tx (Theta + noise I)^-1   networks trained for infinite time on 0.5 ||y - f||^2
+
+    The mean is W y, of the posterior or over initialisations. The covariance is
+    K_tt - W K_xt for "nngp", and K_tt + W K W^T - W K_xt - K_tx W^T for "ntk", whose outputs are
+    f_t(0) + W (y - f(0)). It is that of noise-free outputs: observations would add the noise to it. Computed in float64
+    by a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time.
+
+    Args:
+      k_train_train: The kernel of the training inputs, after the readout, (N, N).
+      k_test_train: The kernel of test against training inputs, (Nt, N).
+      k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
+      y: Targets, (N,) or (N, C).
+      kind: "nngp" or "ntk".
+      noise: For "nngp", the variance of independent noise on the targets. For "ntk" a ridge: training minimises
+        0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2, over weights theta of the kernel's parameterisation; the
+        covariance stays that over initialisations and adds no noise of targets.
+
+    Returns:
+      A `Posterior`. Where the condition of the matrix exceeds what the entries' precision resolves, a
+      `NumericalWarning` is issued.
+
+    Raises:
+      InputError: Shapes do not match, a value is not finite, `kind` is unknown, `noise` is negative, the matrix
+        with noise is singular, or the three kernels are not those of the same inputs.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> train, test = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 1.0]])
+      >>> dag = nd.Dag.from_code("2")
+      >>> kernels = nd.kernel(dag, train), nd.kernel(dag, test, train), nd.kernel(dag, test)
+      >>> result = posterior(*kernels, np.array([3.0, 4.0]))
+      >>> result.mean, result.std  # half the input, half the output: ReLU without biases
+      (array([[2.]]), array([0.]))
+
+    Reference: Rasmussen and Williams 2006, equations 2.23 and 2.24 ("nngp"); Lee et al., NeurIPS 2019, Corollary 1 at
+    infinite time ("ntk").
+    """
+    factor, targets = _factorised(k_train_train, y, kind, noise)
+    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp)
+    nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp)
+    shape = (len(prior), len(targets))
+    if nngp.shape != (shape[1], shape[1]):
+        raise InputError(
+            f"Expected `k_train_train.nngp` to have shape {(shape[1], shape[1])}, got {nngp.shape}; "
+            "pass NNGP and NTK of the same inputs"
+        )
+    cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), shape)
+    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    weights = scipy.linalg.cho_solve(factor, cross.T).T
+    # For "nngp" this equals K_tt - W K_xt, with errors of W entering squared only (the Joseph form).
+    middle = nngp.astype(np.float64)
+    if kind == "nngp":
+        middle[np.diag_indices_from(middle)] += noise
+    half = weights @ (0.5 * middle @ weights.T - shared.T)
+    covariance = prior + (half + half.T)  # in this order, exactly symmetric
+    sizes = np.abs(np.diag(prior)) + np.sum((np.abs(weights) @ np.abs(middle)) * np.abs(weights), axis=1)
+    rounding = 100 * max(eps_of(prior), eps_of(nngp)) * sizes
+    if (excess := np.diag(covariance) + rounding).min() < 0:
+        at = int(np.argmin(excess))
+        raise InputError(
+            f"Expected the three kernels to be those of the same inputs, got the negative variance "
+            f"{covariance[at, at]:.3g} of test input {at}; compute them with the same options"
+        )
+    return Posterior(cross @ scipy.linalg.cho_solve(factor, targets), covariance)
+
+
+def kernel_regression_accuracy(
+    k_train_train: Kernel,
+    k_test_train: Kernel,
+    labels: ArrayLike,
+    test_labels: ArrayLike,
+    num_classes: int,
+    *,
+    kind: str = "nngp",
+    noise: float = 0.0,
+) -> float:
+    """Returns the accuracy of classification by regression on centred one-hot targets, one_hot - 1 / C.
+
+    Args:
+      k_train_train: The kernel of the training inputs, after the readout, (N, N).
+      k_test_train: The kernel of test against training inputs, (Nt, N).
+      labels: Classes of the training inputs, whole numbers from 0 to C - 1, (N,).
+      test_labels: Those of the test inputs, (Nt,).
+      num_classes: C, at least 2.
+      kind: "nngp" or "ntk", as in `posterior`.
+      noise: As in `posterior`.
+
+    Returns:
+      The share of test inputs whose largest output is that of their class.
+
+    Raises:
+      InputError: A label is out of range, or as `posterior` does.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x, dag = np.random.default_rng(0).normal(size=(60, 3)), nd.Dag.from_code("2")
+      >>> labels = (x[:, 0] > 0).astype(int)
+      >>> kernels = nd.kernel(dag, x[:40]), nd.kernel(dag, x[40:], x[:40])
+      >>> kernel_regression_accuracy(*kernels, labels[:40], labels[40:], num_classes=2, kind="ntk", noise=1e-2)
+      0.95
+
+    Reference: Lee et al., ICLR 2018, Section 3 (regression on one-hot targets).
+    """
+    if num_classes < 2:
+        raise InputError(f"Expected `num_classes` to be at least 2, got {num_classes}; pass the number of classes")
+    train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
+    factor, targets = _factorised(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
+    cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
+    return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
+
+
+def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
+    """Returns the share of rows whose largest output is that of their label; the first of equal ones counts.
+
+    Args:
+      mean: Outputs, one column per class, (N, C) with C at least 2.
+      labels: Whole numbers from 0 to C - 1, (N,).
+
+    Raises:
+      InputError: Shapes do not match, outputs are not finite, or a label is out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> classification_accuracy(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]))
+      0.666...
+    """
+    outputs = np.asarray(mean, np.float64)
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or len(outputs) == 0:
+        raise InputError(
+            f"Expected `mean` to have shape (N, C) with C at least 2, got {outputs.shape}; pass one column per class"
+        )
+    if not np.isfinite(outputs).all():
+        raise InputError("Expected `mean` to be finite, got NaN or infinity; check the kernels")
+    classes = _labels("labels", labels, outputs.shape[1])
+    if len(classes) != len(outputs):
+        raise InputError(f"Expected `labels` to hold {len(outputs)} labels, got {len(classes)}; pass one per row")
+    return float(np.mean(outputs.argmax(axis=1) == classes))
+
+
+def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
+    """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
+    check_option("kind", kind, KINDS)
+    if not (math.isfinite(noise) and noise >= 0):
+        raise InputError(f"Expected `noise` to be finite and at least 0, got {noise}; pass a variance")
+    name = f"k_train_train.{kind}"
+    values = check_symmetric(name, getattr(k, kind))
+    targets = check_targets("y", y, len(values))
+    matrix = values.astype(np.float64)
+    matrix[np.diag_indices_from(matrix)] += noise
+    norm = float(np.linalg.norm(matrix, 1))
+    remedy = "pass a larger `noise`, drop duplicate inputs, or compute the kernels in float64"
+    try:
+        factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f"Expected `{name}` with `noise` {noise:.3g} on its diagonal to be positive definite, got a singular "
+            f"{len(values)} x {len(values)} matrix; {remedy}"
+        ) from None
+    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor[0],))
+    reciprocal, _ = pocon(factor[0], norm, uplo="L")
+    if reciprocal < len(values) * eps_of(values):
+        warnings.warn(
+            f"the posterior is not resolved: `{name}` with noise {noise:.3g} has reciprocal condition number "
+            f"{reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
+            NumericalWarning,
+            stacklevel=3,
+        )
+    return factor, targets
+
+
+def _labels(name: str, labels: ArrayLike, num_classes: int) -> np.ndarray:
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or len(values) == 0:
+        raise InputError(
+            f"Expected `{name}` to be whole numbers of shape (N,), got {values.dtype} of shape {values.shape}; "
+            "pass classes, not one-hot vectors"
+        )
+    if values.min() < 0 or values.max() >= num_classes:
+        raise InputError(
+            f"Expected `{name}` to lie between 0 and {num_classes - 1}, got {values.min()} to {values.max()}; "
+            "number the classes from 0"
+        )
+    return values

@@ -1,0 +1,96 @@
+"""What the theory takes, checked: symmetric matrices, which it reads in blocks of rows, cross kernels and targets."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from nngp_dag.errors import InputError
+
+# Bytes of a block of rows in float64.
+_BLOCK_BYTES = 64 << 20
+
+# Side of the tiles in which a matrix is compared with its mirror, so that both stay in the caches.
+_TILE = 256
+
+
+def eps_of(values: np.ndarray) -> float:
+    """Returns the machine epsilon of the dtype that the entries came in."""
+    return float(np.finfo(values.dtype).eps)
+
+
+def row_blocks(values: np.ndarray) -> Iterator[slice]:
+    """Yields slices of rows that cover the matrix; the rows of one take up some 64 MiB as float64."""
+    size = max(1, _BLOCK_BYTES // (8 * max(1, values.shape[-1])))
+    for start in range(0, len(values), size):
+        yield slice(start, start + size)
+
+
+def largest_entry(values: np.ndarray) -> float:
+    """Returns max |K_ij|, NaN if there is one."""
+    # Of Python's max, a NaN in a later block would be lost.
+    return float(np.max([np.abs(values[rows]).max() for rows in row_blocks(values)]))
+
+
+def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
+    """Returns (K + K^T) / 2^(1 + exponent) in float64 and C order; nothing else of its size is allocated."""
+    part = np.empty(values.shape, np.float64)
+    for a, b in _tile_pairs(len(values)):
+        tile, mirror = (np.asarray(v, np.float64) for v in (values[a, b], values[b, a]))
+        part[a, b] = np.ldexp(tile + mirror.T, -1 - exponent)
+        part[b, a] = part[a, b].T
+    return part
+
+
+def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
+    """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
+    values = np.asarray(matrix)
+    if values.dtype.kind in "biu":
+        values = values.astype(np.float64)
+    if values.dtype not in (np.float32, np.float64):
+        raise InputError(
+            f"Expected `{name}` in float32 or float64, got {values.dtype}; compute the kernel in one of them"
+        )
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
+        raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
+    scale = largest_entry(values)
+    if not np.isfinite(scale):
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
+    with np.errstate(over="ignore"):
+        asymmetry = max(float(np.abs(values[a, b] - values[b, a].T).max()) for a, b in _tile_pairs(len(values)))
+    if asymmetry > 100 * eps_of(values) * max(scale, float(np.finfo(values.dtype).tiny)) * len(values) ** 0.5:
+        raise InputError(
+            f"Expected `{name}` to be symmetric, got entries that differ from their mirror by {asymmetry:.2e}; "
+            "pass the kernel of one set of inputs"
+        )
+    return values
+
+
+def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None) -> np.ndarray:
+    """Returns targets as float64, (rows, C), checked to be finite; C is `columns` unless that is None."""
+    targets = np.asarray(y, np.float64)
+    if targets.ndim == 1:
+        targets = targets[:, None]
+    if targets.ndim != 2 or len(targets) != rows or targets.shape[1] < 1 or columns not in (None, targets.shape[1]):
+        wanted = f"({rows},) or ({rows}, C)" if columns in (None, 1) else f"({rows}, {columns})"
+        raise InputError(f"Expected `{name}` to have shape {wanted}, got {np.shape(y)}; pass one target per input")
+    if not np.isfinite(targets).all():
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop such samples")
+    return targets
+
+
+def check_cross(name: str, matrix: Array | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the kernel of test against training inputs as float64, checked for shape and finiteness."""
+    values = np.asarray(matrix, np.float64)
+    if values.shape != shape:
+        raise InputError(f"Expected `{name}` to have shape {shape}, got {values.shape}; pass test inputs first")
+    if not np.isfinite(values).all():
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
+    return values
+
+
+def _tile_pairs(n: int) -> Iterator[tuple[slice, slice]]:
+    """Yields the rows and columns of the tiles on and below the diagonal."""
+    for row in range(0, n, _TILE):
+        for column in range(0, row + 1, _TILE):
+            yield slice(row, row + _TILE), slice(column, column + _TILE)

@@ -1,0 +1,180 @@
+"""The bracket on lambda_min: it holds on every graph, and each of its parts is what the derivation says."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from mpmath import mp
+from test_paths import CONNECTED
+
+import nngp_dag as nd
+from nngp_dag.data import load_dataset, normalise, scale_to_sphere
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.theory import bracket
+
+ORDERS = ["linear-act", "act-linear"]
+RNG = np.random.default_rng(0)
+
+
+def digits(num_inputs):
+    return scale_to_sphere(normalise(load_dataset("digits", subset=num_inputs))).reshape(num_inputs, -1).astype(float)
+
+
+SPHERE = scale_to_sphere(RNG.normal(size=(12, 40)))
+DATA = {
+    "digits": digits(24),
+    "sphere": SPHERE,
+    "few dimensions, many norms": RNG.normal(size=(7, 3)) * np.geomspace(0.1, 10, 7)[:, None],
+    "nearly equal": np.concatenate([SPHERE[:4], SPHERE[:2] * (1 + 1e-6 * RNG.normal(size=(2, 40)))]),
+    "opposite": np.concatenate([SPHERE[:3], -SPHERE[:1]]),
+    "one": SPHERE[:1],
+}
+
+
+def assert_bracketed(dag, x, **options):
+    found = nd.lambda_min_bracket(dag, x, **options)
+    exact = nd.kernel(dag, x, **options)
+    for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
+        eigenvalues = np.linalg.eigvalsh(np.asarray(k))
+        rounding = 4 * len(x) * np.finfo(float).eps * eigenvalues[-1]
+        assert 0 <= b.lower <= eigenvalues[0] + rounding
+        assert eigenvalues[0] <= b.upper + rounding
+    return found, exact
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("code", ["2_02_002", "1_01_222", "2_21_112", "1_11_111", "2_12_222"])
+def test_lower_exact_upper(name, code, order):
+    assert_bracketed(nd.Dag.from_code(code), DATA[name], order=order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_lower_exact_upper_on_a_sample_of_all_codes(order):
+    for code in CONNECTED[::16]:
+        assert_bracketed(nd.Dag.from_code(code), DATA["digits"], order=order)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["digits", "sphere"])
+def test_lower_exact_upper_on_every_code_of_up_to_three_hidden_nodes(name, order):
+    smaller = ["1", "2", *(f"{a}_{b}{c}" for a, b, c in itertools.product("012", repeat=3) if c != "0" or b != "0")]
+    for code in [*smaller, *CONNECTED]:
+        dag = nd.Dag.from_code(code)
+        if dag.num_paths:
+            assert_bracketed(dag, DATA[name], order=order)
+
+
+@pytest.mark.parametrize("readout", [True, False])
+def test_options_change_both_sides_alike(readout):
+    mixed = nd.Dag.from_edges(
+        [
+            ("in", "a", nd.Dense(activation=None, w_std=0.7)),
+            ("in", "b", nd.Dense(order="act-linear", w_std=1.1)),
+            ("a", "b", nd.Scale(0.5)),
+            ("b", "c", "weighted"),
+            ("a", "c", "skip"),
+            ("b", "c", nd.Scale(-2.0)),
+        ]
+    )
+    layer = nd.Dense(order="act-linear", w_std=1.3)
+    for aggregation in ("sum", "scaled-sum", "mean"):
+        found, exact = assert_bracketed(mixed, SPHERE, layer=layer, aggregation=aggregation, readout=readout)
+        # Neither side is idle: within a factor of 30 of the value.
+        for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
+            value = np.linalg.eigvalsh(np.asarray(k))[0]
+            assert value / 30 < b.lower
+            assert b.upper < 30 * value
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order):
+    """For orthogonal inputs all correlations of K(in) are 0; C(0) is a multiple of the identity."""
+    n = 6
+    x = math.sqrt(n) * np.eye(n)
+    found = nd.lambda_min_bracket(nd.Dag.from_code("1"), x, order=order, readout=False)
+    exact = nd.kernel(nd.Dag.from_code("1"), x, order=order, readout=False)
+    for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
+        assert b.lower == pytest.approx(np.linalg.eigvalsh(np.asarray(k))[0], rel=1e-6)
+
+
+def test_pairs_are_bounded_tightly_from_above():
+    x = SPHERE[:2]
+    found = nd.lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)
+    k = nd.kernel(nd.Dag.from_code("2_21_112"), x)
+    assert found.nngp.upper == pytest.approx(np.linalg.eigvalsh(k.nngp)[0], rel=1e-12)
+    assert found.ntk.upper == pytest.approx(np.linalg.eigvalsh(k.ntk)[0], rel=1e-12)
+
+
+def test_the_principal_minor_bound_is_the_smallest_over_all_pairs(monkeypatch):
+    monkeypatch.setattr("nngp_dag.theory.symmetric._BLOCK_BYTES", 8 * 9 * 2)
+    g = RNG.normal(size=(9, 12))
+    matrix = g @ g.T
+    by_hand = min(np.linalg.eigvalsh(matrix[np.ix_(p, p)])[0] for p in itertools.combinations(range(9), 2))
+    assert nd.principal_minor_bound(matrix) == pytest.approx(by_hand, rel=1e-12)
+    assert nd.principal_minor_bound(matrix.astype(np.float32)) == pytest.approx(by_hand, rel=1e-4)
+    assert nd.principal_minor_bound(np.array([[3.0]])) == 3
+    assert nd.principal_minor_bound(np.zeros((3, 3))) == 0
+
+
+def test_the_series_are_those_of_the_relu_kernel():
+    value, slope = bracket._series()
+    with mp.workdps(30):
+        f = mp.taylor(lambda r: (mp.sqrt(1 - r**2) + r * (mp.pi - mp.acos(r))) / mp.pi, 0, 6)
+        df = mp.taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 6)
+    at = {int(power): i for i, power in enumerate(bracket._POWERS)}
+    # Blocks [1, 2), [2, 4), [4, 6).
+    assert value[at[1]] == pytest.approx(float(f[1]), abs=1e-15)
+    assert value[at[2]] == pytest.approx(float(f[2] + f[3]), abs=1e-15)
+    assert value[at[4]] == pytest.approx(float(f[4] + f[5]), abs=1e-15)
+    assert slope[at[1]] == pytest.approx(float(df[1]), abs=1e-15)
+    assert slope[at[2]] == pytest.approx(float(df[2] + df[3]), abs=1e-15)
+    # At rho = 1: f(1) = 1, of which r = 0 is 1/pi; f'(1) = 1, of which it is 1/2. The last entries are small tails.
+    assert value.sum() == pytest.approx(1 - 1 / math.pi, rel=1e-14)
+    assert slope.sum() == pytest.approx(0.5, rel=1e-14)
+    assert 0 < value[-1] < 1e-6
+    assert 0 < slope[-1] < 3e-3
+
+
+def test_duplicates_and_zero_inputs_leave_zero():
+    x = SPHERE[:4].copy()
+    x[1] = x[0]
+    duplicate = nd.lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)
+    x[1] = 0
+    zero = nd.lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)
+    for found in (duplicate, zero):
+        for b in found:
+            assert b.lower == 0
+            assert b.upper == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"layer": nd.Dense(activation="erf")},
+            "connected edges with ReLU, no biases and no layer norm, got the",
+        ),
+        ({"layer": nd.Dense(b_std=0.1)}, "got the stem with .*b_std=0.1"),
+        ({"layer": nd.Dense(layer_norm=True)}, "got edge 0->1"),
+        ({"layer": nd.Conv(filter_shape=(3, 3))}, "got the stem with Conv"),
+    ],
+)
+def test_networks_that_the_series_does_not_cover_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        nd.lambda_min_bracket(nd.Dag.from_code("2"), SPHERE, **options)
+
+
+def test_pooling_several_inputs_and_disconnected_graphs_are_refused():
+    pooled = nd.Dag.from_edges([("in", "out", nd.AvgPool((2, 2)))])
+    with pytest.raises(InputError, match="Expected skips, scales and fully connected edges, got edge 0->1"):
+        nd.lambda_min_bracket(pooled, SPHERE)
+    two = nd.Dag.from_edges([("in", "a", "skip"), ("in", "b", "weighted")], outputs=["a", "b"])
+    with pytest.raises(InputError, match="one input and one output, got 1 and 2"):
+        nd.lambda_min_bracket(two, SPHERE)
+    with pytest.raises(GraphError, match="path from node 0 to the output"):
+        nd.lambda_min_bracket(nd.Dag.from_nasbench201("|none~0|"), SPHERE)
+    with pytest.raises(InputError, match="`x1`"):
+        nd.lambda_min_bracket(nd.Dag.from_code("2"), np.full((2, 3), np.nan))
