@@ -5,11 +5,11 @@ linearised training at infinite width, relative to the expected loss, and averag
 
 - of single networks, each against the exact curve that starts at its own f(0): the root mean square over networks. It
   comes from the fluctuation of the NTK at initialisation, of order width^-1/2.
-- of the mean over networks, against the mean of those curves: what is left is the bias, of order 1/width, once the
-  sampling error, given beside it, is small.
+- of the mean over networks, against the mean of those curves: what is left is the bias, since the NTK moves during
+  training, and a sampling error, which is given beside it.
 
-Comparing at equal f(0) takes out the spread over initialisations, which no width removes. Writes
-width_convergence.json, .csv and .png.
+Comparing at equal f(0) takes out the spread over initialisations, which no width removes. Both ReLU, which has a kink,
+and erf, which is smooth, are measured. Writes width_convergence.json, .csv and .png.
 
     python experiments/width_convergence.py [--widths 128 256 ... 4096] [--out experiments/results/width_convergence]
 """
@@ -35,13 +35,15 @@ WIDTHS = [128, 256, 512, 1024, 2048, 4096]
 _AT_ONCE = 1 << 28
 
 
-def gaps_at(width: int, dag: nd.Dag, x: np.ndarray, y: np.ndarray, eta: float, steps: int, seeds: int) -> np.ndarray:
+def gaps_at(
+    width: int, dag: nd.Dag, layer: nd.Dense, x: np.ndarray, y: np.ndarray, eta: float, steps: int, seeds: int
+) -> np.ndarray:
     """Returns measured minus exact loss at equal f(0), (seeds, steps + 1)."""
-    k = nd.kernel(dag, x)
+    k = nd.kernel(dag, x, layer=layer)
     from_here = nd.Kernel(nngp=np.zeros_like(k.nngp), ntk=np.asarray(k.ntk))
 
     def create(rngs: Any) -> Any:
-        return nd.nets.DagNet(dag, x.shape[1], y.shape[1], width=width, rngs=rngs)
+        return nd.nets.DagNet(dag, x.shape[1], y.shape[1], width=width, layer=layer, rngs=rngs)
 
     _, apply = nd.nets.as_functions(create)
     weighted = sum(edge.weighted for edge in dag.live_edges)
@@ -59,10 +61,11 @@ def gaps_at(width: int, dag: nd.Dag, x: np.ndarray, y: np.ndarray, eta: float, s
     return np.stack(found)
 
 
-def measure(width: int, gaps: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+def measure(activation: str, width: int, gaps: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     """Returns the two gaps of one width, in units of the expected loss, leaving out step 0, where both agree."""
     relative = (gaps / expected)[:, 1:]
     return {
+        "activation": activation,
         "width": width,
         "networks": len(gaps),
         "network_gap": float(np.sqrt((relative**2).mean())),
@@ -76,31 +79,37 @@ def slope(rows: Sequence[dict[str, Any]], key: str) -> float:
     return float(np.polyfit(np.log([row["width"] for row in rows]), np.log([row[key] for row in rows]), 1)[0])
 
 
-def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, float], title: str, path: Path) -> None:
-    """Draws both gaps against the width."""
+def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """Draws both gaps against the width, one panel per activation."""
     from matplotlib.figure import Figure
 
-    widths = np.array([row["width"] for row in rows])
-    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    for key, label, colour, power in (
-        ("network_gap", "single networks, root mean square", "#0072B2", -0.5),
-        ("mean_gap", "mean over networks", "#D55E00", -1.0),
-    ):
-        values = np.array([row[key] for row in rows])
-        axes.plot(widths, values, "o-", color=colour, linewidth=2, label=f"{label}: slope {slopes[key]:.2f}")
-        reference = values[0] * (widths / widths[0]) ** power
-        axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope {power:g} for comparison")
-    errors = [row["mean_gap_sampling_error"] for row in rows]
-    axes.plot(widths, errors, "--", color="#D55E00", linewidth=1, label="sampling error of the mean")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(widths, [str(width) for width in widths])
-    axes.set_xlabel("width")
-    axes.set_ylabel("gap to the exact dynamics / expected loss")
-    axes.set_title(title, fontsize=11)
-    axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=9)
+    figure = Figure(figsize=(6.2 * len(slopes), 5.2), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    first = None
+    for i, (activation, of) in enumerate(slopes.items()):
+        axes = figure.add_subplot(1, len(slopes), i + 1, sharey=first)
+        first = first or axes
+        part = [row for row in rows if row["activation"] == activation]
+        widths = np.array([row["width"] for row in part])
+        for key, label, colour, power in (
+            ("network_gap", "single networks, root mean square", "#0072B2", -0.5),
+            ("mean_gap", "mean over networks", "#D55E00", -1.0),
+        ):
+            values = np.array([row[key] for row in part])
+            axes.plot(widths, values, "o-", color=colour, linewidth=2, label=f"{label}: slope {of[key]:.2f}")
+            reference = values[0] * (widths / widths[0]) ** power
+            axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope {power:g} for comparison")
+        errors = [row["mean_gap_sampling_error"] for row in part]
+        axes.plot(widths, errors, "--", color="#D55E00", linewidth=1, label="sampling error of the mean")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.set_xlabel("width")
+        if i == 0:
+            axes.set_ylabel("gap to the exact dynamics / expected loss")
+        axes.set_title(activation, fontsize=11)
+        axes.grid(True, alpha=0.3)
+        axes.legend(fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -108,9 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dag", default="2_21_112")
+    parser.add_argument("--activations", nargs="+", default=["relu", "erf"])
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--n", type=int, default=16, help="images of digits")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=64, help="networks of each width; a quarter of them from 2048 on")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/width_convergence"))
     options = parser.parse_args(arguments)
@@ -119,19 +129,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = nd.data.load_dataset("digits", subset=options.n)
     x = nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(options.n, -1).astype(np.float64)
     y = nd.data.one_hot(data.labels, data.num_classes).astype(np.float64)
-    k = nd.kernel(dag, x)
-    eta = 0.5 / nd.spectrum(k.ntk).lambda_max
-    expected = nd.expected_loss(k, y, eta, options.steps)
 
-    rows = []
-    for width in track(options.widths, description="widths", console=Console(stderr=True), transient=True):
+    rows: list[dict[str, Any]] = []
+    runs = [(activation, width) for activation in options.activations for width in options.widths]
+    for activation, width in track(runs, description="widths", console=Console(stderr=True), transient=True):
+        layer = nd.Dense(activation=activation)
+        k = nd.kernel(dag, x, layer=layer)
+        eta = 0.5 / nd.spectrum(k.ntk).lambda_max
+        expected = nd.expected_loss(k, y, eta, options.steps)
         seeds = options.seeds if width < 2048 else max(2, options.seeds // 4)
-        rows.append(measure(width, gaps_at(width, dag, x, y, eta, options.steps, seeds), expected))
-    slopes = {key: slope(rows, key) for key in ("network_gap", "mean_gap")}
+        rows.append(measure(activation, width, gaps_at(width, dag, layer, x, y, eta, options.steps, seeds), expected))
+    slopes = {
+        activation: {
+            key: slope([row for row in rows if row["activation"] == activation], key)
+            for key in ("network_gap", "mean_gap")
+        }
+        for activation in options.activations
+    }
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"dag": options.dag, "n": options.n, "steps": options.steps, "learning_rate": eta}
-    document |= {"slopes": slopes, "rows": rows}
+    document = {"dag": options.dag, "n": options.n, "steps": options.steps, "slopes": slopes, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
     with options.out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -140,13 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{options.dag}, {options.n} digits, {options.steps} steps at η = 0.5 / λmax(NTK)"
     draw(rows, slopes, title, options.out.with_suffix(".png"))
     table = Table(title=title, title_justify="left")
-    for heading in ("width", "networks", "single networks", "mean", "sampling error of the mean"):
+    for heading in ("activation", "width", "networks", "single networks", "mean", "its sampling error"):
         table.add_column(heading, justify="right")
     for row in rows:
         shares = (f"{row[key]:.2%}" for key in ("network_gap", "mean_gap", "mean_gap_sampling_error"))
-        table.add_row(str(row["width"]), str(row["networks"]), *shares)
+        table.add_row(row["activation"], str(row["width"]), str(row["networks"]), *shares)
     Console().print(table)
-    Console().print(f"slopes: single networks {slopes['network_gap']:.2f}, mean {slopes['mean_gap']:.2f}")
+    for activation, of in slopes.items():
+        Console().print(f"slopes, {activation}: single networks {of['network_gap']:.2f}, mean {of['mean_gap']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""Every experiment runs, on a small scale, and leaves what it promises."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(name, arguments):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(arguments)
+    return module
+
+
+def files_of(out):
+    assert out.with_suffix(".png").read_bytes()[:8] == PNG
+    return json.loads(out.with_suffix(".json").read_text()), list(csv.DictReader(out.with_suffix(".csv").open()))
+
+
+def test_brackets(tmp_path, capsys):
+    out = tmp_path / "new" / "brackets"
+    module = run("brackets", ["--n", "5", "--datasets", "digits", "--every", "200", "--out", str(out)])
+    assert len(list(module.codes())) == 686
+    document, rows = files_of(out)
+    assert len(rows) == 2 * 4
+    for row in rows:
+        assert float(row["lower"]) <= float(row["exact"]) <= float(row["upper"])
+    assert document["summaries"]["digits, NTK"]["codes"] == 4
+    assert "path formula" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_width_convergence(tmp_path, capsys):
+    out = tmp_path / "width"
+    widths = ["64", "128", "256", "512"]
+    options = ["--dag", "2", "--activations", "erf", "--n", "6", "--steps", "6", "--out", str(out)]
+    run("width_convergence", [*options, "--widths", *widths])
+    document, rows = files_of(out)
+    assert [row["width"] for row in rows] == widths
+    # Fluctuations shrink as the root of the width; with 64 networks of 4 widths the fit is off by 0.1 at most.
+    assert document["slopes"]["erf"]["network_gap"] == pytest.approx(-0.5, abs=0.15)
+    assert "slopes, erf: single networks" in capsys.readouterr().out
