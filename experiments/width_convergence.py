@@ -109,7 +109,9 @@ def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], ti
             axes.set_ylabel("gap to the exact dynamics / expected loss")
         axes.set_title(activation, fontsize=11)
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper right")
+        # Room for the legend above the curves.
+        axes.set_ylim(top=8 * max(row["network_gap"] for row in rows))
     figure.savefig(path, dpi=150)
 
 

@@ -36,6 +36,9 @@ from nngp_dag.theory.symmetric import check_symmetric, row_blocks
 _POWERS = np.concatenate([[1], 2 * np.unique(np.round(1.12 ** np.arange(98)).astype(np.int64))])
 _EPS = float(np.finfo(np.float64).eps)
 
+# Relative accuracy of correlations that is taken for granted, in units of the precision.
+_ENTRY_EPS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Bracket:
@@ -136,12 +139,13 @@ def lambda_min_bracket(
     data = np.asarray(x, np.float64)
     exact = kernel(dag, data, layer=network.layer, aggregation=aggregation, readout=readout)
     lower = _lower(network, data.reshape(len(data), -1), readout)
-    return Brackets(
-        *(
-            Bracket(max(0.0, low - _EPS * len(data) * float(np.trace(k))), principal_minor_bound(k))
-            for low, k in zip(lower, (np.asarray(exact.nngp), np.asarray(exact.ntk)), strict=True)
-        )
-    )
+    return Brackets(*(_rounded(low, np.asarray(k)) for low, k in zip(lower, (exact.nngp, exact.ntk), strict=True)))
+
+
+def _rounded(lower: float, k: np.ndarray) -> Bracket:
+    """Widens a bracket by what rounding can do to sums and to eigenvalues."""
+    allowance = _ENTRY_EPS * _EPS * len(k) * float(np.trace(k))
+    return Bracket(max(0.0, lower - allowance), principal_minor_bound(k) + allowance)
 
 
 def _check_relu(network: Network) -> None:
@@ -224,7 +228,8 @@ def _field(op: Dense, node: _Node) -> tuple[float, float]:
     gain, q = op.w_std**2 / 2, np.diag(k)
     if q.min() <= 0:
         return 0.0, 0.0
-    beyond = _gershgorin(k / np.sqrt(q[:, None] * q))
+    roots = np.sqrt(q)
+    beyond = _gershgorin(k / roots[:, None] / roots)
     smallest = node.nngp / q.max()
     value, slope = _series()
     covariance = q.min() * _best(value, smallest, 1.0, beyond(value))
@@ -246,7 +251,8 @@ def _best(series: np.ndarray, schur: float, scale: float, tails: np.ndarray) -> 
 def _gershgorin(correlations: np.ndarray):
     """Returns a function of a series: for every split the bound of the powers from there on, at least 0."""
     with np.errstate(divide="ignore"):
-        logarithms = np.log(np.minimum(1.0, np.abs(correlations)))
+        # Rounded up: of inputs that are parallel the correlation must not fall short of 1.
+        logarithms = np.minimum(0.0, np.log(np.abs(correlations)) + _ENTRY_EPS * _EPS)
     np.fill_diagonal(logarithms, -np.inf)
     sums = np.stack([np.exp(power * logarithms).sum(axis=1) for power in _POWERS], axis=1)
 

@@ -14,7 +14,7 @@ from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.bounds import check_steps
 from nngp_dag.theory.modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
-from nngp_dag.theory.symmetric import check_cross, check_symmetric, check_targets
+from nngp_dag.theory.symmetric import check_cross, check_kernel, check_symmetric, check_targets, is_number
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ def _loss_curve(
     test: tuple[Kernel | None, Kernel | None, ArrayLike | None] = (None, None, None),
 ) -> LossCurve:
     check_steps(steps)
+    steps = int(steps)
     check_learning_rate(learning_rate)
     _check_momentum(momentum)
     # Scalars of JAX would take what follows to float32.
@@ -284,10 +285,19 @@ def _test_moments(
     basis: Eigenbasis, h: np.ndarray, k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
+    check_kernel("k_test_train", k_test_train)
+    check_kernel("k_test_test", k_test_test)
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp).astype(np.float64)
     shape = (len(prior), len(basis.eigenvalues))
     moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
-    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape) @ basis.vectors
+    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    variances = np.sum((basis.vectors @ basis.nngp) * basis.vectors, axis=1)
+    if (shared**2 > (1 + 1e-4) * np.outer(np.diag(prior), variances) + 1e-30).any():
+        raise InputError(
+            "Expected `k_test_train.nngp` to be the covariance of test and training outputs, got entries above the "
+            "root of the product of their variances; compute all kernels with the same network and inputs"
+        )
+    shared = shared @ basis.vectors
     columns = basis.targets.shape[1]
     targets = check_targets("y_test", y_test, len(prior), columns)
     scale = np.maximum(1.0, np.abs(h).max(axis=1))
@@ -320,5 +330,5 @@ def _limit(eigenvalues: np.ndarray, momentum: float, nesterov: bool) -> float:
 
 
 def _check_momentum(momentum: float) -> None:
-    if not 0 <= momentum < 1:
+    if not (is_number(momentum) and 0 <= momentum < 1):
         raise InputError(f"Expected `momentum` to be at least 0 and below 1, got {momentum}; 0 is plain descent")

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError
 from nngp_dag.kernels import Kernel
-from nngp_dag.theory.symmetric import check_symmetric, check_targets, eps_of
+from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ class Eigenbasis(NamedTuple):
 
 def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
     """Returns what training depends on, checked, in float64."""
+    check_kernel("k", k)
     ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
     if nngp.shape != ntk.shape:
         raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
+    _check_semi_definite("k.nngp", nngp)
     targets = check_targets("y", y, len(ntk))
     with jax.enable_x64(True):
         eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
@@ -103,9 +106,8 @@ def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
 
 def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
     """Returns the ascending eigenvalues with 0 for what is negative by rounding only."""
-    # As in `spectrum`: what relative errors of 16 eps in the entries, and the solver, can do.
     row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
-    floor = (16 * eps_of(values) + len(values) * float(np.finfo(np.float64).eps)) * row_sum
+    floor = resolution_floor(values, row_sum, eigenvalues[-1])
     if eigenvalues[0] < -floor:
         raise InputError(
             f"Expected `{name}` to be positive semi-definite, got the eigenvalue {eigenvalues[0]:.3g} below "
@@ -114,9 +116,24 @@ def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> 
     return np.maximum(eigenvalues, 0.0)
 
 
+def _check_semi_definite(name: str, values: np.ndarray) -> None:
+    """Raises an `InputError` where an eigenvalue lies below what rounding can do."""
+    row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
+    shifted = np.array(values, np.float64)
+    np.einsum("ii->i", shifted)[...] += 2 * resolution_floor(values, row_sum, row_sum)
+    try:
+        if row_sum > 0:
+            scipy.linalg.cholesky(shifted, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        raise InputError(
+            f"Expected `{name}` to be positive semi-definite, got a negative eigenvalue; "
+            "pass the kernel of one set of inputs"
+        ) from None
+
+
 def check_learning_rate(learning_rate: float) -> None:
     """Raises an `InputError` unless `learning_rate` is finite and above 0."""
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
+    if not (is_number(learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(
             f"Expected `learning_rate` to be finite and above 0, got {learning_rate}; "
             "pass a fraction of `largest_stable_learning_rate`"

@@ -10,7 +10,7 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, normal_form, topology
 from nngp_dag.graph.operations import ORDERS, check_option
 from nngp_dag.kernels import Kernel
-from nngp_dag.theory.symmetric import check_symmetric
+from nngp_dag.theory.symmetric import check_kernel, check_symmetric
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
     # f increases, so the minimum lies at the most correlated pair.
     pair = np.array([max(0.0, 1 - float(k0[~np.eye(len(k0), dtype=bool)].max()) / q)])
     value = _sum_over_paths(dag, [gap for gap, _ in _chain(dag, pair, pair, 0.0, order)])
-    return PathBound(q * value, _violated_assumptions(dag, order))
+    return PathBound(q * value, _violated_assumptions(dag, order, activated_readout=False))
 
 
 def ntk_path_bound(dag: Dag, stem: Kernel, *, order: str = "linear-act", readout: bool = True) -> PathBound:
@@ -99,22 +99,24 @@ def ntk_path_bound(dag: Dag, stem: Kernel, *, order: str = "linear-act", readout
       >>> stem = nd.kernel(Dag.from_code("1"), 2**0.5 * np.eye(2), readout=False)
       >>> bound = ntk_path_bound(Dag.from_code("2_02"), stem)
       >>> k = nd.kernel(Dag.from_code("2_02"), 2**0.5 * np.eye(2))
-      >>> abs(bound.value - np.linalg.eigvalsh(k.ntk)[0]) < 1e-9, bound.is_bound
+      >>> bool(abs(bound.value - np.linalg.eigvalsh(k.ntk)[0]) < 1e-9), bound.is_bound
       (True, True)
 
     Reference: Chen, Huang, Wang, AutoML 2023, Theorem 4.6.
     """
     check_option("order", order, ORDERS)
     dag.require_connected()
+    check_kernel("stem", stem)
     (k0, q), (t0, t) = _equal_diagonal("stem.nngp", stem.nngp), _equal_diagonal("stem.ntk", stem.ntk, zero=True)
     if k0.shape != t0.shape:
         raise InputError(f"Expected `stem.nngp` and `stem.ntk` of one shape, got {k0.shape} and {t0.shape}")
     pairs = np.triu_indices(len(k0), 1)
     gap_k, gap_t = np.maximum(0, 1 - k0[pairs] / q), (t - t0[pairs]) / q
-    chain = _chain(dag, gap_k, gap_t, t / q, order, one_more=readout and order == "act-linear")
-    linear = readout and order == "linear-act"
+    activated_readout = readout and order == "act-linear"
+    linear = readout and not activated_readout
+    chain = _chain(dag, gap_k, gap_t, t / q, order, one_more=activated_readout)
     gaps = [2 * (nngp + ntk) if linear else ntk for nngp, ntk in chain]
-    return PathBound(q * _sum_over_paths(dag, gaps), _violated_assumptions(dag, order))
+    return PathBound(q * _sum_over_paths(dag, gaps), _violated_assumptions(dag, order, activated_readout))
 
 
 def _equal_diagonal(name: str, kernel: ArrayLike, *, zero: bool = False) -> tuple[np.ndarray, float]:
@@ -162,7 +164,7 @@ def _sum_over_paths(dag: Dag, gaps: list[np.ndarray]) -> float:
     return float(total.min())
 
 
-def _violated_assumptions(dag: Dag, order: str) -> tuple[str, ...]:
+def _violated_assumptions(dag: Dag, order: str, activated_readout: bool) -> tuple[str, ...]:
     depths: list[set[int]] = [set() for _ in range(dag.num_nodes)]
     depths[0] = {0}
     for edge in dag.live_edges:
@@ -170,6 +172,8 @@ def _violated_assumptions(dag: Dag, order: str) -> tuple[str, ...]:
         # Two depths already settle the matter; keeping more would cost quadratic time.
         depths[edge.target] |= set(sorted(depth + step for depth in depths[edge.source])[:2])
     sources = {edge.source for edge in dag.live_edges if edge.weighted}
+    if activated_readout:
+        sources.update(dag.outputs)
     tables = normal_form(dag)
     reasons = []
     if any(len(depths[node]) > 1 for node in sources):

@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike, Float
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
-from nngp_dag.theory.symmetric import check_cross, check_symmetric, check_targets, eps_of
+from nngp_dag.theory.symmetric import check_cross, check_kernel, check_symmetric, check_targets, eps_of
 
 KINDS = ("nngp", "ntk")
 
@@ -158,7 +158,12 @@ def kernel_regression_accuracy(
     """
     if num_classes < 2:
         raise InputError(f"Expected `num_classes` to be at least 2, got {num_classes}; pass the number of classes")
+    num_classes = int(num_classes)
     train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
+    if len(train) != len(k_train_train.nngp):
+        raise InputError(
+            f"Expected `labels` of the {len(k_train_train.nngp)} training inputs, got {len(train)}; pass one per input"
+        )
     factor, targets = _factorised(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
     return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
@@ -195,6 +200,7 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
 def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
     """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
     check_option("kind", kind, KINDS)
+    check_kernel("k_train_train", k)
     if not (math.isfinite(noise) and noise >= 0):
         raise InputError(f"Expected `noise` to be finite and at least 0, got {noise}; pass a variance")
     name = f"k_train_train.{kind}"

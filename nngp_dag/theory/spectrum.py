@@ -17,16 +17,12 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph.operations import check_option
-from nngp_dag.theory.symmetric import check_symmetric, eps_of, largest_entry, row_blocks, symmetric_part
+from nngp_dag.theory.symmetric import check_symmetric, largest_entry, resolution_floor, row_blocks, symmetric_part
 
 METHODS = ("auto", "dense", "iterative")
 
 # From here on Lanczos iterations on a Cholesky factor are faster than a dense decomposition.
 _DENSE_ROWS = 512
-
-# Relative accuracy of the entries that is taken for granted, in units of the precision: what `nngp_dag.kernel` keeps.
-_ENTRY_EPS = 16
-_EPS64 = float(np.finfo(np.float64).eps)
 
 # Relative accuracy of Lanczos iterations.
 _TOLERANCE = 1e-10
@@ -215,7 +211,7 @@ class _Scaled(NamedTuple):
     def floor(self, lambda_max: float) -> float:
         """Returns the floor in the unit; the argument is in the unit too."""
         smallest = math.ldexp(float(np.finfo(self.values.dtype).smallest_subnormal), -self.exponent)
-        return _ENTRY_EPS * eps_of(self.values) * self.row + len(self.values) * (_EPS64 * abs(lambda_max) + smallest)
+        return resolution_floor(self.values, self.row, lambda_max) + len(self.values) * smallest
 
     def applied(self, vector: np.ndarray) -> np.ndarray:
         """Returns the product of the matrix in the unit and a vector, by blocks of rows."""

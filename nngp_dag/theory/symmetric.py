@@ -1,11 +1,13 @@
 """What the theory takes, checked: symmetric matrices, which it reads in blocks of rows, cross kernels and targets."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.errors import InputError
+from nngp_dag.kernels import Kernel
 
 # Bytes of a block of rows in float64.
 _BLOCK_BYTES = 64 << 20
@@ -17,6 +19,15 @@ _TILE = 256
 def eps_of(values: np.ndarray) -> float:
     """Returns the machine epsilon of the dtype that the entries came in."""
     return float(np.finfo(values.dtype).eps)
+
+
+def resolution_floor(values: np.ndarray, row_sum: float, lambda_max: float) -> float:
+    """Returns what rounding can do to an eigenvalue.
+
+    Relative errors of 16 eps in the entries, which `nngp_dag.kernel` keeps to, move it by at most 16 eps times the
+    largest row sum of |K|; the solver adds N eps64 lambda_max.
+    """
+    return 16 * eps_of(values) * row_sum + len(values) * float(np.finfo(np.float64).eps) * abs(lambda_max)
 
 
 def row_blocks(values: np.ndarray) -> Iterator[slice]:
@@ -44,6 +55,8 @@ def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
 
 def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
     """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
+    if isinstance(matrix, Kernel):
+        raise InputError(f"Expected `{name}` to be one matrix, got a `Kernel`; pass its .nngp or .ntk")
     values = np.asarray(matrix)
     if values.dtype.kind in "biu":
         values = values.astype(np.float64)
@@ -77,6 +90,17 @@ def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None
     if not np.isfinite(targets).all():
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop such samples")
     return targets
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one number, of Python, NumPy or JAX."""
+    return not isinstance(value, str) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+
+
+def check_kernel(name: str, k: Kernel) -> None:
+    """Raises an `InputError` unless `k` is a `Kernel` with both matrices."""
+    if not isinstance(k, Kernel):
+        raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
 
 
 def check_cross(name: str, matrix: Array | np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -249,6 +249,15 @@ def test_a_path_bound_knows_two_orders():
         nd.path_bound(nd.Dag.from_code("2"), np.eye(2), order="linear_act")
 
 
+def test_an_array_is_no_pair_of_kernels(unchecked):
+    with pytest.raises(InputError, match=r"`stem\.nngp` and `stem\.ntk` of one shape, got \(2, 2\) and \(3, 3\)"):
+        nd.ntk_path_bound(nd.Dag.from_code("2"), nd.Kernel(np.eye(2), np.eye(3)))
+    with pytest.raises(InputError, match="Expected `stem` to be a `Kernel`, got ndarray"):
+        nd.ntk_path_bound(nd.Dag.from_code("2"), np.eye(2))
+    with pytest.raises(InputError, match=r"Expected `stem_kernel` to be one matrix, got a `Kernel`; pass its \.nngp"):
+        nd.path_bound(nd.Dag.from_code("2"), nd.Kernel(np.eye(2), np.eye(2)))
+
+
 def test_a_disconnected_graph_has_no_path_bound():
     with pytest.raises(GraphError, match="path from node 0 to the output"):
         nd.path_bound(nd.Dag.from_nasbench201("|none~0|"), np.eye(2))
@@ -300,6 +309,15 @@ def test_an_ntk_path_bound_is_an_upper_bound_unless_flagged(order):
     assert certain > 100
 
 
+def test_an_activated_readout_sees_the_sum_at_the_output():
+    k0 = np.array([[1.0, 0.5], [0.5, 1.0]])
+    stem = nd.Kernel(k0, k0)
+    dag = nd.Dag.from_code("2_12")  # paths of depth 2, and of depth 1 through the skip, meet at the output
+    assert not nd.ntk_path_bound(dag, stem, order="act-linear").is_bound
+    assert nd.ntk_path_bound(dag, stem, order="act-linear", readout=False).is_bound
+    assert nd.path_bound(dag, k0, order="act-linear").is_bound
+
+
 def test_near_duplicates_do_not_cancel_in_the_ntk():
     gap = 2.0**-40
     stem = nd.Kernel(nngp=np.array([[1, 1 - gap], [1 - gap, 1]]), ntk=np.zeros((2, 2)))
@@ -315,8 +333,6 @@ def test_an_ntk_path_bound_refuses_what_it_cannot_use():
         nd.ntk_path_bound(dag, nd.Kernel(np.diag([1.0, 2.0]), k))
     with pytest.raises(InputError, match=r"`stem\.ntk` to have equal, positive diagonal entries"):
         nd.ntk_path_bound(dag, nd.Kernel(k, np.diag([1.0, 2.0])))
-    with pytest.raises(InputError, match=r"`stem\.nngp` and `stem\.ntk` of one shape, got \(2, 2\) and \(3, 3\)"):
-        nd.ntk_path_bound(dag, nd.Kernel(k, np.eye(3)))
     with pytest.raises(InputError, match=r"`stem\.nngp` to hold at least 2 inputs, got 1"):
         nd.ntk_path_bound(dag, nd.Kernel(np.eye(1), np.eye(1)))
     with pytest.raises(InputError, match="`order` to be one of"):
