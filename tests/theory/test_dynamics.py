@@ -617,3 +617,34 @@ def test_wrong_types_get_one_line(unchecked):
     with pytest.raises(InputError, match="`momentum` to be at least 0 and below 1, got None"):
         loss_curve(k, np.zeros(2), 0.5, 2, momentum=None)
     assert loss_curve(k, np.zeros(2), 0.5, 2.0).mean.shape == (3,)
+
+
+def test_real_networks_diverge_where_the_prediction_does():
+    dag, x, y = nd.Dag.from_code("2"), np.random.default_rng(7).normal(size=(6, 5)), np.ones((6, 1))
+    layer = nd.Dense(activation="erf")
+    k = nd.kernel(dag, x, layer=layer)
+    limit = largest_stable_learning_rate(k)
+
+    def trained(rate):
+        return train(
+            lambda rngs: DagNet(dag, 5, 1, width=1024, layer=layer, rngs=rngs),
+            x.astype(np.float32),
+            y.astype(np.float32),
+            optimiser=optax.sgd(rate),
+            steps=40,
+            seeds=range(3),
+        ).curve
+
+    below = trained(0.8 * limit)
+    assert not loss_curve(k, y, 0.8 * limit, 40).diverges
+    assert (below.max(axis=1) == below[:, 0]).all()
+    assert (below[:, -1] < 0.01 * below[:, 0]).all()
+    with pytest.warns(NumericalWarning, match="gradient descent diverges"):
+        curve = loss_curve(k, y, 1.5 * limit, 40)
+    assert curve.diverges
+    assert curve.mean[-1] > 1e10 * curve.mean[0]
+    # The loss climbs, until it is so large that these networks, unlike infinitely wide ones, find a flatter place.
+    assert (trained(1.5 * limit).max(axis=1) > 5 * below[:, 0]).all()
+    # From steps twice as long they do not come back.
+    with pytest.raises(InputError, match="Expected training to converge, got a loss that is not finite"):
+        trained(3 * limit)
