@@ -96,7 +96,7 @@ CASES = {
     "images of two inputs": (TWO_INPUTS, [(4, 3, 1), (4, 3, 2)], {"layer": CONV}),
 }
 # In the first run of tests; the others, which compile for as long again, are marked slow.
-QUICK = {"mixed", "two inputs"}
+QUICK = {"mixed"}
 
 
 def cases(quick):
