@@ -196,7 +196,7 @@ def general(name):
     return kernels if num_inputs > 1 else [kernels], empirical_kernels(create, inputs, draws), width
 
 
-LATER = ["mixed, standard", "pooling, activation first, standard", *SLOW]
+LATER = ["convolutions", "mixed, standard", "pooling, activation first, standard", *SLOW]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_get():
     np.testing.assert_allclose(nd.kernel(DAG, X, get="ntk"), both.ntk, rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_several_inputs_read_one_array_or_one_each():
     shared = nd.kernel(TWO_INPUTS, X)
     np.testing.assert_array_equal(shared.ntk, nd.kernel(TWO_INPUTS, [X, X]).ntk)

@@ -67,6 +67,7 @@ def test_mini_batches_that_hold_everything_equal_the_full_batch():
     np.testing.assert_allclose(run(batch_size=12).curve, run().curve, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_mini_batch_losses_are_those_of_the_batches():
     result = run(steps=40, batch_size=4, lr=2e-3)
     assert result.losses.shape == (2, 40)
