@@ -96,6 +96,7 @@ def test_zero_inputs_with_biases_have_the_kernel_of_the_biases():
         np.testing.assert_array_equal(np.asarray(k.ntk)[1], np.asarray(k.ntk)[2])
 
 
+@pytest.mark.slow
 def test_real_images(tfds_dir):
     data = nd.data.load_dataset("mnist", data_dir=str(tfds_dir), subset=300)
     x = nd.data.normalise(data).astype(np.float32)

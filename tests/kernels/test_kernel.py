@@ -208,6 +208,7 @@ def test_dags_of_one_size_share_one_compilation():
     assert blocks.kernel_of_inputs._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_kernel_runs_inside_jit_and_grad():
     dag = nd.Dag.from_code("2_12")
 

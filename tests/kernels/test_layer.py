@@ -395,6 +395,7 @@ def test_parallel_branches():
         assert_same(value, jax.tree.map(lambda *k, weight=weight: weight * sum(k), *kernels), 1e-7)
 
 
+@pytest.mark.slow
 @ANY_FAN_IN_WARNS
 def test_several_inputs_and_outputs():
     # After FanOut both inputs are the same data; outputs are read by weights of their own and then added up.
@@ -489,6 +490,7 @@ def test_kernel_fn_describes_the_layers_own_finite_network(name):
     assert_samples_agree(layer, x, np.asarray(layer[2](x, None, "nngp")), "nngp", draws)
 
 
+@pytest.mark.slow
 def test_kernel_fn_describes_the_tangents_of_the_layers_own_finite_network():
     dag, x, _, options, _ = case("mixed")
     layer = stax.serial(DagLayer(dag, 256, **options), stax.Dense(1, W_std=HE))

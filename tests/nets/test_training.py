@@ -62,6 +62,7 @@ def test_every_epoch_shows_every_example_once_in_a_new_order():
     assert not np.array_equal(batches[:, 0], batches[:, 1])
 
 
+@pytest.mark.slow
 def test_mini_batches_that_hold_everything_equal_the_full_batch():
     # The same sums in another order.
     np.testing.assert_allclose(run(batch_size=12).curve, run().curve, rtol=1e-4)

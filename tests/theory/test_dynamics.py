@@ -409,6 +409,7 @@ def test_gradient_flow_is_the_limit_of_small_steps(duplicates):
     np.testing.assert_allclose(np.divide(*differences), 2, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_gradient_flow_is_that_of_neural_tangents():
     dag, x = nd.Dag.from_code("2_21_112"), np.random.default_rng(6).normal(size=(7, 6))
     y, rate, steps = TARGETS["(N, C)"][:, :2], 0.05, 6

@@ -30,6 +30,7 @@ def of_x():
     return kernels()
 
 
+@pytest.mark.slow
 def test_both_kinds_are_those_of_neural_tangents(of_x):
     # It relies on rank promotion.
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
