@@ -100,8 +100,9 @@ def loss_curve(
       A `LossCurve`; above the stability limit its `diverges` is True and a `NumericalWarning` is issued.
 
     Raises:
-      InputError: Shapes do not match, a value is not finite, an option is out of range, the NTK has a negative
-        eigenvalue, or one but not all of the three arguments for the test loss are given.
+      InputError: Shapes do not match, a value is not finite, an option is out of range, NNGP or NTK has a negative
+        eigenvalue, `k_test_train` does not fit the other kernels, or one but not all of the three arguments for the
+        test loss are given.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
