@@ -123,6 +123,9 @@ class Comparison:
             "path_bound": self.path_bound.value if self.path_bound else None,
             "path_bound_violated_assumptions": list(self.path_bound.violated_assumptions) if self.path_bound else None,
             "ntk_path_bound": self.ntk_path_bound.value if self.ntk_path_bound else None,
+            "ntk_path_bound_violated_assumptions": (
+                list(self.ntk_path_bound.violated_assumptions) if self.ntk_path_bound else None
+            ),
             "learning_rate": self.learning_rate,
             "bound_rate": self.bound_rate,
             "bound_conditions_met": self.conditions_met,

@@ -61,8 +61,9 @@ def _draw_curves(axes: "Axes", result: "Comparison") -> None:
     axes.plot(steps, result.mean, color=MEASURED, linewidth=2.5, label=f"measured: mean and range of {seeds}")
     expected = result.expected
     axes.plot(steps, expected.mean, color=EXPECTED, linewidth=1.5, linestyle="--", label="exact expectation ± std")
-    low = np.maximum(expected.mean - expected.std, expected.mean / 20)
-    for edge in (low, expected.mean + expected.std):
+    low = expected.mean - expected.std
+    # A logarithmic axis has no place for what is not positive.
+    for edge in (np.where(low > 0, low, np.nan), expected.mean + expected.std):
         axes.plot(steps, edge, color=EXPECTED, linewidth=0.8, linestyle=":")
     axes.plot(steps, result.bound, color=BOUND, linewidth=2, linestyle="-.", label="rate bound")
     axes.set_yscale("log")

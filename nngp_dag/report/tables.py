@@ -30,8 +30,10 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         name = code if result.name == code or len(result.name) > 12 else f"{result.name} {code}"
         short = result.name if len(result.name) <= 12 else code
         verdicts.append(f"{short}: {result.verdict}")
-        if result.path_bound is not None and not result.path_bound.is_bound:
-            notes.append(f"* {name}: not a bound for certain, {'; '.join(result.path_bound.violated_assumptions)}")
+        for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
+            if formula is not None and not formula.is_bound:
+                reasons = "; ".join(formula.violated_assumptions)
+                notes.append(f"* {name}, {kernel}: not a bound for certain, {reasons}")
         graphs.add_row(
             name,
             format_count(result.dag.num_paths),

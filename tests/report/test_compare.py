@@ -60,6 +60,19 @@ def test_violations_are_counted_per_seed_and_step(results):
     assert dataclasses.replace(results[0], curves=curves).bound_violations == 3
 
 
+def test_every_flagged_formula_has_its_reason_in_table_and_row():
+    # With the activation before the weights the readout sees paths of unequal depth; the last node does not.
+    (result,) = compare({"2_12": nd.Dag.from_code("2_12")}, X, Y, order="act-linear", **SMALL)
+    assert result.path_bound.is_bound
+    assert not result.ntk_path_bound.is_bound
+    reason = "paths of unequal depth meet before a weighted edge"
+    assert result.as_row()["path_bound_violated_assumptions"] == []
+    assert result.as_row()["ntk_path_bound_violated_assumptions"] == [reason]
+    text = " ".join(text_of(compare_table([result]), width=160).split())
+    assert f"* 2_12, NTK: not a bound for certain, {reason}" in text
+    assert "2_12, K(H)" not in text
+
+
 def test_learning_rates(results):
     spectra = {r.name: r.ntk for r in results}
     own = learning_rates(spectra, "auto")
