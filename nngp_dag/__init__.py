@@ -1,7 +1,7 @@
 """Exact infinite-width kernels of networks with any DAG connectivity, their theory and finite counterparts."""
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 # Graphs and their operations
 from nngp_dag import activations
@@ -36,6 +36,10 @@ from nngp_dag.theory import (
     spectrum,
 )
 
+# Training of finite networks
+if TYPE_CHECKING:
+    from nngp_dag.training import Recipe, evaluate, train
+
 __all__ = [
     "AvgPool",
     "Bracket",
@@ -50,10 +54,12 @@ __all__ = [
     "Op",
     "PathBound",
     "Posterior",
+    "Recipe",
     "Scale",
     "Spectrum",
     "activations",
     "classification_accuracy",
+    "evaluate",
     "expected_loss",
     "gram",
     "kernel",
@@ -70,14 +76,18 @@ __all__ = [
     "rate_bound_holds_for",
     "spectra",
     "spectrum",
+    "train",
     "zoo",
 ]
 
 # Loaded on first use, so that importing the package costs about what importing JAX does.
-_LAZY = ("data", "nets", "report", "stax")
+_LAZY = ("data", "nets", "report", "stax", "training")
+_LAZY_NAMES = ("Recipe", "evaluate", "train")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f"{__name__}.training"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

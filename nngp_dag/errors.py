@@ -25,5 +25,13 @@ class OutputError(NngpDagError):
     """A result that cannot be written, or that would overwrite an existing one."""
 
 
+class CheckpointError(NngpDagError):
+    """A checkpoint that is absent, damaged, or of another run."""
+
+
+class DivergenceError(NngpDagError):
+    """Training whose loss is no longer finite."""
+
+
 class NumericalWarning(UserWarning):
     """A result that holds, with a limit on its accuracy that the message states."""

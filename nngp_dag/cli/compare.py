@@ -18,7 +18,7 @@ from nngp_dag.cli.options import (
     parse_dag,
     parse_float,
 )
-from nngp_dag.cli.screen import console, environment, progress, say
+from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
 
 
@@ -50,6 +50,7 @@ def compare(
     from nngp_dag.data import one_hot
     from nngp_dag.graph import zoo
     from nngp_dag.report.compare import write_curves, write_json
+    from nngp_dag.report.environment import environment
     from nngp_dag.report.tables import compare_table
 
     names = list(dag or zoo.FIGURE3)

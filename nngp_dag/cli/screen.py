@@ -6,21 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def environment() -> dict[str, str]:
-    """Returns the device and the versions of what results depend on."""
-    import platform
-    from importlib.metadata import version
-
-    import jax
-
-    packages = ("nngp-dag", "jax", "flax", "optax", "numpy")
-    return {
-        "device": str(jax.devices()[0].device_kind),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def console() -> Any:
     """Returns a console for tables."""
     from rich.console import Console

@@ -2,12 +2,16 @@
 
 from nngp_dag.data.datasets import DATASETS, Dataset, load_dataset
 from nngp_dag.data.preprocessing import NORMALISATION, normalise, one_hot, scale_to_sphere
+from nngp_dag.data.splits import Part, Splits, load_splits
 
 __all__ = [
     "DATASETS",
     "NORMALISATION",
     "Dataset",
+    "Part",
+    "Splits",
     "load_dataset",
+    "load_splits",
     "normalise",
     "one_hot",
     "scale_to_sphere",

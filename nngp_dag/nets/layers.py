@@ -14,6 +14,8 @@ from nngp_dag.graph.operations import AvgPool, Conv, Dense, Operation, Scale
 class WeightedLayer(nnx.Module):
     """A `Dense` or `Conv` operation with weights: layer norm if any, then phi(W x + b) or W phi(x) + b.
 
+    With `batch_norm`, batch normalisation (scale and shift trained, running averages for evaluation) follows W x + b.
+
     W has variance w_std^2 / fan_in and b has variance b_std^2; fan_in is the number of input channels, times the number
     of the filter's pixels. In the parameterisation "ntk", W = w_std / sqrt(fan_in) omega and b = b_std beta, and omega
     and beta, both N(0, 1), are trained. In "standard", W and b themselves are.
@@ -22,6 +24,7 @@ class WeightedLayer(nnx.Module):
       op: The operation.
       linear: What is trained, omega and beta or W and b: `linear.kernel`, (*filter_shape, channels in, channels out),
         and `linear.bias`, (channels out,), None where b_std is None.
+      norm: The batch normalisation, None without it.
 
     Raises:
       InputError: The activation is unknown.
@@ -29,7 +32,16 @@ class WeightedLayer(nnx.Module):
     Reference: He et al., ICCV 2015 (w_std^2 = 2 for ReLU); Jacot et al., NeurIPS 2018, Section 3 ("ntk").
     """
 
-    def __init__(self, op: Dense, in_features: int, out_features: int, parameterisation: str, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        op: Dense,
+        in_features: int,
+        out_features: int,
+        parameterisation: str,
+        *,
+        batch_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
         """Draws the weights, then the biases."""
         self.op = op
         self.activation = None if op.activation is None else get_activation(op.activation)  # type: ignore[arg-type]
@@ -51,6 +63,8 @@ class WeightedLayer(nnx.Module):
             if isinstance(op, Conv)
             else nnx.Linear(in_features, out_features, **options)
         )
+        # PyTorch's constants: it calls 1 - 0.9 the momentum.
+        self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-5, rngs=rngs) if batch_norm else None
 
     def __call__(self, x: Float[Array, "n *pixels c_in"]) -> Float[Array, "n *pixels_out c_out"]:
         """Applies the layer."""
@@ -58,10 +72,14 @@ class WeightedLayer(nnx.Module):
             centred = x - x.mean(axis=-1, keepdims=True)
             x = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-12)
         if self.activation is None:
-            return self._affine(x)
+            return self._normalised(x)
         if self.op.order == "act-linear":
-            return self._affine(self.activation(x))
-        return self.activation(self._affine(x))
+            return self._normalised(self.activation(x))
+        return self.activation(self._normalised(x))
+
+    def _normalised(self, x: Array) -> Array:
+        y = self._affine(x)
+        return y if self.norm is None else self.norm(y)
 
     def _affine(self, x: Array) -> Array:
         """W x + b, not by calling `linear`, which would add beta before anything could scale omega alone."""

@@ -45,6 +45,8 @@ class DagNet(nnx.Module):
       image_shape: (height, width) of images, for networks with convolutions or pooling only.
       image_readout: What becomes of the pixels of the last node: "flatten" or "global-average".
       parameterisation: What is trained: "ntk" or "standard"; see `WeightedLayer`.
+      batch_norm: Whether batch normalisation follows the weights of stem and edges. No infinite-width kernel here
+        describes such networks.
       rngs: All weights come from `rngs.params`: those of stems, then of edges, then of readouts.
 
     Attributes:
@@ -91,6 +93,7 @@ class DagNet(nnx.Module):
         image_shape: Sequence[int] | None = None,
         image_readout: str = "flatten",
         parameterisation: str = "ntk",
+        batch_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         """Draws all weights."""
@@ -129,14 +132,18 @@ class DagNet(nnx.Module):
         phi = network.layer.activation if network.reads_out_activated else None
         self.readout_activation = None if phi is None else get_activation(phi)  # type: ignore[arg-type]
 
-        def layers(of: Iterable[tuple[Dense, int, int]]) -> nnx.List:
-            return nnx.List([WeightedLayer(op, size, out, parameterisation, rngs=rngs) for op, size, out in of])
+        def layers(of: Iterable[tuple[Dense, int, int]], norm: bool) -> nnx.List:
+            return nnx.List(
+                [WeightedLayer(op, size, out, parameterisation, batch_norm=norm, rngs=rngs) for op, size, out in of]
+            )
 
-        self.stems = layers((network.stem_op, size, width) for size in channels)
-        self.edges = layers((edge.op, width, width) for edge in network.edges if isinstance(edge.op, Dense))
+        self.stems = layers(((network.stem_op, size, width) for size in channels), batch_norm)
+        self.edges = layers(
+            ((edge.op, width, width) for edge in network.edges if isinstance(edge.op, Dense)), batch_norm
+        )
         linear = Dense(activation=None, w_std=network.layer.w_std, b_std=network.layer.b_std)
         read = [math.prod(pixels[node]) if image_readout == "flatten" else 1 for node in dag.outputs]
-        self.readouts = layers((linear, width * size, out_features) for size in read)
+        self.readouts = layers(((linear, width * size, out_features) for size in read), False)
 
     @property
     def dag(self) -> Dag:
@@ -227,7 +234,8 @@ def as_functions(
 
     Args:
       create: Builds the model from random number streams, such as
-        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`.
+        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`. It must be without batch normalisation, for which
+        there is `as_stateful_functions`.
 
     Returns:
       `init(key) -> params` and `apply(params, x) -> outputs`; `params` holds every `nnx.Param`.
@@ -239,12 +247,41 @@ def as_functions(
       >>> jax.vmap(apply, in_axes=(0, None))(params, jnp.ones((2, 3))).shape
       (5, 2, 1)
     """
+    init, apply = as_stateful_functions(create)
+    return lambda key: init(key)[0], lambda params, x: apply(params, nnx.State({}), x)[0]
+
+
+def as_stateful_functions(
+    create: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[Callable[[Array], tuple[Params, nnx.State]], Callable[..., tuple[Any, nnx.State]]]:
+    """Turns a model that may keep running averages of batches into pure functions.
+
+    Args:
+      create: As in `as_functions`.
+
+    Returns:
+      `init(key) -> (params, stats)` and `apply(params, stats, x, training=False) -> (outputs, stats)`. `stats` holds
+      every `nnx.BatchStat`; training normalises by the batch and moves the averages, evaluation uses them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> init, apply = as_stateful_functions(
+      ...     lambda rngs: DagNet(Dag.from_code("2"), 3, 1, width=8, batch_norm=True, rngs=rngs))
+      >>> params, stats = init(jax.random.key(0))
+      >>> outputs, stats = apply(params, stats, jnp.eye(3), training=True)
+      >>> outputs.shape
+      (3, 1)
+    """
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
 
-    def init(key: Array) -> Params:
-        return nnx.state(create(nnx.Rngs(params=key)), nnx.Param)
+    def init(key: Array) -> tuple[Params, nnx.State]:
+        _, params, stats = nnx.split(create(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        return params, stats
 
-    def apply(params: Params, x: Inputs) -> Any:
-        return nnx.merge(graphdef, params)(jax.tree.map(jnp.asarray, x))
+    def apply(params: Params, stats: nnx.State, x: Inputs, training: bool = False) -> tuple[Any, nnx.State]:
+        model = nnx.merge(graphdef, params, stats)
+        model.train() if training else model.eval()
+        outputs = model(jax.tree.map(jnp.asarray, x))
+        return outputs, nnx.state(model, nnx.BatchStat)
 
     return init, apply

@@ -1,0 +1,157 @@
+"""A data set as training needs it: normalised inputs and labels for training, validation and testing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nngp_dag.data.datasets import Dataset, load_dataset
+from nngp_dag.data.preprocessing import NORMALISATION, normalise, scale_to_sphere
+from nngp_dag.errors import DataError
+
+# The code of Chen et al. (2022) takes the last 10 % of CIFAR's training images as stored, and of MNIST and SVHN a
+# tenth drawn at random.
+_VALIDATION_IS_LAST = ("cifar10", "cifar100")
+_SHUFFLE_SEED = 0
+
+
+class Part(NamedTuple):
+    """Inputs and their labels.
+
+    Attributes:
+      x: float32, (N, ...).
+      labels: Integers, (N,).
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a network trains on, what chooses its best state, and what it is tested on; validated once.
+
+    Attributes:
+      name: Of the data set.
+      train: The training part.
+      validation: The validation part.
+      test: The testing part.
+      num_classes: The number of classes.
+      statement: How the parts came about, in one sentence.
+      source: The arguments of `load_splits` that made them, without the folder; empty for data of your own.
+
+    Raises:
+      DataError: A part is empty, its labels are not integers from 0 to num_classes - 1, an input is not finite, or
+        parts hold inputs of different shapes.
+    """
+
+    name: str
+    train: Part
+    validation: Part
+    test: Part
+    num_classes: int
+    statement: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses parts that break the promises above."""
+        for name, (x, labels) in self.parts.items():
+            if len(x) == 0 or labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
+                raise DataError(
+                    f"Expected the {name} part to hold inputs (N, ...) and as many integer labels (N,), got shapes "
+                    f"{x.shape} and {labels.shape} of {labels.dtype}"
+                )
+            if x.shape[1:] != self.train.x.shape[1:]:
+                raise DataError(
+                    f"Expected all parts to hold inputs of one shape, got {x.shape[1:]} in the {name} part and "
+                    f"{self.train.x.shape[1:]} in the train part"
+                )
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise DataError(
+                    f"Expected labels from 0 to {self.num_classes - 1}, got {labels.min()} to {labels.max()} in the "
+                    f"{name} part"
+                )
+            if not np.isfinite(x).all():
+                raise DataError(f"Expected finite inputs, got NaN or infinity in the {name} part")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The three parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def load_splits(
+    name: str,
+    *,
+    subset: int | None = None,
+    data_dir: str | Path | None = None,
+    scale_inputs: bool = False,
+) -> Splits:
+    """Loads a data set and splits and normalises it as the code of Chen et al. does.
+
+    A tenth of the official training images is for validation: of CIFAR the last tenth as stored (45,000 and 5,000
+    images), of the others one drawn at random, once and for all, with seed 0. Their code draws it anew with every seed
+    of the training; here seeds differ in their weights and batches only. The official test images are the test part.
+    `sphere` has as many points as are asked for (230 without `subset`), and 256 to test.
+
+    Args:
+      name: One of `DATASETS`.
+      subset: Train on the first so many of the training part; validation and test stay whole. None takes all.
+      data_dir: As in `load_dataset`.
+      scale_inputs: Scale every input to |x|^2 = its number of features, as kernels like it; the authors do not.
+
+    Returns:
+      Normalised `Splits`.
+
+    Raises:
+      DataError: As `load_dataset`, or the training part has fewer than `subset` examples.
+
+    Example:
+      >>> from nngp_dag.data import load_splits
+      >>> splits = load_splits("digits", subset=1000)
+      >>> {name: part.x.shape for name, part in splits.parts.items()}
+      {'train': (1000, 8, 8, 1), 'validation': (150, 8, 8, 1), 'test': (297, 8, 8, 1)}
+
+    Reference: the constants and splits are those of the published MLP trainer of Chen et al., NeurIPS 2022.
+    """
+    if subset is not None and subset < 1:
+        raise DataError(f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example")
+    # Points of the sphere are drawn, as many as it takes to leave `subset` for training.
+    drawn = -(-subset * 10 // 9) if name == "sphere" and subset is not None else None
+    whole = load_dataset(name, data_dir=data_dir, subset=drawn)
+    test = load_dataset(name, split="test", data_dir=data_dir)
+    held_out = len(whole.labels) - len(whole.labels) * 9 // 10
+    if name in _VALIDATION_IS_LAST:
+        order, how = np.arange(len(whole.labels)), "the last tenth of the training images as stored"
+    else:
+        order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(whole.labels))
+        how = f"a random tenth of the training images (seed {_SHUFFLE_SEED})"
+    chosen, validation = order[:-held_out], order[-held_out:]
+    if subset is not None:
+        if subset > len(chosen):
+            raise DataError(
+                f"Expected `subset` to be at most {len(chosen)}, the size of the training part of {name}, got "
+                f"{subset}; ask for fewer, or leave it out to take every example"
+            )
+        chosen = chosen[:subset]
+    x, x_test = _inputs(whole, scale_inputs), _inputs(test, scale_inputs)
+    constants = NORMALISATION[name]
+    scaling = "not normalised" if constants is None else f"normalised by mean {constants[0]} and std {constants[1]}"
+    scaling += ", then scaled to |x|² = d" if scale_inputs else ""
+    return Splits(
+        name,
+        Part(x[chosen], whole.labels[chosen]),
+        Part(x[validation], whole.labels[validation]),
+        Part(x_test, test.labels),
+        whole.num_classes,
+        f"{name}: {len(chosen):,} images for training{', a subset' if subset else ''}, {held_out:,} for validation "
+        f"({how}), {len(x_test):,} for testing; {scaling}",
+        {"name": name, "subset": subset, "scale_inputs": scale_inputs},
+    )
+
+
+def _inputs(data: Dataset, scale_inputs: bool) -> np.ndarray:
+    x = normalise(data)
+    return scale_to_sphere(x).reshape(x.shape) if scale_inputs else x

@@ -1,0 +1,96 @@
+"""What a network holds and what it costs: parameters and floating-point operations, layer by layer."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from nngp_dag.graph.operations import Dense, describe
+from nngp_dag.nets.layers import WeightedLayer
+from nngp_dag.nets.model import DagNet
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer with weights.
+
+    Attributes:
+      name: "stem", "0 -> 2" or "readout".
+      operation: What it applies, in words.
+      output_shape: Of one example.
+      parameters: Numbers that are trained: weights, biases, and scale and shift of batch norm.
+      flops: Floating-point operations of a forward pass of one example: two per weight and place it is applied at, one
+        per bias. Activations, normalisation, sums and pooling are not counted. A training step costs about three times
+        as much per example.
+    """
+
+    name: str
+    operation: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A network's layers with weights, in the order of computation.
+
+    Attributes:
+      layers: One entry per stem, weighted edge on a path, and readout.
+    """
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of a forward pass of one example, counted as in `LayerSummary`."""
+        return sum(layer.flops for layer in self.layers)
+
+
+def summarise(model: DagNet) -> ModelSummary:
+    """Counts a network's parameters and floating-point operations.
+
+    Args:
+      model: The network, or its abstract form, `nnx.eval_shape(lambda: DagNet(...))`, which holds no weights.
+
+    Returns:
+      A `ModelSummary`.
+
+    Example:
+      >>> from flax import nnx
+      >>> from nngp_dag.graph import Dag
+      >>> net = DagNet(Dag.from_code("2_02_002"), 784, 10, width=64, b_std=0.0, rngs=nnx.Rngs(0))
+      >>> summary = summarise(net)
+      >>> summary.parameters, summary.flops
+      (63370, 126474)
+    """
+    network, dag = model.network, model.dag
+    pixels = network.pixels(model.input_shapes[0][:-1])
+    rows = [
+        _layer("stem" if len(model.stems) == 1 else f"stem {node}", layer, pixels[node])
+        for node, layer in enumerate(model.stems)
+    ]
+    weighted = (edge for edge in network.edges if isinstance(edge.op, Dense))
+    for edge, layer in zip(weighted, model.edges, strict=True):
+        rows.append(_layer(f"{edge.source} -> {edge.target}", layer, pixels[edge.target]))
+    for node, layer in zip(dag.outputs, model.readouts, strict=True):
+        rows.append(_layer("readout" if len(model.readouts) == 1 else f"readout {node}", layer, ()))
+    return ModelSummary(tuple(rows))
+
+
+def _layer(name: str, layer: WeightedLayer, pixels: tuple[int, ...]) -> LayerSummary:
+    shape, bias = layer.linear.kernel.shape, layer.linear.bias
+    places, channels = math.prod(pixels), shape[-1]
+    return LayerSummary(
+        name=name,
+        operation=describe(layer.op) + (" + batch norm" if layer.norm is not None else ""),
+        output_shape=(*pixels, channels),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param))),
+        flops=places * (2 * math.prod(shape) + (channels if bias is not None else 0)),
+    )

@@ -1,0 +1,56 @@
+"""What the kernel says of a learning rate."""
+
+from nngp_dag.data import Splits
+from nngp_dag.graph import Dag
+from nngp_dag.kernels import kernel
+from nngp_dag.theory import largest_stable_learning_rate
+from nngp_dag.training.recipe import Recipe
+
+_MOST_INPUTS = 256
+# Eigenvalues of the Hessian of one example's loss in the outputs are at most this: 1 of 0.5 ||y - f||^2, 1/2 of the
+# cross entropy, whose Hessian is diag(p) - p p^T (Boehning, Ann. Inst. Stat. Math. 1992).
+_LARGEST_CURVATURE = {"squared": 1.0, "cross-entropy": 0.5}
+
+
+def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None:
+    """Returns the learning rate below which linearised training at infinite width cannot diverge on one batch.
+
+    A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
+    the Hessians of the examples' losses: stable while eta < 2 n / (h lambda_max(Theta)), h their largest eigenvalue,
+    and with momentum as in `largest_stable_learning_rate`. The first n = min(batch size, 256) training examples stand
+    for a batch. For the squared loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
+
+    Args:
+      dag: The connectivity.
+      recipe: Network and optimiser.
+      data: What it trains on.
+
+    Returns:
+      The rate, or None with batch normalisation, which no kernel here describes.
+
+    Raises:
+      GraphError: The network has no closed-form kernel.
+
+    Example:
+      >>> from nngp_dag.data import load_splits
+      >>> rate = stable_learning_rate(Dag.from_code("2_12"), Recipe(width=256), load_splits("digits", subset=500))
+      >>> 1e-4 < rate < 1e-1
+      True
+
+    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearised training and its largest rate).
+    """
+    if recipe.batch_norm:
+        return None
+    x = data.train.x[: min(recipe.batch_size, _MOST_INPUTS)]
+    ntk = kernel(
+        dag,
+        x if recipe.conv is not None else x.reshape(len(x), -1),
+        layer=recipe.layer,
+        aggregation=recipe.aggregation,
+        image_readout=recipe.image_readout,
+        parameterisation=recipe.parameterisation,
+        width=recipe.width if recipe.parameterisation == "standard" else None,
+        get="ntk",
+    )
+    curvature = _LARGEST_CURVATURE[recipe.loss] / len(x)
+    return largest_stable_learning_rate(ntk, momentum=recipe.momentum, nesterov=recipe.nesterov) / curvature

@@ -1,0 +1,174 @@
+"""States of training on disk, by orbax: written whole under a temporary name and renamed, and checked when read.
+
+A checkpoint folder holds one subfolder, named after the epoch; a newer one takes its place only once it is complete. In
+it lie the arrays, and a JSON document with what they belong to and a digest of their bytes.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from nngp_dag.errors import CheckpointError, OutputError
+
+Tree = TypeVar("Tree")
+
+_FORMAT = 1
+
+
+def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> None:
+    """Saves a state, and removes the ones before it once it is complete.
+
+    Args:
+      folder: Where checkpoints of this kind lie.
+      epoch: The name of this one.
+      state: A tree of arrays.
+      description: What they belong to, of numbers, text, lists and dictionaries.
+
+    Raises:
+      OutputError: The disk is full or cannot be written; the checkpoint before it stays.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = _as_arrays(state)
+    document = {"format": _FORMAT, "epoch": epoch, "digest": _digest(arrays), "description": description}
+    try:
+        with _manager(folder) as manager:
+            if epoch in manager.all_steps():
+                return
+            manager.save(
+                epoch,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), document=ocp.args.JsonSave(document)),
+            )
+    # Broad because orbax and tensorstore raise the disk's errors in types of their own.
+    except Exception as error:
+        raise OutputError(
+            f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
+            "stays: free some space and pass --resume"
+        ) from error
+
+
+def latest(folder: Path) -> int | None:
+    """Returns the epoch of the newest complete checkpoint, None where there is none."""
+    if not folder.is_dir():
+        return None
+    with _manager(folder, read_only=True) as manager:
+        return manager.latest_step()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Returns the document of the newest checkpoint: epoch, digest and description.
+
+    Raises:
+      CheckpointError: There is none, or it cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    with _readable(folder):
+        epoch = latest(folder)
+        if epoch is None:
+            raise FileNotFoundError("none")
+        with _manager(folder, read_only=True) as manager:
+            document = manager.restore(epoch, args=ocp.args.Composite(document=ocp.args.JsonRestore()))["document"]
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise ValueError("one of another program or version")
+        return document
+
+
+def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    """Reads the newest checkpoint back.
+
+    Args:
+      folder: As in `save`.
+      like: A tree of arrays or of their shapes and dtypes, as saved.
+
+    Returns:
+      The state, of NumPy arrays, and the document.
+
+    Raises:
+      CheckpointError: There is none, it is damaged, or it holds arrays of other names or shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    document = describe(folder)
+    with _readable(folder):
+        leaves, structure = jax.tree.flatten(like)
+        abstract = {
+            name: np.empty(leaf.shape, leaf.dtype) for name, leaf in zip(_names(like), leaves, strict=True)
+        }
+        with _manager(folder, read_only=True) as manager:
+            arrays = manager.restore(
+                document["epoch"], args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+        arrays = {name: np.asarray(arrays[name]) for name in abstract}
+        if _digest(arrays) != document["digest"]:
+            raise ValueError("bytes that differ from those saved")
+        return jax.tree.unflatten(structure, [arrays[name] for name in abstract]), document
+
+
+@contextlib.contextmanager
+def _manager(folder: Path, *, read_only: bool = False) -> Iterator[Any]:
+    import orbax.checkpoint as ocp
+
+    with _quiet():
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else 1,
+            create=not read_only,
+            # What a killed process has left behind.
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=False,
+            read_only=read_only,
+        )
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            yield manager
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    # Broad because damaged files surface as whatever layer meets them first.
+    except Exception as error:
+        raise CheckpointError(
+            f"Expected {folder} to hold an intact checkpoint of this network, got {_first_line(error)}; put an intact "
+            "copy there, or start anew with --overwrite"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax's notes off the screen; its errors arrive as exceptions."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _as_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves under flat names, so that reading needs no module of the network."""
+    return dict(zip(_names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()

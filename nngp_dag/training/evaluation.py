@@ -1,0 +1,91 @@
+"""Trained networks read back from a checkpoint and measured again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from nngp_dag.data import Splits, load_splits
+from nngp_dag.errors import CheckpointError
+from nngp_dag.graph import Dag
+from nngp_dag.training import checkpoints
+from nngp_dag.training.history import METRICS, PARTS
+from nngp_dag.training.program import Best, Program, State, on_device
+from nngp_dag.training.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What S networks of one checkpoint do on a data set.
+
+    Attributes:
+      name: How the run called the DAG.
+      seeds: The seeds of its training.
+      epochs: The epoch of each network's state, (S,).
+      values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), as in `History`.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    epochs: tuple[int, ...]
+    values: Float[np.ndarray, "3 3 seeds"]
+
+    def of(self, part: str, metric: str) -> Float[np.ndarray, " seeds"]:
+        """Returns one number per seed, (S,)."""
+        return self.values[PARTS.index(part), METRICS.index(metric)]
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: Splits | None = None,
+    *,
+    dag: Dag | None = None,
+    data_dir: str | Path | None = None,
+) -> Evaluation:
+    """Evaluates the networks of a checkpoint that `nngp_dag.train` wrote.
+
+    Args:
+      checkpoint: The folder, OUT/checkpoints/NAME/last or best.
+      data: What to evaluate on; by default the data of the run, loaded again.
+      dag: The connectivity, needed only where no code can express it.
+      data_dir: As in `load_dataset`, where `data` is left out.
+
+    Returns:
+      An `Evaluation`.
+
+    Raises:
+      CheckpointError: The checkpoint is absent or damaged, or the run's data cannot be loaded by name.
+      DataError: The data are not to be had.
+
+    Example:
+      >>> import tempfile, nngp_dag as nd
+      >>> data = nd.data.load_splits("digits", subset=500)
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     [run] = nd.train(nd.Dag.from_code("2_12"), data, out=out + "/run", width=32, epochs=2)
+      ...     found = nd.evaluate(out + "/run/checkpoints/2_12/last")
+      >>> bool((found.of("test", "loss") == run.history.of("test", "loss")[-1]).all())
+      True
+    """
+    folder = Path(checkpoint)
+    about = checkpoints.describe(folder)["description"]
+    recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]
+    if data is None:
+        source: dict[str, Any] = about["data"]["source"]
+        if not source:
+            raise CheckpointError(
+                f"Expected {folder} to name a data set that can be loaded, got data of your own; pass `data`"
+            )
+        data = load_splits(**source, data_dir=data_dir)
+    program = Program(dag or Dag.from_code(about["dag"]), recipe, data, len(seeds))
+    abstract_state, abstract_best = program.abstract_state
+    if about["kind"] == "best":
+        found: Best | State = checkpoints.restore(folder, abstract_best)[0]
+        epochs = [int(epoch) for epoch in found.epoch]  # type: ignore[union-attr]
+    else:
+        curves = np.empty((recipe.epochs + 1, len(PARTS), len(METRICS), len(seeds)))
+        (found, _), document = checkpoints.restore(folder, (abstract_state, curves))
+        epochs = [document["epoch"]] * len(seeds)
+    values = program.evaluate(found.params, found.stats, on_device(data))
+    return Evaluation(about["name"], tuple(seeds), tuple(epochs), values)

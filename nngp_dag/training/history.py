@@ -1,0 +1,95 @@
+"""The curves of a run: losses and accuracies per epoch and seed."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+PARTS: Final = ("train", "validation", "test")
+METRICS: Final = ("loss", "accuracy", "class_accuracy")
+FIELDS: Final = (
+    "dag",
+    "seed",
+    "epoch",
+    "step",
+    "learning_rate",
+    *(f"{part}_{metric}" for part in PARTS for metric in METRICS),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What S networks of one DAG did, epoch by epoch. Entry 0 is the state before training.
+
+    Attributes:
+      name: How the user calls the DAG.
+      seeds: The seeds, S of them.
+      steps_per_epoch: Updates in an epoch.
+      learning_rates: The rate of each epoch's first step, (E,).
+      values: Mean loss, accuracy, and mean over classes of the accuracy within the class, (E + 1, 3 parts, 3 metrics,
+        S), parts and metrics in the order of `PARTS` and `METRICS`. Those of the training part are running means over
+        the epoch's batches, each before its update, as the authors' code reports them; entry 0 is measured at the
+        start. NaN where an epoch has not been reached.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    steps_per_epoch: int
+    learning_rates: Float[np.ndarray, " epochs"]
+    values: Float[np.ndarray, "points 3 3 seeds"]
+
+    def of(self, part: str, metric: str) -> Float[np.ndarray, "points seeds"]:
+        """Returns one curve per seed, (E + 1, S)."""
+        return self.values[:, PARTS.index(part), METRICS.index(metric)]
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of epochs that have been trained."""
+        return int(np.isfinite(self.values[:, 0, 0, 0]).sum()) - 1
+
+    def epochs_to(self, accuracy: float, part: str = "train") -> Float[np.ndarray, " seeds"]:
+        """Returns when each seed's accuracy first reaches a value, in epochs, interpolated; NaN where it does not.
+
+        Args:
+          accuracy: Between 0 and 1.
+          part: "train", "validation" or "test".
+        """
+        curves = self.of(part, "accuracy")
+        times = np.full(curves.shape[1], np.nan)
+        for seed, curve in enumerate(curves.T):
+            reached = np.flatnonzero(curve >= accuracy)
+            if len(reached) == 0:
+                continue
+            after = int(reached[0])
+            if after == 0:
+                times[seed] = 0.0
+                continue
+            below, above = curve[after - 1], curve[after]
+            times[seed] = after - 1 + (accuracy - below) / (above - below)
+        return times
+
+    def rows(self, epochs: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the rows of curves.csv, by default all epochs that are done."""
+        for epoch in range(self.epochs_done + 1) if epochs is None else epochs:
+            for s, seed in enumerate(self.seeds):
+                values = {
+                    f"{part}_{metric}": float(self.values[epoch, i, j, s])
+                    for i, part in enumerate(PARTS)
+                    for j, metric in enumerate(METRICS)
+                }
+                rate = "" if epoch == 0 else float(self.learning_rates[epoch - 1])
+                step = epoch * self.steps_per_epoch
+                yield {"dag": self.name, "seed": seed, "epoch": epoch, "step": step, "learning_rate": rate} | values
+
+
+def write_csv(histories: Sequence[History], path: Path) -> None:
+    """Writes the curves of all DAGs, one row per DAG, epoch and seed."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=FIELDS)
+        writer.writeheader()
+        for history in histories:
+            writer.writerows(history.rows())

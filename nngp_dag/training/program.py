@@ -1,0 +1,262 @@
+"""One DAG's training as two compiled programs: the start of all seeds, and one epoch of all seeds."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+
+from nngp_dag.data import Part, Splits
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag
+from nngp_dag.nets import as_stateful_functions
+from nngp_dag.nets.model import Params
+from nngp_dag.training.history import METRICS, PARTS
+from nngp_dag.training.recipe import Recipe
+
+# Examples that are evaluated at once.
+_EVALUATION_BATCH = 1000
+
+Device = dict[str, Part]
+
+
+class State(NamedTuple):
+    """What training changes; every leaf has a leading axis of S seeds.
+
+    Attributes:
+      params: The trained parameters.
+      stats: Running averages of batch normalisation.
+      optimiser: Momentum and number of steps.
+    """
+
+    params: Params
+    stats: nnx.State
+    optimiser: PyTree
+
+
+class Best(NamedTuple):
+    """The state of every seed after the epoch at which its validation accuracy was highest, the first of equals.
+
+    Attributes:
+      params: The parameters then.
+      stats: The running averages then.
+      accuracy: That accuracy, (S,); -1 before the first epoch.
+      epoch: That epoch, counted from 1, (S,).
+    """
+
+    params: Params
+    stats: nnx.State
+    accuracy: Float[Array, " seeds"]
+    epoch: Int[Array, " seeds"]
+
+
+class Program:
+    """The compiled training of S networks of one DAG.
+
+    Weights and the order of batches come from one key per seed, the order of epoch e from that key and e: the state
+    after an epoch is a function of the state before it, the seed and e alone. That is what makes resuming exact.
+
+    Args:
+      dag: The connectivity.
+      recipe: Network and optimiser.
+      data: What to train on; only its shapes matter here.
+      num_seeds: S.
+
+    Attributes:
+      steps_per_epoch: Updates in an epoch, the last of them on what is left of the data.
+
+    Raises:
+      InputError: The batch is larger than the training part, or the network does not fit the data.
+    """
+
+    def __init__(self, dag: Dag, recipe: Recipe, data: Splits, num_seeds: int):
+        """Traces the network; compiles nothing yet."""
+        self.num_examples = len(data.train.labels)
+        if recipe.batch_size > self.num_examples:
+            raise InputError(
+                f"Expected `batch_size` to be at most the {self.num_examples} training examples, got "
+                f"{recipe.batch_size}; lower it or take more data"
+            )
+        self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
+        self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
+        shape = data.train.x.shape[1:]
+        self._create = lambda rngs: recipe.network(dag, shape, data.num_classes, rngs)
+        self._init, self._apply = as_stateful_functions(self._create)
+        self._optimiser = recipe.optimiser(self.steps_per_epoch)
+        self._device = jax.eval_shape(lambda: on_device(data))
+        self._start: Callable[..., Any] | None = None
+        self._epoch: Callable[..., Any] | None = None
+
+    @property
+    def abstract_network(self) -> nnx.Module:
+        """The network without weights."""
+        return nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+
+    @property
+    def abstract_state(self) -> tuple[State, Best]:
+        """Shapes and dtypes of what `start` returns."""
+        state, best, _ = jax.eval_shape(self._start_all, self._keys(), self._device)
+        return state, best
+
+    def compile(self) -> None:
+        """Compiles both programs; training does so itself if nobody has."""
+        if self._epoch is None:
+            state, best = self.abstract_state
+            self._start = jax.jit(self._start_all).lower(self._keys(), self._device).compile()
+            # The old state is given up to the new one, so that memory holds one of each.
+            self._epoch = (
+                jax.jit(self._run_epoch, donate_argnums=(0, 1))
+                .lower(state, best, self._keys(), jax.ShapeDtypeStruct((), jnp.int32), self._device)
+                .compile()
+            )
+
+    def start(self, seeds: Sequence[int], data: Device) -> tuple[State, Best, np.ndarray]:
+        """Draws the networks of all seeds.
+
+        Returns:
+          The state, the best state (none yet) and the metrics before training, (3 parts, 3 metrics, S).
+        """
+        self.compile()
+        assert self._start is not None
+        state, best, metrics = self._start(self._keys(seeds), data)
+        return state, best, np.asarray(metrics, np.float64)
+
+    def run_epoch(
+        self, state: State, best: Best, seeds: Sequence[int], epoch: int, data: Device
+    ) -> tuple[State, Best, np.ndarray, np.ndarray]:
+        """Trains all seeds for one epoch and evaluates them; the states handed in are used up.
+
+        Args:
+          state: The state after the epoch before.
+          best: The best one so far.
+          seeds: As in `start`.
+          epoch: The epoch's number, counted from 1.
+          data: The parts, `on_device`.
+
+        Returns:
+          Both states, the metrics, (3 parts, 3 metrics, S), and the loss of every batch before its update, (steps, S).
+        """
+        self.compile()
+        assert self._epoch is not None
+        state, best, metrics, losses = self._epoch(state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
+        return state, best, np.asarray(metrics, np.float64), np.asarray(losses)
+
+    def evaluate(self, params: Params, stats: nnx.State, data: Device) -> np.ndarray:
+        """Returns the metrics of networks, (3 parts, 3 metrics, S)."""
+        return np.asarray(jax.jit(self._evaluate_all)(params, stats, data), np.float64)
+
+    def _keys(self, seeds: Sequence[int] | None = None) -> Key[Array, " seeds"]:
+        return jnp.stack([jax.random.key(seed) for seed in (range(self.num_seeds) if seeds is None else seeds)])
+
+    def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
+        """Maps over the leading axis. One seed goes without vmap, whose batched products are slower by a third."""
+        if self.num_seeds > 1:
+            return jax.vmap(lambda *a: function(*a, data))(*arguments)
+        outputs = function(*jax.tree.map(lambda a: a[0], arguments), data)
+        return jax.tree.map(lambda a: a[None], outputs)
+
+    def _start_all(self, keys: Key[Array, " seeds"], data: Device) -> tuple[State, Best, Array]:
+        def start(key: Array, data: Device) -> tuple[State, Best, Array]:
+            params, stats = self._init(jax.random.split(key)[0])
+            best = Best(params, stats, jnp.float32(-1), jnp.int32(0))
+            return State(params, stats, self._optimiser.init(params)), best, self._evaluate(params, stats, data)
+
+        state, best, metrics = self._over_seeds(start, keys, data=data)
+        return state, best, jnp.moveaxis(metrics, 0, -1)
+
+    def _run_epoch(
+        self, state: State, best: Best, keys: Key[Array, " seeds"], epoch: Int[Array, ""], data: Device
+    ) -> tuple[State, Best, Array, Array]:
+        def run(state: State, best: Best, key: Array, data: Device) -> tuple[State, Best, Array, Array]:
+            order_key = jax.random.fold_in(jax.random.split(key)[1], epoch)
+            state, sums, losses = self._train(state, jax.random.permutation(order_key, self.num_examples), data)
+            metrics = self._evaluate(state.params, state.stats, data, skip_train=True)
+            metrics = metrics.at[PARTS.index("train")].set(_metrics(*sums))
+            accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
+            better = accuracy > best.accuracy
+            found = Best(state.params, state.stats, accuracy, epoch)
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+            return state, best, metrics, losses
+
+        state, best, metrics, losses = self._over_seeds(run, state, best, keys, data=data)
+        return state, best, jnp.moveaxis(metrics, 0, -1), losses.T
+
+    def _train(self, state: State, order: Int[Array, " n"], data: Device) -> tuple[State, tuple[Array, ...], Array]:
+        """Takes the steps of an epoch; returns sums of losses, hits per class and examples per class."""
+        x, labels = data["train"]
+        batch_size = self.recipe.batch_size
+        whole = self.num_examples // batch_size * batch_size
+
+        def loss_of(
+            params: Params, stats: nnx.State, inputs: Array, targets: Array
+        ) -> tuple[Array, tuple[nnx.State, Array]]:
+            outputs, stats = self._apply(params, stats, inputs, training=True)
+            return self.recipe.losses(outputs, targets).mean(), (stats, outputs)
+
+        def step(carry: tuple[State, tuple[Array, ...]], batch: Int[Array, " b"]) -> tuple[Any, Array]:
+            state, sums = carry
+            inputs, targets = x[batch], labels[batch]
+            (loss, (stats, outputs)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, state.stats, inputs, targets
+            )
+            updates, optimiser = self._optimiser.update(gradient, state.optimiser, state.params)
+            params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
+            seen = self._sums(outputs, targets, loss * len(targets))
+            return (State(params, stats, optimiser), jax.tree.map(jnp.add, sums, seen)), loss
+
+        zeros = (jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes))
+        carry, losses = jax.lax.scan(step, (state, zeros), order[:whole].reshape(-1, batch_size))
+        if whole < self.num_examples:
+            carry, last = step(carry, order[whole:])
+            losses = jnp.append(losses, last)
+        return *carry, losses
+
+    def _evaluate_all(self, params: Params, stats: nnx.State, data: Device) -> Array:
+        return jnp.moveaxis(self._over_seeds(self._evaluate, params, stats, data=data), 0, -1)
+
+    def _evaluate(self, params: Params, stats: nnx.State, data: Device, skip_train: bool = False) -> Array:
+        """Returns the metrics of one network, (3 parts, 3 metrics)."""
+
+        def of(x: Array, labels: Array) -> Array:
+            def add(sums: tuple[Array, ...], batch: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+                outputs, _ = self._apply(params, stats, batch[0])
+                seen = self._sums(outputs, batch[1], self.recipe.losses(outputs, batch[1]).sum())
+                return jax.tree.map(jnp.add, sums, seen), None
+
+            size = min(_EVALUATION_BATCH, len(x))
+            whole = len(x) // size * size
+            sums = (jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes))
+            blocks = (x[:whole].reshape(-1, size, *x.shape[1:]), labels[:whole].reshape(-1, size))
+            sums, _ = jax.lax.scan(add, sums, blocks)
+            if whole < len(x):
+                sums, _ = add(sums, (x[whole:], labels[whole:]))
+            return _metrics(*sums)
+
+        return jnp.stack(
+            [jnp.zeros(len(METRICS)) if skip_train and part == "train" else of(*data[part]) for part in PARTS]
+        )
+
+    def _sums(self, outputs: Array, labels: Array, loss: Array) -> tuple[Array, Array, Array]:
+        hits = (outputs.argmax(axis=-1) == labels).astype(jnp.float32)
+        zeros = jnp.zeros(self.num_classes)
+        return loss, zeros.at[labels].add(hits), zeros.at[labels].add(1.0)
+
+
+def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
+    """Mean loss, accuracy, and mean accuracy of the classes that occur."""
+    of_class = hits / jnp.maximum(examples, 1)
+    occurs = (examples > 0).sum()
+    return jnp.stack([loss / examples.sum(), hits.sum() / examples.sum(), of_class.sum() / occurs])
+
+
+def on_device(data: Splits) -> dict[str, Part]:
+    """Puts the parts of a data set on the device, once for all DAGs."""
+
+    def put(array: Shaped[np.ndarray, "..."]) -> Array:
+        return jnp.asarray(array, jnp.float32 if array.dtype.kind == "f" else jnp.int32)
+
+    return {name: Part(*map(put, part)) for name, part in data.parts.items()}  # type: ignore[arg-type]

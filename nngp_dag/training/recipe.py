@@ -1,0 +1,194 @@
+"""How a network is built and trained: every choice in one place, validated once."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Conv, Dag, Dense
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
+from nngp_dag.nets import DagNet
+
+SCHEDULES = ("constant", "multistep", "cosine")
+LOSSES = ("cross-entropy", "squared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The network of a DAG and the stochastic gradient descent that trains it.
+
+    The defaults are the network of Chen et al.: linear-act edges, ReLU, He initialisation, biases that start at 0, all
+    of them trained in the standard parameterisation, cross entropy, plain SGD with batches of 128.
+
+    Attributes:
+      width: Units, or channels, of every node.
+      epochs: Passes over the training part.
+      batch_size: Examples a step. Every epoch draws a new order; its last batch holds what is left.
+      learning_rate: Step size eta, times the gradient of the batch's mean loss.
+      momentum: Factor mu of m <- mu m + g; the step is -eta m.
+      nesterov: Whether the step is -eta (g + mu m) instead.
+      weight_decay: Added to every gradient, times the parameter; biases too.
+      warmup: Epochs over which the learning rate grows linearly, step by step, to `learning_rate`.
+      schedule: What follows: "constant", "multistep" (a tenth at every milestone), or "cosine" (down to 0).
+      milestones: Epochs at which "multistep" divides, counted from the start; by default at half and three quarters.
+      loss: Of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
+      batch_norm: Whether batch normalisation follows the weights of stem and edges.
+      parameterisation: "standard" or "ntk"; see `nngp_dag.nets.WeightedLayer`.
+      activation: The nonlinearity phi.
+      order: "linear-act" or "act-linear".
+      w_std: Standard deviation of weights, times sqrt(fan-in).
+      b_std: Standard deviation of biases; 0: they start at 0 (and are trained in "standard"); None: there are none.
+      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
+      conv: Side of the filters of convolutions in place of dense edges, such as 3; None for dense edges.
+      image_readout: With `conv`, what becomes of the last node's pixels: "global-average" or "flatten".
+
+    Raises:
+      InputError: A number is out of range or an option is unknown.
+
+    Example:
+      >>> recipe = Recipe(width=64, epochs=10, learning_rate=0.1, warmup=2, schedule="cosine")
+      >>> rate = recipe.learning_rates(steps_per_epoch=5)
+      >>> [round(float(rate(step)), 4) for step in (0, 4, 9, 10, 30)]
+      [0.01, 0.05, 0.1, 0.1, 0.05]
+
+    Reference: Chen et al., NeurIPS 2022, and its published trainer (defaults, warm-up); Sutskever et al., ICML 2013
+    (Nesterov's momentum); Loshchilov and Hutter, ICLR 2017 (cosine).
+    """
+
+    width: int = 1024
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] | None = None
+    loss: str = "cross-entropy"
+    batch_norm: bool = False
+    parameterisation: str = "standard"
+    activation: str = "relu"
+    order: str = "linear-act"
+    w_std: float = HE_STD
+    b_std: float | None = 0.0
+    aggregation: str = "sum"
+    conv: int | None = None
+    image_readout: str = "global-average"
+
+    def __post_init__(self) -> None:
+        """Validates what `DagNet` does not."""
+        for name in ("width", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"Expected `learning_rate` to be finite and above 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"Expected `momentum` in [0, 1), got {self.momentum}")
+        if self.nesterov and not self.momentum:
+            raise InputError("Expected `momentum` above 0 with `nesterov`, got 0; set a momentum such as 0.9")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"Expected `weight_decay` to be finite and at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup <= self.epochs:
+            raise InputError(f"Expected `warmup` between 0 and the {self.epochs} epochs, got {self.warmup}")
+        check_option("schedule", self.schedule, SCHEDULES)
+        check_option("loss", self.loss, LOSSES)
+        check_option("parameterisation", self.parameterisation, PARAMETERISATIONS)
+        check_option("image_readout", self.image_readout, IMAGE_READOUTS)
+        if self.milestones is not None and self.schedule != "multistep":
+            raise InputError(f"Expected no `milestones` with schedule {self.schedule!r}, got {self.milestones}")
+        if self.milestones is not None and not (
+            self.milestones and all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))
+        ):
+            raise InputError(f"Expected `milestones` to be growing numbers of epochs above 0, got {self.milestones}")
+        if self.conv is not None and self.conv < 1:
+            raise InputError(f"Expected `conv` to be at least 1, got {self.conv}")
+
+    @property
+    def layer(self) -> Dense:
+        """The operation of weighted edges."""
+        options: dict[str, Any] = {
+            "activation": self.activation,
+            "order": self.order,
+            "w_std": self.w_std,
+            "b_std": self.b_std,
+        }
+        return Dense(**options) if self.conv is None else Conv(filter_shape=(self.conv, self.conv), **options)
+
+    def network(self, dag: Dag, input_shape: tuple[int, ...], num_classes: int, rngs: nnx.Rngs) -> DagNet:
+        """Builds the network of a DAG for inputs of a shape, (features...) or, with `conv`, (height, width, channels).
+
+        Raises:
+          InputError: The inputs are no images although there are convolutions, or the graph has several outputs.
+        """
+        if dag.num_inputs > 1 or len(dag.outputs) > 1:
+            raise InputError(
+                f"Expected a graph with one input and one output to train, got {dag.num_inputs} and {len(dag.outputs)}"
+            )
+        if self.conv is not None and len(input_shape) != 3:
+            raise InputError(
+                f"Expected images (height, width, channels) for `conv`, got inputs of shape {input_shape}; leave `conv` "
+                "out or choose another data set"
+            )
+        return DagNet(
+            dag,
+            math.prod(input_shape) if self.conv is None else input_shape[-1],
+            num_classes,
+            width=self.width,
+            layer=self.layer,
+            aggregation=self.aggregation,
+            image_shape=None if self.conv is None else input_shape[:2],
+            image_readout=self.image_readout,
+            parameterisation=self.parameterisation,
+            batch_norm=self.batch_norm,
+            rngs=rngs,
+        )
+
+    def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
+        """Returns the learning rate as a function of the number of steps already taken."""
+        warm = self.warmup * steps_per_epoch
+        if self.schedule == "constant":
+            base = optax.constant_schedule(self.learning_rate)
+        elif self.schedule == "cosine":
+            base = optax.cosine_decay_schedule(self.learning_rate, max(1, self.epochs * steps_per_epoch - warm))
+        else:
+            milestones = self.milestones or sorted({max(1, self.epochs // 2), max(1, self.epochs * 3 // 4)})
+            boundaries = {milestone * steps_per_epoch - warm: 0.1 for milestone in milestones}
+            base = optax.piecewise_constant_schedule(self.learning_rate, boundaries)
+        if not warm:
+            return base
+
+        def rate(step: Any) -> Any:
+            return jnp.where(step < warm, self.learning_rate * (step + 1) / warm, base(step - warm))
+
+        return rate
+
+    def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """Returns the optax transformation that makes updates of gradients."""
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
+            optax.sgd(self.learning_rates(steps_per_epoch), self.momentum or None, self.nesterov),
+        )
+
+    def losses(self, outputs: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the loss of every example."""
+        if self.loss == "cross-entropy":
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        targets = jnp.eye(outputs.shape[-1], dtype=outputs.dtype)[labels]
+        return 0.5 * jnp.sum((targets - outputs) ** 2, axis=-1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns every choice as what JSON can hold."""
+        fields = dataclasses.asdict(self)
+        return fields | {"milestones": None if self.milestones is None else list(self.milestones)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
+        """Returns the recipe that `as_dict` described."""
+        milestones = fields.get("milestones")
+        return cls(**fields | {"milestones": None if milestones is None else tuple(milestones)})

@@ -1,0 +1,174 @@
+"""The folder of a run: its configuration, log, curves and TensorBoard events."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.report import output_file
+from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
+
+CONFIG = "config.json"
+
+
+class RunDirectory:
+    """A folder that holds all of one run; of DAGs known by their names.
+
+    It holds config.json, train.log, curves.csv, curves.png at the end, tensorboard/NAME/seed-S/, and
+    checkpoints/NAME/last and best. curves.csv and the events grow by the epoch, and are written anew from the
+    checkpoints when a run resumes, so that neither ever holds an epoch twice.
+
+    Args:
+      path: The folder.
+      names: The DAGs.
+
+    Raises:
+      OutputError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        """Gives every DAG a folder name."""
+        self.path = path
+        self._folders: dict[str, str] = {}
+        for i, name in enumerate(names):
+            folder = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
+            taken = folder.lower() in (other.lower() for other in self._folders.values())
+            self._folders[name] = f"{folder}-{i}" if taken or not folder else folder
+        self._writers: dict[tuple[str, int], Any] = {}
+
+    @property
+    def curves(self) -> Path:
+        """Where the curves lie as CSV."""
+        return self.path / "curves.csv"
+
+    def checkpoints(self, name: str, kind: str) -> Path:
+        """Returns the checkpoint folder of a DAG; kind is "last" or "best"."""
+        return self.path / "checkpoints" / self._folders[name] / kind
+
+    def prepare(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Makes the folder of a new run, or checks that the run in it is the one to resume.
+
+        Raises:
+          OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be written.
+          CheckpointError: There is nothing to resume, or it was another run.
+        """
+        if resume:
+            check_same(read_config(self.path), config, self.path)
+        elif self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
+            if not overwrite:
+                raise OutputError(
+                    f"Expected the output directory {self.path} to be new or empty, got an existing one; pass --resume "
+                    "to go on with its run, --overwrite to replace it, or choose another --out"
+                )
+            for kind in ("checkpoints", "tensorboard"):
+                shutil.rmtree(self.path / kind, ignore_errors=True)
+            for file in (CONFIG, "train.log", "curves.csv", "curves.png"):
+                (self.path / file).unlink(missing_ok=True)
+        with output_file(self.path / CONFIG, overwrite=True) as path:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+    def log(self, line: str) -> None:
+        """Adds a line to train.log."""
+        with (self.path / "train.log").open("a") as file:
+            file.write(line + "\n")
+
+    def begin(self, histories: Sequence[History]) -> None:
+        """Writes the curves so far, of the DAGs that have begun."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self.finish(histories)
+        for history in histories:
+            self._add_events(history, range(history.epochs_done + 1))
+
+    def add(self, history: History, epoch: int) -> None:
+        """Adds one epoch to curves.csv, to the log and to TensorBoard."""
+        with self.curves.open("a", newline="") as file:
+            csv.DictWriter(file, fieldnames=FIELDS).writerows(history.rows([epoch]))
+        self._add_events(history, [epoch])
+        means = {part: history.of(part, "loss")[epoch].mean() for part in PARTS}
+        hits = {part: history.of(part, "accuracy")[epoch].mean() for part in PARTS}
+        numbers = ", ".join(f"{part} loss {means[part]:.4g} accuracy {hits[part]:.2%}" for part in PARTS)
+        self.log(f"{history.name} epoch {epoch}/{len(history.learning_rates)}: {numbers}")
+
+    def finish(self, histories: Sequence[History]) -> None:
+        """Writes curves.csv whole."""
+        with output_file(self.curves, overwrite=True) as path:
+            write_csv(histories, path)
+
+    def close(self) -> None:
+        """Ends the TensorBoard events."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _add_events(self, history: History, epochs: Sequence[int]) -> None:
+        from tensorboardX import SummaryWriter
+
+        for s, seed in enumerate(history.seeds):
+            if (history.name, s) not in self._writers:
+                folder = self.path / "tensorboard" / self._folders[history.name] / f"seed-{seed}"
+                self._writers[history.name, s] = SummaryWriter(str(folder))
+            writer = self._writers[history.name, s]
+            for epoch in epochs:
+                for i, part in enumerate(PARTS):
+                    for j, metric in enumerate(METRICS):
+                        writer.add_scalar(f"{metric}/{part}", float(history.values[epoch, i, j, s]), epoch)
+                if epoch:
+                    writer.add_scalar("learning_rate", float(history.learning_rates[epoch - 1]), epoch)
+            writer.flush()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the configuration of the run in a folder.
+
+    Raises:
+      CheckpointError: There is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        if not {"dags", "recipe", "seeds", "data"} <= set(config):
+            raise ValueError("a configuration of something else")
+    except (OSError, ValueError, TypeError) as error:
+        reason = "none" if isinstance(error, FileNotFoundError) else str(error)
+        raise CheckpointError(
+            f"Expected {path / CONFIG} to describe a run to go on with, got {reason}; leave out --resume to start one"
+        ) from error
+    return config
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raises a `CheckpointError` where a run to resume was another one.
+
+    More epochs are allowed where the learning rate does not depend on their number.
+    """
+    recipe = before["recipe"]
+    for name, value in now["recipe"].items():
+        grows = name == "epochs" and recipe.get("schedule") == "constant" and value >= recipe.get(name, value)
+        if recipe.get(name) != value and not grows:
+            remedy = (
+                "resume with as many, or with more under a constant schedule" if name == "epochs" else "resume with that"
+            )
+            raise CheckpointError(
+                f"Expected the run in {path} to have {name} {value!r}, got {recipe.get(name)!r}; {remedy}, or choose "
+                "another --out"
+            )
+    for name in ("dags", "seeds", "data"):
+        if before[name] != now[name]:
+            raise CheckpointError(
+                f"Expected the run in {path} to have {name} {_short(now[name])}, got {_short(before[name])}; resume "
+                "with those, or choose another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
