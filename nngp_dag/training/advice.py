@@ -47,7 +47,7 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
         x if recipe.conv is not None else x.reshape(len(x), -1),
         layer=recipe.layer,
         aggregation=recipe.aggregation,
-        image_readout=recipe.image_readout,
+        image_readout="flatten" if recipe.conv is None else recipe.image_readout,
         parameterisation=recipe.parameterisation,
         width=recipe.width if recipe.parameterisation == "standard" else None,
         get="ntk",

@@ -98,9 +98,7 @@ def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
     document = describe(folder)
     with _readable(folder):
         leaves, structure = jax.tree.flatten(like)
-        abstract = {
-            name: np.empty(leaf.shape, leaf.dtype) for name, leaf in zip(_names(like), leaves, strict=True)
-        }
+        abstract = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in zip(_names(like), leaves, strict=True)}
         with _manager(folder, read_only=True) as manager:
             arrays = manager.restore(
                 document["epoch"], args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))

@@ -1,4 +1,4 @@
-"""One DAG's training as two compiled programs: the start of all seeds, and one epoch of all seeds."""
+"""One DAG's training as compiled programs: an epoch of all seeds, and their evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from nngp_dag.data import Part, Splits
+from nngp_dag.data import Splits
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import as_stateful_functions
@@ -21,7 +21,8 @@ from nngp_dag.training.recipe import Recipe
 # Examples that are evaluated at once.
 _EVALUATION_BATCH = 1000
 
-Device = dict[str, Part]
+# Inputs and labels of every part, on the device.
+Device = dict[str, tuple[Array, Array]]
 
 
 class State(NamedTuple):
@@ -88,8 +89,7 @@ class Program:
         self._init, self._apply = as_stateful_functions(self._create)
         self._optimiser = recipe.optimiser(self.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(data))
-        self._start: Callable[..., Any] | None = None
-        self._epoch: Callable[..., Any] | None = None
+        self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     @property
     def abstract_network(self) -> nnx.Module:
@@ -98,32 +98,22 @@ class Program:
 
     @property
     def abstract_state(self) -> tuple[State, Best]:
-        """Shapes and dtypes of what `start` returns."""
-        state, best, _ = jax.eval_shape(self._start_all, self._keys(), self._device)
-        return state, best
+        """Shapes and dtypes of the states that `draw` returns."""
+        return jax.eval_shape(self._draw, self._keys(range(self.num_seeds)))
 
     def compile(self) -> None:
-        """Compiles both programs; training does so itself if nobody has."""
-        if self._epoch is None:
+        """Compiles both programs; whoever needs them first does so, if nobody has."""
+        if self._compiled is None:
             state, best = self.abstract_state
-            self._start = jax.jit(self._start_all).lower(self._keys(), self._device).compile()
+            keys, epoch = self._keys(range(self.num_seeds)), jax.ShapeDtypeStruct((), jnp.int32)
+            evaluate = jax.jit(self._evaluate_all).lower(state.params, state.stats, self._device).compile()
             # The old state is given up to the new one, so that memory holds one of each.
-            self._epoch = (
-                jax.jit(self._run_epoch, donate_argnums=(0, 1))
-                .lower(state, best, self._keys(), jax.ShapeDtypeStruct((), jnp.int32), self._device)
-                .compile()
-            )
+            train = jax.jit(self._run_epoch, donate_argnums=(0, 1))
+            self._compiled = evaluate, train.lower(state, best, keys, epoch, self._device).compile()
 
-    def start(self, seeds: Sequence[int], data: Device) -> tuple[State, Best, np.ndarray]:
-        """Draws the networks of all seeds.
-
-        Returns:
-          The state, the best state (none yet) and the metrics before training, (3 parts, 3 metrics, S).
-        """
-        self.compile()
-        assert self._start is not None
-        state, best, metrics = self._start(self._keys(seeds), data)
-        return state, best, np.asarray(metrics, np.float64)
+    def draw(self, seeds: Sequence[int]) -> tuple[State, Best]:
+        """Draws the networks of all seeds; there is no best state yet."""
+        return self._draw(self._keys(seeds))
 
     def run_epoch(
         self, state: State, best: Best, seeds: Sequence[int], epoch: int, data: Device
@@ -133,7 +123,7 @@ class Program:
         Args:
           state: The state after the epoch before.
           best: The best one so far.
-          seeds: As in `start`.
+          seeds: As in `draw`.
           epoch: The epoch's number, counted from 1.
           data: The parts, `on_device`.
 
@@ -141,16 +131,31 @@ class Program:
           Both states, the metrics, (3 parts, 3 metrics, S), and the loss of every batch before its update, (steps, S).
         """
         self.compile()
-        assert self._epoch is not None
-        state, best, metrics, losses = self._epoch(state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
+        assert self._compiled is not None
+        outputs = self._compiled[1](state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
+        state, best, metrics, losses = outputs
         return state, best, np.asarray(metrics, np.float64), np.asarray(losses)
 
     def evaluate(self, params: Params, stats: nnx.State, data: Device) -> np.ndarray:
         """Returns the metrics of networks, (3 parts, 3 metrics, S)."""
-        return np.asarray(jax.jit(self._evaluate_all)(params, stats, data), np.float64)
+        self.compile()
+        assert self._compiled is not None
+        return np.asarray(self._compiled[0](params, stats, data), np.float64)
 
-    def _keys(self, seeds: Sequence[int] | None = None) -> Key[Array, " seeds"]:
-        return jnp.stack([jax.random.key(seed) for seed in (range(self.num_seeds) if seeds is None else seeds)])
+    def _keys(self, seeds: Sequence[int]) -> Key[Array, " seeds"]:
+        return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+    def _draw(self, keys: Key[Array, " seeds"]) -> tuple[State, Best]:
+        # One operation at a time: these are compiled once for all DAGs, and a program of all would take seconds each.
+        drawn = [self._init(jax.random.split(key)[0]) for key in keys]
+        params, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+        best = Best(
+            jax.tree.map(jnp.copy, params),
+            jax.tree.map(jnp.copy, stats),
+            jnp.full(self.num_seeds, -1, jnp.float32),
+            jnp.zeros(self.num_seeds, jnp.int32),
+        )
+        return State(params, stats, jax.vmap(self._optimiser.init)(params)), best
 
     def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
         """Maps over the leading axis. One seed goes without vmap, whose batched products are slower by a third."""
@@ -158,15 +163,6 @@ class Program:
             return jax.vmap(lambda *a: function(*a, data))(*arguments)
         outputs = function(*jax.tree.map(lambda a: a[0], arguments), data)
         return jax.tree.map(lambda a: a[None], outputs)
-
-    def _start_all(self, keys: Key[Array, " seeds"], data: Device) -> tuple[State, Best, Array]:
-        def start(key: Array, data: Device) -> tuple[State, Best, Array]:
-            params, stats = self._init(jax.random.split(key)[0])
-            best = Best(params, stats, jnp.float32(-1), jnp.int32(0))
-            return State(params, stats, self._optimiser.init(params)), best, self._evaluate(params, stats, data)
-
-        state, best, metrics = self._over_seeds(start, keys, data=data)
-        return state, best, jnp.moveaxis(metrics, 0, -1)
 
     def _run_epoch(
         self, state: State, best: Best, keys: Key[Array, " seeds"], epoch: Int[Array, ""], data: Device
@@ -208,8 +204,7 @@ class Program:
             seen = self._sums(outputs, targets, loss * len(targets))
             return (State(params, stats, optimiser), jax.tree.map(jnp.add, sums, seen)), loss
 
-        zeros = (jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes))
-        carry, losses = jax.lax.scan(step, (state, zeros), order[:whole].reshape(-1, batch_size))
+        carry, losses = jax.lax.scan(step, (state, self._no_sums), order[:whole].reshape(-1, batch_size))
         if whole < self.num_examples:
             carry, last = step(carry, order[whole:])
             losses = jnp.append(losses, last)
@@ -222,28 +217,32 @@ class Program:
         """Returns the metrics of one network, (3 parts, 3 metrics)."""
 
         def of(x: Array, labels: Array) -> Array:
-            def add(sums: tuple[Array, ...], batch: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
-                outputs, _ = self._apply(params, stats, batch[0])
-                seen = self._sums(outputs, batch[1], self.recipe.losses(outputs, batch[1]).sum())
+            def add(sums: tuple[Array, ...], block: Int[Array, " b"]) -> tuple[tuple[Array, ...], None]:
+                # The last block is filled up with examples that do not count.
+                counts, block = block < len(x), jnp.minimum(block, len(x) - 1)
+                outputs, _ = self._apply(params, stats, x[block])
+                losses = self.recipe.losses(outputs, labels[block])
+                seen = self._sums(outputs, labels[block], jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen), None
 
             size = min(_EVALUATION_BATCH, len(x))
-            whole = len(x) // size * size
-            sums = (jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes))
-            blocks = (x[:whole].reshape(-1, size, *x.shape[1:]), labels[:whole].reshape(-1, size))
-            sums, _ = jax.lax.scan(add, sums, blocks)
-            if whole < len(x):
-                sums, _ = add(sums, (x[whole:], labels[whole:]))
+            blocks = jnp.arange(-(-len(x) // size) * size).reshape(-1, size)
+            sums, _ = jax.lax.scan(add, self._no_sums, blocks)
             return _metrics(*sums)
 
         return jnp.stack(
             [jnp.zeros(len(METRICS)) if skip_train and part == "train" else of(*data[part]) for part in PARTS]
         )
 
-    def _sums(self, outputs: Array, labels: Array, loss: Array) -> tuple[Array, Array, Array]:
-        hits = (outputs.argmax(axis=-1) == labels).astype(jnp.float32)
+    @property
+    def _no_sums(self) -> tuple[Array, Array, Array]:
+        return jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes)
+
+    def _sums(self, outputs: Array, labels: Array, loss: Array, counts: Array | float = 1.0) -> tuple[Array, ...]:
+        """Returns the summed loss, hits per class, and examples per class."""
+        hits = (outputs.argmax(axis=-1) == labels) * jnp.float32(1)
         zeros = jnp.zeros(self.num_classes)
-        return loss, zeros.at[labels].add(hits), zeros.at[labels].add(1.0)
+        return loss, zeros.at[labels].add(hits * counts), zeros.at[labels].add(counts * jnp.ones(len(labels)))
 
 
 def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
@@ -253,10 +252,9 @@ def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[A
     return jnp.stack([loss / examples.sum(), hits.sum() / examples.sum(), of_class.sum() / occurs])
 
 
-def on_device(data: Splits) -> dict[str, Part]:
+def on_device(data: Splits) -> Device:
     """Puts the parts of a data set on the device, once for all DAGs."""
-
-    def put(array: Shaped[np.ndarray, "..."]) -> Array:
-        return jnp.asarray(array, jnp.float32 if array.dtype.kind == "f" else jnp.int32)
-
-    return {name: Part(*map(put, part)) for name, part in data.parts.items()}  # type: ignore[arg-type]
+    return {
+        name: (jnp.asarray(part.x, jnp.float32), jnp.asarray(part.labels, jnp.int32))
+        for name, part in data.parts.items()
+    }

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -132,8 +133,8 @@ class Recipe:
             )
         if self.conv is not None and len(input_shape) != 3:
             raise InputError(
-                f"Expected images (height, width, channels) for `conv`, got inputs of shape {input_shape}; leave `conv` "
-                "out or choose another data set"
+                f"Expected images (height, width, channels) for `conv`, got inputs of shape {input_shape}; leave "
+                "`conv` out or choose another data set"
             )
         return DagNet(
             dag,
@@ -143,7 +144,7 @@ class Recipe:
             layer=self.layer,
             aggregation=self.aggregation,
             image_shape=None if self.conv is None else input_shape[:2],
-            image_readout=self.image_readout,
+            image_readout="flatten" if self.conv is None else self.image_readout,
             parameterisation=self.parameterisation,
             batch_norm=self.batch_norm,
             rngs=rngs,
@@ -168,6 +169,10 @@ class Recipe:
 
         return rate
 
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Returns the learning rate of the step that follows `step` others."""
+        return np.asarray(self.learning_rates(steps_per_epoch)(jnp.asarray(step))).item()
+
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that makes updates of gradients."""
         return optax.chain(
@@ -190,5 +195,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
         """Returns the recipe that `as_dict` described."""
-        milestones = fields.get("milestones")
-        return cls(**fields | {"milestones": None if milestones is None else tuple(milestones)})
+        choices: dict[str, Any] = dict(fields)
+        if choices.get("milestones") is not None:
+            choices["milestones"] = tuple(choices["milestones"])
+        return cls(**choices)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError
+from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary, summarise
 from nngp_dag.nets.model import Params
@@ -176,6 +175,7 @@ def _train_all(
     with ThreadPoolExecutor(1) as pool:
         compiling: list[Future[None]] = [pool.submit(run.program.compile) for run in runs[:1] if not run.done]
         for i, run in enumerate(runs):
+            run.draw()
             for future in compiling:
                 future.result()
             # The next DAG's program compiles while this one trains.
@@ -215,12 +215,11 @@ class _Run:
     directory: RunDirectory | None
     checkpoint_every: int
     about: Mapping[str, Any]
-    restored: tuple[State, Best] | None = None
+    states: tuple[State, Best] | None = None
 
     def __post_init__(self) -> None:
         steps, epochs = self.program.steps_per_epoch, self.recipe.epochs
-        schedule = self.recipe.learning_rates(steps)
-        rates = np.array([float(schedule(jnp.asarray(epoch * steps))) for epoch in range(epochs)])
+        rates = np.array([self.recipe.learning_rate_at(epoch * steps, steps) for epoch in range(epochs)])
         values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
         self.history = History(self.name, tuple(self.seeds), steps, rates, values)
 
@@ -249,16 +248,20 @@ class _Run:
         (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
         found, _ = checkpoints.restore(best, abstract_best)
         self.history.values[: len(values)] = values
-        self.restored = state, found
+        self.states = state, found
+
+    def draw(self) -> None:
+        """Draws the networks, where no checkpoint holds them."""
+        if self.states is None:
+            self.states = self.program.draw(self.seeds)
 
     def train(self, device: Device, on_progress: Progress | None) -> tuple[State, Best]:
         """Trains whatever epochs are left."""
-        if self.restored is None:
-            state, best, metrics = self.program.start(self.seeds, device)
-            self._record(0, metrics)
-        else:
-            state, best = self.restored
-            self.restored = None
+        assert self.states is not None
+        # Given up, since an epoch uses up the states that it starts from.
+        (state, best), self.states = self.states, None
+        if not self.started:
+            self._record(0, self.program.evaluate(state.params, state.stats, device))
         epochs = self.recipe.epochs
         done = self.history.epochs_done
         if on_progress is not None:
@@ -305,7 +308,7 @@ class _Run:
     def _stop(self, epoch: int, losses: np.ndarray) -> None:
         step_in_epoch, seed = (int(i[0]) for i in np.nonzero(~np.isfinite(losses)))
         step = (epoch - 1) * self.program.steps_per_epoch + step_in_epoch
-        rate = float(self.recipe.learning_rates(self.program.steps_per_epoch)(jnp.asarray(step)))
+        rate = self.recipe.learning_rate_at(step, self.program.steps_per_epoch)
         try:
             stable = stable_learning_rate(self.dag, self.recipe, self.data)
             advice = (
@@ -313,7 +316,7 @@ class _Run:
                 if stable is None
                 else f"the kernel's largest stable rate is {stable:.3g}: lower --lr below it"
             )
-        except NngpDagError:
+        except GraphError:
             advice = "this network has no closed-form kernel to say which rate is stable: lower --lr"
         message = (
             f"Expected the loss to stay finite, got {losses[step_in_epoch, seed]} at step {step} (epoch {epoch}) of "

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.report import output_file
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
@@ -57,14 +56,10 @@ class RunDirectory:
           OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be written.
           CheckpointError: There is nothing to resume, or it was another run.
         """
+        check_free(self.path, resume=resume, overwrite=overwrite)
         if resume:
             check_same(read_config(self.path), config, self.path)
-        elif self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
-            if not overwrite:
-                raise OutputError(
-                    f"Expected the output directory {self.path} to be new or empty, got an existing one; pass --resume "
-                    "to go on with its run, --overwrite to replace it, or choose another --out"
-                )
+        elif overwrite:
             for kind in ("checkpoints", "tensorboard"):
                 shutil.rmtree(self.path / kind, ignore_errors=True)
             for file in (CONFIG, "train.log", "curves.csv", "curves.png"):
@@ -125,6 +120,19 @@ class RunDirectory:
             writer.flush()
 
 
+def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises an `OutputError` where a new run would meet an old one, and reads nothing."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another --out")
+    # Hidden files are what a killed process may leave.
+    occupied = path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir())
+    if occupied and not resume and not overwrite:
+        raise OutputError(
+            f"Expected the output directory {path} to be new or empty, got an existing one; pass --resume to go on "
+            "with its run, --overwrite to replace it, or choose another --out"
+        )
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the configuration of the run in a folder.
 
@@ -153,7 +161,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
         grows = name == "epochs" and recipe.get("schedule") == "constant" and value >= recipe.get(name, value)
         if recipe.get(name) != value and not grows:
             remedy = (
-                "resume with as many, or with more under a constant schedule" if name == "epochs" else "resume with that"
+                "resume with as many, or with more under a constant schedule"
+                if name == "epochs"
+                else "resume with that"
             )
             raise CheckpointError(
                 f"Expected the run in {path} to have {name} {value!r}, got {recipe.get(name)!r}; {remedy}, or choose "
@@ -170,5 +180,3 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 300 else text[:297] + "..."
-
-
