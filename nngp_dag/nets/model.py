@@ -279,7 +279,8 @@ def as_stateful_functions(
         return params, stats
 
     def apply(params: Params, stats: nnx.State, x: Inputs, training: bool = False) -> tuple[Any, nnx.State]:
-        model = nnx.merge(graphdef, params, stats)
+        # Copied, or running averages could not be written under a transformation.
+        model = nnx.merge(graphdef, params, stats, copy=True)
         model.train() if training else model.eval()
         outputs = model(jax.tree.map(jnp.asarray, x))
         return outputs, nnx.state(model, nnx.BatchStat)
