@@ -1,0 +1,231 @@
+"""Figure 3 of Chen et al. (2022): three graphs trained on MNIST and CIFAR-10, and what their kernels predict.
+
+The networks of DAG#1, DAG#2 and DAG#3, of width 1024, train by SGD at learning rate 1e-5 with batches of 128, cross
+entropy, several seeds each. Beside them stand the infinitely wide, linearised networks under the same SGD
+(`nngp_dag.linearised_sgd`, in the standard parameterisation at that width), which know the kernels alone. Reported are
+training loss and accuracy against epochs, the epochs to reach a training accuracy of 50 % (interpolated; mean and
+standard deviation over seeds), and the loss relative to its start: the graphs start at different losses, so that rates
+compare where losses do not. The kernels hold N x N numbers, so the prediction is made where --subset is at most 16,000.
+
+    small, for CI:  python experiments/figure3.py --datasets digits --width 64 --subset 256 --epochs 3 --seeds 2 --lr 1e-3
+    on a CPU:       python experiments/figure3.py --data-dir DIR --subset 12800 --held-out 1000 --epochs 64 --seeds 3
+    on a GPU:       python experiments/figure3.py --data-dir DIR --epochs 1000 --seeds 5
+
+The second takes about an hour on two cores, the third is the paper's setting: all training images. Interrupted, the
+same command goes on where it was. Writes OUT.json, OUT.csv (the curves), OUT.png, and checkpoints to OUT-runs/.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import nngp_dag as nd
+from nngp_dag.graph import zoo
+
+# Okabe and Ito's palette.
+COLOURS = ("#0072B2", "#E69F00", "#009E73")
+_MOST_INPUTS = 16_000
+
+
+def predict(dag: nd.Dag, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearisedRuns:
+    """Returns learning curves of the infinitely wide, linearised network under the recipe's SGD."""
+    x = data.train.x.reshape(len(data.train.x), -1)
+    k = nd.kernel(dag, x, layer=recipe.layer, parameterisation="standard", width=recipe.width)
+    return nd.linearised_sgd(
+        k,
+        data.train.labels,
+        recipe.learning_rate,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        num_classes=data.num_classes,
+        draws=draws,
+    )
+
+
+def summarise(name: str, dataset: str, dag: nd.Dag, losses: np.ndarray, times: np.ndarray, kind: str) -> dict[str, Any]:
+    """Returns one row: where the loss starts and ends, and the epochs to the threshold, over seeds or draws."""
+    reached = np.isfinite(times)
+    share = losses[-1] / losses[0]
+    return {
+        "dataset": dataset,
+        "dag": name,
+        "code": str(dag),
+        "kind": kind,
+        "networks": losses.shape[1],
+        "loss_start": float(losses[0].mean()),
+        "loss_end": float(losses[-1].mean()),
+        "share_left": float(share.mean()),
+        "share_left_std": _std(share),
+        "reached": int(reached.sum()),
+        "epochs_to_threshold": float(times.mean()) if reached.all() else None,
+        "epochs_to_threshold_std": _std(times) if reached.all() else None,
+    }
+
+
+def _std(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def epochs_to(curves: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns when each of several accuracy curves, (points, networks), first reaches the threshold; NaN if never."""
+    values = np.full((len(curves), 3, 3, curves.shape[1]), np.nan)
+    values[:, 0, 0], values[:, 0, 1] = 0, curves
+    return nd.training.History("", tuple(range(curves.shape[1])), 1, np.ones(len(curves) - 1), values).epochs_to(
+        threshold
+    )
+
+
+def draw(curves: dict[str, dict[str, dict[str, np.ndarray]]], rows: list[dict[str, Any]], threshold: float, title: str,
+         path: Path) -> None:  # fmt: skip
+    """Draws loss, share of the initial loss, and accuracy against epochs, and the epochs to the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(19, 1.2 + 4.6 * len(curves)), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    axes = figure.subplots(len(curves), 4, squeeze=False)
+    for panels, (dataset, of_dags) in zip(axes, curves.items(), strict=True):
+        for (name, found), colour in zip(of_dags.items(), COLOURS, strict=False):
+            for kind, style in (("measured", "-"), ("predicted", "--")):
+                if f"{kind}_loss" not in found:
+                    continue
+                loss, accuracy = found[f"{kind}_loss"], found[f"{kind}_accuracy"]
+                for panel, values in zip(panels, (loss, loss / loss[0], accuracy), strict=False):
+                    epochs = np.arange(len(values))
+                    panel.plot(epochs, values.mean(axis=1), style, color=colour, linewidth=1.8, label=f"{name} {kind}")
+                    if kind == "measured":
+                        low, high = values.min(axis=1), values.max(axis=1)
+                        panel.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+        panels[2].axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
+        for panel, label in zip(
+            panels, ("training loss", "training loss / its start", "training accuracy"), strict=False
+        ):
+            panel.set_xlabel("epoch")
+            panel.set_ylabel(f"{dataset}: {label}")
+            panel.grid(True, alpha=0.3)
+        _bars(panels[3], [row for row in rows if row["dataset"] == dataset], threshold)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
+    names = list(dict.fromkeys(row["dag"] for row in rows))
+    for i, name in enumerate(names):
+        for kind, shift, hatch in (("measured", -0.2, ""), ("predicted", 0.2, "//")):
+            row = next((row for row in rows if row["dag"] == name and row["kind"] == kind), None)
+            if row is None:
+                continue
+            if row["epochs_to_threshold"] is None:
+                panel.text(i + shift, 0, "not\nreached", ha="center", va="bottom", fontsize=8)
+                continue
+            panel.bar(i + shift, row["epochs_to_threshold"], 0.36, yerr=row["epochs_to_threshold_std"], capsize=4,
+                      color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
+            panel.text(i + shift, 0, kind, ha="center", va="bottom", fontsize=8, rotation=90)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_ylabel(f"epochs to {threshold:.0%} training accuracy")
+    panel.grid(True, axis="y", alpha=0.3)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=["mnist", "cifar10"])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--subset", type=int, help="training images; by default the whole training part")
+    parser.add_argument("--held-out", type=int, help="images to validate and to test on; by default all there are")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=5, help="initialisations of the predicted curves")
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"))
+    options = parser.parse_args(arguments)
+
+    recipe = nd.Recipe(
+        width=options.width, epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.lr
+    )
+    dags = {name: zoo.named(name) for name in zoo.FIGURE3}
+    curves: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    rows: list[dict[str, Any]] = []
+    statements = {}
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        for dataset in options.datasets:
+            data = nd.data.load_splits(dataset, subset=options.subset, data_dir=options.data_dir)
+            if options.held_out is not None:
+                fewer = (nd.data.Part(*(a[: options.held_out] for a in part)) for part in (data.validation, data.test))
+                data = dataclasses.replace(data, **dict(zip(("validation", "test"), fewer, strict=True)), source={})
+            statements[dataset] = data.statement
+            tasks = {name: bars.add_task(f"{dataset} {name}", total=options.epochs) for name in dags}
+            out = options.out.parent / f"{options.out.name}-runs" / dataset
+            runs = nd.train(
+                dags,
+                data,
+                recipe,
+                seeds=options.seeds,
+                out=out,
+                resume=(out / "config.json").exists(),
+                on_progress=lambda name, done, _, tasks=tasks: bars.update(tasks[name], completed=done),
+            )
+            curves[dataset] = {}
+            for run in runs:
+                loss, accuracy = run.history.of("train", "loss"), run.history.of("train", "accuracy")
+                found = {"measured_loss": loss, "measured_accuracy": accuracy}
+                times = run.history.epochs_to(options.threshold)
+                rows.append(summarise(run.name, dataset, run.dag, loss, times, "measured"))
+                if len(data.train.labels) <= _MOST_INPUTS:
+                    bars.console.print(f"predicting {dataset} {run.name}")
+                    predicted = predict(run.dag, data, recipe, options.draws)
+                    found |= {"predicted_loss": predicted.losses, "predicted_accuracy": predicted.accuracies}
+                    times = epochs_to(predicted.accuracies, options.threshold)
+                    rows.append(summarise(run.name, dataset, run.dag, predicted.losses, times, "predicted"))
+                curves[dataset][run.name] = found
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {**recipe.as_dict(), "seeds": options.seeds, "draws": options.draws, "threshold": options.threshold}
+    from nngp_dag.report.environment import environment
+
+    document = {"settings": settings, "data": statements, "environment": environment(), "rows": rows}
+    options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+    with options.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "dag", "kind", "network", "epoch", "train_loss", "train_accuracy"])
+        for dataset, of_dags in curves.items():
+            for name, found in of_dags.items():
+                for kind in ("measured", "predicted"):
+                    if f"{kind}_loss" not in found:
+                        continue
+                    for epoch, (losses, hits) in enumerate(
+                        zip(found[f"{kind}_loss"], found[f"{kind}_accuracy"], strict=True)
+                    ):
+                        for network, (loss, hit) in enumerate(zip(losses, hits, strict=True)):
+                            writer.writerow([dataset, name, kind, network, epoch, f"{loss:.6g}", f"{hit:.6g}"])
+    title = f"Width {options.width}, SGD {options.lr:g}, batches of {options.batch_size}, cross entropy, {options.seeds} seeds"
+    draw(curves, rows, options.threshold, title, options.out.with_suffix(".png"))
+
+    console = Console()
+    table = Table(title=f"{title}, after {options.epochs} epochs", title_justify="left")
+    for heading in ("data", "DAG", "", "loss at start", "at end", "share left", f"epochs to {options.threshold:.0%}"):
+        table.add_column(heading)
+    for row in rows:
+        spread = "" if row["epochs_to_threshold_std"] is None else f" ± {row['epochs_to_threshold_std']:.1f}"
+        time = "not reached" if row["epochs_to_threshold"] is None else f"{row['epochs_to_threshold']:.1f}{spread}"
+        share = f"{row['share_left']:.3f}"
+        table.add_row(row["dataset"], row["dag"], row["kind"], f"{row['loss_start']:.3f}", f"{row['loss_end']:.3f}",
+                      share, time)  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

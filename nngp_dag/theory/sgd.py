@@ -1,0 +1,184 @@
+"""Stochastic gradient descent at infinite width: the kernel's own learning curves, for either loss."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+
+from nngp_dag.errors import InputError
+from nngp_dag.kernels import Kernel
+from nngp_dag.theory.symmetric import check_symmetric, symmetric_part
+
+LOSSES = ("cross-entropy", "squared")
+
+
+@dataclass(frozen=True, eq=False)
+class LinearisedRuns:
+    """What D draws of an infinitely wide, linearised network do on their training data, epoch by epoch.
+
+    Attributes:
+      losses: Mean loss of an example, (E + 1, D). Entry 0 is before training; the others are running means over the
+        batches of an epoch, each before its update, as `nngp_dag.train` reports them.
+      accuracies: Share of examples whose largest output is that of their class, likewise.
+    """
+
+    losses: Float[np.ndarray, "points draws"]
+    accuracies: Float[np.ndarray, "points draws"]
+
+
+def linearised_sgd(
+    k: Kernel,
+    labels: ArrayLike,
+    learning_rate: float,
+    *,
+    batch_size: int,
+    epochs: int,
+    loss: str = "cross-entropy",
+    momentum: float = 0.0,
+    num_classes: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
+) -> LinearisedRuns:
+    """Simulates stochastic gradient descent of the infinitely wide, linearised network on its training data.
+
+    In function space the N x C outputs f are all there is: f(0) ~ N(0, NNGP) independently per column, and a step on
+    the mean loss of a batch b of B examples, with G its gradient in the outputs of b, is
+
+        f <- f - eta m,   m <- mu m + NTK[:, b] G / B,   G = softmax(f_b) - y_b   or   f_b - y_b (squared loss)
+
+    Every epoch draws a new order; its last batch holds what is left. A step costs 2 N B C D operations; memory holds
+    the two kernels and one factor of the NNGP in float64. The steps are taken in the dtype of the kernels. The factor
+    is of NNGP + 16 eps max(NNGP_ii) I, eps that of the kernels: what rounding of their entries leaves open.
+
+    Args:
+      k: The kernel of the training inputs, after the readout, (N, N); of the parameterisation that is trained.
+      labels: Classes, (N,).
+      learning_rate: eta, on the mean loss of a batch.
+      batch_size: B.
+      epochs: Passes over the data, E.
+      loss: Of an example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
+      momentum: mu, in [0, 1).
+      num_classes: Number of outputs C; by default the largest label + 1.
+      draws: Number D of initialisations, each with its own order of batches.
+      seed: Of both.
+
+    Returns:
+      `LinearisedRuns`.
+
+    Raises:
+      InputError: Shapes do not match, an option is out of range, the NNGP is not positive definite, or the outputs do
+        not stay finite: `learning_rate` is too large.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> data = nd.data.load_splits("digits", subset=200).train
+      >>> k = nd.kernel(nd.Dag.from_code("2_12"), data.x.reshape(200, -1), b_std=0.0)
+      >>> runs = linearised_sgd(k, data.labels, 0.1, batch_size=50, epochs=5, draws=3)
+      >>> runs.losses.shape, bool((runs.losses[-1] < runs.losses[0]).all())
+      ((6, 3), True)
+
+    Reference: Lee et al., NeurIPS 2019, Sections 2.2 and 2.3 (linearised training, also under other losses).
+    """
+    nngp, ntk = check_symmetric("k.nngp", k.nngp), check_symmetric("k.ntk", k.ntk)
+    classes = np.asarray(labels)
+    if classes.shape != (len(ntk),) or not np.issubdtype(classes.dtype, np.integer):
+        raise InputError(f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}")
+    columns = int(classes.max()) + 1 if num_classes is None else num_classes
+    if classes.min() < 0 or classes.max() >= columns:
+        raise InputError(f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}")
+    if not 1 <= batch_size <= len(ntk):
+        raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}")
+    if epochs < 1 or draws < 1:
+        raise InputError(f"Expected `epochs` and `draws` to be at least 1, got {epochs} and {draws}")
+    if loss not in LOSSES:
+        raise InputError(f"Expected `loss` to be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
+    if not (np.isfinite(learning_rate) and learning_rate > 0 and 0 <= momentum < 1):
+        raise InputError(
+            f"Expected `learning_rate` finite and above 0 and `momentum` in [0, 1), got {learning_rate} and {momentum}"
+        )
+    start = _draw(nngp, draws * columns, seed).reshape(len(ntk), draws, columns)
+    with jax.enable_x64(ntk.dtype == np.float64):
+        carry = jnp.asarray(start, ntk.dtype), jnp.zeros(start.shape, ntk.dtype)
+        fixed = jnp.asarray(ntk), jnp.asarray(classes, jnp.int32)
+        losses, hits = [], []
+        step_sizes = jnp.asarray([learning_rate, momentum], ntk.dtype)
+        values = _measure(carry[0], fixed[1], loss)
+        for epoch in range(epochs + 1):
+            if epoch:
+                key = jax.random.fold_in(jax.random.key(seed), epoch)
+                carry, values = _epoch(carry, *fixed, key, step_sizes, batch_size=batch_size, loss=loss)
+            losses.append(np.asarray(values[0], np.float64) / len(ntk))
+            hits.append(np.asarray(values[1], np.float64) / len(ntk))
+            if not np.isfinite(losses[-1]).all():
+                raise InputError(
+                    f"Expected the loss to stay finite, got {losses[-1].max()} in epoch {epoch}; lower `learning_rate`"
+                )
+    return LinearisedRuns(np.stack(losses), np.stack(hits))
+
+
+def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
+    """Returns independent columns of N(0, NNGP), (N, columns)."""
+    factor = symmetric_part(nngp)
+    factor[np.diag_indices_from(factor)] += 16 * np.finfo(nngp.dtype).eps * factor.diagonal().max()
+    try:
+        factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError as error:
+        raise InputError(f"Expected `k.nngp` to be positive definite, got one that is not: {error}") from None
+    return factor @ np.random.default_rng(seed).standard_normal((len(nngp), columns))
+
+
+def _measure(f: Float[Array, "b d c"], labels: Int[Array, " b"], loss: str) -> tuple[Array, Array]:
+    """Returns summed loss and number of hits, (D,) each."""
+    if loss == "cross-entropy":
+        values = jax.nn.logsumexp(f, axis=-1) - _own(f, labels)
+    else:
+        values = 0.5 * (jnp.sum(f**2, axis=-1) - 2 * _own(f, labels) + 1)
+    hits = f.argmax(axis=-1) == labels[:, None]
+    return values.sum(axis=0), hits.sum(axis=0, dtype=jnp.int32)
+
+
+def _own(f: Float[Array, "b d c"], labels: Int[Array, " b"]) -> Float[Array, "b d"]:
+    return jnp.take_along_axis(f, labels[:, None, None], axis=-1)[..., 0]
+
+
+@partial(jax.jit, static_argnames=("batch_size", "loss"), donate_argnums=0)
+def _epoch(
+    carry: tuple[Array, Array],
+    ntk: Float[Array, "n n"],
+    labels: Int[Array, " n"],
+    key: Key[Array, ""],
+    step_sizes: Float[Array, " 2"],
+    *,
+    batch_size: int,
+    loss: str,
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Takes the steps of one epoch; returns summed losses and hits, each batch before its update."""
+    n, draws, columns = carry[0].shape
+    orders = jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(key, draws))
+    targets = jax.nn.one_hot(labels, columns, dtype=ntk.dtype)
+
+    def step(carry: tuple[Array, ...], batch: Int[Array, "d b"]) -> tuple[tuple[Array, ...], None]:
+        f, velocity, losses, hits = carry
+
+        def of_draw(f: Float[Array, "n c"], batch: Int[Array, " b"]) -> tuple[Array, Array, Array]:
+            seen = f[batch]
+            outputs = jax.nn.softmax(seen) if loss == "cross-entropy" else seen
+            direction = jnp.matmul(ntk[batch].T, outputs - targets[batch], precision="highest") / len(batch)
+            value, hit = _measure(seen[:, None], labels[batch], loss)
+            return direction, value[0], hit[0]
+
+        direction, value, hit = jax.vmap(of_draw, in_axes=(1, 0), out_axes=(1, 0, 0))(f, batch)
+        velocity = step_sizes[1] * velocity + direction
+        return (f - step_sizes[0] * velocity, velocity, losses + value, hits + hit), None
+
+    whole = n // batch_size * batch_size
+    batches = jnp.moveaxis(orders[:, :whole].reshape(draws, -1, batch_size), 1, 0)
+    start = (*carry, jnp.zeros(draws, ntk.dtype), jnp.zeros(draws, jnp.int32))
+    end, _ = jax.lax.scan(step, start, batches)
+    if whole < n:
+        end, _ = step(end, orders[:, whole:])
+    return end[:2], end[2:]

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+import nngp_dag as nd
+from nngp_dag.errors import InputError
+
+N, CLASSES = 24, 3
+RNG = np.random.default_rng(0)
+X = nd.data.scale_to_sphere(RNG.normal(size=(N, 6)))
+LABELS = RNG.integers(0, CLASSES, N)
+DAG = nd.Dag.from_code("2_21")
+K = nd.kernel(DAG, X)
+
+
+def run(k=K, learning_rate=0.2, **options):
+    options = {"batch_size": N, "epochs": 6, "num_classes": CLASSES} | options
+    return nd.linearised_sgd(k, LABELS, learning_rate, **options)
+
+
+def test_full_batches_of_squared_loss_follow_the_exact_expectation():
+    # A second derivation: moments in the eigenbasis against draws in function space. The trainer's mean loss is
+    # L / N, so eta of the one is eta N of the other.
+    draws = 6000
+    runs = run(loss="squared", momentum=0.5, draws=draws, learning_rate=0.05)
+    y = np.eye(CLASSES)[LABELS]
+    curve = nd.loss_curve(K, y, 0.05 / N, 6, momentum=0.5)
+    # Entry e + 1 is the loss before update e, entry 0 that at the start.
+    expected, std = curve.mean[:6] / N, curve.std[:6] / N
+    for epoch in range(6):
+        error = 4 * std[epoch] / draws**0.5
+        assert runs.losses[epoch + 1].mean() == pytest.approx(expected[epoch], abs=error)
+        assert error < 0.04 * expected[epoch]
+    np.testing.assert_allclose(runs.losses[0], runs.losses[1], rtol=1e-12)
+
+
+def test_steps_are_those_of_a_plain_loop():
+    # One draw, whole batches: no order to know.
+    runs = run(epochs=3, momentum=0.3, learning_rate=0.4)
+    jitter = 16 * np.finfo(np.float64).eps * K.nngp.diagonal().max()
+    factor = np.linalg.cholesky(np.asarray(K.nngp) + jitter * np.eye(N))
+    f = factor @ np.random.default_rng(0).standard_normal((N, CLASSES))
+    velocity, y = np.zeros_like(f), np.eye(CLASSES)[LABELS]
+    for epoch in range(1, 4):
+        p = np.exp(f) / np.exp(f).sum(axis=1, keepdims=True)
+        assert runs.losses[epoch, 0] == pytest.approx(-np.log(p[range(N), LABELS]).mean(), rel=1e-10)
+        assert runs.accuracies[epoch, 0] == pytest.approx((f.argmax(axis=1) == LABELS).mean())
+        velocity = 0.3 * velocity + np.asarray(K.ntk) @ (p - y) / N
+        f = f - 0.4 * velocity
+
+
+@pytest.mark.slow
+def test_wide_networks_train_as_predicted():
+    # Mini-batches and cross entropy, a remainder in every epoch: against networks of width 512.
+    part = nd.data.Part(X.astype(np.float32), LABELS)
+    data = nd.data.Splits("mine", part, part, part, CLASSES)
+    options = {"batch_size": 10, "epochs": 8}
+    [trained] = nd.train(
+        DAG, data, seeds=16, width=512, parameterisation="ntk", b_std=None, learning_rate=0.2, **options
+    )
+    measured = trained.history.of("train", "loss")
+    predicted = run(draws=400, **options).losses
+    error = np.sqrt(measured.var(axis=1, ddof=1) / 16 + predicted.var(axis=1, ddof=1) / 400)
+    gap = measured.mean(axis=1) - predicted.mean(axis=1)
+    # 4 standard errors, and 1 % for what a width of 512 leaves.
+    assert (np.abs(gap) < 4 * error + 0.01 * predicted.mean(axis=1)).all()
+    assert measured[-1].mean() < 0.5 * measured[0].mean()
+
+
+def test_same_seed_same_bits_and_float32():
+    first, second = run(batch_size=7), run(batch_size=7)
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert not np.array_equal(first.losses, run(batch_size=7, seed=1).losses)
+    single = run(nd.kernel(DAG, X.astype(np.float32)))
+    np.testing.assert_allclose(single.losses, run().losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": N + 1}, "`batch_size` between 1 and the 24"),
+        ({"epochs": 0}, "`epochs` and `draws` to be at least 1, got 0 and 1"),
+        ({"loss": "hinge"}, "`loss` to be one of"),
+        ({"momentum": 1.0}, "`momentum` in"),
+        ({"num_classes": 2}, "`labels` from 0 to 1"),
+        ({"learning_rate": 1e30, "loss": "squared"}, "lower `learning_rate`"),
+        ({"k": nd.Kernel(nngp=-np.eye(N), ntk=np.eye(N))}, "positive definite"),
+        ({"k": nd.Kernel(nngp=np.eye(3), ntk=np.eye(3))}, "`labels` to be 3 integers"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(InputError, match=message):
+        run(**options)
