@@ -7,7 +7,7 @@ training loss and accuracy against epochs, the epochs to reach a training accura
 standard deviation over seeds), and the loss relative to its start: the graphs start at different losses, so that rates
 compare where losses do not. The kernels hold N x N numbers, so the prediction is made where --subset is at most 16,000.
 
-    small, for CI:  python experiments/figure3.py --datasets digits --width 64 --subset 256 --epochs 3 --seeds 2 --lr 1e-3
+    small, for CI:  python experiments/figure3.py --datasets digits --width 64 --subset 256 --epochs 3 --lr 1e-3
     on a CPU:       python experiments/figure3.py --data-dir DIR --subset 12800 --held-out 1000 --epochs 64 --seeds 3
     on a GPU:       python experiments/figure3.py --data-dir DIR --epochs 1000 --seeds 5
 
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     ):
                         for network, (loss, hit) in enumerate(zip(losses, hits, strict=True)):
                             writer.writerow([dataset, name, kind, network, epoch, f"{loss:.6g}", f"{hit:.6g}"])
-    title = f"Width {options.width}, SGD {options.lr:g}, batches of {options.batch_size}, cross entropy, {options.seeds} seeds"
+    title = f"Width {options.width}, SGD {options.lr:g}, batches of {options.batch_size}, {options.seeds} seeds"
     draw(curves, rows, options.threshold, title, options.out.with_suffix(".png"))
 
     console = Console()

@@ -52,10 +52,10 @@ def gaps_at(
     for start in range(0, seeds, at_once):
         chosen = list(range(start, min(seeds, start + at_once)))
         data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": chosen}
-        untrained = nd.nets.train(create, **data, optimiser=optax.sgd(0.0), steps=1)
+        untrained = nd.nets.descend(create, **data, optimiser=optax.sgd(0.0), steps=1)
         f0 = np.asarray(jax.vmap(apply, (0, None))(untrained.params, data["x"]), np.float64)
         del untrained
-        curves = nd.nets.train(create, **data, optimiser=optax.sgd(eta), steps=steps).curve
+        curves = nd.nets.descend(create, **data, optimiser=optax.sgd(eta), steps=steps).curve
         # With no spread at the start, the mean is the exact curve from there.
         found += [curve - nd.expected_loss(from_here, y - f, eta, steps) for curve, f in zip(curves, f0, strict=True)]
     return np.stack(found)

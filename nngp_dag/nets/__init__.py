@@ -1,20 +1,19 @@
-"""Finite networks: flax modules for any DAG, and their training with optax."""
+"""Finite networks: flax modules for any DAG, what they cost, and full-batch descent with optax."""
 
+from nngp_dag.nets.descent import Descent, descend, squared_loss
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet, as_functions, as_stateful_functions
 from nngp_dag.nets.summary import LayerSummary, ModelSummary, summarise
-from nngp_dag.nets.training import TrainResult, cross_entropy, squared_loss, train
 
 __all__ = [
     "DagNet",
+    "Descent",
     "LayerSummary",
     "ModelSummary",
-    "TrainResult",
     "WeightedLayer",
     "as_functions",
     "as_stateful_functions",
-    "cross_entropy",
+    "descend",
     "squared_loss",
     "summarise",
-    "train",
 ]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
 from nngp_dag.kernels import Kernel, kernel
-from nngp_dag.nets import DagNet, train
+from nngp_dag.nets import DagNet, descend
 from nngp_dag.theory import (
     Bracket,
     LossCurve,
@@ -224,7 +224,7 @@ def compare(
                 f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / ntk.lambda_max:.4g} of {name}, got "
                 f"{eta}; gradient descent diverges beyond"
             )
-        run = train(
+        run = descend(
             lambda rngs, dag=dag: DagNet(
                 dag, x.shape[1], y.shape[1], width=width, order=order, parameterisation=parameterisation, rngs=rngs
             ),

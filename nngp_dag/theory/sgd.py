@@ -181,4 +181,5 @@ def _epoch(
     end, _ = jax.lax.scan(step, start, batches)
     if whole < n:
         end, _ = step(end, orders[:, whole:])
-    return end[:2], end[2:]
+    f, velocity, losses, hits = end
+    return (f, velocity), (losses, hits)

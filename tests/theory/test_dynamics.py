@@ -10,7 +10,7 @@ import nngp_dag as nd
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.neural_tangents import neural_tangents as nt
 from nngp_dag.kernels.neural_tangents import stax
-from nngp_dag.nets import DagNet, as_functions, train
+from nngp_dag.nets import DagNet, as_functions, descend
 from nngp_dag.theory import largest_stable_learning_rate, loss_curve, modes
 
 X = np.random.default_rng(0).normal(size=(4, 6))
@@ -452,8 +452,8 @@ def test_networks_follow_the_curve_from_their_own_start():
 
     data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": range(64)}
     _, apply = as_functions(create)
-    f0 = jax.vmap(apply, (0, None))(train(create, **data, optimiser=optax.sgd(0.0), steps=1).params, data["x"])
-    curves = train(create, **data, optimiser=optax.sgd(rate), steps=steps).curve.astype(np.float64)
+    f0 = jax.vmap(apply, (0, None))(descend(create, **data, optimiser=optax.sgd(0.0), steps=1).params, data["x"])
+    curves = descend(create, **data, optimiser=optax.sgd(rate), steps=steps).curve.astype(np.float64)
     still = make_kernel(np.zeros_like(k.nngp), k.ntk)
     exact = [nd.expected_loss(still, y - np.asarray(f, np.float64), rate, steps) for f in f0]
     for factor in (1, 0.95, 1.05):  # the latter two must fail
@@ -477,7 +477,7 @@ def test_trained_networks_have_these_curves(parameterisation, options, steps):
     k = nd.kernel(dag, x, parameterisation=parameterisation, **of_width)
     rate = 0.5 / lambda_max(k)
     curve = loss_curve(k, y, rate, steps, **options)
-    curves = train(
+    curves = descend(
         lambda rngs: DagNet(dag, 5, 2, width=width, parameterisation=parameterisation, rngs=rngs),
         x.astype(np.float32),
         y.astype(np.float32),
@@ -628,7 +628,7 @@ def test_real_networks_diverge_where_the_prediction_does():
     limit = largest_stable_learning_rate(k)
 
     def trained(rate):
-        return train(
+        return descend(
             lambda rngs: DagNet(dag, 5, 1, width=1024, layer=layer, rngs=rngs),
             x.astype(np.float32),
             y.astype(np.float32),

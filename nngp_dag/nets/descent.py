@@ -1,0 +1,126 @@
+"""Full-batch descent of several seeds at once, the finite counterpart of the exact loss curves.
+
+Training on batches of a data set, with checkpoints and evaluation, is `nngp_dag.training`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Float
+
+from nngp_dag.errors import InputError
+from nngp_dag.nets.model import Params, as_functions
+
+Loss = Callable[[Array, Array], Array]
+
+
+def squared_loss(f: Float[Array, "n c"], y: Float[Array, "n c"]) -> Float[Array, ""]:
+    """Returns 0.5 ||y - f||^2, summed over samples and output columns, as the theory has it."""
+    return 0.5 * jnp.sum((f - y) ** 2)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What full-batch descent leaves behind, for S seeds.
+
+    Attributes:
+      curve: Training loss before the first step and after each one, (S, steps + 1).
+      params: The parameters after the last step, every leaf with leading axis S.
+    """
+
+    curve: Float[np.ndarray, "seeds points"]
+    params: Params
+
+
+def descend(
+    create: Callable[[nnx.Rngs], nnx.Module],
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    optimiser: optax.GradientTransformation,
+    steps: int,
+    seeds: Sequence[int],
+    loss: Loss = squared_loss,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Descent:
+    """Trains one model per seed on all data at once, in one vmapped program whose steps run inside `lax.scan`.
+
+    The steps compile once, and a second time where 20 does not divide them evenly.
+
+    Args:
+      create: Builds the model from random number streams.
+      x: Inputs, (N, ...).
+      y: Targets, (N, C).
+      optimiser: An optax transformation, such as `optax.sgd(0.1)`.
+      steps: Number of updates.
+      seeds: One integer per network; the same seed gives the same network.
+      loss: (outputs, targets) -> scalar.
+      on_progress: Called with (steps done, steps) about twenty times.
+
+    Returns:
+      A `Descent`.
+
+    Raises:
+      InputError: Shapes do not match, a number is out of range, or a loss is not finite: training diverged.
+
+    Example:
+      >>> import numpy as np, optax
+      >>> from nngp_dag.graph import Dag
+      >>> from nngp_dag.nets import DagNet, descend
+      >>> x, y = np.eye(4, dtype=np.float32), np.ones((4, 1), np.float32)
+      >>> result = descend(lambda rngs: DagNet(Dag.from_code("2"), 4, 1, width=64, rngs=rngs), x, y,
+      ...                  optimiser=optax.sgd(0.1), steps=20, seeds=[0, 1, 2])
+      >>> result.curve.shape, bool((result.curve[:, -1] < result.curve[:, 0]).all())
+      ((3, 21), True)
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if y.ndim != 2 or len(x) != len(y) or len(x) == 0:
+        raise InputError(f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}")
+    if steps < 1 or not seeds:
+        raise InputError(f"Expected at least 1 step and 1 seed, got {steps} and {len(seeds)}")
+
+    init, apply = as_functions(create)
+
+    def loss_of(params: Params) -> Array:
+        return loss(apply(params, x), y)
+
+    def step(carry: tuple, _: None) -> tuple[tuple, Array]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss_of)(params)
+        updates, state = optimiser.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    @jax.jit
+    def start(keys: Array) -> tuple:
+        params = jax.vmap(init)(keys)
+        return params, jax.vmap(optimiser.init)(params)
+
+    # The old parameters are given up to the new ones, so that memory holds one set.
+    @jax.jit(donate_argnums=0, static_argnums=1)
+    def run_chunk(carry: tuple, length: int) -> tuple[tuple, Array]:
+        return jax.lax.scan(jax.vmap(step, in_axes=(0, None)), carry, None, length=length)
+
+    # Half of the key, as in `nngp_dag.training`, whose batches take the other: a seed names one network everywhere.
+    carry = start(jnp.stack([jax.random.split(jax.random.key(seed))[0] for seed in seeds]))
+    chunk, losses = -(-steps // 20), []
+    for start_step in range(0, steps, chunk):
+        stop = min(start_step + chunk, steps)
+        carry, values = run_chunk(carry, stop - start_step)
+        losses.append(np.asarray(values).T)
+        if on_progress is not None:
+            on_progress(stop, steps)
+    params, _ = carry
+    final = np.asarray(jax.jit(jax.vmap(loss_of))(params))
+    curve = np.concatenate([*losses, final[:, None]], axis=1)
+    if not np.isfinite(curve).all():
+        seed, at = (int(i[0]) for i in np.nonzero(~np.isfinite(curve)))
+        raise InputError(
+            f"Expected training to converge, got a loss that is not finite at step {at} of seed {seeds[seed]}; "
+            "lower the learning rate"
+        )
+    return Descent(curve, params)
