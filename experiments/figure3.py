@@ -131,6 +131,7 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
                       color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
             panel.text(i + shift, 0, kind, ha="center", va="bottom", fontsize=8, rotation=90)
     panel.set_xticks(range(len(names)), names)
+    panel.set_xlim(-0.5, len(names) - 0.5)
     panel.set_ylabel(f"epochs to {threshold:.0%} training accuracy")
     panel.grid(True, axis="y", alpha=0.3)
 

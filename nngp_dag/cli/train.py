@@ -18,6 +18,7 @@ from nngp_dag.cli.options import (
 from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
 
+_MOST_TABLES = 4
 # What says how to run, not what is run.
 _CONTROLS = ("resume", "evaluate", "out", "overwrite", "checkpoint_every")
 
@@ -108,6 +109,9 @@ def train(
         scale_inputs=source["scale_inputs"],
     )
     say(data.statement)
+    # Of a whole space of graphs, config.json holds the numbers.
+    for name, graph in list(dags.items())[:_MOST_TABLES]:
+        console().print(model_table(name, recipe.summary(graph, data.train.x.shape[1:], data.num_classes)))
     with progress() as on_progress:
         runs = training.train(
             dags,
@@ -121,8 +125,6 @@ def train(
             config={"options": stored},
             on_progress=on_progress,
         )
-    for run in runs:
-        console().print(model_table(run.name, run.summary))
     console().print(training_table(runs))
     say(f"wrote {out}/curves.csv, {out}/curves.png, {out}/config.json, {out}/tensorboard and {out}/checkpoints")
 

@@ -25,7 +25,8 @@ def plot_training(histories: Sequence[History], path: Path, title: str) -> None:
             for part, colour in COLOURS.items():
                 curves = history.of(part, metric)[: len(epochs)]
                 panel.fill_between(epochs, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.2, linewidth=0)
-                panel.plot(epochs, curves.mean(axis=1), color=colour, linewidth=1.8, label=part)
+                label = "train (running mean of the epoch)" if part == "train" else part
+                panel.plot(epochs, curves.mean(axis=1), color=colour, linewidth=1.8, label=label)
             panel.grid(True, alpha=0.3)
             if column == 0:
                 panel.set_ylabel(metric)

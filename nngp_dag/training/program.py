@@ -85,16 +85,10 @@ class Program:
         self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
         self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
         shape = data.train.x.shape[1:]
-        self._create = lambda rngs: recipe.network(dag, shape, data.num_classes, rngs)
-        self._init, self._apply = as_stateful_functions(self._create)
+        self._init, self._apply = as_stateful_functions(lambda rngs: recipe.network(dag, shape, data.num_classes, rngs))
         self._optimiser = recipe.optimiser(self.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(data))
         self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
-
-    @property
-    def abstract_network(self) -> nnx.Module:
-        """The network without weights."""
-        return nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
 
     @property
     def abstract_state(self) -> tuple[State, Best]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Conv, Dag, Dense
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
-from nngp_dag.nets import DagNet
+from nngp_dag.nets import DagNet, ModelSummary, summarise
 
 SCHEDULES = ("constant", "multistep", "cosine")
 LOSSES = ("cross-entropy", "squared")
@@ -149,6 +149,10 @@ class Recipe:
             batch_norm=self.batch_norm,
             rngs=rngs,
         )
+
+    def summary(self, dag: Dag, input_shape: tuple[int, ...], num_classes: int) -> ModelSummary:
+        """Counts parameters and floating-point operations of a DAG's network; draws no weights."""
+        return summarise(nnx.eval_shape(lambda: self.network(dag, input_shape, num_classes, nnx.Rngs(0))))
 
     def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the learning rate as a function of the number of steps already taken."""

@@ -14,7 +14,7 @@ from flax import nnx
 from nngp_dag.data import Splits
 from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError
 from nngp_dag.graph import Dag
-from nngp_dag.nets import ModelSummary, summarise
+from nngp_dag.nets import ModelSummary
 from nngp_dag.nets.model import Params
 from nngp_dag.report import output_file
 from nngp_dag.report.environment import environment
@@ -129,7 +129,7 @@ def train(
         if key not in programs:
             programs[key] = Program(dag, recipe, data, len(chosen))
         of_dag[name] = programs[key]
-    summaries = {name: summarise(program.abstract_network) for name, program in of_dag.items()}
+    summaries = {name: recipe.summary(dag, data.train.x.shape[1:], data.num_classes) for name, dag in named.items()}
 
     directory = None if out is None else RunDirectory(Path(out), list(named))
     about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": _describe(data)}
