@@ -23,7 +23,7 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise OutputError(f"Expected the output {target} to be a directory, got a file; choose another --out")
-    with _as_output_error(target):
+    with as_output_error(target):
         occupied = target.is_dir() and any(target.iterdir())
     if occupied and not overwrite:
         raise OutputError(
@@ -58,7 +58,7 @@ def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def _staging(target: Path, place: Path) -> Iterator[Path]:
     """Makes a hidden directory in `place`; after an error neither it nor a folder made for it stays."""
-    with _as_output_error(target):
+    with as_output_error(target):
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,8 @@ def _staging(target: Path, place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _as_output_error(target: Path) -> Iterator[None]:
+def as_output_error(target: Path) -> Iterator[None]:
+    """Turns the operating system's errors into an `OutputError` that names the output."""
     try:
         yield
     except OSError as error:

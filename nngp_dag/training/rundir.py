@@ -10,6 +10,7 @@ from typing import Any
 
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.report import output_file
+from nngp_dag.report.files import as_output_error
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
@@ -69,7 +70,8 @@ class RunDirectory:
 
     def log(self, line: str) -> None:
         """Adds a line to train.log."""
-        with (self.path / "train.log").open("a") as file:
+        path = self.path / "train.log"
+        with as_output_error(path), path.open("a") as file:
             file.write(line + "\n")
 
     def begin(self, histories: Sequence[History]) -> None:
@@ -79,14 +81,16 @@ class RunDirectory:
         self._writers.clear()
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         self.finish(histories)
-        for history in histories:
-            self._add_events(history, range(history.epochs_done + 1))
+        with as_output_error(self.path / "tensorboard"):
+            for history in histories:
+                self._add_events(history, range(history.epochs_done + 1))
 
     def add(self, history: History, epoch: int) -> None:
         """Adds one epoch to curves.csv, to the log and to TensorBoard."""
-        with self.curves.open("a", newline="") as file:
+        with as_output_error(self.curves), self.curves.open("a", newline="") as file:
             csv.DictWriter(file, fieldnames=FIELDS).writerows(history.rows([epoch]))
-        self._add_events(history, [epoch])
+        with as_output_error(self.path / "tensorboard"):
+            self._add_events(history, [epoch])
         means = {part: history.of(part, "loss")[epoch].mean() for part in PARTS}
         hits = {part: history.of(part, "accuracy")[epoch].mean() for part in PARTS}
         numbers = ", ".join(f"{part} loss {means[part]:.4g} accuracy {hits[part]:.2%}" for part in PARTS)
