@@ -181,6 +181,8 @@ def _train_all(
             # The next DAG's program compiles while this one trains.
             compiling = [pool.submit(after.program.compile) for after in runs[i + 1 : i + 2] if not after.done]
             state, best = run.train(device, on_progress)
+            if directory is not None:
+                directory.close()
             trained.append(
                 Trained(
                     run.name,

@@ -76,14 +76,12 @@ class RunDirectory:
 
     def begin(self, histories: Sequence[History]) -> None:
         """Writes the curves so far, of the DAGs that have begun."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         self.finish(histories)
-        with as_output_error(self.path / "tensorboard"):
-            for history in histories:
+        for history in histories:
+            with as_output_error(self.path / "tensorboard"):
                 self._add_events(history, range(history.epochs_done + 1))
+            self.close()
 
     def add(self, history: History, epoch: int) -> None:
         """Adds one epoch to curves.csv, to the log and to TensorBoard."""
@@ -102,7 +100,7 @@ class RunDirectory:
             write_csv(histories, path)
 
     def close(self) -> None:
-        """Ends the TensorBoard events."""
+        """Closes the TensorBoard events, which each keep a file open, until more come."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
