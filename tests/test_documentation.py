@@ -38,6 +38,13 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     exec(compile(examples[0], str(README), "exec"), {})
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (README.parent / "docs").glob("*.md")))
+def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for example in re.findall(r"```python\n(.*?)```", (README.parent / "docs" / page).read_text(), re.DOTALL):
+        exec(compile(example, page, "exec"), {})
+
+
 def test_readme_pictures_exist():
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
     assert pictures

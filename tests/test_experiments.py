@@ -48,3 +48,39 @@ def test_width_convergence(tmp_path, capsys):
     # Fluctuations shrink as the root of the width; with 64 networks of 4 widths the fit is off by 0.1 at most.
     assert document["slopes"]["erf"]["network_gap"] == pytest.approx(-0.5, abs=0.15)
     assert "slopes, erf: single networks" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_figure3(tmp_path, capsys):
+    out = tmp_path / "figure3"
+    options = ["--datasets", "digits", "--width", "32", "--subset", "256", "--epochs", "3", "--seeds", "2"]
+    run("figure3", [*options, "--lr", "0.003", "--draws", "3", "--threshold", "0.2", "--out", str(out)])
+    document, rows = files_of(out)
+    assert [(row["dag"], row["kind"]) for row in document["rows"]] == [
+        (dag, kind) for dag in ("DAG#1", "DAG#2", "DAG#3") for kind in ("measured", "predicted")
+    ]
+    # 3 graphs, 4 points, 2 networks and 3 draws.
+    assert len(rows) == 3 * 4 * 5
+    assert all(row["share_left"] < 1 for row in document["rows"])
+    assert "1,350" not in document["data"]["digits"]
+    first = out.with_suffix(".csv").read_bytes()
+    # Interrupted or not, the same command gives the same curves.
+    run("figure3", [*options, "--lr", "0.003", "--draws", "3", "--threshold", "0.2", "--out", str(out)])
+    assert out.with_suffix(".csv").read_bytes() == first
+    assert "predicted" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_no_free_lunch(tmp_path, capsys):
+    out = tmp_path / "no_free_lunch"
+    options = ["--dataset", "digits", "--subset", "500", "--width", "16", "--epochs", "12", "--seeds", "2"]
+    options += ["--lr", "0.03", "--sample", "5", "--kernel-images", "32", "--resamples", "50", "--out", str(out)]
+    run("no_free_lunch", options)
+    document, rows = files_of(out)
+    assert len(rows) == 5
+    assert document
+    assert "tau" in capsys.readouterr().out
+    # Finished graphs are not trained again.
+    before = out.with_suffix(".csv").read_bytes()
+    run("no_free_lunch", options)
+    assert out.with_suffix(".csv").read_bytes() == before

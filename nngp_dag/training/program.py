@@ -18,7 +18,7 @@ from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.recipe import Recipe
 
-# Examples that are evaluated at once.
+# Examples that are evaluated at once, where they have no pixels; with pixels as many as are trained on at once.
 _EVALUATION_BATCH = 1000
 
 # Inputs and labels of every part, on the device.
@@ -219,7 +219,7 @@ class Program:
                 seen = self._sums(outputs, labels[block], jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen), None
 
-            size = min(_EVALUATION_BATCH, len(x))
+            size = min(_EVALUATION_BATCH if self.recipe.conv is None else self.recipe.batch_size, len(x))
             blocks = jnp.arange(-(-len(x) // size) * size).reshape(-1, size)
             sums, _ = jax.lax.scan(add, self._no_sums, blocks)
             return _metrics(*sums)
