@@ -105,7 +105,7 @@ def train(
       >>> data = nd.data.load_splits("digits", subset=500)
       >>> [run] = nd.train(nd.Dag.from_code("2_12"), data, seeds=2, width=32, epochs=3, learning_rate=0.01)
       >>> run.history.of("test", "accuracy").shape, run.summary.parameters
-      ((4, 2), 3466)
+      ((4, 2), 4522)
 
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
