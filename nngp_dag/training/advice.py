@@ -1,5 +1,7 @@
 """What the kernel says of a learning rate."""
 
+import math
+
 from nngp_dag.data import Splits
 from nngp_dag.graph import Dag
 from nngp_dag.kernels import kernel
@@ -7,6 +9,8 @@ from nngp_dag.theory import largest_stable_learning_rate
 from nngp_dag.training.recipe import Recipe
 
 _MOST_INPUTS = 256
+# Entries of a kernel of images; averaging over pixels needs the covariances of all their pairs.
+_MOST_ENTRIES = 1 << 26
 # Eigenvalues of the Hessian of one example's loss in the outputs are at most this: 1 of 0.5 ||y - f||^2, 1/2 of the
 # cross entropy, whose Hessian is diag(p) - p p^T (Boehning, Ann. Inst. Stat. Math. 1992).
 _LARGEST_CURVATURE = {"squared": 1.0, "cross-entropy": 0.5}
@@ -18,7 +22,7 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
     A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
     the Hessians of the examples' losses: stable while eta < 2 n / (h lambda_max(Theta)), h their largest eigenvalue,
     and with momentum as in `largest_stable_learning_rate`. The first n = min(batch size, 256) training examples stand
-    for a batch. For the squared loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
+    for a batch; fewer images under convolutions, whose kernels are large, which makes the rate smaller. For the squared loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
 
     Args:
       dag: The connectivity.
@@ -41,7 +45,12 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
     """
     if recipe.batch_norm:
         return None
-    x = data.train.x[: min(recipe.batch_size, _MOST_INPUTS)]
+    inputs = min(recipe.batch_size, _MOST_INPUTS)
+    if recipe.conv is not None:
+        pixels = math.prod(data.train.x.shape[1:3])
+        entries = pixels**2 if recipe.image_readout == "global-average" else pixels
+        inputs = min(inputs, max(2, math.isqrt(_MOST_ENTRIES // entries)))
+    x = data.train.x[:inputs]
     ntk = kernel(
         dag,
         x if recipe.conv is not None else x.reshape(len(x), -1),
