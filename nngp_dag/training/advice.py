@@ -22,7 +22,8 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
     A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
     the Hessians of the examples' losses: stable while eta < 2 n / (h lambda_max(Theta)), h their largest eigenvalue,
     and with momentum as in `largest_stable_learning_rate`. The first n = min(batch size, 256) training examples stand
-    for a batch; fewer images under convolutions, whose kernels are large, which makes the rate smaller. For the squared loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
+    for a batch; fewer images under convolutions, whose kernels are large, which makes the rate smaller. For the squared
+    loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
 
     Args:
       dag: The connectivity.
