@@ -1,7 +1,7 @@
 """The command train."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +18,19 @@ from nngp_dag.cli.options import (
 from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
 
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    # What typer 0.29 passes is of the base class of what it documents.
+    Context = typer.Context.__base__
+
 _MOST_TABLES = 4
 # What says how to run, not what is run.
 _CONTROLS = ("resume", "evaluate", "out", "overwrite", "checkpoint_every")
 
 
 def train(
-    context: typer.Context,
+    context: Context,
     dag: Annotated[
         list[str] | None,
         typer.Option(help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."),
@@ -129,7 +135,7 @@ def train(
     say(f"wrote {out}/curves.csv, {out}/curves.png, {out}/config.json, {out}/tensorboard and {out}/checkpoints")
 
 
-def _resumed(context: typer.Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the run in a folder, but for those that are given now."""
     from nngp_dag.training.rundir import read_config
 

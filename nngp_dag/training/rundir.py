@@ -111,7 +111,8 @@ class RunDirectory:
         for s, seed in enumerate(history.seeds):
             if (history.name, s) not in self._writers:
                 folder = self.path / "tensorboard" / self._folders[history.name] / f"seed-{seed}"
-                self._writers[history.name, s] = SummaryWriter(str(folder))
+                # Named by its first epoch, since files that begin in the same second would replace one another.
+                self._writers[history.name, s] = SummaryWriter(str(folder), filename_suffix=f".{epochs[0]}")
             writer = self._writers[history.name, s]
             for epoch in epochs:
                 for i, part in enumerate(PARTS):

@@ -38,7 +38,7 @@ def training_table(runs: Sequence[Trained]) -> Table:
         of, chosen = run.history.of, np.arange(seeds)
         table.add_row(
             run.name,
-            _spread(of("train", "loss")[-1], 1, "{:.3g}"),
+            _spread(of("train", "loss")[-1], 1.0, "{:.3g}"),
             *(_spread(of(part, "accuracy")[-1]) for part in PARTS),
             _spread(of("test", "accuracy")[run.best_epoch, chosen]),
         )
