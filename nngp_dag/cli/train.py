@@ -26,7 +26,7 @@ else:
 
 _MOST_TABLES = 4
 # What says how to run, not what is run.
-_CONTROLS = ("resume", "evaluate", "out", "overwrite", "checkpoint_every")
+_CONTROLS = ("resume", "evaluate", "out", "overwrite")
 
 
 def train(
@@ -82,6 +82,10 @@ def train(
     from nngp_dag.training.tables import evaluation_table, model_table, training_table
 
     if evaluate is not None:
+        if others := [
+            name for name in context.params if name not in ("evaluate", "data_dir") and _given(context, name)
+        ]:
+            raise InputError(f"Expected only --data-dir beside --evaluate, got {', '.join(others)}; leave them out")
         console().print(evaluation_table(training.evaluate(evaluate, data_dir=data_dir)))
         return
     if resume and overwrite:
@@ -98,7 +102,7 @@ def train(
     if networks < 1:
         raise InputError(f"Expected --seeds to be at least 1, got {networks}")
     source = {name: options.pop(name) for name in ("dataset", "subset", "scale_inputs", "data_dir")}
-    milestones = options.pop("milestone")
+    milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
     recipe = training.Recipe(
         **options
         | {
@@ -127,7 +131,7 @@ def train(
             out=out,
             resume=resume,
             overwrite=overwrite,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=every,
             config={"options": stored},
             on_progress=on_progress,
         )
@@ -143,8 +147,10 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
     if stored is None or not set(options) <= set(stored):
         raise InputError(f"Expected the run in {out} to be one of nngp-dag train, got another; resume it in Python")
 
-    def given(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name == "COMMANDLINE"
+    return {name: value if _given(context, name) else stored[name] for name, value in options.items()}
 
-    return {name: value if given(name) else stored[name] for name, value in options.items()}
+
+def _given(context: Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

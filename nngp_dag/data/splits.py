@@ -1,5 +1,7 @@
 """A data set as training needs it: normalised inputs and labels for training, validation and testing."""
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,15 +60,19 @@ class Splits:
     def __post_init__(self) -> None:
         """Refuses parts that break the promises above."""
         for name, (x, labels) in self.parts.items():
+            if not (isinstance(x, np.ndarray) and isinstance(labels, np.ndarray)):
+                raise DataError(
+                    f"Expected NumPy arrays, got {type(x).__name__} and {type(labels).__name__} in the {name} part"
+                )
             if len(x) == 0 or labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
                 raise DataError(
                     f"Expected the {name} part to hold inputs (N, ...) and as many integer labels (N,), got shapes "
                     f"{x.shape} and {labels.shape} of {labels.dtype}"
                 )
-            if x.shape[1:] != self.train.x.shape[1:]:
+            if x.shape[1:] != self.train[0].shape[1:]:
                 raise DataError(
                     f"Expected all parts to hold inputs of one shape, got {x.shape[1:]} in the {name} part and "
-                    f"{self.train.x.shape[1:]} in the train part"
+                    f"{self.train[0].shape[1:]} in the train part"
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise DataError(
@@ -79,7 +85,17 @@ class Splits:
     @property
     def parts(self) -> dict[str, Part]:
         """The three parts by name."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: Part(*getattr(self, name)) for name in ("train", "validation", "test")}
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Name, sizes, SHA-256 and source: what tells these data from others, and how to load them."""
+        found = hashlib.sha256()
+        for x, labels in self.parts.values():
+            found.update(np.ascontiguousarray(x).data)
+            found.update(np.ascontiguousarray(labels.astype(np.int64)).data)
+        sizes = {name: len(part.labels) for name, part in self.parts.items()}
+        return {"name": self.name, **sizes, "sha256": found.hexdigest(), "source": dict(self.source)}
 
 
 def load_splits(

@@ -19,7 +19,7 @@ class LayerSummary:
       name: "stem", "0 -> 2" or "readout".
       operation: What it applies, in words.
       output_shape: Of one example.
-      parameters: Numbers that are trained: weights, biases, and scale and shift of batch norm.
+      parameters: Number of weights, biases, and scales and shifts of batch norm.
       flops: Floating-point operations of a forward pass of one example: two per weight and place it is applied at, one
         per bias. Activations, normalisation, sums and pooling are not counted. A training step costs about three times
         as much per example.

@@ -10,6 +10,7 @@ import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import check_symmetric, symmetric_part
 
@@ -51,8 +52,9 @@ def linearised_sgd(
         f <- f - eta m,   m <- mu m + NTK[:, b] G / B,   G = softmax(f_b) - y_b   or   f_b - y_b (squared loss)
 
     Every epoch draws a new order; its last batch holds what is left. A step costs 2 N B C D operations; memory holds
-    the two kernels and one factor of the NNGP in float64. The steps are taken in the dtype of the kernels. The factor
-    is of NNGP + 16 eps max(NNGP_ii) I, eps that of the kernels: what rounding of their entries leaves open.
+    the two kernels, one factor of the NNGP in float64, 2 N C D outputs and momenta, and B N D entries of the NTK. The
+    steps are taken in the dtype of the kernels. The factor is of NNGP + 16 eps max(NNGP_ii) I, eps that of the kernels:
+    what rounding of their entries leaves open.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N); of the parameterisation that is trained.
@@ -94,8 +96,7 @@ def linearised_sgd(
         raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}")
     if epochs < 1 or draws < 1:
         raise InputError(f"Expected `epochs` and `draws` to be at least 1, got {epochs} and {draws}")
-    if loss not in LOSSES:
-        raise InputError(f"Expected `loss` to be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
+    check_option("loss", loss, LOSSES)
     if not (np.isfinite(learning_rate) and learning_rate > 0 and 0 <= momentum < 1):
         raise InputError(
             f"Expected `learning_rate` finite and above 0 and `momentum` in [0, 1), got {learning_rate} and {momentum}"

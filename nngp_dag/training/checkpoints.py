@@ -32,6 +32,7 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
 
     Raises:
       OutputError: The disk is full or cannot be written; the checkpoint before it stays.
+      CheckpointError: There is one of this epoch already, and it differs.
     """
     import orbax.checkpoint as ocp
 
@@ -39,18 +40,22 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
     document = {"format": _FORMAT, "epoch": epoch, "digest": _digest(arrays), "description": description}
     try:
         with _manager(folder) as manager:
-            if epoch in manager.all_steps():
-                return
-            manager.save(
-                epoch,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), document=ocp.args.JsonSave(document)),
-            )
+            known = epoch in manager.all_steps()
+            if not known:
+                arguments = {"state": ocp.args.StandardSave(arrays), "document": ocp.args.JsonSave(document)}
+                manager.save(epoch, args=ocp.args.Composite(**arguments))
     # Broad because orbax and tensorstore raise the disk's errors in types of their own.
     except Exception as error:
         raise OutputError(
             f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
             "stays: free some space and pass --resume"
         ) from error
+    # A process that died before its last step has saved this one; the same training finds the same state again.
+    if known and describe(folder)["digest"] != document["digest"]:
+        raise CheckpointError(
+            f"Expected {folder} to hold the state that this run finds after epoch {epoch}, got another; other versions "
+            "or another machine give other bits: start anew with --overwrite"
+        )
 
 
 def latest(folder: Path) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nngp_dag.data import Splits, load_splits
-from nngp_dag.errors import CheckpointError
+from nngp_dag.errors import CheckpointError, GraphError
 from nngp_dag.graph import Dag
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS
@@ -56,7 +56,7 @@ def evaluate(
       An `Evaluation`.
 
     Raises:
-      CheckpointError: The checkpoint is absent or damaged, or the run's data cannot be loaded by name.
+      CheckpointError: The checkpoint is absent or damaged, or of other data or of another graph.
       DataError: The data are not to be had.
 
     Example:
@@ -78,7 +78,20 @@ def evaluate(
                 f"Expected {folder} to name a data set that can be loaded, got data of your own; pass `data`"
             )
         data = load_splits(**source, data_dir=data_dir)
-    program = Program(dag or Dag.from_code(about["dag"]), recipe, data, len(seeds))
+        if data.fingerprint["sha256"] != about["data"]["sha256"]:
+            raise CheckpointError(
+                f"Expected {source['name']} to hold the data that {folder} was trained on, got others; pass `data`"
+            )
+    if dag is None:
+        try:
+            dag = Dag.from_code(about["dag"])
+        except GraphError:
+            raise CheckpointError(
+                f"Expected {folder} to be of a graph that a code can express, got {about['dag']}; pass `dag`"
+            ) from None
+    elif str(dag) != about["dag"]:
+        raise CheckpointError(f"Expected `dag` to be that of {folder}, {about['dag']}, got {dag}")
+    program = Program(dag, recipe, data, len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":
         found: Best | State = checkpoints.restore(folder, abstract_best)[0]

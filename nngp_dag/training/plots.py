@@ -9,10 +9,19 @@ from nngp_dag.training.history import History
 COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
 
+_MOST_PANELS = 12
+
+
 def plot_training(histories: Sequence[History], path: Path, title: str) -> None:
-    """Draws loss above and accuracy below, one column per DAG: means over seeds, and their range as a band."""
+    """Draws loss above and accuracy below, one column per DAG: means over seeds, and their range as a band.
+
+    Of more than 12 DAGs the first 12 are drawn, and the title says so.
+    """
     from matplotlib.figure import Figure
 
+    if len(histories) > _MOST_PANELS:
+        title += f" (the first {_MOST_PANELS} of {len(histories)} graphs)"
+        histories = histories[:_MOST_PANELS]
     columns = min(len(histories), 4)
     rows = -(-len(histories) // columns)
     figure = Figure(figsize=(max(7.0, 4.4 * columns), 1.2 + 6.2 * rows), layout="constrained")

@@ -82,13 +82,19 @@ class Program:
                 f"Expected `batch_size` to be at most the {self.num_examples} training examples, got "
                 f"{recipe.batch_size}; lower it or take more data"
             )
+        if recipe.batch_norm and self.num_examples % recipe.batch_size == 1:
+            raise InputError(
+                f"Expected every batch to hold several examples with `batch_norm`, got {self.num_examples} examples in "
+                f"batches of {recipe.batch_size}, which leave one; choose another `batch_size`"
+            )
         self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
         self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
         shape = data.train.x.shape[1:]
         self._init, self._apply = as_stateful_functions(lambda rngs: recipe.network(dag, shape, data.num_classes, rngs))
         self._optimiser = recipe.optimiser(self.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(data))
-        self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._epoch: Callable[..., Any] | None = None
+        self._evaluation: Callable[..., Any] | None = None
 
     @property
     def abstract_state(self) -> tuple[State, Best]:
@@ -96,14 +102,19 @@ class Program:
         return jax.eval_shape(self._draw, self._keys(range(self.num_seeds)))
 
     def compile(self) -> None:
-        """Compiles both programs; whoever needs them first does so, if nobody has."""
-        if self._compiled is None:
+        """Compiles training and evaluation; whoever needs one of them first does so, if nobody has."""
+        self._compile_evaluation()
+        if self._epoch is None:
             state, best = self.abstract_state
             keys, epoch = self._keys(range(self.num_seeds)), jax.ShapeDtypeStruct((), jnp.int32)
-            evaluate = jax.jit(self._evaluate_all).lower(state.params, state.stats, self._device).compile()
             # The old state is given up to the new one, so that memory holds one of each.
             train = jax.jit(self._run_epoch, donate_argnums=(0, 1))
-            self._compiled = evaluate, train.lower(state, best, keys, epoch, self._device).compile()
+            self._epoch = train.lower(state, best, keys, epoch, self._device).compile()
+
+    def _compile_evaluation(self) -> None:
+        if self._evaluation is None:
+            state, _ = self.abstract_state
+            self._evaluation = jax.jit(self._evaluate_all).lower(state.params, state.stats, self._device).compile()
 
     def draw(self, seeds: Sequence[int]) -> tuple[State, Best]:
         """Draws the networks of all seeds; there is no best state yet."""
@@ -125,16 +136,15 @@ class Program:
           Both states, the metrics, (3 parts, 3 metrics, S), and the loss of every batch before its update, (steps, S).
         """
         self.compile()
-        assert self._compiled is not None
-        outputs = self._compiled[1](state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
-        state, best, metrics, losses = outputs
+        assert self._epoch is not None
+        state, best, metrics, losses = self._epoch(state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
         return state, best, np.asarray(metrics, np.float64), np.asarray(losses)
 
     def evaluate(self, params: Params, stats: nnx.State, data: Device) -> np.ndarray:
         """Returns the metrics of networks, (3 parts, 3 metrics, S)."""
-        self.compile()
-        assert self._compiled is not None
-        return np.asarray(self._compiled[0](params, stats, data), np.float64)
+        self._compile_evaluation()
+        assert self._evaluation is not None
+        return np.asarray(self._evaluation(params, stats, data), np.float64)
 
     def _keys(self, seeds: Sequence[int]) -> Key[Array, " seeds"]:
         return jnp.stack([jax.random.key(seed) for seed in seeds])
@@ -225,25 +235,30 @@ class Program:
             return _metrics(*sums)
 
         return jnp.stack(
-            [jnp.zeros(len(METRICS)) if skip_train and part == "train" else of(*data[part]) for part in PARTS]
+            [
+                jnp.zeros(len(METRICS), jnp.float32) if skip_train and part == "train" else of(*data[part])
+                for part in PARTS
+            ]
         )
 
     @property
     def _no_sums(self) -> tuple[Array, Array, Array]:
-        return jnp.zeros(()), jnp.zeros(self.num_classes), jnp.zeros(self.num_classes)
+        zeros = jnp.zeros(self.num_classes, jnp.float32)
+        return jnp.zeros((), jnp.float32), zeros, zeros
 
     def _sums(self, outputs: Array, labels: Array, loss: Array, counts: Array | float = 1.0) -> tuple[Array, ...]:
         """Returns the summed loss, hits per class, and examples per class."""
-        hits = (outputs.argmax(axis=-1) == labels) * jnp.float32(1)
-        zeros = jnp.zeros(self.num_classes)
-        return loss, zeros.at[labels].add(hits * counts), zeros.at[labels].add(counts * jnp.ones(len(labels)))
+        hits = (outputs.argmax(axis=-1) == labels).astype(jnp.float32)
+        zeros, ones = jnp.zeros(self.num_classes, jnp.float32), jnp.ones(len(labels), jnp.float32)
+        return loss, zeros.at[labels].add(hits * counts), zeros.at[labels].add(ones * counts)
 
 
 def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
     """Mean loss, accuracy, and mean accuracy of the classes that occur."""
     of_class = hits / jnp.maximum(examples, 1)
     occurs = (examples > 0).sum()
-    return jnp.stack([loss / examples.sum(), hits.sum() / examples.sum(), of_class.sum() / occurs])
+    metrics = [loss / examples.sum(), hits.sum() / examples.sum(), of_class.sum() / occurs]
+    return jnp.stack(metrics).astype(jnp.float32)
 
 
 def on_device(data: Splits) -> Device:

@@ -14,9 +14,10 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import Conv, Dag, Dense
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.nets import DagNet, ModelSummary, summarise
+from nngp_dag.theory.sgd import LOSSES
 
 SCHEDULES = ("constant", "multistep", "cosine")
-LOSSES = ("cross-entropy", "squared")
+_MOST_EPOCHS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,11 @@ class Recipe:
     def __post_init__(self) -> None:
         """Validates what `DagNet` does not."""
         for name in ("width", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {value}")
+        if self.epochs > _MOST_EPOCHS:
+            raise InputError(f"Expected `epochs` to be at most {_MOST_EPOCHS:,}, got {self.epochs}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"Expected `learning_rate` to be finite and above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
@@ -107,6 +111,10 @@ class Recipe:
             self.milestones and all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))
         ):
             raise InputError(f"Expected `milestones` to be growing numbers of epochs above 0, got {self.milestones}")
+        if self.milestones is not None and self.milestones[-1] >= self.epochs:
+            raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {self.milestones[-1]}")
+        if self.batch_norm and self.batch_size == 1:
+            raise InputError("Expected `batch_size` above 1 with `batch_norm`, got 1: one example has no variance")
         if self.conv is not None and self.conv < 1:
             raise InputError(f"Expected `conv` to be at least 1, got {self.conv}")
 
@@ -173,9 +181,10 @@ class Recipe:
 
         return rate
 
-    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Returns the learning rate of the step that follows `step` others."""
-        return np.asarray(self.learning_rates(steps_per_epoch)(jnp.asarray(step))).item()
+    def learning_rates_at(self, steps: np.ndarray, steps_per_epoch: int) -> Float[np.ndarray, " n"]:
+        """Returns the learning rates of the steps that follow so many others, (n,)."""
+        rates = self.learning_rates(steps_per_epoch)(jnp.asarray(steps))
+        return np.broadcast_to(np.asarray(rates, np.float64), steps.shape)
 
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that makes updates of gradients."""

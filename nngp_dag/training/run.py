@@ -1,18 +1,18 @@
 """Training of several DAGs and seeds with everything it leaves behind, resumable at any moment."""
 
 import dataclasses
-import hashlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
 from flax import nnx
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError
+from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary
 from nngp_dag.nets.model import Params
@@ -27,6 +27,9 @@ from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.rundir import RunDirectory
 
 Progress = Callable[[str, int, int], None]
+
+# 128 GiB of float32, with gradients, momentum and the best state.
+_MOST_PARAMETERS = 1 << 33
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ def train(
     data: Splits,
     recipe: Recipe | None = None,
     *,
-    seeds: int | Sequence[int] = 1,
+    seeds: SupportsIndex | Sequence[int] = 1,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -114,9 +117,9 @@ def train(
         recipe = dataclasses.replace(recipe or Recipe(), **choices)
     except TypeError as error:
         raise InputError(f"Expected options of `Recipe`, got {', '.join(choices)}: {error}") from None
-    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
-        raise InputError(f"Expected at least one seed, none twice and none negative, got {seeds}")
+    chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, SupportsIndex) else seeds)]
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
+        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {seeds}")
     if checkpoint_every < 1:
         raise InputError(f"Expected `checkpoint_every` to be at least 1, got {checkpoint_every}")
     if resume and out is None:
@@ -131,10 +134,18 @@ def train(
         of_dag[name] = programs[key]
     summaries = {name: recipe.summary(dag, data.train.x.shape[1:], data.num_classes) for name, dag in named.items()}
 
+    for name, summary in summaries.items():
+        if summary.parameters * len(chosen) > _MOST_PARAMETERS:
+            raise InputError(
+                f"Expected networks of at most {_MOST_PARAMETERS:,} parameters in all, got {len(chosen)} of {name} "
+                f"with {summary.parameters:,} each; lower `width` or `seeds`"
+            )
+
     directory = None if out is None else RunDirectory(Path(out), list(named))
-    about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": _describe(data)}
+    about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
     if directory is not None:
         document = {
+            **(config or {}),
             "dags": {name: str(dag) for name, dag in named.items()},
             **about,
             "models": {
@@ -142,7 +153,6 @@ def train(
                 for name, summary in summaries.items()
             },
             "environment": environment(),
-            **(config or {}),
         }
         directory.prepare(document, resume=resume, overwrite=overwrite)
         directory.log(data.statement)
@@ -154,7 +164,15 @@ def train(
         for name, dag in named.items()
     ]
     try:
+        if resume:
+            for run in runs:
+                run.load()
         return _train_all(runs, summaries, directory, on_progress)
+    except BaseException:
+        # What has not begun leaves nothing, so that the next try meets no old run.
+        if directory is not None and not resume and not any(run.started for run in runs):
+            directory.discard()
+        raise
     finally:
         if directory is not None:
             directory.close()
@@ -167,8 +185,6 @@ def _train_all(
     on_progress: Progress | None,
 ) -> list[Trained]:
     device = on_device(runs[0].data)
-    for run in runs:
-        run.load()
     if directory is not None:
         directory.begin([run.history for run in runs if run.started])
     trained = []
@@ -221,7 +237,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         steps, epochs = self.program.steps_per_epoch, self.recipe.epochs
-        rates = np.array([self.recipe.learning_rate_at(epoch * steps, steps) for epoch in range(epochs)])
+        rates = self.recipe.learning_rates_at(steps * np.arange(epochs), steps)
         values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
         self.history = History(self.name, tuple(self.seeds), steps, rates, values)
 
@@ -246,6 +262,11 @@ class _Run:
             self._check(checkpoints.describe(folder)["description"], folder)
         abstract_state, abstract_best = self.program.abstract_state
         epochs = checkpoints.describe(last)["description"]["recipe"]["epochs"]
+        if epochs > self.recipe.epochs:
+            raise CheckpointError(
+                f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.recipe.epochs}; resume with "
+                "as many or more"
+            )
         curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
         (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
         found, _ = checkpoints.restore(best, abstract_best)
@@ -270,7 +291,7 @@ class _Run:
             on_progress(self.name, done, epochs)
         for epoch in range(done + 1, epochs + 1):
             state, best, metrics, losses = self.program.run_epoch(state, best, self.seeds, epoch, device)
-            if not np.isfinite(losses).all():
+            if not (np.isfinite(losses).all() and np.isfinite(metrics).all()):
                 self._stop(epoch, losses)
             self._record(epoch, metrics)
             if self.directory is not None and (epoch % self.checkpoint_every == 0 or epoch == epochs):
@@ -308,35 +329,35 @@ class _Run:
                 )
 
     def _stop(self, epoch: int, losses: np.ndarray) -> None:
-        step_in_epoch, seed = (int(i[0]) for i in np.nonzero(~np.isfinite(losses)))
-        step = (epoch - 1) * self.program.steps_per_epoch + step_in_epoch
-        rate = self.recipe.learning_rate_at(step, self.program.steps_per_epoch)
-        try:
-            stable = stable_learning_rate(self.dag, self.recipe, self.data)
-            advice = (
-                "with batch normalisation no kernel says which rate is stable: lower --lr"
-                if stable is None
-                else f"the kernel's largest stable rate is {stable:.3g}: lower --lr below it"
-            )
-        except GraphError:
-            advice = "this network has no closed-form kernel to say which rate is stable: lower --lr"
+        """Raises a `DivergenceError` that says where, and what the kernel says of the learning rate."""
+        steps = self.program.steps_per_epoch
+        wrong = ~np.isfinite(losses)
+        # Without one, the last update broke the network, which its evaluation shows.
+        step_in_epoch, seed = (int(i[0]) for i in np.nonzero(wrong)) if wrong.any() else (steps - 1, None)
+        step = (epoch - 1) * steps + step_in_epoch
+        value = "one that is not" if seed is None else f"{losses[step_in_epoch, seed]}"
+        whose = self.name if seed is None else f"{self.name}, seed {self.seeds[seed]}"
+        rate = float(self.recipe.learning_rates_at(np.array([step]), steps)[0])
         message = (
-            f"Expected the loss to stay finite, got {losses[step_in_epoch, seed]} at step {step} (epoch {epoch}) of "
-            f"{self.name}, seed {self.seeds[seed]}, at learning rate {rate:.3g}; {advice}"
+            f"Expected the loss to stay finite, got {value} at step {step} (epoch {epoch}) of {whose}, at learning "
+            f"rate {rate:.3g}; {self._advice(rate)}"
         )
         if self.directory is not None:
             self.directory.log(message)
         raise DivergenceError(message)
 
-
-def _describe(data: Splits) -> dict[str, Any]:
-    """Returns what tells whether a run is resumed on the same data, and how to load them."""
-    found = hashlib.sha256()
-    for x, labels in data.parts.values():
-        found.update(np.ascontiguousarray(x).data)
-        found.update(np.ascontiguousarray(labels.astype(np.int64)).data)
-    sizes = {name: len(part.labels) for name, part in data.parts.items()}
-    return {"name": data.name, **sizes, "sha256": found.hexdigest(), "source": dict(data.source)}
+    def _advice(self, rate: float) -> str:
+        try:
+            stable = stable_learning_rate(self.dag, self.recipe, self.data)
+        except NngpDagError as error:
+            return f"no kernel says which rate is stable ({error}): lower --lr"
+        if stable is None:
+            return "with batch normalisation no kernel says which rate is stable: lower --lr"
+        if rate < stable:
+            return (
+                f"the kernel's largest stable rate is {stable:.3g}, without weight decay: lower --lr or --weight-decay"
+            )
+        return f"the kernel's largest stable rate is {stable:.3g}: lower --lr below it"
 
 
 def _named(dags: Dag | Sequence[Dag] | Mapping[str, Dag]) -> dict[str, Dag]:

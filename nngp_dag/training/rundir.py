@@ -14,6 +14,7 @@ from nngp_dag.report.files import as_output_error
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
+_KINDS = {"dags": dict, "recipe": dict, "seeds": list, "data": dict}
 
 
 class RunDirectory:
@@ -37,8 +38,10 @@ class RunDirectory:
         self._folders: dict[str, str] = {}
         for i, name in enumerate(names):
             folder = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
-            taken = folder.lower() in (other.lower() for other in self._folders.values())
-            self._folders[name] = f"{folder}-{i}" if taken or not folder else folder
+            taken = {other.lower() for other in self._folders.values()} | {""}
+            while folder.lower() in taken:
+                folder = f"{folder}-{i}"
+            self._folders[name] = folder
         self._writers: dict[tuple[str, int], Any] = {}
 
     @property
@@ -58,15 +61,29 @@ class RunDirectory:
           CheckpointError: There is nothing to resume, or it was another run.
         """
         check_free(self.path, resume=resume, overwrite=overwrite)
+        document = dict(config)
         if resume:
-            check_same(read_config(self.path), config, self.path)
+            before = read_config(self.path)
+            check_same(before, config, self.path)
+            # Where it began, and where else it went on.
+            places = [before.get("environment"), *before.get("resumed_in", [])]
+            if document["environment"] not in places:
+                places.append(document["environment"])
+                self.log(f"resumed with {json.dumps(document['environment'])}: bits may differ from an unbroken run")
+            document = {**before, **document, "environment": places[0], "resumed_in": places[1:]}
         elif overwrite:
-            for kind in ("checkpoints", "tensorboard"):
-                shutil.rmtree(self.path / kind, ignore_errors=True)
-            for file in (CONFIG, "train.log", "curves.csv", "curves.png"):
-                (self.path / file).unlink(missing_ok=True)
+            self.discard()
         with output_file(self.path / CONFIG, overwrite=True) as path:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+            path.write_text(json.dumps(document, indent=2) + "\n")
+
+    def discard(self) -> None:
+        """Removes what a run writes."""
+        with as_output_error(self.path):
+            for kind in ("checkpoints", "tensorboard"):
+                if (self.path / kind).exists():
+                    shutil.rmtree(self.path / kind)
+            for file in ("train.log", "curves.csv", "curves.png", CONFIG):
+                (self.path / file).unlink(missing_ok=True)
 
     def log(self, line: str) -> None:
         """Adds a line to train.log."""
@@ -134,6 +151,13 @@ def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"Expected the output directory {path} to be new or empty, got an existing one; pass --resume to go on "
             "with its run, --overwrite to replace it, or choose another --out"
         )
+    if occupied and overwrite:
+        try:
+            read_config(path)
+        except CheckpointError:
+            raise OutputError(
+                f"Expected the output directory {path} to hold a run to replace, got other files; choose another --out"
+            ) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -144,9 +168,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((path / CONFIG).read_text())
-        if not {"dags", "recipe", "seeds", "data"} <= set(config):
+        if not all(isinstance(config[name], kind) for name, kind in _KINDS.items()):
             raise ValueError("a configuration of something else")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         reason = "none" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(
             f"Expected {path / CONFIG} to describe a run to go on with, got {reason}; leave out --resume to start one"
