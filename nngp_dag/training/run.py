@@ -264,8 +264,8 @@ class _Run:
         epochs = checkpoints.describe(last)["description"]["recipe"]["epochs"]
         if epochs > self.recipe.epochs:
             raise CheckpointError(
-                f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.recipe.epochs}; resume with "
-                "as many or more"
+                f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.recipe.epochs}; resume "
+                "with as many or more"
             )
         curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
         (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
