@@ -11,7 +11,7 @@ compare where losses do not. The kernels hold N x N numbers, so the prediction i
     on a CPU:       python experiments/figure3.py --data-dir DIR --subset 12800 --held-out 1000 --epochs 64 --seeds 3
     on a GPU:       python experiments/figure3.py --data-dir DIR --epochs 1000 --seeds 5
 
-The second takes about an hour on two cores, the third is the paper's setting: all training images. Interrupted, the
+The second takes about two hours on two cores, the third is the paper's setting: all training images. Interrupted, the
 same command goes on where it was. Writes OUT.json, OUT.csv (the curves), OUT.png, and checkpoints to OUT-runs/.
 """
 

@@ -168,7 +168,9 @@ def _epoch(
         def of_draw(f: Float[Array, "n c"], batch: Int[Array, " b"]) -> tuple[Array, Array, Array]:
             seen = f[batch]
             outputs = jax.nn.softmax(seen) if loss == "cross-entropy" else seen
-            direction = jnp.matmul(ntk[batch].T, outputs - targets[batch], precision="highest") / len(batch)
+            # In this order both factors are read along their rows, which a CPU does several times faster.
+            gradient = (outputs - targets[batch]).T / len(batch)
+            direction = jnp.matmul(gradient, ntk[batch], precision="highest").T
             value, hit = _measure(seen[:, None], labels[batch], loss)
             return direction, value[0], hit[0]
 

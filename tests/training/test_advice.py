@@ -1,0 +1,190 @@
+"""Training that diverges, and the largest stable rate that the kernel names: neither too low nor too high."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_cases import splits
+
+from nngp_dag import kernel
+from nngp_dag.errors import DivergenceError, GraphError
+from nngp_dag.graph import Dag
+from nngp_dag.nets import as_stateful_functions
+from nngp_dag.training import Recipe, run, stable_learning_rate, train
+from nngp_dag.training.program import Program, on_device
+
+CHAIN = Dag.from_code("2")
+DATA = splits(train=24)
+FULL = {"batch_size": 24, "loss": "squared"}
+# Wide, so that kernels are close to that of infinite width, and hardly move.
+WIDTH, STEPS = 2048, 3
+
+
+def top_modes(monkeypatch, dag, recipe, rates, seeds):
+    """Trains at one rate after the other; returns the sizes of the outputs' deviations in the top mode, (steps, seeds).
+
+    Full batches of the squared loss: an epoch is a step of gradient descent. Networks of finite width leave the
+    unstable region by themselves once the loss has grown, so what is measured is how the top mode begins to grow.
+    """
+    monkeypatch.setattr(Recipe, "learning_rates", lambda self, _: lambda step: jnp.asarray(rates)[step])
+    program, device = Program(dag, recipe, DATA, len(seeds)), on_device(DATA)
+    _, apply = as_stateful_functions(lambda rngs: recipe.network(dag, (6,), 3, rngs))
+    outputs_of = jax.jit(jax.vmap(lambda params, stats: apply(params, stats, DATA.train.x)[0]))
+    width = recipe.width if recipe.parameterisation == "standard" else None
+    ntk = kernel(
+        dag, DATA.train.x, layer=recipe.layer, parameterisation=recipe.parameterisation, width=width, get="ntk"
+    )
+    top = np.linalg.eigh(np.asarray(ntk, np.float64))[1][:, -1]
+    state, best = program.draw(seeds)
+    found = []
+    for epoch in range(1, len(rates) + 2):
+        deviations = np.asarray(outputs_of(state.params, state.stats)) - np.eye(3)[DATA.train.labels]
+        found.append(np.linalg.norm(np.einsum("n,snc->sc", top, deviations), axis=-1))
+        if epoch <= len(rates):
+            state, best, _, _ = program.run_epoch(state, best, seeds, epoch, device)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "choices", "seeds"),
+    [
+        ("2", {"parameterisation": "ntk"}, [0]),
+        *(
+            pytest.param(*case, range(4), marks=pytest.mark.slow)
+            for case in [
+                ("2_21_112", {"parameterisation": "ntk"}),
+                ("2_12", {"parameterisation": "standard"}),
+                ("2_12", {"parameterisation": "standard", "b_std": None}),
+                ("2_12", {"parameterisation": "standard", "activation": "erf", "order": "act-linear"}),
+            ]
+        ),
+    ],
+)
+def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, code, choices, seeds):
+    recipe = Recipe(width=WIDTH, epochs=2 * STEPS, **FULL | choices)
+    rate = stable_learning_rate(Dag.from_code(code), recipe, DATA)
+    rates = [0.9 * rate] * STEPS + [1.15 * rate] * STEPS
+    sizes = top_modes(monkeypatch, Dag.from_code(code), recipe, rates, seeds)
+    below, above = (np.log(sizes[1:] / sizes[:-1]).mean(axis=1)[at] for at in (slice(STEPS), slice(STEPS, None)))
+    # A step multiplies the mode by 1 - 2 * 0.9 and 1 - 2 * 1.15; a rate that is off by a factor of 1.05 fails.
+    assert np.exp(below) == pytest.approx(np.full(STEPS, 0.8), abs=0.05)
+    assert np.exp(above) == pytest.approx(np.full(STEPS, 1.3), abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("factor", [0.9, 1.15])
+def test_with_momentum(monkeypatch, factor, nesterov):
+    mu = 0.8
+    recipe = Recipe(width=WIDTH, epochs=8, momentum=mu, nesterov=nesterov, parameterisation="ntk", **FULL)
+    rate = stable_learning_rate(CHAIN, recipe, DATA)
+    sizes = top_modes(monkeypatch, CHAIN, recipe, [factor * rate] * 8, range(4))
+    # The mode p and its momentum m, from m = 0, at eta lambda = the factor times Jury's bound.
+    x = factor * (2 * (1 + mu) / (1 + 2 * mu) if nesterov else 2 * (1 + mu))
+    p, m, expected = 1.0, 0.0, [1.0]
+    for _ in range(8):
+        m = mu * m + x * p
+        p -= x * p + mu * m if nesterov else m
+        expected.append(p)
+    assert (abs(expected[8]) > 5) == (factor > 1)
+    mean = np.exp(np.log(sizes / sizes[0]).mean(axis=1))
+    assert mean[1:3] == pytest.approx(np.abs(expected[1:3]), rel=0.12)
+
+
+def test_the_rate_by_hand():
+    """On the first examples of the training part; a batch of a softmax has at most half the curvature."""
+    recipe = Recipe(parameterisation="ntk", **FULL)
+    for choices, inputs, limit in (
+        ({}, 24, 2.0),
+        ({"loss": "cross-entropy"}, 24, 4.0),
+        ({"batch_size": 10}, 10, 2.0),
+        ({"momentum": 0.5}, 24, 3.0),
+        ({"momentum": 0.5, "nesterov": True}, 24, 1.5),
+    ):
+        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterisation="ntk", get="ntk")
+        expected = limit * inputs / np.linalg.eigvalsh(np.asarray(ntk, np.float64)).max()
+        rate = stable_learning_rate(CHAIN, dataclasses.replace(recipe, **choices), DATA)
+        assert rate == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_rate_where_no_kernel_says_one():
+    assert stable_learning_rate(CHAIN, Recipe(batch_norm=True, batch_size=8), DATA) is None
+
+
+def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
+    recipe = Recipe(width=8, epochs=30, learning_rate=600.0, warmup=30, **FULL)
+    with pytest.raises(DivergenceError) as info:
+        train({"mine": CHAIN}, DATA, recipe, seeds=[7], out=tmp_path / "run")
+    message = str(info.value)
+    found = re.fullmatch(
+        r"Expected the loss to stay finite, got (\S+) at step (\d+) \(epoch (\d+)\) of mine, seed 7, at learning rate "
+        r"(\S+); the kernel's largest stable rate is (\S+): lower --lr below it",
+        message,
+    )
+    assert found, message
+    value, rate, stable = (float(found[i]) for i in (1, 4, 5))
+    step, epoch = int(found[2]), int(found[3])
+    assert not math.isfinite(value)
+    assert step == first_step_that_is_not_finite(recipe, 7) > 2
+    assert epoch == step + 1
+    assert rate == pytest.approx(20.0 * (step + 1), rel=1e-2)
+    assert stable == pytest.approx(stable_learning_rate(CHAIN, recipe, DATA), rel=1e-2)
+    # The epochs before were written, and the log says why it ended.
+    rows = (tmp_path / "run" / "curves.csv").read_text().splitlines()[1:]
+    assert len(rows) == epoch
+    assert (tmp_path / "run" / "train.log").read_text().splitlines()[-1] == message
+
+
+def first_step_that_is_not_finite(recipe, seed):
+    """The same training in NumPy, in float32, as the range of numbers decides."""
+    state, _ = Program(CHAIN, recipe, DATA, 1).draw([seed])
+    layers = [
+        [np.asarray(tree[0]["linear"][key][...][0], np.float32) for key in ("kernel", "bias")]
+        for tree in (state.params["stems"], state.params["edges"], state.params["readouts"])
+    ]
+    hot = np.eye(3, dtype=np.float32)[DATA.train.labels]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(recipe.epochs):
+            values = [DATA.train.x]
+            for i, (weights, biases) in enumerate(layers):
+                z = values[-1] @ weights + biases
+                values.append(z if i == 2 else np.maximum(z, 0))
+            change = values[3] - hot
+            if not np.isfinite((0.5 * change**2).sum() / 24):
+                return step
+            change, rate = change / 24, np.float32(recipe.learning_rates_at(np.array([step]), 1)[0])
+            for i in (2, 1, 0):
+                weights, biases = layers[i]
+                layers[i] = [weights - rate * values[i].T @ change, biases - rate * change.sum(axis=0)]
+                change = change @ weights.T * (values[i] > 0)
+    return None
+
+
+@pytest.mark.slow
+def test_divergence_with_batch_norm_where_no_kernel_gives_advice():
+    recipe = Recipe(width=8, epochs=20, batch_size=10, learning_rate=1e20, loss="squared", batch_norm=True)
+    with pytest.raises(DivergenceError, match="with batch normalisation no kernel says which rate is stable: lower --"):
+        train(Dag.from_code("2_12"), DATA, recipe)
+
+
+@pytest.mark.slow
+def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
+    def refuse(*arguments):
+        raise GraphError("Expected less")
+
+    monkeypatch.setattr(run, "stable_learning_rate", refuse)
+    recipe = Recipe(width=8, epochs=20, batch_size=10, learning_rate=1e20, loss="squared")
+    with pytest.raises(DivergenceError, match="this network has no closed-form kernel to say which rate is stable"):
+        train(CHAIN, DATA, recipe)
+
+
+@pytest.mark.slow
+def test_divergence_in_the_last_step_of_all():
+    """The loss before the update is finite, and the network after it is not."""
+    recipe = Recipe(width=8, epochs=1, learning_rate=1e30, **FULL)
+    with pytest.raises(DivergenceError, match="Expected the loss to stay finite"):
+        train(CHAIN, DATA, recipe)

@@ -1,0 +1,236 @@
+"""Checkpoints that are damaged or of something else: one clear line, never other numbers."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from training_cases import CODE, EPOCHS, assert_same_bits, command, error_line, splits
+
+from nngp_dag.cli import main
+from nngp_dag.data import load_splits
+from nngp_dag.errors import CheckpointError
+from nngp_dag.graph import Dag
+from nngp_dag.training import Recipe, checkpoints, evaluate, train
+
+
+@pytest.fixture(scope="module")
+def like(finished, shared_programs):
+    """The shapes of what the last checkpoint of the run holds."""
+    config = json.loads((finished / "config.json").read_text())
+    recipe, data = Recipe.from_dict(config["recipe"]), load_splits("sphere", subset=40)
+    abstract, _ = shared_programs(Dag.from_code(CODE), recipe, data, 1).abstract_state
+    return abstract, np.empty((EPOCHS + 1, 3, 3, 1))
+
+
+@pytest.fixture(scope="module")
+def saved(finished, like):
+    """The state in that checkpoint, and its document."""
+    return checkpoints.restore(last(finished), like)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def last(out):
+    return out / "checkpoints" / CODE / "last"
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file):
+    os.truncate(file, 0)
+
+
+def flip(file, at=0.5):
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES = {"deleted": os.remove, "truncated": truncate, "empty": empty, "flipped": flip}
+
+
+def large_file(folder):
+    """The file in which the arrays lie: the largest but for JSON and copies that orbax does not read."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes()[:1] != b"{"]
+    read = [path for path in files if not any(part.startswith("ocdbt.process") for part in path.parts)]
+    return max(read, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_to_any_file_passes_for_other_numbers(finished, like, saved, tmp_path, damage):
+    out, (state, document) = finished, saved
+    files = sorted(path.relative_to(last(out)) for path in last(out).rglob("*") if path.is_file())
+    refused = 0
+    for i, file in enumerate(files):
+        folder = shutil.copytree(last(out), tmp_path / str(i))
+        DAMAGES[damage](folder / file)
+        try:
+            found, about = checkpoints.restore(folder, like)
+        except CheckpointError as error:
+            message = str(error)
+            refused += message.startswith(f"Expected {folder} to hold an intact checkpoint") and "\n" not in message
+        else:
+            # Some files repeat what others say.
+            assert_same_bits(found, state)
+            assert about == document
+    assert refused >= 3
+
+
+@pytest.mark.parametrize("at", [0.05, 0.3, 0.7, 0.95])
+def test_a_flipped_byte_anywhere_in_the_arrays_is_found(finished, like, tmp_path, at):
+    folder = shutil.copytree(last(finished), tmp_path / "copy")
+    flip(large_file(folder), at)
+    with pytest.raises(CheckpointError, match="to hold an intact checkpoint"):
+        checkpoints.restore(folder, like)
+
+
+def test_arrays_that_do_not_match_their_digest(like, saved, tmp_path):
+    state, document = saved
+    changed = jax.tree.map(np.copy, state)
+    jax.tree.leaves(changed)[0].flat[0] += 1
+    digest = checkpoints._digest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_digest", lambda arrays: document["digest"])
+        checkpoints.save(tmp_path / "changed", 2, changed, document["description"])
+    assert checkpoints._digest is digest
+    with pytest.raises(CheckpointError, match="got bytes that differ from those saved; put an intact copy there"):
+        checkpoints.restore(tmp_path / "changed", like)
+
+
+def test_a_folder_that_is_no_checkpoint(finished, like, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("notes")
+    (tmp_path / "file").write_text("text")
+    for folder in (tmp_path / "nowhere", tmp_path / "other", tmp_path / "file", finished):
+        assert checkpoints.latest(folder) is None
+        with pytest.raises(CheckpointError, match=f"Expected {folder} to hold an intact checkpoint .*, got none; put"):
+            checkpoints.restore(folder, like)
+        with pytest.raises(CheckpointError, match=f"Expected {folder} to hold an intact checkpoint .*, got none; put"):
+            evaluate(folder)
+
+
+def test_a_checkpoint_of_another_program(like, saved, tmp_path, monkeypatch):
+    state, document = saved
+    monkeypatch.setattr(checkpoints, "_FORMAT", 99)
+    checkpoints.save(tmp_path / "other", 1, state, document["description"])
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="got one of another program or version; put an intact copy there"):
+        checkpoints.describe(tmp_path / "other")
+
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(tmp_path / "theirs") as manager:
+        manager.save(3, args=ocp.args.Composite(weights=ocp.args.StandardSave({"w": np.ones(3)})))
+    for call in (lambda folder: checkpoints.restore(folder, like), evaluate):
+        with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network, got ") as info:
+            call(tmp_path / "theirs")
+        assert "\n" not in str(info.value)
+
+
+def resized(state, size):
+    return jax.tree.map(lambda leaf: np.zeros([size if n == 8 else n for n in leaf.shape], leaf.dtype), state)
+
+
+def test_arrays_of_another_width_under_the_right_description(like, saved, tmp_path):
+    state, document = saved
+    for width in (7, 9):
+        folder = tmp_path / str(width)
+        checkpoints.save(folder, 2, resized(state, width), document["description"])
+        with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network"):
+            checkpoints.restore(folder, like)
+    less = (state[0]._replace(optimiser=()), state[1])
+    checkpoints.save(tmp_path / "less", 2, less, document["description"])
+    with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network"):
+        checkpoints.restore(tmp_path / "less", like)
+
+
+@pytest.mark.parametrize(("features", "classes"), [(5, 10), (64, 11)])
+def test_evaluation_on_data_that_do_not_fit(finished, features, classes):
+    data = splits(train=40, features=features, classes=classes)
+    with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network, got ") as info:
+        evaluate(last(finished), data)
+    assert "\n" not in str(info.value)
+
+
+def foreign(description, kind):
+    """The description of a run that differs in one thing."""
+    changed = json.loads(json.dumps(description))
+    if kind == "width":
+        changed["recipe"]["width"] = 9
+    elif kind == "dag":
+        changed["dag"] = "2_02"
+    elif kind == "data":
+        changed["data"]["sha256"] = "0" * 64
+    elif kind == "seeds":
+        changed["seeds"] = [2]
+    return changed
+
+
+@pytest.mark.parametrize(("kind", "key"), [("width", "recipe"), ("dag", "dag"), ("data", "data"), ("seeds", "seeds")])
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, which):
+    state, document = saved
+    folder = copy / "checkpoints" / CODE / which
+    shutil.rmtree(folder)
+    description = foreign(document["description"], kind) | {"kind": which}
+    checkpoints.save(folder, EPOCHS, resized(state, 9) if kind == "width" else state, description)
+    with pytest.raises(CheckpointError, match=rf"Expected the checkpoint .*/{which} to have {key} .*; it belongs to"):
+        resume(copy)
+
+
+def resume(out):
+    config = json.loads((out / "config.json").read_text())
+    data = load_splits("sphere", subset=40)
+    return train({CODE: Dag.from_code(CODE)}, data, Recipe.from_dict(config["recipe"]), out=out, resume=True)
+
+
+def run(capfd, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    assert stop.value.code == 2, captured.err
+    return error_line(captured.err)
+
+
+def files(out):
+    """What lies in a run's folder, but for the log, and for the order in which its configuration is written."""
+    found = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "train.log"}
+    return found | {out / "config.json": json.loads(found[out / "config.json"])}
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
+def test_the_command_says_one_line_and_changes_nothing(copy, capfd, damage):
+    DAMAGES[damage](large_file(last(copy)))
+    before = files(copy)
+    for arguments in (("--resume", "--out", copy), ("--evaluate", last(copy))):
+        line = run(capfd, "train", *arguments)
+        assert f"Expected {last(copy)} to hold an intact checkpoint" in line
+        assert "--overwrite" in line
+    assert files(copy) == before
+
+
+def test_a_missing_best_checkpoint_is_said(copy, capfd):
+    shutil.rmtree(copy / "checkpoints" / CODE / "best")
+    line = run(capfd, "train", "--resume", "--out", copy)
+    assert f"Expected {copy / 'checkpoints' / CODE / 'best'} to hold an intact checkpoint" in line
+    assert "got none" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["resume", "evaluate"])
+def test_a_process_of_its_own_says_one_line_too(copy, compilation_cache, arguments):
+    """Threads of tensorstore and asyncio write past sys.stderr."""
+    large_file(last(copy)).unlink()
+    options = ("--resume", "--out", copy) if arguments == "resume" else ("--evaluate", last(copy))
+    process = command(["train", *options], compilation_cache)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert f"Expected {last(copy)} to hold an intact checkpoint" in error_line(err)

@@ -1,0 +1,153 @@
+"""Learning rates step by step, losses, and every refusal of a recipe."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag, Edge, Op
+from nngp_dag.training import Recipe
+
+STEPS = 7
+
+
+def expected_rate(recipe, step):
+    """The learning rate in plain Python."""
+    eta, warm, epoch = recipe.learning_rate, recipe.warmup * STEPS, step // STEPS
+    if step < warm:
+        return eta * (step + 1) / warm
+    if recipe.schedule == "constant":
+        return eta
+    if recipe.schedule == "cosine":
+        return eta * (1 + math.cos(math.pi * (step - warm) / (recipe.epochs * STEPS - warm))) / 2
+    milestones = recipe.milestones or (recipe.epochs // 2, recipe.epochs * 3 // 4)
+    return eta * 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"warmup": 3},
+        {"schedule": "multistep"},
+        {"schedule": "multistep", "milestones": (2, 3, 11), "warmup": 2},
+        {"schedule": "multistep", "milestones": (5,), "warmup": 1},
+        {"schedule": "cosine"},
+        {"schedule": "cosine", "warmup": 4},
+    ],
+)
+def test_learning_rates_at_every_step(choices):
+    recipe = Recipe(epochs=12, learning_rate=0.3, **choices)
+    steps = range(recipe.epochs * STEPS)
+    rates = recipe.learning_rates(STEPS)
+    expected = [expected_rate(recipe, step) for step in steps]
+    np.testing.assert_allclose([float(rates(jnp.asarray(step))) for step in steps], expected, rtol=1e-5, atol=1e-7)
+    together = recipe.learning_rates_at(np.array(steps), STEPS)
+    np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-7)
+    assert len(set(np.round(expected, 6))) > 1 or not choices
+
+
+def test_warmup_all_the_way_and_single_epochs():
+    for schedule in ("constant", "multistep", "cosine"):
+        recipe = Recipe(epochs=2, warmup=2, learning_rate=0.2, schedule=schedule)
+        np.testing.assert_allclose(recipe.learning_rates_at(np.arange(10), 5), 0.02 * np.arange(1, 11), rtol=1e-5)
+    short = Recipe(epochs=1, schedule="multistep", learning_rate=0.2)
+    np.testing.assert_allclose(short.learning_rates_at(np.arange(5), 5), 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_losses_by_hand(loss):
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(6, 4)).astype(np.float32), rng.integers(0, 4, 6)
+    result = jax.jit(Recipe(loss=loss).losses)(outputs, labels)
+    if loss == "squared":
+        pairs = zip(outputs, labels, strict=True)
+        expected = [0.5 * sum((y - (c == k)) ** 2 for c, y in enumerate(f)) for f, k in pairs]
+    else:
+        expected = [-math.log(math.exp(f[k]) / np.exp(f).sum()) for f, k in zip(outputs, labels, strict=True)]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"schedule": "multistep", "milestones": (2, 5), "b_std": None, "conv": 3, "momentum": 0.9}]
+)
+def test_recipes_survive_json(choices):
+    recipe = Recipe(**choices)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
+        ({"epochs": -1}, "Expected `epochs` to be a whole number, at least 1, got -1"),
+        ({"batch_size": 0}, "Expected `batch_size` to be a whole number, at least 1, got 0"),
+        ({"learning_rate": 0.0}, "Expected `learning_rate` to be finite and above 0, got 0.0"),
+        ({"learning_rate": -1.0}, "Expected `learning_rate` to be finite and above 0, got -1.0"),
+        ({"learning_rate": math.nan}, "Expected `learning_rate` to be finite and above 0, got nan"),
+        ({"learning_rate": math.inf}, "Expected `learning_rate` to be finite and above 0, got inf"),
+        ({"momentum": 1.0}, r"Expected `momentum` in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, r"Expected `momentum` in \[0, 1\), got -0.1"),
+        ({"momentum": math.nan}, r"Expected `momentum` in \[0, 1\), got nan"),
+        ({"nesterov": True}, "Expected `momentum` above 0 with `nesterov`, got 0; set a momentum such as 0.9"),
+        ({"weight_decay": -1e-3}, "Expected `weight_decay` to be finite and at least 0, got -0.001"),
+        ({"weight_decay": math.inf}, "Expected `weight_decay` to be finite and at least 0, got inf"),
+        ({"warmup": -1}, "Expected `warmup` between 0 and the 20 epochs, got -1"),
+        ({"warmup": 6, "epochs": 5}, "Expected `warmup` between 0 and the 5 epochs, got 6"),
+        ({"schedule": "linear"}, "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
+        ({"loss": "hinge"}, "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
+        ({"parameterisation": "mup"}, "Expected `parameterisation` to be one of .*, got 'mup'"),
+        ({"image_readout": "max"}, "Expected `image_readout` to be one of 'flatten', 'global-average', got 'max'"),
+        ({"milestones": (3,)}, r"Expected no `milestones` with schedule 'constant', got \(3,\)"),
+        ({"milestones": (), "schedule": "multistep"}, r"Expected `milestones` to be growing numbers .*, got \(\)"),
+        ({"milestones": (0, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(0, 3\)"),
+        ({"milestones": (3, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(3, 3\)"),
+        ({"milestones": (5, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(5, 3\)"),
+        ({"milestones": (3, 20), "schedule": "multistep"}, "Expected `milestones` below the 20 epochs, got 20"),
+        ({"epochs": 1_000_001}, "Expected `epochs` to be at most 1,000,000, got 1000001"),
+        ({"batch_norm": True, "batch_size": 1}, "Expected `batch_size` above 1 with `batch_norm`, got 1: one example"),
+        ({"conv": 0}, "Expected `conv` to be at least 1, got 0"),
+    ],
+)
+def test_refusals(choices, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**choices)
+
+
+def test_the_largest_and_smallest_that_are_allowed():
+    Recipe(width=1, epochs=3, batch_size=1, momentum=0.0, weight_decay=0.0, warmup=3, conv=1)
+    Recipe(epochs=1_000_000, batch_size=2, batch_norm=True)
+    Recipe(epochs=3, schedule="multistep", milestones=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("dag", "shape", "choices", "message"),
+    [
+        (
+            Dag(3, (Edge(0, 2, Op.WEIGHTED), Edge(1, 2, Op.WEIGHTED)), num_inputs=2),
+            (4,),
+            {},
+            "Expected a graph with one input and one output to train, got 2 and 1",
+        ),
+        (
+            Dag(3, (Edge(0, 1, Op.WEIGHTED), Edge(1, 2, Op.SKIP)), outputs=(2, 1)),
+            (4,),
+            {},
+            "Expected a graph with one input and one output to train, got 1 and 2",
+        ),
+        (
+            Dag.from_code("2"),
+            (64,),
+            {"conv": 3},
+            r"Expected images \(height, width, channels\) for `conv`, got inputs of shape \(64,\); leave `conv` out",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit(dag, shape, choices, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(width=4, **choices).network(dag, shape, 3, nnx.Rngs(0))

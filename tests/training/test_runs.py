@@ -1,0 +1,373 @@
+"""Runs on disk: what they leave, how they resume to the same bits, and what they refuse."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, assert_same_run, scalars, splits
+
+import nngp_dag as nd
+from nngp_dag.errors import CheckpointError, InputError, OutputError
+from nngp_dag.graph import Dag
+from nngp_dag.training import Recipe, checkpoints, evaluate, run, train
+from nngp_dag.training.history import FIELDS, METRICS, PARTS
+
+pytestmark = pytest.mark.usefixtures("shared_programs", "small_blocks", "quick_picture")
+
+# Equal live edges, so that one program serves both.
+DAGS = {"one": Dag.from_code("2_20_201"), "twin": Dag.from_code("0_20_201")}
+DATA, RECIPE = PARTIAL_DATA, PARTIAL
+CONSTANT = Recipe(width=8, epochs=4, batch_size=8, learning_rate=0.05)
+SEEDS = [3, 0]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class StoppedError(Exception):
+    """What ends a run half-way."""
+
+
+@pytest.fixture(scope="module")
+def quick_picture():
+    """Draws curves once, since matplotlib takes half a second."""
+    draw, drawn = run.plot_training, []
+
+    def plot(histories, path, title):
+        if not drawn:
+            draw(histories, path, title)
+            drawn.append(path.read_bytes())
+        path.write_bytes(drawn[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "plot_training", plot)
+        yield
+
+
+def go(out, dags=DAGS, data=DATA, recipe=RECIPE, seeds=SEEDS, **options):
+    return train(dags, data, recipe, seeds=seeds, out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shared_programs, small_blocks, quick_picture):
+    """A run that nothing stopped: its folder and results."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, go(out)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "copy")
+
+
+def states(out):
+    """Returns the epoch, digest and description of every checkpoint of a run."""
+    return {
+        (name, kind): checkpoints.describe(out / "checkpoints" / name / kind)
+        for name in DAGS
+        for kind in ("last", "best")
+    }
+
+
+# --- what is there afterwards ---------------------------------------------------------------------
+
+
+def test_files_of_a_run(whole):
+    out, runs = whole
+    names = {"config.json", "train.log", "curves.csv", "curves.png", "tensorboard", "checkpoints"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "curves.png").read_bytes()[:8] == PNG
+    rows = list(csv.DictReader((out / "curves.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == FIELDS
+    assert len(rows) == len(DAGS) * (RECIPE.epochs + 1) * len(SEEDS)
+    at, rates = iter(rows), RECIPE.learning_rates_at(3 * np.arange(RECIPE.epochs), 3)
+    for result in runs:
+        for epoch in range(RECIPE.epochs + 1):
+            for s, seed in enumerate(SEEDS):
+                row = next(at)
+                found = [row[key] for key in ("dag", "seed", "epoch", "step")]
+                assert found == [result.name, str(seed), str(epoch), str(3 * epoch)]
+                assert row["learning_rate"] == (str(rates[epoch - 1]) if epoch else "")
+                for part in PARTS:
+                    for metric in METRICS:
+                        assert float(row[f"{part}_{metric}"]) == result.history.of(part, metric)[epoch, s]
+
+
+def test_configuration_of_a_run(whole):
+    out, runs = whole
+    config = json.loads((out / "config.json").read_text())
+    assert Recipe.from_dict(config["recipe"]) == RECIPE
+    assert config["dags"] == {name: str(dag) for name, dag in DAGS.items()}
+    assert config["seeds"] == SEEDS
+    assert {name: config["data"][name] for name in PARTS} == {"train": 22, "validation": 7, "test": 9}
+    assert config["models"]["one"]["parameters"] == runs[0].summary.parameters
+    assert {"python", "nngp-dag", "jax", "jaxlib", "numpy"} <= set(config["environment"])
+
+
+def test_log_of_a_run(whole):
+    lines = (whole[0] / "train.log").read_text().splitlines()
+    assert lines[0] == DATA.statement
+    assert sum(" epoch " in line for line in lines) == len(DAGS) * (RECIPE.epochs + 1)
+    assert "parameters" in lines[1]
+
+
+def test_tensorboard_events_of_a_run(whole):
+    out, runs = whole
+    for result in runs:
+        for s, seed in enumerate(SEEDS):
+            found = scalars(out / "tensorboard" / result.name / f"seed-{seed}")
+            assert len(found) == (RECIPE.epochs + 1) * 9 + RECIPE.epochs
+            for epoch in range(RECIPE.epochs + 1):
+                for part in PARTS:
+                    for metric in METRICS:
+                        value = result.history.of(part, metric)[epoch, s]
+                        assert found[f"{metric}/{part}", epoch] == np.float32(value)
+            assert found["learning_rate", 2] == np.float32(0.05)
+            assert found["learning_rate", 4] < np.float32(0.05)
+
+
+def test_checkpoints_of_a_run(whole, shared_programs):
+    out, runs = whole
+    program = shared_programs(DAGS["one"], RECIPE, DATA, len(SEEDS))
+    abstract, abstract_best = program.abstract_state
+    for result in runs:
+        (last, curves), document = checkpoints.restore(
+            out / "checkpoints" / result.name / "last", (abstract, np.empty(result.history.values.shape))
+        )
+        assert_same_bits((last.params, last.stats), (result.params, result.stats))
+        assert curves.tobytes() == result.history.values.tobytes()
+        assert document["epoch"] == RECIPE.epochs
+        best, document = checkpoints.restore(out / "checkpoints" / result.name / "best", abstract_best)
+        assert_same_bits(
+            (best.params, best.stats, best.epoch), (result.best_params, result.best_stats, result.best_epoch)
+        )
+        assert document["description"]["kind"] == "best"
+        # One of each kind stays.
+        assert len(list((out / "checkpoints" / result.name / "last").iterdir())) == 1
+
+
+def test_evaluation_finds_what_the_run_found(whole):
+    out, runs = whole
+    for result in runs:
+        last = evaluate(out / "checkpoints" / result.name / "last", DATA)
+        best = evaluate(str(out / "checkpoints" / result.name / "best"), DATA)
+        assert (last.name, last.seeds, last.epochs) == (result.name, tuple(SEEDS), (4, 4))
+        assert best.epochs == tuple(result.best_epoch)
+        for part in PARTS[1:]:
+            for metric in METRICS:
+                curve = result.history.of(part, metric)
+                assert (last.of(part, metric) == curve[-1]).all()
+                assert (best.of(part, metric) == curve[result.best_epoch, [0, 1]]).all()
+
+
+@pytest.mark.slow
+def test_evaluation_on_other_data_without_training_examples_to_spare(whole):
+    small = splits(train=3, validation=2, test=5, classes=4, seed=9)
+    found = evaluate(whole[0] / "checkpoints" / "one" / "last", small)
+    assert np.isfinite(found.values).all()
+
+
+def test_same_seeds_same_bits_and_nothing_depends_on_the_folder(whole):
+    _, runs = whole
+    assert_same_run(go(None), runs)
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def stop_at(monkeypatch, moment, name, epoch):
+    """Makes a run end at a moment of an epoch: before or after its curves, or before one of its checkpoints."""
+    record, save = run._Run._record, checkpoints.save
+
+    def recording(self, at, values):
+        here = (self.name, at) == (name, epoch)
+        if here and moment == "before the curves":
+            raise StoppedError
+        record(self, at, values)
+
+    def saving(folder, at, state, description):
+        here = (description["name"], at) == (name, epoch)
+        if here and moment == f"before {description['kind']}":
+            raise StoppedError
+        save(folder, at, state, description)
+
+    def on_progress(at_name, done, total):
+        if (at_name, done) == (name, epoch) and moment == "after":
+            raise StoppedError
+
+    monkeypatch.setattr(run._Run, "_record", recording)
+    monkeypatch.setattr(checkpoints, "save", saving)
+    return on_progress
+
+
+@pytest.mark.parametrize(
+    ("moment", "name", "epoch", "every"),
+    [
+        ("before best", "one", 1, 1),
+        ("after", "one", 3, 2),
+        ("before last", "twin", 3, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("before last", "one", 1, 1),
+                ("before best", "one", 3, 1),
+                ("before last", "one", 4, 2),
+                ("after", "one", 4, 1),
+                ("before the curves", "twin", 0, 1),
+                ("before best", "twin", 2, 1),
+                ("after", "twin", 2, 1),
+                ("before last", "twin", 4, 1),
+            )
+        ),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, moment, name, epoch, every):
+    whole_out, runs = whole
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        on_progress = stop_at(patch, moment, name, epoch)
+        with pytest.raises(StoppedError):
+            go(out, checkpoint_every=every, on_progress=on_progress)
+    seen = []
+    resumed = go(out, resume=True, checkpoint_every=every, on_progress=lambda *at: seen.append(at))
+    assert_same_run(resumed, runs)
+    assert (out / "curves.csv").read_bytes() == (whole_out / "curves.csv").read_bytes()
+    assert states(out) == states(whole_out)
+    for run_name in DAGS:
+        place = f"tensorboard/{run_name}/seed-{SEEDS[0]}"
+        assert scalars(out / place) == scalars(whole_out / place)
+    # It went on, and did not start again.
+    first = next(done for at, done, _ in seen if at == name)
+    saved = epoch - (moment != "after")
+    assert first == max(0, saved // every * every)
+
+
+def test_resuming_twice_and_resuming_what_is_done(whole, copy):
+    _, runs = whole
+    before = states(copy), (copy / "curves.csv").read_bytes()
+    assert_same_run(go(copy, resume=True), runs)
+    assert (states(copy), (copy / "curves.csv").read_bytes()) == before
+
+
+@pytest.mark.slow
+def test_more_epochs_under_a_constant_schedule(tmp_path):
+    longer = dataclasses.replace(CONSTANT, epochs=6)
+    long = go(tmp_path / "long", recipe=longer)
+    go(tmp_path / "short", recipe=CONSTANT)
+    assert_same_run(go(tmp_path / "short", recipe=longer, resume=True), long)
+    assert (tmp_path / "short" / "curves.csv").read_bytes() == (tmp_path / "long" / "curves.csv").read_bytes()
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
+    (copy / "notes.txt").write_text("mine")
+    [result] = go(copy, dags={"twin": DAGS["twin"]}, overwrite=True)
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["twin"]
+    assert [path.name for path in (copy / "tensorboard").iterdir()] == ["twin"]
+    assert json.loads((copy / "config.json").read_text())["dags"] == {"twin": str(DAGS["twin"])}
+    assert len((copy / "curves.csv").read_text().splitlines()) == 1 + len(list(result.history.rows()))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widht": 8}, "Expected options of `Recipe`, got .*widht"),
+        ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got 0"),
+        ({"seeds": -2}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got -2"),
+        ({"seeds": []}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[\]"),
+        ({"seeds": [1, 1]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[1, 1\]"),
+        ({"seeds": [1, -1]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[1, -1\]"),
+        ({"seeds": [2**32]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[4294967296\]"),
+        ({"width": 10**5}, "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,000"),
+        ({"checkpoint_every": 0}, "Expected `checkpoint_every` to be at least 1, got 0"),
+        ({"resume": True}, "Expected `out` to name the run to resume, got None; pass the folder of the run"),
+        ({"dags": []}, "Expected at least one DAG to train, got none"),
+        ({"dags": {}}, "Expected at least one DAG to train, got none"),
+        ({"dags": [Dag.from_code("2"), Dag.from_code("2")]}, "Expected every DAG once, got 2, 2"),
+        ({"batch_size": 23}, "Expected `batch_size` to be at most the 22 training examples, got 23"),
+        ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
+    ],
+)
+def test_refused_options(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        nd.train(**{"dags": Dag.from_code("2"), "data": DATA, "width": 4, "batch_size": 8} | options)
+
+
+def refused(error, message, out, **options):
+    """Asserts that a run is refused in one line and that its folder stays as it was."""
+    files = sorted(path for path in out.rglob("*") if path.is_file()) if out.is_dir() else []
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(error, match=message) as info:
+        go(out, **options)
+    assert "\n" not in str(info.value)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_folder_with_a_run_is_not_touched_unasked(copy, tmp_path):
+    refused(OutputError, r"to be new or empty, got an existing one; pass --resume .*, --overwrite", copy)
+    (tmp_path / "file").write_text("")
+    refused(OutputError, "to be a directory, got a file; choose another --out", tmp_path / "file")
+    refused(OutputError, "to be a directory, got a file; choose another --out", tmp_path / "file", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"Expected .*config.json to describe a run to go on with, got none; leave out --resume to start one"),
+        ("{", "to describe a run to go on with, got Expecting property name"),
+        ("[]", "to describe a run to go on with, got a configuration of something else"),
+        ('{"recipe": {}}', "to describe a run to go on with, got a configuration of something else"),
+        ("3", "to describe a run to go on with, got "),
+    ],
+)
+def test_nothing_to_resume(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    refused(CheckpointError, message, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": dataclasses.replace(RECIPE, width=9)}, r"to have width 9, got 8; resume with that, or choose"),
+        ({"recipe": dataclasses.replace(RECIPE, learning_rate=0.1)}, "to have learning_rate 0.1, got 0.05"),
+        ({"recipe": dataclasses.replace(RECIPE, epochs=3)}, "to have epochs 3, got 4; resume with as many"),
+        ({"seeds": [0, 3]}, r"to have seeds \[0, 3\], got \[3, 0\]; resume with those, or choose another --out"),
+        ({"dags": {"one": DAGS["one"]}}, 'to have dags {"one": "2_20_201"}, got {"one": "2_20_201", "twin"'),
+        ({"data": splits(train=22, classes=4, seed=1)}, 'to have data {"name": "mine", .*"sha256": '),
+        ({"data": splits(train=24, classes=4)}, 'to have data {"name": "mine", "train": 24'),
+    ],
+)
+def test_another_run_is_not_resumed(copy, options, message):
+    refused(CheckpointError, message, copy, resume=True, **options)
+
+
+def test_more_epochs_under_a_schedule_that_depends_on_them(copy):
+    longer = dataclasses.replace(RECIPE, epochs=6)
+    refused(CheckpointError, "to have epochs 6, got 4; resume with as many", copy, resume=True, recipe=longer)
+
+
+def test_data_of_your_own_must_be_given_again(whole):
+    with pytest.raises(CheckpointError, match=r"to name a data set that can be loaded, got data of your own; pass"):
+        evaluate(whole[0] / "checkpoints" / "one" / "last")
+
+
+def test_names_that_are_no_folders(tmp_path):
+    names = {"a/b": DAGS["one"], "a-b": DAGS["twin"], "..": DAGS["one"], "A-B": DAGS["twin"], "x" * 300: DAGS["one"]}
+    directory = run.RunDirectory(tmp_path, list(names))
+    folders = [directory.checkpoints(name, "last") for name in names]
+    assert len({str(folder).lower() for folder in folders}) == len(names)
+    for folder in folders:
+        assert folder.parents[2] == tmp_path
+        assert len(folder.parent.name) < 100
+
+
+def test_parameters_keep_their_types_and_a_leading_axis(whole):
+    for leaf in jax.tree.leaves((whole[1][0].params, whole[1][0].best_params)):
+        assert isinstance(leaf, np.ndarray)
+        assert (leaf.dtype, len(leaf)) == (np.float32, len(SEEDS))
