@@ -186,6 +186,24 @@ def test_refusals(place, part, message):
         Splits("mine", **parts, num_classes=3)
 
 
+def test_lists_are_no_arrays():
+    with pytest.raises(DataError, match="Expected NumPy arrays, got list and ndarray in the train part"):
+        Splits("mine", Part(X.tolist(), LABELS), GOOD, GOOD, num_classes=3)
+
+
+def test_a_fingerprint_tells_data_apart():
+    first, same = (load_splits("digits", subset=30).fingerprint for _ in range(2))
+    assert first == same
+    assert {name: first[name] for name in ("name", "train", "validation", "test")} == {
+        **{"name": "digits", "train": 30, "validation": 150, "test": 297}
+    }
+    assert first["source"] == {"name": "digits", "subset": 30, "scale_inputs": False}
+    digests = {first["sha256"], load_splits("digits", subset=30, scale_inputs=True).fingerprint["sha256"]}
+    for parts in ((GOOD, GOOD, GOOD), (GOOD, Part(X + 1, LABELS), GOOD), (GOOD, GOOD, Part(X, LABELS[::-1]))):
+        digests.add(Splits("mine", *parts, 3).fingerprint["sha256"])
+    assert len(digests) == 5
+
+
 def test_parts_of_different_shapes():
     with pytest.raises(DataError, match=r"one shape, got \(5,\) in the test part and \(2,\) in the train part"):
         Splits("mine", GOOD, GOOD, Part(np.zeros((3, 5), np.float32), LABELS), num_classes=3)

@@ -13,7 +13,7 @@ from nngp_dag.cli import main
 from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError
 from nngp_dag.graph import Dag
-from nngp_dag.training import Recipe, checkpoints, evaluate, train
+from nngp_dag.training import Recipe, checkpoints, evaluate, evaluation, train
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,46 @@ def test_evaluation_on_data_that_do_not_fit(finished, features, classes):
     assert "\n" not in str(info.value)
 
 
+def test_evaluation_on_data_that_were_others_then(finished, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_splits", lambda *_, **__: load_splits("sphere", subset=39))
+    with pytest.raises(
+        CheckpointError, match=r"Expected sphere to hold the data that .* was trained on, got others; pass"
+    ):
+        evaluate(last(finished))
+
+
+def test_evaluation_of_another_graph(finished, saved, tmp_path):
+    with pytest.raises(CheckpointError, match=r"Expected `dag` to be that of .*, 2_12, got 2_02"):
+        evaluate(last(finished), dag=Dag.from_code("2_02"))
+    state, document = saved
+    checkpoints.save(tmp_path / "none", EPOCHS, state, document["description"] | {"dag": "0 -> 1 (mine)"})
+    with pytest.raises(CheckpointError, match=r"to be of a graph that a code can express, got 0 -> 1 \(mine\); pass"):
+        evaluate(tmp_path / "none")
+
+
+def test_an_epoch_that_is_saved_is_not_saved_again(saved, like, tmp_path):
+    state, document = saved
+    for _ in range(2):
+        checkpoints.save(tmp_path / "last", 2, state, document["description"])
+    changed = jax.tree.map(np.copy, state)
+    jax.tree.leaves(changed)[0].flat[0] += 1
+    with pytest.raises(
+        CheckpointError, match="to hold the state that this run finds after epoch 2, got another; other"
+    ):
+        checkpoints.save(tmp_path / "last", 2, changed, document["description"])
+    assert_same_bits(checkpoints.restore(tmp_path / "last", like)[0], state)
+
+
+def test_a_checkpoint_of_more_epochs_than_are_asked_for(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["recipe"]["epochs"] = EPOCHS - 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=rf"Expected at least the 6 epochs of the checkpoint {last(copy)}, got 5;"
+    ):
+        resume(copy)
+
+
 def foreign(description, kind):
     """The description of a run that differs in one thing."""
     changed = json.loads(json.dumps(description))
@@ -201,9 +241,11 @@ def run(capfd, *arguments):
 
 
 def files(out):
-    """What lies in a run's folder, but for the log, and for the order in which its configuration is written."""
+    """What lies in a run's folder, but for the log, and for where its configuration says that it went on."""
     found = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "train.log"}
-    return found | {out / "config.json": json.loads(found[out / "config.json"])}
+    config = json.loads(found[out / "config.json"])
+    config.pop("resumed_in", None)
+    return found | {out / "config.json": config}
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])

@@ -55,9 +55,9 @@ def test_learning_rates_at_every_step(choices):
 def test_warmup_all_the_way_and_single_epochs():
     for schedule in ("constant", "multistep", "cosine"):
         recipe = Recipe(epochs=2, warmup=2, learning_rate=0.2, schedule=schedule)
-        np.testing.assert_allclose(recipe.learning_rates_at(np.arange(10), 5), 0.02 * np.arange(1, 11), rtol=1e-5)
+        np.testing.assert_allclose(recipe.learning_rates_at(np.arange(84), 5)[:10], 0.02 * np.arange(1, 11), rtol=1e-5)
     short = Recipe(epochs=1, schedule="multistep", learning_rate=0.2)
-    np.testing.assert_allclose(short.learning_rates_at(np.arange(5), 5), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(short.learning_rates_at(np.arange(84), 5)[:5], 0.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])

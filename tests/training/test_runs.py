@@ -283,7 +283,10 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
         ({"seeds": [1, 1]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[1, 1\]"),
         ({"seeds": [1, -1]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[1, -1\]"),
         ({"seeds": [2**32]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[4294967296\]"),
-        ({"width": 10**5}, "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,000"),
+        (
+            {"width": 10**5},
+            "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,001,200,004",
+        ),
         ({"checkpoint_every": 0}, "Expected `checkpoint_every` to be at least 1, got 0"),
         ({"resume": True}, "Expected `out` to name the run to resume, got None; pass the folder of the run"),
         ({"dags": []}, "Expected at least one DAG to train, got none"),

@@ -96,7 +96,9 @@ def test_resuming_takes_the_options_from_the_run(capsys, copy, finished):
     status, _, err = run(capsys, "train", "--resume", "--out", copy)
     assert (status, err) == (0, "")
     assert (copy / "curves.csv").read_bytes() == before
-    assert json.loads((copy / "config.json").read_text()) == json.loads((finished / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text())
+    assert config.pop("resumed_in") == []
+    assert config == json.loads((finished / "config.json").read_text())
     assert run(capsys, *OPTIONS, "--resume", "--out", copy)[0] == 0
 
 
@@ -193,6 +195,27 @@ def test_a_configuration_that_is_none(capsys, copy, text):
     error_line(err)
 
 
+def test_a_resumed_run_says_where_it_went_on(capsys, copy):
+    config = json.loads((copy / "config.json").read_text())
+    before = config["environment"] | {"jax": "0.0.1"}
+    (copy / "config.json").write_text(json.dumps(config | {"environment": before}))
+    for _ in range(2):
+        assert run(capsys, "train", "--resume", "--out", copy)[0] == 0
+    found = json.loads((copy / "config.json").read_text())
+    assert found["environment"] == before
+    assert found["resumed_in"] == [config["environment"]]
+    lines = (copy / "train.log").read_text().splitlines()
+    assert sum("bits may differ from an unbroken run" in line for line in lines) == 1
+
+
+def test_only_runs_are_overwritten(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    status, _, err = run(capsys, *OPTIONS, "--overwrite", "--out", tmp_path)
+    assert status == 2
+    assert "to hold a run to replace, got other files; choose another --out" in error_line(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_divergence_is_one_line(capsys, tmp_path, monkeypatch):
     run_epoch = Program.run_epoch
 
@@ -201,12 +224,12 @@ def test_divergence_is_one_line(capsys, tmp_path, monkeypatch):
         return state, best, metrics, losses * float("nan")
 
     monkeypatch.setattr(Program, "run_epoch", diverge)
-    monkeypatch.setattr(training_run, "stable_learning_rate", lambda *_: 0.125)
+    monkeypatch.setattr(training_run, "stable_learning_rate", lambda *_: 0.005)
     status, _, err = run(capsys, *OPTIONS, "--out", tmp_path / "run")
     assert status == 2
     line = error_line(err)
     assert "got nan at step 0 (epoch 1) of 2_12, seed 0, at learning rate 0.01; the kernel's largest " in line
-    assert "stable rate is 0.125: lower --lr below it" in line
+    assert "stable rate is 0.005: lower --lr below it" in line
 
 
 # --- options that only a long run shows -----------------------------------------------------------
