@@ -1,8 +1,8 @@
 """Steps of the compiled program against a float64 trainer written by hand in NumPy.
 
 The program computes in float32, so after one step every array must be right to 1e-6 of its largest entry, and after the
-second, which meets a momentum, to 2e-6. Steps are large enough to change every array by at least half a hundredth of
-that entry: an update wrong by a part in a thousand fails.
+second, which meets a momentum, to 2e-6. Steps are large enough to change every array by 0.3 % of that entry at least: an
+update wrong by a part in a thousand fails.
 """
 
 import itertools
@@ -39,6 +39,8 @@ ALL = tuple(itertools.product(CODES, LOSSES, PARAMETERISATIONS, OPTIMISERS, (Fal
 )
 def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
     rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * {"standard": 1, "ntk": 4}[parameterisation]
+    if batch_norm and optimiser == "plain":
+        rate *= 3
     recipe = Recipe(
         width=16,
         epochs=STEPS,
@@ -76,7 +78,7 @@ def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
                 np.testing.assert_allclose(params[name], expected, rtol=0, atol=1e-6 * scale)
             else:
                 close(params[name], expected, epoch * 1e-6)
-                assert np.abs(expected - before[name]).max() > 0.005 * np.abs(expected).max()
+                assert np.abs(expected - before[name]).max() > 0.003 * np.abs(expected).max()
         stats = flat(state.stats, 0)
         assert stats.keys() == net.stats.keys()
         assert bool(stats) == batch_norm
