@@ -6,6 +6,7 @@ it lie the arrays, and a JSON document with what they belong to and a digest of 
 
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
     import orbax.checkpoint as ocp
 
     arrays = _as_arrays(state)
-    document = {"format": _FORMAT, "epoch": epoch, "digest": _digest(arrays), "description": description}
+    document = {"format": _FORMAT, "epoch": epoch, "description": description}
+    document["digest"] = _digest(arrays, document)
     try:
         with _manager(folder) as manager:
             known = epoch in manager.all_steps()
@@ -109,7 +111,10 @@ def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
                 document["epoch"], args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]
         arrays = {name: np.asarray(arrays[name]) for name in abstract}
-        if _digest(arrays) != document["digest"]:
+        for name, expected in abstract.items():
+            if (arrays[name].shape, arrays[name].dtype) != (expected.shape, expected.dtype):
+                raise ValueError(f"{name} of shape {arrays[name].shape} where the network has {expected.shape}")
+        if _digest(arrays, document) != document["digest"]:
             raise ValueError("bytes that differ from those saved")
         return jax.tree.unflatten(structure, [arrays[name] for name in abstract]), document
 
@@ -169,8 +174,10 @@ def _as_arrays(tree: Any) -> dict[str, np.ndarray]:
     return dict(zip(_names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    found = hashlib.sha256()
+def _digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
+    """Returns the SHA-256 of the arrays and of what the document says beside it."""
+    said = {name: value for name, value in document.items() if name != "digest"}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         found.update(f"{name} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)

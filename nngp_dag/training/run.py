@@ -1,5 +1,6 @@
 """Training of several DAGs and seeds with everything it leaves behind, resumable at any moment."""
 
+import contextlib
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError
+from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError, OutputError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary
 from nngp_dag.nets.model import Params
@@ -169,13 +170,14 @@ def train(
                 run.load()
         return _train_all(runs, summaries, directory, on_progress)
     except BaseException:
-        # What has not begun leaves nothing, so that the next try meets no old run.
-        if directory is not None and not resume and not any(run.started for run in runs):
-            directory.discard()
-        raise
-    finally:
         if directory is not None:
-            directory.close()
+            # The error at hand says more than what follows from it.
+            with contextlib.suppress(OutputError):
+                directory.close()
+                # What has not begun leaves nothing, so that the next try meets no old run.
+                if not resume and not any(run.started for run in runs):
+                    directory.discard()
+        raise
 
 
 def _train_all(

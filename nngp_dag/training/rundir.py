@@ -118,9 +118,10 @@ class RunDirectory:
 
     def close(self) -> None:
         """Closes the TensorBoard events, which each keep a file open, until more come."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        writers, self._writers = self._writers, {}
+        with as_output_error(self.path / "tensorboard"):
+            for writer in writers.values():
+                writer.close()
 
     def _add_events(self, history: History, epochs: Sequence[int]) -> None:
         from tensorboardX import SummaryWriter
@@ -168,9 +169,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((path / CONFIG).read_text())
-        if not all(isinstance(config[name], kind) for name, kind in _KINDS.items()):
+        if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in _KINDS.items()):
             raise ValueError("a configuration of something else")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         reason = "none" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(
             f"Expected {path / CONFIG} to describe a run to go on with, got {reason}; leave out --resume to start one"

@@ -98,7 +98,7 @@ def test_arrays_that_do_not_match_their_digest(like, saved, tmp_path):
     jax.tree.leaves(changed)[0].flat[0] += 1
     digest = checkpoints._digest
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "_digest", lambda arrays: document["digest"])
+        patch.setattr(checkpoints, "_digest", lambda *_: document["digest"])
         checkpoints.save(tmp_path / "changed", 2, changed, document["description"])
     assert checkpoints._digest is digest
     with pytest.raises(CheckpointError, match="got bytes that differ from those saved; put an intact copy there"):

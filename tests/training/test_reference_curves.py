@@ -20,7 +20,7 @@ SEEDS, EPOCHS = 4, 6
 CODES = ("2_02_002", "1_01_222", "2_21_112")
 # Standard deviation over draws of log(loss of epoch 6 / loss of epoch 5), from the simulation above.
 SPREAD = {"2_02_002": 0.0057, "1_01_222": 0.0114, "2_21_112": 0.0132}
-# 99 % of one further draw; 72 numbers are compared, which depend on few: the initial function decides.
+# Of one further draw. 45 numbers are compared, but few decide: they all depend on the initial function.
 LEVEL = 0.99
 
 
@@ -50,7 +50,6 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     [run] = train(Dag.from_code(code), data, seeds=SEEDS, epochs=EPOCHS, loss="cross-entropy", **recipe)
     assert run.summary.parameters == theirs["n_params"]
     assert run.history.steps_per_epoch == theirs["steps_per_epoch"]
-    print(code, run.history.values[:, 0].round(4).tolist())
     t = scipy.stats.t.ppf((1 + LEVEL) / 2, SEEDS - 1) * (1 + 1 / SEEDS) ** 0.5
     # Their epoch 0 is our epoch 1: running means over the batches of the first pass.
     for metric, key, unit in (("loss", "train_loss", 1.0), ("class_accuracy", "train_acc", 0.01)):
@@ -65,7 +64,6 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     fall = np.log(run.history.of("train", "loss")[-1] / run.history.of("train", "loss")[-2])
     reference = np.log(theirs["epochs"][EPOCHS - 1]["train_loss"] / theirs["epochs"][EPOCHS - 2]["train_loss"])
     bound = scipy.stats.norm.ppf((1 + LEVEL) / 2) * SPREAD[code] * (1 + 1 / SEEDS) ** 0.5
-    print(code, fall, reference, bound)
     # A sixth loss that is wrong by a factor of 1.05 leaves the interval from its middle.
     assert bound < np.log(1.05)
     assert abs(reference - fall.mean()) < bound

@@ -1,8 +1,8 @@
 """Steps of the compiled program against a float64 trainer written by hand in NumPy.
 
 The program computes in float32, so after one step every array must be right to 1e-6 of its largest entry, and after the
-second, which meets a momentum, to 2e-6. Steps are large enough to change every array by 0.3 % of that entry at least: an
-update wrong by a part in a thousand fails.
+second, which meets a momentum, to 2e-6. Steps are large enough to change every array by 0.3 % of that entry at least:
+an update wrong by a part in a thousand fails.
 """
 
 import itertools
