@@ -59,6 +59,9 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Refuses parts that break the promises above."""
+        for name, part in self.parts.items():
+            # Plain tuples too.
+            object.__setattr__(self, name, part)
         for name, (x, labels) in self.parts.items():
             if not (isinstance(x, np.ndarray) and isinstance(labels, np.ndarray)):
                 raise DataError(
