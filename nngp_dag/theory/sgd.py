@@ -52,7 +52,7 @@ def linearised_sgd(
         f <- f - eta m,   m <- mu m + NTK[:, b] G / B,   G = softmax(f_b) - y_b   or   f_b - y_b (squared loss)
 
     Every epoch draws a new order; its last batch holds what is left. A step costs 2 N B C D operations; memory holds
-    the two kernels, one factor of the NNGP in float64, 2 N C D outputs and momenta, and B N D entries of the NTK. The
+    the two kernels, one factor of the NNGP in float64, 2 N C D outputs and momenta, and B N entries of the NTK. The
     steps are taken in the dtype of the kernels. The factor is of NNGP + 16 eps max(NNGP_ii) I, eps that of the kernels:
     what rounding of their entries leaves open.
 
@@ -101,13 +101,13 @@ def linearised_sgd(
         raise InputError(
             f"Expected `learning_rate` finite and above 0 and `momentum` in [0, 1), got {learning_rate} and {momentum}"
         )
-    start = _draw(nngp, draws * columns, seed).reshape(len(ntk), draws, columns)
+    start = _draw(nngp, draws * columns, seed).T.reshape(draws, columns, len(ntk))
     with jax.enable_x64(ntk.dtype == np.float64):
         carry = jnp.asarray(start, ntk.dtype), jnp.zeros(start.shape, ntk.dtype)
         fixed = jnp.asarray(ntk), jnp.asarray(classes, jnp.int32)
         losses, hits = [], []
         step_sizes = jnp.asarray([learning_rate, momentum], ntk.dtype)
-        values = _measure(carry[0], fixed[1], loss)
+        values = jax.vmap(partial(_measure, loss=loss), in_axes=(0, None))(carry[0], fixed[1])
         for epoch in range(epochs + 1):
             if epoch:
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
@@ -132,18 +132,14 @@ def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
     return factor @ np.random.default_rng(seed).standard_normal((len(nngp), columns))
 
 
-def _measure(f: Float[Array, "b d c"], labels: Int[Array, " b"], loss: str) -> tuple[Array, Array]:
-    """Returns summed loss and number of hits, (D,) each."""
+def _measure(f: Float[Array, "c b"], labels: Int[Array, " b"], loss: str) -> tuple[Array, Array]:
+    """Returns summed loss and number of hits."""
+    own = jnp.take_along_axis(f, labels[None], axis=0)[0]
     if loss == "cross-entropy":
-        values = jax.nn.logsumexp(f, axis=-1) - _own(f, labels)
+        values = jax.nn.logsumexp(f, axis=0) - own
     else:
-        values = 0.5 * (jnp.sum(f**2, axis=-1) - 2 * _own(f, labels) + 1)
-    hits = f.argmax(axis=-1) == labels[:, None]
-    return values.sum(axis=0), hits.sum(axis=0, dtype=jnp.int32)
-
-
-def _own(f: Float[Array, "b d c"], labels: Int[Array, " b"]) -> Float[Array, "b d"]:
-    return jnp.take_along_axis(f, labels[:, None, None], axis=-1)[..., 0]
+        values = 0.5 * (jnp.sum(f**2, axis=0) - 2 * own + 1)
+    return values.sum(), (f.argmax(axis=0) == labels).sum(dtype=jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("batch_size", "loss"), donate_argnums=0)
@@ -158,31 +154,27 @@ def _epoch(
     loss: str,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Takes the steps of one epoch; returns summed losses and hits, each batch before its update."""
-    n, draws, columns = carry[0].shape
-    orders = jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(key, draws))
-    targets = jax.nn.one_hot(labels, columns, dtype=ntk.dtype)
+    draws, columns, n = carry[0].shape
+    targets = jax.nn.one_hot(labels, columns, dtype=ntk.dtype, axis=0)
 
-    def step(carry: tuple[Array, ...], batch: Int[Array, "d b"]) -> tuple[tuple[Array, ...], None]:
+    def step(carry: tuple[Array, ...], batch: Int[Array, " b"]) -> tuple[tuple[Array, ...], None]:
         f, velocity, losses, hits = carry
-
-        def of_draw(f: Float[Array, "n c"], batch: Int[Array, " b"]) -> tuple[Array, Array, Array]:
-            seen = f[batch]
-            outputs = jax.nn.softmax(seen) if loss == "cross-entropy" else seen
-            # In this order both factors are read along their rows, which a CPU does several times faster.
-            gradient = (outputs - targets[batch]).T / len(batch)
-            direction = jnp.matmul(gradient, ntk[batch], precision="highest").T
-            value, hit = _measure(seen[:, None], labels[batch], loss)
-            return direction, value[0], hit[0]
-
-        direction, value, hit = jax.vmap(of_draw, in_axes=(1, 0), out_axes=(1, 0, 0))(f, batch)
-        velocity = step_sizes[1] * velocity + direction
+        seen = f[:, batch]
+        outputs = jax.nn.softmax(seen, axis=0) if loss == "cross-entropy" else seen
+        gradient = (outputs - targets[:, batch]) / len(batch)
+        # Both factors are read along their rows, which a CPU does several times faster.
+        velocity = step_sizes[1] * velocity + jnp.matmul(gradient, ntk[batch], precision="highest")
+        value, hit = _measure(seen, labels[batch], loss)
         return (f - step_sizes[0] * velocity, velocity, losses + value, hits + hit), None
 
-    whole = n // batch_size * batch_size
-    batches = jnp.moveaxis(orders[:, :whole].reshape(draws, -1, batch_size), 1, 0)
-    start = (*carry, jnp.zeros(draws, ntk.dtype), jnp.zeros(draws, jnp.int32))
-    end, _ = jax.lax.scan(step, start, batches)
-    if whole < n:
-        end, _ = step(end, orders[:, whole:])
-    f, velocity, losses, hits = end
+    def of_draw(of: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        f, velocity, key = of
+        order = jax.random.permutation(key, n)
+        whole = n // batch_size * batch_size
+        start = f, velocity, jnp.zeros((), ntk.dtype), jnp.zeros((), jnp.int32)
+        end, _ = jax.lax.scan(step, start, order[:whole].reshape(-1, batch_size))
+        return step(end, order[whole:])[0] if whole < n else end
+
+    # One draw after another: a step reads B rows of the NTK, other rows in each draw, so that nothing is shared.
+    f, velocity, losses, hits = jax.lax.map(of_draw, (*carry, jax.random.split(key, draws)))
     return (f, velocity), (losses, hits)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from nngp_dag.errors import CheckpointError, OutputError
 
 Tree = TypeVar("Tree")
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> None:
@@ -38,13 +39,16 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
     import orbax.checkpoint as ocp
 
     arrays = _as_arrays(state)
-    document = {"format": _FORMAT, "epoch": epoch, "description": description}
+    # As one array, since orbax reads several by concurrent tasks, whose failures it prints past the caller.
+    layout = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
+    blob = np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays.values()])
+    document = {"format": _FORMAT, "epoch": epoch, "layout": layout, "description": description}
     document["digest"] = _digest(arrays, document)
     try:
         with _manager(folder) as manager:
             known = epoch in manager.all_steps()
             if not known:
-                arguments = {"state": ocp.args.StandardSave(arrays), "document": ocp.args.JsonSave(document)}
+                arguments = {"state": ocp.args.ArraySave(blob), "document": ocp.args.JsonSave(document)}
                 manager.save(epoch, args=ocp.args.Composite(**arguments))
     # Broad because orbax and tensorstore raise the disk's errors in types of their own.
     except Exception as error:
@@ -105,18 +109,20 @@ def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
     document = describe(folder)
     with _readable(folder):
         leaves, structure = jax.tree.flatten(like)
-        abstract = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in zip(_names(like), leaves, strict=True)}
+        layout = [
+            [name, str(np.dtype(leaf.dtype)), list(leaf.shape)] for name, leaf in zip(_names(like), leaves, strict=True)
+        ]
+        if layout != document["layout"]:
+            raise ValueError("arrays of other names or shapes")
         with _manager(folder, read_only=True) as manager:
-            arrays = manager.restore(
-                document["epoch"], args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )["state"]
-        arrays = {name: np.asarray(arrays[name]) for name in abstract}
-        for name, expected in abstract.items():
-            if (arrays[name].shape, arrays[name].dtype) != (expected.shape, expected.dtype):
-                raise ValueError(f"{name} of shape {arrays[name].shape} where the network has {expected.shape}")
+            found = manager.restore(document["epoch"], args=ocp.args.Composite(state=ocp.args.ArrayRestore()))["state"]
+        data, at, arrays = np.asarray(found).tobytes(), 0, {}
+        for name, dtype, shape in layout:
+            arrays[name] = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
+            at += arrays[name].nbytes
         if _digest(arrays, document) != document["digest"]:
             raise ValueError("bytes that differ from those saved")
-        return jax.tree.unflatten(structure, [arrays[name] for name in abstract]), document
+        return jax.tree.unflatten(structure, [arrays[name] for name, *_ in layout]), document
 
 
 @contextlib.contextmanager
@@ -155,14 +161,9 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax's notes off the screen; its errors arrive as exceptions."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    """Keeps orbax's notes off the screen, also those that its threads write later; its errors arrive as exceptions."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    yield
 
 
 def _names(tree: Any) -> list[str]:

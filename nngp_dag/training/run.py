@@ -173,7 +173,6 @@ def train(
         if directory is not None:
             # The error at hand says more than what follows from it.
             with contextlib.suppress(OutputError):
-                directory.close()
                 # What has not begun leaves nothing, so that the next try meets no old run.
                 if not resume and not any(run.started for run in runs):
                     directory.discard()
@@ -199,8 +198,6 @@ def _train_all(
             # The next DAG's program compiles while this one trains.
             compiling = [pool.submit(after.program.compile) for after in runs[i + 1 : i + 2] if not after.done]
             state, best = run.train(device, on_progress)
-            if directory is not None:
-                directory.close()
             trained.append(
                 Trained(
                     run.name,

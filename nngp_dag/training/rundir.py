@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,6 @@ class RunDirectory:
             while folder.lower() in taken:
                 folder = f"{folder}-{i}"
             self._folders[name] = folder
-        self._writers: dict[tuple[str, int], Any] = {}
 
     @property
     def curves(self) -> Path:
@@ -98,7 +99,6 @@ class RunDirectory:
         for history in histories:
             with as_output_error(self.path / "tensorboard"):
                 self._add_events(history, range(history.epochs_done + 1))
-            self.close()
 
     def add(self, history: History, epoch: int) -> None:
         """Adds one epoch to curves.csv, to the log and to TensorBoard."""
@@ -116,29 +116,40 @@ class RunDirectory:
         with output_file(self.curves, overwrite=True) as path:
             write_csv(histories, path)
 
-    def close(self) -> None:
-        """Closes the TensorBoard events, which each keep a file open, until more come."""
-        writers, self._writers = self._writers, {}
-        with as_output_error(self.path / "tensorboard"):
-            for writer in writers.values():
-                writer.close()
-
     def _add_events(self, history: History, epochs: Sequence[int]) -> None:
-        from tensorboardX import SummaryWriter
-
         for s, seed in enumerate(history.seeds):
-            if (history.name, s) not in self._writers:
-                folder = self.path / "tensorboard" / self._folders[history.name] / f"seed-{seed}"
-                # Named by its first epoch, since files that begin in the same second would replace one another.
-                self._writers[history.name, s] = SummaryWriter(str(folder), filename_suffix=f".{epochs[0]}")
-            writer = self._writers[history.name, s]
-            for epoch in epochs:
-                for i, part in enumerate(PARTS):
-                    for j, metric in enumerate(METRICS):
-                        writer.add_scalar(f"{metric}/{part}", float(history.values[epoch, i, j, s]), epoch)
-                if epoch:
-                    writer.add_scalar("learning_rate", float(history.learning_rates[epoch - 1]), epoch)
-            writer.flush()
+            folder = self.path / "tensorboard" / self._folders[history.name] / f"seed-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            scalars = [
+                (f"{metric}/{part}", float(history.values[epoch, i, j, s]), epoch)
+                for epoch in epochs
+                for i, part in enumerate(PARTS)
+                for j, metric in enumerate(METRICS)
+            ]
+            scalars += [("learning_rate", float(history.learning_rates[epoch - 1]), epoch) for epoch in epochs if epoch]
+            with (folder / "events.out.tfevents.0.nngp-dag").open("ab") as file:
+                file.write(_records(scalars, begins=file.tell() == 0))
+
+
+def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> bytes:
+    """Returns TensorBoard's records of scalars.
+
+    Not by tensorboardX's writer, whose thread prints a full disk past the caller, and which keeps files open.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import masked_crc32c
+
+    events = [Event(wall_time=time.time(), file_version="brain.Event:2")] if begins else []
+    for tag, value, step in scalars:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        events.append(Event(wall_time=time.time(), step=step, summary=summary))
+    found = b""
+    for event in events:
+        data = event.SerializeToString()
+        size = struct.pack("<Q", len(data))
+        found += size + struct.pack("<I", masked_crc32c(size)) + data + struct.pack("<I", masked_crc32c(data))
+    return found
 
 
 def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:

@@ -248,8 +248,6 @@ def files(out):
     return found | {out / "config.json": config}
 
 
-# Slow not for its time: orbax may print lines of its own after it failed to read.
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
 def test_the_command_says_one_line_and_changes_nothing(copy, capfd, damage):
     DAMAGES[damage](large_file(last(copy)))
