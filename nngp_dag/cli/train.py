@@ -94,6 +94,8 @@ def train(
     if resume:
         options = _resumed(context, out, options)
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    if _given(context, "image_readout") and not options["conv"]:
+        raise InputError("Expected --image-readout beside --conv, got it alone; leave it out or add --conv")
     names = options.pop("dag") or list(zoo.FIGURE3)
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")

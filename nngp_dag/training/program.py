@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.nets.model import Params
@@ -71,22 +70,12 @@ class Program:
       steps_per_epoch: Updates in an epoch, the last of them on what is left of the data.
 
     Raises:
-      InputError: The batch is larger than the training part, or the network does not fit the data.
+      InputError: The network does not fit the data.
     """
 
     def __init__(self, dag: Dag, recipe: Recipe, data: Splits, num_seeds: int):
         """Traces the network; compiles nothing yet."""
         self.num_examples = len(data.train.labels)
-        if recipe.batch_size > self.num_examples:
-            raise InputError(
-                f"Expected `batch_size` to be at most the {self.num_examples} training examples, got "
-                f"{recipe.batch_size}; lower it or take more data"
-            )
-        if recipe.batch_norm and self.num_examples % recipe.batch_size == 1:
-            raise InputError(
-                f"Expected every batch to hold several examples with `batch_norm`, got {self.num_examples} examples in "
-                f"batches of {recipe.batch_size}, which leave one; choose another `batch_size`"
-            )
         self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
         self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
         shape = data.train.x.shape[1:]

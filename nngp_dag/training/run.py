@@ -126,6 +126,7 @@ def train(
     if resume and out is None:
         raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
 
+    _check_batches(recipe, len(data.train.labels))
     programs: dict[Any, Program] = {}
     of_dag = {}
     for name, dag in named.items():
@@ -144,21 +145,18 @@ def train(
 
     directory = None if out is None else RunDirectory(Path(out), list(named))
     about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
+    document = {
+        **(config or {}),
+        "dags": {name: str(dag) for name, dag in named.items()},
+        **about,
+        "models": {
+            name: {"parameters": summary.parameters, "flops_per_example": summary.flops}
+            for name, summary in summaries.items()
+        },
+        "environment": environment(),
+    }
     if directory is not None:
-        document = {
-            **(config or {}),
-            "dags": {name: str(dag) for name, dag in named.items()},
-            **about,
-            "models": {
-                name: {"parameters": summary.parameters, "flops_per_example": summary.flops}
-                for name, summary in summaries.items()
-            },
-            "environment": environment(),
-        }
         directory.prepare(document, resume=resume, overwrite=overwrite)
-        directory.log(data.statement)
-        for name, summary in summaries.items():
-            directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
 
     runs = [
         _Run(name, dag, of_dag[name], recipe, chosen, data, directory, checkpoint_every, about)
@@ -168,6 +166,11 @@ def train(
         if resume:
             for run in runs:
                 run.load()
+        if directory is not None:
+            directory.write_config(document, resume=resume)
+            directory.log(data.statement)
+            for name, summary in summaries.items():
+                directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
         return _train_all(runs, summaries, directory, on_progress)
     except BaseException:
         if directory is not None:
@@ -353,10 +356,23 @@ class _Run:
         if stable is None:
             return "with batch normalisation no kernel says which rate is stable: lower --lr"
         if rate < stable:
-            return (
-                f"the kernel's largest stable rate is {stable:.3g}, without weight decay: lower --lr or --weight-decay"
-            )
+            decay = self.recipe.weight_decay > 0
+            beyond, too = ("without weight decay", " or --weight-decay") if decay else ("at infinite width", "")
+            return f"the kernel's largest stable rate is {stable:.3g}, {beyond}: lower --lr{too}"
         return f"the kernel's largest stable rate is {stable:.3g}: lower --lr below it"
+
+
+def _check_batches(recipe: Recipe, num_examples: int) -> None:
+    if recipe.batch_size > num_examples:
+        raise InputError(
+            f"Expected `batch_size` to be at most the {num_examples} training examples, got {recipe.batch_size}; lower "
+            "it or take more data"
+        )
+    if recipe.batch_norm and num_examples % recipe.batch_size == 1:
+        raise InputError(
+            f"Expected every batch to hold several examples with `batch_norm`, got {num_examples} examples in batches "
+            f"of {recipe.batch_size}, which leave one; choose another `batch_size`"
+        )
 
 
 def _named(dags: Dag | Sequence[Dag] | Mapping[str, Dag]) -> dict[str, Dag]:

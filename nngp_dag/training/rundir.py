@@ -55,25 +55,33 @@ class RunDirectory:
         return self.path / "checkpoints" / self._folders[name] / kind
 
     def prepare(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder of a new run, or checks that the run in it is the one to resume.
+        """Clears the folder for a new run, or checks that the run in it is the one to resume, and writes nothing.
 
         Raises:
-          OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be written.
+          OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be cleared.
           CheckpointError: There is nothing to resume, or it was another run.
         """
         check_free(self.path, resume=resume, overwrite=overwrite)
+        if resume:
+            check_same(read_config(self.path), config, self.path)
+        elif overwrite:
+            self.discard()
+
+    def write_config(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Writes the configuration, into that of the run to resume.
+
+        Raises:
+          OutputError: It cannot be written.
+        """
         document = dict(config)
         if resume:
             before = read_config(self.path)
-            check_same(before, config, self.path)
             # Where it began, and where else it went on.
             places = [before.get("environment"), *before.get("resumed_in", [])]
             if document["environment"] not in places:
                 places.append(document["environment"])
                 self.log(f"resumed with {json.dumps(document['environment'])}: bits may differ from an unbroken run")
             document = {**before, **document, "environment": places[0], "resumed_in": places[1:]}
-        elif overwrite:
-            self.discard()
         with output_file(self.path / CONFIG, overwrite=True) as path:
             path.write_text(json.dumps(document, indent=2) + "\n")
 
@@ -136,8 +144,8 @@ def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> byte
 
     Not by tensorboardX's writer, whose thread prints a full disk past the caller, and which keeps files open.
     """
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
+    from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
     from tensorboardX.record_writer import masked_crc32c
 
     events = [Event(wall_time=time.time(), file_version="brain.Event:2")] if begins else []

@@ -241,11 +241,7 @@ def run(capfd, *arguments):
 
 
 def files(out):
-    """What lies in a run's folder, but for the log, and for where its configuration says that it went on."""
-    found = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "train.log"}
-    config = json.loads(found[out / "config.json"])
-    config.pop("resumed_in", None)
-    return found | {out / "config.json": config}
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
@@ -261,9 +257,14 @@ def test_the_command_says_one_line_and_changes_nothing(copy, capfd, damage):
 
 def test_a_missing_best_checkpoint_is_said(copy, capfd):
     shutil.rmtree(copy / "checkpoints" / CODE / "best")
+    # As if it had begun elsewhere, which a resumed run would note.
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"environment": {}}))
+    before = files(copy)
     line = run(capfd, "train", "--resume", "--out", copy)
     assert f"Expected {copy / 'checkpoints' / CODE / 'best'} to hold an intact checkpoint" in line
     assert "got none" in line
+    assert files(copy) == before
 
 
 @pytest.mark.slow

@@ -131,7 +131,8 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--parameterisation", "mup"), "Expected `parameterisation` to be one of"),
         (("--activation", "rely"), "Expected `activation` to be one of"),
         (("--aggregation", "max"), "Expected `aggregation` to be one of"),
-        (("--image-readout", "max"), "Expected `image_readout` to be one of"),
+        (("--image-readout", "max", "--conv"), "Expected `image_readout` to be one of"),
+        (("--image-readout", "flatten"), "Expected --image-readout beside --conv, got it alone; leave it out or"),
         (("--order", "other"), "Invalid value for '--order'"),
         (("--batch-size", "41"), "Expected `batch_size` to be at most the 40 training examples, got 41; lower it"),
         (("--conv",), "Expected images (height, width, channels) for `conv`, got inputs of shape (64,); leave `conv`"),
@@ -216,7 +217,15 @@ def test_only_runs_are_overwritten(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_divergence_is_one_line(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stable", "options", "advice"),
+    [
+        (0.005, (), "stable rate is 0.005: lower --lr below it"),
+        (0.5, (), "stable rate is 0.5, at infinite width: lower --lr"),
+        (0.5, ("--weight-decay", "9"), "stable rate is 0.5, without weight decay: lower --lr or --weight-decay"),
+    ],
+)
+def test_divergence_is_one_line(capsys, tmp_path, monkeypatch, stable, options, advice):
     run_epoch = Program.run_epoch
 
     def diverge(self, *arguments):
@@ -224,12 +233,12 @@ def test_divergence_is_one_line(capsys, tmp_path, monkeypatch):
         return state, best, metrics, losses * float("nan")
 
     monkeypatch.setattr(Program, "run_epoch", diverge)
-    monkeypatch.setattr(training_run, "stable_learning_rate", lambda *_: 0.005)
-    status, _, err = run(capsys, *OPTIONS, "--out", tmp_path / "run")
+    monkeypatch.setattr(training_run, "stable_learning_rate", lambda *_: stable)
+    status, _, err = run(capsys, *OPTIONS, *options, "--out", tmp_path / "run")
     assert status == 2
     line = error_line(err)
     assert "got nan at step 0 (epoch 1) of 2_12, seed 0, at learning rate 0.01; the kernel's largest " in line
-    assert "stable rate is 0.005: lower --lr below it" in line
+    assert line.rstrip(" │\n").endswith(advice)
 
 
 # --- options that only a long run shows -----------------------------------------------------------
