@@ -129,7 +129,10 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
                 continue
             panel.bar(i + shift, row["epochs_to_threshold"], 0.36, yerr=row["epochs_to_threshold_std"], capsize=4,
                       color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
-            panel.text(i + shift, 0, kind, ha="center", va="bottom", fontsize=8, rotation=90)
+    for kind, hatch in (("measured", ""), ("predicted", "//")):
+        panel.bar(0, 0, color="white", edgecolor="black", linewidth=0.6, hatch=hatch, label=kind)
+    panel.margins(y=0.25)
+    panel.legend(loc="upper right", ncols=2, frameon=False)
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
     panel.set_ylabel(f"epochs to {threshold:.0%} training accuracy")

@@ -38,8 +38,9 @@ from nngp_dag.theory import (
     spectrum,
 )
 
-# Training of finite networks
+# Training of finite networks, and sweeps
 if TYPE_CHECKING:
+    from nngp_dag.report import sweep
     from nngp_dag.training import Recipe, evaluate, train
 
 __all__ = [
@@ -80,18 +81,19 @@ __all__ = [
     "rate_bound_holds_for",
     "spectra",
     "spectrum",
+    "sweep",
     "train",
     "zoo",
 ]
 
 # Loaded on first use, so that importing the package costs about what importing JAX does.
 _LAZY = ("data", "nets", "report", "stax", "training")
-_LAZY_NAMES = ("Recipe", "evaluate", "train")
+_LAZY_NAMES = {"Recipe": "training", "evaluate": "training", "train": "training", "sweep": "report"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _LAZY_NAMES:
-        return getattr(importlib.import_module(f"{__name__}.training"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show
 from nngp_dag.cli.screen import show_warning
+from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
 from nngp_dag.errors import NngpDagError, NumericalWarning
 
@@ -27,6 +28,7 @@ app.command("kernel")(kernel_command)
 app.command("gram")(gram_command)
 app.command()(compare)
 app.command()(train)
+app.command()(sweep)
 
 
 def _print_version(asked: bool) -> bool:

@@ -1,6 +1,8 @@
 """Named and random DAGs."""
 
+import itertools
 import random
+from collections.abc import Iterator
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph.dag import Dag
@@ -59,3 +61,43 @@ def random_dag(num_nodes: int, seed: int) -> Dag:
         dag = Dag(num_nodes, edges, allow_disconnected=True)
         if dag.num_paths:
             return dag
+
+
+def codes(num_blocks: int) -> Iterator[str]:
+    """Yields every paper code with so many blocks, in the order of its digits; some have no path to the output.
+
+    Raises:
+      GraphError: There would be more than 10 million.
+
+    Example:
+      >>> len(list(codes(3)))
+      729
+    """
+    digits = num_blocks * (num_blocks + 1) // 2
+    if num_blocks < 1 or 3**digits > 10_000_000:
+        raise GraphError(
+            f"Expected 1 to 4 blocks, whose {3**10:,} codes can be listed, got {num_blocks}; draw `random_dag`s instead"
+        )
+    for drawn in itertools.product("012", repeat=digits):
+        left = iter(drawn)
+        yield "_".join("".join(itertools.islice(left, t)) for t in range(1, num_blocks + 1))
+
+
+def nasbench201() -> Iterator[str]:
+    """Yields the 15,625 cells of NAS-Bench-201; some have no path to the output.
+
+    The first edge, from node 0 to node 1, changes slowest. Operations come in the order none, skip_connect,
+    nor_conv_1x1, nor_conv_3x3, avg_pool_3x3.
+
+    Reference: Dong and Yang, ICLR 2020.
+
+    Example:
+      >>> cells = list(nasbench201())
+      >>> len(cells), cells[1]
+      (15625, '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|')
+    """
+    operations = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    for drawn in itertools.product(operations, repeat=6):
+        left = iter(drawn)
+        blocks = (zip(itertools.islice(left, t), range(t), strict=True) for t in range(1, 4))
+        yield "+".join("|" + "".join(f"{name}~{source}|" for name, source in block) for block in blocks)

@@ -131,7 +131,8 @@ def kernel_of_inputs(
       space: How axes lie, for blocks.
 
     Returns:
-      For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it.
+      For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
+      (N1, outputs, N2).
     """
     symmetric = x2 is None
     channels = [x.shape[-1] for x in x1]
@@ -177,6 +178,7 @@ def kernel_of_inputs(
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
             results = propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
             back = scale[:, None] * scale2[None, :]
+            back = back[:, None, :] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
         return by_rows((values, scale, q, moments), len(indices), _rows_of_a_block(spec, entries), recursion)
@@ -190,6 +192,8 @@ def kernel_of_inputs(
 
 def _rows_of_a_block(spec: Spec, entries: int) -> int:
     """How many rows, of so many entries each, the recursion takes at once."""
+    # What the loop keeps grows with the outputs.
+    entries *= 1 + len(spec.structure.outputs) // 4
     # Over a single long row XLA's loop is ten times as slow as over two.
     return max(2 if spec.loop else 1, _BLOCK_ENTRIES // entries)
 

@@ -45,6 +45,7 @@ class Spec(NamedTuple):
       with_ntk: Whether the NTK is wanted.
       homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
       loop: Whether the steps run as a loop.
+      stacked: Whether the kernels of all outputs come as one array; for loops without readout.
     """
 
     structure: Structure
@@ -56,6 +57,7 @@ class Spec(NamedTuple):
     with_ntk: bool
     homogeneous: bool
     loop: bool
+    stacked: bool = False
 
 
 class Weights(NamedTuple):
@@ -254,7 +256,7 @@ def propagate(
       channels: Fan-in of every stem.
 
     Returns:
-      NNGP and NTK of every output.
+      NNGP and NTK of every output; stacked, they are (N1, outputs, N2).
     """
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
     fields = [law.centre(*stem) for stem in _stems(spec, inputs, sides_in, space, channels)]
@@ -274,7 +276,12 @@ def propagate(
     if spec.loop:
         assert weights.tables is not None
         outputs = run_loop(weights.tables, spec.structure, fields, *moments, spec.rules)
-        nodes = dict(enumerate(outputs))
+        if spec.stacked:
+            (q1, m1), (q2, m2) = (jax.tree.map(lambda v: v[weights.tables.output_nodes], side) for side in moments)  # type: ignore[union-attr]
+            sides = Sides(*(v[:, :, None] if i % 2 == 0 else v[:, None, :] for i, v in enumerate((q1, q2, m1, m2))))
+            k, _, ntk = law.uncentre(outputs, sides)
+            return [(jnp.swapaxes(k, 0, 1), None if ntk is None else jnp.swapaxes(ntk, 0, 1))]
+        nodes = {i: jax.tree.map(lambda v, i=i: v[i], outputs) for i in spec.structure.outputs}
     else:
         nodes = _evaluate(spec, weights, fields, space, sides_of, lambda slot, sides: None)
     results = []

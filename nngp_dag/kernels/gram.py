@@ -118,7 +118,7 @@ def gram(
     """
     call = inspect.signature(kernel).bind(dag, x1, x2, **options)
     call.apply_defaults()
-    budget = _bytes_of(memory_budget)
+    budget = bytes_of(memory_budget)
     arrays1 = _arrays("x1", x1, dag)
     arrays2 = None if x2 is None else _arrays("x2", x2, dag)
     plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None)
@@ -257,7 +257,12 @@ def _plan(
     return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
 
 
-def _bytes_of(memory_budget: int | str) -> int:
+def bytes_of(memory_budget: int | str) -> int:
+    """Returns a budget in bytes.
+
+    Raises:
+      InputError: It cannot be read.
+    """
     if isinstance(memory_budget, int):
         return memory_budget
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", memory_budget.strip().lower())

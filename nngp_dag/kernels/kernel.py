@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from nngp_dag.kernels.accuracy import warn_if_inaccurate
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.engine import Spec, Weights
 from nngp_dag.kernels.law import Rules
-from nngp_dag.kernels.loop import loop_structure, tables
+from nngp_dag.kernels.loop import Sizes, loop_structure, tables
 from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
@@ -150,8 +150,8 @@ def kernel(
     )
     wanted = _wanted(get)
     rules = make_rules(parameterisation, width)
-    inputs1 = _inputs("x1", x1, network)
-    inputs2 = None if x2 is None else _inputs("x2", x2, network)
+    inputs1 = check_inputs("x1", x1, network)
+    inputs2 = None if x2 is None else check_inputs("x2", x2, network)
     entries = len(inputs1[0]) * len((inputs2 or inputs1)[0])
     plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, entries >= _WRITTEN_OUT_ENTRIES)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
@@ -160,9 +160,9 @@ def kernel(
                 "Expected `x1` and `x2` to have equally many features, got "
                 f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
             )
-    dtype = _compute_dtype(*inputs1, *(inputs2 or ()))
+    dtype = compute_dtype(*inputs1, *(inputs2 or ()))
     with precision_of(dtype):
-        weights = weights_of(plan, network, dtype)
+        weights = weights_of(plan, dtype)
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
         results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, space=plan.space)
@@ -237,8 +237,7 @@ def evaluation(
         pixels=image_readout if images else None,
         rules=rules,
         with_ntk=with_ntk,
-        homogeneous=all(phi.homogeneous for phi in activations)
-        and all(op.b_std is None and not op.layer_norm for op in (*operations, dense)),
+        homogeneous=is_homogeneous((*operations, dense, readout_activation)),
         loop=loop,
     )
     # Inputs are checked to have as many spatial axes as every window.
@@ -247,8 +246,18 @@ def evaluation(
     return Evaluation(plan, spec, Space(ndim, network.pools or image_readout == "global-average"), quadrature)
 
 
-def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
-    """Returns the numbers of a program in `dtype`.
+def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
+    """Whether scaling an input scales what layers and activations put out, all of them, by as much."""
+    for op in operations:
+        if isinstance(op, Dense) and (op.b_std is not None or op.layer_norm):
+            return False
+        if not get_activation(op.activation if isinstance(op, Dense) else op).homogeneous:  # type: ignore[arg-type]
+            return False
+    return True
+
+
+def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) -> Weights:
+    """Returns the numbers of a program in `dtype`; for a loop in tables of the sizes `least` or larger.
 
     Raises:
       GraphError: They do not fit into it.
@@ -260,7 +269,7 @@ def weights_of(plan: Evaluation, network: Network, dtype: np.dtype) -> Weights:
             f"Expected multiplicities of skips and scales whose squares {dtype} can hold, got {largest:g}; use smaller "
             "scales or fewer parallel skips, or pass float64 inputs"
         )
-    loop = tables(plan.program, network.dag.num_nodes, dtype) if plan.spec.loop else None
+    loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
     return Weights(
         jnp.asarray(terms, dtype), jnp.asarray(means, dtype), jax.tree.map(jnp.asarray, loop), jnp.asarray(True)
@@ -298,15 +307,20 @@ def _finished(
     return Kernel(**results)  # type: ignore[arg-type]
 
 
-def _compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
+def compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
+    """Returns the precision in which kernels of these inputs are computed."""
     # Inside a transformation JAX's own arrays decide: NumPy constants there are float64 only by habit.
     deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
     double = any(array.dtype == np.float64 for array in deciding)
     return np.dtype(np.float64 if double else np.float32)
 
 
-def _inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray | jax.Array]:
-    """Returns one checked array per input node; see `_check`."""
+def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray | jax.Array]:
+    """Returns one checked array per input node; see `_check`.
+
+    Raises:
+      InputError: One of them is empty, not finite or out of range, or they do not fit the network.
+    """
     num_inputs = network.dag.num_inputs
     several = isinstance(x, (list, tuple)) and num_inputs > 1
     given: list[Any] = list(x) if isinstance(x, (list, tuple)) and several else [x] * num_inputs

@@ -207,7 +207,7 @@ def DagLayer(  # noqa: N802
 
         own1, own2 = own("cov1"), own("cov2")
         with precision_of(np.dtype(first.nngp.dtype)):
-            weights = weights_of(plan, network, np.dtype(first.nngp.dtype))
+            weights = weights_of(plan, np.dtype(first.nngp.dtype))
             # neural-tangents marks the NTK of raw inputs, which is zero, by a scalar.
             kernels = [
                 (one.nngp, None if one.ntk is None else jnp.broadcast_to(one.ntk, one.nngp.shape)) for one in inputs

@@ -61,6 +61,16 @@ class Tables(NamedTuple):
     places: jax.Array | np.ndarray
 
 
+class Sizes(NamedTuple):
+    """How large tables are, at least: turns, slots, nodes, fields, and summands of a mean."""
+
+    turns: int = 0
+    slots: int = 0
+    nodes: int = 0
+    fields: int = 0
+    mean_terms: int = 0
+
+
 class _Turn(NamedTuple):
     terms: list[tuple[int, float]]
     store: int
@@ -141,21 +151,34 @@ def _mean_terms(program: Program) -> dict[int, dict[tuple[str, int], float]]:
     return means
 
 
-def tables(program: Program, num_nodes: int, dtype: np.dtype) -> Tables:
-    """Writes a program down as tables, of sizes rounded up so that graphs of about equal size share a compilation."""
+def sizes_of(program: Program) -> Sizes:
+    """Returns the sizes of a program's tables, rounded up so that graphs of about equal size share a compilation."""
     structure = program.structure
     turns = _turns(program)
-    assigned, count = _allocate(structure, turns)
+    return Sizes(
+        _rounded(len(turns)),
+        _rounded(_allocate(structure, turns)[1]),
+        _rounded(_num_nodes(structure)),
+        _rounded(structure.num_inputs + sum(len(step.fields) for step in structure.steps)),
+        _rounded(max((len(terms) for terms in _mean_terms(program).values()), default=0)),
+    )
+
+
+def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tables:
+    """Writes a program down as tables, of sizes as in `sizes_of`, or larger: those of `least`."""
+    structure = program.structure
+    turns = _turns(program)
+    assigned, _ = _allocate(structure, turns)
     ops = operations(structure)
     means = _mean_terms(program)
-    count, node_count, rows = _rounded(count), _rounded(num_nodes), _rounded(len(turns))
+    rows, count, node_count, field_count, mean_count = map(max, sizes_of(program), least or Sizes())
     # Means have places of their own: nodes, one nobody needs, then fields by slot, then one that nobody reads.
     fields = [*range(structure.num_inputs), *(field.slot for step in structure.steps for field in step.fields)]
-    places = {("node", node): node for node in range(num_nodes)}
+    places = {("node", node): node for node in range(_num_nodes(structure))}
     places |= {("field", slot): node_count + 1 + i for i, slot in enumerate(fields)}
-    nowhere = node_count + 1 + structure.num_inputs + _rounded(len(fields))
+    nowhere = node_count + 1 + structure.num_inputs + field_count
     terms, weights = np.full((rows, _TERMS), count, np.int32), np.zeros((rows, _TERMS), dtype)
-    mean_shape = rows, _rounded(max((len(terms) for terms in means.values()), default=0))
+    mean_shape = rows, mean_count
     mean_terms, mean_weights = np.full(mean_shape, nowhere, np.int32), np.zeros(mean_shape, dtype)
     store, field = np.full((2, rows), count, np.int32)
     node = np.full(rows, node_count, np.int32)
@@ -192,6 +215,10 @@ def tables(program: Program, num_nodes: int, dtype: np.dtype) -> Tables:
         output_nodes,
         *sizes,
     )
+
+
+def _num_nodes(structure: Structure) -> int:
+    return 1 + max(step.node for step in structure.steps if step.node is not None)
 
 
 def _rounded(size: int) -> int:
@@ -275,7 +302,7 @@ def run_loop_moments(
 
 def run_loop(
     tables: Tables, structure: Structure, fields: Sequence[Value], first: tuple, second: tuple, rules: Rules
-) -> list[Value]:
+) -> Value:
     """Runs the recursion for a block of the kernel.
 
     Args:
@@ -287,7 +314,7 @@ def run_loop(
       rules: The parameterisation.
 
     Returns:
-      The covariances of the output nodes.
+      The covariances of the output nodes, one above the other, (outputs, N1, N2).
     """
     ops = operations(structure)
     space = Space()
@@ -308,4 +335,4 @@ def run_loop(
         )
 
     stacks = lax.fori_loop(0, tables.op.shape[0], turn, _start(fields, jnp.asarray(tables.slots)))
-    return [jax.tree.map(lambda stack, i=i: stack[tables.outputs[i]], stacks) for i in structure.outputs]
+    return jax.tree.map(lambda stack: stack[jnp.asarray(tables.outputs)], stacks)

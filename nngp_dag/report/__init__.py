@@ -3,6 +3,9 @@
 from nngp_dag.report.compare import Comparison, compare
 from nngp_dag.report.files import output_directory, output_file
 from nngp_dag.report.plots import plot_compare, plot_dag, plot_kernel
+from nngp_dag.report.ranking import rank_correlations
+from nngp_dag.report.sweep import sweep
+from nngp_dag.report.sweep_plots import plot_sweep
 
 __all__ = [
     "Comparison",
@@ -12,4 +15,7 @@ __all__ = [
     "plot_compare",
     "plot_dag",
     "plot_kernel",
+    "plot_sweep",
+    "rank_correlations",
+    "sweep",
 ]

@@ -1,6 +1,7 @@
 """Results as tables on the screen."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +12,11 @@ from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
 from nngp_dag.theory import Spectrum
 
+if TYPE_CHECKING:
+    import pandas
+
 _MOST_ROWS = 40
+_MOST_CLASSES = 20
 
 
 def compare_table(results: Sequence[Comparison]) -> RenderableType:
@@ -135,3 +140,53 @@ def format_count(count: int) -> str:
     while 10 ** (exponent + 1) <= count:
         exponent += 1
     return f"{count // 10 ** (exponent - 3) / 1000:.3f}e{exponent}"
+
+
+def sweep_table(table: "pandas.DataFrame") -> Table:
+    """Returns the different kernels of a sweep by lambda_min of the NNGP, the largest first, one DAG for each."""
+    frame: Any = table
+    classes = frame[frame.valid].drop_duplicates("kernel_class")
+    classes = classes.sort_values("nngp_lambda_min", ascending=False, na_position="last", kind="stable")
+    shown = classes.head(_MOST_CLASSES)
+    count = f"the first {len(shown)} of {len(classes):,}" if len(shown) < len(classes) else f"{len(classes):,}"
+    found = Table(title=f"Different kernels by λmin of the NNGP, {count}", title_justify="left")
+    found.add_column("DAG", no_wrap=True, max_width=24)
+    for heading in ("DAGs", "paths", "depth", "width", "NNGP λmin", "cond.", "NTK λmin", "cond."):
+        found.add_column(heading, justify="right")
+    for _, row in shown.iterrows():
+        numbers = []
+        for name in ("nngp", "ntk"):
+            value, condition = row[f"{name}_lambda_min"], row[f"{name}_condition_number"]
+            resolved = row[f"{name}_resolved"]
+            shortly = f"{condition:,.0f}" if condition < 1e5 else f"{condition:.0e}"
+            numbers += [f"{value:.3g}", shortly] if resolved else [f"< {row[f'{name}_floor']:.0e}", "?"]
+        depth, width = f"{row['effective_depth']:.3g}", f"{row['effective_width']:.3g}"
+        found.add_row(str(row["code"]), f"{row['class_size']:,}", f"{row['num_paths']:.6g}", depth, width, *numbers)
+    return found
+
+
+def correlation_table(found: "pandas.DataFrame") -> Table:
+    """Returns rank correlations, one row for each pair of columns."""
+    frame: Any = found
+    table = Table(title="Rank correlations over DAGs", title_justify="left")
+    for heading, justify in (("", "left"), ("with", "left"), ("Kendall", "right"), ("Spearman", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("DAGs", justify="right")
+    for _, row in frame.iterrows():
+        numbers = (f"{value:+.3f}" if value == value else "–" for value in (row["kendall"], row["spearman"]))
+        table.add_row(row["first"], row["second"], *numbers, f"{row['rows']:,}")
+    return table
+
+
+def sweep_summary(table: "pandas.DataFrame") -> str:
+    """Returns how many DAGs and kernels there are, and what is flagged."""
+    frame: Any = table
+    valid, refused = frame[frame.valid], frame[~frame.valid]
+    unresolved = {name: int((~valid[f"{name}_resolved"]).sum()) for name in ("nngp", "ntk")}
+    text = (
+        f"{len(frame):,} DAGs, {valid.kernel_class.nunique():,} different kernels; λmin not resolved: "
+        f"{unresolved['nngp']:,} NNGP, {unresolved['ntk']:,} NTK"
+    )
+    if len(refused):
+        text += f"\n{len(refused):,} without a kernel, such as {refused.dag.iloc[0]}: {refused.reason.iloc[0]}"
+    return text

@@ -141,7 +141,7 @@ def test_tiles_grow_with_the_budget():
     [("6 GiB", 6 * 2**30), ("500 MB", 500_000_000), ("1.5kB", 1500), (" 1 TIB ", 2**40), ("10 B", 10), (7, 7)],
 )
 def test_budget_texts(text, number):
-    assert gram_module._bytes_of(text) == number
+    assert gram_module.bytes_of(text) == number
 
 
 @pytest.mark.parametrize("text", ["lots", "6", "6 Gi", "6 iB", "-1 GB", "1 PB"])

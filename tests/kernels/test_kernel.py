@@ -151,7 +151,7 @@ def planned(dag, **options):
     network = build_network(dag, **options)
     plan = evaluation(network, True, "flatten", Rules(), large=True)
     assert plan.spec.loop == (dag.num_nodes > 4)
-    return plan, weights_of(plan, network, np.dtype(np.float32))
+    return plan, weights_of(plan, np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -1,0 +1,134 @@
+"""The command sweep."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nngp_dag.cli.options import (
+    ActivationOption,
+    AggregationOption,
+    BStdOption,
+    ConvOption,
+    DataDirOption,
+    DatasetOption,
+    ImageReadoutOption,
+    OrderFlag,
+    OrderOption,
+    OverwriteOption,
+    ParameterisationOption,
+    Precision,
+    PrecisionOption,
+    ScaleOption,
+    SubsetOption,
+    WidthOption,
+    WStdOption,
+    layer_of,
+    load,
+)
+from nngp_dag.cli.screen import console, progress, say
+from nngp_dag.errors import InputError
+
+_SPACES = ("nasbench201",)
+
+
+def sweep(
+    dag: Annotated[list[str] | None, typer.Option(help="A code or a NAS-Bench-201 cell; repeat for several.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="All codes with so many blocks, 1 to 4: 3 for the 729.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file with a code or cell on every line.")] = None,
+    space: Annotated[str | None, typer.Option(help="nasbench201: all 15,625 cells.")] = None,
+    dataset: DatasetOption = "digits",
+    data_dir: DataDirOption = None,
+    subset: SubsetOption = 128,
+    activation: ActivationOption = "relu",
+    order: OrderFlag = OrderOption.LINEAR_ACT,
+    w_std: WStdOption = None,
+    b_std: BStdOption = None,
+    aggregation: AggregationOption = "sum",
+    conv: ConvOption = None,
+    image_readout: ImageReadoutOption = "flatten",
+    parameterisation: ParameterisationOption = "ntk",
+    width: WidthOption = None,
+    readout: Annotated[bool, typer.Option(help="Kernels after the readout, or at the last node.")] = True,
+    scale_inputs: ScaleOption = True,
+    bounds: Annotated[bool, typer.Option("--bounds", help="Add bounds on λmin that always hold.")] = False,
+    dtype: PrecisionOption = Precision.FLOAT64,
+    memory_budget: Annotated[str, typer.Option(help="Memory of the kernels at once, such as '6 GiB'.")] = "4 GiB",
+    plot: Annotated[bool, typer.Option("--plot", help="Draw λmin over depth and paths.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("nngp-dag-sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out.")] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Rank many DAGs by the spectra of their exact kernels, without training."""
+    from nngp_dag.report import output_file
+    from nngp_dag.report.ranking import rank_correlations
+    from nngp_dag.report.sweep import sweep as sweep_dags
+    from nngp_dag.report.sweep_plots import plot_sweep
+    from nngp_dag.report.tables import correlation_table, sweep_summary, sweep_table
+
+    if resume and overwrite:
+        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
+    dags, what = _listed(dag, nodes, file, space)
+    x, _, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
+    with progress() as on_progress:
+        table = sweep_dags(
+            dags,
+            x,
+            readout=readout,
+            bounds=bounds,
+            dtype=dtype.value,
+            memory_budget=memory_budget,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            layer=layer_of(activation, order, w_std, b_std, conv),
+            aggregation=aggregation,
+            image_readout=image_readout,
+            parameterisation=parameterisation,
+            width=width,
+        )
+    valid: Any = table[table["valid"]]
+    found = rank_correlations(
+        valid,
+        ("nngp_lambda_min", "ntk_lambda_min"),
+        ("num_paths", "effective_depth", "effective_width", "nngp_trace"),
+    )
+    console().print(sweep_table(table))
+    console().print(correlation_table(found))
+    say(sweep_summary(table))
+    with output_file(out / "correlations.csv", overwrite=True) as path:
+        found.to_csv(path, index=False)
+    files = ["sweep.csv", "sweep.parquet", "classes.csv", "correlations.csv", "config.json"]
+    if plot:
+        with output_file(out / "sweep.png", overwrite=True) as path:
+            plot_sweep(table, path, f"{what} on {len(x):,} inputs of {dataset}")
+        files.append("sweep.png")
+    say(f"wrote {', '.join(files)} to {out}")
+
+
+def _listed(dag: list[str] | None, nodes: int | None, file: Path | None, space: str | None) -> tuple[list[str], str]:
+    """Returns codes and cells, and what to call them."""
+    from nngp_dag.graph import zoo
+
+    given = {"--dag": dag, "--nodes": nodes, "--file": file, "--space": space}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise InputError(f"Expected one of {', '.join(given)}, got {' and '.join(named) or 'none'}")
+    if nodes is not None:
+        found, what = list(zoo.codes(nodes)), f"all codes of {nodes} blocks"
+    elif file is not None:
+        try:
+            found, what = [line.strip() for line in file.read_text().splitlines() if line.strip()], file.name
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"Expected --file to be a readable text file, got {file}: {error}") from None
+        if not found:
+            raise InputError(f"Expected a code on every line of {file}, got none")
+    elif space is not None:
+        if space not in _SPACES:
+            raise InputError(f"Expected --space to be one of {', '.join(_SPACES)}, got {space!r}")
+        found, what = list(zoo.nasbench201()), "NAS-Bench-201"
+    else:
+        found = [zoo.FIGURE3.get(name.upper(), name) for name in dag or ()]
+        what = f"{len(found)} DAGs"
+    return found, what

@@ -1,0 +1,161 @@
+"""Nodes of equal law, over many networks: which networks have equal kernels, and one program for all of them.
+
+A node's kernels are a function of its row of the normal form, {(source, operation): (A, B)}, and of the kernels of its
+sources. So two nodes, of one network or of two, have equal kernels if their rows agree once sources of equal law are
+taken for one: their A and B then add up. B counts for operations whose output has a mean; elsewhere it is set to 0.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nngp_dag.errors import GraphError
+from nngp_dag.graph.network import Network
+from nngp_dag.graph.normal_form import rows
+from nngp_dag.graph.operations import Dense
+from nngp_dag.graph.program import Field, MeanTerm, Program, Step, Structure, Term
+
+
+class Summand(NamedTuple):
+    """What one kind of weighted edges adds to a node.
+
+    Attributes:
+      source: The law of the node that they leave, or the number of an input.
+      op: Their operation; None for the stem of an input.
+      a: Weight of its covariance.
+      b: Weight of its mean.
+    """
+
+    source: str | int
+    op: Dense | None
+    a: float
+    b: float
+
+
+class Laws:
+    """The different laws of the nodes of networks, each known by a digest of itself and of all that it depends on.
+
+    Equal digests mean equal kernels, whichever networks they come from, in whatever order. Networks are to agree in
+    stem and readout, and must not pool: pooling mixes pixels, and no table of A and B describes it.
+
+    Example:
+      >>> from nngp_dag.graph import Dag
+      >>> laws = Laws()
+      >>> one, other, third = (laws.add(Network(Dag.from_code(code))) for code in ("2_02_001", "1_02_002", "2_02_002"))
+      >>> one == other, one == third
+      (True, False)
+    """
+
+    def __init__(self) -> None:
+        """Starts with no network."""
+        # In an order in which sources come first.
+        self._rows: dict[str, tuple[Summand, ...]] = {}
+        self._texts: dict[Dense, str] = {}
+
+    def add(self, network: Network) -> str:
+        """Takes in the nodes of a network; returns the law of its output.
+
+        Raises:
+          GraphError: The network has several outputs or pools, or a multiplicity of skips exceeds float64.
+        """
+        if len(network.dag.outputs) > 1 or network.pools:
+            what = "pooling" if network.pools else f"{len(network.dag.outputs)} outputs"
+            raise GraphError(f"Expected a network with one output and no pooling, got {what}; use `nngp_dag.kernel`")
+        table, _ = rows(network)
+        known: dict[int, str] = {}
+        for node in sorted(table):
+            a, b = table[node]
+            summed: dict[tuple[str | int, Dense | None], tuple[float, float]] = {}
+            for (source, op), weight in a.items():
+                key = (source if op is None else known[source]), op
+                has_mean = not (network.stem_op if op is None else op).output_is_gaussian
+                before = summed.get(key, (0.0, 0.0))
+                mean_weight = float(b[source, op]) if has_mean else 0.0
+                summed[key] = before[0] + float(weight), before[1] + mean_weight
+            texts = {
+                f"{source} {self._text(op)} {a!r} {b!r}": Summand(source, op, a, b)
+                for (source, op), (a, b) in summed.items()
+            }
+            digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+            self._rows.setdefault(digest, tuple(texts[text] for text in sorted(texts)))
+            known[node] = digest
+        return known[max(network.dag.outputs)]
+
+    def largest_weight(self, output: str) -> float:
+        """Returns the largest A or B on which a law depends."""
+        return max(abs(weight) for law in self._needed([output]) for s in self._rows[law] for weight in (s.a, s.b))
+
+    def program(self, outputs: Sequence[str], readout: Dense | None = None) -> Program:
+        """Returns one program for the kernels of several networks, in which every law is evaluated once.
+
+        Args:
+          outputs: Laws of the networks' outputs.
+          readout: What follows them, as a weighted edge to a node of its own; None for nothing.
+        """
+        order = self._needed(outputs)
+        number = {law: i for i, law in enumerate(order)}
+        leaving: dict[str, dict[Dense, None]] = {law: {} for law in order}
+        for law in order:
+            for summand in self._rows[law]:
+                if summand.op is not None:
+                    leaving[summand.source][summand.op] = None  # type: ignore[index]
+        for law in outputs if readout is not None else ():
+            leaving[law][readout] = None  # type: ignore[index]
+        num_inputs = 1 + max(
+            (s.source for law in order for s in self._rows[law] if isinstance(s.source, int)), default=0
+        )
+        slots: dict[tuple[str | int, Dense | None], int] = {(i, None): i for i in range(num_inputs)}
+        count = num_inputs
+        steps: list[Step] = []
+        means: list[tuple[MeanTerm, ...]] = []
+        weights: list[float] = []
+        mean_weights: list[float] = []
+        for law in order:
+            terms = tuple(Term(slots[summand.source, summand.op]) for summand in self._rows[law])
+            weights += [summand.a for summand in self._rows[law]]
+            with_mean = [summand for summand in self._rows[law] if summand.b]
+            means.append(tuple(MeanTerm(slots[summand.source, summand.op], None) for summand in with_mean))
+            mean_weights += [summand.b for summand in with_mean]
+            fields = []
+            for i, op in enumerate(leaving[law], start=count + 1):
+                slots[law, op] = i
+                fields.append(Field(op, i))
+            steps.append(Step(terms, count, number[law], tuple(fields)))
+            count += 1 + len(fields)
+        ends = {law: number[law] for law in outputs}
+        if readout is not None:
+            for law in ends:
+                ends[law] = len(steps)
+                steps.append(Step((Term(slots[law, readout]),), count, ends[law], ()))
+                weights.append(1.0)
+                means.append(())
+                count += 1
+        structure = Structure(
+            num_inputs,
+            count,
+            tuple(steps),
+            tuple(means) if mean_weights else (),
+            tuple(ends[law] for law in outputs),
+        )
+        return Program(structure, np.array(weights, float), np.array(mean_weights, float))
+
+    def _needed(self, outputs: Iterable[str]) -> list[str]:
+        """The laws on which some depend, these included, sources first."""
+        needed = set(outputs)
+        order = []
+        for law in reversed(self._rows):
+            if law in needed:
+                order.append(law)
+                needed.update(str(summand.source) for summand in self._rows[law] if summand.op is not None)
+        return order[::-1]
+
+    def _text(self, op: Dense | None) -> str:
+        """What stands for an operation in a digest: its description, numbered where two different ones share it."""
+        if op is None:
+            return "stem"
+        if op not in self._texts:
+            text, taken = repr(op), set(self._texts.values())
+            self._texts[op] = next(t for i in range(len(taken) + 1) if (t := text + f" #{i}" * (i > 0)) not in taken)
+        return self._texts[op]

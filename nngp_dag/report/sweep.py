@@ -1,0 +1,339 @@
+"""Whole spaces of architectures: kernels and spectra of many DAGs on the same data, one row each."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from nngp_dag.activations import Quadrature, get_activation
+from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning
+from nngp_dag.graph import Dag, Network, build_network
+from nngp_dag.graph.laws import Laws
+from nngp_dag.kernels import kernel
+from nngp_dag.kernels.gram import bytes_of
+from nngp_dag.kernels.kernel import make_rules
+from nngp_dag.kernels.many import kernels_of_laws
+from nngp_dag.report.sweep_files import SweepDirectory
+from nngp_dag.theory import lambda_min_bracket, spectrum
+
+if TYPE_CHECKING:
+    import pandas
+
+Progress = Callable[[str, int, int], None]
+
+KERNELS = ("nngp", "ntk")
+# Of each kernel.
+SPECTRUM = ("lambda_min", "lambda_max", "condition_number", "trace", "floor", "resolved")
+BOUNDS = ("lower", "upper")
+# Kernels that are evaluated at once, at most; more gain nothing.
+_MOST_KERNELS = 128
+# As in `nngp_dag.gram`, for the interpreter, JAX and its compiler.
+_RESERVE = 512 * 2**20
+
+
+@dataclass
+class _Row:
+    """A DAG of the list: what it is called, and its class of equal kernels or why it has none."""
+
+    name: str
+    dag: Dag | None = None
+    kernel_class: str = ""
+    reason: str = ""
+
+
+def sweep(
+    dags: Iterable[Dag | str] | Mapping[str, Dag | str],
+    x: ArrayLike,
+    *,
+    readout: bool = True,
+    bounds: bool = False,
+    dtype: str = "float64",
+    memory_budget: int | str = "4 GiB",
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> "pandas.DataFrame":
+    """Computes exact kernels and their extreme eigenvalues for a whole list of DAGs.
+
+    DAGs of equal normal form, up to nodes of equal law, have equal kernels: these are computed once, and reported as
+    one `kernel_class`. What several kernels share, down to single nodes, is evaluated once too, and all of it by one
+    compiled program. Networks with convolutions, pooling or `Quadrature` are evaluated one by one.
+
+    Memory: besides inputs and results, 20 N^2 bytes times the number of kernels at once, which follows from
+    `memory_budget`, and 512 MiB for JAX and its compiler; large spectra take what `nngp_dag.spectrum` says.
+
+    Args:
+      dags: DAGs, codes or NAS-Bench-201 cells, in a list, or by name. One that is no valid DAG, or has no kernel, gets
+        a row that says why.
+      x: Inputs, (N, ...).
+      readout: Whether kernels are those after the readout, or those of X(H), which the rate bound uses.
+      bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`, where it applies (ReLU, fully
+        connected, no biases, NTK parameterisation), else NaN. That costs as much again.
+      dtype: Precision of the kernels, "float64" or "float32"; spectra are in float64.
+      memory_budget: Bytes, or a text such as "6 GiB".
+      out: Directory for the results: sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
+      resume: Go on with the sweep in `out`: kernel classes that stand in its classes.csv are not computed again. The
+        data and options must be the same, the DAGs need not.
+      overwrite: Replace the sweep in `out`.
+      on_progress: Called with (what is done, kernel classes done, classes).
+      **options: Those of `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`, `parameterisation`, ...
+
+    Returns:
+      A table with a row for each DAG, in the given order: `dag` (its name), `code`, `valid`, `reason`, `num_paths`,
+      `effective_depth`, `effective_width`, `kernel_class`, `class_size`, and for `nngp_` and `ntk_`: `lambda_min`,
+      `lambda_max`, `condition_number`, `trace`, `floor`, `resolved`. A smallest eigenvalue that the precision does not
+      resolve is NaN, its condition number infinite.
+
+    Raises:
+      InputError: The inputs, an option or the budget does not fit.
+      OutputError: `out` holds something else or cannot be written.
+      CheckpointError: There is no sweep to resume, or one of other data or options.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(6, 10))
+      >>> table = nd.sweep(["2_02_002", "2_21_112", "0_00_000"], x)
+      >>> list(table.valid), table.reason[2].split(";")[0][:35]
+      ([True, True, False], 'Expected a path from node 0 to the ')
+      >>> float(table.ntk_lambda_min[0]) == nd.spectrum(nd.kernel(nd.Dag.from_code("2_02_002"), x).ntk).lambda_min
+      True
+
+    Reference: Chen, Huang, Wang, "No Free Lunch" in Neural Architectures?, AutoML 2023 (ranking spaces by lambda_min).
+    """
+    if dtype not in ("float32", "float64"):
+        raise InputError(f"Expected `dtype` to be 'float64' or 'float32', got {dtype!r}")
+    data = np.asarray(x)
+    if data.dtype.kind in "biuf":
+        data = data.astype(dtype)
+    parameterisation, width = options.pop("parameterisation", "ntk"), options.pop("width", None)
+    rules = make_rules(parameterisation, width)
+    image_readout = options.pop("image_readout", "flatten")
+    if "get" in options:
+        raise InputError("Expected options of the network, got `get`; leave it out, a sweep takes both kernels")
+
+    rows = list(_rows(dags))
+    laws, classes = Laws(), {}
+    networks: dict[Dag, tuple[str, str]] = {}
+    for row in rows:
+        if row.dag is None:
+            continue
+        if row.dag not in networks:
+            networks[row.dag] = _classify(row.dag, laws, options, readout, np.dtype(dtype))
+        row.kernel_class, row.reason = networks[row.dag]
+        if row.kernel_class:
+            classes.setdefault(row.kernel_class, row.dag)
+    if not rows:
+        raise InputError("Expected at least one DAG to sweep, got none")
+
+    settings = {
+        "options": {name: repr(value) for name, value in sorted(options.items())},
+        "parameterisation": parameterisation,
+        "width": width,
+        "image_readout": image_readout,
+        "readout": readout,
+        "bounds": bounds,
+        "dtype": dtype,
+        "inputs": {"shape": list(data.shape), "sha256": hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()},
+    }
+    directory = None if out is None else SweepDirectory(Path(out))
+    found: dict[str, dict[str, Any]] = {}
+    if directory is not None:
+        found = directory.prepare(settings, _class_fields(bounds), resume=resume, overwrite=overwrite)
+    elif resume:
+        raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
+
+    def keep(law: str, result: dict[str, Any]) -> None:
+        found[law] = result
+        if directory is not None:
+            directory.add(law, result)
+
+    left = [law for law in classes if law not in found]
+    report = on_progress or (lambda task, done, total: None)
+    report("kernels and spectra", len(classes) - len(left), len(classes))
+    batch = _batch(bytes_of(memory_budget), data)
+    sources = {law: build_network(classes[law], **options) for law in left}
+    alone = [law for law in left if _is_alone(sources[law])]
+    together = [law for law in left if law not in set(alone)]
+
+    def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | NngpDagError | str]]:
+        if together:
+            network = sources[together[0]]
+            stacks = kernels_of_laws(laws, together, network, data, readout=readout, rules=rules, batch=batch)
+            for stack in stacks:
+                yield from zip(stack.laws, zip(stack.nngp, stack.ntk, strict=True), strict=True)
+        for law in alone:
+            yield (
+                law,
+                _one_kernel(
+                    classes[law],
+                    data,
+                    readout=readout,
+                    image_readout=image_readout,
+                    parameterisation=parameterisation,
+                    width=width,
+                    **options,
+                ),
+            )
+
+    for done, (law, matrices) in enumerate(pairs(), start=len(classes) - len(left) + 1):
+        result = {"reason": str(matrices)} if isinstance(matrices, (NngpDagError, str)) else _spectra(matrices)
+        if bounds:
+            result |= _bounds(classes[law], data, readout, options, parameterisation)
+        keep(law, result)
+        report("kernels and spectra", done, len(classes))
+
+    table = _table(rows, found, bounds)
+    if directory is not None:
+        directory.finish(table)
+    return table
+
+
+def _rows(dags: Iterable[Dag | str] | Mapping[str, Dag | str]) -> Iterator[_Row]:
+    named: Any = dags.items() if isinstance(dags, Mapping) else ((str(dag), dag) for dag in dags)
+    parsed: dict[str, Dag | str] = {}
+    for name, given in named:
+        if isinstance(given, str):
+            if given not in parsed:
+                try:
+                    parsed[given] = Dag.from_nasbench201(given) if given.startswith("|") else Dag.from_code(given)
+                except GraphError as error:
+                    parsed[given] = str(error)
+            given = parsed[given]
+            if isinstance(given, str):
+                yield _Row(name, reason=given)
+                continue
+        yield _Row(name, given)
+
+
+def _classify(dag: Dag, laws: Laws, options: Mapping[str, Any], readout: bool, dtype: np.dtype) -> tuple[str, str]:
+    """Returns the class of a DAG's kernels, or why it has none."""
+    try:
+        network = build_network(dag, **options)
+        network.check_gaussian(input_is_gaussian=True, reads_out=readout)
+        if len(dag.outputs) > 1:
+            raise GraphError(f"Expected one output, got {len(dag.outputs)}; sweep a graph for each of them")
+        if network.pools:
+            return hashlib.sha256(f"{network.edges!r}".encode()).hexdigest(), ""
+        law = laws.add(network)
+        if laws.largest_weight(law) > float(np.finfo(dtype).max):
+            raise GraphError(f"Expected multiplicities of skips whose squares {dtype} can hold, got larger ones")
+        return law, ""
+    except GraphError as error:
+        return "", str(error)
+
+
+def _is_alone(network: Network) -> bool:
+    """Whether a network is evaluated by itself."""
+    activations = (get_activation(op.activation) for op in (*network.weighted_operations, network.layer))
+    return bool(network.image_operations) or any(isinstance(phi, Quadrature) for phi in activations)
+
+
+def _one_kernel(dag: Dag, x: np.ndarray, **options: Any) -> Sequence[np.ndarray] | str:
+    """Returns both kernels, or why they cannot be trusted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NumericalWarning)
+        try:
+            k = kernel(dag, x, **options)
+        except (GraphError, NumericalWarning) as error:
+            return str(error)
+    return np.asarray(k.nngp), np.asarray(k.ntk)
+
+
+def _spectra(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
+    result: dict[str, Any] = {"reason": ""}
+    with warnings.catch_warnings():
+        # What is not resolved is marked as such.
+        warnings.simplefilter("ignore", NumericalWarning)
+        for name, matrix in zip(KERNELS, matrices, strict=True):
+            try:
+                s = spectrum(matrix)
+            except InputError as error:
+                # Of one kernel out of many.
+                result["reason"] = str(error).replace("`matrix`", f"the {name.upper()}")
+                continue
+            values = (
+                s.lambda_min if s.resolved else math.nan,
+                s.lambda_max,
+                s.condition_number,
+                s.trace,
+                s.floor,
+                s.resolved,
+            )
+            result |= {f"{name}_{field}": value for field, value in zip(SPECTRUM, values, strict=True)}
+    return result
+
+
+def _bounds(
+    dag: Dag, x: np.ndarray, readout: bool, options: Mapping[str, Any], parameterisation: str
+) -> dict[str, float]:
+    known = {name: value for name, value in options.items() if name in ("order", "w_std", "layer", "aggregation")}
+    if known != dict(options) or parameterisation != "ntk":
+        return {}
+    try:
+        brackets = lambda_min_bracket(dag, x, readout=readout, **known)
+    except NngpDagError:
+        return {}
+    return {f"{name}_{end}": getattr(getattr(brackets, name), end) for name in KERNELS for end in BOUNDS}
+
+
+def _class_fields(bounds: bool) -> tuple[str, ...]:
+    """Columns of what is known of a class."""
+    fields = (*SPECTRUM, *(BOUNDS if bounds else ()))
+    return "reason", *(f"{name}_{field}" for name in KERNELS for field in fields)
+
+
+def _table(rows: Sequence[_Row], found: Mapping[str, Mapping[str, Any]], bounds: bool) -> "pandas.DataFrame":
+    import pandas
+
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.kernel_class] = sizes.get(row.kernel_class, 0) + 1
+    facts: dict[Dag, tuple[Any, ...]] = {}
+    records = []
+    for row in rows:
+        dag, result = row.dag, found.get(row.kernel_class, {})
+        if dag is not None and dag not in facts:
+            facts[dag] = str(dag), _number(dag.num_paths), dag.effective_depth, dag.effective_width
+        code, *statistics = facts[dag] if dag is not None else ("", math.nan, math.nan, math.nan)
+        reason = row.reason or result.get("reason", "")
+        record = {"dag": row.name, "code": code, "valid": bool(row.kernel_class) and not reason, "reason": reason}
+        record |= dict(zip(("num_paths", "effective_depth", "effective_width"), statistics, strict=True))
+        record |= {
+            "kernel_class": row.kernel_class[:16],
+            "class_size": sizes[row.kernel_class] if row.kernel_class else 0,
+        }
+        for field in _class_fields(bounds)[1:]:
+            record[field] = result.get(field, False if field.endswith("resolved") else math.nan)
+        records.append(record)
+    table = pandas.DataFrame.from_records(records)
+    if not (table.num_paths > 2**53).any():
+        table["num_paths"] = table.num_paths.astype("Int64")
+    return table
+
+
+def _number(count: int) -> float:
+    """An exact count as float64."""
+    try:
+        return float(count)
+    except OverflowError:
+        return math.inf
+
+
+def _batch(budget: int, x: np.ndarray) -> int:
+    """How many kernels fit into the budget at once."""
+    each = 20 * len(x) ** 2 * x.dtype.itemsize // 8
+    fitting = (budget - _RESERVE) // each
+    if fitting < 1:
+        raise InputError(
+            f"Expected `memory_budget` to hold the kernels of {len(x)} inputs, {each + _RESERVE:,} bytes, got "
+            f"{budget:,}; raise it or take fewer inputs"
+        )
+    return min(fitting, _MOST_KERNELS)

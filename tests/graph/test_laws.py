@@ -1,0 +1,123 @@
+"""Which networks have equal kernels, and one program for many of them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nngp_dag.errors import GraphError
+from nngp_dag.graph import AvgPool, Dag, Dense, Network, Scale, build_network, zoo
+from nngp_dag.graph.laws import Laws
+
+
+def laws_of(dags, **options):
+    laws = Laws()
+    return [laws.add(build_network(dag, **options)) for dag in dags]
+
+
+def test_all_codes_of_three_blocks():
+    networks = {}
+    for code in zoo.codes(3):
+        try:
+            networks[code] = Network(Dag.from_code(code))
+        except GraphError:
+            continue
+    laws = Laws()
+    found = {code: laws.add(network) for code, network in networks.items()}
+    assert (len(found), len(set(found.values()))) == (662, 83)
+    # Neither the order nor the company of a network changes its law.
+    again = Laws()
+    assert {code: again.add(networks[code]) for code in reversed(networks)} == found
+    assert Laws().add(networks["2_21_112"]) == found["2_21_112"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # A skip on the way, edges on no path, and the same graph with its middle nodes renamed.
+        ("2", "1_02"),
+        ("2_02", "2_02_001"),
+        ("2_12", "2_12_001"),
+        ("2_21_022", "2_21_222"),
+        ("2_20_022", "2_20_202"),
+    ],
+)
+def test_equal_and_different_laws(one, other):
+    equal = one not in ("2_21_022", "2_20_022")
+    first, second = laws_of([Dag.from_code(one), Dag.from_code(other)])
+    assert (first == second) == equal
+
+
+def test_two_branches_alike_are_one_law_twice():
+    """Two branches of equal law add up: as covariances, A = 2; a shared one would have A = 4."""
+    apart = Dag.from_edges([(0, 1, "weighted"), (0, 2, "weighted"), (1, 3, "skip"), (2, 3, "skip")])
+    together = Dag.from_edges([(0, 1, "weighted"), (1, 2, "skip"), (1, 3, "skip"), (2, 3, "skip")])
+    scaled = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0))])
+    first, second, third = laws_of([apart, together, scaled])
+    assert first != second
+    assert second == third
+
+
+def test_means_count_only_where_there_are_any():
+    """Weights (A, B) = (4, 2) of one edge twice, and (4, 4) of four edges, differ in their means alone."""
+    twice = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0))])
+    four = Dag.from_edges([(0, 1, "weighted")] * 4)
+    assert len(set(laws_of([twice, four]))) == 2
+    assert len(set(laws_of([twice, four], order="act-linear"))) == 1
+
+
+def test_operations_are_told_apart():
+    dags = [
+        Dag.from_edges([(0, 1, Dense(activation=activation, w_std=w_std, b_std=b_std))])
+        for activation, w_std, b_std in itertools.product(("relu", "erf"), (1.0, 1.5), (None, 0.0, 0.1))
+    ]
+    assert len(set(laws_of(dags))) == len(dags)
+
+
+class Named:
+    """Its description does not tell it from others."""
+
+    def __repr__(self):
+        return "Named()"
+
+
+def test_operations_that_read_alike_are_told_apart():
+    dags = [Dag.from_edges([(0, 1, Dense(activation=activation))]) for activation in (Named(), Named())]
+    laws = Laws()
+    assert laws._text(dags[0].edges[0].op) != laws._text(dags[1].edges[0].op)
+
+
+def test_aggregation_counts():
+    dag = Dag.from_code("2_12")
+    assert len({laws_of([dag], aggregation=name)[0] for name in ("sum", "scaled-sum", "mean")}) == 3
+
+
+def test_what_no_table_describes():
+    with pytest.raises(GraphError, match=r"one output and no pooling, got pooling; use `nngp_dag.kernel`"):
+        Laws().add(Network(Dag.from_edges([(0, 1, AvgPool((2, 2)))])))
+    with pytest.raises(GraphError, match="one output and no pooling, got 2 outputs"):
+        Laws().add(Network(Dag.from_edges([(0, 1, "skip"), (0, 2, "weighted")], output=[1, 2])))
+
+
+def test_the_program_evaluates_every_law_once():
+    laws = Laws()
+    dags = [Dag.from_code(code) for code in ("2_02_002", "2_02", "2", "2_02_002")]
+    outputs = [laws.add(Network(dag)) for dag in dags]
+    structure = laws.program(outputs).structure
+    # Nodes 0 to 3 of the chain, which has the shorter ones in it.
+    assert len(structure.steps) == 4
+    assert structure.outputs == (3, 2, 1, 3)
+    with_readout = laws.program(outputs, Dense(activation=None))
+    assert len(with_readout.structure.steps) == 7
+    assert len(set(with_readout.structure.outputs)) == 3
+    assert with_readout.structure.outputs[0] == with_readout.structure.outputs[3]
+    np.testing.assert_array_equal(with_readout.weights, np.ones(7))
+
+
+def test_a_program_holds_only_what_its_outputs_need():
+    laws = Laws()
+    chain, wide = (laws.add(Network(Dag.from_code(code))) for code in ("2_02_002", "2_22_222"))
+    assert len(laws.program([chain]).structure.steps) == 4
+    assert len(laws.program([wide]).structure.steps) == 4
+    # Nodes 0 and 1 are shared.
+    assert len(laws.program([chain, wide]).structure.steps) == 6

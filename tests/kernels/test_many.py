@@ -1,0 +1,107 @@
+"""Kernels of many networks at once against those of each alone."""
+
+import numpy as np
+import pytest
+
+import nngp_dag as nd
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.graph import Dag, build_network, zoo
+from nngp_dag.graph.laws import Laws
+from nngp_dag.kernels.kernel import make_rules
+from nngp_dag.kernels.many import kernels_of_laws
+
+X = np.random.default_rng(0).normal(size=(12, 7))
+
+
+def together(dags, x=X, *, readout=True, parameterisation="ntk", width=None, batch=4, **options):
+    """NNGP and NTK of every DAG."""
+    laws = Laws()
+    networks = [build_network(dag, **options) for dag in dags]
+    of_dag = [laws.add(network) for network in networks]
+    rules = make_rules(parameterisation, width)
+    stacks = kernels_of_laws(
+        laws, list(dict.fromkeys(of_dag)), networks[0], x, readout=readout, rules=rules, batch=batch
+    )
+    found = {}
+    for stack in stacks:
+        assert stack.nngp.shape == stack.ntk.shape == (len(stack.laws), len(x), len(x))
+        assert len(stack.laws) <= batch
+        found |= {law: (k, t) for law, k, t in zip(stack.laws, stack.nngp, stack.ntk, strict=True)}
+    return [found[law] for law in of_dag]
+
+
+RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"readout": False},
+        {"order": "act-linear"},
+        {"activation": "erf", "b_std": 0.3, "w_std": 1.2},
+        {"activation": "gelu", "order": "act-linear", "b_std": 0.1},
+        {"aggregation": "mean"},
+        {"aggregation": "scaled-sum", "readout": False},
+        {"parameterisation": "standard", "width": 64, "b_std": 0.0},
+        {"layer": nd.Dense(layer_norm=True, order="act-linear")},
+        {"stem": nd.Dense(activation="erf")},
+    ],
+    ids=str,
+)
+def test_they_equal_kernels_one_by_one(options):
+    for dag, (nngp, ntk) in zip(RANDOM, together(RANDOM, **options), strict=True):
+        alone = nd.kernel(dag, X, **options)
+        np.testing.assert_allclose(nngp, alone.nngp, rtol=0, atol=1e-13 * np.abs(alone.nngp).max())
+        np.testing.assert_allclose(ntk, alone.ntk, rtol=0, atol=1e-13 * np.abs(alone.ntk).max())
+
+
+def test_neither_batch_nor_order_matters():
+    reference = together(RANDOM, batch=1)
+    for found in (together(RANDOM, batch=5), together(RANDOM, batch=100), together(RANDOM[::-1], batch=2)[::-1]):
+        for pair, expected in zip(found, reference, strict=True):
+            for matrix, alone in zip(pair, expected, strict=True):
+                np.testing.assert_allclose(matrix, alone, rtol=0, atol=1e-14 * np.abs(alone).max())
+
+
+def test_all_batches_share_one_program():
+    from nngp_dag.kernels.blocks import kernel_of_inputs
+
+    x = np.random.default_rng(1).normal(size=(5, 3))
+    before = kernel_of_inputs._cache_size()
+    together(RANDOM, x, batch=2)
+    assert kernel_of_inputs._cache_size() == before + 1
+
+
+def test_blocks_of_rows():
+    """So many inputs that a block holds only some of them."""
+    x = np.random.default_rng(2).normal(size=(150, 4))
+    dags = [Dag.from_code(code) for code in ("2_21_112", "2_02_002", "1_01_222")]
+    for dag, (nngp, ntk) in zip(dags, together(dags, x), strict=True):
+        alone = nd.kernel(dag, x)
+        np.testing.assert_allclose(nngp, alone.nngp, rtol=0, atol=1e-13 * np.abs(alone.nngp).max())
+        np.testing.assert_allclose(ntk, alone.ntk, rtol=0, atol=1e-13 * np.abs(alone.ntk).max())
+
+
+def test_float32_stays_float32():
+    [(nngp, ntk)] = together(RANDOM[:1], X.astype(np.float32))
+    assert nngp.dtype == ntk.dtype == np.float32
+    np.testing.assert_allclose(nngp, nd.kernel(RANDOM[0], X).nngp, rtol=1e-5)
+
+
+def test_several_inputs_read_the_same_data():
+    dag = Dag.from_edges(
+        [(0, 2, "weighted"), (1, 2, "skip"), (2, 3, "weighted"), (1, 3, "skip")], source=[0, 1], output=3
+    )
+    [(nngp, ntk), _] = together([dag, RANDOM[0]])
+    alone = nd.kernel(dag, X)
+    np.testing.assert_allclose(nngp, alone.nngp, rtol=1e-13)
+    np.testing.assert_allclose(ntk, alone.ntk, rtol=1e-13)
+
+
+def test_bad_inputs_and_multiplicities():
+    with pytest.raises(InputError, match=r"`x` to be finite, got NaN or infinity in row 2"):
+        together(RANDOM[:1], np.where(np.arange(12)[:, None] == 2, np.nan, X))
+    doubled = Dag.from_edges([(s, s + 1, "skip") for s in range(70) for _ in range(2)])
+    with pytest.raises(GraphError, match="whose squares float32 can hold"):
+        together([doubled], X.astype(np.float32))
