@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=5, help="initialisations of the predicted curves")
+    parser.add_argument("--draws", type=int, default=20, help="initialisations of the predicted curves")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"))
     options = parser.parse_args(arguments)

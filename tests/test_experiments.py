@@ -25,6 +25,7 @@ def files_of(out):
     return json.loads(out.with_suffix(".json").read_text()), rows
 
 
+@pytest.mark.slow
 def test_brackets(tmp_path, capsys):
     out = tmp_path / "new" / "brackets"
     module = run("brackets", ["--n", "5", "--datasets", "digits", "--every", "200", "--out", str(out)])

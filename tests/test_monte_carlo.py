@@ -197,7 +197,11 @@ def general(name):
     return kernels if num_inputs > 1 else [kernels], empirical_kernels(create, inputs, draws), width
 
 
-LATER = ["convolutions", "pooling", "mixed, standard", "pooling, activation first, standard", *SLOW]
+LATER = [
+    *("convolutions", "pooling", "mixed, standard", "pooling, activation first, standard"),
+    *("layer norm after an activation", "two inputs and outputs"),
+    *SLOW,
+]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def test_digits_become_standard():
     assert abs(x.std(dtype=np.float64) - 1) < 1.4e-4
 
 
+@pytest.mark.slow
 def test_mnist_constants_are_those_of_the_training_set(tfds_dir):
     x = normalise(load_dataset("mnist", data_dir=tfds_dir))
     assert abs(x.mean(dtype=np.float64)) < 1.7e-4

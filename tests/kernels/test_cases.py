@@ -203,7 +203,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name, parameterisation):
     edges, options = IMAGES[name]

@@ -59,6 +59,7 @@ def moved(edges, at):
 few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.data(), st.sampled_from(["sum", "mean"]))
 def test_new_names_change_nothing(case, data, aggregation):

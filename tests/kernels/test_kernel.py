@@ -62,6 +62,7 @@ def test_diagonal_of_a_chain_is_exact(layers):
     np.testing.assert_allclose(np.diag(k.ntk), 2 * (layers + 2) * q, rtol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(dag=dags(), order=st.sampled_from(ORDERS), readout=st.booleans())
 def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, readout):
@@ -73,6 +74,7 @@ def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, r
         assert relative(k.ntk, ntk) < (1e-13 if z is not None else 3e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dag", [nd.zoo.ladder(11), nd.zoo.random_dag(10, seed=1)], ids=str)
 def test_graphs_beyond_the_written_out_recursion(dag, order):
@@ -170,7 +172,7 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
 
 
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_12"), nd.zoo.ladder(9)], ids=["small", "ladder"])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
     # Products in blocks of two rows and a remainder of one, and the recursion row by row.

@@ -453,6 +453,7 @@ def test_batches():
     assert_same(batched, kernel_fn(X[:4], None, BOTH), 1e-7)
 
 
+@pytest.mark.slow
 def test_gradient_descent_ensemble_equals_the_closed_form():
     kernel_fn = with_readout(CELL, "linear-act")[2]
     y = np.random.default_rng(5).normal(size=(5, 1))

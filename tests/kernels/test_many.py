@@ -37,15 +37,19 @@ RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
     "options",
     [
         {},
-        {"readout": False},
-        {"order": "act-linear"},
-        {"activation": "erf", "b_std": 0.3, "w_std": 1.2},
-        {"activation": "gelu", "order": "act-linear", "b_std": 0.1},
-        {"aggregation": "mean"},
-        {"aggregation": "scaled-sum", "readout": False},
-        {"parameterisation": "standard", "width": 64, "b_std": 0.0},
-        {"layer": nd.Dense(layer_norm=True, order="act-linear")},
-        {"stem": nd.Dense(activation="erf")},
+        {"activation": "erf", "b_std": 0.3, "w_std": 1.2, "readout": False},
+        {"order": "act-linear", "parameterisation": "standard", "width": 64, "b_std": 0.0},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"readout": False},
+                {"activation": "gelu", "order": "act-linear", "b_std": 0.1},
+                {"aggregation": "mean"},
+                {"aggregation": "scaled-sum", "readout": False},
+                {"layer": nd.Dense(layer_norm=True, order="act-linear")},
+                {"stem": nd.Dense(activation="erf")},
+            )
+        ),
     ],
     ids=str,
 )
@@ -56,6 +60,7 @@ def test_they_equal_kernels_one_by_one(options):
         np.testing.assert_allclose(ntk, alone.ntk, rtol=0, atol=1e-13 * np.abs(alone.ntk).max())
 
 
+@pytest.mark.slow
 def test_neither_batch_nor_order_matters():
     reference = together(RANDOM, batch=1)
     for found in (together(RANDOM, batch=5), together(RANDOM, batch=100), together(RANDOM[::-1], batch=2)[::-1]):

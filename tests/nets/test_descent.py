@@ -88,6 +88,7 @@ def test_progress_is_reported_to_the_end():
     assert calls == [(done, 60) for done in range(3, 61, 3)]
 
 
+@pytest.mark.slow
 def test_steps_that_do_not_divide_evenly_run_all_the_same():
     calls = []
     result = run(steps=43, on_progress=lambda done, total: calls.append(done))

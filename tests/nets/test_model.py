@@ -369,6 +369,7 @@ def test_vectors_may_have_any_shape_and_integers_count_as_floats():
     np.testing.assert_array_equal(images(integers), images(integers.astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_float64_is_kept():
     _, x, build = case("strides and pooling")
     with jax.enable_x64(True):

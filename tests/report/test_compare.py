@@ -60,6 +60,7 @@ def test_violations_are_counted_per_seed_and_step(results):
     assert dataclasses.replace(results[0], curves=curves).bound_violations == 3
 
 
+@pytest.mark.slow
 def test_every_flagged_formula_has_its_reason_in_table_and_row():
     # With the activation before the weights the readout sees paths of unequal depth; the last node does not.
     (result,) = compare({"2_12": nd.Dag.from_code("2_12")}, X, Y, order="act-linear", **SMALL)
@@ -95,6 +96,7 @@ def test_the_verdict_says_what_was_found(results):
     assert broken.startswith("η too large for the rate bound, 1 violation, largest gap")
 
 
+@pytest.mark.slow
 def test_the_standard_parameterisation():
     options = {"parameterisation": "standard", "width": 512}
     lambda_max = np.linalg.eigvalsh(np.asarray(nd.kernel(nd.zoo.chain(1), X, **options).ntk, np.float64))[-1]

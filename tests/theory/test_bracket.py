@@ -75,11 +75,13 @@ def test_lower_exact_upper_on_a_sample_of_all_codes(order):
         assert_bracketed(nd.Dag.from_code(code), DATA["digits"], order=order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_more_inputs_than_dimensions(order):
     assert_bracketed(nd.Dag.from_code("2_12"), RNG.normal(size=(7, 3)), order=order)
 
 
+@pytest.mark.slow
 def test_parallel_inputs_leave_nothing_below():
     # Their kernels are singular: a lower end above 0 would be a false certificate.
     for seed in range(20):
@@ -101,6 +103,7 @@ def test_lower_exact_upper_on_every_code_of_up_to_three_hidden_nodes(name, order
         assert_bracketed(nd.Dag.from_code(code), x, order=order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", [True, False])
 def test_options_change_both_sides_alike(readout):
     mixed = nd.Dag.from_edges(

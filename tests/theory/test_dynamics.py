@@ -462,6 +462,7 @@ def test_networks_follow_the_curve_from_their_own_start():
         assert (np.abs(gaps.mean(axis=0)) < 4 * error + 10 / width).all() == (factor == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameterisation", "options", "steps"),
     [
@@ -621,6 +622,7 @@ def test_wrong_types_get_one_line(unchecked):
     assert loss_curve(k, np.zeros(2), 0.5, 2.0).mean.shape == (3,)
 
 
+@pytest.mark.slow
 def test_real_networks_diverge_where_the_prediction_does():
     dag, x, y = nd.Dag.from_code("2"), np.random.default_rng(7).normal(size=(6, 5)), np.ones((6, 1))
     layer = nd.Dense(activation="erf")

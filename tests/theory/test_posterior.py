@@ -122,6 +122,7 @@ def test_variance_is_clipped_at_zero():
     np.testing.assert_array_equal(result.std, [0, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_gives_the_posterior_to_its_precision(kind, of_x):
     single = kernels(X.astype(np.float32), Z.astype(np.float32))
