@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nngp_dag.kernels.dual import root
@@ -19,6 +20,8 @@ from nngp_dag.kernels.space import Space
 # recursion, so that all of them stay in the caches.
 _PRODUCT_ENTRIES = 1 << 19
 _BLOCK_ENTRIES = 1 << 14
+# Rows of a tile of a symmetric kernel: large enough for matrix products, and small beside the kernel.
+_TILE_ROWS = 512
 
 
 def by_rows(
@@ -56,23 +59,74 @@ def by_rows(
     return lax.fori_loop(0, -(-count // size), store, empty)
 
 
+def by_tiles(
+    data: Any,
+    count: int,
+    size: int,
+    block: Callable[[Any, jax.Array, Any, jax.Array], list[tuple[jax.Array, jax.Array | None]]],
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes symmetric results in square tiles, those on and above the diagonal.
+
+    Args:
+      data: A pytree of arrays with leading axis `count`.
+      count: Number of rows and columns.
+      size: Rows of a tile, at most `count`.
+      block: (slice of `data`, indices of its rows, likewise for the columns) -> for every output (size, size) arrays.
+
+    Returns:
+      For every output arrays (count, count).
+    """
+
+    def compute(i: jax.Array | int, j: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
+        left, right = (jax.tree.map(lambda v, s=s: lax.dynamic_slice_in_dim(v, s, size, 0), data) for s in (i, j))
+        return block(left, i + jnp.arange(size), right, j + jnp.arange(size))
+
+    empty = jax.tree.map(lambda v: jnp.zeros((count, count), v.dtype), jax.eval_shape(compute, 0, 0))
+    # The last tiles move back to end with the last row; what two tiles share is computed twice.
+    starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
+    pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
+
+    def store(p: jax.Array, state: Any) -> Any:
+        i, j = pairs[p, 0], pairs[p, 1]
+
+        def put(into: jax.Array, tile: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(lax.dynamic_update_slice(into, tile.T, (j, i)), tile, (i, j))
+
+        return jax.tree.map(put, state, compute(i, j))
+
+    return lax.fori_loop(0, len(pairs), store, empty)
+
+
 def _norms(data: Sequence[jax.Array]) -> jax.Array:
     """Root of the mean square of every input, over all input nodes, (N,)."""
     return root(sum(jnp.mean(x.reshape(x.shape[0], -1) ** 2, axis=1) for x in data))  # type: ignore[arg-type]
 
 
-def _products(x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """Mean over features of products, (N1, N2)."""
-    d = x1.shape[1]
+def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+    return x * inverse.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _parts(x: jax.Array) -> list[jax.Array]:
+    """Cuts features into parts, each an array of its own: products of slices would copy them in every block."""
+    d = x.shape[1]
     # A product adds up features one after another: for 784 pixels with a common background in float32 that is wrong by
     # 2e-6. Parts of at most 128 features are ten times as accurate.
-    size = max(128, -(-d // 32)) if x1.dtype.itemsize < 8 else d
+    size = max(128, -(-d // 32)) if x.dtype.itemsize < 8 else d
+    return [x[:, i : i + size] for i in range(0, d, size)]
+
+
+def _products(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
+    """Mean over features of products, (N1, N2)."""
     # A TF32 product would leave an error of 1e-3 in the correlations, and with it noise for lambda_min.
-    parts = [
-        jnp.matmul(x1[:, i : i + size], x2[:, i : i + size].T, precision=lax.Precision.HIGHEST)
-        for i in range(0, d, size)
-    ]
-    return functools.reduce(operator.add, parts) / d
+    products = [jnp.matmul(x, z.T, precision=lax.Precision.HIGHEST) for x, z in zip(x1, x2, strict=True)]
+    return functools.reduce(operator.add, products) / sum(x.shape[1] for x in x1)
+
+
+def _distances(x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
+    """Half the mean over features of squared distances of one input, (features,) in parts, from others, (N,)."""
+    sums = [jnp.sum((of_z - of_x[None]) ** 2, axis=1) for of_x, of_z in zip(x, z, strict=True)]
+    return functools.reduce(operator.add, sums) / (2 * sum(v.shape[0] for v in x))
 
 
 def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
@@ -94,8 +148,7 @@ def _prepare(
     scale = jnp.ones(data[0].shape[0], data[0].dtype)
     if spec.homogeneous:
         scale = _norms(data)
-        inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
-        data = [x * inverse.reshape(-1, *[1] * (x.ndim - 1)) for x in data]
+        data = [_scaled(x, scale) for x in data]
     values = []
     for x in data:
         if space.full:
@@ -137,11 +190,13 @@ def kernel_of_inputs(
     symmetric = x2 is None
     channels = [x.shape[-1] for x in x1]
 
-    rows, scale1, q1, moments1 = first = _prepare(weights, x1, spec, space)
-    columns, scale2, q2, moments2 = first if x2 is None else _prepare(weights, x2, spec, space)
-    closeness = jnp.finfo(rows[0].dtype).eps ** 0.3
+    first = _prepare(weights, x1, spec, space)
+    second = first if x2 is None else _prepare(weights, x2, spec, space)
+    scale1, scale2 = first[1], second[1]
+    closeness = jnp.finfo(scale1.dtype).eps ** 0.3
+    pixels = math.prod(x1[0].shape[1:-1]) ** (2 if space.full else 1)
 
-    def value_of(x: jax.Array, z: jax.Array, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
+    def value_of(x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
         left, right = space.left(q1), space.right(q2)
         if space.ndim:
             k = _images(x, z, space)
@@ -154,9 +209,9 @@ def kernel_of_inputs(
             half_distance = (left + right) / 2 - k
             close = (half_distance < closeness * (left + right)) & ~diagonal
 
-            def direct(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            def direct(row: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
                 x, coarse, close = row
-                return lax.cond(jnp.any(close), lambda: jnp.mean((z - x[None]) ** 2, axis=1) / 2, lambda: coarse)
+                return lax.cond(jnp.any(close), lambda: _distances(x, z), lambda: coarse)
 
             half_distance = lax.cond(
                 jnp.any(close), lambda: lax.map(direct, (x, half_distance, close)), lambda: half_distance
@@ -167,10 +222,12 @@ def kernel_of_inputs(
             k = jnp.where(diagonal, left, k)
         return Value(k, half_distance, jnp.zeros_like(k) if spec.with_ntk else None)
 
-    def block(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
-        x, scale, q, moments = taken
-        diagonal = (indices[:, None] == jnp.arange(count2)[None, :]) & symmetric
-        values = [value_of(*of, diagonal) for of in zip(x, columns, q, q2, strict=True)]
+    def block(first: tuple, i: jax.Array, second: tuple, j: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+        (x, scale, q, moments), (z, scale2, q2, moments2) = first, second
+        if spec.loop:
+            moments2 = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments2)
+        diagonal = (i[:, None] == j[None, :]) & symmetric
+        values = [value_of(*of, diagonal) for of in zip(x, z, q, q2, strict=True)]
 
         def recursion(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
             del indices
@@ -181,13 +238,25 @@ def kernel_of_inputs(
             back = back[:, None, :] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
-        return by_rows((values, scale, q, moments), len(indices), _rows_of_a_block(spec, entries), recursion)
+        entries = len(j) * pixels
+        return by_rows((values, scale, q, moments), len(i), _rows_of_a_block(spec, entries), recursion)
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
-    moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
-    count1, count2 = rows[0].shape[0], columns[0].shape[0]
-    entries = count2 * math.prod(rows[0].shape[1:-1]) ** (2 if space.full else 1)
-    return by_rows((rows, scale1, q1, moments_by_row), count1, _PRODUCT_ENTRIES // entries, block)
+    of_rows, of_columns = (
+        (
+            x if space.ndim else [_parts(v) for v in x],
+            scale,
+            q,
+            jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments,
+        )
+        for x, scale, q, moments in (first, second)
+    )
+    count1, count2 = len(scale1), len(scale2)
+    if symmetric and not space.ndim and not spec.stacked and count1 > 2 * _TILE_ROWS:
+        return by_tiles(of_rows, count1, _TILE_ROWS, block)
+    columns = jnp.arange(count2)
+    size = _PRODUCT_ENTRIES // (count2 * pixels)
+    return by_rows(of_rows, count1, size, lambda taken, i: block(taken, i, of_columns, columns))
 
 
 def _rows_of_a_block(spec: Spec, entries: int) -> int:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nngp_dag.graph import Dense
-from nngp_dag.graph.program import DENSE_NODES, Structure
+from nngp_dag.graph.program import Structure
 from nngp_dag.kernels import law
 from nngp_dag.kernels.law import Rules, Sides, Value
 from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments
@@ -120,15 +120,12 @@ def _evaluate(
             field, sides = law.apply(op, value, sides, space, spec.rules)
             return law.centre(field, sides), sides
 
-        if not fenced:
-            return centred(value, sides)
+        # XLA would fuse all steps into one, compute what several share once for each, and take time to compile that
+        # explodes with their number. A condition that it cannot foresee keeps fields apart.
         empty = jax.eval_shape(centred, value, sides)
         nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), empty)
         return lax.cond(weights.true, centred, lambda value, sides: nothing, value, sides)
 
-    # XLA would fuse all steps into one, and take time to compile that explodes with their number. A condition that it
-    # cannot foresee keeps fields apart.
-    fenced = space.ndim > 0 or len(spec.structure.steps) > DENSE_NODES
     slots: dict[int, Value] = dict(enumerate(fields))
     nodes: dict[int, Value] = {}
     position = 0

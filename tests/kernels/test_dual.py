@@ -8,6 +8,7 @@ from test_activations import CASES
 from nngp_dag.activations import RELU, Activation, Polynomial, Quadrature, RectifiedMonomial
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.dual import dual, mean, quadrature_error, root
+from nngp_dag.kernels.dual.arcsine import double_arcsine
 from nngp_dag.kernels.neural_tangents import stax
 
 CLOSED = [case for case in CASES if case.exact is not None]
@@ -332,3 +333,23 @@ def test_unknown_activation():
         dual(Other(), one, one, one, one)
     with pytest.raises(InputError, match=r"whose mean is known, got .*Other.*; wrap it in `activations.Quadrature`"):
         mean(Other(), one)
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(np.float32, 4), (np.float64, 4)])
+def test_arcsine_against_high_precision(dtype, units):
+    eps = np.finfo(dtype).eps
+    y = np.concatenate([np.linspace(0, 0.5, 301), np.geomspace(1e-30, 1e-3, 40)]).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        found = np.asarray(double_arcsine(jnp.asarray(y), jnp.sqrt(jnp.asarray(y))), np.float64)
+    with mp.workdps(40):
+        exact = [2 * mp.asin(mp.sqrt(mp.mpf(float(v)))) for v in y]
+        for value, expected in zip(found, exact, strict=True):
+            assert abs(mp.mpf(float(value)) - expected) <= units * eps * expected
+
+
+def test_the_angle_has_its_slope_at_right_angles():
+    """At cos = 0 both halves of the formula meet; orthogonal inputs are common."""
+    one = jnp.asarray(1.0)
+    slope = jax.grad(lambda k: dual(RELU, k, 1 - k, one, one)[0])(jnp.asarray(0.0))
+    # dF / dk = Fd = 1 / 4.
+    assert float(slope) == pytest.approx(0.25, rel=1e-12)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from nngp_dag.activations import Activation
 from nngp_dag.errors import InputError
+from nngp_dag.kernels.dual.arcsine import double_arcsine
 
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -87,7 +88,9 @@ def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.A
     gap = jnp.where(positive, jnp.minimum(remainder / safe_r, 2), jnp.where(half_distance > 0, 1, 0))
     cos = jnp.where(positive, clip(k / safe_r), 1 - gap)
     sin = root(gap * (1 + cos))
-    return cos, sin, gap, jnp.arctan2(sin, jnp.where(cos < 0, -cos, cos))
+    # sin^2(t / 2), a quarter of the squared distance of the two directions, or of one and the opposite of the other.
+    square = jnp.where(cos < 0, 1 + cos, gap) / 2
+    return cos, sin, gap, double_arcsine(square, root(square))
 
 
 def odd_factorial(n: int) -> int:
