@@ -83,6 +83,15 @@ class Laws:
             known[node] = digest
         return known[max(network.dag.outputs)]
 
+    def digest_of_edges(self, network: Network) -> str:
+        """Returns a digest of a network that pools: of its edges as they are."""
+        ends = [f"{network.dag.num_nodes} {network.dag.num_inputs} {network.dag.outputs}"]
+        edges = (
+            f"{edge.source} {edge.target} {self._text(edge.op) if isinstance(edge.op, Dense) else repr(edge.op)}"
+            for edge in network.edges
+        )
+        return hashlib.sha256("\n".join([*ends, *edges]).encode()).hexdigest()
+
     def largest_weight(self, output: str) -> float:
         """Returns the largest A or B on which a law depends."""
         return max(abs(weight) for law in self._needed([output]) for s in self._rows[law] for weight in (s.a, s.b))

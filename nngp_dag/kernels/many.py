@@ -90,6 +90,7 @@ def kernels_of_laws(
         assert ntk is not None
         # Written by rows of inputs.
         yield Stack(part, *(np.swapaxes(np.asarray(v), 0, 1)[: len(part)] for v in (nngp, ntk)))
+        del nngp, ntk
 
 
 def _readout(network: Network) -> Dense:

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, get_activation
 from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning
-from nngp_dag.graph import Dag, Network, build_network
+from nngp_dag.graph import Dag, Dense, Network, build_network
 from nngp_dag.graph.laws import Laws
+from nngp_dag.graph.operations import IMAGE_READOUTS, check_option
 from nngp_dag.kernels import kernel
+from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.gram import bytes_of
-from nngp_dag.kernels.kernel import make_rules
+from nngp_dag.kernels.kernel import check_inputs, make_rules
 from nngp_dag.kernels.many import kernels_of_laws
 from nngp_dag.report.sweep_files import SweepDirectory
 from nngp_dag.theory import lambda_min_bracket, spectrum
@@ -49,7 +52,7 @@ class _Row:
 
 def sweep(
     dags: Iterable[Dag | str] | Mapping[str, Dag | str],
-    x: ArrayLike,
+    x: ArrayLike | Sequence[Any],
     *,
     readout: bool = True,
     bounds: bool = False,
@@ -67,8 +70,12 @@ def sweep(
     one `kernel_class`. What several kernels share, down to single nodes, is evaluated once too, and all of it by one
     compiled program. Networks with convolutions, pooling or `Quadrature` are evaluated one by one.
 
-    Memory: besides inputs and results, 20 N^2 bytes times the number of kernels at once, which follows from
-    `memory_budget`, and 512 MiB for JAX and its compiler; large spectra take what `nngp_dag.spectrum` says.
+    Memory: besides the inputs, 34 N^2 bytes, and up to 8 MiB, for each of the kernels at once, whose number follows
+    from `memory_budget`, and 512 MiB for JAX and its compiler. Not counted are large spectra, which take what
+    `nngp_dag.spectrum` says, `bounds`, and covariances of pixels.
+
+    Whatever the order of the DAGs and the number of kernels at once, results agree to rounding: eigenvalues to 1e-12 of
+    the largest one.
 
     Args:
       dags: DAGs, codes or NAS-Bench-201 cells, in a list, or by name. One that is no valid DAG, or has no kernel, gets
@@ -110,14 +117,20 @@ def sweep(
     """
     if dtype not in ("float32", "float64"):
         raise InputError(f"Expected `dtype` to be 'float64' or 'float32', got {dtype!r}")
-    data = np.asarray(x)
-    if data.dtype.kind in "biuf":
-        data = data.astype(dtype)
+    if resume and out is None:
+        raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
+    if "get" in options:
+        raise InputError("Expected options of the network, got `get`; leave it out, a sweep takes both kernels")
     parameterisation, width = options.pop("parameterisation", "ntk"), options.pop("width", None)
     rules = make_rules(parameterisation, width)
     image_readout = options.pop("image_readout", "flatten")
-    if "get" in options:
-        raise InputError("Expected options of the network, got `get`; leave it out, a sweep takes both kernels")
+    check_option("image_readout", image_readout, IMAGE_READOUTS)
+    # What would be wrong with every row is an error.
+    plain = build_network(Dag.from_code("1"), **options)
+    for op in (plain.layer, plain.stem_op):
+        get_activation(op.activation)
+    data = _inputs(x, dtype, plain)
+    batch = _batch(bytes_of(memory_budget), data)
 
     rows = list(_rows(dags))
     laws, classes = Laws(), {}
@@ -126,17 +139,22 @@ def sweep(
         if row.dag is None:
             continue
         if row.dag not in networks:
-            networks[row.dag] = _classify(row.dag, laws, options, readout, np.dtype(dtype))
+            networks[row.dag] = _classify(row.dag, laws, options, readout, image_readout, data)
         row.kernel_class, row.reason = networks[row.dag]
         if row.kernel_class:
             classes.setdefault(row.kernel_class, row.dag)
     if not rows:
         raise InputError("Expected at least one DAG to sweep, got none")
+    if resume and any(_is_quadrature(op) for dag in classes.values() for op in _operations(dag, options)):
+        raise InputError(
+            "Expected activations that a file can name, got a `Quadrature`, whose function cannot be compared with "
+            "that of the sweep before; leave out `resume`"
+        )
 
     settings = {
         "options": {name: repr(value) for name, value in sorted(options.items())},
         "parameterisation": parameterisation,
-        "width": width,
+        "width": None if width is None else int(width),
         "image_readout": image_readout,
         "readout": readout,
         "bounds": bounds,
@@ -147,8 +165,6 @@ def sweep(
     found: dict[str, dict[str, Any]] = {}
     if directory is not None:
         found = directory.prepare(settings, _class_fields(bounds), resume=resume, overwrite=overwrite)
-    elif resume:
-        raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
 
     def keep(law: str, result: dict[str, Any]) -> None:
         found[law] = result
@@ -158,18 +174,15 @@ def sweep(
     left = [law for law in classes if law not in found]
     report = on_progress or (lambda task, done, total: None)
     report("kernels and spectra", len(classes) - len(left), len(classes))
-    batch = _batch(bytes_of(memory_budget), data)
-    sources = {law: build_network(classes[law], **options) for law in left}
-    alone = [law for law in left if _is_alone(sources[law])]
-    together = [law for law in left if law not in set(alone)]
+    alone = {law for law in left if _is_alone(build_network(classes[law], **options))}
+    together = [law for law in left if law not in alone]
 
-    def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | NngpDagError | str]]:
+    def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
         if together:
-            network = sources[together[0]]
-            stacks = kernels_of_laws(laws, together, network, data, readout=readout, rules=rules, batch=batch)
+            stacks = kernels_of_laws(laws, together, plain, data, readout=readout, rules=rules, batch=batch)
             for stack in stacks:
                 yield from zip(stack.laws, zip(stack.nngp, stack.ntk, strict=True), strict=True)
-        for law in alone:
+        for law in (law for law in left if law in alone):
             yield (
                 law,
                 _one_kernel(
@@ -184,7 +197,7 @@ def sweep(
             )
 
     for done, (law, matrices) in enumerate(pairs(), start=len(classes) - len(left) + 1):
-        result = {"reason": str(matrices)} if isinstance(matrices, (NngpDagError, str)) else _spectra(matrices)
+        result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
         if bounds:
             result |= _bounds(classes[law], data, readout, options, parameterisation)
         keep(law, result)
@@ -210,30 +223,63 @@ def _rows(dags: Iterable[Dag | str] | Mapping[str, Dag | str]) -> Iterator[_Row]
             if isinstance(given, str):
                 yield _Row(name, reason=given)
                 continue
-        yield _Row(name, given)
+        if isinstance(given, Dag):
+            yield _Row(name, given)
+        else:
+            yield _Row(name, reason=f"Expected a `Dag`, a code or a cell, got {given!r}")
 
 
-def _classify(dag: Dag, laws: Laws, options: Mapping[str, Any], readout: bool, dtype: np.dtype) -> tuple[str, str]:
+def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.ndarray:
+    if isinstance(x, (list, tuple)) and any(np.ndim(part) > 1 for part in x):
+        raise InputError("Expected `x` to be one array, which all inputs of a graph read, got a list; pass one of them")
+    data = np.asarray(x)
+    if data.dtype.kind in "biuf" or jnp.issubdtype(data.dtype, jnp.floating):
+        data = data.astype(dtype)
+    check_inputs("x", data, network)
+    return data
+
+
+def _classify(
+    dag: Dag, laws: Laws, options: Mapping[str, Any], readout: bool, image_readout: str, x: np.ndarray
+) -> tuple[str, str]:
     """Returns the class of a DAG's kernels, or why it has none."""
     try:
         network = build_network(dag, **options)
+        for op in _operations(dag, options):
+            get_activation(op.activation)
+        if network.image_operations:
+            check_inputs("x", x, network)
+        elif image_readout != "flatten":
+            raise GraphError(f"Expected convolutions or pooling with `image_readout` {image_readout!r}, got none")
         network.check_gaussian(input_is_gaussian=True, reads_out=readout)
         if len(dag.outputs) > 1:
             raise GraphError(f"Expected one output, got {len(dag.outputs)}; sweep a graph for each of them")
         if network.pools:
-            return hashlib.sha256(f"{network.edges!r}".encode()).hexdigest(), ""
+            return laws.digest_of_edges(network), ""
         law = laws.add(network)
-        if laws.largest_weight(law) > float(np.finfo(dtype).max):
-            raise GraphError(f"Expected multiplicities of skips whose squares {dtype} can hold, got larger ones")
+        if laws.largest_weight(law) > float(np.finfo(x.dtype).max):
+            raise GraphError(f"Expected multiplicities of skips whose squares {x.dtype} can hold, got larger ones")
         return law, ""
-    except GraphError as error:
+    except NngpDagError as error:
         return "", str(error)
+
+
+def _operations(dag: Dag, options: Mapping[str, Any]) -> tuple[Dense, ...]:
+    network = build_network(dag, **options)
+    return *network.weighted_operations, network.layer
+
+
+def _is_quadrature(op: Dense) -> bool:
+    return isinstance(get_activation(op.activation), Quadrature)
 
 
 def _is_alone(network: Network) -> bool:
     """Whether a network is evaluated by itself."""
-    activations = (get_activation(op.activation) for op in (*network.weighted_operations, network.layer))
-    return bool(network.image_operations) or any(isinstance(phi, Quadrature) for phi in activations)
+    operations = (*network.weighted_operations, network.layer)
+    if network.image_operations or any(map(_is_quadrature, operations)):
+        return True
+    # Of an activation without a dual `kernel` says so.
+    return any(dual.dispatch(type(get_activation(op.activation))) is dual.dispatch(object) for op in operations)
 
 
 def _one_kernel(dag: Dag, x: np.ndarray, **options: Any) -> Sequence[np.ndarray] | str:
@@ -242,7 +288,7 @@ def _one_kernel(dag: Dag, x: np.ndarray, **options: Any) -> Sequence[np.ndarray]
         warnings.simplefilter("error", NumericalWarning)
         try:
             k = kernel(dag, x, **options)
-        except (GraphError, NumericalWarning) as error:
+        except (NngpDagError, NumericalWarning) as error:
             return str(error)
     return np.asarray(k.nngp), np.asarray(k.ntk)
 
@@ -275,7 +321,9 @@ def _bounds(
     dag: Dag, x: np.ndarray, readout: bool, options: Mapping[str, Any], parameterisation: str
 ) -> dict[str, float]:
     known = {name: value for name, value in options.items() if name in ("order", "w_std", "layer", "aggregation")}
-    if known != dict(options) or parameterisation != "ntk":
+    others = {name: value for name, value in options.items() if name not in known}
+    defaults = {"activation": "relu", "b_std": None, "stem": None}
+    if parameterisation != "ntk" or any(defaults.get(name, ...) != value for name, value in others.items()):
         return {}
     try:
         brackets = lambda_min_bracket(dag, x, readout=readout, **known)
@@ -329,7 +377,8 @@ def _number(count: int) -> float:
 
 def _batch(budget: int, x: np.ndarray) -> int:
     """How many kernels fit into the budget at once."""
-    each = 20 * len(x) ** 2 * x.dtype.itemsize // 8
+    # Two batches, this one and the one before; in either kernel what a block of rows holds; a copy for its spectrum.
+    each = x.dtype.itemsize * (4 * len(x) ** 2 + 2 * min(len(x) ** 2, 1 << 19)) + 8 * len(x) ** 2 // 4
     fitting = (budget - _RESERVE) // each
     if fitting < 1:
         raise InputError(

@@ -59,7 +59,7 @@ class SweepDirectory:
                 f"Expected the output directory {self.path} to be new or empty, got an existing one; pass --resume to "
                 "go on with its sweep, --overwrite to replace it, or choose another --out"
             )
-        elif occupied and not (self.path / "config.json").is_file():
+        elif occupied and not self._holds_sweep():
             raise OutputError(
                 f"Expected the output directory {self.path} to hold a sweep to replace, got other files; choose "
                 "another --out"
@@ -69,6 +69,12 @@ class SweepDirectory:
                 (self.path / name).unlink(missing_ok=True)
         with output_file(self.path / "config.json", overwrite=True) as file:
             document = {"settings": settings, "environment": environment()}
+            if resume:
+                # Where it began, and where else it went on.
+                before = json.loads((self.path / "config.json").read_text())
+                places = [before.get("environment"), *before.get("resumed_in", [])]
+                places += [document["environment"]] * (document["environment"] not in places)
+                document |= {"environment": places[0], "resumed_in": places[1:]}
             file.write_text(json.dumps(document, indent=2) + "\n")
         # Without a last line that was cut off.
         with output_file(self.path / "classes.csv", overwrite=True) as path, path.open("w", newline="") as file:
@@ -86,15 +92,30 @@ class SweepDirectory:
             os.fsync(file.fileno())
 
     def finish(self, table: "pandas.DataFrame") -> None:
-        """Writes the table."""
+        """Writes the table, and removes what was made of one before."""
+        with as_output_error(self.path):
+            for name in ("sweep.png", "correlations.csv"):
+                (self.path / name).unlink(missing_ok=True)
         with output_file(self.path / "sweep.csv", overwrite=True) as path:
             table.to_csv(path, index=False)
         with output_file(self.path / "sweep.parquet", overwrite=True) as path:
             table.to_parquet(path, index=False)
 
+    def _settings(self) -> dict[str, Any]:
+        found = json.loads((self.path / "config.json").read_text())["settings"]
+        if not isinstance(found, dict) or not {"inputs", "readout", "bounds"} <= set(found):
+            raise ValueError("a configuration of something else")
+        return found
+
+    def _holds_sweep(self) -> bool:
+        try:
+            return bool(self._settings())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def _read(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         try:
-            before = json.loads((self.path / "config.json").read_text())["settings"]
+            before = self._settings()
             text = (self.path / "classes.csv").read_text() if (self.path / "classes.csv").exists() else ""
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = "none" if isinstance(error, FileNotFoundError) else str(error)

@@ -41,8 +41,9 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
     arrays = _as_arrays(state)
     # As one array, since orbax reads several by concurrent tasks, whose failures it prints past the caller.
     layout = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
-    blob = np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays.values()])
+    blob = np.concatenate([np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()])
     document = {"format": _FORMAT, "epoch": epoch, "layout": layout, "description": description}
+    document["arrays"] = _digest(arrays, {})
     document["digest"] = _digest(arrays, document)
     try:
         with _manager(folder) as manager:
@@ -57,7 +58,7 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
             "stays: free some space and pass --resume"
         ) from error
     # A process that died before its last step has saved this one; the same training finds the same state again.
-    if known and describe(folder)["digest"] != document["digest"]:
+    if known and describe(folder)["arrays"] != document["arrays"]:
         raise CheckpointError(
             f"Expected {folder} to hold the state that this run finds after epoch {epoch}, got another; other versions "
             "or another machine give other bits: start anew with --overwrite"
@@ -162,8 +163,12 @@ def _first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps orbax's notes off the screen, also those that its threads write later; its errors arrive as exceptions."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
     yield
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _names(tree: Any) -> list[str]:

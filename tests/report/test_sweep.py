@@ -129,6 +129,25 @@ def test_networks_that_are_evaluated_alone():
     assert "raise `degree`" in not_accurate.reason[0]
 
 
+def test_one_image_kernel_that_overflows_stops_no_other():
+    images = np.random.default_rng(1).normal(size=(3, 2, 2, 2)).astype(np.float32)
+    big = Dag.from_edges([(0, 1, nd.Scale(1.7e19)), (1, 2, "weighted")])
+    found = nd.sweep({"big": big, "fine": "2"}, images, layer=nd.Conv(filter_shape=(1, 1)), dtype="float32")
+    assert list(found.valid) == [False, True]
+    assert "not finite" in found.reason[0]
+
+
+def test_what_does_not_fit_one_graph_is_said_of_that_graph():
+    conv = Dag.from_edges([(0, 1, nd.Conv(filter_shape=(3, 3)))])
+    unknown = Dag.from_edges([(0, 1, nd.Dense(activation="step"))])
+    found = nd.sweep({"conv": conv, "unknown": unknown, "fine": "2"}, X)
+    assert list(found.valid) == [False, False, True]
+    assert "to hold images" in found.reason[0]
+    assert "step" in found.reason[1]
+    averaged = nd.sweep(["2"], X, image_readout="global-average")
+    assert averaged.reason[0].startswith("Expected convolutions or pooling with `image_readout`")
+
+
 def test_graphs_without_a_closed_form():
     found = nd.sweep(["1_02", "2_12"], X, layer=nd.Dense(order="act-linear"), stem=nd.Dense(activation="relu"))
     assert not found.valid.any()
@@ -165,6 +184,7 @@ def test_kernels_at_the_last_node_and_precision(table):
         (["2"], {"memory_budget": "much"}, "`memory_budget` to be bytes or a text"),
         (["2"], {"resume": True}, "`out` to name the sweep to resume, got None"),
         (["2"], {"activation": "step"}, "activation"),
+        (["2"], {"image_readout": "max"}, "`image_readout` to be one of"),
     ],
 )
 def test_refused_options(dags, options, message):
@@ -172,9 +192,25 @@ def test_refused_options(dags, options, message):
         nd.sweep(dags, X, **options)
 
 
-def test_refused_inputs():
-    with pytest.raises(InputError, match="to be finite, got NaN or infinity in row 1"):
-        nd.sweep(["2"], np.where(np.arange(10)[:, None] == 1, np.nan, X))
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.where(np.arange(10)[:, None] == 1, np.nan, X), "to be finite, got NaN or infinity in row 1"),
+        (np.zeros((0, 3)), "with N >= 1"),
+        (np.array([["a"]]), "to hold real numbers"),
+        ([X, X], "to be one array, which all inputs of a graph read, got a list"),
+    ],
+)
+def test_refused_inputs(x, message):
+    with pytest.raises(InputError, match=message):
+        nd.sweep(["2"], x)
+
+
+def test_narrow_floats_are_widened():
+    np.testing.assert_allclose(
+        nd.sweep(["2"], jnp.asarray(X, jnp.bfloat16)).ntk_lambda_min,
+        nd.sweep(["2"], np.asarray(jnp.asarray(X, jnp.bfloat16), np.float64)).ntk_lambda_min,
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -252,10 +288,35 @@ def test_folders_that_are_not_free(tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
+    # The folder of something else, with a configuration of its own.
+    (tmp_path / "other" / "config.json").write_text('{"settings": null, "recipe": {}}')
+    with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
+        nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
+    with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got a configuration of something"):
+        nd.sweep(["2"], X, out=tmp_path / "other", resume=True)
     with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got none"):
         nd.sweep(["2"], X, out=tmp_path / "nowhere", resume=True)
     with pytest.raises(OutputError, match="to be a directory, got a file"):
         nd.sweep(["2"], X, out=tmp_path / "other" / "thesis.tex")
+
+
+def test_a_refused_option_touches_no_files(tmp_path):
+    nd.sweep(["2"], X, out=tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for options in ({"activation": "step"}, {"memory_budget": "much"}, {"image_readout": "max"}, {"w_std": -1.0}):
+        with pytest.raises(InputError):
+            nd.sweep(["2"], X, out=tmp_path / "out", overwrite=True, **options)
+        with pytest.raises(InputError):
+            nd.sweep(["2"], X, out=tmp_path / "new", **options)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_functions_are_not_resumed(tmp_path):
+    phi = nd.activations.Quadrature(jnp.sin, degree=80)
+    nd.sweep(["2"], X, out=tmp_path / "out", activation=phi)
+    with pytest.raises(InputError, match="got a `Quadrature`, whose function cannot be compared"):
+        nd.sweep(["2"], X, out=tmp_path / "out", activation=phi, resume=True)
 
 
 # --- ranks, pictures and the command --------------------------------------------------------------

@@ -179,8 +179,10 @@ def test_evaluation_of_another_graph(finished, saved, tmp_path):
 
 def test_an_epoch_that_is_saved_is_not_saved_again(saved, like, tmp_path):
     state, document = saved
-    for _ in range(2):
-        checkpoints.save(tmp_path / "last", 2, state, document["description"])
+    # Killed before its last state was saved, a run may be resumed with more epochs.
+    for epochs in (EPOCHS, 2 * EPOCHS):
+        recipe = document["description"]["recipe"] | {"epochs": epochs}
+        checkpoints.save(tmp_path / "last", 2, state, document["description"] | {"recipe": recipe})
     changed = jax.tree.map(np.copy, state)
     jax.tree.leaves(changed)[0].flat[0] += 1
     with pytest.raises(
