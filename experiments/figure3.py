@@ -132,6 +132,9 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
     for kind, hatch in (("measured", ""), ("predicted", "//")):
         panel.bar(0, 0, color="white", edgecolor="black", linewidth=0.6, hatch=hatch, label=kind)
     panel.margins(y=0.25)
+    if all(row["epochs_to_threshold"] is None for row in rows):
+        panel.set_ylim(0, 1)
+        panel.set_yticks([])
     panel.legend(loc="upper right", ncols=2, frameon=False)
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
