@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nngp_dag import train
+from nngp_dag import Recipe, kernel, linearised_sgd, train
 from nngp_dag.data import Splits, load_splits
 from nngp_dag.graph import Dag
 
@@ -67,3 +67,21 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     # A sixth loss that is wrong by a factor of 1.05 leaves the interval from its middle.
     assert bound < np.log(1.05)
     assert abs(reference - fall.mean()) < bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", CODES)
+def test_the_authors_curve_lies_among_draws_at_infinite_width(golden, data, code):
+    """Loss and accuracy of every epoch within the prediction interval of the kernel's own learning curves."""
+    x, epochs, draws = data.train.x.reshape(12_800, -1), 10, 30
+    dag, recipe = Dag.from_code(code), Recipe(width=1024)
+    k = kernel(dag, x, layer=recipe.layer, parameterisation="standard", width=1024)
+    runs = linearised_sgd(
+        k, data.train.labels, 1e-5, batch_size=128, epochs=epochs, num_classes=10, draws=draws, seed=1
+    )
+    theirs = golden[code]
+    for values, key, unit in ((runs.losses, "train_loss", 1.0), (runs.accuracies, "train_acc", 0.01)):
+        expected = unit * np.array([theirs["init_" + key], *(epoch[key] for epoch in theirs["epochs"][:epochs])])
+        scores = (expected - values.mean(axis=1)) / values.std(axis=1, ddof=1)
+        t = scipy.stats.t.ppf((1 + LEVEL) / 2, draws - 1) * (1 + 1 / draws) ** 0.5
+        assert (np.abs(scores) < t).all(), (key, scores)
