@@ -172,7 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             data = nd.data.load_splits(dataset, subset=options.subset, data_dir=options.data_dir)
             if options.held_out is not None:
                 fewer = (nd.data.Part(*(a[: options.held_out] for a in part)) for part in (data.validation, data.test))
-                data = dataclasses.replace(data, **dict(zip(("validation", "test"), fewer, strict=True)), source={})
+                data = dataclasses.replace(
+                    data,
+                    **dict(zip(("validation", "test"), fewer, strict=True)),
+                    source={},
+                    statement=f"{data.statement}; only the first {options.held_out} of either are evaluated",
+                )
             statements[dataset] = data.statement
             tasks = {name: bars.add_task(f"{dataset} {name}", total=options.epochs) for name in dags}
             out = options.out.parent / f"{options.out.name}-runs" / dataset

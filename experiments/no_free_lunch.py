@@ -28,7 +28,7 @@ smaller one. Writes no_free_lunch.csv, .json and .png. The committed result is t
 Small, for CI, in half a minute:
 
     python experiments/no_free_lunch.py --dataset digits --subset 500 --width 16 --epochs 12 --seeds 2 --lr 0.03
-        --sample 5 --kernel-images 32 --resamples 50 --out /tmp/no_free_lunch
+        --sample 5 --kernel-images 32 --resamples 50 --out no_free_lunch
 
 Full, on a GPU, for many hours: all DAGs at the paper's width, learning rate and data. It has not been run; from single
 runs at width 128 with equal steps times width times learning rate, 2_21_112 should reach 50 % after about 90 epochs,

@@ -185,6 +185,23 @@ def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatc
     np.testing.assert_allclose(in_blocks.ntk, whole.ntk, rtol=1e-14)
 
 
+@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["small", "ladder"])
+def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
+    """Two whole tiles and a remainder; two inputs that nearly coincide, in different tiles, and one that is zero."""
+    x = np.random.default_rng(4).normal(size=(9, 200))
+    x[7], x[3] = x[1] + 1e-9, 0
+    whole = nd.kernel(dag, x)
+    slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[8, 2])(jnp.asarray(x, jnp.float32))
+    monkeypatch.setattr(blocks, "_TILE_ROWS", 4)
+    jax.clear_caches()
+    tiled = nd.kernel(dag, x)
+    tiled_slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[8, 2])(jnp.asarray(x, jnp.float32))
+    jax.clear_caches()
+    for found, expected in ((tiled.nngp, whole.nngp), (tiled.ntk, whole.ntk)):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
+    np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
+
+
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["written out", "loop"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_temporary_grows_as_n_squared(dag, symmetric):
