@@ -12,14 +12,15 @@ import numpy as np
 from jax import lax
 
 from nngp_dag.kernels.dual import root
-from nngp_dag.kernels.engine import Moments, Spec, Weights, moments_of, propagate
+from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.space import Space
 
 # Entries of a block of rows: of the product of inputs, large enough for matrix products; and of each value in the
 # recursion, so that all of them stay in the caches.
 _PRODUCT_ENTRIES = 1 << 19
-_BLOCK_ENTRIES = 1 << 14
+_BLOCK_ENTRIES = 1 << 18
+_LOOP_ENTRIES = 1 << 14
 # Rows of a tile of a symmetric kernel: large enough for matrix products, and small beside the kernel.
 _TILE_ROWS = 512
 
@@ -81,7 +82,7 @@ def by_tiles(
         left, right = (jax.tree.map(lambda v, s=s: lax.dynamic_slice_in_dim(v, s, size, 0), data) for s in (i, j))
         return block(left, i + jnp.arange(size), right, j + jnp.arange(size))
 
-    empty = jax.tree.map(lambda v: jnp.zeros((count, count), v.dtype), jax.eval_shape(compute, 0, 0))
+    empty = jax.tree.map(lambda v: lax.empty((count, count), v.dtype), jax.eval_shape(compute, 0, 0))
     # The last tiles move back to end with the last row; what two tiles share is computed twice.
     starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
     pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
@@ -112,7 +113,8 @@ def _parts(x: jax.Array) -> list[jax.Array]:
     d = x.shape[1]
     # A product adds up features one after another: for 784 pixels with a common background in float32 that is wrong by
     # 2e-6. Parts of at most 128 features are ten times as accurate.
-    size = max(128, -(-d // 32)) if x.dtype.itemsize < 8 else d
+    count = min(32, -(-d // 128)) if x.dtype.itemsize < 8 else 1
+    size = -(-d // count)
     return [x[:, i : i + size] for i in range(0, d, size)]
 
 
@@ -143,14 +145,12 @@ def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
 def _prepare(
     weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
 ) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
-    """Returns the data, scaled where kernels scale with them, their scales, their variances and the nodes' moments."""
+    """Returns the data, their scales, the variances of the data over these, and the nodes' moments."""
     paired = space._replace(paired=True)
-    scale = jnp.ones(data[0].shape[0], data[0].dtype)
-    if spec.homogeneous:
-        scale = _norms(data)
-        data = [_scaled(x, scale) for x in data]
+    scale = _norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
     for x in data:
+        x = _scaled(x, scale)
         if space.full:
             k = jax.vmap(lambda image: _images(image[None], image[None], space)[0, 0])(x)
             values.append(Value(k, None, None))
@@ -203,7 +203,7 @@ def kernel_of_inputs(
             half_distance = None if space.full else (left + right) / 2 - k
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
         else:
-            k = _products(x, z)
+            k = evaluated_once(weights.true, _products, x, z)
             # Smaller distances come out of the subtraction with large relative errors. Then, and only then, a row's
             # distances are summed directly, which costs more than a matrix product.
             half_distance = (left + right) / 2 - k
@@ -241,22 +241,23 @@ def kernel_of_inputs(
         entries = len(j) * pixels
         return by_rows((values, scale, q, moments), len(i), _rows_of_a_block(spec, entries), recursion)
 
+    def ready(taken: tuple) -> tuple:
+        # Scaled late, so that no copy of all data is kept.
+        data, scale, q, moments = taken
+        scaled = [_scaled(x, scale) for x in data]
+        return scaled if space.ndim else [_parts(x) for x in scaled], scale, q, moments
+
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
     of_rows, of_columns = (
-        (
-            x if space.ndim else [_parts(v) for v in x],
-            scale,
-            q,
-            jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments,
-        )
-        for x, scale, q, moments in (first, second)
+        (data, scale, q, jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments)
+        for data, scale, q, moments in (first, second)
     )
     count1, count2 = len(scale1), len(scale2)
-    if symmetric and not space.ndim and not spec.stacked and count1 > 2 * _TILE_ROWS:
-        return by_tiles(of_rows, count1, _TILE_ROWS, block)
-    columns = jnp.arange(count2)
+    if symmetric and not space.ndim and not spec.stacked and count1 >= 2 * _TILE_ROWS:
+        return by_tiles(of_rows, count1, _TILE_ROWS, lambda rows, i, cols, j: block(ready(rows), i, ready(cols), j))
+    columns, indices = ready(of_columns), jnp.arange(count2)
     size = _PRODUCT_ENTRIES // (count2 * pixels)
-    return by_rows(of_rows, count1, size, lambda taken, i: block(taken, i, of_columns, columns))
+    return by_rows(of_rows, count1, size, lambda rows, i: block(ready(rows), i, columns, indices))
 
 
 def _rows_of_a_block(spec: Spec, entries: int) -> int:
@@ -264,7 +265,7 @@ def _rows_of_a_block(spec: Spec, entries: int) -> int:
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     # Over a single long row XLA's loop is ten times as slow as over two.
-    return max(2 if spec.loop else 1, _BLOCK_ENTRIES // entries)
+    return max(2, _LOOP_ENTRIES // entries) if spec.loop else max(1, _BLOCK_ENTRIES // entries)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))

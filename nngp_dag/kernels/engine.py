@@ -83,12 +83,39 @@ def _sum(terms: list[jax.Array | None]) -> jax.Array | None:
     return None if terms[0] is None else functools.reduce(operator.add, terms)  # type: ignore[arg-type]
 
 
-def _stems(spec: Spec, inputs: Sequence[Value], sides: Sequence[Sides], space: Space, channels: Sequence[int]) -> list:
+def evaluated_once(true: jax.Array, compute: Callable[..., Any], *operands: Any) -> Any:
+    """Returns `compute(*operands)`, arrays that XLA does not compute again for each of their readers.
+
+    It would fuse all steps into one, compute what several share once for each, and take time to compile that explodes
+    with their number. A condition that it cannot foresee keeps them apart.
+
+    Args:
+      true: See `Weights`.
+      compute: What to compute.
+      operands: Its arguments, pytrees of arrays.
+    """
+    shapes = jax.eval_shape(compute, *operands)
+    nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+    return lax.cond(true, compute, lambda *operands: nothing, *operands)
+
+
+def _stems(
+    spec: Spec,
+    weights: Weights,
+    inputs: Sequence[Value],
+    sides: Sequence[Sides],
+    space: Space,
+    channels: Sequence[int],
+) -> list[tuple[Value, Sides]]:
     """Applies the stems; returns every input node's field and its sides."""
     if spec.stem is None:
         return list(zip(inputs, sides, strict=True))
+
+    def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
+        return law.apply(spec.stem, value, side, space, spec.rules, fan_in)  # type: ignore[arg-type]
+
     return [
-        law.apply(spec.stem, value, side, space, spec.rules, fan_in)
+        evaluated_once(weights.true, functools.partial(stem, fan_in=fan_in), value, side)
         for value, side, fan_in in zip(inputs, sides, channels, strict=True)
     ]
 
@@ -120,11 +147,7 @@ def _evaluate(
             field, sides = law.apply(op, value, sides, space, spec.rules)
             return law.centre(field, sides), sides
 
-        # XLA would fuse all steps into one, compute what several share once for each, and take time to compile that
-        # explodes with their number. A condition that it cannot foresee keeps fields apart.
-        empty = jax.eval_shape(centred, value, sides)
-        nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), empty)
-        return lax.cond(weights.true, centred, lambda value, sides: nothing, value, sides)
+        return evaluated_once(weights.true, centred, value, sides)
 
     slots: dict[int, Value] = dict(enumerate(fields))
     nodes: dict[int, Value] = {}
@@ -169,7 +192,7 @@ def moments_of(
       Second moments and means, and the covariances of the nodes with themselves.
     """
     q_in = [space.diagonal(value.k) for value in inputs]
-    stems = _stems(spec, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
+    stems = _stems(spec, weights, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
     fields = [law.centre(*stem) for stem in stems]
     if spec.loop:
         assert weights.tables is not None
@@ -256,7 +279,7 @@ def propagate(
       NNGP and NTK of every output; stacked, they are (N1, outputs, N2).
     """
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
-    fields = [law.centre(*stem) for stem in _stems(spec, inputs, sides_in, space, channels)]
+    fields = [law.centre(*stem) for stem in _stems(spec, weights, inputs, sides_in, space, channels)]
 
     def sides_of(node: int, total: Value) -> Sides:
         del total

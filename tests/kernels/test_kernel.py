@@ -215,7 +215,7 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A few blocks of rows, whatever N.
-    assert memory.temp_size_in_bytes < 10 * blocks._PRODUCT_ENTRIES * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 12 * blocks._PRODUCT_ENTRIES * 4 < n * n * 4 / 2
 
 
 def test_dags_of_one_size_share_one_compilation():
@@ -280,6 +280,22 @@ def test_kernel_is_a_pytree():
 def test_bad_inputs(arguments, match):
     with pytest.raises(InputError, match=match):
         nd.kernel(nd.Dag.from_code("2"), *arguments)
+
+
+@pytest.mark.parametrize("rows", [4, 512])
+def test_one_nan_among_many_numbers_is_found(rows):
+    # The maximum of jax 0.10 on CPUs loses it.
+    x = jnp.ones((rows, 784)).at[3, 5].set(jnp.nan)
+    with pytest.raises(InputError, match=r"`x1` to be finite, got NaN or infinity in row 3"):
+        nd.kernel(nd.Dag.from_code("2"), x)
+
+
+@pytest.mark.parametrize("n", [4, 128])
+def test_one_overflow_in_a_large_kernel_is_found(n):
+    x = np.ones((n, 8), np.float32)
+    x[3] = 5e16
+    with pytest.raises(InputError, match="Expected kernels that float32 can hold"):
+        nd.kernel(nd.Dag.from_code("2"), x, w_std=100.0)
 
 
 def test_bad_options():

@@ -89,7 +89,8 @@ def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.A
     cos = jnp.where(positive, clip(k / safe_r), 1 - gap)
     sin = root(gap * (1 + cos))
     # sin^2(t / 2), a quarter of the squared distance of the two directions, or of one and the opposite of the other.
-    square = jnp.where(cos < 0, 1 + cos, gap) / 2
+    near = jnp.where(k < 0, positive_part(r + k), remainder)
+    square = jnp.where(positive, near / safe_r, gap) / 2
     return cos, sin, gap, double_arcsine(square, root(square))
 
 

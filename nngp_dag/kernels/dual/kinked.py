@@ -37,9 +37,9 @@ def _dual_ab_relu(phi: ABRelu, k: jax.Array, half_distance: jax.Array, q1: jax.A
     if bent == 0:
         return straight * k, straight * half_distance, jnp.full_like(k, straight)
     *_, r, remainder, _ = lengths(k, half_distance, q1, q2)
-    cos, _, _, t = angle(k, r, remainder, half_distance)
+    *_, t = angle(k, r, remainder, half_distance)
     r_h = r * _h(t)
-    obtuse = cos < 0
+    obtuse = k < 0
     f = a * b * k + bent * (r_h + jnp.where(obtuse, 0, k))
     half_distance_f = straight * half_distance - bent * (r_h - jnp.where(obtuse, k, 0))
     return f, half_distance_f, a * b + bent * jnp.where(obtuse, t / jnp.pi, 1 - t / jnp.pi)
