@@ -77,6 +77,19 @@ def test_all_eigenvalues_are_those_of_numpy(method, dtype):
     assert (s.lambda_min, s.lambda_max) == (s.eigenvalues[0], s.eigenvalues[-1])
 
 
+@pytest.mark.parametrize("n", [33, 34, 200])
+def test_one_route_on_cpus_and_one_on_accelerators_agree(n, monkeypatch):
+    matrices = [random_psd(n, seed) for seed in range(3)] + [prescribed(np.repeat([1e-4, 1.0], [n - 5, 5]))]
+    by_lapack = spectra(matrices)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    by_jax = spectra(matrices)
+    for first, second in zip(by_lapack, by_jax, strict=True):
+        assert first.lambda_min == pytest.approx(second.lambda_min, rel=1e-11)
+        assert first.lambda_max == pytest.approx(second.lambda_max, rel=1e-13)
+        for s in (first, second):
+            assert s.residual <= 1e-13 * s.lambda_max
+
+
 def test_all_eigenvalues_are_not_asked_of_the_iteration():
     with pytest.raises(InputError, match="Expected `method` 'dense' or 'auto' where all eigenvalues are wanted"):
         spectrum(np.eye(3), method="iterative", eigenvalues=True)
