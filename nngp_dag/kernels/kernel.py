@@ -301,7 +301,9 @@ def _finished(
     if not isinstance(nngp, jax.core.Tracer):
         for name in wanted:
             # Inputs are in range, and so is every weight, but not their products along a graph.
-            if not bool(_is_finite(results[name])):
+            with precision_of(dtype):
+                finite = bool(_is_finite(results[name]))
+            if not finite:
                 raise InputError(
                     f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
                     "rescale the inputs or pass them in float64, or use fewer parallel skips"

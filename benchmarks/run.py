@@ -1,0 +1,57 @@
+"""Runs the benchmarks of kernels one after another, and prints what they found as one table.
+
+Each writes its own JSON, with versions and device, to the folder of results. Those that fail are named at the end.
+
+    python benchmarks/run.py --data-dir TFDS [--large] [--only NAME ...] [--results benchmarks/results]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from common import show
+
+HERE = Path(__file__).parent
+# Arguments of each, and those that make it large: hours on CPUs, minutes on a GPU.
+BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
+    "import_time": ([], []),
+    "one_kernel": (["--n", "1024", "4096"], ["--n", "1024", "4096", "16384", "50000"]),
+    "sweep": (["--n", "256", "1024"], ["--n", "256", "1024"]),
+    "scaling": ([], ["--n", "1024", "2048", "4096", "8192", "16384"]),
+    "mnist_regression": (["--n", "4096"], ["--n", "16384", "50000", "60000"]),
+}
+
+
+def main() -> None:
+    """Runs the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of tensorflow-datasets with MNIST")
+    parser.add_argument("--only", choices=list(BENCHMARKS), nargs="+", default=list(BENCHMARKS))
+    parser.add_argument("--large", action="store_true", help="up to all of MNIST; for a GPU")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+
+    rows, failed = [], []
+    for name in options.only:
+        out = options.results / f"{name}{'_large' * options.large}.json"
+        arguments = [*BENCHMARKS[name][options.large], "--out", str(out)]
+        if name != "import_time":
+            arguments += ["--data-dir", str(options.data_dir)]
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, str(HERE / f"{name}.py"), *arguments]).returncode:
+            failed.append(name)
+            continue
+        for line in json.loads(out.read_text())["findings"]:
+            met = {True: "yes", False: "NO", None: None}[line["met"]]
+            rows.append({"benchmark": name, **line, "met": met})
+    if rows:
+        columns = {"benchmark": "{}", "what": "{}", "measured": "{:.3g}", "asked": "{}", "met": "{}"}
+        show("what the benchmarks found", rows, columns)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

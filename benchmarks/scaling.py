@@ -1,0 +1,97 @@
+"""Claim: kernels cost time linear in nodes and in DAGs, and quadratic in inputs.
+
+Nodes: ladders, whose paths grow exponentially, on 64 inputs. DAGs: random graphs of 8 nodes, no two alike, on 64
+inputs, all by one compiled program. Inputs: the chain of three weighted edges. Times are medians after the first call,
+which compiles; the exponent is the slope of log time against log size over the upper half of the sizes. Checked before:
+a ladder and random graphs in a batch agree with one call each.
+
+    python benchmarks/scaling.py [--n 512 1024 2048 4096 8192] [--data-dir TFDS] [--out benchmarks/results/scaling.json]
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from common import finding, load, pair, parser_of, save, show, timed
+
+import nngp_dag as nd
+from nngp_dag.graph import build_network
+from nngp_dag.graph.laws import Laws
+from nngp_dag.kernels.kernel import make_rules
+from nngp_dag.kernels.many import kernels_of_laws
+
+NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
+INPUTS, BATCH, REPEATS = 64, 128, 5
+# Sums grow exponentially along a ladder, beyond float32 after some 200 nodes.
+LADDER: dict[str, Any] = {"order": "act-linear", "aggregation": "scaled-sum", "get": "ntk"}
+# Exponents beyond these would not be linear, or quadratic.
+LINEAR, QUADRATIC = 1.15, 2.15
+
+
+def random_networks(count: int) -> list:
+    """Returns networks of 8 nodes with different kernels."""
+    rng, laws, networks = np.random.default_rng(0), Laws(), {}
+    while len(networks) < count:
+        code = "_".join("".join(map(str, rng.choice(3, size=t))) for t in range(1, 8))
+        try:
+            network = build_network(nd.Dag.from_code(code))
+        except nd.errors.GraphError:
+            continue
+        networks.setdefault(laws.add(network), network)
+    return list(networks.values())
+
+
+def in_batches(networks: Sequence[Any], x: np.ndarray) -> np.ndarray:
+    """Returns the NTKs of networks in batches of one program, (networks, N, N)."""
+    laws = Laws()
+    outputs = [laws.add(network) for network in networks]
+    rules = make_rules("ntk", None)
+    stacks = kernels_of_laws(laws, outputs, networks[0], x, readout=True, rules=rules, batch=min(BATCH, len(networks)))
+    return np.concatenate([stack.ntk for stack in stacks])
+
+
+def check(x: np.ndarray) -> None:
+    networks = random_networks(DAGS[0])
+    for batched, network in list(zip(in_batches(networks, x), networks, strict=True))[::8]:
+        np.testing.assert_allclose(batched, nd.kernel(network.dag, x, get="ntk"), rtol=1e-4)
+    ladder = nd.zoo.ladder(NODES[0])
+    exact = nd.kernel(ladder, x.astype(np.float64), **LADDER)
+    np.testing.assert_allclose(nd.kernel(ladder, x, **LADDER), exact, rtol=1e-4)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = parser_of(__doc__, (512, 1024, 2048, 4096, 8192)).parse_args()
+    few = load(INPUTS, options.data_dir)
+    check(few)
+    networks = random_networks(DAGS[-1])
+    all_inputs = jnp.asarray(load(max(options.n), options.data_dir))
+
+    def of_nodes(size: int) -> Callable[[], Any]:
+        return lambda: nd.kernel(nd.zoo.ladder(size), few, **LADDER)
+
+    def of_dags(size: int) -> Callable[[], Any]:
+        return lambda: in_batches(networks[:size], few)
+
+    def of_inputs(size: int) -> Callable[[], Any]:
+        return lambda: pair(nd.zoo.chain(3), all_inputs[:size])
+
+    rows, findings = [], []
+    axes = (("nodes", NODES, of_nodes, LINEAR), ("DAGs", DAGS, of_dags, LINEAR))
+    for axis, sizes, call, limit in (*axes, ("inputs", sorted(options.n), of_inputs, QUADRATIC)):
+        for size in sizes:
+            first, seconds = timed(call(size), REPEATS)
+            rows.append({"of": axis, "size": size, "first_s": first, "ms": 1e3 * seconds})
+        upper = [row for row in rows if row["of"] == axis][len(sizes) // 2 :]
+        logs = [np.log([row[name] for row in upper]) for name in ("size", "ms")]
+        slope = float(np.polyfit(logs[0], logs[1], 1)[0])
+        findings.append(finding(f"exponent of time in {axis}", slope, f"<= {limit}", slope <= limit))
+
+    show("NTK, float32", rows, {"of": "{}", "size": "{:,}", "first_s": "{:.2f}", "ms": "{:.2f}"})
+    data = "random" if options.data_dir is None else "mnist"
+    save(options.out, "time is linear in nodes and DAGs, quadratic in inputs", rows, findings, data=data)
+
+
+if __name__ == "__main__":
+    main()
