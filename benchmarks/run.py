@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import show
 
@@ -33,7 +34,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
 
-    rows, failed = [], []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for name in options.only:
         out = options.results / f"{name}{'_large' * options.large}.json"
         arguments = [*BENCHMARKS[name][options.large], "--out", str(out)]
@@ -45,7 +47,7 @@ def main() -> None:
             continue
         for line in json.loads(out.read_text())["findings"]:
             met = {True: "yes", False: "NO", None: None}[line["met"]]
-            rows.append({"benchmark": name, **line, "met": met})
+            rows.append({"benchmark": name} | line | {"met": met})
     if rows:
         columns = {"benchmark": "{}", "what": "{}", "measured": "{:.3g}", "asked": "{}", "met": "{}"}
         show("what the benchmarks found", rows, columns)
