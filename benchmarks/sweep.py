@@ -85,7 +85,7 @@ def main() -> None:
             row = measure(x.astype(dtype))
             rows.append(row)
             where = f"N = {n:,}, {row['dtype']}"
-            asked = (f">= {ASKED}", row["ratio"] >= ASKED) if n == 256 else ()
+            asked: Any = (f">= {ASKED}", row["ratio"] >= ASKED) if n == 256 else ()
             findings.append(finding(f"{where}: times cheaper a DAG than neural-tangents", row["ratio"], *asked))
             if "spectra_s" in row:
                 times = row["spectra_s"] / row["lapack_s"]
