@@ -85,7 +85,7 @@ __all__ = [
 ]
 
 # Loaded on first use, so that importing the package costs about what importing JAX does.
-_LAZY = ("data", "nets", "report", "stax", "theory", "training")
+_LAZY = ("data", "nas", "nets", "report", "stax", "theory", "training")
 _HOME = {"Recipe": "training", "evaluate": "training", "train": "training", "sweep": "report"}
 
 

@@ -5,6 +5,7 @@ Paper codes (Chen et al. 2022) such as `2_21_112`: block t lists the edges into 
 `|nor_conv_3x3~0|+|none~0|skip_connect~1|+...`: block t lists `operation~source` for every earlier node.
 """
 
+import itertools
 import operator
 import re
 from collections.abc import Sequence
@@ -94,11 +95,25 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
       >>> parse_nasbench201("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
       (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
     """
+    blocks = nasbench201_operations(cell)
+    named = ((s, t, NASBENCH201_OPS[name]) for t, block in enumerate(blocks, start=1) for s, name in enumerate(block))
+    return len(blocks) + 1, tuple(Edge(source, target, op) for source, target, op in named if op is not None)
+
+
+def nasbench201_operations(cell: str) -> list[list[str]]:
+    """Reads the operations of a NAS-Bench-201 cell; block t, from 1, lists those from nodes 0, 1, ..., t - 1.
+
+    Raises:
+      GraphError: As `parse_nasbench201`.
+
+    Example:
+      >>> nasbench201_operations("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
+      [['nor_conv_3x3'], ['none', 'skip_connect']]
+    """
     if not isinstance(cell, str) or not cell:
         raise GraphError(f"Expected `cell` to be text such as '|nor_conv_3x3~0|+|...', got {cell!r}")
-    edges = []
-    blocks = cell.split("+")
-    for target, block in enumerate(blocks, start=1):
+    blocks = []
+    for target, block in enumerate(cell.split("+"), start=1):
         entries = re.findall(r"([^|~]+)~(\d+)\|", block)
         canonical = "|" + "".join(f"{op}~{source}|" for op, source in entries)
         if block != canonical or [int(source) for _, source in entries] != list(range(target)):
@@ -112,10 +127,21 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
                     f"Expected the operation on edge {source}->{target} of `cell` to be one of "
                     f"{', '.join(NASBENCH201_OPS)}, got {name!r}"
                 )
-            op = NASBENCH201_OPS[name]
-            if op is not None:
-                edges.append(Edge(int(source), target, op))
-    return len(blocks) + 1, tuple(edges)
+        blocks.append([name for name, _ in entries])
+    return blocks
+
+
+def format_nasbench201(operations: Sequence[str]) -> str:
+    """Writes operations, those into node 1 first, as a NAS-Bench-201 cell.
+
+    Example:
+      >>> format_nasbench201(["nor_conv_3x3", "none", "skip_connect"])
+      '|nor_conv_3x3~0|+|none~0|skip_connect~1|'
+    """
+    left, blocks = iter(operations), []
+    while block := list(itertools.islice(left, len(blocks) + 1)):
+        blocks.append("|" + "".join(f"{name}~{source}|" for source, name in enumerate(block)))
+    return "+".join(blocks)
 
 
 def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]]:

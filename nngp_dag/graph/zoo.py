@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 
 from nngp_dag.errors import GraphError
+from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
@@ -96,8 +97,4 @@ def nasbench201() -> Iterator[str]:
       >>> len(cells), cells[1]
       (15625, '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|')
     """
-    operations = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-    for drawn in itertools.product(operations, repeat=6):
-        left = iter(drawn)
-        blocks = (zip(itertools.islice(left, t), range(t), strict=True) for t in range(1, 4))
-        yield "+".join("|" + "".join(f"{name}~{source}|" for name, source in block) for block in blocks)
+    yield from map(format_nasbench201, itertools.product(NASBENCH201_OPS, repeat=6))

@@ -1,0 +1,62 @@
+"""Filters that skip cells of extreme effective depth or width before anything is computed for them."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag
+from nngp_dag.graph.topology import effective_depth, effective_width
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Keeps graphs whose effective depth and width lie in two closed ranges, compared as exact fractions.
+
+    Attributes:
+      name: What it is called.
+      depth: Least and greatest effective depth.
+      width: Least and greatest effective width.
+      reference: Where the ranges come from.
+
+    Example:
+      >>> moderate = get_filter("paper")
+      >>> moderate.depth, moderate.keeps(Dag.from_code("2_21_112")), moderate.keeps(Dag.from_code("2_02_002"))
+      ((Fraction(9, 10), Fraction(23, 10)), True, False)
+    """
+
+    name: str
+    depth: tuple[Fraction, Fraction]
+    width: tuple[Fraction, Fraction]
+    reference: str
+
+    def keeps(self, dag: Dag) -> bool:
+        """Returns whether a graph is to be looked at; one without paths has depth and width 0."""
+        histogram = dag.depth_histogram
+        ranges = (effective_depth(histogram), self.depth), (effective_width(histogram), self.width)
+        return all(low <= value <= high for value, (low, high) in ranges)
+
+
+def _range(low: str, high: str) -> tuple[Fraction, Fraction]:
+    return Fraction(low), Fraction(high)
+
+
+FILTERS: dict[str, Filter] = {
+    "paper": Filter(
+        "paper", _range("0.9", "2.3"), _range("1.3", "3.1"), "Chen et al. 2022: |d - 1.6| <= 0.7 and |w - 2.2| <= 0.9"
+    ),
+    "released-code": Filter(
+        "released-code", _range("0.99", "2.51"), _range("0.99", "3.01"), "the code that Chen et al. 2022 released"
+    ),
+}
+"""Of the 15,625 cells of NAS-Bench-201 "paper" keeps 6,256 and "released-code" 8,226."""
+
+
+def get_filter(name: str) -> Filter:
+    """Returns a filter by its name.
+
+    Raises:
+      InputError: There is none of that name.
+    """
+    if name not in FILTERS:
+        raise InputError(f"Expected `filter` to be one of {', '.join(FILTERS)}, got {name!r}")
+    return FILTERS[name]
