@@ -1,0 +1,260 @@
+"""The finite networks of NAS-Bench-201: one module for all cells, compiled once.
+
+A cell is an argument, not a structure: six operation numbers, which a `lax.switch` on every edge reads while the
+program runs. Only the operation that is chosen is computed, and cells of one stage share the code of a `lax.scan`.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas.cells import EDGES, OPERATIONS, Cell
+
+# PyTorch's; so are the padding of strided convolutions and what averages leave out.
+_EPSILON = 1e-5
+_NUM_NODES = 4
+_STAGES = 3
+_BLOCK = 1 << 14
+
+Observer = Callable[[Array, Array], Array]
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, then batch normalisation by the statistics of the batch.
+
+    Attributes:
+      kernel: (*leading, k, k, channels in, channels out); leading axes are for what a scan runs over.
+      scale: (*leading, channels out).
+      shift: (*leading, channels out).
+    """
+
+    def __init__(self, side: int, c_in: int, c_out: int, leading: tuple[int, ...] = (), *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        self.kernel = nnx.Param(_he_normal(rngs, (*leading, side, side, c_in, c_out)))
+        self.scale = nnx.Param(jnp.ones((*leading, c_out)))
+        self.shift = nnx.Param(jnp.zeros((*leading, c_out)))
+
+    def __call__(self, x: Array, stride: int = 1, *, relu: bool = True) -> Array:
+        """Applies ReLU, unless told not to, convolution and normalisation."""
+        y = _convolved(nnx.relu(x) if relu else x, self.kernel[...], stride)
+        return _normalised(y, self.scale[...], self.shift[...])
+
+
+class Stage(nnx.Module):
+    """The weights of all cells of one stage, with a convolution of either kind on every edge.
+
+    Attributes:
+      conv1: (cells, 6, 1, 1, C, C).
+      conv3: (cells, 6, 3, 3, C, C).
+      scale: Of the normalisation after whichever convolution an edge has, (cells, 6, C).
+      shift: Likewise.
+    """
+
+    def __init__(self, cells: int, channels: int, *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        size = cells, len(EDGES)
+        self.conv1 = nnx.Param(_he_normal(rngs, (*size, 1, 1, channels, channels)))
+        self.conv3 = nnx.Param(_he_normal(rngs, (*size, 3, 3, channels, channels)))
+        self.scale = nnx.Param(jnp.ones((*size, channels)))
+        self.shift = nnx.Param(jnp.zeros((*size, channels)))
+
+
+class Reduction(nnx.Module):
+    """The residual block between two stages: halves the sides of images and doubles the channels."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        self.conv_a = ConvNorm(3, channels, 2 * channels, rngs=rngs)
+        self.conv_b = ConvNorm(3, 2 * channels, 2 * channels, rngs=rngs)
+        self.shortcut = nnx.Param(_he_normal(rngs, (1, 1, channels, 2 * channels)))
+
+
+class MacroNet(nnx.Module):
+    """The network of NAS-Bench-201 around any of its cells.
+
+    Stem (convolution 3 x 3, batch norm), three stages of N cells with C, 2C and 4C channels, a residual block between
+    them, batch norm, ReLU, mean over pixels, classifier. In a cell, node t is the sum over its edges of: nothing, the
+    source, ReLU - convolution - batch norm, or the mean over 3 x 3 pixels (only those inside the image). Batch norm is
+    in training mode: it uses the mean and variance of the batch.
+
+    Weights exist for both convolutions on every edge, and cells choose among them: two cells of one network differ in
+    what they choose, not in the luck of a draw. An architecture of the benchmark is a cell and the weights it reads.
+
+    Args:
+      channels: C, the channels of the first stage; 16 in the benchmark.
+      cells: N, the cells of a stage; 5 in the benchmark.
+      classes: Outputs.
+      in_channels: Channels of the images.
+      rngs: All weights come from `rngs.params`: normal, of variance 2 / fan-out (outputs of a convolution, times the
+        pixels of its filter; classes). Biases and shifts are 0 at first, scales 1.
+
+    Raises:
+      InputError: A size is below 1.
+
+    Example:
+      >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> x = jax.random.normal(jax.random.key(0), (5, 8, 8, 3))
+      >>> net(x, Cell.from_index(10353)).shape, net(x, Cell.from_index(0)).shape
+      ((5, 10), (5, 10))
+
+    Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1 and Figure 1; He et al., ICCV 2015 (initialisation).
+    """
+
+    def __init__(self, *, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3, rngs: nnx.Rngs):
+        """Draws all weights."""
+        sizes = {"channels": channels, "cells": cells, "classes": classes, "in_channels": in_channels}
+        for name, size in sizes.items():
+            if size < 1:
+                raise InputError(f"Expected `{name}` to be at least 1, got {size}")
+        widths = [channels * 2**i for i in range(_STAGES)]
+        self.in_channels = in_channels
+        self.stem = ConvNorm(3, in_channels, channels, rngs=rngs)
+        self.stages = nnx.List([Stage(cells, width, rngs=rngs) for width in widths])
+        self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
+        self.scale = nnx.Param(jnp.ones(widths[-1]))
+        self.shift = nnx.Param(jnp.zeros(widths[-1]))
+        self.kernel = nnx.Param(_he_normal(rngs, (widths[-1], classes)))
+        self.bias = nnx.Param(jnp.zeros(classes))
+
+    def __call__(self, x: Float[Array, "n h w c"], cell: Cell | Int[Array, " 6"]) -> Float[Array, "n classes"]:
+        """Returns the logits.
+
+        Args:
+          x: Images. Their sides must be multiples of 4.
+          cell: A cell, or its `codes`, which a compiled program may leave open.
+
+        Raises:
+          InputError: The images have another shape.
+        """
+        return self.classify(self.features(x, cell))
+
+    def classify(self, features: Float[Array, "n c4"]) -> Float[Array, "n classes"]:
+        """Returns the logits of features."""
+        product = jnp.dot(features, self.kernel[...], precision=lax.Precision.HIGHEST)
+        return product + self.bias[...][None]
+
+    def features(self, x: Float[Array, "n h w c"], cell: Cell | Int[Array, " 6"]) -> Float[Array, "n c4"]:
+        """Returns what the classifier reads; the arguments are those of a call."""
+        return self.observed(x, cell, None, jnp.zeros(()), jnp.zeros(()))[0]
+
+    def observed(
+        self,
+        x: Float[Array, "n h w c"],
+        cell: Cell | Int[Array, " 6"],
+        observe: Observer | None,
+        weights: Array,
+        seen: Array,
+    ) -> tuple[Float[Array, "n c4"], Array]:
+        """Returns the features, and what an observer made of what enters the ReLUs.
+
+        Args:
+          x: Images.
+          cell: A cell, or its `codes`.
+          observe: Called as observe(x, weight), returns what is added to `seen`; None for none. It is not called where
+            the weight is 0.
+          weights: How often to count what leaves nodes 0, 1 and 2 of a cell, the two ReLUs of a residual block, and the
+            last: (5,). Several edges out of a node read one array, which is looked at once.
+          seen: What to start with.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % 4 or x.shape[2] % 4:
+            raise InputError(
+                f"Expected `x` to have shape (N, height, width, {self.in_channels}), with sides that are multiples of "
+                f"4, got {x.shape}"
+            )
+        codes = jnp.asarray(cell.codes if isinstance(cell, Cell) else cell)
+
+        def look(seen: Array, value: Array, which: int) -> Array:
+            if observe is None:
+                return seen
+            weight = weights[which]
+            return lax.cond(weight > 0, lambda: seen + observe(value, weight), lambda: seen)  # type: ignore[misc]
+
+        def one_cell(carry: tuple[Array, Array], layers: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+            value, seen = carry
+            nodes = [value, *[jnp.zeros_like(value)] * (_NUM_NODES - 1)]
+            for edge, (source, target) in enumerate(EDGES):
+                nodes[target] = lax.switch(
+                    codes[edge], _BRANCHES, nodes[target], nodes[source], tuple(layer[edge] for layer in layers)
+                )
+            for source, node in enumerate(nodes[:-1]):
+                seen = look(seen, node, source)
+            return (nodes[-1], seen), None
+
+        x = self.stem(x, relu=False)
+        for i, stage in enumerate(self.stages):
+            if i:
+                block = self.reductions[i - 1]
+                seen = look(seen, x, 3)
+                inner = block.conv_a(x, 2)
+                seen = look(seen, inner, 3)
+                x = _convolved(_halved(x), block.shortcut[...], 1) + block.conv_b(inner)
+            layers = (stage.conv1[...], stage.conv3[...], stage.scale[...], stage.shift[...])
+            (x, seen), _ = lax.scan(one_cell, (x, seen), layers)
+        x = _normalised(x, self.scale[...], self.shift[...])
+        seen = look(seen, x, 4)
+        return nnx.relu(x).mean(axis=(1, 2)), seen
+
+
+def _branch(name: str) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
+    """What an operation adds to a node, as a function of the node so far, the source and the edge's weights."""
+
+    def add(node: Array, x: Array, weights: tuple[Array, ...]) -> Array:
+        conv1, conv3, scale, shift = weights
+        if name == "none":
+            return node
+        if name == "skip_connect":
+            return node + x
+        if name == "avg_pool_3x3":
+            return node + _averaged(x)
+        kernel = {"nor_conv_1x1": conv1, "nor_conv_3x3": conv3}[name]
+        return node + _normalised(_convolved(nnx.relu(x), kernel, 1), scale, shift)
+
+    return add
+
+
+_BRANCHES = tuple(map(_branch, OPERATIONS))
+
+
+def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
+    """Draws weights of variance 2 / fan-out, in blocks of one size: every other shape would compile for seconds."""
+    fan_out, size = shape[-1] * math.prod(shape[-4:-2]), math.prod(shape)
+    drawn = [jax.random.normal(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
+    return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
+
+
+def _convolved(x: Array, kernel: Array, stride: int) -> Array:
+    padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=layout, precision=lax.Precision.HIGHEST
+    )
+
+
+def _normalised(x: Array, scale: Array, shift: Array) -> Array:
+    centred = x - x.mean(axis=(0, 1, 2), keepdims=True)
+    variance = jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True)
+    wide = (1, 1, 1, -1)
+    return centred * (lax.rsqrt(variance + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
+
+
+def _averaged(x: Array) -> Array:
+    """Mean over 3 x 3 pixels, as sums of shifted images: on CPU windowed reductions take five times as long."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
+        total = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        inside = 3 - (jnp.arange(size) == 0) - (jnp.arange(size) == size - 1)
+        x = total / inside.reshape([size if i == axis else 1 for i in range(4)])
+    return x
+
+
+def _halved(x: Array) -> Array:
+    """Mean over blocks of 2 x 2 pixels."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
