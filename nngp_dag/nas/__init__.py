@@ -1,19 +1,39 @@
 """Architecture search without training, on NAS-Bench-201."""
 
 from nngp_dag.nas.benchmark import Benchmark
+from nngp_dag.nas.catalogue import BUILT_IN
 from nngp_dag.nas.cells import Cell, cells, sample_cells
+from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.filters import FILTERS, Filter, get_filter
+from nngp_dag.nas.gradients import empirical_ntk
 from nngp_dag.nas.network import MacroNet
+from nngp_dag.nas.patterns import log_determinant, pattern_kernel
+from nngp_dag.nas.scores import SCORES, Score, Scored, get_score, goodness, register, score_cells
+from nngp_dag.nas.setting import Setting
 from nngp_dag.nas.state_dict import load_state_dict
 
 __all__ = [
+    "BUILT_IN",
     "FILTERS",
+    "SCORES",
     "Benchmark",
     "Cell",
     "Filter",
     "MacroNet",
+    "Score",
+    "Scored",
+    "Setting",
     "cells",
+    "empirical_ntk",
+    "flops",
     "get_filter",
+    "get_score",
+    "goodness",
     "load_state_dict",
+    "log_determinant",
+    "parameters",
+    "pattern_kernel",
+    "register",
     "sample_cells",
+    "score_cells",
 ]

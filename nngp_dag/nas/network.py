@@ -4,6 +4,7 @@ A cell is an argument, not a structure: six operation numbers, which a `lax.swit
 program runs. Only the operation that is chosen is computed, and cells of one stage share the code of a `lax.scan`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,27 +24,27 @@ _STAGES = 3
 _BLOCK = 1 << 14
 
 Observer = Callable[[Array, Array], Array]
+Normalise = Callable[[Array, Array, Array], Array]
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch normalisation by the statistics of the batch.
+    """Convolution over 3 x 3 pixels without bias, then batch normalisation by the statistics of the batch.
 
     Attributes:
-      kernel: (*leading, k, k, channels in, channels out); leading axes are for what a scan runs over.
-      scale: (*leading, channels out).
-      shift: (*leading, channels out).
+      kernel: (3, 3, channels in, channels out).
+      scale: (channels out,).
+      shift: (channels out,).
     """
 
-    def __init__(self, side: int, c_in: int, c_out: int, leading: tuple[int, ...] = (), *, rngs: nnx.Rngs):
+    def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
-        self.kernel = nnx.Param(_he_normal(rngs, (*leading, side, side, c_in, c_out)))
-        self.scale = nnx.Param(jnp.ones((*leading, c_out)))
-        self.shift = nnx.Param(jnp.zeros((*leading, c_out)))
+        self.kernel = nnx.Param(_he_normal(rngs, (3, 3, c_in, c_out)))
+        self.scale = nnx.Param(jnp.ones(c_out))
+        self.shift = nnx.Param(jnp.zeros(c_out))
 
-    def __call__(self, x: Array, stride: int = 1, *, relu: bool = True) -> Array:
-        """Applies ReLU, unless told not to, convolution and normalisation."""
-        y = _convolved(nnx.relu(x) if relu else x, self.kernel[...], stride)
-        return _normalised(y, self.scale[...], self.shift[...])
+    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
+        """Applies convolution and normalisation."""
+        return normalise(_convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
 
 
 class Stage(nnx.Module):
@@ -70,8 +71,8 @@ class Reduction(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
-        self.conv_a = ConvNorm(3, channels, 2 * channels, rngs=rngs)
-        self.conv_b = ConvNorm(3, 2 * channels, 2 * channels, rngs=rngs)
+        self.conv_a = ConvNorm(channels, 2 * channels, rngs=rngs)
+        self.conv_b = ConvNorm(2 * channels, 2 * channels, rngs=rngs)
         self.shortcut = nnx.Param(_he_normal(rngs, (1, 1, channels, 2 * channels)))
 
 
@@ -91,6 +92,7 @@ class MacroNet(nnx.Module):
       cells: N, the cells of a stage; 5 in the benchmark.
       classes: Outputs.
       in_channels: Channels of the images.
+      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
       rngs: All weights come from `rngs.params`: normal, of variance 2 / fan-out (outputs of a convolution, times the
         pixels of its filter; classes). Biases and shifts are 0 at first, scales 1.
 
@@ -106,15 +108,24 @@ class MacroNet(nnx.Module):
     Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1 and Figure 1; He et al., ICCV 2015 (initialisation).
     """
 
-    def __init__(self, *, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        channels: int = 16,
+        cells: int = 5,
+        classes: int = 10,
+        in_channels: int = 3,
+        batch_norm: bool = True,
+        rngs: nnx.Rngs,
+    ):
         """Draws all weights."""
         sizes = {"channels": channels, "cells": cells, "classes": classes, "in_channels": in_channels}
         for name, size in sizes.items():
             if size < 1:
                 raise InputError(f"Expected `{name}` to be at least 1, got {size}")
         widths = [channels * 2**i for i in range(_STAGES)]
-        self.in_channels = in_channels
-        self.stem = ConvNorm(3, in_channels, channels, rngs=rngs)
+        self.in_channels, self.batch_norm = in_channels, batch_norm
+        self.stem = ConvNorm(in_channels, channels, rngs=rngs)
         self.stages = nnx.List([Stage(cells, width, rngs=rngs) for width in widths])
         self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
         self.scale = nnx.Param(jnp.ones(widths[-1]))
@@ -180,28 +191,31 @@ class MacroNet(nnx.Module):
             nodes = [value, *[jnp.zeros_like(value)] * (_NUM_NODES - 1)]
             for edge, (source, target) in enumerate(EDGES):
                 nodes[target] = lax.switch(
-                    codes[edge], _BRANCHES, nodes[target], nodes[source], tuple(layer[edge] for layer in layers)
+                    codes[edge], branches, nodes[target], nodes[source], tuple(layer[edge] for layer in layers)
                 )
             for source, node in enumerate(nodes[:-1]):
                 seen = look(seen, node, source)
             return (nodes[-1], seen), None
 
-        x = self.stem(x, relu=False)
+        normalise = _normalised if self.batch_norm else _unchanged
+        # For gradients: kept is what enters an operation, not what every operation might have kept within.
+        branches = [jax.checkpoint(_branch(name, normalise)) for name in OPERATIONS]
+        x = self.stem(x, normalise)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
                 seen = look(seen, x, 3)
-                inner = block.conv_a(x, 2)
+                inner = block.conv_a(nnx.relu(x), normalise, 2)
                 seen = look(seen, inner, 3)
-                x = _convolved(_halved(x), block.shortcut[...], 1) + block.conv_b(inner)
+                x = block.conv_b(nnx.relu(inner), normalise) + _convolved(_halved(x), block.shortcut[...], 1)
             layers = (stage.conv1[...], stage.conv3[...], stage.scale[...], stage.shift[...])
             (x, seen), _ = lax.scan(one_cell, (x, seen), layers)
-        x = _normalised(x, self.scale[...], self.shift[...])
+        x = normalise(x, self.scale[...], self.shift[...])
         seen = look(seen, x, 4)
         return nnx.relu(x).mean(axis=(1, 2)), seen
 
 
-def _branch(name: str) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
+def _branch(name: str, normalise: Normalise) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
     """What an operation adds to a node, as a function of the node so far, the source and the edge's weights."""
 
     def add(node: Array, x: Array, weights: tuple[Array, ...]) -> Array:
@@ -213,12 +227,9 @@ def _branch(name: str) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
         if name == "avg_pool_3x3":
             return node + _averaged(x)
         kernel = {"nor_conv_1x1": conv1, "nor_conv_3x3": conv3}[name]
-        return node + _normalised(_convolved(nnx.relu(x), kernel, 1), scale, shift)
+        return node + normalise(_convolved(nnx.relu(x), kernel, 1), scale, shift)
 
     return add
-
-
-_BRANCHES = tuple(map(_branch, OPERATIONS))
 
 
 def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
@@ -229,6 +240,12 @@ def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
 
 
 def _convolved(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolution whose padding keeps the size, as PyTorch pads, which matters to strides."""
+    return _convolution(x, kernel, stride)  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x: Array, kernel: Array, stride: int) -> Array:
     padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -236,11 +253,46 @@ def _convolved(x: Array, kernel: Array, stride: int) -> Array:
     )
 
 
+def _convolved_forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _convolved(x, kernel, stride), (x, kernel)
+
+
+def _convolved_backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
+    x, kernel = kept
+    spread = gradient
+    if stride > 1:
+        n, height, width, channels = gradient.shape
+        spread = jnp.zeros((n, stride * height, stride * width, channels), gradient.dtype)
+        spread = spread.at[:, ::stride, ::stride].set(gradient)
+    back = _convolved(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
+    _, height, width, _ = gradient.shape
+    padded = jnp.pad(x, [(0, 0), *((side // 2, side // 2) for side in kernel.shape[:2]), (0, 0)])
+    pixels = [
+        jnp.einsum(
+            "nhwc,nhwd->cd",
+            padded[:, i : i + stride * height : stride, j : j + stride * width : stride],
+            gradient,
+            precision=lax.Precision.HIGHEST,
+        )
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return back, jnp.stack(pixels).reshape(kernel.shape)
+
+
+_convolution.defvjp(_convolved_forwards, _convolved_backwards)
+
+
 def _normalised(x: Array, scale: Array, shift: Array) -> Array:
     centred = x - x.mean(axis=(0, 1, 2), keepdims=True)
     variance = jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True)
     wide = (1, 1, 1, -1)
     return centred * (lax.rsqrt(variance + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
+
+
+def _unchanged(x: Array, scale: Array, shift: Array) -> Array:
+    return x
 
 
 def _averaged(x: Array) -> Array:

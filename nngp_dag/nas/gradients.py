@@ -1,0 +1,190 @@
+"""Scores from gradients of the finite, untrained network."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.kernels.kernel import precision_of
+from nngp_dag.nas.cells import Cell
+from nngp_dag.nas.network import MacroNet
+from nngp_dag.nas.setting import Setting
+from nngp_dag.theory import spectrum
+
+# Added to eigenvalues of correlations, as Mellor et al. do.
+_JITTER = 1e-5
+
+Measured = Iterator[dict[str, float | str]]
+
+
+def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, "n n"]:
+    """Returns the NTK of a finite network, of the sum f of its outputs: Theta_ij = <grad f(x_i), grad f(x_j)>.
+
+    Gradients are with respect to kernels, scales of batch norm and the classifier's kernel, but not to shifts and
+    biases, as in TE-NAS. Batch norm couples the images: f(x_i) depends on the whole batch, and so does its gradient.
+
+    Memory: n times what the network holds, for all operations of all edges, and n times a pass over the batch.
+
+    Args:
+      net: The network; all cells share one compiled program.
+      x: Images, (n, height, width, channels).
+      cell: The cell.
+
+    Raises:
+      InputError: The images do not fit.
+
+    Example:
+      >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+      >>> ntk = empirical_ntk(net, x, Cell.from_index(10353))
+      >>> ntk.shape, bool((ntk == ntk.T).all())
+      ((3, 3), True)
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.1.1.
+    """
+    graph, params = nnx.split(net)
+    ntk = np.asarray(_ntk(graph, params, jnp.asarray(x), np.array(cell.live.codes)))
+    return (ntk + ntk.T) / 2
+
+
+def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
+    """Measures the condition number of the empirical NTK of the setting's first images."""
+    net, x = setting.network(), jnp.asarray(setting.images[: setting.ntk_images])
+    for cell in cells:
+        yield {"ntk_condition": _measured(lambda cell=cell: _condition(empirical_ntk(net, x, cell)))}
+
+
+def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
+    """Measures the sum over kernels of the Euclidean norms of the gradients of the mean cross entropy."""
+    if setting.labels is None:
+        raise InputError("Expected `labels` in the setting for grad_norm, got None; pass those of the images")
+    arguments = *nnx.split(setting.network()), jnp.asarray(setting.images), jnp.asarray(setting.labels)
+    for cell in cells:
+        yield {"grad_norm": _measured(lambda cell=cell: _positive(_gradient_norm(*arguments, _codes(cell))))}
+
+
+def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
+    """Measures log sum of theta dR/dtheta, R the sum of outputs for an image of ones, weights |theta|, no batch norm.
+
+    The sum is of the size of a product over layers, so it is taken in float64.
+    """
+    with precision_of(np.dtype(np.float64)):
+        graph, params = nnx.split(setting.network(batch_norm=False))
+        params = jax.tree.map(lambda value: jnp.abs(jnp.asarray(value, jnp.float64)), params)
+        x = jnp.ones((1, *setting.images.shape[1:]), jnp.float64)
+    for cell in cells:
+        with precision_of(np.dtype(np.float64)):
+            yield {"synflow": _measured(lambda cell=cell: np.log(_positive(_flow(graph, params, x, _codes(cell)))))}
+
+
+def jacob_cov(cells: Sequence[Cell], setting: Setting) -> Measured:
+    """Measures -sum_i log(v_i + k) + 1 / (v_i + k), v_i the eigenvalues of the correlations of input gradients."""
+    graph, params = nnx.split(setting.network())
+    x = jnp.asarray(setting.images)
+    for cell in cells:
+        yield {"jacob_cov": _measured(lambda cell=cell: _correlation_score(_jacobian(graph, params, x, _codes(cell))))}
+
+
+def _codes(cell: Cell) -> np.ndarray:
+    return np.array(cell.live.codes)
+
+
+def _measured(compute: Callable[[], float]) -> float | str:
+    """Returns a number, or why there is none."""
+    try:
+        return float(compute())
+    except InputError as error:
+        return str(error)
+
+
+def _condition(ntk: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        # What is not resolved is an error here.
+        warnings.simplefilter("ignore", NumericalWarning)
+        found = spectrum(ntk)
+    if not found.resolved:
+        raise InputError(f"Expected a resolved λmin, got less than {found.floor:.2g} of λmax {found.lambda_max:.2g}")
+    return found.condition_number
+
+
+def _positive(value: ArrayLike) -> float:
+    number = float(np.asarray(value))
+    if not number > 0 or not np.isfinite(number):
+        raise InputError(f"Expected gradients that do not vanish and are finite, got {number:g}")
+    return number
+
+
+def _correlation_score(jacobian: ArrayLike) -> float:
+    rows = np.asarray(jacobian, np.float64)
+    rows = rows.reshape(len(rows), -1)
+    spread = rows.std(axis=1)
+    if not (spread > 0).all():
+        raise InputError(f"Expected input gradients that vary over pixels, got none for image {int(spread.argmin())}")
+    eigenvalues = np.linalg.eigvalsh(np.corrcoef(rows)) + _JITTER
+    return float(-(np.log(eigenvalues) + 1 / eigenvalues).sum())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ntk(graph: Any, params: Any, x: Array, codes: Array) -> Array:
+    trained, fixed = _by_name(params, lambda name: name not in ("shift", "bias"))
+
+    def summed(trained: dict) -> Array:
+        return nnx.merge(graph, _rejoined(params, trained, fixed))(x, codes).sum(axis=1)
+
+    _, backwards = jax.vjp(summed, trained)
+    [gradients] = jax.vmap(backwards)(jnp.eye(len(x)))
+    rows = (value.reshape(len(x), -1) for value in gradients.values())
+    return sum((jnp.dot(row, row.T, precision=lax.Precision.HIGHEST) for row in rows), jnp.zeros((len(x), len(x))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient_norm(graph: Any, params: Any, x: Array, labels: Array, codes: Array) -> Array:
+    kernels, fixed = _by_name(params, lambda name: name not in ("shift", "bias", "scale"))
+
+    def loss(kernels: dict) -> Array:
+        logits = nnx.merge(graph, _rejoined(params, kernels, fixed))(x, codes)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    # Kernels of several edges lie in one array: norms over the last four axes, the classifier's over its two.
+    squares = (
+        jnp.square(value).sum(axis=tuple(range(-min(value.ndim, 4), 0))) for value in jax.grad(loss)(kernels).values()
+    )
+    return sum((jnp.sqrt(value).sum() for value in squares), jnp.zeros(()))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _flow(graph: Any, params: Any, x: Array, codes: Array) -> Array:
+    # Without batch norm neither scales nor shifts take part; biases are 0.
+    total = lambda params: nnx.merge(graph, params)(x, codes).sum()  # noqa: E731
+    products = jax.tree.map(lambda value, gradient: (value * gradient).sum(), params, jax.grad(total)(params))
+    return jax.tree.reduce(jnp.add, products)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jacobian(graph: Any, params: Any, x: Array, codes: Array) -> Array:
+    return jax.grad(lambda x: nnx.merge(graph, params)(x, codes).sum())(x)
+
+
+def _by_name(params: Any, wanted: Callable[[str], bool]) -> tuple[dict, dict]:
+    """Splits weights by the last part of their names."""
+    flat = {jax.tree_util.keystr(path): (path, value) for path, value in jax.tree_util.tree_leaves_with_path(params)}
+    chosen = {key: value for key, (path, value) in flat.items() if wanted(_last_name(path))}
+    return chosen, {key: value for key, (_, value) in flat.items() if key not in chosen}
+
+
+def _last_name(path: tuple[Any, ...]) -> str:
+    return [str(entry.key) for entry in path if hasattr(entry, "key")][-1]
+
+
+def _rejoined(params: Any, *parts: dict) -> Any:
+    values = {key: value for part in parts for key, value in part.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, _: values[jax.tree_util.keystr(path)], params)

@@ -1,0 +1,166 @@
+"""The registry of scores, and how many cells are scored."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas.cells import Cell
+from nngp_dag.nas.setting import Setting
+
+COSTS = ("wiring", "kernel", "forward", "backward", "jacobian")
+"""What a score needs of a cell, the cheapest first: its graph; exact kernels, once for all cells that have the same;
+a pass of the batch through the network; one back too; one back for every image."""
+
+Measured = Mapping[str, float | str]
+Measure = Callable[[Sequence[Cell], Setting], Iterator[Measured]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number that ranks cells without training.
+
+    Attributes:
+      name: What it is called.
+      higher_is_better: Its direction.
+      cost: One out of `COSTS`.
+      reference: Where it comes from.
+      measure: Called with cells and a setting, yields for each cell {name: number, or why there is none}, for this
+        score and for all others that come from the same computation.
+    """
+
+    name: str
+    higher_is_better: bool
+    cost: str
+    reference: str
+    measure: Measure
+
+
+_registered: dict[str, Score] = {}
+SCORES: Mapping[str, Score] = MappingProxyType(_registered)
+"""All registered scores by name."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell and its scores.
+
+    Attributes:
+      cell: The cell.
+      values: {score: number}; NaN where it failed.
+      reasons: {score: why it failed, and for which cell}.
+      seconds: {measure: time it took}; work for several cells at once is shared out evenly.
+    """
+
+    cell: Cell
+    values: Mapping[str, float]
+    reasons: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+
+def register(score: Score) -> Score:
+    """Adds a score to the registry, for `score_cells` and the command line.
+
+    Raises:
+      InputError: The name is taken, or the cost unknown.
+
+    Example:
+      >>> from nngp_dag.nas import SCORES, Score, register
+      >>> register(SCORES["naswot"])
+      Traceback (most recent call last):
+      ...
+      nngp_dag.errors.InputError: Expected a new name for a score, got 'naswot', which is taken; choose another
+    """
+    if score.name in _registered:
+        raise InputError(f"Expected a new name for a score, got {score.name!r}, which is taken; choose another")
+    if score.cost not in COSTS:
+        raise InputError(f"Expected `cost` of {score.name!r} to be one of {', '.join(COSTS)}, got {score.cost!r}")
+    _registered[score.name] = score
+    return score
+
+
+def get_score(name: str) -> Score:
+    """Returns a registered score.
+
+    Raises:
+      InputError: There is none of that name.
+    """
+    if name not in _registered:
+        raise InputError(f"Expected a score out of {', '.join(_registered)}, got {name!r}")
+    return _registered[name]
+
+
+def measures_of(names: Sequence[str]) -> dict[Measure, list[Score]]:
+    """Returns the computations that some scores need, each with the scores it gives.
+
+    Raises:
+      InputError: A name is unknown, or there is none.
+    """
+    found: dict[Measure, list[Score]] = {}
+    for name in dict.fromkeys(names):
+        score = get_score(name)
+        found.setdefault(score.measure, []).append(score)
+    if not found:
+        raise InputError(f"Expected at least one score out of {', '.join(_registered)}, got none")
+    return found
+
+
+def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) -> Iterator[Scored]:
+    """Scores cells, one measure after the other and cell after cell.
+
+    Args:
+      cells: Any cells.
+      scores: Names out of `SCORES`.
+      setting: Data, and sizes of the networks.
+
+    Yields:
+      A `Scored` for every cell and measure, with that measure's scores, as soon as it is known.
+
+    Raises:
+      InputError: A score is unknown, or lacks what it needs of the setting.
+
+    Example:
+      >>> from nngp_dag.nas import Setting, sample_cells
+      >>> setting = Setting(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
+      >>> [scored] = score_cells([Cell.from_index(0)], ["parameters", "effective_depth"], setting)
+      >>> dict(scored.values)
+      {'parameters': 73306.0, 'effective_depth': 0.0}
+    """
+    for measure, wanted in measures_of(scores).items():
+        before = time.perf_counter()
+        for cell, found in zip(cells, measure(cells, setting), strict=True):
+            now = time.perf_counter()
+            yield _scored(cell, wanted, measure, found, now - before)
+            before = time.perf_counter()
+
+
+def _scored(cell: Cell, wanted: Sequence[Score], measure: Measure, found: Measured, seconds: float) -> Scored:
+    values, reasons = {}, {}
+    for score in wanted:
+        value: Any = found[score.name]
+        if isinstance(value, str) or math.isnan(value):
+            reasons[score.name] = f"{score.name} of {cell}: {value if isinstance(value, str) else 'not a number'}"
+            value = math.nan
+        values[score.name] = float(value)
+    return Scored(cell, values, reasons, {measure.__name__: seconds})
+
+
+def goodness(score: Score, values: Sequence[float] | np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
+    """Returns numbers of which the higher is better, whatever the score's direction, (cells,).
+
+    Degenerate cells, disconnected or without a finite score, have minus infinity: they never rank above sound ones.
+
+    Example:
+      >>> goodness(get_score("ntk_condition"), [3.0, 2.0, np.inf], [Cell.from_index(10353)] * 3)
+      array([ -3.,  -2., -inf])
+    """
+    numbers = np.asarray(values, np.float64)
+    connected = np.array([bool(cell.dag.num_paths) for cell in cells], bool)
+    sign = 1.0 if score.higher_is_better else -1.0
+    sound = np.isfinite(numbers) & connected
+    return np.where(sound, sign * np.where(sound, numbers, 0.0), -np.inf)

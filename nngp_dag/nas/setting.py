@@ -1,0 +1,73 @@
+"""On what cells are scored: data, and the sizes of their networks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas.network import MacroNet
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Data and sizes that all cells of one run share, so that their scores compare.
+
+    Attributes:
+      images: A batch, (n, height, width, channels), normalised.
+      labels: Its classes, (n,), for scores that need a loss; None for none.
+      channels: C of the macro network.
+      cells: N, cells of a stage.
+      classes: Outputs of the network.
+      seed: Of the one draw of weights.
+      ntk_images: How many of the images the empirical NTK takes, the first ones, as a batch of their own.
+
+    Raises:
+      InputError: Shapes do not fit.
+
+    Reference: Dong and Yang, ICLR 2020 (C = 16, N = 5); Chen, Gong, Wang, TE-NAS, ICLR 2021 (32 images).
+    """
+
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"] | None = None
+    channels: int = 16
+    cells: int = 5
+    classes: int = 10
+    seed: int = 0
+    ntk_images: int = 32
+    # Of kernels that several cells share.
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what no network could take."""
+        shape = self.images.shape
+        if (
+            len(shape) != 4
+            or not len(self.images)
+            or shape[1] % 4
+            or shape[2] % 4
+            or not np.isfinite(self.images).all()
+        ):
+            raise InputError(
+                f"Expected `images` to be finite, of shape (N, height, width, channels), with sides that are multiples "
+                f"of 4, got {shape}"
+            )
+        if self.labels is not None and (
+            self.labels.shape != shape[:1] or self.labels.min() < 0 or self.labels.max() >= self.classes
+        ):
+            raise InputError(f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}")
+        if self.ntk_images < 2:
+            raise InputError(f"Expected `ntk_images` to be at least 2, got {self.ntk_images}")
+
+    def network(self, *, batch_norm: bool = True) -> MacroNet:
+        """Returns the network from which all cells take their weights."""
+        return MacroNet(
+            channels=self.channels,
+            cells=self.cells,
+            classes=self.classes,
+            in_channels=self.images.shape[-1],
+            batch_norm=batch_norm,
+            rngs=nnx.Rngs(self.seed),
+        )

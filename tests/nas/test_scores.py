@@ -1,0 +1,191 @@
+"""Scores of cells: the registry, degenerate cells, and each score against a second computation."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import nngp_dag as nd
+from nngp_dag.errors import InputError
+from nngp_dag.nas import (
+    BUILT_IN,
+    SCORES,
+    Cell,
+    Score,
+    Setting,
+    cells,
+    flops,
+    get_score,
+    goodness,
+    parameters,
+    register,
+    score_cells,
+)
+from nngp_dag.nas.costs import _kernels
+
+NOTHING = Cell.from_index(0)
+POOLS = Cell.from_index(15_624)
+RICH = Cell.parse("|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|none~2|")
+
+
+@pytest.fixture(scope="module")
+def setting():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(6, 8, 8, 3)).astype(np.float32)
+    return Setting(images, rng.integers(0, 10, 6), channels=4, cells=1, ntk_images=6)
+
+
+def values_of(setting, *names):
+    found = [{}, {}, {}]
+    reasons = [{}, {}, {}]
+    some = [NOTHING, POOLS, RICH]
+    for scored in score_cells(some, names, setting):
+        found[some.index(scored.cell)].update(scored.values)
+        reasons[some.index(scored.cell)].update(scored.reasons)
+    return found, reasons
+
+
+def test_parameters_are_those_of_the_published_weights(published):
+    counted = sum(
+        value.size
+        for name, value in published.weights.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    assert parameters(published.cell, cells=1) == counted
+
+
+def test_costs_of_the_smallest_and_the_largest_network_are_those_of_the_benchmark():
+    # NAS-Bench-201 lists 0.073306 and 1.531546 million parameters, 7.78 and 220.12 million multiply-adds.
+    largest = Cell(("nor_conv_3x3",) * 6)
+    assert (parameters(NOTHING), parameters(largest)) == (73_306, 1_531_546)
+    assert flops(NOTHING) / 2e6 == pytest.approx(7.78, abs=0.005)
+    assert flops(largest) / 2e6 == pytest.approx(220.12, abs=0.005)
+    dead = Cell(("nor_conv_3x3", "none", "none", "skip_connect", "none", "none"))
+    assert parameters(dead) == parameters(NOTHING)
+    assert sum(1 for _ in _kernels(RICH, 4, 2, 3)) == 1 + 6 + 3 * 3 * 2
+
+
+def test_wiring_scores_are_those_of_sweep(setting):
+    found, reasons = values_of(setting, "nngp_lambda_min_exact", "ntk_condition_exact", "ntk_logdet_exact")
+    x = nd.data.scale_to_sphere(setting.images.astype(np.float64))
+    table = nd.sweep([str(NOTHING), str(POOLS), str(RICH)], x)
+    for row in (1, 2):
+        assert found[row]["nngp_lambda_min_exact"] == pytest.approx(table.nngp_lambda_min[row], rel=1e-10)
+        assert found[row]["ntk_condition_exact"] == pytest.approx(table.ntk_condition_number[row], rel=1e-10)
+    k = nd.kernel(RICH.dag, x)
+    assert found[2]["ntk_logdet_exact"] == pytest.approx(np.linalg.slogdet(np.asarray(k.ntk))[1], rel=1e-10)
+    assert "path from node 0" in reasons[0]["ntk_logdet_exact"]
+    assert str(NOTHING) in reasons[0]["ntk_logdet_exact"]
+
+
+@pytest.fixture(scope="module")
+def gradient_scores(setting):
+    return values_of(setting, "grad_norm", "synflow", "jacob_cov", "ntk_condition")
+
+
+@pytest.mark.slow
+def test_degenerate_cells_say_why(gradient_scores):
+    found, reasons = gradient_scores
+    assert all(np.isnan(value) for value in found[0].values())
+    for name, reason in reasons[0].items():
+        assert reason.startswith(f"{name} of {NOTHING}: Expected")
+    assert not reasons[2]
+    assert np.isfinite(list(found[2].values())).all()
+
+
+@pytest.mark.slow
+def test_gradient_scores_are_directional_derivatives(setting, gradient_scores):
+    """Nothing of the gradients' own code: central differences of the network along single directions."""
+    net = setting.network()
+    graph, params = nnx.split(net)
+    value, labels, x = gradient_scores[0][2], setting.labels, jnp.asarray(setting.images)
+
+    @jax.jit
+    def loss(kernel):
+        model = nnx.merge(graph, params)
+        model.kernel[...] = kernel
+        return -jnp.take_along_axis(jax.nn.log_softmax(model(x, jnp.array(RICH.codes))), labels[:, None], axis=1).mean()
+
+    gradient = jax.grad(loss)(net.kernel[...])
+    step = 1e-2 * gradient / jnp.linalg.norm(gradient)
+    slope = (loss(net.kernel[...] + step) - loss(net.kernel[...] - step)) / 2e-2
+    # The classifier's share is one of the norms that add up.
+    assert slope == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-2)
+    assert 0 < slope < value["grad_norm"]
+
+
+@pytest.mark.slow
+def test_synflow_counts_the_layers_of_a_network_without_branches(setting):
+    """R is homogeneous of degree 1 in every kernel that all paths use: a chain of L such layers has log(L R)."""
+    [scored] = score_cells([POOLS], ["synflow"], setting)
+    net = setting.network(batch_norm=False)
+    for layer in (net.stem.kernel, net.kernel):
+        layer[...] = abs(layer[...])
+    for block in net.reductions:
+        for param in (block.conv_a.kernel, block.conv_b.kernel, block.shortcut):
+            param[...] = abs(param[...])
+    total = lambda: float(net(jnp.ones((1, 8, 8, 3)), POOLS).sum())  # noqa: E731
+    output = total()
+    # Stem and classifier lie on all paths; a block's kernels on some: what they carry is what vanishes without them.
+    flow = 2 * output
+    for block in net.reductions:
+        for param, layers in ((block.shortcut, 1), (block.conv_b.kernel, 2)):
+            kept = param[...]
+            param[...] = jnp.zeros_like(kept)
+            flow += layers * (output - total())
+            param[...] = kept
+    assert scored.values["synflow"] == pytest.approx(np.log(flow), rel=1e-5)
+
+
+def test_every_score_has_a_direction_a_cost_and_a_reference():
+    assert set(BUILT_IN) <= set(SCORES)
+    assert len(BUILT_IN) == 16
+    for name in BUILT_IN:
+        assert SCORES[name].reference
+    lower = {name for name in BUILT_IN if not SCORES[name].higher_is_better}
+    assert lower == {"effective_width", "ntk_condition", "nngp_condition_exact", "ntk_condition_exact"}
+
+
+def test_the_registry_refuses_duplicates_and_unknown_names(setting):
+    naswot = SCORES["naswot"]
+    with pytest.raises(InputError, match="a new name for a score, got 'naswot', which is taken"):
+        register(naswot)
+    with pytest.raises(InputError, match=r"`cost` of 'mine' to be one of wiring, kernel, .*, got 'much'"):
+        register(Score("mine", True, "much", "", naswot.measure))
+    assert "mine" not in SCORES
+    with pytest.raises(InputError, match=r"a score out of naswot, .*, got 'best'"):
+        get_score("best")
+    with pytest.raises(InputError, match="at least one score"):
+        list(score_cells([RICH], [], setting))
+
+
+def test_a_degenerate_cell_never_ranks_above_a_sound_one():
+    disconnected = next(cell for cell in cells() if cell.status == "disconnected")
+    some = [disconnected, RICH, POOLS, RICH, RICH]
+    for name, best in (("naswot", 3), ("ntk_condition", 1)):
+        found = goodness(get_score(name), [-5.0 if name == "ntk_condition" else 1e9, 1.0, np.nan, 3.0, np.inf], some)
+        assert found.argmax() == best
+        assert np.isneginf(found[[0, 2, 4]]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((2, 6, 8, 3), np.float32)}, "`images` to be finite, of shape"),
+        ({"images": np.full((2, 8, 8, 3), np.nan, np.float32)}, "`images` to be finite"),
+        ({"labels": np.array([0, 10])}, "`labels` to be 2 numbers in 0 to 9"),
+        ({"labels": np.array([0])}, "`labels` to be 2 numbers"),
+        ({"ntk_images": 1}, "`ntk_images` to be at least 2, got 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message, unchecked):
+    with pytest.raises(InputError, match=message):
+        Setting(**({"images": np.ones((2, 8, 8, 3), np.float32)} | change))
+
+
+def test_a_score_that_needs_labels_asks_for_them(setting):
+    with pytest.raises(InputError, match=re.escape("Expected `labels` in the setting for grad_norm, got None")):
+        list(score_cells([RICH], ["grad_norm"], Setting(setting.images)))
