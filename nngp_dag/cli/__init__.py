@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show
+from nngp_dag.cli.nas import nas
 from nngp_dag.cli.screen import show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
@@ -29,6 +30,7 @@ app.command("gram")(gram_command)
 app.command()(compare)
 app.command()(train)
 app.command()(sweep)
+app.add_typer(nas, name="nas")
 
 
 def _print_version(asked: bool) -> bool:

@@ -77,8 +77,9 @@ def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
 
     The sum is of the size of a product over layers, so it is taken in float64.
     """
+    # Drawn outside, where it is the float32 draw of the other scores.
+    graph, params = nnx.split(setting.network(batch_norm=False))
     with precision_of(np.dtype(np.float64)):
-        graph, params = nnx.split(setting.network(batch_norm=False))
         params = jax.tree.map(lambda value: jnp.abs(jnp.asarray(value, jnp.float64)), params)
         x = jnp.ones((1, *setting.images.shape[1:]), jnp.float64)
     for cell in cells:

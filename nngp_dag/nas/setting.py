@@ -37,7 +37,7 @@ class Setting:
     classes: int = 10
     seed: int = 0
     ntk_images: int = 32
-    # Of kernels that several cells share.
+    # Networks, and kernels that several cells share.
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,12 +62,15 @@ class Setting:
             raise InputError(f"Expected `ntk_images` to be at least 2, got {self.ntk_images}")
 
     def network(self, *, batch_norm: bool = True) -> MacroNet:
-        """Returns the network from which all cells take their weights."""
-        return MacroNet(
-            channels=self.channels,
-            cells=self.cells,
-            classes=self.classes,
-            in_channels=self.images.shape[-1],
-            batch_norm=batch_norm,
-            rngs=nnx.Rngs(self.seed),
-        )
+        """Returns the network from which all cells take their weights; the same one whenever asked."""
+        name = f"network {batch_norm}"
+        if name not in self.memo:
+            self.memo[name] = MacroNet(
+                channels=self.channels,
+                cells=self.cells,
+                classes=self.classes,
+                in_channels=self.images.shape[-1],
+                batch_norm=batch_norm,
+                rngs=nnx.Rngs(self.seed),
+            )
+        return self.memo[name]

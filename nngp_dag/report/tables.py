@@ -190,3 +190,24 @@ def sweep_summary(table: "pandas.DataFrame") -> str:
     if len(refused):
         text += f"\n{len(refused):,} without a kernel, such as {refused.dag.iloc[0]}: {refused.reason.iloc[0]}"
     return text
+
+
+def search_summary(found: "pandas.DataFrame", sample: int, cells: int) -> Table:
+    """Returns what searches found, one row for each method and filter."""
+    frame: Any = found
+    table = Table(
+        title=f"Searches that draw {sample} of {cells:,} cells, {frame.repeats.max():,} times", title_justify="left"
+    )
+    for heading in ("method", "filter", "accuracy in %", "seconds", "skipped", "found"):
+        table.add_column(heading, justify="left" if heading in ("method", "filter") else "right")
+    for _, row in frame.iterrows():
+        accuracy = f"{row['mean']:.2f} ± {row['std']:.2f}"
+        table.add_row(
+            row["method"],
+            row["filter"],
+            accuracy,
+            f"{row['seconds']:.3g}",
+            f"{row['skipped']:.1%}",
+            f"{row['found']:,}",
+        )
+    return table

@@ -1,0 +1,80 @@
+"""Search by a score: draw cells, filter, take the best, again and again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from nngp_dag.errors import InputError
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What repeated searches found.
+
+    Attributes:
+      picked: The cell that each took, by its place; -1 where no cell passed the filter with a sound score, (repeats,).
+      skipped: Share of the drawn cells that the filter skipped, (repeats,).
+      seconds: Time that scoring the others took, (repeats,).
+    """
+
+    picked: np.ndarray
+    skipped: np.ndarray
+    seconds: np.ndarray
+
+
+def search(
+    goodness: Float[np.ndarray, " cells"],
+    *,
+    seconds: Float[np.ndarray, " cells"],
+    kept: Bool[np.ndarray, " cells"] | None = None,
+    sample: int = 100,
+    repeats: int = 500,
+    seed: int = 0,
+) -> Searches:
+    """Runs searches on cells whose scores are known, so that repeating them costs nothing.
+
+    Each draws `sample` different cells, all equally likely, skips those that the filter does not keep, and takes the
+    first of the best. The draws depend on `seed` alone: searches by other scores or filters see the same cells.
+
+    Args:
+      goodness: Of each cell, the higher the better, minus infinity for degenerate ones; see `nngp_dag.nas.goodness`.
+      seconds: What scoring each cell takes.
+      kept: Which cells the filter keeps; None for no filter.
+      sample: Cells to draw for one search.
+      repeats: Searches.
+      seed: Of the draws.
+
+    Raises:
+      InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, or lengths differ.
+
+    Example:
+      >>> found = search(np.array([1.0, 3.0, 2.0]), seconds=np.ones(3), sample=3, repeats=2)
+      >>> found.picked, found.skipped, found.seconds
+      (array([1, 1]), array([0., 0.]), array([3., 3.]))
+
+    Reference: Mellor et al., ICML 2021, Algorithm 1; Chen et al., NeurIPS 2022, Section 5 (the filter).
+    """
+    count = len(goodness)
+    kept = np.ones(count, bool) if kept is None else kept
+    if len(seconds) != count or len(kept) != count:
+        raise InputError(f"Expected `seconds` and `kept` of {count} cells, got {len(seconds)} and {len(kept)}")
+    if not 1 <= sample <= count:
+        raise InputError(f"Expected `sample` in 1 to the {count:,} scored cells, got {sample}; score more cells")
+    if repeats < 1:
+        raise InputError(f"Expected `repeats` to be at least 1, got {repeats}")
+    rng = np.random.default_rng(seed)
+    picked, skipped, spent = np.full(repeats, -1), np.zeros(repeats), np.zeros(repeats)
+    for i in range(repeats):
+        drawn = rng.choice(count, sample, replace=False)
+        left = drawn[kept[drawn]]
+        skipped[i], spent[i] = 1 - len(left) / sample, seconds[left].sum()
+        if len(left) and np.isfinite(goodness[left]).any():
+            picked[i] = left[goodness[left].argmax()]
+    return Searches(picked, skipped, spent)
+
+
+def accuracies_of(found: Searches, accuracy: Sequence[float] | np.ndarray) -> Float[np.ndarray, " found"]:
+    """Returns the accuracies of the cells that searches took, of those that took one."""
+    return np.asarray(accuracy, np.float64)[found.picked[found.picked >= 0]]

@@ -1,0 +1,102 @@
+"""Searches by score beside the accuracies of trained cells: the table of the paper, and rank correlations."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas import SCORES, Benchmark, Cell, get_filter, get_score, goodness
+from nngp_dag.nas.search import accuracies_of, search
+from nngp_dag.report.ranking import rank_correlations
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def search_table(
+    scores: "pandas.DataFrame",
+    benchmark: Benchmark,
+    names: Sequence[str],
+    *,
+    column: str | None = None,
+    filters: Sequence[str] = ("paper",),
+    sample: int = 100,
+    repeats: int = 500,
+    seed: int = 0,
+) -> "pandas.DataFrame":
+    """Repeats searches by each score, with and without each filter, and says what the cells they take reach.
+
+    Args:
+      scores: What `read_scores` returns; searches draw from its cells.
+      benchmark: Accuracies of them.
+      names: Scores to search by.
+      column: Of the benchmark.
+      filters: Names out of `nngp_dag.nas.FILTERS`.
+      sample: Cells that one search draws.
+      repeats: Searches.
+      seed: Of the draws, which all rows share.
+
+    Returns:
+      A row for random choice, for each score and filter, for the best cell of each sample, and for the best of all:
+      `method`, `filter`, `mean` and `std` of the accuracy in per cent, `seconds` of one search, `skipped`, the share of
+      cells that the filter saved, `found`, the searches that found a cell, and `repeats`.
+
+    Raises:
+      InputError: A score or filter is unknown or was not computed.
+    """
+    import pandas
+
+    frame: Any = scores
+    cells = [Cell.parse(text) for text in frame.cell]
+    accuracy = np.array([benchmark.accuracy(cell, column) for cell in cells])
+    nothing = np.zeros(len(cells))
+    ways: list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]] = [
+        # Every cell is as good: the first that is drawn.
+        ("random", "", nothing, nothing, None)
+    ]
+    kept = {name: np.array([get_filter(name).keeps(cell.dag) for cell in cells]) for name in filters}
+    for name in names:
+        score = get_score(name)
+        if name not in frame:
+            raise InputError(f"Expected scores that were computed, got {name!r}; run nngp-dag nas score with it first")
+        good = goodness(score, np.asarray(frame[name], np.float64), cells)
+        seconds = np.asarray(frame[f"seconds_{score.measure.__name__}"], np.float64)
+        ways.append((name, "", good, seconds, None))
+        ways += [(name, filter_, good, seconds, keep) for filter_, keep in kept.items()]
+    ways.append(("best of the sample", "", accuracy, nothing, None))
+    records = []
+    for method, filter_, good, seconds, keep in ways:
+        runs = search(good, seconds=seconds, kept=keep, sample=sample, repeats=repeats, seed=seed)
+        reached = accuracies_of(runs, accuracy)
+        records.append(
+            {
+                "method": method,
+                "filter": filter_,
+                "mean": float(reached.mean()) if len(reached) else np.nan,
+                "std": float(reached.std()) if len(reached) else np.nan,
+                "seconds": float(runs.seconds.mean()),
+                "skipped": float(runs.skipped.mean()),
+                "found": len(reached),
+                "repeats": repeats,
+            }
+        )
+    best = {"method": "best of all", "filter": "", "mean": float(np.nanmax(benchmark.column(column))), "std": 0.0}
+    records.append(best | {"seconds": 0.0, "skipped": 0.0, "found": repeats, "repeats": repeats})
+    return pandas.DataFrame.from_records(records)
+
+
+def accuracy_correlations(
+    scores: "pandas.DataFrame", benchmark: Benchmark, *, column: str | None = None
+) -> "pandas.DataFrame":
+    """Returns rank correlations of every score with the accuracy, over cells with a sound score.
+
+    Signs follow from the scores' directions: positive means that the score ranks as training does.
+    """
+    frame: Any = scores.copy()
+    cells = [Cell.parse(text) for text in frame.cell]
+    frame["accuracy"] = [benchmark.accuracy(cell, column) for cell in cells]
+    names = [name for name in SCORES if name in frame]
+    for name in names:
+        frame[name] = goodness(get_score(name), np.asarray(frame[name], np.float64), cells)
+    return rank_correlations(frame, names, ("accuracy",))
