@@ -85,3 +85,21 @@ def test_no_free_lunch(tmp_path, capsys):
     before = out.with_suffix(".csv").read_bytes()
     run("no_free_lunch", options)
     assert out.with_suffix(".csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_naswot_search(tmp_path, capsys, golden_dir):
+    out = tmp_path / "search"
+    options = ["--dataset", "digits", "--batch", "16", "--channels", "4", "--stage-cells", "1", "--cells", "30"]
+    options += ["--scores", "naswot", "parameters", "--sample", "10", "--repeats", "20", "--out", str(out)]
+    run("naswot_search", options)
+    document, rows = files_of(out)
+    methods = ["random", *["naswot"] * 3, *["parameters"] * 3, "best of the sample", "best of all"]
+    assert [row["method"] for row in rows] == methods
+    assert sum(document["status"].values()) == 30
+    assert 0 < float(rows[2]["skipped"]) < 1
+    assert "best of all" in capsys.readouterr().out
+    # Scores are kept.
+    kept = (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes()
+    run("naswot_search", options)
+    assert (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes() == kept

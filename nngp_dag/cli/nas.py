@@ -63,9 +63,7 @@ def search(
     benchmark: BenchmarkOption,
     scores: ScoresOption = Path("nngp-dag-nas"),
     score: ScoreOption = ["naswot"],  # noqa: B006
-    filter_: Annotated[list[str], typer.Option("--filter", help="paper or released-code; repeat for both.")] = [
-        "paper"
-    ],
+    filter_: FilterOption = ["paper"],  # noqa: B006
     column: ColumnOption = None,
     sample: Annotated[int, typer.Option(help="Cells of one search.")] = 100,
     repeats: Annotated[int, typer.Option(help="Searches.")] = 500,

@@ -1,0 +1,81 @@
+"""The search table of Chen et al. (NeurIPS 2022) on NAS-Bench-201 and CIFAR-10, without training.
+
+Cells are drawn at random and scored once: by NASWOT, by their parameters, and by exact kernels of their wiring.
+Then searches of 100 cells each are repeated, without a filter, with the one of the paper, and with that of its released
+code. Published, in % of CIFAR-10 test accuracy: NASWOT 92.81, with the filter 92.98 in 40 % less time, best 94.37.
+
+    python experiments/naswot_search.py [--cells 1000] [--repeats 500] [--out experiments/results/naswot_search]
+
+Scores are kept in OUT-scores/; the same command goes on after an interruption. Cells are seeded: --seed.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+import nngp_dag as nd
+from nngp_dag.nas import SCORES, Benchmark, Setting, sample_cells
+from nngp_dag.report.nas import accuracy_correlations, search_table
+from nngp_dag.report.nas_files import ScoreDirectory, read_scores
+from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
+from nngp_dag.report.tables import correlation_table, search_summary
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SEARCHED = ("naswot", "parameters", "nngp_lambda_min_exact", "ntk_lambda_min_exact", "ntk_condition_exact")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=1000, help="cells to score")
+    parser.add_argument("--scores", nargs="+", default=list(SEARCHED))
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds")
+    parser.add_argument("--benchmark", type=Path, default=SHARED / "data" / "nasbench201_cifar10.csv")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--stage-cells", type=int, default=5, help="N of the macro network")
+    parser.add_argument("--sample", type=int, default=100, help="cells of one search")
+    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/naswot_search"), help="path, no suffix")
+    options = parser.parse_args(arguments)
+
+    data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=options.batch)
+    sizes = {"channels": options.channels, "cells": options.stage_cells, "classes": data.num_classes}
+    setting = Setting(nd.data.normalise(data), data.labels, seed=options.seed, **sizes)
+    folder = options.out.with_name(options.out.name + "-scores")
+    cells = sample_cells(options.cells, options.seed)
+    work = ScoreDirectory(folder, setting).score(cells, options.scores)
+    for _ in track(work, description="scores", console=Console(stderr=True), transient=True):
+        pass
+
+    benchmark, scores = Benchmark.load(options.benchmark), read_scores(folder)
+    searches = {"sample": options.sample, "repeats": options.repeats, "seed": options.seed}
+    table = search_table(scores, benchmark, options.scores, filters=("paper", "released-code"), **searches)
+    ranks = accuracy_correlations(scores, benchmark)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out.with_suffix(".csv"), index=False, float_format="%.6g")
+    document = {
+        "cells": len(scores),
+        "status": {str(name): int(count) for name, count in scores["status"].value_counts().items()},
+        "setting": json.loads((folder / "config.json").read_text()),
+        "searches": searches,
+        "rank_correlations_with_accuracy": {
+            row["first"]: {name: row[name] for name in ("kendall", "spearman", "rows")} for _, row in ranks.iterrows()
+        },
+    }
+    options.out.with_suffix(".json").write_text(json.dumps(document, indent=2, default=float) + "\n")
+    plot_depth_and_width(benchmark, options.out.with_name(options.out.name + "_depth_width.png"))
+    drawn = [name for name in SCORES if name in scores]
+    plot_scores(scores, benchmark, drawn, options.out.with_suffix(".png"))
+    Console().print(search_summary(table, options.sample, len(scores)))
+    Console().print(correlation_table(ranks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Scores on disk, tables of searches, pictures and the commands."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from nngp_dag.cli import main
+from nngp_dag.errors import CheckpointError, InputError, OutputError
+from nngp_dag.nas import SCORES, Benchmark, Cell, Setting, sample_cells
+from nngp_dag.report import nas_files
+from nngp_dag.report.nas import accuracy_correlations, search_table
+from nngp_dag.report.nas_files import ScoreDirectory, read_scores
+
+CELLS = sample_cells(60, seed=0)
+NAMES = ("parameters", "effective_depth")
+
+
+@pytest.fixture
+def setting():
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    return Setting(images, np.arange(4), channels=4, cells=1)
+
+
+@pytest.fixture
+def benchmark_of_parameters():
+    """As if accuracy followed the parameters, so that a search by them finds the best of every sample."""
+    from nngp_dag.nas import parameters
+
+    return Benchmark(tuple(CELLS), {"accuracy": np.array([parameters(cell) / 1e5 for cell in CELLS])})
+
+
+def test_scores_grow_on_disk_and_are_not_computed_again(setting, tmp_path, monkeypatch):
+    out = tmp_path / "scores"
+    list(ScoreDirectory(out, setting).score(CELLS[:3], NAMES))
+    asked = []
+    original = nas_files.score_cells
+
+    def counted(cells, *rest):
+        asked.extend(cells)
+        yield from original(cells, *rest)
+
+    monkeypatch.setattr(nas_files, "score_cells", counted)
+    # As a kill in the middle of a line leaves it.
+    file = out / "scores-paths_and_costs.csv"
+    file.write_bytes(file.read_bytes()[:-9])
+    *_, last = ScoreDirectory(out, setting).score(CELLS[:5], NAMES)
+    assert last == ("paths_and_costs", 5, 5)
+    assert asked == CELLS[2:5]
+    table = read_scores(out)
+    assert list(table.cell) == list(map(str, CELLS[:5]))
+    assert list(table["index"]) == [cell.index for cell in CELLS[:5]]
+    assert table.effective_depth[0] == CELLS[0].dag.effective_depth
+    assert (table.seconds_paths_and_costs > 0).all()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_failures_are_kept_with_their_reason(setting, tmp_path):
+    nothing = Cell.from_index(0)
+    list(ScoreDirectory(tmp_path / "s", setting).score([nothing, CELLS[0]], ["ntk_logdet_exact"]))
+    table = read_scores(tmp_path / "s")
+    assert list(table.status) == ["disconnected", CELLS[0].status]
+    assert np.isnan(table.ntk_logdet_exact[0])
+    assert str(nothing) in table.reason[0]
+    assert "path from node 0" in table.reason[0]
+    assert table.reason[1] == ""
+
+
+def test_a_folder_of_something_else_is_refused(setting, tmp_path):
+    ScoreDirectory(tmp_path / "s", setting)
+    other = Setting(setting.images, setting.labels, channels=4, cells=1, seed=1)
+    with pytest.raises(CheckpointError, match="to have seed 1, got 0; use that, or choose another --out"):
+        ScoreDirectory(tmp_path / "s", other)
+    with pytest.raises(CheckpointError, match="at least one cell"):
+        read_scores(tmp_path / "s")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(OutputError, match="to be new or hold scores, got other files"):
+        ScoreDirectory(tmp_path / "full", setting)
+    with pytest.raises(CheckpointError, match="to describe scores, got none; make them with nngp-dag nas score"):
+        read_scores(tmp_path / "absent")
+
+
+def test_the_table_of_searches(setting, tmp_path, benchmark_of_parameters):
+    list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
+    scores = read_scores(tmp_path / "s")
+    found = search_table(scores, benchmark_of_parameters, ["parameters"], sample=10, repeats=40).set_index(
+        ["method", "filter"]
+    )
+    best, random, top = (found.loc[(name, "")] for name in ("best of the sample", "random", "best of all"))
+    mine, filtered = found.loc[("parameters", "")], found.loc[("parameters", "paper")]
+    assert mine["mean"] == pytest.approx(best["mean"])
+    assert random["mean"] < mine["mean"] <= top["mean"]
+    assert mine["skipped"] == 0
+    assert 0.4 < filtered["skipped"] < 0.8
+    assert filtered["seconds"] < mine["seconds"]
+    # The mean of what is drawn first is the mean of all, within 4 standard errors.
+    accuracy = benchmark_of_parameters.column()
+    assert abs(random["mean"] - accuracy.mean()) < 4 * accuracy.std() / 40**0.5
+    with pytest.raises(InputError, match="scores that were computed, got 'naswot'"):
+        search_table(scores, benchmark_of_parameters, ["naswot"], sample=10)
+
+
+def test_correlations_have_the_sign_of_the_direction(setting, tmp_path, benchmark_of_parameters):
+    list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
+    scores = read_scores(tmp_path / "s")
+    scores["ntk_condition"] = -scores["parameters"]
+    found = accuracy_correlations(scores, benchmark_of_parameters).set_index("first")
+    sound = sum(bool(cell.dag.num_paths) for cell in CELLS)
+    for name in ("parameters", "ntk_condition"):
+        assert found.spearman[name] == pytest.approx(1)
+        assert found.rows[name] == sound
+    assert set(found.index) == {name for name in SCORES if name in scores}
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["nas", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_the_commands(capsys, tmp_path):
+    out, table = tmp_path / "scores", tmp_path / "accuracy.csv"
+    options = ("--dataset", "digits", "--batch", 16, "--channels", 4, "--cells", 1, "--sample", 40, "--out", out)
+    score = ("score", "--score", "parameters", "--score", "nngp_lambda_min_exact", *options)
+    assert run(capsys, *score)[0] == 0
+    first = (out / "scores-exact_kernels.csv").read_bytes()
+    assert run(capsys, *score)[0] == 0
+    assert (out / "scores-exact_kernels.csv").read_bytes() == first
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("arch_str", "accuracy"), *((cell, 90 + i / 10) for i, cell in enumerate(read_scores(out).cell))]
+        )
+    search = ("search", "--benchmark", table, "--scores", out, "--score", "parameters", "--sample", 5, "--repeats", 20)
+    status, text, _ = run(capsys, *search)
+    assert status == 0
+    assert "best of the sample" in text
+    assert len(list(csv.DictReader((out / "search.csv").read_text().splitlines()))) == 5
+    status, _, error = run(capsys, *search)
+    assert status == 2
+    assert "--overwrite" in error
+    assert run(capsys, "plot", "--benchmark", table, "--scores", out)[0] == 0
+    for picture in ("depth-width.png", "scores.png"):
+        assert (out / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    status, _, error = run(capsys, "score", "--score", "best", *options)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert "a score out of naswot" in error
+    assert run(capsys, "score", "--cell", "x", *options)[2].count("Expected --sample or --cell, got both") == 1
