@@ -18,7 +18,7 @@ _ALL = (
     Score("parameters", True, "wiring", _DONG, paths_and_costs),
     Score("flops", True, "wiring", _DONG, paths_and_costs),
     Score("effective_depth", True, "wiring", _CHEN, paths_and_costs),
-    Score("effective_width", False, "wiring", _CHEN, paths_and_costs),
+    Score("effective_width", True, "wiring", _CHEN, paths_and_costs),
     Score("grad_norm", True, "backward", _ABDELFATTAH, grad_norm),
     Score("synflow", True, "backward", _TANAKA, synflow),
     Score("jacob_cov", True, "backward", "Mellor et al., first version, 2020, as in " + _ABDELFATTAH, jacob_cov),

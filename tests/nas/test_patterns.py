@@ -89,7 +89,11 @@ def test_scores_rank_cells_as_the_published_ones_do(golden_dir, tfds_dir):
     ]
     images = nd.data.normalise(nd.data.load_dataset("cifar10", data_dir=tfds_dir, subset=128))
     some = [Cell.parse(row["arch_str"]) for row in rows]
+    published = np.array([float(row["score"]) for row in rows])
+    connected = np.array([cell.status != "disconnected" for cell in some])
     for name in ("naswot", "naswot_reference"):
-        ours = [scored.values[name] for scored in score_cells(some, [name], Setting(images))]
-        assert np.isfinite(ours).all()
-        assert spearmanr(ours, [float(row["score"]) for row in rows])[0] > 0.95
+        ours = np.array([scored.values[name] for scored in score_cells(some, [name], Setting(images))])
+        # Dead ReLUs tell images apart in the released counting even where the output does not depend on the image.
+        sound = connected if name == "naswot" else np.ones(len(some), bool)
+        np.testing.assert_array_equal(np.isfinite(ours), sound)
+        assert spearmanr(ours[sound], published[sound])[0] > 0.95

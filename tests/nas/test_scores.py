@@ -145,7 +145,7 @@ def test_every_score_has_a_direction_a_cost_and_a_reference():
     for name in BUILT_IN:
         assert SCORES[name].reference
     lower = {name for name in BUILT_IN if not SCORES[name].higher_is_better}
-    assert lower == {"effective_width", "ntk_condition", "nngp_condition_exact", "ntk_condition_exact"}
+    assert lower == {"ntk_condition", "nngp_condition_exact", "ntk_condition_exact"}
 
 
 def test_the_registry_refuses_duplicates_and_unknown_names(setting):
