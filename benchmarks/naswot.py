@@ -39,9 +39,11 @@ def check(net: MacroNet, x: jax.Array, cell: Cell) -> None:
 
     operations, weights = map(jnp.array, gates(cell, "correct"))
     expected = nnx.jit(lambda net: net.observed(x, operations, compared, weights, jnp.zeros((len(x),) * 2))[1])(net)
-    gap = np.abs(pattern_kernel(net, x, cell) - np.asarray(expected)).max()
-    if gap > 0:
-        raise SystemExit(f"the kernel of patterns is off by {gap}; nothing is timed")
+    found = pattern_kernel(net, x, cell)
+    # Compiled apart, the two may round an input of a ReLU to different sides of 0.
+    gap = np.abs(found - np.asarray(expected)).max() / found.max()
+    if gap > 1e-4:
+        raise SystemExit(f"the kernel of patterns is off by {gap:.1e}; nothing is timed")
 
 
 def main() -> None:
