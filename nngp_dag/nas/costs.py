@@ -31,8 +31,8 @@ def flops(
 
     Example:
       >>> from nngp_dag.nas import Cell
-      >>> flops(Cell.from_index(0)) / 2e6, flops(Cell(("nor_conv_3x3",) * 6)) / 2e6
-      (7.78304, 220.11968)
+      >>> [round(flops(cell) / 2e6, 2) for cell in (Cell.from_index(0), Cell(("nor_conv_3x3",) * 6))]
+      [7.78, 220.12]
     """
     height, width, in_channels = image_shape
     kernels = _kernels(cell, channels, cells, in_channels)

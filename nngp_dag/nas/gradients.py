@@ -42,13 +42,6 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
     Raises:
       InputError: The images do not fit.
 
-    Example:
-      >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
-      >>> x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
-      >>> ntk = empirical_ntk(net, x, Cell.from_index(10353))
-      >>> ntk.shape, bool((ntk == ntk.T).all())
-      ((3, 3), True)
-
     Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.1.1.
     """
     graph, params = nnx.split(net)

@@ -101,9 +101,8 @@ class MacroNet(nnx.Module):
 
     Example:
       >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
-      >>> x = jax.random.normal(jax.random.key(0), (5, 8, 8, 3))
-      >>> net(x, Cell.from_index(10353)).shape, net(x, Cell.from_index(0)).shape
-      ((5, 10), (5, 10))
+      >>> net(jnp.ones((5, 8, 8, 3)), Cell.from_index(10353)).shape
+      (5, 10)
 
     Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1 and Figure 1; He et al., ICCV 2015 (initialisation).
     """
