@@ -133,6 +133,7 @@ def test_sphere_refusals(arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_mnist_train_begins_as_documented(tfds_dir):
     mnist = load_dataset("mnist", subset=256, data_dir=tfds_dir)
     assert mnist.images.shape == (256, 28, 28, 1)

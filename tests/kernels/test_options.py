@@ -59,6 +59,7 @@ def test_the_standard_parameterisation_grows_with_the_width():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_quadrature_that_is_not_accurate_warns():
     tanh = nd.activations.Quadrature(jnp.tanh)
     with pytest.warns(NumericalWarning, match=r"quadrature of quadrature\(tanh\) at the stem .* truncation error"):

@@ -42,6 +42,7 @@ def test_depth_and_width_are_the_authors_on_every_row(golden_dir):
         assert cell.dag.effective_width == pytest.approx(float(row["width"]), rel=1e-14)
 
 
+@pytest.mark.slow
 def test_the_space_has_so_many_degenerate_cells_and_filters_keep_so_many(every_cell):
     counts = collections.Counter(cell.status for cell in every_cell)
     assert counts == {"connected": 13_642, "unweighted": 1_642, "disconnected": 341}
@@ -60,6 +61,7 @@ def test_the_ends_of_a_filter_belong_to_it():
     assert [*map(float, f.depth), *map(float, f.width)] == [0.9, 2.3, 1.3, 3.1]
 
 
+@pytest.mark.slow
 def test_a_live_cell_has_the_same_paths(every_cell):
     for cell in every_cell[::7]:
         assert cell.live.dag.depth_histogram == cell.dag.depth_histogram
@@ -68,6 +70,7 @@ def test_a_live_cell_has_the_same_paths(every_cell):
     assert cell_of(e01="nor_conv_3x3", e02="avg_pool_3x3", e23="skip_connect").live.operations[0] == "none"
 
 
+@pytest.mark.slow
 def test_swapping_two_nodes_changes_no_network(every_cell):
     for cell in every_cell:
         e01, e02, e12, e03, e13, e23 = cell.operations
@@ -125,6 +128,7 @@ def test_networks_read_as_formulas():
     )
 
 
+@pytest.mark.slow
 def test_the_space_holds_so_many_networks(every_cell):
     members = collections.Counter(cell.network for cell in every_cell)
     assert len(members) == 5_044

@@ -110,6 +110,7 @@ def test_one_kernel_that_overflows_stops_no_other():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_networks_that_are_evaluated_alone():
     images = np.random.default_rng(1).normal(size=(4, 4, 4, 2))
     layer = nd.Conv(filter_shape=(3, 3))

@@ -124,6 +124,7 @@ def test_variance_is_clipped_at_zero():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_float32_gives_the_posterior_to_its_precision(kind, of_x):
     single = kernels(X.astype(np.float32), Z.astype(np.float32))
     result, expected = posterior(*single, Y, kind=kind), posterior(*of_x, Y, kind=kind)
