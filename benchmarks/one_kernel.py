@@ -1,9 +1,9 @@
 """Claim: NNGP and NTK of one DAG cost little more than the matrix product they start from, and less than stax's.
 
 The chain of three weighted edges, which neural-tangents gets right, and DAG#3. Every side runs in a process of its own;
-times are medians after the first call, which compiles. Checked before: entries agree with ours in float64 on 64 images.
-The product is x x^T alone, by the same library, in the same precision. Memory is how far a compiled call takes the
-process's peak above what it held before, inputs included (Linux, CPU only).
+times are medians after the first call, which compiles. Checked before: entries agree with ours in float64, of small
+blocks, on 1,100 images. The product is x x^T alone, by the same library, in the same precision. Memory is how far a
+compiled call takes the process's peak above what it held before, inputs included (Linux, CPU only).
 
     python benchmarks/one_kernel.py [--n 1024 4096] [--data-dir TFDS] [--out benchmarks/results/one_kernel.json]
 """
@@ -19,7 +19,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import FEATURES, finding, gram_product, largest_gap, load, pair, parser_of, save, show, stax_chain, timed
+from common import (
+    FEATURES,
+    exact_pair,
+    finding,
+    gram_product,
+    largest_gap,
+    load,
+    pair,
+    parser_of,
+    save,
+    show,
+    stax_chain,
+    timed,
+)
 
 import nngp_dag as nd
 
@@ -30,9 +43,10 @@ SIDES: dict[str, tuple[nd.Dag | None, Callable[[], Callable]]] = {
     "neural-tangents, chain": (CHAIN, lambda: stax_chain(3)),
     "ours, DAG#3": (MIXED, lambda: lambda x: pair(MIXED, x)),
 }
-# What was asked for: times faster than neural-tangents, times the product, peak over inputs and results.
-FASTER, PRODUCTS, PEAK = 5, 3, 1.1
-CHECKED, TOLERANCE = 64, 2e-5
+# What was asked for at N = 4,096: times faster than neural-tangents, times the product, peak over inputs and results.
+FASTER, PRODUCTS, PEAK, ASKED_AT = 5, 3, 1.1, 4096
+# As many as take the path of large kernels.
+CHECKED, TOLERANCE = 1100, 2e-5
 
 
 def peak_growth(call: Callable[[], Any]) -> int:
@@ -54,8 +68,8 @@ def measure(side: str, x: np.ndarray, repeats: int) -> dict[str, float | None]:
     dag, make = SIDES[side]
     function = make()
     if dag is not None:
-        exact = pair(dag, x[:CHECKED].astype(np.float64))
-        gap = largest_gap(function(jnp.asarray(x[:CHECKED])), exact)
+        few = x[:CHECKED]
+        gap = largest_gap(function(jnp.asarray(few)), exact_pair(dag, few), diagonal=side.startswith("ours"))
         if gap > TOLERANCE:
             raise SystemExit(f"{side}: entries differ by {gap:.1e} from float64; nothing is timed")
     on_device = jnp.asarray(x)
@@ -99,21 +113,18 @@ def main() -> None:
             row["peak_over_inputs_and_results"] = None if growth is None else (inputs + growth) / (inputs + results)
             rows.append(row)
         chain, theirs = found["ours, chain"]["seconds"], found["neural-tangents, chain"]["seconds"]
-        findings.append(
-            finding(
-                f"N = {n:,}: times faster than neural-tangents",
-                theirs / chain,
-                f">= {FASTER}",
-                theirs >= FASTER * chain,
-            )
-        )
-        for row in rows[-4:]:
-            if row["side"].startswith("ours"):
-                times, peak = row["times_the_product"], row["peak_over_inputs_and_results"]
-                where = f"N = {n:,}, {row['side'].removeprefix('ours, ')}"
-                findings.append(finding(f"{where}: times the product", times, f"<= {PRODUCTS}", times <= PRODUCTS))
-                if peak is not None:
-                    findings.append(finding(f"{where}: peak over inputs and results", peak, f"<= {PEAK}", peak <= PEAK))
+        for what, measured, limit in (
+            (f"N = {n:,}: times faster than neural-tangents", theirs / chain, FASTER),
+            *(
+                (f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {name.replace('_', ' ')}", row[name], limit)
+                for row in rows[-len(SIDES) :]
+                for name, limit in (("times_the_product", PRODUCTS), ("peak_over_inputs_and_results", PEAK))
+                if row["side"].startswith("ours") and row[name] is not None
+            ),
+        ):
+            more = limit == FASTER
+            asked = (f"{'>=' if more else '<='} {limit}", measured >= limit if more else measured <= limit)
+            findings.append(finding(what, measured, *asked) if n == ASKED_AT else finding(what, measured))
 
     columns = {"n": "{:,}", "side": "{}", "first_s": "{:.2f}", "seconds": "{:.4f}", "times_the_product": "{:.2f}"}
     columns["peak_over_inputs_and_results"] = "{:.2f}"

@@ -35,7 +35,9 @@ _SPACES = ("nasbench201",)
 def sweep(
     dag: Annotated[list[str] | None, typer.Option(help="A code or a NAS-Bench-201 cell; repeat for several.")] = None,
     nodes: Annotated[int | None, typer.Option(help="All codes with so many blocks, 1 to 4: 3 for the 729.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file with a code or cell on every line.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A text file with a code or cell on every line; # begins a comment.")
+    ] = None,
     space: Annotated[str | None, typer.Option(help="nasbench201: all 15,625 cells.")] = None,
     dataset: DatasetOption = "digits",
     data_dir: DataDirOption = None,
@@ -119,11 +121,13 @@ def _listed(dag: list[str] | None, nodes: int | None, file: Path | None, space: 
         found, what = list(zoo.codes(nodes)), f"all codes of {nodes} blocks"
     elif file is not None:
         try:
-            found, what = [line.strip() for line in file.read_text().splitlines() if line.strip()], file.name
+            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+            found, what = [line for line in lines if line and not line.startswith("#")], file.name
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"Expected --file to be a readable text file, got {file}: {error}") from None
         if not found:
             raise InputError(f"Expected a code on every line of {file}, got none")
+        found = [zoo.FIGURE3.get(name.upper(), name) for name in found]
     elif space is not None:
         if space not in _SPACES:
             raise InputError(f"Expected --space to be one of {', '.join(_SPACES)}, got {space!r}")

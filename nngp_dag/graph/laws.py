@@ -3,10 +3,15 @@
 A node's kernels are a function of its row of the normal form, {(source, operation): (A, B)}, and of the kernels of its
 sources. So two nodes, of one network or of two, have equal kernels if their rows agree once sources of equal law are
 taken for one: their A and B then add up. B counts for operations whose output has a mean; elsewhere it is set to 0.
+
+Operations may be homogeneous, as W relu(x) without biases is: c times the kernels of a node give c times the kernels of
+the field. Rows are then compared up to such factors, which wander on to the next row: a sum of two equal skips before a
+layer is no other law than after it.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +53,9 @@ class Laws:
       (True, False)
     """
 
-    def __init__(self) -> None:
-        """Starts with no network."""
+    def __init__(self, homogeneous: Callable[[Dense], bool] = lambda op: False) -> None:
+        """Starts with no network; `homogeneous` says of an operation, with its activation, whether it is."""
+        self._homogeneous = homogeneous
         # In an order in which sources come first.
         self._rows: dict[str, tuple[Summand, ...]] = {}
         self._texts: dict[Dense, str] = {}
@@ -64,24 +70,38 @@ class Laws:
             what = "pooling" if network.pools else f"{len(network.dag.outputs)} outputs"
             raise GraphError(f"Expected a network with one output and no pooling, got {what}; use `nngp_dag.kernel`")
         table, _ = rows(network)
-        known: dict[int, str] = {}
+        output = max(network.dag.outputs)
+        ops = {network.stem_op, *(op for a, _ in table.values() for _, op in a if op is not None)}
+        scales = all(map(self._homogeneous, ops))
+        # The law of every node, and the factor by which the node's kernels exceed those of the law.
+        known: dict[int, tuple[str, float]] = {}
         for node in sorted(table):
             a, b = table[node]
             summed: dict[tuple[str | int, Dense | None], tuple[float, float]] = {}
             for (source, op), weight in a.items():
-                key = (source if op is None else known[source]), op
+                law, factor = (source, 1.0) if op is None else known[source]
                 has_mean = not (network.stem_op if op is None else op).output_is_gaussian
-                before = summed.get(key, (0.0, 0.0))
-                mean_weight = float(b[source, op]) if has_mean else 0.0
-                summed[key] = before[0] + float(weight), before[1] + mean_weight
-            texts = {
-                f"{source} {self._text(op)} {a!r} {b!r}": Summand(source, op, a, b)
-                for (source, op), (a, b) in summed.items()
-            }
-            digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
-            self._rows.setdefault(digest, tuple(texts[text] for text in sorted(texts)))
-            known[node] = digest
-        return known[max(network.dag.outputs)]
+                before = summed.get((law, op), (0.0, 0.0))
+                mean_weight = float(b[source, op]) * math.sqrt(factor) if has_mean else 0.0
+                summed[law, op] = before[0] + float(weight) * factor, before[1] + mean_weight
+            factor = sum(weight for weight, _ in summed.values()) if scales else 1.0
+            if factor <= 0 or not math.isfinite(factor):
+                factor = 1.0
+            known[node] = self._digest(summed, factor), factor
+            if node == output and factor != 1:
+                return self._digest(summed, 1.0)
+        return known[output][0]
+
+    def _digest(self, summed: dict[tuple[str | int, Dense | None], tuple[float, float]], factor: float) -> str:
+        """Takes in a row, divided by a factor; returns its digest."""
+        texts = {}
+        for (source, op), (a, b) in summed.items():
+            # A root may be rounded.
+            a, b = (a, b) if factor == 1 else (a / factor, b / math.sqrt(factor))
+            texts[f"{source} {self._text(op)} {a!r} {b:.13g}"] = Summand(source, op, a, b)
+        digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+        self._rows.setdefault(digest, tuple(texts[text] for text in sorted(texts)))
+        return digest
 
     def digest_of_edges(self, network: Network) -> str:
         """Returns a digest of a network that pools: of its edges as they are."""

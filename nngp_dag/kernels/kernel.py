@@ -29,7 +29,7 @@ GETS = ("nngp", "ntk")
 # Up to so many steps a program may be written out, which runs up to twice as fast as the loop and takes a second more
 # to compile: worth it for kernels of at least so many entries.
 _WRITTEN_OUT_STEPS = 4
-_WRITTEN_OUT_ENTRIES = 1 << 20
+_WRITTEN_OUT_ENTRIES = 1 << 19
 
 
 @jax.tree_util.register_dataclass
@@ -87,8 +87,8 @@ def kernel(
 
     Memory grows as N1 N2: the two results, and no temporary of that size. The first call compiles a loop over the
     nodes, in a time that does not grow with the graph; graphs of about equal size and equal operations share it. For
-    kernels of over two million entries, graphs of up to 4 nodes are written out, which runs faster. With convolutions
-    every graph compiles for itself, in a time that grows with its edges.
+    kernels of over half a million entries, graphs of up to 4 nodes are written out, which runs faster. With
+    convolutions every graph compiles for itself, in a time that grows with its edges.
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no

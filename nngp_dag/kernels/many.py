@@ -34,6 +34,11 @@ class Stack(NamedTuple):
     ntk: np.ndarray
 
 
+def new_laws() -> Laws:
+    """Returns `Laws` that know which operations are homogeneous."""
+    return Laws(lambda op: is_homogeneous([op]))
+
+
 def kernels_of_laws(
     laws: Laws, outputs: Sequence[str], network: Network, x: ArrayLike, *, readout: bool, rules: Rules, batch: int
 ) -> Iterator[Stack]:

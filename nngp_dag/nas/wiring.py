@@ -7,9 +7,8 @@ import numpy as np
 
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
 from nngp_dag.graph import Dag, build_network
-from nngp_dag.graph.laws import Laws
 from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws
+from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.setting import Setting
@@ -27,9 +26,9 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
     """Measures lambda_min, condition number and log-determinant of the exact NNGP and NTK of every cell's wiring.
 
     The network is the fully connected one whose connectivity is the cell's, ReLU, of infinite width, on images that are
-    scaled to |x|^2 = d. Cells have few different kernels, 83 in all, and each is computed once.
+    scaled to |x|^2 = d. Cells have few different kernels, 77 in all, and each is computed once.
     """
-    laws, networks, refused = Laws(), {}, {}
+    laws, networks, refused = new_laws(), {}, {}
     classes: dict[Dag, str] = {}
     for cell in cells:
         if cell.dag in classes or cell.dag in refused:

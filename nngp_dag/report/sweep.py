@@ -21,7 +21,7 @@ from nngp_dag.kernels import kernel
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.gram import bytes_of
 from nngp_dag.kernels.kernel import check_inputs, make_rules
-from nngp_dag.kernels.many import kernels_of_laws
+from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.report.sweep_files import SweepDirectory
 from nngp_dag.theory import lambda_min_bracket, spectrum
 
@@ -132,8 +132,12 @@ def sweep(
     data = _inputs(x, dtype, plain)
     batch = _batch(bytes_of(memory_budget), data)
 
+    if isinstance(dags, (str, Dag)):
+        raise InputError(
+            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {dags!r}; pass [{dags!r}]"
+        )
     rows = list(_rows(dags))
-    laws, classes = Laws(), {}
+    laws, classes = new_laws(), {}
     networks: dict[Dag, tuple[str, str]] = {}
     for row in rows:
         if row.dag is None:

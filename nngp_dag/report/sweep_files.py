@@ -134,7 +134,12 @@ class SweepDirectory:
         for row in csv.DictReader(lines):
             if None not in row.values() and tuple(row) == ("kernel_class", *self._fields):
                 name = row.pop("kernel_class")
-                done[name] = {field: _parsed(field, value) for field, value in row.items() if value}
+                try:
+                    done[name] = {field: _parsed(field, value) for field, value in row.items() if value}
+                except ValueError as error:
+                    raise CheckpointError(
+                        f"Expected numbers in {self.path / 'classes.csv'}, got {error} for {name}; delete that line"
+                    ) from None
         return done
 
 

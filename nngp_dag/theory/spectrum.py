@@ -253,7 +253,7 @@ def _decomposed(name: str, values: np.ndarray, method: str, eigenvalues: bool) -
 
 def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
     if jax.default_backend() == "cpu":
-        return [_tridiagonal(values, wanted) for values in batch]
+        return [_by_lapack(values, wanted) for values in batch]
     scaled, parts = zip(*map(_Scaled.of, batch), strict=True)
     with jax.enable_x64(True):
         eigenvalues, residuals = (np.asarray(v) for v in _eigenvalues_and_residuals(jnp.asarray(np.stack(parts))))
@@ -263,30 +263,42 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
     ]
 
 
-def _tridiagonal(values: np.ndarray, wanted: bool) -> Spectrum:
-    """Reduces to tridiagonal form, which is nearly all of the work, and finds vectors of the two ends only."""
+def _by_lapack(values: np.ndarray, wanted: bool) -> Spectrum:
     kernel, part = _Scaled.of(values)
-    n = len(values)
-    if n <= _SMALL_ROWS:
-        eigenvalues, vectors = np.linalg.eigh(part)
-        ends = vectors[:, [0, -1]]
-    else:
-        # `part` is the one matrix of this function; the mirror of C order is Fortran order, which LAPACK overwrites.
-        routines: Any = scipy.linalg.get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), (part,))
-        sytrd, sytrd_lwork, ormqr = routines
-        lwork = int(sytrd_lwork(n, lower=1)[0])
-        reflectors, diagonal, beside, factors, _ = sytrd(part.T, lower=1, lwork=lwork, overwrite_a=1)
-        eigenvalues: Any = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf")
-        ends = np.empty((n, 2), order="F")
-        for column, index in enumerate((0, n - 1)):
-            _, vector = scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(index, index))
-            ends[:, column] = vector[:, 0]
-        ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
-    ends = ends / np.linalg.norm(ends, axis=0)
-    residuals = np.linalg.norm(kernel.applied(ends) - eigenvalues[[0, -1]] * ends, axis=0)
-    return kernel.spectrum(
-        [float(eigenvalues[0]), float(eigenvalues[-1])], residuals.tolist(), eigenvalues if wanted else None
-    )
+    try:
+        eigenvalues, ends = _tridiagonal(part, wanted) if len(part) > _SMALL_ROWS else _all(part)
+    except np.linalg.LinAlgError:
+        # No case is known; the reduction has overwritten the matrix.
+        eigenvalues, ends = _all(symmetric_part(values, kernel.exponent))
+    outer = [float(eigenvalues[0]), float(eigenvalues[-1])]
+    residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
+    return kernel.spectrum(outer, residuals.tolist(), eigenvalues if wanted else None)
+
+
+def _all(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    eigenvalues, vectors = np.linalg.eigh(part)
+    return eigenvalues, vectors[:, [0, -1]]
+
+
+def _tridiagonal(part: np.ndarray, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Reduces to tridiagonal form, which is nearly all of the work, and finds two ends, or all, and two vectors.
+
+    `part` is overwritten: the mirror of C order is Fortran order, which LAPACK takes.
+    """
+    n = len(part)
+    routines: Any = scipy.linalg.get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), (part,))
+    sytrd, sytrd_lwork, ormqr = routines
+    lwork = int(sytrd_lwork(n, lower=1)[0])
+    reflectors, diagonal, beside, factors, _ = sytrd(part.T, lower=1, lwork=lwork, overwrite_a=1)
+    # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
+    found = [
+        scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
+        for i in (0, n - 1)
+    ]
+    ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
+    ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
+    every: Any = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf") if wanted else None
+    return (np.concatenate([value for value, _ in found]) if every is None else every), ends
 
 
 @jax.jit

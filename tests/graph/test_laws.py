@@ -31,6 +31,18 @@ def test_all_codes_of_three_blocks():
     assert Laws().add(networks["2_21_112"]) == found["2_21_112"]
 
 
+def test_homogeneous_operations_move_factors():
+    """A sum of two skips before a layer, or of the same fields after it."""
+    one, other = (build_network(Dag.from_code(code)) for code in ("1_11_112", "2_11_111"))
+    strict, loose = Laws(), Laws(lambda op: True)
+    assert strict.add(one) != strict.add(other)
+    assert loose.add(one) == loose.add(other)
+    # One operation that is not, as one with biases, and factors stay where they are.
+    partly = Laws(lambda op: op.b_std is None)
+    one, other = (build_network(Dag.from_code(code), b_std=0.1) for code in ("1_11_112", "2_11_111"))
+    assert partly.add(one) != partly.add(other)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -6,16 +6,15 @@ import pytest
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Dag, build_network, zoo
-from nngp_dag.graph.laws import Laws
 from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws
+from nngp_dag.kernels.many import kernels_of_laws, new_laws
 
 X = np.random.default_rng(0).normal(size=(12, 7))
 
 
 def together(dags, x=X, *, readout=True, parameterisation="ntk", width=None, batch=4, **options):
     """NNGP and NTK of every DAG."""
-    laws = Laws()
+    laws = new_laws()
     networks = [build_network(dag, **options) for dag in dags]
     of_dag = [laws.add(network) for network in networks]
     rules = make_rules(parameterisation, width)
@@ -110,3 +109,25 @@ def test_bad_inputs_and_multiplicities():
     doubled = Dag.from_edges([(s, s + 1, "skip") for s in range(70) for _ in range(2)])
     with pytest.raises(GraphError, match="whose squares float32 can hold"):
         together([doubled], X.astype(np.float32))
+
+
+def test_the_classes_of_a_space_are_its_different_kernels():
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    laws, classes = new_laws(), {}
+    for code in zoo.codes(3):
+        try:
+            network = build_network(Dag.from_code(code))
+        except GraphError:
+            continue
+        classes.setdefault(laws.add(network), []).append(network)
+    assert len(classes) == 77
+    rules = make_rules("ntk", None)
+    first = next(iter(classes.values()))[0]
+    stacks = list(kernels_of_laws(laws, list(classes), first, x, readout=True, rules=rules, batch=77))
+    found = {law: ntk for stack in stacks for law, ntk in zip(stack.laws, stack.ntk, strict=True)}
+    for law, networks in classes.items():
+        for network in {networks[0], networks[-1]}:
+            np.testing.assert_allclose(found[law], nd.kernel(network.dag, x, get="ntk"), rtol=1e-12)
+    different = np.stack(list(found.values())).reshape(77, -1)
+    gaps = np.abs(different[:, None] / different[None] - 1).max(axis=2)
+    assert gaps[~np.eye(77, dtype=bool)].min() > 1e-4

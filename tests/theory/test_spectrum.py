@@ -90,6 +90,22 @@ def test_one_route_on_cpus_and_one_on_accelerators_agree(n, monkeypatch):
             assert s.residual <= 1e-13 * s.lambda_max
 
 
+def test_nearly_constant_diagonals_with_tiny_couplings():
+    """SciPy's bisection fails on some of these: orthonormal inputs, an identity with noise, blocks barely coupled."""
+    rng, matrices = np.random.default_rng(0), []
+    for n in (33, 64, 129):
+        for _ in range(40):
+            q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+            noise = 1e-17 * rng.normal(size=(n, n))
+            coupled = np.eye(n)
+            coupled[:2, 2:] = coupled[2:, :2].T[:] = 10.0 ** rng.integers(-320, -5)
+            matrices += [symmetric_part(q @ q.T), symmetric_part(np.eye(n) + noise), symmetric_part(coupled)]
+    for s in spectra(matrices):
+        assert s.lambda_min == pytest.approx(1, abs=1e-3)
+        assert s.lambda_max == pytest.approx(1, abs=1e-3)
+        assert s.residual <= 1e-12
+
+
 def test_all_eigenvalues_are_not_asked_of_the_iteration():
     with pytest.raises(InputError, match="Expected `method` 'dense' or 'auto' where all eigenvalues are wanted"):
         spectrum(np.eye(3), method="iterative", eigenvalues=True)
