@@ -39,8 +39,10 @@ def score(
     from nngp_dag.errors import InputError
     from nngp_dag.nas import Cell, Setting, sample_cells
     from nngp_dag.nas import cells as every_cell
+    from nngp_dag.nas.scores import measures_of
     from nngp_dag.report.nas_files import ScoreDirectory, read_scores
 
+    measures_of(score)
     if sample is not None and cell:
         raise InputError("Expected --sample or --cell, got both; leave one of them out")
     data = load_dataset(dataset, data_dir=data_dir, subset=batch)

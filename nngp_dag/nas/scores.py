@@ -54,7 +54,7 @@ class Scored:
       cell: The cell.
       values: {score: number}; NaN where it failed.
       reasons: {score: why it failed, and for which cell}.
-      seconds: Time that took, without compilation; work for all cells at once is shared out evenly.
+      seconds: Time that took: without compilation; of work for all cells at once an equal share, compilation included.
     """
 
     cell: Cell
@@ -78,6 +78,12 @@ def register(score: Score) -> Score:
     """
     if score.name in _registered:
         raise InputError(f"Expected a new name for a score, got {score.name!r}, which is taken; choose another")
+    file = getattr(score.measure, "__name__", None)
+    if file is None or any(file == s.measure.__name__ and s.measure is not score.measure for s in _registered.values()):
+        raise InputError(
+            f"Expected `measure` of {score.name!r} to be a function whose name no other measure has, got {file}; files "
+            "of scores are called after it"
+        )
     if score.cost not in COSTS:
         raise InputError(f"Expected `cost` of {score.name!r} to be one of {', '.join(COSTS)}, got {score.cost!r}")
     _registered[score.name] = score
@@ -134,16 +140,34 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
     for measure, wanted in measures_of(scores).items():
         if wanted[0].cost in ("wiring", "kernel"):
             before = time.perf_counter()
-            every = list(measure(cells, setting))
+            every = [found for _, found in _measured(measure, cells, wanted, setting)]
             each = (time.perf_counter() - before) / max(len(cells), 1)
             yield from (_scored(cell, wanted, found, each) for cell, found in zip(cells, every, strict=True))
             continue
         # Compiled before anything is timed, since that is done once for all cells.
-        list(measure(cells[:1], setting))
+        list(_measured(measure, cells[:1], wanted, setting))
         before = time.perf_counter()
-        for cell, found in zip(cells, measure(cells, setting), strict=True):
+        for cell, found in _measured(measure, cells, wanted, setting):
             yield _scored(cell, wanted, found, time.perf_counter() - before)
             before = time.perf_counter()
+
+
+def _measured(
+    measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting
+) -> Iterator[tuple[Cell, Measured]]:
+    """Runs a measure; an error that it does not turn into a reason gets the names of score and cell."""
+    running = iter(measure(cells, setting))
+    for cell in cells:
+        try:
+            found = next(running)
+            missing = [score.name for score in wanted if score.name not in found]
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"Expected {wanted[0].name} of {cell}, got {type(error).__name__}: {error}") from error
+        if missing:
+            raise InputError(f"Expected {missing[0]} of {cell}, got {', '.join(found) or 'nothing'} from its measure")
+        yield cell, found
 
 
 def _scored(cell: Cell, wanted: Sequence[Score], found: Measured, seconds: float) -> Scored:

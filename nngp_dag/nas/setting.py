@@ -58,6 +58,13 @@ class Setting:
             self.labels.shape != shape[:1] or self.labels.min() < 0 or self.labels.max() >= self.classes
         ):
             raise InputError(f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}")
+        for name in ("channels", "cells", "classes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"Expected `seed` in 0 to {2**32 - 1}, got {self.seed}")
+        if len(self.images) < 2:
+            raise InputError("Expected `images` to hold at least 2, which scores tell apart, got 1")
         if self.ntk_images < 2:
             raise InputError(f"Expected `ntk_images` to be at least 2, got {self.ntk_images}")
 

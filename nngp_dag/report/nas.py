@@ -28,7 +28,7 @@ def search_table(
     """Repeats searches by each score, with and without each filter, and says what the cells they take reach.
 
     Args:
-      scores: What `read_scores` returns; searches draw from its cells.
+      scores: What `read_scores` returns; searches draw from the cells that have all of `names`.
       benchmark: Accuracies of them.
       names: Scores to search by.
       column: Of the benchmark.
@@ -48,6 +48,11 @@ def search_table(
     import pandas
 
     frame: Any = scores
+    # Methods compare on cells that all of them have seen.
+    for name in names:
+        if name not in frame:
+            raise InputError(f"Expected scores that were computed, got {name!r}; run nngp-dag nas score with it first")
+        frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
     cells = [Cell.parse(text) for text in frame.cell]
     accuracy = np.array([benchmark.accuracy(cell, column) for cell in cells])
     nothing = np.zeros(len(cells))
@@ -58,8 +63,6 @@ def search_table(
     kept = {name: np.array([get_filter(name).keeps(cell.dag) for cell in cells]) for name in filters}
     for name in names:
         score = get_score(name)
-        if name not in frame:
-            raise InputError(f"Expected scores that were computed, got {name!r}; run nngp-dag nas score with it first")
         good = goodness(score, np.asarray(frame[name], np.float64), cells)
         seconds = np.asarray(frame[f"seconds_{score.measure.__name__}"], np.float64)
         ways.append((name, "", good, seconds, None))

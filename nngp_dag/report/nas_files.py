@@ -116,10 +116,10 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
     Returns:
       A row for each cell: `cell`, its text; `index`, its number; `status`; `effective_depth` and `effective_width` of
       the wiring; for each score its value, NaN where it failed; `seconds_MEASURE`; `reason`, why scores are missing.
-      Cells that only some measures have seen are left out.
+      What a measure has not seen is NaN, its seconds too.
 
     Raises:
-      CheckpointError: The folder holds no scores.
+      CheckpointError: The folder holds no scores, or damaged ones.
     """
     import pandas
 
@@ -132,13 +132,13 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
         for row in _rows(file):
             record = found.setdefault(row.pop("cell"), {"reason": []})
             record["reason"] += [reason] if (reason := row.pop("reason")) else []
-            record[f"seconds_{measure}"] = float(row.pop("seconds"))
-            record |= {name: float(value) for name, value in row.items()}
-    width = max((len(record) for record in found.values()), default=0)
+            try:
+                record[f"seconds_{measure}"] = float(row.pop("seconds"))
+                record |= {name: float(value) for name, value in row.items()}
+            except ValueError as error:
+                raise _damaged(file, error) from None
     records = []
     for text, record in found.items():
-        if len(record) < width:
-            continue
         cell = Cell.parse(text)
         facts = {"cell": text, "index": cell.index, "status": cell.status}
         facts |= {"effective_depth": cell.dag.effective_depth, "effective_width": cell.dag.effective_width}
@@ -159,9 +159,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     # Without a last line that was cut off.
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    rows: list[Mapping[str, Any]] = list(csv.DictReader(lines))
+    try:
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        rows: list[Mapping[str, Any]] = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, error) from None
+    if rows and not {"cell", "seconds", "reason"} <= rows[0].keys():
+        raise _damaged(path, "another first line")
     return [dict(row) for row in rows if None not in row and None not in row.values()]
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"Expected {path} to hold scores, got {reason}; mend or delete it")
 
 
 def _without_cut_off_line(path: Path, fields: Sequence[str]) -> None:

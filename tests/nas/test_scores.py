@@ -161,6 +161,21 @@ def test_the_registry_refuses_duplicates_and_unknown_names(setting):
         list(score_cells([RICH], [], setting))
 
 
+def test_a_measure_that_crashes_names_score_and_cell(setting, monkeypatch):
+    def crashing(cells, setting):
+        yield {"mine": 1.0}
+        raise ZeroDivisionError("nothing to divide by")
+
+    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    register(Score("mine", True, "wiring", "", crashing))
+    with pytest.raises(InputError, match=re.escape(f"Expected mine of {POOLS}, got ZeroDivisionError: nothing to")):
+        list(score_cells([RICH, POOLS], ["mine"], setting))
+    other = Score("other", True, "wiring", "", lambda cells, setting: iter(()))
+    register(other)
+    with pytest.raises(InputError, match="whose name no other measure has, got <lambda>"):
+        register(Score("third", True, "wiring", "", lambda cells, setting: iter(())))
+
+
 def test_a_degenerate_cell_never_ranks_above_a_sound_one():
     disconnected = next(cell for cell in cells() if cell.status == "disconnected")
     some = [disconnected, RICH, POOLS, RICH, RICH]
@@ -178,6 +193,9 @@ def test_a_degenerate_cell_never_ranks_above_a_sound_one():
         ({"labels": np.array([0, 10])}, "`labels` to be 2 numbers in 0 to 9"),
         ({"labels": np.array([0])}, "`labels` to be 2 numbers"),
         ({"ntk_images": 1}, "`ntk_images` to be at least 2, got 1"),
+        ({"images": np.ones((1, 8, 8, 3), np.float32)}, "`images` to hold at least 2"),
+        ({"channels": 0}, "`channels` to be at least 1, got 0"),
+        ({"seed": -1}, "`seed` in 0 to"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message, unchecked):

@@ -55,6 +55,25 @@ def test_scores_grow_on_disk_and_are_not_computed_again(setting, tmp_path, monke
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_second_score_of_few_cells_hides_no_other(setting, tmp_path):
+    out = tmp_path / "s"
+    list(ScoreDirectory(out, setting).score(CELLS[:5], ["parameters"]))
+    list(ScoreDirectory(out, setting).score(CELLS[4:6], ["ntk_lambda_min_exact"]))
+    table = read_scores(out)
+    assert len(table) == 6
+    assert table.parameters.notna().sum() == 5
+    assert table.seconds_exact_kernels.notna().sum() == 2
+
+
+@pytest.mark.parametrize("change", [("cell", "call"), (",0.", ",zero."), (",0.", ",\udcff.")])
+def test_damaged_scores_are_one_line(change, setting, tmp_path):
+    list(ScoreDirectory(tmp_path / "s", setting).score(CELLS[:2], ["parameters"]))
+    file = tmp_path / "s" / "scores-paths_and_costs.csv"
+    file.write_bytes(file.read_text().replace(*change).encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"Expected .*scores-paths_and_costs.csv to hold scores, got .*; mend or"):
+        read_scores(tmp_path / "s")
+
+
 def test_failures_are_kept_with_their_reason(setting, tmp_path):
     nothing = Cell.from_index(0)
     list(ScoreDirectory(tmp_path / "s", setting).score([nothing, CELLS[0]], ["ntk_logdet_exact"]))
