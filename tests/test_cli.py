@@ -166,6 +166,7 @@ def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):
     assert "━" not in err  # nothing was computed
 
 
+@pytest.mark.slow
 def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
     # In a process of its own: TensorFlow writes past sys.stderr, to the file descriptor.
     folder = tmp_path / "mnist" / "3.0.1"

@@ -179,6 +179,7 @@ MEASURE = """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@pytest.mark.slow
 def test_the_process_stays_within_the_budget(tmp_path):
     run = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path / "out")]
     peak = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) * 1024

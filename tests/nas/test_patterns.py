@@ -56,6 +56,7 @@ def test_only_what_is_read_or_counted_is_computed():
     assert list(weights) == [4, 2, 0, 2, 1]
 
 
+@pytest.mark.slow
 def test_patterns_are_counted_as_defined():
     """Against x x' + (1 - x)(1 - x)' over every array that enters a ReLU, observed one by one."""
     net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))

@@ -177,6 +177,7 @@ def test_accuracy_counts_the_largest_outputs():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.slow
 def test_regression_on_labels_is_the_posterior_on_centred_targets(kind, noise):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(90, 4))
