@@ -111,6 +111,7 @@ def test_bad_inputs_and_multiplicities():
         together([doubled], X.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_classes_of_a_space_are_its_different_kernels():
     x = np.random.default_rng(0).normal(size=(4, 6))
     laws, classes = new_laws(), {}

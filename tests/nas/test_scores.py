@@ -68,6 +68,7 @@ def test_costs_of_the_smallest_and_the_largest_network_are_those_of_the_benchmar
     assert sum(1 for _ in _kernels(RICH, 4, 2, 3)) == 1 + 6 + 3 * 2 * 2
 
 
+@pytest.mark.slow
 def test_wiring_scores_are_those_of_sweep(setting):
     found, reasons = values_of(setting, "nngp_lambda_min_exact", "ntk_condition_exact", "ntk_logdet_exact")
     x = nd.data.scale_to_sphere(setting.images.astype(np.float64))

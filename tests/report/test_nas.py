@@ -139,6 +139,7 @@ def run(capsys, *arguments):
     return stop.value.code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_commands(capsys, tmp_path):
     out, table = tmp_path / "scores", tmp_path / "accuracy.csv"
     options = ("--dataset", "digits", "--batch", 16, "--channels", 4, "--cells", 1, "--sample", 40, "--out", out)

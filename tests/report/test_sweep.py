@@ -352,6 +352,7 @@ def run(capsys, *arguments):
     return stop.value.code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_command(capsys, tmp_path):
     out = tmp_path / "out"
     arguments = ("sweep", "--nodes", 2, "--subset", 12, "--plot", "--out", out)
