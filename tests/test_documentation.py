@@ -15,6 +15,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.slow
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -66,6 +66,7 @@ def test_wide_networks_train_as_predicted():
     assert measured[-1].mean() < 0.5 * measured[0].mean()
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits_and_float32():
     first, second = run(batch_size=7), run(batch_size=7)
     np.testing.assert_array_equal(first.losses, second.losses)
