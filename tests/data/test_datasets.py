@@ -143,6 +143,7 @@ def test_mnist_train_begins_as_documented(tfds_dir):
     assert np.array_equal(shorter.images, mnist.images[:10])
 
 
+@pytest.mark.slow
 def test_mnist_test_is_the_original(tfds_dir):
     mnist = load_dataset("mnist", split="test", data_dir=tfds_dir)
     assert np.bincount(mnist.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

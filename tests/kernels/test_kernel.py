@@ -185,7 +185,13 @@ def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatc
     np.testing.assert_allclose(in_blocks.ntk, whole.ntk, rtol=1e-14)
 
 
-@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["small", "ladder"])
+@pytest.mark.parametrize(
+    "dag",
+    [
+        pytest.param(nd.Dag.from_code("2_21_112"), id="small"),
+        pytest.param(nd.zoo.ladder(9), id="ladder", marks=pytest.mark.slow),
+    ],
+)
 def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     """Two whole tiles and a remainder; two inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(9, 200))

@@ -313,6 +313,7 @@ def test_a_refused_option_touches_no_files(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_functions_are_not_resumed(tmp_path):
     phi = nd.activations.Quadrature(jnp.sin, degree=80)
     nd.sweep(["2"], X, out=tmp_path / "out", activation=phi)
