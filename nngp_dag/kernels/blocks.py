@@ -16,8 +16,8 @@ from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, mome
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.space import Space
 
-# Entries of a block of rows: of the product of inputs, large enough for matrix products; and of each value in the
-# recursion, so that all of them stay in the caches.
+# Entries of a block of rows: of the product of inputs, large enough for matrix products; of each value in the
+# recursion that is written out, a whole tile; and of each in the loop, whose stacks are to stay in the caches.
 _PRODUCT_ENTRIES = 1 << 19
 _BLOCK_ENTRIES = 1 << 18
 _LOOP_ENTRIES = 1 << 14
