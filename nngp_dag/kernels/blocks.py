@@ -24,6 +24,8 @@ _LOOP_ENTRIES = 1 << 14
 # Rows of a tile of a symmetric kernel: large enough for matrix products, and small beside the kernel.
 _TILE_ROWS = 512
 
+_INDEX = jax.ShapeDtypeStruct((), np.int32)
+
 
 def by_rows(
     rows: Any,
@@ -34,7 +36,7 @@ def by_rows(
     """Computes results in blocks of rows.
 
     Args:
-      rows: A pytree of arrays with leading axis `count`.
+      rows: A pytree of arrays with leading axis `count`, or 1 for what all rows share.
       count: Number of rows.
       size: Rows of a block.
       block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
@@ -44,13 +46,14 @@ def by_rows(
     """
     size = min(count, max(1, size))
 
+    # Compiled functions are traced once, for the shapes of their results and where they are called.
+    @jax.jit
     def compute(start: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
-        taken = jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
-        return block(taken, start + jnp.arange(size))
+        return block(_taken(rows, start, size), start + jnp.arange(size))
 
     if size == count:
         return compute(0)
-    empty = jax.tree.map(lambda v: jnp.zeros((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, 0))
+    empty = jax.tree.map(lambda v: jnp.zeros((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX))
 
     def store(i: jax.Array, state: Any) -> Any:
         # The last block moves back to end with the last row; rows that two blocks share are computed twice.
@@ -58,6 +61,10 @@ def by_rows(
         return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
 
     return lax.fori_loop(0, -(-count // size), store, empty)
+
+
+def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
+    return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
 def by_tiles(
@@ -69,7 +76,7 @@ def by_tiles(
     """Computes symmetric results in square tiles, those on and above the diagonal.
 
     Args:
-      data: A pytree of arrays with leading axis `count`.
+      data: A pytree of arrays with leading axis `count`, or 1 for what all rows share.
       count: Number of rows and columns.
       size: Rows of a tile, at most `count`.
       block: (slice of `data`, indices of its rows, likewise for the columns) -> for every output (size, size) arrays.
@@ -78,11 +85,14 @@ def by_tiles(
       For every output arrays (count, count).
     """
 
+    @jax.jit
     def compute(i: jax.Array | int, j: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
-        left, right = (jax.tree.map(lambda v, s=s: lax.dynamic_slice_in_dim(v, s, size, 0), data) for s in (i, j))
+        left, right = (_taken(data, start, size) for start in (i, j))
         return block(left, i + jnp.arange(size), right, j + jnp.arange(size))
 
-    empty = jax.tree.map(lambda v: lax.empty((count, count), v.dtype), jax.eval_shape(compute, 0, 0))
+    shapes, treedef = jax.tree.flatten(jax.eval_shape(compute, _INDEX, _INDEX))
+    # Overwritten, and of different numbers: XLA would fill one array and copy it, on one thread.
+    empty = treedef.unflatten([jnp.full((count, count), i, v.dtype) for i, v in enumerate(shapes)])
     # The last tiles move back to end with the last row; what two tiles share is computed twice.
     starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
     pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
@@ -145,11 +155,19 @@ def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
 def _prepare(
     weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
 ) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
-    """Returns the data, their scales, the variances of the data over these, and the nodes' moments."""
+    """Returns the data, their scales, the variances of the data over these, and the nodes' moments.
+
+    Variances and moments are those of one input where all inputs share them.
+    """
     paired = space._replace(paired=True)
     scale = _norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
     for x in data:
+        if spec.homogeneous and len(data) == 1 and not space.ndim:
+            # All have the norm 1 then; what an input 0 has is multiplied by 0 in the end.
+            one = jnp.ones(1, x.dtype)
+            values.append(Value(one, jnp.zeros_like(one), None))
+            continue
         x = _scaled(x, scale)
         if space.full:
             k = jax.vmap(lambda image: _images(image[None], image[None], space)[0, 0])(x)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nngp_dag.graph import Dense
@@ -66,10 +67,10 @@ class Weights(NamedTuple):
     `true` is the truth, but XLA does not know.
     """
 
-    terms: jax.Array
-    means: jax.Array
+    terms: jax.Array | np.ndarray
+    means: jax.Array | np.ndarray
     tables: Tables | None
-    true: jax.Array
+    true: jax.Array | np.ndarray
 
 
 class Moments(NamedTuple):
@@ -83,7 +84,7 @@ def _sum(terms: list[jax.Array | None]) -> jax.Array | None:
     return None if terms[0] is None else functools.reduce(operator.add, terms)  # type: ignore[arg-type]
 
 
-def evaluated_once(true: jax.Array, compute: Callable[..., Any], *operands: Any) -> Any:
+def evaluated_once(true: jax.Array | np.ndarray, compute: Callable[..., Any], *operands: Any) -> Any:
     """Returns `compute(*operands)`, arrays that XLA does not compute again for each of their readers.
 
     It would fuse all steps into one, compute what several share once for each, and take time to compile that explodes
@@ -94,6 +95,7 @@ def evaluated_once(true: jax.Array, compute: Callable[..., Any], *operands: Any)
       compute: What to compute.
       operands: Its arguments, pytrees of arrays.
     """
+    compute = jax.jit(compute)  # traced once, for the shapes of its results and for the condition
     shapes = jax.eval_shape(compute, *operands)
     nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     return lax.cond(true, compute, lambda *operands: nothing, *operands)

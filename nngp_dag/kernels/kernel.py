@@ -271,9 +271,8 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
         )
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
-    return Weights(
-        jnp.asarray(terms, dtype), jnp.asarray(means, dtype), jax.tree.map(jnp.asarray, loop), jnp.asarray(True)
-    )
+    # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
+    return Weights(terms.astype(dtype), means.astype(dtype), loop, np.asarray(True))
 
 
 def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:

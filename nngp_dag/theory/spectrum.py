@@ -1,5 +1,7 @@
 """Extreme eigenvalues of kernel matrices, with the limit of what their precision can resolve."""
 
+import contextlib
+import functools
 import inspect
 import math
 import warnings
@@ -14,6 +16,7 @@ import scipy.linalg
 import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import ArrayLike, Float
+from threadpoolctl import ThreadpoolController
 
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph.operations import check_option
@@ -264,15 +267,27 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
 
 
 def _by_lapack(values: np.ndarray, wanted: bool) -> Spectrum:
-    kernel, part = _Scaled.of(values)
+    with _one_thread(len(values)):
+        kernel, part = _Scaled.of(values)
     try:
         eigenvalues, ends = _tridiagonal(part, wanted) if len(part) > _SMALL_ROWS else _all(part)
     except np.linalg.LinAlgError:
         # No case is known; the reduction has overwritten the matrix.
         eigenvalues, ends = _all(symmetric_part(values, kernel.exponent))
     outer = [float(eigenvalues[0]), float(eigenvalues[-1])]
-    residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
+    with _one_thread(len(values)):
+        residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
     return kernel.spectrum(outer, residuals.tolist(), eigenvalues if wanted else None)
+
+
+def _one_thread(rows: int) -> contextlib.AbstractContextManager:
+    """Products with two vectors of a small matrix take several times as long where threads share them."""
+    return _blas().limit(limits=1, user_api="blas") if rows <= _DENSE_ROWS else contextlib.nullcontext()
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _all(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,13 +305,14 @@ def _tridiagonal(part: np.ndarray, wanted: bool) -> tuple[np.ndarray, np.ndarray
     sytrd, sytrd_lwork, ormqr = routines
     lwork = int(sytrd_lwork(n, lower=1)[0])
     reflectors, diagonal, beside, factors, _ = sytrd(part.T, lower=1, lwork=lwork, overwrite_a=1)
-    # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
-    found = [
-        scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
-        for i in (0, n - 1)
-    ]
-    ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
-    ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
+    with _one_thread(n):
+        # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
+        found = [
+            scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
+            for i in (0, n - 1)
+        ]
+        ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
+        ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
     every: Any = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf") if wanted else None
     return (np.concatenate([value for value, _ in found]) if every is None else every), ends
 
