@@ -56,7 +56,9 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
         axes.add_patch(corner)
     axes.set_xlabel("effective depth")
     axes.set_ylabel("effective width")
-    axes.set_title(f"{int(counts.sum()):,} connected cells; area: cells there, 1 to {counts.max():,}", fontsize=11)
+    axes.set_title(
+        f"{int(counts.sum()):,} cells with a path; area: cells there, {counts.min():,} to {counts.max():,}", fontsize=11
+    )
     axes.legend(frameon=False, loc="upper right")
     axes.grid(True, alpha=0.3)
     axes.margins(0.06)
@@ -93,8 +95,10 @@ def plot_scores(
         if sound.any() and values[sound].min() > 0 and values[sound].max() > 100 * values[sound].min():
             axes.set_xscale("log")
         # Cells whose training failed, at 10 %, would leave the others a thin line.
-        axes.set_ylim(max(0.0, float(np.nanpercentile(accuracy, 2)) - 2), float(np.nanmax(accuracy)) + 1)
-        axes.set_title(f"{name}, {int(sound.sum()):,} of {len(values):,} cells", fontsize=10)
+        low = max(0.0, float(np.nanpercentile(accuracy, 2)) - 2)
+        axes.set_ylim(low, float(np.nanmax(accuracy)) + 1)
+        shown_of = f"{int((accuracy[sound] >= low).sum()):,} of {len(values):,} cells"
+        axes.set_title(f"{name}, {shown_of}", fontsize=10)
         axes.set_xlabel(name)
         axes.set_ylabel("accuracy in %")
         axes.grid(True, alpha=0.3)
