@@ -35,7 +35,7 @@ def relu_inputs(net: MacroNet, x: jax.Array, cell: Cell) -> Iterator[np.ndarray]
     """Yields what enters every ReLU that changes an output, (images, units): a plain network, edge by edge."""
 
     def convolved(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
 
