@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plot_depth_and_width(benchmark, options.out.with_name(options.out.name + "_depth_width.png"))
     drawn = [name for name in SCORES if name in scores]
     plot_scores(scores, benchmark, drawn, options.out.with_suffix(".png"))
-    Console().print(search_summary(table, options.sample, len(scores)))
+    Console().print(search_summary(table, options.sample))
     Console().print(correlation_table(ranks))
 
 

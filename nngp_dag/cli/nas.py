@@ -16,7 +16,6 @@ ScoreOption = Annotated[
 ]
 ScoresOption = Annotated[Path, typer.Option("--scores", help="Folder that nas score wrote.")]
 BenchmarkOption = Annotated[Path, typer.Option("--benchmark", help="CSV or JSON with arch_str and accuracies.")]
-ColumnOption = Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")]
 
 
 @nas.command()
@@ -30,6 +29,9 @@ def score(
     channels: Annotated[int, typer.Option(help="Channels of the first stage.")] = 16,
     cells: Annotated[int, typer.Option(help="Cells of a stage.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the weights, and of the sample.")] = 0,
+    cells_at_once: Annotated[
+        int | None, typer.Option(help="Networks that one call computes; by default 16 on a GPU, 1 elsewhere.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the scores; what it has is not computed again.")] = Path(
         "nngp-dag-nas"
     ),
@@ -46,7 +48,8 @@ def score(
     if sample is not None and cell:
         raise InputError("Expected --sample or --cell, got both; leave one of them out")
     data = load_dataset(dataset, data_dir=data_dir, subset=batch)
-    setting = Setting(normalise(data), data.labels, channels=channels, cells=cells, classes=data.num_classes, seed=seed)
+    sizes = {"channels": channels, "cells": cells, "classes": data.num_classes, "seed": seed}
+    setting = Setting(normalise(data), data.labels, **sizes, cells_at_once=cells_at_once)
     chosen = [Cell.parse(text) for text in cell] if cell else []
     chosen = chosen or (list(every_cell()) if sample is None else sample_cells(sample, seed))
     with progress() as on_progress:
@@ -66,13 +69,17 @@ def search(
     scores: ScoresOption = Path("nngp-dag-nas"),
     score: ScoreOption = ["naswot"],  # noqa: B006
     filter_: FilterOption = ["paper"],  # noqa: B006
-    column: ColumnOption = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Column of the benchmark, if it has several; repeat for a table of each.")
+    ] = None,
     sample: Annotated[int, typer.Option(help="Cells of one search.")] = 100,
     repeats: Annotated[int, typer.Option(help="Searches.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
+    import pandas
+
     from nngp_dag.nas import Benchmark
     from nngp_dag.report import output_file
     from nngp_dag.report.nas import accuracy_correlations, search_table
@@ -80,13 +87,18 @@ def search(
     from nngp_dag.report.tables import correlation_table, search_summary
 
     known, table = Benchmark.load(benchmark), read_scores(scores)
-    found = search_table(table, known, score, column=column, filters=filter_, sample=sample, repeats=repeats, seed=seed)
-    ranks = accuracy_correlations(table, known, column=column)
-    for frame, name in ((found, "search.csv"), (ranks, "accuracy.csv")):
+    columns = list(dict.fromkeys(column)) if column else [None]
+    options = {"filters": filter_, "sample": sample, "repeats": repeats, "seed": seed}
+    found = [search_table(table, known, score, column=name, **options) for name in columns]
+    ranks = [accuracy_correlations(table, known, column=name) for name in columns]
+    for frames, name in ((found, "search.csv"), (ranks, "accuracy.csv")):
         with output_file(scores / name, overwrite=overwrite) as path:
-            frame.to_csv(path, index=False)
-    console().print(search_summary(found, sample, len(table)))
-    console().print(correlation_table(ranks))
+            pandas.concat(frames).to_csv(path, index=False)
+    for searches, correlations in zip(found, ranks, strict=True):
+        console().print(search_summary(searches, sample))
+        console().print(correlation_table(correlations))
+        if searches.left_out[0]:
+            say(f"left out {searches.left_out[0]:,} scored cells without {searches.column[0]}")
     say(f"wrote search.csv, accuracy.csv to {scores}")
 
 
@@ -94,7 +106,7 @@ def search(
 def plot(
     benchmark: BenchmarkOption,
     scores: ScoresOption = Path("nngp-dag-nas"),
-    column: ColumnOption = None,
+    column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw accuracy over effective depth and width, and over every score."""

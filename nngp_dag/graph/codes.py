@@ -7,7 +7,6 @@ Paper codes (Chen et al. 2022) such as `2_21_112`: block t lists the edges into 
 
 import itertools
 import operator
-import re
 from collections.abc import Sequence
 
 from nngp_dag.errors import GraphError
@@ -114,20 +113,20 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
         raise GraphError(f"Expected `cell` to be text such as '|nor_conv_3x3~0|+|...', got {cell!r}")
     blocks = []
     for target, block in enumerate(cell.split("+"), start=1):
-        entries = re.findall(r"([^|~]+)~(\d+)\|", block)
-        canonical = "|" + "".join(f"{op}~{source}|" for op, source in entries)
-        if block != canonical or [int(source) for _, source in entries] != list(range(target)):
+        names = [entry.partition("~")[0] for entry in block[1:-1].split("|")]
+        canonical = "|" + "".join(f"{name}~{source}|" for source, name in enumerate(names))
+        if block != canonical or len(names) != target:
             raise GraphError(
                 f"Expected block {target} of `cell` to be '|op~0|...|op~{target - 1}|' (one operation from every "
-                f"earlier node), got {block!r} in {cell!r}"
+                f"earlier node), got {shorten(block)!r} in {shorten(cell, 160)!r}"
             )
-        for name, source in entries:
+        for source, name in enumerate(names):
             if name not in NASBENCH201_OPS:
                 raise GraphError(
                     f"Expected the operation on edge {source}->{target} of `cell` to be one of "
-                    f"{', '.join(NASBENCH201_OPS)}, got {name!r}"
+                    f"{', '.join(NASBENCH201_OPS)}, got {shorten(name)!r}"
                 )
-        blocks.append([name for name, _ in entries])
+        blocks.append(names)
     return blocks
 
 

@@ -1,6 +1,7 @@
 """Accuracies of trained cells, from a table on disk."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from nngp_dag.errors import DataError, GraphError
+from nngp_dag.graph.codes import shorten
 from nngp_dag.nas.cells import Cell
 
 _NAMES = ("arch_str", "arch", "architecture", "cell")
-_NUMBERS = ("index", "arch_index")
+# The last two are how pandas writes its row numbers.
+_NUMBERS = ("index", "arch_index", "", "Unnamed: 0")
+_MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +31,10 @@ class Benchmark:
 
     Attributes:
       cells: The cells, without repetition.
-      accuracies: {column: (cells,)}.
+      accuracies: {column: (cells,)}; NaN where a cell has none.
 
     Raises:
-      DataError: A cell stands there twice, a column has the wrong length, or there are none.
+      DataError: A cell stands there twice, a column has the wrong length or infinite numbers, or there are none.
 
     Example:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
@@ -52,6 +56,8 @@ class Benchmark:
         for name, column in self.accuracies.items():
             if np.shape(column) != (len(self.cells),):
                 raise DataError(f"Expected column {name!r} to hold {len(self.cells)} numbers, got {np.shape(column)}")
+            if np.isinf(column).any():
+                raise DataError(f"Expected column {name!r} to be finite, got inf in row {np.isinf(column).argmax()}")
         rows: dict[Cell, int] = {}
         for row, cell in enumerate(self.cells):
             if rows.setdefault(cell, row) != row:
@@ -64,10 +70,12 @@ class Benchmark:
 
         CSV has a head, a column with the cell's text (`arch_str`, `arch`, `architecture` or `cell`), and numbers. JSON
         is a list of such rows, or an object from the cell's text to a number or a row; objects within a row become
-        columns `outer.inner`. Rows without a number in a column have NaN there, and columns of text are left out.
+        columns `outer.inner`. Where a row has nothing, NaN, NA or null a column has NaN. Columns without any number are
+        left out, and so are row numbers.
 
         Raises:
-          DataError: The file is absent, of another kind, or malformed; a cell is none or stands there twice.
+          DataError: The file is absent, of another kind, or malformed; a cell is none or stands there twice; a column
+            holds numbers and something else.
         """
         path = Path(path)
         if path.suffix.lower() not in (".csv", ".json"):
@@ -76,9 +84,10 @@ class Benchmark:
                 "since reading a pickled file can run any code"
             )
         try:
-            text = path.read_text(encoding="utf-8")
-            rows = list(csv.DictReader(text.splitlines())) if path.suffix.lower() == ".csv" else _json_rows(text)
-        except (OSError, ValueError) as error:
+            # A byte order mark, which spreadsheets write, is no part of the first name.
+            text = path.read_bytes().decode("utf-8-sig")
+            rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text)
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
             raise DataError(f"Expected {path} to be a readable table of accuracies, got {error}") from None
         return cls._from_rows(rows, path)
 
@@ -86,7 +95,7 @@ class Benchmark:
     def _from_rows(cls, rows: Sequence[Mapping[str, Any]], path: Path) -> "Benchmark":
         name = next((name for name in _NAMES if rows and name in rows[0]), None)
         if name is None:
-            found = ", ".join(map(str, rows[0])) if rows else "no rows"
+            found = shorten(", ".join(rows[0])) if rows else "no rows"
             raise DataError(f"Expected {path} to have a column {' or '.join(_NAMES)}, got {found}")
         cells = []
         for number, row in enumerate(rows):
@@ -94,14 +103,18 @@ class Benchmark:
                 cells.append(Cell.parse(row.get(name, "")))
             except GraphError as error:
                 raise DataError(f"Expected a cell in row {number} of {path}: {error}") from None
-        columns = {
-            key: [_number(row.get(key)) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)
-        }
-        accuracies = {
-            key: np.array(values)
-            for key, values in columns.items()
-            if key not in (name, *_NUMBERS) and any(map(math.isfinite, values))
-        }
+        accuracies = {}
+        for key in dict.fromkeys(key for row in rows for key in row if key not in (name, *_NUMBERS)):
+            column = [row.get(key) for row in rows]
+            numbers = list(map(_number, column))
+            if not any(number is not None and math.isfinite(number) for number in numbers):
+                continue
+            if None in numbers:
+                row = numbers.index(None)
+                raise DataError(
+                    f"Expected column {key!r} of {path} to hold numbers, got {shorten(repr(column[row]))} in row {row}"
+                )
+            accuracies[key] = np.array(numbers, np.float64)
         if not accuracies:
             raise DataError(f"Expected {path} to have a column of numbers beside {name!r}, got none")
         return cls(tuple(cells), accuracies)
@@ -148,6 +161,16 @@ class Benchmark:
         row = self.index(self[cell] if isinstance(cell, int) else cell)
         return float(self.column(column)[row])
 
+    def look_up(self, cells: Sequence[Cell], column: str | None = None) -> Float[np.ndarray, " asked"]:
+        """Returns the accuracies of some cells, in per cent; NaN for those without one, in the table or not.
+
+        Raises:
+          DataError: There is no such column.
+        """
+        known = self.column(column)
+        rows = (self._rows.get(cell) for cell in cells)
+        return np.array([math.nan if row is None else known[row] for row in rows], np.float64)
+
     def isomorphic(self, cell: Cell | str) -> tuple[Cell, ...]:
         """Returns the cells of the table that are the same network as `cell`, which need not be in it, by row.
 
@@ -157,16 +180,34 @@ class Benchmark:
         return tuple(other for other in self.cells if other.network == network)
 
 
+def _csv_rows(text: str) -> list[dict[str, Any]]:
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    head, *rows = lines or [[]]
+    for number, row in enumerate(rows):
+        if len(row) != len(head):
+            raise ValueError(f"{len(row)} fields in row {number} under a head of {len(head)}")
+    return [_unique(zip(head, row, strict=True)) for row in rows]
+
+
 def _json_rows(text: str) -> list[dict[str, Any]]:
-    document = json.loads(text)
+    document = json.loads(text, object_pairs_hook=_unique)
     if isinstance(document, dict):
         document = [
-            {"arch_str": cell, **(row if isinstance(row, dict) else {"accuracy": row})}
+            _unique([(_NAMES[0], cell), *(row.items() if isinstance(row, dict) else [("accuracy", row)])])
             for cell, row in document.items()
         ]
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
         raise ValueError("neither a list of objects nor an object of cells")
-    return [dict(_flat(row.items())) for row in document]
+    return [_unique(_flat(row.items())) for row in document]
+
+
+def _unique(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in items:
+        if key in found:
+            raise ValueError(f"{shorten(key)!r} twice")
+        found[key] = value
+    return found
 
 
 def _flat(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
@@ -177,8 +218,13 @@ def _flat(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def _number(value: Any) -> float:
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+def _number(value: Any) -> float | None:
+    """Returns a number, NaN for what stands for none, or None for anything else."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return math.nan
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

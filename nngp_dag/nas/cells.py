@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag
-from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201, nasbench201_operations
+from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201, nasbench201_operations, shorten
 from nngp_dag.graph.topology import live_edges
 
 OPERATIONS = tuple(NASBENCH201_OPS)
@@ -64,7 +64,7 @@ class Cell:
         """
         blocks = nasbench201_operations(text)
         if len(blocks) != 3:
-            raise GraphError(f"Expected `text` to be a cell of 3 blocks, got {len(blocks)} in {text!r}")
+            raise GraphError(f"Expected `text` to be a cell of 3 blocks, got {len(blocks)} in {shorten(text)!r}")
         return cls(tuple(itertools.chain(*blocks)))
 
     @classmethod

@@ -1,6 +1,5 @@
 """Scores from gradients of the finite, untrained network."""
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.kernel import precision_of
+from nngp_dag.nas.batches import by_cells, compiled
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.setting import Setting
@@ -45,24 +45,25 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
     Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.1.1.
     """
     graph, params = nnx.split(net)
-    ntk = np.asarray(_ntk(graph, params, jnp.asarray(x), np.array(cell.live.codes)))
-    return (ntk + ntk.T) / 2
+    return _symmetric(np.asarray(_ntk(graph, (params, jnp.asarray(x)), _codes(cell))))
 
 
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
     """Measures the condition number of the empirical NTK of the setting's first images."""
-    net, x = setting.network(), jnp.asarray(setting.images[: setting.ntk_images])
-    for cell in cells:
-        yield {"ntk_condition": _measured(lambda cell=cell: _condition(empirical_ntk(net, x, cell)))}
+    graph, params = nnx.split(setting.network())
+    shared = params, jnp.asarray(setting.images[: setting.ntk_images])
+    for ntk in by_cells(_ntk, graph, shared, map(_codes, cells), setting.at_once):
+        yield {"ntk_condition": _measured(_condition, _symmetric(ntk))}
 
 
 def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
     """Measures the sum over kernels of the Euclidean norms of the gradients of the mean cross entropy."""
     if setting.labels is None:
         raise InputError("Expected `labels` in the setting for grad_norm, got None; pass those of the images")
-    arguments = *nnx.split(setting.network()), jnp.asarray(setting.images), jnp.asarray(setting.labels)
-    for cell in cells:
-        yield {"grad_norm": _measured(lambda cell=cell: _positive(_gradient_norm(*arguments, _codes(cell))))}
+    graph, params = nnx.split(setting.network())
+    shared = params, jnp.asarray(setting.images), jnp.asarray(setting.labels)
+    for norm in by_cells(_gradient_norm, graph, shared, map(_codes, cells), setting.at_once):
+        yield {"grad_norm": _measured(_positive, norm)}
 
 
 def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
@@ -75,27 +76,34 @@ def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
     with precision_of(np.dtype(np.float64)):
         params = jax.tree.map(lambda value: jnp.abs(jnp.asarray(value, jnp.float64)), params)
         x = jnp.ones((1, *setting.images.shape[1:]), jnp.float64)
-    for cell in cells:
+    flows = by_cells(_flow, graph, (params, x), map(_codes, cells), setting.at_once)
+    for _ in cells:
         with precision_of(np.dtype(np.float64)):
-            yield {"synflow": _measured(lambda cell=cell: np.log(_positive(_flow(graph, params, x, _codes(cell)))))}
+            flow = next(flows)
+        yield {"synflow": _measured(lambda flow: np.log(_positive(flow)), flow)}
 
 
 def jacob_cov(cells: Sequence[Cell], setting: Setting) -> Measured:
     """Measures -sum_i log(v_i + k) + 1 / (v_i + k), v_i the eigenvalues of the correlations of input gradients."""
     graph, params = nnx.split(setting.network())
-    x = jnp.asarray(setting.images)
-    for cell in cells:
-        yield {"jacob_cov": _measured(lambda cell=cell: _correlation_score(_jacobian(graph, params, x, _codes(cell))))}
+    for jacobian in by_cells(
+        _jacobian, graph, (params, jnp.asarray(setting.images)), map(_codes, cells), setting.at_once
+    ):
+        yield {"jacob_cov": _measured(_correlation_score, jacobian)}
 
 
-def _codes(cell: Cell) -> np.ndarray:
-    return np.array(cell.live.codes)
+def _codes(cell: Cell) -> tuple[np.ndarray]:
+    return (np.array(cell.live.codes),)
 
 
-def _measured(compute: Callable[[], float]) -> float | str:
-    """Returns a number, or why there is none."""
+def _symmetric(matrix: np.ndarray) -> np.ndarray:
+    return (matrix + matrix.T) / 2
+
+
+def _measured(number: Callable[[np.ndarray], float], computed: np.ndarray) -> float | str:
+    """Returns a number made of what was computed, or why there is none."""
     try:
-        return float(compute())
+        return float(number(computed))
     except InputError as error:
         return str(error)
 
@@ -127,7 +135,7 @@ def _correlation_score(jacobian: ArrayLike) -> float:
     return float(-(np.log(eigenvalues) + 1 / eigenvalues).sum())
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _ntk(graph: Any, params: Any, x: Array, codes: Array) -> Array:
     trained, fixed = _by_name(params, lambda name: name not in ("shift", "bias"))
 
@@ -140,7 +148,7 @@ def _ntk(graph: Any, params: Any, x: Array, codes: Array) -> Array:
     return sum((jnp.dot(row, row.T, precision=lax.Precision.HIGHEST) for row in rows), jnp.zeros((len(x), len(x))))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _gradient_norm(graph: Any, params: Any, x: Array, labels: Array, codes: Array) -> Array:
     kernels, fixed = _by_name(params, lambda name: name not in ("shift", "bias", "scale"))
 
@@ -155,7 +163,7 @@ def _gradient_norm(graph: Any, params: Any, x: Array, labels: Array, codes: Arra
     return sum((jnp.sqrt(value).sum() for value in squares), jnp.zeros(()))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _flow(graph: Any, params: Any, x: Array, codes: Array) -> Array:
     # Without batch norm neither scales nor shifts take part; biases are 0.
     total = lambda params: nnx.merge(graph, params)(x, codes).sum()  # noqa: E731
@@ -163,7 +171,7 @@ def _flow(graph: Any, params: Any, x: Array, codes: Array) -> Array:
     return jax.tree.reduce(jnp.add, products)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _jacobian(graph: Any, params: Any, x: Array, codes: Array) -> Array:
     return jax.grad(lambda x: nnx.merge(graph, params)(x, codes).sum())(x)
 

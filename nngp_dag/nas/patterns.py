@@ -1,10 +1,8 @@
 """NASWOT: how well the ReLUs of an untrained network tell the images of a batch apart."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Int
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import check_option
+from nngp_dag.nas.batches import by_cells, compiled
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, Cell
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.setting import Setting
@@ -52,8 +51,7 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
     """
     check_option("counting", counting, COUNTINGS)
     graph, params = nnx.split(net)
-    codes, weights = gates(cell, counting)
-    return np.asarray(_counted(graph, params, jnp.asarray(x), codes, weights), np.int64)
+    return np.asarray(_counted(graph, (params, jnp.asarray(x)), gates(cell, counting)), np.int64)
 
 
 def gates(cell: Cell, counting: str) -> tuple[np.ndarray, np.ndarray]:
@@ -99,15 +97,16 @@ def naswot_reference(cells: Sequence[Cell], setting: Setting) -> Iterator[dict[s
 
 
 def _naswot(cells: Sequence[Cell], setting: Setting, name: str, counting: str) -> Iterator[dict[str, float | str]]:
-    net, images = setting.network(), jnp.asarray(setting.images)
-    for cell in cells:
+    graph, params = nnx.split(setting.network())
+    of_cells = (gates(cell, counting) for cell in cells)
+    for kernel in by_cells(_counted, graph, (params, jnp.asarray(setting.images)), of_cells, setting.at_once):
         try:
-            yield {name: log_determinant(pattern_kernel(net, images, cell, counting=counting))}
+            yield {name: log_determinant(kernel)}
         except InputError as error:
             yield {name: str(error)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled
 def _counted(graph: Any, params: Any, x: Array, codes: Array, weights: Array) -> Array:
     def agreements(value: Array, weight: Array) -> Array:
         signs = jnp.where(value.reshape(len(value), -1) > 0, 1, -1).astype(jnp.int8)

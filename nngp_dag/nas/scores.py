@@ -1,9 +1,10 @@
 """The registry of scores, and how many cells are scored."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -54,7 +55,8 @@ class Scored:
       cell: The cell.
       values: {score: number}; NaN where it failed.
       reasons: {score: why it failed, and for which cell}.
-      seconds: Time that took: without compilation; of work for all cells at once an equal share, compilation included.
+      seconds: Time that took, without compilation; of work for several cells at once an equal share. Exact kernels are
+        one such work for all cells of a call, so that the more cells, the smaller the share.
     """
 
     cell: Cell
@@ -138,17 +140,20 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
       {'parameters': 73306.0, 'effective_depth': 0.0}
     """
     for measure, wanted in measures_of(scores).items():
-        if wanted[0].cost in ("wiring", "kernel"):
-            before = time.perf_counter()
-            every = [found for _, found in _measured(measure, cells, wanted, setting)]
-            each = (time.perf_counter() - before) / max(len(cells), 1)
-            yield from (_scored(cell, wanted, found, each) for cell, found in zip(cells, every, strict=True))
-            continue
+        cost, at_once = wanted[0].cost, setting.at_once
         # Compiled before anything is timed, since that is done once for all cells.
-        list(_measured(measure, cells[:1], wanted, setting))
+        if cost == "kernel":
+            # Programs of kernels depend on all cells; nothing that is computed now is known to what is timed.
+            list(_measured(measure, [Cell(cell.operations) for cell in cells], wanted, replace(setting)))
+        elif cost != "wiring":
+            list(_measured(measure, cells[:1], wanted, setting))
+        if cost in ("wiring", "kernel"):
+            at_once = max(len(cells), 1)
+        running = _measured(measure, cells, wanted, setting)
         before = time.perf_counter()
-        for cell, found in _measured(measure, cells, wanted, setting):
-            yield _scored(cell, wanted, found, time.perf_counter() - before)
+        while block := list(itertools.islice(running, at_once)):
+            each = (time.perf_counter() - before) / len(block)
+            yield from (_scored(cell, wanted, found, each) for cell, found in block)
             before = time.perf_counter()
 
 
@@ -184,14 +189,16 @@ def _scored(cell: Cell, wanted: Sequence[Score], found: Measured, seconds: float
 def goodness(score: Score, values: Sequence[float] | np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
     """Returns numbers of which the higher is better, whatever the score's direction, (cells,).
 
-    Degenerate cells, disconnected or without a finite score, have minus infinity: they never rank above sound ones.
+    Degenerate cells have minus infinity, so that they never rank above sound ones: those without a finite score, and
+    those whose `status` is not "connected". A kernel of a cell without a weighted edge is that of its input, which some
+    scores of exact kernels put above all others.
 
     Example:
       >>> goodness(get_score("ntk_condition"), [3.0, 2.0, np.inf], [Cell.from_index(10353)] * 3)
       array([ -3.,  -2., -inf])
     """
     numbers = np.asarray(values, np.float64)
-    connected = np.array([bool(cell.dag.num_paths) for cell in cells], bool)
+    connected = np.array([cell.status == "connected" for cell in cells], bool)
     sign = 1.0 if score.higher_is_better else -1.0
     sound = np.isfinite(numbers) & connected
     return np.where(sound, sign * np.where(sound, numbers, 0.0), -np.inf)

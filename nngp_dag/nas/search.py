@@ -47,7 +47,7 @@ def search(
       seed: Of the draws.
 
     Raises:
-      InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, or lengths differ.
+      InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, `seed` below 0, or lengths differ.
 
     Example:
       >>> found = search(np.array([1.0, 3.0, 2.0]), seconds=np.ones(3), sample=3, repeats=2)
@@ -64,6 +64,8 @@ def search(
         raise InputError(f"Expected `sample` in 1 to the {count:,} scored cells, got {sample}; score more cells")
     if repeats < 1:
         raise InputError(f"Expected `repeats` to be at least 1, got {repeats}")
+    if seed < 0:
+        raise InputError(f"Expected `seed` to be at least 0, got {seed}")
     rng = np.random.default_rng(seed)
     picked, skipped, spent = np.full(repeats, -1), np.zeros(repeats), np.zeros(repeats)
     for i in range(repeats):

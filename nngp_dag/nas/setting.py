@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
 from nngp_dag.errors import InputError
 from nngp_dag.nas.network import MacroNet
+
+# A GPU is idle for most of one small network; so many empirical NTKs of 32 images take some 10 GB.
+_AT_ONCE_ON_GPU = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,8 @@ class Setting:
       classes: Outputs of the network.
       seed: Of the one draw of weights.
       ntk_images: How many of the images the empirical NTK takes, the first ones, as a batch of their own.
+      cells_at_once: Cells whose networks are computed in one call, of which each then computes all operations and
+        selects; memory grows likewise. None for 16 on a GPU and 1 elsewhere. Scores are the same up to rounding.
 
     Raises:
       InputError: Shapes do not fit.
@@ -37,6 +43,7 @@ class Setting:
     classes: int = 10
     seed: int = 0
     ntk_images: int = 32
+    cells_at_once: int | None = None
     # Networks, and kernels that several cells share.
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -67,6 +74,13 @@ class Setting:
             raise InputError("Expected `images` to hold at least 2, which scores tell apart, got 1")
         if self.ntk_images < 2:
             raise InputError(f"Expected `ntk_images` to be at least 2, got {self.ntk_images}")
+        if self.cells_at_once is not None and self.cells_at_once < 1:
+            raise InputError(f"Expected `cells_at_once` to be at least 1, got {self.cells_at_once}")
+
+    @property
+    def at_once(self) -> int:
+        """How many cells one call computes."""
+        return self.cells_at_once or (_AT_ONCE_ON_GPU if jax.default_backend() == "gpu" else 1)
 
     def network(self, *, batch_norm: bool = True) -> MacroNet:
         """Returns the network from which all cells take their weights; the same one whenever asked."""

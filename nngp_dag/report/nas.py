@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import DataError, InputError
 from nngp_dag.nas import SCORES, Benchmark, Cell, get_filter, get_score, goodness
 from nngp_dag.nas.search import accuracies_of, search
 from nngp_dag.report.ranking import rank_correlations
@@ -28,7 +28,7 @@ def search_table(
     """Repeats searches by each score, with and without each filter, and says what the cells they take reach.
 
     Args:
-      scores: What `read_scores` returns; searches draw from the cells that have all of `names`.
+      scores: What `read_scores` returns; searches draw from the cells that have all of `names`, and an accuracy.
       benchmark: Accuracies of them.
       names: Scores to search by.
       column: Of the benchmark.
@@ -40,10 +40,12 @@ def search_table(
     Returns:
       A row for random choice, for each score and filter, for the best cell of each sample, and for the best of all:
       `method`, `filter`, `mean` and `std` of the accuracy in per cent, `seconds` of one search, `skipped`, the share of
-      cells that the filter saved, `found`, the searches that found a cell, and `repeats`.
+      cells that the filter saved, `found`, the searches that found a cell, `repeats`, `cells`, those that searches drew
+      from, `left_out`, those that have the scores, but no accuracy, and `column`.
 
     Raises:
       InputError: A score or filter is unknown or was not computed.
+      DataError: No scored cell has an accuracy, or there is no such column.
     """
     import pandas
 
@@ -53,8 +55,13 @@ def search_table(
         if name not in frame:
             raise InputError(f"Expected scores that were computed, got {name!r}; run nngp-dag nas score with it first")
         frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
+    accuracy = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
+    known = np.isfinite(accuracy)
+    left_out = int((~known).sum())
+    if left_out and not known.any():
+        raise DataError(f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score some of its")
+    frame, accuracy = frame[known], accuracy[known]
     cells = [Cell.parse(text) for text in frame.cell]
-    accuracy = np.array([benchmark.accuracy(cell, column) for cell in cells])
     nothing = np.zeros(len(cells))
     ways: list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]] = [
         # Every cell is as good: the first that is drawn.
@@ -86,20 +93,24 @@ def search_table(
         )
     best = {"method": "best of all", "filter": "", "mean": float(np.nanmax(benchmark.column(column))), "std": 0.0}
     records.append(best | {"seconds": 0.0, "skipped": 0.0, "found": repeats, "repeats": repeats})
-    return pandas.DataFrame.from_records(records)
+    facts = {"cells": len(cells), "left_out": left_out, "column": column or next(iter(benchmark.accuracies))}
+    return pandas.DataFrame.from_records(records).assign(**facts)
 
 
 def accuracy_correlations(
     scores: "pandas.DataFrame", benchmark: Benchmark, *, column: str | None = None
 ) -> "pandas.DataFrame":
-    """Returns rank correlations of every score with the accuracy, over cells with a sound score.
+    """Returns rank correlations of every score with the accuracy.
 
-    Signs follow from the scores' directions: positive means that the score ranks as training does.
+    They are over the cells with a path, a finite score and an accuracy: cells without a weighted edge take part, as in
+    what others published, though searches never take them. Signs follow from the scores' directions: positive means
+    that the score ranks as training does.
     """
-    frame: Any = scores.copy()
-    cells = [Cell.parse(text) for text in frame.cell]
-    frame["accuracy"] = [benchmark.accuracy(cell, column) for cell in cells]
+    frame: Any = scores[scores.status != "disconnected"].copy()
+    frame["accuracy"] = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
     names = [name for name in SCORES if name in frame]
     for name in names:
-        frame[name] = goodness(get_score(name), np.asarray(frame[name], np.float64), cells)
-    return rank_correlations(frame, names, ("accuracy",))
+        if not get_score(name).higher_is_better:
+            frame[name] = -frame[name]
+    found = rank_correlations(frame, names, ("accuracy",))
+    return found.assign(column=column or next(iter(benchmark.accuracies)))

@@ -59,6 +59,7 @@ class ScoreDirectory:
         Yields:
           (measure, cells done, cells) after every cell.
         """
+        cells = list(dict.fromkeys(cells))
         for measure, wanted in measures_of(scores).items():
             # All scores of a measure, since they come at no further cost.
             names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
@@ -126,21 +127,20 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
     path = Path(path)
     read_settings(path)
     files = sorted(path.glob("scores-*.csv"))
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[Cell, dict[str, Any]] = {}
     for file in files:
         measure = file.stem.removeprefix("scores-")
         for row in _rows(file):
-            record = found.setdefault(row.pop("cell"), {"reason": []})
-            record["reason"] += [reason] if (reason := row.pop("reason")) else []
             try:
+                record = found.setdefault(Cell.parse(row.pop("cell")), {"reason": []})
+                record["reason"] += [reason] if (reason := row.pop("reason")) else []
                 record[f"seconds_{measure}"] = float(row.pop("seconds"))
                 record |= {name: float(value) for name, value in row.items()}
             except ValueError as error:
                 raise _damaged(file, error) from None
     records = []
-    for text, record in found.items():
-        cell = Cell.parse(text)
-        facts = {"cell": text, "index": cell.index, "status": cell.status}
+    for cell, record in found.items():
+        facts = {"cell": str(cell), "index": cell.index, "status": cell.status}
         facts |= {"effective_depth": cell.dag.effective_depth, "effective_width": cell.dag.effective_width}
         records.append(facts | record | {"reason": " / ".join(record["reason"])})
     if not records:
@@ -175,6 +175,8 @@ def _damaged(path: Path, reason: object) -> CheckpointError:
 
 def _without_cut_off_line(path: Path, fields: Sequence[str]) -> None:
     rows = _rows(path)
+    if rows and list(rows[0]) != list(fields):
+        raise _damaged(path, f"columns {', '.join(rows[0])}, not {', '.join(fields)}")
     with output_file(path, overwrite=True) as file, file.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, fields)
         writer.writeheader()

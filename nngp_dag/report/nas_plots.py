@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nngp_dag.errors import DataError
 from nngp_dag.nas import FILTERS, Benchmark, Cell
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ _COLOURS = {"paper": "#D55E00", "released-code": "#0072B2"}
 
 def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None = None) -> None:
     """Draws, over effective depth and width, the mean accuracy of the cells there, and the filters' ranges.
+
+    Raises:
+      DataError: No cell with a path has an accuracy, or there is no such column.
 
     Reference: Chen et al., NeurIPS 2022, Figure 5 (accuracy over effective depth and width).
     """
@@ -31,7 +35,10 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
             "connected": [bool(cell.dag.num_paths) for cell in benchmark.cells],
         }
     )
-    places: Any = frame[frame.connected].groupby(["depth", "width"])["accuracy"]
+    frame = frame[frame.connected & frame.accuracy.notna()]
+    if frame.empty:
+        raise DataError("Expected a benchmark with the accuracy of a cell that has a path, got none")
+    places: Any = frame.groupby(["depth", "width"])["accuracy"]
     means, counts = places.mean(), places.size()
     depth, width = (np.asarray(means.index.get_level_values(i), np.float64) for i in range(2))
     low, high = np.percentile(means, [10, 100])
@@ -49,7 +56,9 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
         axes.add_patch(corner)
     axes.set_xlabel("effective depth")
     axes.set_ylabel("effective width")
-    axes.set_title(f"{int(counts.sum()):,} connected cells; area: cells there, 1 to {counts.max():,}", fontsize=11)
+    axes.set_title(
+        f"{int(counts.sum()):,} cells with a path; area: cells there, {counts.min():,} to {counts.max():,}", fontsize=11
+    )
     axes.legend(frameon=False, loc="upper right")
     axes.grid(True, alpha=0.3)
     axes.margins(0.06)
@@ -59,11 +68,19 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
 def plot_scores(
     scores: "pandas.DataFrame", benchmark: Benchmark, names: Sequence[str], path: Path, *, column: str | None = None
 ) -> None:
-    """Draws accuracy over each score, a point for each cell, coloured by effective depth."""
+    """Draws accuracy over each score, a point for each cell with a path and both, coloured by effective depth.
+
+    Raises:
+      DataError: No scored cell has an accuracy, or there is no such column.
+    """
     from matplotlib.figure import Figure
 
     frame: Any = scores
-    accuracy = np.array([benchmark.accuracy(Cell.parse(cell), column) for cell in frame.cell])
+    accuracy = benchmark.look_up([Cell.parse(cell) for cell in frame.cell], column)
+    if not np.isfinite(accuracy).any():
+        raise DataError(
+            f"Expected a benchmark that has scored cells, got none of the {len(frame):,}; score some of its"
+        )
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.6 * columns + 0.8, 3.9 * rows), layout="constrained")
@@ -71,15 +88,17 @@ def plot_scores(
     shown = None
     for axes, name in zip(grid.flat, names, strict=False):
         values = np.asarray(frame[name], np.float64)
-        sound = np.isfinite(values) & np.asarray(frame.status != "disconnected")
+        sound = np.isfinite(values) & np.isfinite(accuracy) & np.asarray(frame.status != "disconnected")
         shown = axes.scatter(
             values[sound], accuracy[sound], c=frame.effective_depth[sound], s=9, cmap="plasma", alpha=0.7
         )
         if sound.any() and values[sound].min() > 0 and values[sound].max() > 100 * values[sound].min():
             axes.set_xscale("log")
         # Cells whose training failed, at 10 %, would leave the others a thin line.
-        axes.set_ylim(max(0.0, float(np.nanpercentile(accuracy, 2)) - 2), float(np.nanmax(accuracy)) + 1)
-        axes.set_title(f"{name}, {int(sound.sum()):,} of {len(values):,} cells", fontsize=10)
+        low = max(0.0, float(np.nanpercentile(accuracy, 2)) - 2)
+        axes.set_ylim(low, float(np.nanmax(accuracy)) + 1)
+        shown_of = f"{int((accuracy[sound] >= low).sum()):,} of {len(values):,} cells"
+        axes.set_title(f"{name}, {shown_of}", fontsize=10)
         axes.set_xlabel(name)
         axes.set_ylabel("accuracy in %")
         axes.grid(True, alpha=0.3)

@@ -192,11 +192,12 @@ def sweep_summary(table: "pandas.DataFrame") -> str:
     return text
 
 
-def search_summary(found: "pandas.DataFrame", sample: int, cells: int) -> Table:
+def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
     """Returns what searches found, one row for each method and filter."""
     frame: Any = found
     table = Table(
-        title=f"Searches that draw {sample} of {cells:,} cells, {frame.repeats.max():,} times", title_justify="left"
+        title=f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
+        title_justify="left",
     )
     for heading in ("method", "filter", "accuracy in %", "seconds", "skipped", "found"):
         table.add_column(heading, justify="left" if heading in ("method", "filter") else "right")

@@ -86,11 +86,50 @@ def test_objects_within_a_row_become_columns(write):
         (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[0]},2\n", "t.csv", "every cell once, got .* in rows 0 and 1"),
         ("[1, 2]", "t.json", "readable table of accuracies, got neither a list of objects"),
         ("{", "t.json", "readable table of accuracies"),
+        ("", "t.csv", "got no rows"),
+        ("", "t.json", "readable table of accuracies"),
+        ("[]", "t.json", "got no rows"),
+        ("[{}]", "t.json", "a column arch_str or"),
+        ("[" * 100_000, "t.json", "readable table of accuracies"),
+        (f"arch_str,accuracy\n{CELLS[0]},{'9' * 200_000}\n", "t.csv", "field larger than field limit"),
+        (f"arch_str,accuracy\n{'x' * 100_000},1\n", "t.csv", r"a cell in row 0 of .{,500}$"),
+        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]},1,2\n", "t.csv", "got 3 fields in row 1 under a head of 2"),
+        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]}", "t.csv", "got 1 fields in row 1 under a head of 2"),
+        (f"arch_str,accuracy,accuracy\n{CELLS[0]},1,2\n", "t.csv", "got 'accuracy' twice"),
+        (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},9O\n", "t.csv", "'accuracy' of .* numbers, got '9O' in row 1"),
+        (f"arch_str,accuracy\n{CELLS[0]},inf\n{CELLS[1]},9\n", "t.csv", "'accuracy' to be finite, got inf in row 0"),
+        (f'{{"{CELLS[0]}": 1, "{CELLS[0]}": 2}}', "t.json", "~0.* twice"),
+        (f'[{{"cell": "{CELLS[0]}", "a": 1, "a": 2}}]', "t.json", "got 'a' twice"),
+        ([{"cell": CELLS[0], "a.b": 1, "a": {"b": 2}}], "t.json", r"got 'a\.b' twice"),
+        ({CELLS[0]: {"arch_str": CELLS[1], "a": 1}}, "t.json", "got 'arch_str' twice"),
+        ([{"cell": None, "a": 1}], "t.json", "a cell in row 0 .* got None"),
+        ([{"cell": [CELLS[0]], "a": 1}], "t.json", "a cell in row 0"),
+        ([{"cell": CELLS[0], "a": 1}, {"cell": CELLS[1], "a": True}], "t.json", "numbers, got True in row 1"),
+        ([{"cell": CELLS[0], "a": 1}, {"cell": CELLS[1], "a": [2]}], "t.json", r"numbers, got \[2\] in row 1"),
+        ([{"cell": CELLS[0], "a": 1}, {"cell": CELLS[1], "a": 10**400}], "t.json", r"numbers, got 10+\.\.\. in row 1"),
+        (f'[{{"cell": "{CELLS[0]}", "a": {"1" * 5000}}}]', "t.json", "readable table of accuracies"),
     ],
 )
-def test_malformed_tables_are_refused(write, content, name, message):
+def test_malformed_tables_are_refused(write, content, name, message, unchecked):
     with pytest.raises(DataError, match=message):
         Benchmark.load(write(content, name))
+
+
+def test_what_spreadsheets_and_pandas_add_is_read_over(write):
+    table = Benchmark.load(write(f"\ufeff,arch_str,a\r\n0,{CELLS[0]},1\r\n\r\n1,{CELLS[1]},NaN\r\n"))
+    assert list(table.accuracies) == ["a"]
+    assert math.isnan(table.accuracy(1))
+    table = Benchmark.load(write(f'\ufeff[{{"arch_str": "{CELLS[0]}", "a": 1, "note": "x\\u2028y"}}]', "t.json"))
+    assert list(table.accuracies) == ["a"]
+
+
+def test_cells_without_an_accuracy_have_nan(write):
+    table = Benchmark.load(write(f"cell,a,b\n{CELLS[0]},1,2\n{CELLS[1]},,3\n"))
+    some = list(map(Cell.parse, CELLS[::-1]))
+    np.testing.assert_array_equal(table.look_up(some, "a"), [np.nan, np.nan, 1])
+    np.testing.assert_array_equal(table.look_up(some, "b"), [np.nan, 3, 2])
+    with pytest.raises(DataError, match="`column` to be one of a, b, got None"):
+        table.look_up(some)
 
 
 def test_a_pickled_file_is_never_opened(tmp_path):

@@ -1,6 +1,8 @@
 """Scores of cells: the registry, degenerate cells, and each score against a second computation."""
 
 import re
+import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from nngp_dag.nas import (
     score_cells,
 )
 from nngp_dag.nas.costs import _kernels
+from nngp_dag.nas.gradients import synflow
 
 NOTHING = Cell.from_index(0)
 POOLS = Cell.from_index(15_624)
@@ -179,11 +182,50 @@ def test_a_measure_that_crashes_names_score_and_cell(setting, monkeypatch):
 
 def test_a_degenerate_cell_never_ranks_above_a_sound_one():
     disconnected = next(cell for cell in cells() if cell.status == "disconnected")
-    some = [disconnected, RICH, POOLS, RICH, RICH]
-    for name, best in (("naswot", 3), ("ntk_condition", 1)):
-        found = goodness(get_score(name), [-5.0 if name == "ntk_condition" else 1e9, 1.0, np.nan, 3.0, np.inf], some)
+    assert POOLS.status == "unweighted"
+    some = [disconnected, RICH, POOLS, RICH, RICH, RICH]
+    for name, top, best in (("naswot", 1e9, 3), ("ntk_condition", -5.0, 1)):
+        found = goodness(get_score(name), [top, 1.0, top, 3.0, np.inf, np.nan], some)
         assert found.argmax() == best
-        assert np.isneginf(found[[0, 2, 4]]).all()
+        assert np.isneginf(found[[0, 2, 4, 5]]).all()
+        assert np.isfinite(found[[1, 3]]).all()
+
+
+@pytest.mark.slow
+def test_gradients_of_several_cells_at_once_are_those_of_one_by_one(setting, gradient_scores):
+    many = replace(setting, cells_at_once=2)
+    found, reasons = values_of(many, "grad_norm", "synflow", "jacob_cov", "ntk_condition")
+    assert reasons[2] == gradient_scores[1][2] == {}
+    for name, tolerance in (("grad_norm", 1e-4), ("synflow", 1e-10), ("jacob_cov", 1e-3), ("ntk_condition", 1e-2)):
+        for row in range(3):
+            expected = gradient_scores[0][row][name]
+            assert found[row][name] == pytest.approx(expected, rel=tolerance, nan_ok=True), (name, row)
+
+
+def test_leaving_synflow_leaves_no_float64_behind(setting, monkeypatch):
+    monkeypatch.setattr("nngp_dag.nas.gradients._flow", lambda graph, shared, of_cell: jnp.float64(1.0))
+    running = synflow([RICH, POOLS], setting)
+    assert next(running) == {"synflow": 0.0}
+    assert not jax.config.jax_enable_x64
+
+
+def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
+    """The first pass, which compiles, knows neither the cells nor what the timed one has computed."""
+    passes = []
+
+    def slow_at_first(cells, setting):
+        passes.append((list(map(id, cells)), setting.memo))
+        time.sleep(0.5 if len(passes) == 1 else 0.02)
+        yield from ({"mine": 1.0} for _ in cells)
+
+    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    register(Score("mine", True, "kernel", "", slow_at_first))
+    found = list(score_cells([RICH, POOLS], ["mine"], setting))
+    assert [scored.seconds for scored in found] == [pytest.approx(0.01, rel=0.9)] * 2
+    assert len(passes) == 2
+    assert not set(passes[0][0]) & set(passes[1][0])
+    assert passes[0][1] is not setting.memo
+    assert passes[1][1] is setting.memo
 
 
 @pytest.mark.parametrize(
@@ -196,12 +238,20 @@ def test_a_degenerate_cell_never_ranks_above_a_sound_one():
         ({"ntk_images": 1}, "`ntk_images` to be at least 2, got 1"),
         ({"images": np.ones((1, 8, 8, 3), np.float32)}, "`images` to hold at least 2"),
         ({"channels": 0}, "`channels` to be at least 1, got 0"),
+        ({"cells_at_once": 0}, "`cells_at_once` to be at least 1, got 0"),
         ({"seed": -1}, "`seed` in 0 to"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message, unchecked):
     with pytest.raises(InputError, match=message):
         Setting(**({"images": np.ones((2, 8, 8, 3), np.float32)} | change))
+
+
+def test_a_gpu_computes_several_cells_at_once(setting, monkeypatch):
+    assert setting.at_once == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert setting.at_once == 16
+    assert replace(setting, cells_at_once=2).at_once == 2
 
 
 def test_a_score_that_needs_labels_asks_for_them(setting):

@@ -51,6 +51,7 @@ def test_a_seed_gives_all_methods_the_same_samples():
         ({"sample": 6}, "`sample` in 1 to the 5 scored cells, got 6"),
         ({"sample": 0}, "`sample` in 1 to the 5 scored cells, got 0"),
         ({"repeats": 0}, "`repeats` to be at least 1, got 0"),
+        ({"seed": -1}, "`seed` to be at least 0, got -1"),
         ({"seconds": np.ones(4)}, "`seconds` and `kept` of 5 cells, got 4 and 5"),
         ({"kept": np.ones(6, bool)}, "`seconds` and `kept` of 5 cells, got 5 and 6"),
     ],

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from nngp_dag.cli import main
-from nngp_dag.errors import CheckpointError, InputError, OutputError
+from nngp_dag.errors import CheckpointError, DataError, InputError, OutputError
 from nngp_dag.nas import SCORES, Benchmark, Cell, Setting, sample_cells
 from nngp_dag.report import nas_files
 from nngp_dag.report.nas import accuracy_correlations, search_table
 from nngp_dag.report.nas_files import ScoreDirectory, read_scores
+from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
 
 CELLS = sample_cells(60, seed=0)
 NAMES = ("parameters", "effective_depth")
@@ -74,6 +75,26 @@ def test_damaged_scores_are_one_line(change, setting, tmp_path):
         read_scores(tmp_path / "s")
 
 
+def test_a_cell_that_is_asked_twice_is_scored_once(setting, tmp_path):
+    *_, last = ScoreDirectory(tmp_path / "s", setting).score([CELLS[0], CELLS[1], CELLS[0]], ["parameters"])
+    assert last == ("paths_and_costs", 2, 2)
+    assert len((tmp_path / "s" / "scores-paths_and_costs.csv").read_text().splitlines()) == 3
+
+
+def test_files_of_other_scores_or_cells_are_damaged(setting, tmp_path):
+    folder = ScoreDirectory(tmp_path / "s", setting)
+    list(folder.score(CELLS[:2], ["parameters"]))
+    file = tmp_path / "s" / "scores-paths_and_costs.csv"
+    text = file.read_text()
+    file.write_text(text.replace("flops", "flips"))
+    with pytest.raises(CheckpointError, match=r"to hold scores, got columns cell, parameters, flips, .*; mend or"):
+        list(folder.score(CELLS[:3], ["parameters"]))
+    assert "flips" in file.read_text()
+    file.write_text(text.replace("~0|", "~9|"))
+    with pytest.raises(CheckpointError, match=r"scores-paths_and_costs\.csv to hold scores, got Expected block 1 of"):
+        read_scores(tmp_path / "s")
+
+
 def test_failures_are_kept_with_their_reason(setting, tmp_path):
     nothing = Cell.from_index(0)
     list(ScoreDirectory(tmp_path / "s", setting).score([nothing, CELLS[0]], ["ntk_logdet_exact"]))
@@ -120,12 +141,44 @@ def test_the_table_of_searches(setting, tmp_path, benchmark_of_parameters):
         search_table(scores, benchmark_of_parameters, ["naswot"], sample=10)
 
 
+def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_of_parameters):
+    list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
+    scores = read_scores(tmp_path / "s")
+    accuracy = benchmark_of_parameters.column().copy()
+    accuracy[::7] = np.nan
+    # Some have no number, and the last is not in the table.
+    table = Benchmark(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": benchmark_of_parameters.column()[:-1]})
+    found = search_table(scores, table, ["parameters"], column="a", sample=10, repeats=40)
+    assert np.isfinite(np.asarray(found[["mean", "std"]])).all()
+    assert set(found.left_out) == {9 + 1}
+    assert set(found.cells) == {50}
+    assert set(found.column) == {"a"}
+    assert set(search_table(scores, table, ["parameters"], column="b", sample=10, repeats=2).left_out) == {1}
+    ranks = accuracy_correlations(scores, table, column="a").set_index("first")
+    assert ranks.spearman["parameters"] == pytest.approx(1)
+    known = [cell for cell, value in zip(CELLS, accuracy, strict=True) if np.isfinite(value)][:50]
+    assert ranks.loc["parameters", "rows"] == sum(cell.status != "disconnected" for cell in known)
+    plot_scores(scores, table, ["parameters"], tmp_path / "a.png", column="a")
+    plot_depth_and_width(table, tmp_path / "b.png", column="a")
+    nothing = Benchmark((Cell.from_index(0),), {"a": np.ones(1)})
+    for ask in (
+        lambda: search_table(scores, nothing, ["parameters"]),
+        lambda: plot_scores(scores, nothing, ["parameters"], tmp_path / "c.png"),
+    ):
+        with pytest.raises(DataError, match="benchmark that has scored cells, got none of the 60"):
+            ask()
+    with pytest.raises(DataError, match="the accuracy of a cell that has a path, got none"):
+        plot_depth_and_width(nothing, tmp_path / "d.png")
+
+
 def test_correlations_have_the_sign_of_the_direction(setting, tmp_path, benchmark_of_parameters):
     list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
     scores = read_scores(tmp_path / "s")
     scores["ntk_condition"] = -scores["parameters"]
     found = accuracy_correlations(scores, benchmark_of_parameters).set_index("first")
-    sound = sum(bool(cell.dag.num_paths) for cell in CELLS)
+    # Cells without a weighted edge take part, as in what others published.
+    sound = sum(cell.status != "disconnected" for cell in CELLS)
+    assert sound > sum(cell.status == "connected" for cell in CELLS)
     for name in ("parameters", "ntk_condition"):
         assert found.spearman[name] == pytest.approx(1)
         assert found.rows[name] == sound
@@ -150,17 +203,24 @@ def test_the_commands(capsys, tmp_path):
     assert (out / "scores-exact_kernels.csv").read_bytes() == first
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(
-            [("arch_str", "accuracy"), *((cell, 90 + i / 10) for i, cell in enumerate(read_scores(out).cell))]
+            [
+                ("arch_str", "c10", "c100"),
+                *((cell, 90 + i / 10, i or "") for i, cell in enumerate(read_scores(out).cell)),
+            ]
         )
     search = ("search", "--benchmark", table, "--scores", out, "--score", "parameters", "--sample", 5, "--repeats", 20)
+    assert "`column` to be one of c10, c100, got None" in run(capsys, *search)[2]
+    search = (*search, "--column", "c10", "--column", "c100")
     status, text, _ = run(capsys, *search)
     assert status == 0
-    assert "best of the sample" in text
-    assert len(list(csv.DictReader((out / "search.csv").read_text().splitlines()))) == 5
+    assert text.count("best of the sample") == 2
+    assert "left out 1 scored cells without c100" in text
+    rows = list(csv.DictReader((out / "search.csv").read_text().splitlines()))
+    assert [row["column"] for row in rows] == ["c10"] * 5 + ["c100"] * 5
     status, _, error = run(capsys, *search)
     assert status == 2
     assert "--overwrite" in error
-    assert run(capsys, "plot", "--benchmark", table, "--scores", out)[0] == 0
+    assert run(capsys, "plot", "--benchmark", table, "--scores", out, "--column", "c100")[0] == 0
     for picture in ("depth-width.png", "scores.png"):
         assert (out / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     status, _, error = run(capsys, "score", "--score", "best", *options)
