@@ -44,7 +44,7 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
         """Applies convolution and normalisation."""
-        return normalise(_convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
+        return normalise(convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
 
 
 class Stage(nnx.Module):
@@ -124,6 +124,7 @@ class MacroNet(nnx.Module):
                 raise InputError(f"Expected `{name}` to be at least 1, got {size}")
         widths = [channels * 2**i for i in range(_STAGES)]
         self.in_channels, self.batch_norm = in_channels, batch_norm
+        self.normalise = normalised if batch_norm else unchanged
         self.stem = ConvNorm(in_channels, channels, rngs=rngs)
         self.stages = nnx.List([Stage(cells, width, rngs=rngs) for width in widths])
         self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
@@ -196,7 +197,7 @@ class MacroNet(nnx.Module):
                 seen = look(seen, node, source)
             return (nodes[-1], seen), None
 
-        normalise = _normalised if self.batch_norm else _unchanged
+        normalise = self.normalise
         # For gradients: kept is what enters an operation, not what every operation might have kept within.
         branches = [jax.checkpoint(_branch(name, normalise)) for name in OPERATIONS]
         x = self.stem(x, normalise)
@@ -206,7 +207,7 @@ class MacroNet(nnx.Module):
                 seen = look(seen, x, 3)
                 inner = block.conv_a(nnx.relu(x), normalise, 2)
                 seen = look(seen, inner, 3)
-                x = block.conv_b(nnx.relu(inner), normalise) + _convolved(_halved(x), block.shortcut[...], 1)
+                x = block.conv_b(nnx.relu(inner), normalise) + convolved(_halved(x), block.shortcut[...], 1)
             layers = (stage.conv1[...], stage.conv3[...], stage.scale[...], stage.shift[...])
             (x, seen), _ = lax.scan(one_cell, (x, seen), layers)
         x = normalise(x, self.scale[...], self.shift[...])
@@ -226,7 +227,7 @@ def _branch(name: str, normalise: Normalise) -> Callable[[Array, Array, tuple[Ar
         if name == "avg_pool_3x3":
             return node + _averaged(x)
         kernel = {"nor_conv_1x1": conv1, "nor_conv_3x3": conv3}[name]
-        return node + normalise(_convolved(nnx.relu(x), kernel, 1), scale, shift)
+        return node + normalise(convolved(nnx.relu(x), kernel, 1), scale, shift)
 
     return add
 
@@ -238,7 +239,7 @@ def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
     return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
 
 
-def _convolved(x: Array, kernel: Array, stride: int) -> Array:
+def convolved(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Convolution whose padding keeps the size, as PyTorch pads, which matters to strides."""
     return _convolution(x, kernel, stride)  # type: ignore[return-value]
 
@@ -253,7 +254,7 @@ def _convolution(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _convolved_forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolved(x, kernel, stride), (x, kernel)
+    return convolved(x, kernel, stride), (x, kernel)
 
 
 def _convolved_backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -264,7 +265,7 @@ def _convolved_backwards(stride: int, kept: tuple[Array, Array], gradient: Array
         n, height, width, channels = gradient.shape
         spread = jnp.zeros((n, stride * height, stride * width, channels), gradient.dtype)
         spread = spread.at[:, ::stride, ::stride].set(gradient)
-    back = _convolved(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
+    back = convolved(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
     _, height, width, _ = gradient.shape
     padded = jnp.pad(x, [(0, 0), *((side // 2, side // 2) for side in kernel.shape[:2]), (0, 0)])
     pixels = [
@@ -283,14 +284,27 @@ def _convolved_backwards(stride: int, kept: tuple[Array, Array], gradient: Array
 _convolution.defvjp(_convolved_forwards, _convolved_backwards)
 
 
-def _normalised(x: Array, scale: Array, shift: Array) -> Array:
-    centred = x - x.mean(axis=(0, 1, 2), keepdims=True)
-    variance = jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True)
+def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
+    """Batch normalisation by mean and variance over images and pixels.
+
+    Args:
+      x: (n, height, width, channels).
+      scale: (channels,).
+      shift: (channels,).
+      over: The name of a mapped axis of images: the statistics are those of all of them, and have no gradient.
+    """
+
+    def mean(value: Array) -> Array:
+        found = value.mean(axis=(0, 1, 2), keepdims=True)
+        return found if over is None else lax.stop_gradient(lax.pmean(found, over))
+
+    centred = x - mean(x)
     wide = (1, 1, 1, -1)
-    return centred * (lax.rsqrt(variance + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
+    return centred * (lax.rsqrt(mean(jnp.square(centred)) + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
 
 
-def _unchanged(x: Array, scale: Array, shift: Array) -> Array:
+def unchanged(x: Array, scale: Array, shift: Array) -> Array:
+    """No normalisation."""
     return x
 
 
