@@ -16,7 +16,8 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.kernel import precision_of
 from nngp_dag.nas.cells import Cell
-from nngp_dag.nas.network import MacroNet, normalised
+from nngp_dag.nas.layers import normalised
+from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.setting import Setting
 from nngp_dag.theory import spectrum
 

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from nngp_dag.nas import measures
+from nngp_dag.nas.layers import ConvNorm, convolved, normalised
 from nngp_dag.nas.measures import Measures
-from nngp_dag.nas.network import ConvNorm, convolved, normalised
 
 EPSILON = 1e-5
 
