@@ -134,8 +134,11 @@ class CellSupernet(nnx.Module):
                 x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
             for k in range(stage.scale.shape[0]):
                 nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
-                for edge, (source, target) in enumerate(EDGES):
-                    nodes[target] += _mixed(nodes[source], mixture[0, edge], stage, (k, edge), normalise)
+                for source in range(_NUM_NODES - 1):
+                    edges = np.array([edge for edge, (start, _) in enumerate(EDGES) if start == source])
+                    found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalise)
+                    for edge, value in zip(edges, found, strict=True):
+                        nodes[EDGES[edge][1]] += value
                 seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
                 x = nodes[-1]
         x = normalise(x, self.scale[...], self.shift[...])
@@ -143,14 +146,22 @@ class CellSupernet(nnx.Module):
         return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
 
 
-def _mixed(x: Array, weights: Array, stage: MixedStage, place: tuple[int, int], normalise: Normalise) -> Array:
-    total = weights[OPERATIONS.index("skip_connect")] * x + weights[OPERATIONS.index("avg_pool_3x3")] * averaged(x)
-    active = nnx.relu(x)
-    for i, (name, kernel) in enumerate(zip(CONVOLUTIONS, (stage.conv1, stage.conv3), strict=True)):
-        scale, shift = stage.scale[(*place, i)], stage.shift[(*place, i)]
-        found = normalise(convolved(active, kernel[place]), scale, shift)
-        total += weights[OPERATIONS.index(name)] * found
-    return total
+def _mixed(
+    x: Array, weights: Array, stage: MixedStage, place: tuple[int, np.ndarray], normalise: Normalise
+) -> list[Array]:
+    """What the edges out of one node give: their convolutions are one of more channels, 1 x 1 padded to 3 x 3."""
+    edges, channels = len(weights), x.shape[-1]
+    centred = jnp.pad(stage.conv1[place], [(0, 0), (1, 1), (1, 1), (0, 0), (0, 0)])
+    kernel = jnp.moveaxis(jnp.stack([centred, stage.conv3[place]], axis=1), (0, 1), (3, 4))
+    scale, shift = (value[place].reshape(-1) for value in (stage.scale, stage.shift))
+    found = normalise(convolved(nnx.relu(x), kernel.reshape(3, 3, channels, -1)), scale, shift)
+    found = found.reshape(*x.shape[:3], edges, 2, channels)
+    skip, pool, *kinds = (OPERATIONS.index(name) for name in ("skip_connect", "avg_pool_3x3", *CONVOLUTIONS))
+    pooled = averaged(x)
+    return [
+        sum((w[kind] * found[..., i, j, :] for j, kind in enumerate(kinds)), w[skip] * x + w[pool] * pooled)
+        for i, w in enumerate(weights)
+    ]
 
 
 def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:
