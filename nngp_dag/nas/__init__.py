@@ -7,8 +7,10 @@ from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.darts import Genotype
 from nngp_dag.nas.filters import FILTERS, Filter, get_filter
 from nngp_dag.nas.gradients import empirical_ntk
+from nngp_dag.nas.measures import Found, Measures, darts_measures, nasbench201_measures
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.patterns import log_determinant, pattern_kernel
+from nngp_dag.nas.regions import patches
 from nngp_dag.nas.scores import SCORES, Score, Scored, get_score, goodness, register, score_cells
 from nngp_dag.nas.setting import Setting
 from nngp_dag.nas.spaces import SPACES, SearchSpace, get_space
@@ -22,13 +24,16 @@ __all__ = [
     "Benchmark",
     "Cell",
     "Filter",
+    "Found",
     "Genotype",
     "MacroNet",
+    "Measures",
     "Score",
     "Scored",
     "SearchSpace",
     "Setting",
     "cells",
+    "darts_measures",
     "empirical_ntk",
     "flops",
     "get_filter",
@@ -37,7 +42,9 @@ __all__ = [
     "goodness",
     "load_state_dict",
     "log_determinant",
+    "nasbench201_measures",
     "parameters",
+    "patches",
     "pattern_kernel",
     "register",
     "sample_cells",

@@ -158,10 +158,10 @@ def _mixed(
     found = found.reshape(*x.shape[:3], edges, 2, channels)
     skip, pool, *kinds = (OPERATIONS.index(name) for name in ("skip_connect", "avg_pool_3x3", *CONVOLUTIONS))
     pooled = averaged(x)
-    return [
-        sum((w[kind] * found[..., i, j, :] for j, kind in enumerate(kinds)), w[skip] * x + w[pool] * pooled)
-        for i, w in enumerate(weights)
-    ]
+    added = [w[skip] * x + w[pool] * pooled for w in weights]
+    for j, kind in enumerate(kinds):
+        added = [value + w[kind] * found[..., i, j, :] for i, (value, w) in enumerate(zip(added, weights, strict=True))]
+    return added
 
 
 def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:
