@@ -1,0 +1,191 @@
+"""The cells of DARTS: genotypes as text, JSON and wiring."""
+
+import ast
+import itertools
+import json
+from dataclasses import dataclass
+
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.graph import Dag
+
+OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""What an edge of a cell may carry, in the order of the authors."""
+
+CELL_TYPES = ("normal", "reduce")
+
+CONCAT = (2, 3, 4, 5)
+"""The nodes that a cell concatenates: all but the two inputs."""
+
+EDGES = tuple((source, target) for target in CONCAT for source in range(target))
+"""(source, target) of the 14 edges of a cell before two per node are chosen."""
+
+Pairs = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """Two cells of DARTS: for each of nodes 2 to 5 two (operation, input) pairs, node 2 first.
+
+    Nodes 0 and 1 are the outputs of the two cells before; nodes 2 to 5 are concatenated. A node may read one input
+    twice, by two operations with weights of their own.
+
+    Attributes:
+      normal: The cell that keeps the image's size, eight pairs.
+      reduce: The cell that halves it.
+
+    Raises:
+      GraphError: There are not eight pairs, an operation is unknown or an input comes later.
+
+    Example:
+      >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
+      >>> genotype = Genotype.from_pairs(cell, cell)
+      >>> Genotype.from_text(str(genotype)) == Genotype.from_json(genotype.to_json()) == genotype
+      True
+      >>> genotype.dag.effective_depth, genotype.dag.effective_width
+      (0.5, 8.0)
+
+    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Section 3.1.
+    """
+
+    normal: Pairs
+    reduce: Pairs
+
+    def __post_init__(self) -> None:
+        """Refuses what are no cells."""
+        for name in CELL_TYPES:
+            pairs = getattr(self, name)
+            if len(pairs) != 2 * len(CONCAT):
+                raise GraphError(f"Expected `{name}` to hold {2 * len(CONCAT)} pairs, got {len(pairs)}")
+            # The wiring refuses unknown operations and inputs.
+            Dag.from_darts(pairs)
+
+    @classmethod
+    def from_pairs(cls, normal: object, reduce: object) -> "Genotype":
+        """Takes pairs as any sequences, such as lists read from JSON.
+
+        Raises:
+          GraphError: As `Genotype`.
+        """
+        return cls(*(_pairs(name, value) for name, value in zip(CELL_TYPES, (normal, reduce), strict=True)))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Genotype":
+        """Reads `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], ...)`.
+
+        The text is parsed, never run.
+
+        Raises:
+          GraphError: It is not of that form, or concatenates other nodes than 2 to 5.
+        """
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+                raise ValueError("no `Genotype(...)`")
+            if call.args:
+                raise ValueError("arguments without a name")
+            fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+            raise _no_genotype("text", text, error) from None
+        return cls._from_fields("text", fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Genotype":
+        """Reads what `to_json` writes.
+
+        Raises:
+          GraphError: It is something else.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _no_genotype("text", text, error) from None
+        return cls._from_fields("text", fields)
+
+    @classmethod
+    def _from_fields(cls, name: str, fields: object) -> "Genotype":
+        known = {*CELL_TYPES, *(f"{cell}_concat" for cell in CELL_TYPES)}
+        if not isinstance(fields, dict) or not set(CELL_TYPES) <= set(fields) <= known:
+            raise _no_genotype(name, fields, f"other fields than {', '.join(sorted(known))}")
+        for cell in CELL_TYPES:
+            concat = fields.get(f"{cell}_concat", CONCAT)
+            if not isinstance(concat, (list, tuple, range)) or tuple(concat) != CONCAT:
+                raise GraphError(f"Expected `{cell}_concat` to be nodes 2 to 5, got {concat!r}")
+        return cls.from_pairs(fields["normal"], fields["reduce"])
+
+    def to_json(self) -> str:
+        """Returns the genotype as JSON: pairs as lists, and the nodes that are concatenated."""
+        return json.dumps(
+            {
+                "normal": self.normal,
+                "normal_concat": CONCAT,
+                "reduce": self.reduce,
+                "reduce_concat": CONCAT,
+            }
+        )
+
+    def wiring(self, cell: str = "normal", *, duplicates: str = "kept") -> Dag:
+        """Returns the wiring of one cell: both inputs are inputs, nodes 2 to 5 go to the output by skips.
+
+        Args:
+          cell: "normal" or "reduce".
+          duplicates: Where a node reads one input twice: "kept" for two edges, as in the network itself, or "reference"
+            for the later one alone, `none` included, as the authors' effective depth and width have it.
+
+        Raises:
+          InputError: An option is unknown.
+
+        Reference: Chen et al., NeurIPS 2022, Section 3 (convolutions are weighted, pooling is a skip).
+        """
+        for name, value, known in (("cell", cell, CELL_TYPES), ("duplicates", duplicates, ("kept", "reference"))):
+            if value not in known:
+                raise InputError(f"Expected `{name}` to be {' or '.join(map(repr, known))}, got {value!r}")
+        pairs = getattr(self, cell)
+        if duplicates == "reference":
+            nodes = zip(pairs[::2], pairs[1::2], strict=True)
+            pairs = list(itertools.chain(*((("none", a[1]) if a[1] == b[1] else a, b) for a, b in nodes)))
+        return Dag.from_darts(pairs)
+
+    @property
+    def dag(self) -> Dag:
+        """The wiring of the normal cell, whose effective depth and width the paper takes for the genotype's."""
+        return self.wiring()
+
+    def __str__(self) -> str:
+        """Returns the text of the authors' genotypes."""
+        cells = (f"{cell}={list(getattr(self, cell))}, {cell}_concat=range(2, 6)" for cell in CELL_TYPES)
+        return f"Genotype({', '.join(cells)})"
+
+
+def _pairs(name: str, value: object) -> Pairs:
+    pairs = []
+    for pair in value if isinstance(value, (list, tuple)) else [value]:
+        match pair:
+            case [str(operation), int(source)] if not isinstance(source, bool):
+                pairs.append((operation, source))
+            case _:
+                raise GraphError(f"Expected `{name}` to hold pairs such as ('sep_conv_3x3', 0), got {str(pair)[:60]!r}")
+    return tuple(pairs)
+
+
+def _literal(node: ast.expr) -> object:
+    """Returns the value of a literal, or of `range` of literals."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
+        bounds = [ast.literal_eval(argument) for argument in node.args]
+        return range(*bounds)
+    return ast.literal_eval(node)
+
+
+def _no_genotype(name: str, text: object, reason: object) -> GraphError:
+    return GraphError(
+        f"Expected `{name}` to be a genotype, Genotype(normal=[('sep_conv_3x3', 0), ...], ...) or its JSON, got "
+        f"{str(text)[:60]!r}: {reason}"
+    )

@@ -1,0 +1,177 @@
+"""The supernet of NAS-Bench-201: all operations of all edges at once, weighted by a mixture that is an argument."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
+from nngp_dag.nas.layers import (
+    ConvNorm,
+    Normalise,
+    averaged,
+    check_images,
+    check_sizes,
+    check_without_stem,
+    classified,
+    convolved,
+    halved,
+    he_normal,
+    normalised,
+    unchanged,
+)
+from nngp_dag.nas.network import Reduction
+
+_NUM_NODES = 4
+_READS = np.array([name in CONVOLUTIONS for name in OPERATIONS])
+
+
+class MixedStage(nnx.Module):
+    """The weights of all cells of one stage: those of either convolution, on every edge.
+
+    Attributes:
+      conv1: (cells, 6, 1, 1, C, C).
+      conv3: (cells, 6, 3, 3, C, C).
+      scale: Of the normalisations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
+      shift: Likewise.
+    """
+
+    def __init__(self, cells: int, channels: int, *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        size = cells, len(EDGES)
+        self.conv1 = nnx.Param(he_normal(rngs, (*size, 1, 1, channels, channels)))
+        self.conv3 = nnx.Param(he_normal(rngs, (*size, 3, 3, channels, channels)))
+        self.scale = nnx.Param(jnp.ones((*size, 2, channels)))
+        self.shift = nnx.Param(jnp.zeros((*size, 2, channels)))
+
+
+class CellSupernet(nnx.Module):
+    """The network of NAS-Bench-201 with every operation on every edge, weighted.
+
+    In a cell, node t is the sum over edges and operations of weight times operation. With weights that are 1 for one
+    operation of each edge and 0 for the others it is `MacroNet` around that cell, with the same weights. Nothing
+    depends on which weights are 0: one compiled program serves all mixtures, and `jax.vmap` goes over them.
+
+    Args:
+      channels: C, the channels of the first stage; 3 in TE-NAS, 1 where it counts linear regions.
+      cells: N, the cells of a stage; 1 in TE-NAS.
+      stages: Stages, with a reduction between them; 3, or 1 where TE-NAS counts linear regions.
+      classes: Outputs.
+      in_channels: Channels of the images.
+      stem: Whether a convolution and batch norm come first. Without one, images must have C channels.
+      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
+      rngs: As for `MacroNet`.
+
+    Raises:
+      InputError: A size is below 1, or there is no stem and `in_channels` is not `channels`.
+
+    Example:
+      >>> net = CellSupernet(channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> net(jnp.ones((5, 8, 8, 3)), jnp.full((1, 6, 5), 1 / 5)).shape
+      (5, 10)
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        cells: int = 1,
+        stages: int = 3,
+        classes: int = 10,
+        in_channels: int = 3,
+        stem: bool = True,
+        batch_norm: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        """Draws all weights."""
+        check_sizes(channels=channels, cells=cells, stages=stages, classes=classes, in_channels=in_channels)
+        if not stem:
+            check_without_stem(channels, in_channels)
+        widths = [channels * 2**i for i in range(stages)]
+        self.in_channels, self.batch_norm = in_channels, batch_norm
+        self.normalise = normalised if batch_norm else unchanged
+        self.stem = ConvNorm(in_channels, channels, rngs=rngs) if stem else None
+        self.stages = nnx.List([MixedStage(cells, width, rngs=rngs) for width in widths])
+        self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
+        self.scale = nnx.Param(jnp.ones(widths[-1]))
+        self.shift = nnx.Param(jnp.zeros(widths[-1]))
+        self.kernel = nnx.Param(he_normal(rngs, (widths[-1], classes)))
+        self.bias = nnx.Param(jnp.zeros(classes))
+
+    def __call__(self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"]) -> Float[Array, "n classes"]:
+        """Returns the logits.
+
+        Args:
+          x: Images. Their sides must be multiples of 2 for every reduction.
+          mixture: The weight of every operation of `OPERATIONS` on every edge; that of `none` has no effect.
+
+        Raises:
+          InputError: The images have another shape.
+        """
+        return self.observed(x, mixture)[0]
+
+    def observed(
+        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"]
+    ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
+        """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
+
+        What no live convolution reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
+        """
+        sides = 2 ** (len(self.stages) - 1)
+        check_images(x, self.in_channels, sides)
+        normalise = self.normalise
+        gates = _gates(mixture[0] > 0).astype(x.dtype)
+        seen = []
+        if self.stem is not None:
+            x = self.stem(x, normalise)
+        for i, stage in enumerate(self.stages):
+            if i:
+                block = self.reductions[i - 1]
+                inner = block.conv_a(nnx.relu(x), normalise, 2)
+                seen += [x, inner]
+                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
+            for k in range(stage.scale.shape[0]):
+                nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
+                for source in range(_NUM_NODES - 1):
+                    edges = np.array([edge for edge, (start, _) in enumerate(EDGES) if start == source])
+                    found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalise)
+                    for edge, value in zip(edges, found, strict=True):
+                        nodes[EDGES[edge][1]] += value
+                seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
+                x = nodes[-1]
+        x = normalise(x, self.scale[...], self.shift[...])
+        features = nnx.relu(x).mean(axis=(1, 2))
+        return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
+
+
+def _mixed(
+    x: Array, weights: Array, stage: MixedStage, place: tuple[int, np.ndarray], normalise: Normalise
+) -> list[Array]:
+    """What the edges out of one node give: their convolutions are one of more channels, 1 x 1 padded to 3 x 3."""
+    edges, channels = len(weights), x.shape[-1]
+    centred = jnp.pad(stage.conv1[place], [(0, 0), (1, 1), (1, 1), (0, 0), (0, 0)])
+    kernel = jnp.moveaxis(jnp.stack([centred, stage.conv3[place]], axis=1), (0, 1), (3, 4))
+    scale, shift = (value[place].reshape(-1) for value in (stage.scale, stage.shift))
+    found = normalise(convolved(nnx.relu(x), kernel.reshape(3, 3, channels, -1)), scale, shift)
+    found = found.reshape(*x.shape[:3], edges, 2, channels)
+    skip, pool, *kinds = (OPERATIONS.index(name) for name in ("skip_connect", "avg_pool_3x3", *CONVOLUTIONS))
+    pooled = averaged(x)
+    added = [w[skip] * x + w[pool] * pooled for w in weights]
+    for j, kind in enumerate(kinds):
+        added = [value + w[kind] * found[..., i, j, :] for i, (value, w) in enumerate(zip(added, weights, strict=True))]
+    return added
+
+
+def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:
+    """Whether a convolution of weight and with a way to the last node reads nodes 0, 1 and 2."""
+    leads = [jnp.array(False)] * (_NUM_NODES - 1) + [jnp.array(True)]
+    gates = [jnp.array(False)] * (_NUM_NODES - 1)
+    for source in reversed(range(_NUM_NODES - 1)):
+        for edge, (start, target) in enumerate(EDGES):
+            if start == source:
+                operations = live[edge] & leads[target]
+                leads[source] |= operations[OPERATIONS.index("none") + 1 :].any()
+                gates[source] |= (operations & _READS).any()
+    return jnp.stack(gates)
