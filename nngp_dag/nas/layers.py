@@ -105,7 +105,7 @@ def _convolved_forwards(x: Array, kernel: Array, stride: int, dilation: int) -> 
 def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
     x, kernel = kept
-    per_channel = _per_channel(x, kernel)
+    per_channel, gradient = _per_channel(x, kernel), lax.optimization_barrier(gradient)
     spread = gradient
     if stride > 1:
         spread = jnp.zeros((*x.shape[:3], gradient.shape[3]), gradient.dtype)
