@@ -73,23 +73,15 @@ class CellRecipe:
 
     def __post_init__(self) -> None:
         """Refuses what no training could use."""
-        for name, low, high in (
-            ("channels", 1, np.inf),
-            ("layers", 1, np.inf),
-            ("epochs", 1, np.inf),
-            ("batch_size", 2, np.inf),
-            ("learning_rate", 0, np.inf),
-            ("momentum", 0, 0.999999),
-            ("weight_decay", 0, np.inf),
-            ("label_smoothing", 0, 0.999999),
-            ("gradient_clip", 1e-12, np.inf),
-            ("auxiliary", 0, np.inf),
-            ("drop_path", 0, 0.999999),
-            ("cutout", 0, np.inf),
-        ):
-            value = getattr(self, name)
-            if not (low <= value <= high and np.isfinite(value)):
-                raise InputError(f"Expected `{name}` to be finite and from {low} to {high}, got {value}")
+        for name in ("channels", "layers", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "auxiliary", "cutout", "gradient_clip"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise InputError(f"Expected `{name}` to be finite and at least 0, got {getattr(self, name)}")
+        for name in ("momentum", "label_smoothing", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}")
 
     def network(self, cell: Cell | Genotype, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> Any:
         """Returns the network of a cell.
@@ -394,10 +386,9 @@ def _augmented(key: Key[Array, ""], images: Float[Array, "n h w c"], cutout: int
     mirrored = jax.random.bernoulli(mirror_key, 0.5, (n, 1, 1, 1))
     images = jnp.where(mirrored, images[:, :, ::-1], images)
     if cutout:
-        centres = jax.random.randint(square_key, (n, 2), 0, jnp.array([height, width]))
-        inside = [
-            (jnp.arange(side)[None] >= at[:, None] - cutout // 2) & (jnp.arange(side)[None] < at[:, None] + cutout // 2)
-            for side, at in zip((height, width), centres.T, strict=True)
-        ]
+        inside = []
+        for side, side_key in zip((height, width), jax.random.split(square_key), strict=True):
+            distance = jnp.arange(side)[None] - jax.random.randint(side_key, (n, 1), 0, side)
+            inside.append((distance >= -(cutout // 2)) & (distance < cutout - cutout // 2))
         images = jnp.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], 0, images)
     return images

@@ -27,6 +27,7 @@ def digits():
     return load_splits("digits", subset=120)
 
 
+@pytest.mark.slow
 def test_the_network_of_a_bench_cell_is_the_macro_network():
     x = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
     net, macro = (
@@ -112,6 +113,7 @@ def test_cells_are_read_from_text_json_and_files(tmp_path):
         read_cell("no such file")
 
 
+@pytest.mark.slow
 def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
     whole = train_cell(CELL, digits, **SMALL, out=tmp_path / "whole")
     rows = list(csv.DictReader((tmp_path / "whole" / "curves.csv").read_text().splitlines()))
@@ -157,8 +159,9 @@ def test_a_darts_cell_learns_with_auxiliary_head_and_drop_path(tfds_dir):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"drop_path": 1.0}, "`drop_path` to be finite and from 0 to 0.999999, got 1.0"),
-        ({"epochs": 0}, "`epochs`"),
+        ({"drop_path": 1.0}, "`drop_path` from 0 to below 1, got 1.0"),
+        ({"epochs": 0}, "`epochs` to be at least 1, got 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` to be finite and at least 0, got -1.0"),
         ({"batch_size": 200}, "`batch_size` to be at most the 120 training images, got 200"),
         ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
         ({"cutout": 9}, "`cutout` to be at most the side"),
