@@ -271,7 +271,7 @@ class DartsNet(_CellNet):
         if layers < 3:
             raise InputError(f"Expected `layers` to be at least 3, for two reduction cells, got {layers}")
         self.in_channels = image_shape[-1]
-        before = (3 * channels,) * 2
+        before = 3 * channels, 3 * channels
         self.stem = ConvNorm(self.in_channels, before[0], rngs=rngs)
         reductions, made, late, width = (layers // 3, 2 * layers // 3), [], False, channels
         for i in range(layers):

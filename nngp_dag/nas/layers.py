@@ -71,8 +71,9 @@ def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     if _per_channel(x, kernel):
         # XLA's grouped convolution takes ten times as long on CPU.
         pixels, weights = _shifted(x, kernel, stride, dilation)
-        return sum(pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True))
-    padding = [(dilation * (side // 2),) * 2 for side in kernel.shape[:2]]
+        read = [pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True)]
+        return functools.reduce(jnp.add, read)
+    padding = [(dilation * (side // 2), dilation * (side // 2)) for side in kernel.shape[:2]]
     return lax.conv_general_dilated(
         x,
         kernel,
