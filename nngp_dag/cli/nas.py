@@ -1,4 +1,4 @@
-"""The commands nas score, nas search and nas plot."""
+"""The commands nas score, nas search, nas plot and nas train."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption
 from nngp_dag.cli.screen import console, progress, say
 
-nas = typer.Typer(help="Rank and search the cells of NAS-Bench-201 without training.", no_args_is_help=True)
+nas = typer.Typer(help="Rank and search cells without training, and train what was found.", no_args_is_help=True)
 
 FilterOption = Annotated[list[str], typer.Option("--filter", help="paper or released-code; repeat for both.")]
 ScoreOption = Annotated[
@@ -121,3 +121,79 @@ def plot(
     with output_file(scores / "scores.png", overwrite=overwrite) as path:
         plot_scores(table, known, [name for name in SCORES if name in table], path, column=column)
     say(f"wrote depth-width.png, scores.png to {scores}")
+
+
+@nas.command()
+def train(
+    genotype: Annotated[
+        str, typer.Argument(metavar="GENOTYPE", help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one.")
+    ],
+    dataset: DatasetOption = "cifar10",
+    data_dir: DataDirOption = None,
+    subset: Annotated[int | None, typer.Option(help="Train on the first N of the training part.")] = None,
+    channels: Annotated[int | None, typer.Option(help="C; by default 36 for DARTS, 16 for NAS-Bench-201.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Cells of a DARTS network, by default 20, or of a NAS-Bench-201 stage, 5.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 600,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 96,
+    learning_rate: Annotated[float, typer.Option("--lr", "--learning-rate", help="At first; a cosine to 0.")] = 0.025,
+    momentum: Annotated[float, typer.Option(help="Factor of the momentum, from 0 to below 1.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="3e-5 in Chen et al., 3e-4 in DARTS.")] = 3e-5,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the target that all classes have.")] = 0.0,
+    gradient_clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 5.0,
+    auxiliary: Annotated[
+        float | None, typer.Option(help="Weight of the auxiliary head; by default 0.4 for DARTS on 29 pixels or more.")
+    ] = None,
+    drop_path: Annotated[
+        float | None, typer.Option(help="Of the last epoch, linearly from 0; by default 0.2 for DARTS, else 0.")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Random crops and mirror images.")] = True,
+    cutout: Annotated[int, typer.Option(help="Side of a square of zeros; 16 in DARTS, 0 for none.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, under the same options.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("nngp-dag-cell"),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train the network of a found cell on images, with curves and checkpoints; resumable at any moment."""
+    from nngp_dag.data import load_splits
+    from nngp_dag.errors import InputError
+    from nngp_dag.nas.darts import Genotype
+    from nngp_dag.training.cells import CellRecipe, read_cell, train_cell
+    from nngp_dag.training.rundir import check_free
+
+    if resume and overwrite:
+        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
+    cell = read_cell(genotype)
+    check_free(out, resume=resume, overwrite=overwrite)
+    data = load_splits(dataset, subset=subset, data_dir=data_dir)
+    darts = isinstance(cell, Genotype)
+    headed = darts and min(data.train.x.shape[1:3]) >= 29
+    recipe = CellRecipe(
+        channels=(36 if darts else 16) if channels is None else channels,
+        layers=(20 if darts else 5) if layers is None else layers,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        gradient_clip=gradient_clip,
+        auxiliary=(0.4 if headed else 0.0) if auxiliary is None else auxiliary,
+        drop_path=(0.2 if darts else 0.0) if drop_path is None else drop_path,
+        augment=augment,
+        cutout=cutout,
+    )
+    say(data.statement)
+    with progress() as on_progress:
+        found = train_cell(
+            cell, data, recipe, seed=seed, out=out, resume=resume, overwrite=overwrite, on_progress=on_progress
+        )
+    final = {part: found.history.of(part, "accuracy")[-1, 0] for part in ("train", "validation", "test")}
+    say(
+        f"{found.parameters:,} parameters; accuracy "
+        + ", ".join(f"{part} {value:.2%}" for part, value in final.items())
+    )
+    say(f"wrote {out}/curves.csv, {out}/curves.png, {out}/config.json, {out}/tensorboard and {out}/checkpoints")

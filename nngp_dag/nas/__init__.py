@@ -5,6 +5,8 @@ from nngp_dag.nas.catalogue import BUILT_IN
 from nngp_dag.nas.cells import Cell, cells, sample_cells
 from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.darts import Genotype
+from nngp_dag.nas.darts_network import DartsSupernet
+from nngp_dag.nas.discrete import BenchNet, DartsNet
 from nngp_dag.nas.filters import FILTERS, Filter, get_filter
 from nngp_dag.nas.gradients import empirical_ntk
 from nngp_dag.nas.measures import Found, Measures, darts_measures, nasbench201_measures
@@ -15,14 +17,19 @@ from nngp_dag.nas.scores import SCORES, Score, Scored, get_score, goodness, regi
 from nngp_dag.nas.setting import Setting
 from nngp_dag.nas.spaces import SPACES, SearchSpace, get_space
 from nngp_dag.nas.state_dict import load_state_dict
+from nngp_dag.nas.supernet import CellSupernet
 
 __all__ = [
     "BUILT_IN",
     "FILTERS",
     "SCORES",
     "SPACES",
+    "BenchNet",
     "Benchmark",
     "Cell",
+    "CellSupernet",
+    "DartsNet",
+    "DartsSupernet",
     "Filter",
     "Found",
     "Genotype",

@@ -163,7 +163,7 @@ class DartsSupernet(nnx.Module):
             check_without_stem(channels * stem_multiplier, in_channels)
         self.in_channels, self.batch_norm = in_channels, batch_norm
         self.normalise = normalised if batch_norm else unchanged
-        before = (stem_multiplier * channels,) * 2
+        before = stem_multiplier * channels, stem_multiplier * channels
         self.stem = ConvNorm(in_channels, before[0], rngs=rngs) if stem else None
         made, reduced = [], False
         for i in range(depth):

@@ -71,8 +71,9 @@ def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     if _per_channel(x, kernel):
         # XLA's grouped convolution takes ten times as long on CPU.
         pixels, weights = _shifted(x, kernel, stride, dilation)
-        return sum(pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True))
-    padding = [(dilation * (side // 2),) * 2 for side in kernel.shape[:2]]
+        read = [pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True)]
+        return functools.reduce(jnp.add, read)
+    padding = [(dilation * (side // 2), dilation * (side // 2)) for side in kernel.shape[:2]]
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -105,7 +106,7 @@ def _convolved_forwards(x: Array, kernel: Array, stride: int, dilation: int) -> 
 def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
     x, kernel = kept
-    per_channel = _per_channel(x, kernel)
+    per_channel, gradient = _per_channel(x, kernel), lax.optimization_barrier(gradient)
     spread = gradient
     if stride > 1:
         spread = jnp.zeros((*x.shape[:3], gradient.shape[3]), gradient.dtype)

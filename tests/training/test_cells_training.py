@@ -1,0 +1,197 @@
+"""Training of found cells: the networks against themselves, runs that learn, resume to the bit and refuse."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nngp_dag.cli import main
+from nngp_dag.data import load_splits
+from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError, OutputError
+from nngp_dag.nas import Cell, MacroNet
+from nngp_dag.nas.darts import Genotype
+from nngp_dag.nas.discrete import BenchNet, DartsNet, _CellNet
+from nngp_dag.training.cells import CellRecipe, _augmented, read_cell, train_cell
+
+CELL = Cell.parse("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|")
+NORMAL = [("sep_conv_3x3", 0), ("skip_connect", 1), ("max_pool_3x3", 0), ("dil_conv_5x5", 2)]
+GENOTYPE = Genotype.from_pairs(NORMAL * 2, [("avg_pool_3x3", 0), ("skip_connect", 1)] * 4)
+SMALL = {"channels": 2, "layers": 1, "epochs": 2, "batch_size": 40, "augment": False}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_splits("digits", subset=120)
+
+
+@pytest.mark.slow
+def test_the_network_of_a_bench_cell_is_the_macro_network():
+    x = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    net, macro = (
+        BenchNet(CELL, (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0)),
+        MacroNet(channels=4, cells=1, rngs=nnx.Rngs(1)),
+    )
+    for name in ("stem", "reductions"):
+        nnx.update(getattr(macro, name), nnx.state(getattr(net, name)))
+    for name in ("scale", "shift", "kernel", "bias"):
+        getattr(macro, name)[...] = getattr(net, name)[...]
+    for theirs, [edges] in zip(macro.stages, net.stages, strict=True):
+        for edge, block in enumerate(edges):
+            if block is not None:
+                kernel = theirs.conv1 if block.kernel.shape[0] == 1 else theirs.conv3
+                kernel[...] = kernel[...].at[0, edge].set(block.kernel[...])
+    logits, _ = nnx.jit(lambda net, x: net.train_step(x, jax.random.key(0)))(net, x)
+    np.testing.assert_allclose(logits, nnx.jit(MacroNet.__call__)(macro, x, np.array(CELL.live.codes)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_running_statistics_approach_those_of_the_batch_and_evaluation_reads_them():
+    net = DartsNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
+    step = nnx.jit(lambda net, x: net.train_step(x, jax.random.key(0)))
+    for _ in range(100):
+        logits, auxiliary = step(net, x)
+    assert auxiliary.shape == (6, 10)
+    # The variance is the unbiased one, which differs where images have few pixels.
+    np.testing.assert_allclose(nnx.jit(lambda net, x: net(x))(net, x), logits, rtol=0.02, atol=0.02)
+
+
+class _Plain(_CellNet):
+    def __init__(self):
+        self.mean, self.variance = nnx.BatchStat(jnp.zeros(1)), nnx.BatchStat(jnp.ones(1))
+
+    def _forward(self, x, normalise, drop, training):
+        normalise(x, jnp.ones(1), jnp.zeros(1))
+        return drop(x)[:, 0, 0], drop(x)[:, 0, 0]
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    first, second = _Plain().train_step(jnp.ones((4000, 2, 2, 1)), jax.random.key(0), 0.2)
+    for values in (first, second):
+        assert set(np.unique(values)) == {0.0, np.float32(1.25)}
+        # 4 standard errors.
+        assert np.mean(values) == pytest.approx(1, abs=4 * 0.5 / 4000**0.5)
+    assert (np.asarray(first) != np.asarray(second)).any()
+
+
+def test_augmentation_moves_and_mirrors():
+    images = jnp.arange(1.0, 1 + 64 * 6 * 6).reshape(64, 6, 6, 1)
+    found, padded = _augmented(jax.random.key(0), images, 0), np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    places = set()
+    for image, before in zip(np.asarray(found), padded, strict=True):
+        at = {
+            (i, j, step)
+            for i in range(9)
+            for j in range(9)
+            for step in (1, -1)
+            if (before[i : i + 6, j : j + 6][:, ::step] == image).all()
+        }
+        assert at
+        places |= at
+    assert {step for *_, step in places} == {1, -1}
+    assert {i for i, *_ in places} == {j for _, j, _ in places} == set(range(9))
+
+
+def test_cutout_puts_squares_of_zeros():
+    found = np.asarray(_augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 4))
+    bare = np.asarray(_augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 0))
+    cut = ((found == 0) & (bare == 1)).sum(axis=(1, 2, 3))
+    assert cut.max() == 16
+    assert (cut > 0).mean() > 0.9
+    np.testing.assert_array_equal(found[found != 0], bare[found != 0])
+
+
+def test_cells_are_read_from_text_json_and_files(tmp_path):
+    (tmp_path / "cell.json").write_text(GENOTYPE.to_json())
+    for text in (str(GENOTYPE), GENOTYPE.to_json(), str(tmp_path / "cell.json")):
+        assert read_cell(text) == GENOTYPE
+    assert read_cell(str(CELL)) == CELL
+    with pytest.raises(GraphError):
+        read_cell("no such file")
+
+
+@pytest.mark.slow
+def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
+    whole = train_cell(CELL, digits, **SMALL, out=tmp_path / "whole")
+    rows = list(csv.DictReader((tmp_path / "whole" / "curves.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert (tmp_path / "whole" / "curves.png").read_bytes()[1:4] == b"PNG"
+    losses = whole.history.of("train", "loss")[:, 0]
+    assert losses[2] < losses[0]
+    assert whole.history.learning_rates == pytest.approx([0.025, 0.0125])
+
+    def stop(_, done, __):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cell(CELL, digits, **SMALL, out=tmp_path / "cut", on_progress=stop)
+    resumed = train_cell(CELL, digits, **SMALL, out=tmp_path / "cut", resume=True)
+    np.testing.assert_array_equal(resumed.history.values, whole.history.values)
+    for mine, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(OutputError, match="new or empty"):
+        train_cell(CELL, digits, **SMALL, out=tmp_path / "cut")
+    with pytest.raises(CheckpointError, match="dags"):
+        train_cell(Cell.from_index(9375), digits, **SMALL, out=tmp_path / "cut", resume=True)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train_cell(CELL, digits, **SMALL, learning_rate=0.1, out=tmp_path / "cut", resume=True)
+
+
+@pytest.mark.slow
+def test_divergence_stops(digits):
+    with pytest.raises(DivergenceError, match="finite losses, got others in epoch 1"):
+        train_cell(CELL, digits, **SMALL, learning_rate=1e30)
+
+
+@pytest.mark.slow
+def test_a_darts_cell_learns_with_auxiliary_head_and_drop_path(tfds_dir):
+    data = load_splits("mnist", subset=600, data_dir=tfds_dir)
+    with pytest.raises(InputError, match="29 x 29"):
+        train_cell(GENOTYPE, data, channels=2, layers=3, epochs=1, batch_size=60, auxiliary=0.4)
+    found = train_cell(GENOTYPE, data, channels=4, layers=3, epochs=4, batch_size=30, drop_path=0.1, augment=False)
+    assert found.history.of("train", "accuracy")[-1, 0] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"drop_path": 1.0}, "`drop_path` from 0 to below 1, got 1.0"),
+        ({"epochs": 0}, "`epochs` to be at least 1, got 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` to be finite and at least 0, got -1.0"),
+        ({"batch_size": 200}, "`batch_size` to be at most the 120 training images, got 200"),
+        ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
+        ({"cutout": 9}, "`cutout` to be at most the side"),
+        ({"width": 3}, "options of `CellRecipe`, got"),
+        ({"seed": -1}, "`seed` from 0"),
+        ({"resume": True}, "`out` to name the run to resume"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(digits, choices, message):
+    with pytest.raises(InputError, match=message):
+        train_cell(CELL, digits, **{**SMALL, **choices})
+
+
+def test_networks_that_do_not_fit_are_refused(digits):
+    with pytest.raises(InputError, match="at least 3, for two reduction cells, got 2"):
+        train_cell(GENOTYPE, digits, **{**SMALL, "layers": 2})
+    with pytest.raises(InputError, match="at least 29 x 29 pixels"):
+        CellRecipe(channels=2, layers=3, auxiliary=0.4).network(GENOTYPE, (8, 8, 3), 10, nnx.Rngs(0))
+    with pytest.raises(InputError, match="images"):
+        CellRecipe().network(CELL, (4,), 10, nnx.Rngs(0))
+
+
+def test_the_command_refuses_in_one_line(capsys, tmp_path):
+    for arguments, message in (
+        (["nonsense"], "Genotype"),
+        ([str(CELL), "--resume", "--overwrite"], "leave one of them out"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["nas", "train", *arguments, "--out", str(tmp_path / "run")])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
