@@ -8,7 +8,7 @@ import typer
 from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption
 from nngp_dag.cli.screen import console, progress, say
 
-nas = typer.Typer(help="Rank and search the cells of NAS-Bench-201 without training.", no_args_is_help=True)
+nas = typer.Typer(help="Rank and search the cells of NAS-Bench-201 and DARTS without training.", no_args_is_help=True)
 
 FilterOption = Annotated[list[str], typer.Option("--filter", help="paper or released-code; repeat for both.")]
 ScoreOption = Annotated[
