@@ -16,12 +16,16 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.kernel import precision_of
 from nngp_dag.nas.cells import Cell
+from nngp_dag.nas.layers import normalised
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.setting import Setting
 from nngp_dag.theory import spectrum
 
 # Added to eigenvalues of correlations, as Mellor et al. do.
 _JITTER = 1e-5
+
+# The axis of a batch whose images are mapped over.
+_IMAGES = "images"
 
 Measured = Iterator[dict[str, float | str]]
 
@@ -49,11 +53,53 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
     return (ntk + ntk.T) / 2
 
 
+def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *, names: str, batch_norm: str) -> Array:
+    """Returns <grad f(x_i), grad f(x_j)>, f the sum of the outputs of a network, (n, n); for compiled programs.
+
+    Args:
+      graph: Of a network that is called with images and an architecture, normalises by its `normalise` alone, and
+        has its weights where `nnx.split` puts them.
+      params: The weights.
+      x: Images, (n, height, width, channels).
+      architecture: What the network is called with besides.
+      names: "weight": gradients with respect to kernels, scales and the classifier's kernel, which are called weight
+        where the measure comes from; "all": shifts and biases too.
+      batch_norm: "coupled": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
+        which takes a pass back over the batch for every image. "held": the statistics are those of the batch, but do
+        not change with the weights; f(x_i) depends on x_i alone, and one pass back gives all gradients.
+    """
+    trained, fixed = _by_name(params, lambda name: names == "all" or name not in ("shift", "bias"))
+
+    def summed(trained: dict, x: Array) -> Array:
+        net = nnx.merge(graph, _rejoined(params, trained, fixed))
+        if batch_norm == "held" and net.batch_norm:
+            net.normalise = _held
+        return net(x, architecture).sum(axis=1)
+
+    if batch_norm == "held":
+        one = jax.grad(lambda trained, image: summed(trained, image[None])[0])
+        gradients = jax.vmap(one, (None, 0), axis_name=_IMAGES)(trained, x)
+    else:
+        _, backwards = jax.vjp(lambda trained: summed(trained, x), trained)
+        [gradients] = lax.map(backwards, jnp.eye(len(x)), batch_size=passes_at_once(len(x)))
+    rows = (value.reshape(len(x), -1) for value in gradients.values())
+    return sum((jnp.dot(row, row.T, precision=lax.Precision.HIGHEST) for row in rows), jnp.zeros((len(x), len(x))))
+
+
+def passes_at_once(images: int) -> int:
+    """How many images' passes back run side by side; on CPU no more than its caches hold."""
+    return min(images, 4) if jax.default_backend() == "cpu" else images
+
+
+def _held(x: Array, scale: Array, shift: Array) -> Array:
+    return normalised(x, scale, shift, over=_IMAGES)
+
+
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
     """Measures the condition number of the empirical NTK of the setting's first images."""
     net, x = setting.network(), jnp.asarray(setting.images[: setting.ntk_images])
     for cell in cells:
-        yield {"ntk_condition": _measured(lambda cell=cell: _condition(empirical_ntk(net, x, cell)))}
+        yield {"ntk_condition": _measured(lambda cell=cell: condition_of(empirical_ntk(net, x, cell)))}
 
 
 def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
@@ -100,7 +146,12 @@ def _measured(compute: Callable[[], float]) -> float | str:
         return str(error)
 
 
-def _condition(ntk: np.ndarray) -> float:
+def condition_of(ntk: np.ndarray) -> float:
+    """Returns lambda_max / lambda_min.
+
+    Raises:
+      InputError: λmin is not resolved, or the matrix is no kernel.
+    """
     with warnings.catch_warnings():
         # What is not resolved is an error here.
         warnings.simplefilter("ignore", NumericalWarning)
@@ -129,15 +180,7 @@ def _correlation_score(jacobian: ArrayLike) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ntk(graph: Any, params: Any, x: Array, codes: Array) -> Array:
-    trained, fixed = _by_name(params, lambda name: name not in ("shift", "bias"))
-
-    def summed(trained: dict) -> Array:
-        return nnx.merge(graph, _rejoined(params, trained, fixed))(x, codes).sum(axis=1)
-
-    _, backwards = jax.vjp(summed, trained)
-    [gradients] = jax.vmap(backwards)(jnp.eye(len(x)))
-    rows = (value.reshape(len(x), -1) for value in gradients.values())
-    return sum((jnp.dot(row, row.T, precision=lax.Precision.HIGHEST) for row in rows), jnp.zeros((len(x), len(x))))
+    return gradient_products(graph, params, x, codes, names="weight", batch_norm="coupled")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,8 +4,6 @@ A cell is an argument, not a structure: six operation numbers, which a `lax.swit
 program runs. Only the operation that is chosen is computed, and cells of one stage share the code of a `lax.scan`.
 """
 
-import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -16,35 +14,22 @@ from jaxtyping import Array, Float, Int
 
 from nngp_dag.errors import InputError
 from nngp_dag.nas.cells import EDGES, OPERATIONS, Cell
+from nngp_dag.nas.layers import (
+    ConvNorm,
+    Normalise,
+    averaged,
+    classified,
+    convolved,
+    halved,
+    he_normal,
+    normalised,
+    unchanged,
+)
 
-# PyTorch's; so are the padding of strided convolutions and what averages leave out.
-_EPSILON = 1e-5
 _NUM_NODES = 4
 _STAGES = 3
-_BLOCK = 1 << 14
 
 Observer = Callable[[Array, Array], Array]
-Normalise = Callable[[Array, Array, Array], Array]
-
-
-class ConvNorm(nnx.Module):
-    """Convolution over 3 x 3 pixels without bias, then batch normalisation by the statistics of the batch.
-
-    Attributes:
-      kernel: (3, 3, channels in, channels out).
-      scale: (channels out,).
-      shift: (channels out,).
-    """
-
-    def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
-        """Draws the weights."""
-        self.kernel = nnx.Param(_he_normal(rngs, (3, 3, c_in, c_out)))
-        self.scale = nnx.Param(jnp.ones(c_out))
-        self.shift = nnx.Param(jnp.zeros(c_out))
-
-    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
-        """Applies convolution and normalisation."""
-        return normalise(_convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
 
 
 class Stage(nnx.Module):
@@ -60,8 +45,8 @@ class Stage(nnx.Module):
     def __init__(self, cells: int, channels: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
         size = cells, len(EDGES)
-        self.conv1 = nnx.Param(_he_normal(rngs, (*size, 1, 1, channels, channels)))
-        self.conv3 = nnx.Param(_he_normal(rngs, (*size, 3, 3, channels, channels)))
+        self.conv1 = nnx.Param(he_normal(rngs, (*size, 1, 1, channels, channels)))
+        self.conv3 = nnx.Param(he_normal(rngs, (*size, 3, 3, channels, channels)))
         self.scale = nnx.Param(jnp.ones((*size, channels)))
         self.shift = nnx.Param(jnp.zeros((*size, channels)))
 
@@ -73,7 +58,7 @@ class Reduction(nnx.Module):
         """Draws the weights."""
         self.conv_a = ConvNorm(channels, 2 * channels, rngs=rngs)
         self.conv_b = ConvNorm(2 * channels, 2 * channels, rngs=rngs)
-        self.shortcut = nnx.Param(_he_normal(rngs, (1, 1, channels, 2 * channels)))
+        self.shortcut = nnx.Param(he_normal(rngs, (1, 1, channels, 2 * channels)))
 
 
 class MacroNet(nnx.Module):
@@ -124,12 +109,13 @@ class MacroNet(nnx.Module):
                 raise InputError(f"Expected `{name}` to be at least 1, got {size}")
         widths = [channels * 2**i for i in range(_STAGES)]
         self.in_channels, self.batch_norm = in_channels, batch_norm
+        self.normalise = normalised if batch_norm else unchanged
         self.stem = ConvNorm(in_channels, channels, rngs=rngs)
         self.stages = nnx.List([Stage(cells, width, rngs=rngs) for width in widths])
         self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
         self.scale = nnx.Param(jnp.ones(widths[-1]))
         self.shift = nnx.Param(jnp.zeros(widths[-1]))
-        self.kernel = nnx.Param(_he_normal(rngs, (widths[-1], classes)))
+        self.kernel = nnx.Param(he_normal(rngs, (widths[-1], classes)))
         self.bias = nnx.Param(jnp.zeros(classes))
 
     def __call__(self, x: Float[Array, "n h w c"], cell: Cell | Int[Array, " 6"]) -> Float[Array, "n classes"]:
@@ -146,8 +132,7 @@ class MacroNet(nnx.Module):
 
     def classify(self, features: Float[Array, "n c4"]) -> Float[Array, "n classes"]:
         """Returns the logits of features."""
-        product = jnp.dot(features, self.kernel[...], precision=lax.Precision.HIGHEST)
-        return product + self.bias[...][None]
+        return classified(features, self.kernel[...], self.bias[...])
 
     def features(self, x: Float[Array, "n h w c"], cell: Cell | Int[Array, " 6"]) -> Float[Array, "n c4"]:
         """Returns what the classifier reads; the arguments are those of a call."""
@@ -196,7 +181,7 @@ class MacroNet(nnx.Module):
                 seen = look(seen, node, source)
             return (nodes[-1], seen), None
 
-        normalise = _normalised if self.batch_norm else _unchanged
+        normalise = self.normalise
         # For gradients: kept is what enters an operation, not what every operation might have kept within.
         branches = [jax.checkpoint(_branch(name, normalise)) for name in OPERATIONS]
         x = self.stem(x, normalise)
@@ -206,7 +191,7 @@ class MacroNet(nnx.Module):
                 seen = look(seen, x, 3)
                 inner = block.conv_a(nnx.relu(x), normalise, 2)
                 seen = look(seen, inner, 3)
-                x = block.conv_b(nnx.relu(inner), normalise) + _convolved(_halved(x), block.shortcut[...], 1)
+                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
             layers = (stage.conv1[...], stage.conv3[...], stage.scale[...], stage.shift[...])
             (x, seen), _ = lax.scan(one_cell, (x, seen), layers)
         x = normalise(x, self.scale[...], self.shift[...])
@@ -224,88 +209,8 @@ def _branch(name: str, normalise: Normalise) -> Callable[[Array, Array, tuple[Ar
         if name == "skip_connect":
             return node + x
         if name == "avg_pool_3x3":
-            return node + _averaged(x)
+            return node + averaged(x)
         kernel = {"nor_conv_1x1": conv1, "nor_conv_3x3": conv3}[name]
-        return node + normalise(_convolved(nnx.relu(x), kernel, 1), scale, shift)
+        return node + normalise(convolved(nnx.relu(x), kernel), scale, shift)
 
     return add
-
-
-def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
-    """Draws weights of variance 2 / fan-out, in blocks of one size: every other shape would compile for seconds."""
-    fan_out, size = shape[-1] * math.prod(shape[-4:-2]), math.prod(shape)
-    drawn = [jax.random.normal(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
-    return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
-
-
-def _convolved(x: Array, kernel: Array, stride: int) -> Array:
-    """Convolution whose padding keeps the size, as PyTorch pads, which matters to strides."""
-    return _convolution(x, kernel, stride)  # type: ignore[return-value]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolution(x: Array, kernel: Array, stride: int) -> Array:
-    padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=layout, precision=lax.Precision.HIGHEST
-    )
-
-
-def _convolved_forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolved(x, kernel, stride), (x, kernel)
-
-
-def _convolved_backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
-    x, kernel = kept
-    spread = gradient
-    if stride > 1:
-        n, height, width, channels = gradient.shape
-        spread = jnp.zeros((n, stride * height, stride * width, channels), gradient.dtype)
-        spread = spread.at[:, ::stride, ::stride].set(gradient)
-    back = _convolved(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
-    _, height, width, _ = gradient.shape
-    padded = jnp.pad(x, [(0, 0), *((side // 2, side // 2) for side in kernel.shape[:2]), (0, 0)])
-    pixels = [
-        jnp.einsum(
-            "nhwc,nhwd->cd",
-            padded[:, i : i + stride * height : stride, j : j + stride * width : stride],
-            gradient,
-            precision=lax.Precision.HIGHEST,
-        )
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
-    ]
-    return back, jnp.stack(pixels).reshape(kernel.shape)
-
-
-_convolution.defvjp(_convolved_forwards, _convolved_backwards)
-
-
-def _normalised(x: Array, scale: Array, shift: Array) -> Array:
-    centred = x - x.mean(axis=(0, 1, 2), keepdims=True)
-    variance = jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True)
-    wide = (1, 1, 1, -1)
-    return centred * (lax.rsqrt(variance + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
-
-
-def _unchanged(x: Array, scale: Array, shift: Array) -> Array:
-    return x
-
-
-def _averaged(x: Array) -> Array:
-    """Mean over 3 x 3 pixels, as sums of shifted images: on CPU windowed reductions take five times as long."""
-    for axis in (1, 2):
-        size = x.shape[axis]
-        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
-        total = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
-        inside = 3 - (jnp.arange(size) == 0) - (jnp.arange(size) == size - 1)
-        x = total / inside.reshape([size if i == axis else 1 for i in range(4)])
-    return x
-
-
-def _halved(x: Array) -> Array:
-    """Mean over blocks of 2 x 2 pixels."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from nngp_dag.errors import InputError
 from nngp_dag.nas import Cell, MacroNet, load_state_dict
-from nngp_dag.nas.network import _averaged, _convolved
+from nngp_dag.nas.layers import averaged, convolved
 
 RICH = Cell.parse("|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|none~2|")
 
@@ -53,7 +53,7 @@ def test_dead_edges_and_isomorphism_change_no_output(forward):
 def test_pooling_leaves_padding_out():
     x = jax.random.normal(jax.random.key(1), (2, 4, 6, 3))
     expected = nnx.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
-    np.testing.assert_allclose(_averaged(x), expected, atol=1e-6)
+    np.testing.assert_allclose(averaged(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(1, 1), (3, 1), (3, 2)])
@@ -69,7 +69,7 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
         padding = [(side // 2, side // 2)] * 2
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
 
-    value, gradient = jax.vjp(lambda x, kernel: _convolved(x, kernel, stride), x, kernel)
+    value, gradient = jax.vjp(lambda x, kernel: convolved(x, kernel, stride), x, kernel)
     expected, their_gradient = jax.vjp(plain, x, kernel)
     np.testing.assert_allclose(value, expected, atol=1e-5)
     for mine, theirs in zip(gradient(back), their_gradient(back), strict=True):

@@ -1,0 +1,225 @@
+"""What the networks of both spaces consist of: convolutions, batch norm, pooling, initial weights."""
+
+import functools
+import math
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from nngp_dag.errors import InputError
+
+# PyTorch's; so are the padding of strided convolutions and what averages leave out.
+_EPSILON = 1e-5
+_BLOCK = 1 << 14
+
+
+class Convolve(Protocol):
+    """As `convolved`: (x, kernel, stride, dilation)."""
+
+    def __call__(self, x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
+        """Convolves."""
+        ...
+
+
+class Normalise(Protocol):
+    """As `normalised`: (x, scale, shift)."""
+
+    def __call__(self, x: Array, scale: Array, shift: Array) -> Array:
+        """Normalises."""
+        ...
+
+
+class Classify(Protocol):
+    """As `classified`: (features, kernel, bias)."""
+
+    def __call__(self, features: Array, kernel: Array, bias: Array) -> Array:
+        """Classifies."""
+        ...
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, then batch normalisation by the statistics of the batch.
+
+    Attributes:
+      kernel: (side, side, channels in, channels out).
+      scale: (channels out,).
+      shift: (channels out,).
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, side: int = 3, rngs: nnx.Rngs):
+        """Draws the weights."""
+        self.kernel = nnx.Param(he_normal(rngs, (side, side, c_in, c_out)))
+        self.scale = nnx.Param(jnp.ones(c_out))
+        self.shift = nnx.Param(jnp.zeros(c_out))
+
+    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
+        """Applies convolution and normalisation."""
+        return normalise(convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
+
+
+def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
+    """Draws weights of variance 2 / fan-out, in blocks of one size: every other shape would compile for seconds."""
+    fan_out, size = shape[-1] * math.prod(shape[-4:-2]), math.prod(shape)
+    drawn = [jax.random.normal(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
+    return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
+
+
+def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
+    """Convolution that keeps the size, padded as PyTorch pads, which matters to strides.
+
+    Args:
+      x: (n, height, width, channels).
+      kernel: (side, side, channels, channels out) of an odd side; (side, side, 1, channels) for a filter per channel.
+      stride: Between the pixels that are kept.
+      dilation: Between the pixels that a filter reads.
+    """
+    return _convolution(x, kernel, stride, dilation)  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
+    if _per_channel(x, kernel):
+        # XLA's grouped convolution takes ten times as long on CPU.
+        pixels, weights = _shifted(x, kernel, stride, dilation)
+        return sum(pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True))
+    padding = [(dilation * (side // 2),) * 2 for side in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def _per_channel(x: Array, kernel: Array) -> bool:
+    return kernel.shape[2] == 1 and kernel.shape[3] == x.shape[3]
+
+
+def _shifted(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[list[Array], list[Array]]:
+    """What each pixel of a filter reads, (n, height out, width out, channels) each, and its weights."""
+    sides, (_, height, width, _) = kernel.shape[:2], x.shape
+    padded = jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)])
+    places = [(dilation * i, dilation * j) for i in range(sides[0]) for j in range(sides[1])]
+    pixels = [padded[:, i : i + height : stride, j : j + width : stride] for i, j in places]
+    return pixels, list(kernel.reshape(-1, *kernel.shape[2:]))
+
+
+def _convolved_forwards(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[Array, tuple[Array, Array]]:
+    return convolved(x, kernel, stride, dilation), (x, kernel)
+
+
+def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
+    x, kernel = kept
+    per_channel = _per_channel(x, kernel)
+    spread = gradient
+    if stride > 1:
+        spread = jnp.zeros((*x.shape[:3], gradient.shape[3]), gradient.dtype)
+        spread = spread.at[:, ::stride, ::stride].set(gradient)
+    turned = jnp.flip(kernel, (0, 1))
+    back = convolved(spread, turned if per_channel else turned.swapaxes(2, 3), 1, dilation)
+    pixels, _ = _shifted(x, kernel, stride, dilation)
+    if per_channel:
+        products = [(pixel * gradient).sum(axis=(0, 1, 2)) for pixel in pixels]
+    else:
+        contract = functools.partial(jnp.einsum, "nhwc,nhwd->cd", precision=lax.Precision.HIGHEST)
+        products = [contract(pixel, gradient) for pixel in pixels]
+    return back, jnp.stack(products).reshape(kernel.shape)
+
+
+_convolution.defvjp(_convolved_forwards, _convolved_backwards)
+
+
+def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
+    """Batch normalisation by the mean and variance of the batch.
+
+    Args:
+      x: (n, height, width, channels).
+      scale: (channels,).
+      shift: (channels,).
+      over: The name of a mapped axis of images: the statistics are those of all of them, and have no gradient.
+    """
+
+    def mean(value: Array) -> Array:
+        found = value.mean(axis=(0, 1, 2), keepdims=True)
+        return found if over is None else lax.stop_gradient(lax.pmean(found, over))
+
+    centred = x - mean(x)
+    wide = (1, 1, 1, -1)
+    return centred * (lax.rsqrt(mean(jnp.square(centred)) + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
+
+
+def unchanged(x: Array, scale: Array, shift: Array) -> Array:
+    """No normalisation."""
+    return x
+
+
+def averaged(x: Array) -> Array:
+    """Mean over 3 x 3 pixels, as sums of shifted images: on CPU windowed reductions take five times as long."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
+        total = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        inside = 3 - (jnp.arange(size) == 0) - (jnp.arange(size) == size - 1)
+        x = total / inside.reshape([size if i == axis else 1 for i in range(4)])
+    return x
+
+
+def halved(x: Array) -> Array:
+    """Mean over blocks of 2 x 2 pixels."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def classified(features: Float[Array, "n d"], kernel: Float[Array, "d k"], bias: Float[Array, " k"]) -> Array:
+    """Returns the logits of features."""
+    return jnp.dot(features, kernel, precision=lax.Precision.HIGHEST) + bias[None]
+
+
+class Layers(NamedTuple):
+    """How a supernet computes: everything that has weights goes through these three, always in the same order.
+
+    Attributes:
+      convolve: Of every convolution.
+      normalise: Of every batch norm.
+      classify: Of the classifier.
+    """
+
+    convolve: Convolve = convolved
+    normalise: Normalise = normalised
+    classify: Classify = classified
+
+    def conv_norm(self, x: Array, block: ConvNorm, stride: int = 1) -> Array:
+        """Applies a block of convolution and batch norm."""
+        return self.normalise(self.convolve(x, block.kernel[...], stride), block.scale[...], block.shift[...])
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses sizes below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"Expected `{name}` to be at least 1, got {size}")
+
+
+def check_without_stem(channels: int, in_channels: int) -> None:
+    """Refuses images of which a first cell without stem cannot make C channels."""
+    if in_channels != channels:
+        raise InputError(
+            f"Expected `in_channels` to be `channels`, {channels}, without a stem, got {in_channels}; add the stem"
+        )
+
+
+def check_images(x: Array, channels: int, sides: int) -> None:
+    """Refuses images of other channels, or whose sides are no multiples."""
+    if x.ndim != 4 or x.shape[-1] != channels or x.shape[1] % sides or x.shape[2] % sides:
+        raise InputError(
+            f"Expected `x` to have shape (N, height, width, {channels}), with sides that are multiples of {sides}, "
+            f"got {x.shape}"
+        )

@@ -1,0 +1,167 @@
+"""The supernet of NAS-Bench-201: all operations of all edges at once, weighted by a mixture that is an argument."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
+from nngp_dag.nas.layers import (
+    ConvNorm,
+    Layers,
+    averaged,
+    check_images,
+    check_sizes,
+    check_without_stem,
+    halved,
+    he_normal,
+    normalised,
+    unchanged,
+)
+from nngp_dag.nas.network import Reduction
+
+_NUM_NODES = 4
+_READS = np.array([name in CONVOLUTIONS for name in OPERATIONS])
+
+
+class MixedStage(nnx.Module):
+    """The weights of all cells of one stage: those of either convolution, on every edge.
+
+    Attributes:
+      conv1: (cells, 6, 1, 1, C, C).
+      conv3: (cells, 6, 3, 3, C, C).
+      scale: Of the normalisations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
+      shift: Likewise.
+    """
+
+    def __init__(self, cells: int, channels: int, *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        size = cells, len(EDGES)
+        self.conv1 = nnx.Param(he_normal(rngs, (*size, 1, 1, channels, channels)))
+        self.conv3 = nnx.Param(he_normal(rngs, (*size, 3, 3, channels, channels)))
+        self.scale = nnx.Param(jnp.ones((*size, 2, channels)))
+        self.shift = nnx.Param(jnp.zeros((*size, 2, channels)))
+
+
+class CellSupernet(nnx.Module):
+    """The network of NAS-Bench-201 with every operation on every edge, weighted.
+
+    In a cell, node t is the sum over edges and operations of weight times operation. With weights that are 1 for one
+    operation of each edge and 0 for the others it is `MacroNet` around that cell, with the same weights. Nothing
+    depends on which weights are 0: one compiled program serves all mixtures, and `jax.vmap` goes over them.
+
+    Args:
+      channels: C, the channels of the first stage; 3 in TE-NAS, 1 where it counts linear regions.
+      cells: N, the cells of a stage; 1 in TE-NAS.
+      stages: Stages, with a reduction between them; 3, or 1 where TE-NAS counts linear regions.
+      classes: Outputs.
+      in_channels: Channels of the images.
+      stem: Whether a convolution and batch norm come first. Without one, images must have C channels.
+      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
+      rngs: As for `MacroNet`.
+
+    Raises:
+      InputError: A size is below 1, or there is no stem and `in_channels` is not `channels`.
+
+    Example:
+      >>> net = CellSupernet(channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> net(jnp.ones((5, 8, 8, 3)), jnp.full((1, 6, 5), 1 / 5)).shape
+      (5, 10)
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        cells: int = 1,
+        stages: int = 3,
+        classes: int = 10,
+        in_channels: int = 3,
+        stem: bool = True,
+        batch_norm: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        """Draws all weights."""
+        check_sizes(channels=channels, cells=cells, stages=stages, classes=classes, in_channels=in_channels)
+        if not stem:
+            check_without_stem(channels, in_channels)
+        widths = [channels * 2**i for i in range(stages)]
+        self.in_channels, self.batch_norm = in_channels, batch_norm
+        self.normalise = normalised if batch_norm else unchanged
+        self.stem = ConvNorm(in_channels, channels, rngs=rngs) if stem else None
+        self.stages = nnx.List([MixedStage(cells, width, rngs=rngs) for width in widths])
+        self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
+        self.scale = nnx.Param(jnp.ones(widths[-1]))
+        self.shift = nnx.Param(jnp.zeros(widths[-1]))
+        self.kernel = nnx.Param(he_normal(rngs, (widths[-1], classes)))
+        self.bias = nnx.Param(jnp.zeros(classes))
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"], layers: Layers | None = None
+    ) -> Float[Array, "n classes"]:
+        """Returns the logits.
+
+        Args:
+          x: Images. Their sides must be multiples of 2 for every reduction.
+          mixture: The weight of every operation of `OPERATIONS` on every edge; that of `none` has no effect.
+          layers: How to compute; by default with or without batch norm, as the network was made.
+
+        Raises:
+          InputError: The images have another shape.
+        """
+        return self.observed(x, mixture, layers)[0]
+
+    def observed(
+        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"], layers: Layers | None = None
+    ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
+        """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
+
+        What no live convolution reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
+        """
+        sides = 2 ** (len(self.stages) - 1)
+        check_images(x, self.in_channels, sides)
+        layers = layers or Layers(normalise=self.normalise)
+        gates = _gates(mixture[0] > 0).astype(x.dtype)
+        seen = []
+        if self.stem is not None:
+            x = layers.conv_norm(x, self.stem)
+        for i, stage in enumerate(self.stages):
+            if i:
+                block = self.reductions[i - 1]
+                inner = layers.conv_norm(nnx.relu(x), block.conv_a, 2)
+                seen += [x, inner]
+                x = layers.conv_norm(nnx.relu(inner), block.conv_b) + layers.convolve(halved(x), block.shortcut[...])
+            for k in range(stage.scale.shape[0]):
+                nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
+                for edge, (source, target) in enumerate(EDGES):
+                    nodes[target] += _mixed(nodes[source], mixture[0, edge], stage, (k, edge), layers)
+                seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
+                x = nodes[-1]
+        x = layers.normalise(x, self.scale[...], self.shift[...])
+        features = nnx.relu(x).mean(axis=(1, 2))
+        return layers.classify(features, self.kernel[...], self.bias[...]), [*seen, x]
+
+
+def _mixed(x: Array, weights: Array, stage: MixedStage, place: tuple[int, int], layers: Layers) -> Array:
+    total = weights[OPERATIONS.index("skip_connect")] * x + weights[OPERATIONS.index("avg_pool_3x3")] * averaged(x)
+    active = nnx.relu(x)
+    for i, (name, kernel) in enumerate(zip(CONVOLUTIONS, (stage.conv1, stage.conv3), strict=True)):
+        scale, shift = stage.scale[(*place, i)], stage.shift[(*place, i)]
+        found = layers.normalise(layers.convolve(active, kernel[place]), scale, shift)
+        total += weights[OPERATIONS.index(name)] * found
+    return total
+
+
+def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:
+    """Whether a convolution of weight and with a way to the last node reads nodes 0, 1 and 2."""
+    leads = [jnp.array(False)] * (_NUM_NODES - 1) + [jnp.array(True)]
+    gates = [jnp.array(False)] * (_NUM_NODES - 1)
+    for source in reversed(range(_NUM_NODES - 1)):
+        for edge, (start, target) in enumerate(EDGES):
+            if start == source:
+                operations = live[edge] & leads[target]
+                leads[source] |= operations[OPERATIONS.index("none") + 1 :].any()
+                gates[source] |= (operations & _READS).any()
+    return jnp.stack(gates)

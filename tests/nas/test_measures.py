@@ -1,0 +1,159 @@
+"""The measures of supernets: against Jacobians in float64, and by their contract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nngp_dag.nas import measures
+from nngp_dag.nas.layers import ConvNorm, convolved, normalised
+from nngp_dag.nas.measures import Measures
+
+EPSILON = 1e-5
+
+
+class TinyNet(nnx.Module):
+    """One edge: a convolution and a skip, weighted; batch norm, ReLU, mean over pixels, classifier."""
+
+    def __init__(self, *, rngs):
+        self.stem = ConvNorm(2, 3, rngs=rngs)
+        self.edge = nnx.Param(jax.random.normal(rngs.params(), (3, 3, 3, 3)))
+        self.scale = nnx.Param(jnp.linspace(0.5, 1.5, 3))
+        self.shift = nnx.Param(jnp.linspace(-0.5, 0.5, 3))
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, 4)))
+        self.bias = nnx.Param(jnp.zeros(4))
+        self.normalise, self.batch_norm = normalised, True
+
+    def __call__(self, x, mixture):
+        return self.observed(x, mixture)[0]
+
+    def observed(self, x, mixture):
+        x = self.stem(x, self.normalise)
+        y = mixture[0, 0, 0] * convolved(nnx.relu(x), self.edge[...], 1) + mixture[0, 0, 1] * x
+        y = self.normalise(y, self.scale[...], self.shift[...])
+        features = nnx.relu(y).mean(axis=(1, 2))
+        logits = jnp.dot(features, self.kernel[...], precision="highest") + self.bias[...][None]
+        return logits, [mixture[0, 0, 0] * x, y]
+
+
+def make(rngs):
+    return TinyNet(rngs=rngs)
+
+
+MIXTURES = np.array([[0.5, 0.5], [1, 0], [0, 1], [0, 0]], np.float32)[:, None, None]
+X = np.random.default_rng(0).normal(size=(5, 4, 4, 2)).astype(np.float32)
+SMALL = np.random.default_rng(1).normal(size=(2, 40, 1, 1, 2)).astype(np.float32)
+
+
+def measured(**options):
+    return Measures(make, make, X, SMALL, **options)
+
+
+def plain_outputs(weights, x, mixture, held=None):
+    """The sum of the outputs in plain JAX; with statistics in order, where they are held, else with the batch's own."""
+    seen = []
+
+    def norm(value, scale, shift):
+        mean, variance = value.mean((0, 1, 2)), value.var((0, 1, 2))
+        if held is not None:
+            mean, variance = held[len(seen)]
+        seen.append((mean, variance))
+        return (value - mean[None, None, None]) / jnp.sqrt(variance + EPSILON)[None, None, None] * scale[
+            None, None, None
+        ] + shift[None, None, None]
+
+    def conv(value, kernel):
+        return jax.lax.conv_general_dilated(value, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    value = norm(conv(x, weights["stem"]), weights["stem_scale"], weights["stem_shift"])
+    value = mixture[0] * conv(jax.nn.relu(value), weights["edge"]) + mixture[1] * value
+    value = jax.nn.relu(norm(value, weights["scale"], weights["shift"])).mean((1, 2))
+    return (value @ weights["kernel"]).sum(1) + weights["bias"].sum(), seen
+
+
+def expected_ntk(seed, mixture, gradients, batch_norm):
+    net = make(nnx.Rngs(seed))
+    with jax.enable_x64(True):
+        wide = lambda value: jnp.asarray(np.asarray(value), jnp.float64)  # noqa: E731
+        weights = {name: wide(getattr(net, name)[...]) for name in ("edge", "scale", "shift", "kernel", "bias")}
+        weights |= {"stem": wide(net.stem.kernel[...]), "stem_scale": wide(net.stem.scale[...])}
+        weights["stem_shift"] = wide(net.stem.shift[...])
+
+        @jax.jit
+        def jacobians(weights, x, mixture):
+            held = plain_outputs(weights, x, mixture)[1] if batch_norm == "held" else None
+            return jax.jacrev(lambda weights: plain_outputs(weights, x, mixture, held)[0])(weights)
+
+        jacobian = jacobians(weights, wide(X), wide(mixture[0, 0]))
+        if gradients == "reference":
+            jacobian = {name: value for name, value in jacobian.items() if not name.endswith(("shift", "bias"))}
+            assert len(jacobian) == 5
+        rows = np.concatenate([np.asarray(value).reshape(len(X), -1) for value in jacobian.values()], axis=1)
+    return rows @ rows.T
+
+
+@pytest.mark.parametrize("batch_norm", ["coupled", "held"])
+@pytest.mark.parametrize("gradients", ["all", "reference"])
+def test_condition_numbers_are_those_of_jacobians_in_float64(gradients, batch_norm):
+    found = measured(gradients=gradients, batch_norm=batch_norm).ntk_conditions(MIXTURES[:3], seed=3)
+    assert found.reasons == ("", "", "")
+    for value, mixture in zip(found.values, MIXTURES, strict=False):
+        eigenvalues = np.linalg.eigvalsh(expected_ntk(3, mixture, gradients, batch_norm))
+        assert value == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=1e-3)
+
+
+def test_a_candidate_is_measured_alike_alone_and_among_others():
+    some = measured(batch_norm="held")
+    together = some.ntk_conditions(MIXTURES[:3], seed=0).values
+    alone = [some.ntk_conditions(MIXTURES[i : i + 1], seed=0).values[0] for i in range(3)]
+    np.testing.assert_array_equal(together, alone)
+    # Two side by side, of which the last pair is filled up.
+    pairs = measured(batch_norm="held", memory=2 * _bytes_of_one(some))
+    np.testing.assert_allclose(pairs.ntk_conditions(MIXTURES[:3], seed=0).values, together, rtol=1e-3)
+    before = measures._ntks._cache_size()
+    pairs.ntk_conditions(MIXTURES[:1], seed=0)
+    assert measures._ntks._cache_size() == before
+
+
+def _bytes_of_one(some):
+    limited = measured(batch_norm=some.batch_norm, memory=1)
+    limited.ntk_conditions(MIXTURES[:1], seed=0)
+    [size] = limited.memo.values()
+    return size
+
+
+def test_all_candidates_rounds_and_seeds_share_one_compilation_per_measure():
+    some = measured(batch_norm="held")
+    measures._ntks.clear_cache(), measures._patterns.clear_cache()
+    conditions = [some.ntk_conditions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
+    regions = [some.linear_regions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
+    assert measures._ntks._cache_size() == measures._patterns._cache_size() == 1
+    # A seed is one draw, another seed another.
+    for found in (conditions, regions):
+        np.testing.assert_array_equal(found[0][:2], found[1])
+        assert (found[0] != found[2]).any()
+
+
+def test_regions_are_those_of_brute_force():
+    found = measured().linear_regions(MIXTURES, seed=2)
+    assert found.reasons == ("",) * 4
+    net = make(nnx.Rngs(2))
+    for count, mixture in zip(found.values, MIXTURES, strict=True):
+        different = []
+        for batch in SMALL:
+            seen = [np.asarray(value) for value in net.observed(jnp.asarray(batch), jnp.asarray(mixture))[1]]
+            for i in range(len(batch)):
+                signs = [value[i] > 0 for value in seen]
+                if not any(all((a == b).all() for a, b in zip(signs, other, strict=True)) for other in different):
+                    different.append(signs)
+        assert count == len(different)
+    # Enough to count, and not all different.
+    assert 10 < found.values[0] < 60
+
+
+def test_what_cannot_be_measured_is_flagged_not_raised():
+    found = measured(batch_norm="held").ntk_conditions(np.stack([MIXTURES[0], np.full((1, 1, 2), np.nan)]), seed=0)
+    np.testing.assert_array_equal([reason == "" for reason in found.reasons], np.isfinite(found.values))
+    np.testing.assert_array_equal(np.isfinite(found.values), [True, False])
+    assert "finite" in found.reasons[1]
