@@ -27,7 +27,9 @@ def tenas(
         int | None, typer.Option(help="Images for the NTK, the first of the training set; by default 72, of DARTS 14.")
     ] = None,
     gradients: Annotated[str, typer.Option(help="all, or reference: without shifts and biases.")] = "all",
-    batch_norm: Annotated[str, typer.Option(help="coupled, or held: the batch's statistics are constants.")] = "coupled",
+    batch_norm: Annotated[
+        str, typer.Option(help="coupled, or held: the batch's statistics are constants.")
+    ] = "coupled",
     seed: Annotated[int, typer.Option(help="Of the weights, and of ties.")] = 0,
     benchmark: Annotated[Path | None, typer.Option(help="CSV or JSON with arch_str and accuracies.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
@@ -62,18 +64,19 @@ def tenas(
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     config = {"measures": measure, **asdict(pruning), **options, "images": images.shape, "sha256": digest}
     folder = SearchDirectory(out, searched, config)
-    state, accuracy = folder.state(), None
+    state, start, accuracy = None, folder.state(), None
     with progress() as bar:
 
         def on_progress(number: int, done: int, total: int) -> None:
             bar(f"round {number}", done, total)
 
-        for state in prune(searched, measures, pruning, state, on_progress=on_progress):
+        for state in prune(searched, measures, pruning, start, on_progress=on_progress):
             if state.finished and known is not None:
                 found = searched.cell_of(state.mask)
                 assert isinstance(found, Cell)
                 accuracy = known.accuracy(found, column)
             folder.save(state, accuracy)
+    state = state or start
     assert state is not None
     cell = searched.cell_of(state.mask)
     with output_file(out / "trajectory.png", overwrite=True) as path:
