@@ -3,17 +3,17 @@
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Dag, build_network
+from nngp_dag.graph import Dag, Network, build_network
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
 from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.nas.measures import Found
 from nngp_dag.nas.spaces import SearchSpace
 from nngp_dag.nas.wiring import on_sphere
 from nngp_dag.theory import spectrum
@@ -27,18 +27,6 @@ _KINDS = (None, Op.SKIP, Op.WEIGHTED)
 
 Wiring = tuple[tuple[int, ...], ...]
 """For every cell type and edge 0 for none, 1 for a skip, 2 for a weighted edge."""
-
-
-class Expected(NamedTuple):
-    """Means of candidates.
-
-    Attributes:
-      values: A number per candidate, NaN where there is none.
-      reasons: Why there is none; "" where there is.
-    """
-
-    values: np.ndarray
-    reasons: tuple[str, ...]
 
 
 def wiring_dag(space: SearchSpace, wiring: Sequence[Sequence[int]]) -> Dag:
@@ -104,7 +92,7 @@ class ExpectedKernels:
         # By law: lambda_min, or why there is none.
         self._known: dict[str | None, float | str] = {None: 0.0}
 
-    def lambda_min(self, mixtures: Float[np.ndarray, "candidates types edges operations"], seed: int) -> Expected:
+    def lambda_min(self, mixtures: Float[np.ndarray, "candidates types edges operations"], seed: int) -> Found:
         """Returns the mean of every supernet; `seed` draws the sample where there is one."""
         wirings = [self._wirings(mixture, seed) for mixture in mixtures]
         self._measure({wiring for found in wirings for wiring in found})
@@ -114,7 +102,7 @@ class ExpectedKernels:
             reason = next((number for number, _ in numbers if isinstance(number, str)), "")
             values.append(np.nan if reason else sum(float(number) * p for number, p in numbers))
             reasons.append(reason)
-        return Expected(np.array(values), tuple(reasons))
+        return Found(np.array(values), tuple(reasons))
 
     def _wirings(self, mixture: np.ndarray, seed: int) -> dict[Wiring, float]:
         """The wirings of a supernet, with their probabilities or their shares of the sample."""
@@ -153,7 +141,7 @@ class ExpectedKernels:
             for law, ntk in zip(left, self._ntks(list(left), next(iter(left.values()))), strict=True):
                 self._known[law] = _lambda_min(ntk)
 
-    def _ntks(self, laws: list[str], network) -> Iterator[np.ndarray]:
+    def _ntks(self, laws: list[str], network: Network) -> Iterator[np.ndarray]:
         rules = make_rules("ntk", None)
         stacks = kernels_of_laws(self._laws, laws, network, self._inputs, readout=True, rules=rules, batch=_BATCH)
         for stack in stacks:

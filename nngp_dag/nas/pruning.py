@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, InputError
+from nngp_dag.nas.measures import Found
 from nngp_dag.nas.spaces import Mask, SearchSpace
 
 # Candidates that a measure gets at once: between two calls progress is shown.
@@ -19,20 +20,6 @@ _AT_ONCE = 32
 _TIE_DECIMALS = 9
 
 OUTCOMES = ("pruned", "kept", "skipped")
-
-
-class Found(Protocol):
-    """Numbers of candidates, and for each why it is not sound, or ""."""
-
-    @property
-    def values(self) -> np.ndarray:
-        """One number per candidate."""
-        ...
-
-    @property
-    def reasons(self) -> Sequence[str]:
-        """One text per candidate."""
-        ...
 
 
 class Measure(NamedTuple):
