@@ -98,6 +98,7 @@ def failure(capsys, *options):
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
     table = tfds_dir.parent / "nasbench201_cifar10.csv"
     options = arguments(tfds_dir, tmp_path / "out", "--measure", "exact", "--benchmark", str(table))
