@@ -1,48 +1,61 @@
 """The supernet of the DARTS space."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from nngp_dag.nas.darts_operations import EDGES, OPERATIONS, FactorizedReduce, Preprocess, Separable, largest
+from nngp_dag.nas.darts import EDGES, OPERATIONS
+from nngp_dag.nas.darts_operations import FactorizedReduce, Preprocess, Separable, largest
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Layers,
+    Normalise,
     averaged,
     check_images,
     check_sizes,
     check_without_stem,
+    classified,
     he_normal,
     normalised,
     unchanged,
 )
 
 _NUM_NODES = 6
-_PLACE = {name: i for i, name in enumerate(OPERATIONS)}
 
 
-class MixedEdge(nnx.Module):
-    """All operations of one edge; those of `separable` by name, a pair where there are two in a row."""
+class MixedEdges(nnx.Module):
+    """All operations of the edges out of one node, those of one kind side by side."""
 
-    def __init__(self, channels: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, edges: int, channels: int, stride: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
-        self.stride = stride
-        self.sep3, self.sep5 = (nnx.List([Separable(channels, side, rngs=rngs) for _ in range(2)]) for side in (3, 5))
-        self.dil3, self.dil5 = (Separable(channels, side, 2, rngs=rngs) for side in (3, 5))
-        self.skip = FactorizedReduce(channels, channels, rngs=rngs) if stride == 2 else None
+        self.edges, self.stride = edges, stride
+        self.sep3, self.sep5 = (
+            nnx.List([Separable(channels, side, groups=edges, rngs=rngs) for _ in range(2)]) for side in (3, 5)
+        )
+        self.dil3, self.dil5 = (Separable(channels, side, 2, edges, rngs=rngs) for side in (3, 5))
+        self.skip = FactorizedReduce(channels, channels, edges, rngs=rngs) if stride == 2 else None
 
-    def __call__(self, x: Array, weights: Float[Array, " 8"], layers: Layers) -> tuple[Array, list[Array]]:
-        """Returns the weighted sum, and what enters the second ReLU of the two that have two."""
-        step, inner = self.stride, []
-        total = weights[_PLACE["max_pool_3x3"]] * largest(x)[:, ::step, ::step]
-        total += weights[_PLACE["avg_pool_3x3"]] * averaged(x)[:, ::step, ::step]
-        total += weights[_PLACE["skip_connect"]] * (x if self.skip is None else self.skip(x, layers))
+    def __call__(
+        self, x: Array, weights: Float[Array, "edges 8"], normalise: Normalise
+    ) -> tuple[Float[Array, "n h w edges c"], list[Array]]:
+        """Returns the weighted sums, and what enters the second ReLU of operations that have two."""
+        step, repeated, inner = self.stride, jnp.tile(x, self.edges), []
+
+        def weighted(name: str, value: Array) -> Array:
+            weight = weights[:, OPERATIONS.index(name)].reshape(1, 1, 1, -1, 1)
+            groups = self.edges if value.shape[3] > x.shape[3] else 1
+            return weight * value.reshape(*value.shape[:3], groups, x.shape[3])
+
+        total = weighted("max_pool_3x3", largest(x)[:, ::step, ::step])
+        total += weighted("avg_pool_3x3", averaged(x)[:, ::step, ::step])
+        total += weighted("skip_connect", x if self.skip is None else self.skip(x, normalise))
         for name, (first, second) in (("sep_conv_3x3", self.sep3), ("sep_conv_5x5", self.sep5)):
-            value = first(x, layers, step)
-            inner.append((weights[_PLACE[name]] > 0) * value)
-            total += weights[_PLACE[name]] * second(value, layers)
+            value = first(repeated, normalise, step)
+            live = jnp.repeat(weights[:, OPERATIONS.index(name)] > 0, x.shape[3])
+            inner.append(live.reshape(1, 1, 1, -1) * value)
+            total += weighted(name, second(value, normalise))
         for name, block in (("dil_conv_3x3", self.dil3), ("dil_conv_5x5", self.dil5)):
-            total += weights[_PLACE[name]] * block(x, layers, step)
+            total += weighted(name, block(repeated, normalise, step))
         return total, inner
 
 
@@ -65,19 +78,25 @@ class MixedCell(nnx.Module):
         first = FactorizedReduce if after_reduction else Preprocess
         self.preprocess0 = first(c_before[0], channels, rngs=rngs)
         self.preprocess1 = Preprocess(c_before[1], channels, rngs=rngs)
-        strides = [2 if reduction and source < 2 else 1 for source, _ in EDGES]
-        self.edges = nnx.List([MixedEdge(channels, stride, rngs=rngs) for stride in strides])
+        self.edges = nnx.List(
+            [
+                MixedEdges(len(_out_of(source)), channels, 2 if reduction and source < 2 else 1, rngs=rngs)
+                for source in range(_NUM_NODES - 1)
+            ]
+        )
 
     def __call__(
-        self, inputs: tuple[Array, Array], weights: Float[Array, "14 8"], layers: Layers
+        self, inputs: tuple[Array, Array], weights: Float[Array, "14 8"], normalise: Normalise
     ) -> tuple[Array, list[Array]]:
         """Returns the output, and what enters ReLUs: of inputs, of nodes 0 to 4, and within operations."""
         gates, reads = _gates(weights > 0, self.reduction)
-        nodes: list = [self.preprocess0(inputs[0], layers), self.preprocess1(inputs[1], layers), 0, 0, 0, 0]
+        nodes: list = [self.preprocess0(inputs[0], normalise), self.preprocess1(inputs[1], normalise), 0, 0, 0, 0]
         seen = [reads[i] * x for i, x in enumerate(inputs)]
-        for edge, (source, target), weight in zip(self.edges, EDGES, weights, strict=True):
-            added, inner = edge(nodes[source], weight, layers)
-            nodes[target] += added
+        for source, edges in enumerate(self.edges):
+            places = _out_of(source)
+            added, inner = edges(nodes[source], weights[places], normalise)
+            for i, edge in enumerate(places):
+                nodes[EDGES[edge][1]] += added[..., i, :]
             seen += inner
         seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
         return jnp.concatenate(nodes[2:], axis=-1), seen
@@ -157,42 +176,39 @@ class DartsSupernet(nnx.Module):
         self.kernel = nnx.Param(he_normal(rngs, (before[1], classes)))
         self.bias = nnx.Param(jnp.zeros(classes))
 
-    def __call__(
-        self, x: Float[Array, "n h w c"], mixture: Float[Array, "2 14 8"], layers: Layers | None = None
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Float[Array, "n h w c"], mixture: Float[Array, "2 14 8"]) -> Float[Array, "n classes"]:
         """Returns the logits.
 
         Args:
           x: Images.
           mixture: The weight of every operation of `OPERATIONS` on every edge, of normal and reduction cells; that of
             `none` has no effect.
-          layers: How to compute; by default with or without batch norm, as the network was made.
 
         Raises:
           InputError: The images have another shape.
         """
-        return self.observed(x, mixture, layers)[0]
+        return self.observed(x, mixture)[0]
 
     def observed(
-        self, x: Float[Array, "n h w c"], mixture: Float[Array, "2 14 8"], layers: Layers | None = None
+        self, x: Float[Array, "n h w c"], mixture: Float[Array, "2 14 8"]
     ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
         """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
 
         What no live ReLU reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
         """
         check_images(x, self.in_channels, 1)
-        layers = layers or Layers(normalise=self.normalise)
+        normalise = self.normalise
         if self.stem is not None:
-            x = layers.conv_norm(x, self.stem)
+            x = self.stem(x, normalise)
         alive = self._alive(mixture > 0)
         inputs, seen = (x, x), []
         for cell, live in zip(self.cells, alive, strict=True):
-            out, within = cell(inputs, mixture[int(cell.reduction)], layers)
+            out, within = cell(inputs, mixture[int(cell.reduction)], normalise)
             seen += [live * value for value in within]
             inputs = inputs[1], out
-        x = layers.normalise(inputs[1], self.scale[...], self.shift[...])
+        x = normalise(inputs[1], self.scale[...], self.shift[...])
         features = nnx.relu(x).mean(axis=(1, 2))
-        return layers.classify(features, self.kernel[...], self.bias[...]), [*seen, x]
+        return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
 
     def _alive(self, live: Bool[Array, "2 14 8"]) -> list[Bool[Array, ""]]:
         """Whether the output of each cell has a way to the logits."""
@@ -206,14 +222,18 @@ class DartsSupernet(nnx.Module):
         return alive
 
 
+def _out_of(node: int) -> np.ndarray:
+    return np.array([edge for edge, (source, _) in enumerate(EDGES) if source == node])
+
+
 def _gates(live: Bool[Array, "14 8"], reduction: bool) -> tuple[Bool[Array, " 5"], Bool[Array, " 2"]]:
     """Whether a live ReLU reads nodes 0 to 4, and whether anything reads nodes 0 and 1; the others are put out."""
     gates = [jnp.array(False)] * (_NUM_NODES - 1)
     reads = [jnp.array(False)] * 2
     for edge, (source, _) in enumerate(EDGES):
-        gates[source] |= live[edge, _PLACE["sep_conv_3x3"] :].any()
+        gates[source] |= live[edge, OPERATIONS.index("sep_conv_3x3") :].any()
         if source < 2:
             reads[source] |= live[edge, 1:].any()
             if reduction:
-                gates[source] |= live[edge, _PLACE["skip_connect"]]
+                gates[source] |= live[edge, OPERATIONS.index("skip_connect")]
     return jnp.stack(gates), jnp.stack(reads)

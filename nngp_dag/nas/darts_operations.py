@@ -5,64 +5,59 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from nngp_dag.nas.layers import ConvNorm, Layers, he_normal
-
-OPERATIONS = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
-"""What an edge may carry, in the order of DARTS."""
-
-EDGES = tuple((source, target) for target in range(2, 6) for source in range(target))
-"""(source, target) of the edges of a cell: nodes 0 and 1 are its inputs, 2 to 5 are concatenated."""
+from nngp_dag.nas.layers import ConvNorm, Normalise, convolved, he_normal
 
 
 class Separable(nnx.Module):
-    """ReLU, a filter per channel, a convolution over 1 x 1 pixels, batch norm.
+    """ReLU, a filter per channel, a convolution over 1 x 1 pixels, batch norm; or several of them side by side.
 
     Attributes:
-      depthwise: (side, side, 1, C).
-      pointwise: (1, 1, C, C).
-      scale: (C,).
-      shift: (C,).
+      depthwise: (side, side, 1, groups C).
+      pointwise: (1, 1, C, groups C).
+      scale: (groups C,).
+      shift: (groups C,).
     """
 
-    def __init__(self, channels: int, side: int, dilation: int = 1, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, side: int, dilation: int = 1, groups: int = 1, *, rngs: nnx.Rngs):
         """Draws the weights."""
-        self.depthwise = nnx.Param(he_normal(rngs, (side, side, 1, channels)))
-        self.pointwise = nnx.Param(he_normal(rngs, (1, 1, channels, channels)))
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.shift = nnx.Param(jnp.zeros(channels))
+        self.depthwise = nnx.Param(_side_by_side(rngs, groups, (side, side, 1, channels)))
+        self.pointwise = nnx.Param(_side_by_side(rngs, groups, (1, 1, channels, channels)))
+        self.scale = nnx.Param(jnp.ones(groups * channels))
+        self.shift = nnx.Param(jnp.zeros(groups * channels))
         self.dilation = dilation
 
-    def __call__(self, x: Array, layers: Layers, stride: int = 1) -> Array:
-        """Applies it."""
-        x = layers.convolve(nnx.relu(x), self.depthwise[...], stride, self.dilation)
-        return layers.normalise(layers.convolve(x, self.pointwise[...]), self.scale[...], self.shift[...])
+    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
+        """Applies it to images of groups C channels."""
+        x = convolved(nnx.relu(x), self.depthwise[...], stride, self.dilation)
+        return normalise(convolved(x, self.pointwise[...]), self.scale[...], self.shift[...])
 
 
 class FactorizedReduce(nnx.Module):
-    """ReLU, two convolutions over 1 x 1 pixels that read every second pixel, one shifted by a pixel, batch norm."""
+    """ReLU, two convolutions over 1 x 1 pixels that read every second pixel, one shifted by a pixel, batch norm.
 
-    def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
+    Several of them side by side read the same images.
+    """
+
+    def __init__(self, c_in: int, c_out: int, groups: int = 1, *, rngs: nnx.Rngs):
         """Draws the weights."""
-        self.even = nnx.Param(he_normal(rngs, (1, 1, c_in, c_out // 2)))
-        self.odd = nnx.Param(he_normal(rngs, (1, 1, c_in, c_out - c_out // 2)))
-        self.scale = nnx.Param(jnp.ones(c_out))
-        self.shift = nnx.Param(jnp.zeros(c_out))
+        self.groups = groups
+        self.even = nnx.Param(_side_by_side(rngs, groups, (1, 1, c_in, c_out // 2)))
+        self.odd = nnx.Param(_side_by_side(rngs, groups, (1, 1, c_in, c_out - c_out // 2)))
+        self.scale = nnx.Param(jnp.ones(groups * c_out))
+        self.shift = nnx.Param(jnp.zeros(groups * c_out))
 
-    def __call__(self, x: Array, layers: Layers) -> Array:
+    def __call__(self, x: Array, normalise: Normalise) -> Array:
         """Applies it; of an odd side, the shifted convolution reads a row of zeros last."""
         x = nnx.relu(x)
         shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
-        parts = [layers.convolve(x, self.even[...], 2), layers.convolve(shifted, self.odd[...], 2)]
-        return layers.normalise(jnp.concatenate(parts, axis=-1), self.scale[...], self.shift[...])
+        parts = convolved(x, self.even[...], 2), convolved(shifted, self.odd[...], 2)
+        shape = *parts[0].shape[:3], self.groups, -1
+        joined = jnp.concatenate([part.reshape(shape) for part in parts], axis=-1).reshape(*shape[:3], -1)
+        return normalise(joined, self.scale[...], self.shift[...])
+
+
+def _side_by_side(rngs: nnx.Rngs, groups: int, shape: tuple[int, int, int, int]) -> Array:
+    return jnp.moveaxis(he_normal(rngs, (groups, *shape)), 0, 3).reshape(*shape[:3], groups * shape[3])
 
 
 class Preprocess(nnx.Module):
@@ -72,9 +67,9 @@ class Preprocess(nnx.Module):
         """Draws the weights."""
         self.block = ConvNorm(c_in, c_out, side=1, rngs=rngs)
 
-    def __call__(self, x: Array, layers: Layers) -> Array:
+    def __call__(self, x: Array, normalise: Normalise) -> Array:
         """Applies it."""
-        return layers.conv_norm(nnx.relu(x), self.block)
+        return self.block(nnx.relu(x), normalise)
 
 
 def largest(x: Array) -> Array:

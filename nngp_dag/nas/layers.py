@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,8 @@ _EPSILON = 1e-5
 _BLOCK = 1 << 14
 
 
-class Convolve(Protocol):
-    """As `convolved`: (x, kernel, stride, dilation)."""
-
-    def __call__(self, x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
-        """Convolves."""
-        ...
-
-
-class Normalise(Protocol):
-    """As `normalised`: (x, scale, shift)."""
-
-    def __call__(self, x: Array, scale: Array, shift: Array) -> Array:
-        """Normalises."""
-        ...
-
-
-class Classify(Protocol):
-    """As `classified`: (features, kernel, bias)."""
-
-    def __call__(self, features: Array, kernel: Array, bias: Array) -> Array:
-        """Classifies."""
-        ...
+Normalise = Callable[[Array, Array, Array], Array]
+"""As `normalised`: (x, scale, shift)."""
 
 
 class ConvNorm(nnx.Module):
@@ -73,10 +53,16 @@ def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Ar
 
     Args:
       x: (n, height, width, channels).
-      kernel: (side, side, channels, channels out) of an odd side; (side, side, 1, channels) for a filter per channel.
+      kernel: (side, side, channels, channels out) of an odd side. (side, side, 1, channels) is a filter per channel,
+        (1, 1, channels / g, channels out) a product within each of g groups.
       stride: Between the pixels that are kept.
       dilation: Between the pixels that a filter reads.
     """
+    groups = x.shape[3] // kernel.shape[2]
+    if groups > 1 and not _per_channel(x, kernel):
+        # As one product, with zeros between groups: on CPU many small ones take longer.
+        blocks = kernel.reshape(1, kernel.shape[2], groups, -1) * jnp.eye(groups)[:, None, :, None]
+        kernel = blocks.reshape(1, 1, x.shape[3], -1)
     return _convolution(x, kernel, stride, dilation)  # type: ignore[return-value]
 
 
@@ -105,7 +91,8 @@ def _per_channel(x: Array, kernel: Array) -> bool:
 def _shifted(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[list[Array], list[Array]]:
     """What each pixel of a filter reads, (n, height out, width out, channels) each, and its weights."""
     sides, (_, height, width, _) = kernel.shape[:2], x.shape
-    padded = jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)])
+    # Or XLA computes again what x comes from, at every pixel of the filter.
+    padded = lax.optimization_barrier(jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)]))
     places = [(dilation * i, dilation * j) for i in range(sides[0]) for j in range(sides[1])]
     pixels = [padded[:, i : i + height : stride, j : j + width : stride] for i, j in places]
     return pixels, list(kernel.reshape(-1, *kernel.shape[2:]))
@@ -138,7 +125,7 @@ _convolution.defvjp(_convolved_forwards, _convolved_backwards)
 
 
 def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
-    """Batch normalisation by the mean and variance of the batch.
+    """Batch normalisation by mean and variance over images and pixels.
 
     Args:
       x: (n, height, width, channels).
@@ -181,24 +168,6 @@ def halved(x: Array) -> Array:
 def classified(features: Float[Array, "n d"], kernel: Float[Array, "d k"], bias: Float[Array, " k"]) -> Array:
     """Returns the logits of features."""
     return jnp.dot(features, kernel, precision=lax.Precision.HIGHEST) + bias[None]
-
-
-class Layers(NamedTuple):
-    """How a supernet computes: everything that has weights goes through these three, always in the same order.
-
-    Attributes:
-      convolve: Of every convolution.
-      normalise: Of every batch norm.
-      classify: Of the classifier.
-    """
-
-    convolve: Convolve = convolved
-    normalise: Normalise = normalised
-    classify: Classify = classified
-
-    def conv_norm(self, x: Array, block: ConvNorm, stride: int = 1) -> Array:
-        """Applies a block of convolution and batch norm."""
-        return self.normalise(self.convolve(x, block.kernel[...], stride), block.scale[...], block.shift[...])
 
 
 def check_sizes(**sizes: int) -> None:

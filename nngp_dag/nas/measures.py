@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, Num
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import check_option
+from nngp_dag.nas.darts_network import DartsSupernet
 from nngp_dag.nas.gradients import condition_of, gradient_products, passes_at_once
 from nngp_dag.nas.regions import num_distinct, sign_patterns
+from nngp_dag.nas.supernet import CellSupernet
 
 GRADIENTS = ("all", "reference")
 BATCH_NORMS = ("coupled", "held")
@@ -49,8 +51,8 @@ class Measures:
     are filled up, so that another number of candidates compiles nothing.
 
     Attributes:
-      make_net: Makes the network of the NTK.
-      make_thin: Makes the network of the regions; its `observed` returns the outputs and what enters the ReLUs.
+      make_net: Called with `rngs`, makes the network of the NTK.
+      make_thin: Likewise that of the regions; its `observed` returns the outputs and what enters the ReLUs.
       images: The batch of the NTK, (n, height, width, channels).
       small: Batches of images of the regions, (batches, m, height, width, channels); see `patches`.
       gradients: With respect to "all" weights, or "reference": kernels, scales and the classifier's kernel, as TE-NAS.
@@ -65,7 +67,7 @@ class Measures:
 
     Example:
       >>> from nngp_dag.nas import MacroNet
-      >>> make = functools.partial(lambda rngs: MacroNet(channels=4, cells=1, rngs=rngs))
+      >>> make = functools.partial(MacroNet, channels=4, cells=1)
       >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
       >>> Measures(make, make, x, x[None]).ntk_conditions(np.zeros((1, 6), np.int32), seed=0).reasons[0][:40]
       'Expected a resolved λmin, got less than '
@@ -73,8 +75,8 @@ class Measures:
     Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.1.
     """
 
-    make_net: Callable[[nnx.Rngs], Any]
-    make_thin: Callable[[nnx.Rngs], Any]
+    make_net: Callable[..., Any]
+    make_thin: Callable[..., Any]
     images: Float[np.ndarray, "n h w c"]
     small: Float[np.ndarray, "batches m h2 w2 c2"]
     gradients: str = "all"
@@ -103,7 +105,7 @@ class Measures:
           A `Found`. A candidate whose NTK is zero, not finite, or has no resolved λmin, gets NaN; with gradients
           "reference" the number that TE-NAS goes on with: of eigenvalues in float32, negative ones too, 1e5 for NaN.
         """
-        graph, params = nnx.split(self.make_net(nnx.Rngs(seed)))
+        graph, params = nnx.split(self.make_net(rngs=nnx.Rngs(seed)))
         names, x = "all" if self.gradients == "all" else "weight", jnp.asarray(self.images)
         passes = passes_at_once(len(x)) if self.batch_norm == "coupled" else 1
         at_once = self._at_once(graph, params, x, architectures[0], len(x), 1 + passes)
@@ -118,7 +120,7 @@ class Measures:
 
         The arguments are those of `ntk_conditions`. Where a number before a ReLU is not finite there are 0.
         """
-        graph, params = nnx.split(self.make_thin(nnx.Rngs(seed)))
+        graph, params = nnx.split(self.make_thin(rngs=nnx.Rngs(seed)))
         small = jnp.asarray(self.small)
         at_once = self._at_once(graph, params, small[0], architectures[0], 0, len(small))
         found = [
@@ -143,6 +145,45 @@ class Measures:
             return condition_of(ntk), ""
         except InputError as error:
             return _reference_number(ntk) if self.gradients == "reference" else math.nan, str(error)
+
+
+def nasbench201_measures(
+    images: Float[np.ndarray, "n h w c"],
+    small: Float[np.ndarray, "batches m h2 w2 1"],
+    *,
+    channels: int = 3,
+    classes: int = 10,
+    **options: Any,
+) -> Measures:
+    """Returns the measures of NAS-Bench-201's supernet as TE-NAS takes them: N = 1, and one cell of C = 1 for regions.
+
+    Args:
+      images: The batch of the NTK.
+      small: For the regions; see `patches`.
+      channels: C of the supernet of the NTK.
+      classes: Its outputs.
+      **options: Of `Measures`.
+    """
+    net = functools.partial(CellSupernet, channels=channels, cells=1, classes=classes, in_channels=images.shape[-1])
+    thin = functools.partial(CellSupernet, channels=1, cells=1, stages=1, classes=classes, in_channels=1, stem=False)
+    return Measures(net, thin, images, small, **options)
+
+
+def darts_measures(
+    images: Float[np.ndarray, "n h w c"],
+    small: Float[np.ndarray, "batches m h2 w2 1"],
+    *,
+    channels: int = 1,
+    classes: int = 10,
+    **options: Any,
+) -> Measures:
+    """Returns the measures of the DARTS supernet as TE-NAS takes them: a normal and a reduction cell of C = 1.
+
+    The arguments are those of `nasbench201_measures`.
+    """
+    cells = functools.partial(DartsSupernet, cells=1, depth=2, classes=classes)
+    net = functools.partial(cells, channels=channels, in_channels=images.shape[-1])
+    return Measures(net, functools.partial(cells, channels=1, in_channels=1, stem=False), images, small, **options)
 
 
 def _reference_number(ntk: np.ndarray) -> float:

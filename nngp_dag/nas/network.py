@@ -12,12 +12,13 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nngp_dag.errors import InputError
 from nngp_dag.nas.cells import EDGES, OPERATIONS, Cell
 from nngp_dag.nas.layers import (
     ConvNorm,
     Normalise,
     averaged,
+    check_images,
+    check_sizes,
     classified,
     convolved,
     halved,
@@ -103,10 +104,7 @@ class MacroNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Draws all weights."""
-        sizes = {"channels": channels, "cells": cells, "classes": classes, "in_channels": in_channels}
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {size}")
+        check_sizes(channels=channels, cells=cells, classes=classes, in_channels=in_channels)
         widths = [channels * 2**i for i in range(_STAGES)]
         self.in_channels, self.batch_norm = in_channels, batch_norm
         self.normalise = normalised if batch_norm else unchanged
@@ -157,11 +155,7 @@ class MacroNet(nnx.Module):
             last: (5,). Several edges out of a node read one array, which is looked at once.
           seen: What to start with.
         """
-        if x.ndim != 4 or x.shape[-1] != self.in_channels or x.shape[1] % 4 or x.shape[2] % 4:
-            raise InputError(
-                f"Expected `x` to have shape (N, height, width, {self.in_channels}), with sides that are multiples of "
-                f"4, got {x.shape}"
-            )
+        check_images(x, self.in_channels, 4)
         codes = jnp.asarray(cell.codes if isinstance(cell, Cell) else cell)
 
         def look(seen: Array, value: Array, which: int) -> Array:

@@ -8,11 +8,13 @@ from jaxtyping import Array, Bool, Float
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Layers,
+    Normalise,
     averaged,
     check_images,
     check_sizes,
     check_without_stem,
+    classified,
+    convolved,
     halved,
     he_normal,
     normalised,
@@ -98,23 +100,20 @@ class CellSupernet(nnx.Module):
         self.kernel = nnx.Param(he_normal(rngs, (widths[-1], classes)))
         self.bias = nnx.Param(jnp.zeros(classes))
 
-    def __call__(
-        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"], layers: Layers | None = None
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"]) -> Float[Array, "n classes"]:
         """Returns the logits.
 
         Args:
           x: Images. Their sides must be multiples of 2 for every reduction.
           mixture: The weight of every operation of `OPERATIONS` on every edge; that of `none` has no effect.
-          layers: How to compute; by default with or without batch norm, as the network was made.
 
         Raises:
           InputError: The images have another shape.
         """
-        return self.observed(x, mixture, layers)[0]
+        return self.observed(x, mixture)[0]
 
     def observed(
-        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"], layers: Layers | None = None
+        self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"]
     ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
         """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
 
@@ -122,34 +121,34 @@ class CellSupernet(nnx.Module):
         """
         sides = 2 ** (len(self.stages) - 1)
         check_images(x, self.in_channels, sides)
-        layers = layers or Layers(normalise=self.normalise)
+        normalise = self.normalise
         gates = _gates(mixture[0] > 0).astype(x.dtype)
         seen = []
         if self.stem is not None:
-            x = layers.conv_norm(x, self.stem)
+            x = self.stem(x, normalise)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
-                inner = layers.conv_norm(nnx.relu(x), block.conv_a, 2)
+                inner = block.conv_a(nnx.relu(x), normalise, 2)
                 seen += [x, inner]
-                x = layers.conv_norm(nnx.relu(inner), block.conv_b) + layers.convolve(halved(x), block.shortcut[...])
+                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
             for k in range(stage.scale.shape[0]):
                 nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
                 for edge, (source, target) in enumerate(EDGES):
-                    nodes[target] += _mixed(nodes[source], mixture[0, edge], stage, (k, edge), layers)
+                    nodes[target] += _mixed(nodes[source], mixture[0, edge], stage, (k, edge), normalise)
                 seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
                 x = nodes[-1]
-        x = layers.normalise(x, self.scale[...], self.shift[...])
+        x = normalise(x, self.scale[...], self.shift[...])
         features = nnx.relu(x).mean(axis=(1, 2))
-        return layers.classify(features, self.kernel[...], self.bias[...]), [*seen, x]
+        return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
 
 
-def _mixed(x: Array, weights: Array, stage: MixedStage, place: tuple[int, int], layers: Layers) -> Array:
+def _mixed(x: Array, weights: Array, stage: MixedStage, place: tuple[int, int], normalise: Normalise) -> Array:
     total = weights[OPERATIONS.index("skip_connect")] * x + weights[OPERATIONS.index("avg_pool_3x3")] * averaged(x)
     active = nnx.relu(x)
     for i, (name, kernel) in enumerate(zip(CONVOLUTIONS, (stage.conv1, stage.conv3), strict=True)):
         scale, shift = stage.scale[(*place, i)], stage.shift[(*place, i)]
-        found = layers.normalise(layers.convolve(active, kernel[place]), scale, shift)
+        found = normalise(convolved(active, kernel[place]), scale, shift)
         total += weights[OPERATIONS.index(name)] * found
     return total
 

@@ -1,14 +1,19 @@
 """The measures of supernets: against Jacobians in float64, and by their contract."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from nngp_dag.errors import InputError
 from nngp_dag.nas import measures
 from nngp_dag.nas.layers import ConvNorm, convolved, normalised
 from nngp_dag.nas.measures import Measures
+from nngp_dag.nas.regions import patches
+from nngp_dag.nas.supernet import CellSupernet
 
 EPSILON = 1e-5
 
@@ -73,7 +78,7 @@ def plain_outputs(weights, x, mixture, held=None):
 
 
 def expected_ntk(seed, mixture, gradients, batch_norm):
-    net = make(nnx.Rngs(seed))
+    net = make(rngs=nnx.Rngs(seed))
     with jax.enable_x64(True):
         wide = lambda value: jnp.asarray(np.asarray(value), jnp.float64)  # noqa: E731
         weights = {name: wide(getattr(net, name)[...]) for name in ("edge", "scale", "shift", "kernel", "bias")}
@@ -138,7 +143,7 @@ def test_all_candidates_rounds_and_seeds_share_one_compilation_per_measure():
 def test_regions_are_those_of_brute_force():
     found = measured().linear_regions(MIXTURES, seed=2)
     assert found.reasons == ("",) * 4
-    net = make(nnx.Rngs(2))
+    net = make(rngs=nnx.Rngs(2))
     for count, mixture in zip(found.values, MIXTURES, strict=True):
         different = []
         for batch in SMALL:
@@ -157,3 +162,74 @@ def test_what_cannot_be_measured_is_flagged_not_raised():
     np.testing.assert_array_equal([reason == "" for reason in found.reasons], np.isfinite(found.values))
     np.testing.assert_array_equal(np.isfinite(found.values), [True, False])
     assert "finite" in found.reasons[1]
+
+
+def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
+    # No shift has a gradient there, and all features are 0.
+    dark = lambda rngs: _dark(make(rngs))  # noqa: E731
+    found = Measures(dark, make, X, SMALL, "reference", "held").ntk_conditions(MIXTURES[:2], seed=0)
+    assert all("vanish" in reason for reason in found.reasons)
+    np.testing.assert_array_equal(found.values, 1e5)
+    sound = Measures(dark, make, X, SMALL, "all", "held").ntk_conditions(MIXTURES[:1], seed=0)
+    assert "resolved λmin" in sound.reasons[0]
+    assert np.isnan(sound.values[0])
+    assert measures._reference_number(np.full((2, 2), np.inf)) == 1e5
+    assert measures._reference_number(np.diag([1.0, -2.0, 4.0])) == -2.0
+
+
+def _dark(net):
+    """A net whose last ReLUs are all off."""
+    net.shift[...] = jnp.full(3, -100.0)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradients": "weights"}, "`gradients` to be 'all' or 'reference', got 'weights'"),
+        ({"batch_norm": "train"}, "`batch_norm` to be 'coupled' or 'held', got 'train'"),
+        ({"images": X[:1]}, "`images` to hold at least 2"),
+        ({"memory": -1}, "`memory` to be a number of bytes, got -1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Measures(**({"make_net": make, "make_thin": make, "images": X, "small": SMALL} | options))
+
+
+def test_patches_are_squares_of_one_channel():
+    images = np.arange(2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
+    found = patches(images, 0, batches=2, size=50)
+    corners = found[..., :1, :1, :]
+    offsets = 18 * np.arange(3)[:, None] + 3 * np.arange(3)
+    np.testing.assert_array_equal(found - corners, np.broadcast_to(offsets[..., None], found.shape).astype(np.float32))
+    # All images, channels and places occur: 2 x 3 x 3 x 4 corners, of which 100 draws miss few.
+    assert 60 < len(np.unique(corners)) <= 72
+    with pytest.raises(InputError, match="at least 7 x 7 pixels"):
+        patches(images, 0, side=7)
+
+
+@pytest.mark.slow
+def test_the_supernet_around_one_cell_has_the_published_ntk(published):
+    net = functools.partial(_published_supernet, published)
+    mixture = np.zeros((1, 1, 6, 5), np.float32)
+    mixture[0, 0, np.arange(6), published.cell.codes] = 1
+    some = Measures(net, net, np.asarray(published.x), SMALL, "reference")
+    found = some.ntk_conditions(mixture, seed=0)
+    assert found.reasons == ("",)
+    assert found.values[0] == pytest.approx(float(published.values["ntk_cond"]), rel=0.01)
+
+
+def _published_supernet(published, rngs):
+    """The supernet whose live operations have the published weights."""
+    net, macro = CellSupernet(channels=16, cells=1, rngs=rngs), published.net
+    for name in ("stem", "reductions"):
+        setattr(net, name, getattr(macro, name))
+    for name in ("scale", "shift", "kernel", "bias"):
+        getattr(net, name)[...] = getattr(macro, name)[...]
+    for mine, theirs in zip(net.stages, macro.stages, strict=True):
+        mine.conv1[...], mine.conv3[...] = theirs.conv1[...], theirs.conv3[...]
+        for name in ("scale", "shift"):
+            value = getattr(theirs, name)[...]
+            getattr(mine, name)[...] = jnp.stack([value, value], axis=2)
+    return net
