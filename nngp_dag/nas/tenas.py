@@ -1,20 +1,16 @@
 """The measures of TE-NAS for its two spaces, with the sizes of its networks."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas.darts_network import DartsSupernet
 from nngp_dag.nas.expected_kernels import ExpectedKernels
-from nngp_dag.nas.measures import Measures
+from nngp_dag.nas.measures import darts_measures, nasbench201_measures
 from nngp_dag.nas.pruning import Measure
 from nngp_dag.nas.regions import patches
 from nngp_dag.nas.spaces import SearchSpace
-from nngp_dag.nas.supernet import CellSupernet
 
 MEASURES = ("ntk", "regions", "exact")
 """Condition number of the NTK, linear regions, and lambda_min of the exact NTK of the wiring."""
@@ -61,27 +57,10 @@ def tenas_measures(
         raise InputError(f"Expected `names` out of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}")
     found = []
     if {"ntk", "regions"} & set(names):
-        make_net, make_thin = _networks(space, classes, images.shape[-1])
-        measures = Measures(
-            make_net, make_thin, images, patches(images, seed), gradients=gradients, batch_norm=batch_norm
-        )
-        found += [
-            Measure("ntk", measures.ntk_conditions, False),
-            Measure("regions", measures.linear_regions, True),
-        ]
+        of_space = {"nasbench201": nasbench201_measures, "darts": darts_measures}[space.name]
+        small = patches(images, seed)
+        measures = of_space(images, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
+        found += [Measure("ntk", measures.ntk_conditions, False), Measure("regions", measures.linear_regions, True)]
     if "exact" in names:
         found.append(Measure("exact", ExpectedKernels(space, images).lambda_min, True))
     return [next(measure for measure in found if measure.name == name) for name in names]
-
-
-def _networks(space: SearchSpace, classes: int, channels: int) -> tuple[Callable[[nnx.Rngs], Any], ...]:
-    """Makers of the networks for the NTK and for regions."""
-    if space.name == "nasbench201":
-        return (
-            lambda rngs: CellSupernet(channels=3, cells=1, classes=classes, in_channels=channels, rngs=rngs),
-            lambda rngs: CellSupernet(channels=1, cells=1, stages=1, in_channels=1, stem=False, rngs=rngs),
-        )
-    return (
-        lambda rngs: DartsSupernet(channels=1, cells=1, depth=2, classes=classes, in_channels=channels, rngs=rngs),
-        lambda rngs: DartsSupernet(channels=1, cells=1, depth=2, in_channels=1, stem=False, rngs=rngs),
-    )
