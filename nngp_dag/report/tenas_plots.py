@@ -10,9 +10,11 @@ from nngp_dag.nas import Cell, Genotype
 from nngp_dag.nas.cells import EDGES
 from nngp_dag.report.plots import BOUND, EXPECTED, MEASURED, draw_dag
 
+_LABELS = {"ntk": "condition number of the NTK", "regions": "linear regions", "exact": "mean λmin of the exact NTK"}
+
 
 def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the supernet after every round: one measure over the other, or the only one over rounds.
+    """Draws the supernet before every round, by number: one measure over the other, or the only one over rounds.
 
     Rounds in which a measure was not sound are left out.
 
@@ -28,17 +30,19 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(horizontal[sound], values[-1][sound], color=MEASURED, linewidth=1.5, marker="o", markersize=4)
-    for place, colour in ((0, EXPECTED), (-1, BOUND)):
-        if sound.any():
-            end = rounds[sound][place]
-            label = "the whole supernet" if end == 0 else f"after {end} rounds"
+    for number in rounds[sound]:
+        place = float(horizontal[number]), float(values[-1][number])
+        axes.annotate(str(number), place, textcoords="offset points", xytext=(7, 5), fontsize=9)
+    for end, colour, label in ((0, EXPECTED, "the whole supernet"), (rounds[-1], BOUND, "the cell that is found")):
+        if sound[end]:
             axes.plot(horizontal[end], values[-1][end], "o", markersize=9, color=colour, label=label)
     if len(names) == 2 and sound.any() and horizontal[sound].min() > 0:
         axes.set_xscale("log")
-    axes.set_xlabel(names[0] if len(names) == 2 else "round")
-    axes.set_ylabel(names[-1])
-    axes.grid(True, alpha=0.3)
-    if sound.any():
+    axes.set_xlabel(_LABELS.get(names[0], names[0]) if len(names) == 2 else "round")
+    axes.set_ylabel(_LABELS.get(names[-1], names[-1]))
+    axes.grid(True, which="both", alpha=0.3)
+    axes.margins(0.08)
+    if sound[0] or sound[-1]:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=140, format="png")
 
@@ -55,9 +59,10 @@ def plot_cell(cell: Cell | Genotype, path: Path) -> None:
             (name, cell.wiring(name), [(s, 2 + i // 2, op) for i, (op, s) in enumerate(getattr(cell, name))])
             for name in ("normal", "reduce")
         ]
-    figure = Figure(figsize=(6.4 * len(parts), 5.4), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(parts), 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, len(parts), height_ratios=[2, 1])
     for i, (name, dag, operations) in enumerate(parts):
-        above, below = (figure.add_subplot(2, len(parts), 1 + i + row * len(parts)) for row in range(2))
+        above, below = (figure.add_subplot(grid[row, i]) for row in range(2))
         draw_dag(above, dag, legend=i == 0)
         depth_and_width = f"effective depth {dag.effective_depth:.3g}, width {dag.effective_width:.3g}"
         above.set_title(f"{name}: {depth_and_width}", fontsize=11)
