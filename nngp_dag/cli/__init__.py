@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show
 from nngp_dag.cli.nas import nas
+from nngp_dag.cli.nas_tenas import tenas
 from nngp_dag.cli.screen import show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
@@ -30,6 +31,7 @@ app.command("gram")(gram_command)
 app.command()(compare)
 app.command()(train)
 app.command()(sweep)
+nas.command()(tenas)
 app.add_typer(nas, name="nas")
 
 

@@ -8,7 +8,10 @@ import typer
 from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption
 from nngp_dag.cli.screen import console, progress, say
 
-nas = typer.Typer(help="Rank and search cells without training, and train what was found.", no_args_is_help=True)
+nas = typer.Typer(
+    help="Rank and search the cells of NAS-Bench-201 and DARTS without training; train those found.",
+    no_args_is_help=True,
+)
 
 FilterOption = Annotated[list[str], typer.Option("--filter", help="paper or released-code; repeat for both.")]
 ScoreOption = Annotated[

@@ -110,6 +110,17 @@ class SearchSpace:
 
         Reference: Chen et al., NeurIPS 2022, Section 5.
         """
+        total, slope, flat = self._sweep(weights)
+        depth = np.divide(slope, total, out=np.zeros_like(total), where=total > 0)
+        width = np.divide(total - flat, depth, out=np.zeros_like(total), where=depth > 0)
+        return np.stack([depth, width], -1)
+
+    def has_paths(self, weights: Shaped[np.ndarray, "*batch edges operations"]) -> Bool[np.ndarray, "*batch"]:
+        """Returns whether some path of live operations leads through a cell."""
+        return self._sweep(weights)[0] > 0
+
+    def _sweep(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Expected numbers of paths, of weighted edges on them, and of paths without a weighted edge."""
         shares = _shares(weights)
         weighted, skips = (shares[..., kind].sum(-1) for kind in (self.weighted, self.skips))
         nodes = 1 + max(target for _, target in self.edges)
@@ -120,11 +131,8 @@ class SearchSpace:
             paths[target] += (w + s) * paths[source]
             slopes[target] += (w + s) * slopes[source] + w * paths[source]
             unweighted[target] += s * unweighted[source]
-        outputs = list(self.outputs)
-        total, slope, flat = (values[outputs].sum(0) for values in (paths, slopes, unweighted))
-        depth = np.divide(slope, total, out=np.zeros_like(total), where=total > 0)
-        width = np.divide(total - flat, depth, out=np.zeros_like(total), where=depth > 0)
-        return np.stack([depth, width], -1)
+        total, slope, flat = (values[list(self.outputs)].sum(0) for values in (paths, slopes, unweighted))
+        return total, slope, flat
 
     def cell_of(self, mask: Mask) -> Cell | Genotype:
         """Returns the cell that is left: a `Cell`, or a `Genotype` of the two edges that each node keeps.

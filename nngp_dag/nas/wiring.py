@@ -43,7 +43,7 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
     left = [law for law in networks if law not in setting.memo]
     if left:
         rules = make_rules("ntk", None)
-        inputs = _on_sphere(setting.images)
+        inputs = on_sphere(setting.images)
         stacks = kernels_of_laws(laws, left, networks[left[0]], inputs, readout=True, rules=rules, batch=_BATCH)
         for stack in stacks:
             for law, *matrices in zip(stack.laws, stack.nngp, stack.ntk, strict=True):
@@ -67,7 +67,8 @@ def paths_and_costs(cells: Sequence[Cell], setting: Setting) -> Measured:
         }
 
 
-def _on_sphere(images: np.ndarray) -> np.ndarray:
+def on_sphere(images: np.ndarray) -> np.ndarray:
+    """Returns images as rows, float64, scaled to |x|^2 = d; an `InputError` where one is all zero."""
     rows = images.reshape(len(images), -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not norms.all():

@@ -1,0 +1,89 @@
+"""The command nas tenas."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nngp_dag.cli.options import DataDirOption, DatasetOption
+from nngp_dag.cli.screen import progress, say
+
+
+def tenas(
+    space: Annotated[str, typer.Option(help="nasbench201 or darts.")] = "nasbench201",
+    dataset: DatasetOption = "cifar10",
+    data_dir: DataDirOption = None,
+    measure: Annotated[
+        list[str], typer.Option(help="ntk, regions, or exact, which needs no network; repeat for several.")
+    ] = ["ntk", "regions"],  # noqa: B006
+    shortcut: Annotated[
+        bool, typer.Option(help="Keep operations of moderate effective depth and width without evaluation.")
+    ] = True,
+    repeats: Annotated[int, typer.Option(help="Draws of weights in every round.")] = 3,
+    per_round: Annotated[
+        int | None, typer.Option(help="Operations that an edge loses in a round; by default 1, of DARTS 3.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images for the NTK, the first of the training set; by default 72, of DARTS 14.")
+    ] = None,
+    gradients: Annotated[str, typer.Option(help="all, or reference: without shifts and biases.")] = "all",
+    batch_norm: Annotated[
+        str, typer.Option(help="coupled, or held: the batch's statistics are constants.")
+    ] = "coupled",
+    seed: Annotated[int, typer.Option(help="Of the weights, and of ties.")] = 0,
+    benchmark: Annotated[Path | None, typer.Option(help="CSV or JSON with arch_str and accuracies.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the search; the same command goes on where it was.")] = Path(
+        "nngp-dag-tenas"
+    ),
+) -> None:
+    """Search a supernet by pruning, without training; whatever stops it, the same command goes on where it was."""
+    import hashlib
+    from dataclasses import asdict
+
+    from nngp_dag.data import load_dataset, normalise
+    from nngp_dag.errors import InputError
+    from nngp_dag.nas import Benchmark, Cell, get_space
+    from nngp_dag.nas.pruning import Pruning, prune
+    from nngp_dag.nas.tenas import BATCH, PER_ROUND, tenas_measures
+    from nngp_dag.report import output_file
+    from nngp_dag.report.tenas_files import SearchDirectory
+    from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
+
+    searched = get_space(space)
+    known = None if benchmark is None else Benchmark.load(benchmark)
+    if known is not None:
+        known.column(column)
+        if space != "nasbench201":
+            raise InputError(f"Expected --benchmark only with --space nasbench201, got {space}; leave it out")
+    pruning = Pruning(repeats, seed, shortcut, PER_ROUND[space] if per_round is None else per_round)
+    data = load_dataset(dataset, data_dir=data_dir, subset=BATCH[space] if batch is None else batch)
+    images = normalise(data)
+    options = {"gradients": gradients, "batch_norm": batch_norm}
+    measures = tenas_measures(searched, images, measure, seed=seed, classes=data.num_classes, **options)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    config = {"measures": measure, **asdict(pruning), **options, "images": images.shape, "sha256": digest}
+    folder = SearchDirectory(out, searched, config)
+    state, start, accuracy = None, folder.state(), None
+    with progress() as bar:
+
+        def on_progress(number: int, done: int, total: int) -> None:
+            bar(f"round {number}", done, total)
+
+        for state in prune(searched, measures, pruning, start, on_progress=on_progress):
+            if state.finished and known is not None:
+                found = searched.cell_of(state.mask)
+                assert isinstance(found, Cell)
+                accuracy = known.accuracy(found, column)
+            folder.save(state, accuracy)
+    state = state or start
+    assert state is not None
+    cell = searched.cell_of(state.mask)
+    with output_file(out / "trajectory.png", overwrite=True) as path:
+        plot_trajectory(state.trajectory, path)
+    with output_file(out / "cell.png", overwrite=True) as path:
+        plot_cell(cell, path)
+    say(str(cell))
+    if known is not None and isinstance(cell, Cell):
+        say(f"accuracy {known.accuracy(cell, column):.2f} %")
+    say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")

@@ -1,0 +1,66 @@
+"""The measures of TE-NAS for its two spaces, with the sizes of its networks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas.expected_kernels import ExpectedKernels
+from nngp_dag.nas.measures import darts_measures, nasbench201_measures
+from nngp_dag.nas.pruning import Measure
+from nngp_dag.nas.regions import patches
+from nngp_dag.nas.spaces import SearchSpace
+
+MEASURES = ("ntk", "regions", "exact")
+"""Condition number of the NTK, linear regions, and lambda_min of the exact NTK of the wiring."""
+
+BATCH = {"nasbench201": 72, "darts": 14}
+"""Images for the NTK, as in the released code for CIFAR-10."""
+
+PER_ROUND = {"nasbench201": 1, "darts": 3}
+"""Operations that an edge loses in a round, as in the released code for CIFAR-10."""
+
+
+def tenas_measures(
+    space: SearchSpace,
+    images: Float[np.ndarray, "n h w c"],
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    classes: int = 10,
+    gradients: str = "all",
+    batch_norm: str = "coupled",
+) -> list[Measure]:
+    """Returns measures that supernets are pruned by.
+
+    The NTK is that of a supernet with a stem, of NAS-Bench-201 with 3 channels and three stages of one cell, of DARTS
+    with 1 channel, a normal and a reduction cell. Regions are counted of supernets of one channel without a stem, one
+    stage of NAS-Bench-201 and the same two cells of DARTS, on 3 batches of 1,000 patches of 3 x 3 pixels.
+
+    Args:
+      space: The space.
+      images: The batch for the NTK, and what patches are cut out of.
+      names: Out of `MEASURES`.
+      seed: Of the patches.
+      classes: Outputs of the network whose NTK is taken.
+      gradients: As for `Measures`.
+      batch_norm: Likewise.
+
+    Raises:
+      InputError: A name is unknown, or images or options do not fit.
+
+    Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Section 4 and released code.
+    """
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown or not names:
+        raise InputError(f"Expected `names` out of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}")
+    found = []
+    if {"ntk", "regions"} & set(names):
+        of_space = {"nasbench201": nasbench201_measures, "darts": darts_measures}[space.name]
+        small = patches(images, seed)
+        measures = of_space(images, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
+        found += [Measure("ntk", measures.ntk_conditions, False), Measure("regions", measures.linear_regions, True)]
+    if "exact" in names:
+        found.append(Measure("exact", ExpectedKernels(space, images).lambda_min, True))
+    return [next(measure for measure in found if measure.name == name) for name in names]
