@@ -28,7 +28,7 @@ def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
     after = measures._ntks._cache_size(), measures._patterns._cache_size()
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
     space.cell_of(states[-1].mask)
-    again = State.from_json(states[1].to_json(), space)
+    again = State.from_json(states[0].to_json(), space)
     np.testing.assert_array_equal(list(prune(space, small_measures(name), pruning, again))[-1].mask, states[-1].mask)
 
 
