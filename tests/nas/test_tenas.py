@@ -1,0 +1,58 @@
+"""Whole searches by networks, small: programs, what is not sound, and resumption."""
+
+import numpy as np
+import pytest
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas import get_space, measures
+from nngp_dag.nas.measures import darts_measures, nasbench201_measures
+from nngp_dag.nas.pruning import Measure, Pruning, State, prune
+from nngp_dag.nas.regions import patches
+from nngp_dag.nas.tenas import tenas_measures
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+MAKERS = {"nasbench201": nasbench201_measures, "darts": darts_measures}
+
+
+def small_measures(name):
+    found = MAKERS[name](IMAGES, patches(IMAGES, 0, batches=1, size=20), batch_norm="held")
+    return [Measure("ntk", found.ntk_conditions, False), Measure("regions", found.linear_regions, True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
+    space, pruning = get_space(name), Pruning(repeats=2, shortcut=True, per_round=3)
+    before = measures._ntks._cache_size(), measures._patterns._cache_size()
+    states = list(prune(space, small_measures(name), pruning))
+    after = measures._ntks._cache_size(), measures._patterns._cache_size()
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+    space.cell_of(states[-1].mask)
+    again = State.from_json(states[0].to_json(), space)
+    np.testing.assert_array_equal(list(prune(space, small_measures(name), pruning, again))[-1].mask, states[-1].mask)
+
+
+@pytest.mark.slow
+def test_a_cell_without_a_path_or_weights_is_flagged_and_never_preferred():
+    space = get_space("nasbench201")
+    mask = np.zeros(space.shape, bool)
+    mask[..., 0] = True
+    # Edge 0-3 alone: none, a skip or a convolution.
+    mask[0, 3, [1, 3]] = True
+    *_, found = prune(space, small_measures("nasbench201"), Pruning(repeats=1), State(mask))
+    assert space.cell_of(found.mask).status != "disconnected"
+    one = np.zeros(space.shape, bool)
+    one[..., 0] = True
+    one[0, 3, 3] = True
+    first = next(prune(space, small_measures("nasbench201"), Pruning(repeats=1), State(one)))
+    [flagged] = [d for d in first.decisions if d.operation == "nor_conv_3x3"]
+    assert (flagged.outcome, flagged.reason) == ("kept", "no path leads through the cell")
+
+
+def test_measures_by_name():
+    space = get_space("nasbench201")
+    found = tenas_measures(space, IMAGES, ["regions", "exact", "ntk"])
+    assert [(measure.name, measure.higher) for measure in found] == [("regions", True), ("exact", True), ("ntk", False)]
+    for names, got in (([], "none"), (["ntk", "luck"], "luck")):
+        with pytest.raises(InputError, match=f"`names` out of ntk, regions, exact, got {got}"):
+            tenas_measures(space, IMAGES, names)
