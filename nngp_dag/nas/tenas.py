@@ -15,8 +15,8 @@ from nngp_dag.nas.spaces import SearchSpace
 MEASURES = ("ntk", "regions", "exact")
 """Condition number of the NTK, linear regions, and lambda_min of the exact NTK of the wiring."""
 
-BATCH = {"nasbench201": 72, "darts": 14}
-"""Images for the NTK, as in the released code for CIFAR-10."""
+BATCH = {"nasbench201": 32, "darts": 14}
+"""Images for the NTK: as in the paper; of DARTS as in the released code for CIFAR-10."""
 
 PER_ROUND = {"nasbench201": 1, "darts": 3}
 """Operations that an edge loses in a round, as in the released code for CIFAR-10."""
