@@ -21,8 +21,8 @@ from nngp_dag.kernels.space import Space
 _PRODUCT_ENTRIES = 1 << 19
 _BLOCK_ENTRIES = 1 << 18
 _LOOP_ENTRIES = 1 << 14
-# Rows of a tile of a symmetric kernel: large enough for matrix products, and small beside the kernel.
-_TILE_ROWS = 512
+# Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
+_TILE_ROWS = 416
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
 
@@ -272,7 +272,9 @@ def kernel_of_inputs(
     )
     count1, count2 = len(scale1), len(scale2)
     if symmetric and not space.ndim and not spec.stacked and count1 >= 2 * _TILE_ROWS:
-        return by_tiles(of_rows, count1, _TILE_ROWS, lambda rows, i, cols, j: block(ready(rows), i, ready(cols), j))
+        # As equal as multiples of 8 are, since the last tile moves back over what others have computed.
+        size = 8 * -(-count1 // (8 * -(-count1 // _TILE_ROWS)))
+        return by_tiles(of_rows, count1, size, lambda rows, i, cols, j: block(ready(rows), i, ready(cols), j))
     columns, indices = ready(of_columns), jnp.arange(count2)
     size = _PRODUCT_ENTRIES // (count2 * pixels)
     return by_rows(of_rows, count1, size, lambda rows, i: block(ready(rows), i, columns, indices))
