@@ -103,3 +103,19 @@ def test_naswot_search(tmp_path, capsys, golden_dir):
     kept = (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes()
     run("naswot_search", options)
     assert (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_pruning_search(tmp_path, capsys, tfds_dir):
+    out = tmp_path / "pruned"
+    options = ["--dataset", "digits", "--measures", "exact", "--batch", "8", "--seeds", "2", "--repeats", "1"]
+    options += ["--benchmark", str(tfds_dir.parent / "nasbench201_cifar10.csv"), "--out", str(out)]
+    run("pruning_search", options)
+    document, rows = files_of(out)
+    assert [row["shortcut"] for row in rows] == ["False", "False", "True", "True"]
+    assert document["summary"]["shortcut"]["evaluated"] < document["summary"]["all"]["evaluated"]
+    assert document["summary"]["shortcut"]["skipped"] > 0
+    assert "networks measured" in capsys.readouterr().out
+    # A finished search is read, not run again: its seconds stay.
+    run("pruning_search", options)
+    assert files_of(out)[1] == rows
