@@ -128,6 +128,14 @@ def test_a_candidate_is_measured_alike_alone_and_among_others():
     assert measures._ntks._cache_size() == before
 
 
+def test_no_more_are_computed_side_by_side_than_a_search_asks_for(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(measures, "_ntks", lambda *rest: (sizes.append(len(rest[-1])), [np.eye(5)[None]])[1])
+    some = measured(batch_norm="held", memory=1 << 50)
+    some.ntk_conditions(MIXTURES[:1], seed=0)
+    assert sizes == [measures.AT_ONCE]
+
+
 def _bytes_of_one(some):
     limited = measured(batch_norm=some.batch_norm, memory=1)
     limited.ntk_conditions(MIXTURES[:1], seed=0)
@@ -175,6 +183,7 @@ def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
     # No shift has a gradient there, and all features are 0.
     dark = lambda rngs: _dark(make(rngs))  # noqa: E731
     found = Measures(dark, make, X, SMALL, "reference", "held").ntk_conditions(MIXTURES[:2], seed=0)
+    # A note: the search goes on with the number.
     assert all("vanish" in reason for reason in found.reasons)
     np.testing.assert_array_equal(found.values, 1e5)
     sound = Measures(dark, make, X, SMALL, "all", "held").ntk_conditions(MIXTURES[:1], seed=0)
