@@ -93,6 +93,6 @@ def tenas(
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
         say(f"{flagged} of {len(evaluated)} operations flagged, to be pruned last; log.csv says why")
     for number, row in enumerate(state.trajectory):
-        if silent := [name for name in measure if row[name] is None]:
+        if silent := [name for name in measure if row.get(name) is None]:
             say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")
