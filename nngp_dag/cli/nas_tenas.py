@@ -24,12 +24,13 @@ def tenas(
         int | None, typer.Option(help="Operations that an edge loses in a round; by default 1, of DARTS 3.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Images for the NTK, the first of the training set; by default 72, of DARTS 14.")
+        int | None, typer.Option(help="First images of the training set; by default 32, of DARTS 14, and for exact 64.")
     ] = None,
     gradients: Annotated[str, typer.Option(help="all, or reference: without shifts and biases.")] = "all",
     batch_norm: Annotated[
-        str, typer.Option(help="coupled, or held: the batch's statistics are constants.")
-    ] = "coupled",
+        str,
+        typer.Option(help="held: the batch's statistics are constants; or coupled, as in TE-NAS, which takes longer."),
+    ] = "held",
     seed: Annotated[int, typer.Option(help="Of the weights, and of ties.")] = 0,
     benchmark: Annotated[Path | None, typer.Option(help="CSV or JSON with arch_str and accuracies.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
@@ -39,17 +40,20 @@ def tenas(
 ) -> None:
     """Search a supernet by pruning, without training; whatever stops it, the same command goes on where it was."""
     import hashlib
+    import math
     from dataclasses import asdict
 
     from nngp_dag.data import load_dataset, normalise
     from nngp_dag.errors import InputError
     from nngp_dag.nas import Benchmark, Cell, get_space
     from nngp_dag.nas.pruning import Pruning, prune
-    from nngp_dag.nas.tenas import BATCH, PER_ROUND, tenas_measures
+    from nngp_dag.nas.tenas import PER_ROUND, batch_sizes, tenas_measures
     from nngp_dag.report import output_file
     from nngp_dag.report.tenas_files import SearchDirectory
     from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
 
+    if column is not None and benchmark is None:
+        raise InputError(f"Expected --column only with --benchmark, got {column}; leave it out, or name a table")
     searched = get_space(space)
     known = None if benchmark is None else Benchmark.load(benchmark)
     if known is not None:
@@ -57,26 +61,22 @@ def tenas(
         if space != "nasbench201":
             raise InputError(f"Expected --benchmark only with --space nasbench201, got {space}; leave it out")
     pruning = Pruning(repeats, seed, shortcut, PER_ROUND[space] if per_round is None else per_round)
-    data = load_dataset(dataset, data_dir=data_dir, subset=BATCH[space] if batch is None else batch)
+    sizes = batch_sizes(searched, measure, batch)
+    data = load_dataset(dataset, data_dir=data_dir, subset=max(sizes.values(), default=1))
     images = normalise(data)
     options = {"gradients": gradients, "batch_norm": batch_norm}
-    measures = tenas_measures(searched, images, measure, seed=seed, classes=data.num_classes, **options)
+    measures = tenas_measures(searched, images, measure, batch=batch, seed=seed, classes=data.num_classes, **options)
     digest = hashlib.sha256(images.tobytes()).hexdigest()
-    config = {"measures": measure, **asdict(pruning), **options, "images": images.shape, "sha256": digest}
-    folder = SearchDirectory(out, searched, config)
-    state, start, accuracy = None, folder.state(), None
+    config = {"measures": measure, **asdict(pruning), **options, "batch": sizes, "images": images.shape}
+    folder = SearchDirectory(out, searched, config | {"sha256": digest})
+    state = start = folder.state()
     with progress() as bar:
 
         def on_progress(number: int, done: int, total: int) -> None:
             bar(f"round {number}", done, total)
 
         for state in prune(searched, measures, pruning, start, on_progress=on_progress):
-            if state.finished and known is not None:
-                found = searched.cell_of(state.mask)
-                assert isinstance(found, Cell)
-                accuracy = known.accuracy(found, column)
-            folder.save(state, accuracy)
-    state = state or start
+            folder.save(state)
     assert state is not None
     cell = searched.cell_of(state.mask)
     with output_file(out / "trajectory.png", overwrite=True) as path:
@@ -85,5 +85,14 @@ def tenas(
         plot_cell(cell, path)
     say(str(cell))
     if known is not None and isinstance(cell, Cell):
-        say(f"accuracy {known.accuracy(cell, column):.2f} %")
+        # Of a finished search too, which may have had no table before.
+        [accuracy] = known.look_up([cell], column).tolist()
+        folder.save(state, None if math.isnan(accuracy) else accuracy)
+        say("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
+    evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
+    if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
+        say(f"{flagged} of {len(evaluated)} operations flagged, to be pruned last; log.csv says why")
+    for number, row in enumerate(state.trajectory):
+        if silent := [name for name in measure if row.get(name) is None]:
+            say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")

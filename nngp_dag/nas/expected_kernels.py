@@ -73,14 +73,14 @@ class ExpectedKernels:
 
     Args:
       space: The space.
-      images: (n, height, width, channels).
+      images: (n, ...).
       draws: Wirings to draw where there are more than 1,024.
 
     Raises:
       InputError: There are fewer than two images, no draws, or an image is all zero.
     """
 
-    def __init__(self, space: SearchSpace, images: Float[np.ndarray, "n h w c"], draws: int = 32) -> None:
+    def __init__(self, space: SearchSpace, images: Float[np.ndarray, "n *shape"], draws: int = 32) -> None:
         """Scales the images."""
         if len(images) < 2:
             raise InputError(f"Expected `images` to hold at least 2, which a kernel compares, got {len(images)}")

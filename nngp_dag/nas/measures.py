@@ -26,6 +26,9 @@ BATCH_NORMS = ("coupled", "held")
 # What TE-NAS goes on with where the condition number is not a number.
 _REFERENCE_NAN = 1e5
 
+AT_ONCE = 32
+"""Candidates that a search asks for at once, between two signs of progress; more are never computed side by side."""
+
 # Bytes, on what is no CPU.
 _MEMORY = 1 << 32
 
@@ -34,8 +37,8 @@ class Found(NamedTuple):
     """What a measure found.
 
     Attributes:
-      values: A number per candidate, (candidates,). Where there is a reason it is not sound.
-      reasons: Why a number is not sound; "" where it is.
+      values: A number per candidate, (candidates,); not finite where there is no sound one.
+      reasons: Why there is none, or a note on the one there is; "" where there is nothing to say.
     """
 
     values: Num[np.ndarray, " candidates"]
@@ -103,7 +106,8 @@ class Measures:
 
         Returns:
           A `Found`. A candidate whose NTK is zero, not finite, or has no resolved λmin, gets NaN; with gradients
-          "reference" the number that TE-NAS goes on with: of eigenvalues in float32, negative ones too, 1e5 for NaN.
+          "reference" the number that TE-NAS goes on with, of eigenvalues in float32, negative ones too, and 1e5 for
+          NaN; the reason is a note then.
         """
         graph, params = nnx.split(self.make_net(rngs=nnx.Rngs(seed)))
         names, x = "all" if self.gradients == "all" else "weight", jnp.asarray(self.images)
@@ -118,25 +122,28 @@ class Measures:
     def linear_regions(self, architectures: Num[np.ndarray, "candidates *shape"], seed: int) -> Found:
         """Returns how many different sets of ReLUs the small images turn on, exactly.
 
-        The arguments are those of `ntk_conditions`. Where a number before a ReLU is not finite there are 0.
+        The arguments are those of `ntk_conditions`. Where a number before a ReLU is not finite there is NaN.
         """
         graph, params = nnx.split(self.make_thin(rngs=nnx.Rngs(seed)))
         small = jnp.asarray(self.small)
         at_once = self._at_once(graph, params, small[0], architectures[0], 0, len(small))
         found = [
-            (num_distinct(patterns), "") if finite else (0, "Expected finite numbers before all ReLUs, got others")
+            (num_distinct(patterns), "")
+            if finite
+            else (math.nan, "Expected finite numbers before all ReLUs, got others")
             for patterns, finite in _in_blocks(_patterns, architectures, at_once, graph, params, small)
         ]
-        return Found(np.array([value for value, _ in found], np.int64), tuple(reason for _, reason in found))
+        return Found(np.array([value for value, _ in found], np.float64), tuple(reason for _, reason in found))
 
     def _at_once(self, graph: Any, params: Any, x: Array, architecture: np.ndarray, gradients: int, passes: int) -> int:
         """How many candidates fit: each has some gradients, and some passes that take what is kept for one back."""
         if self.memory is None and jax.default_backend() == "cpu":
             return 1
-        if (graph, passes) not in self.memo:
+        key = graph, gradients, passes
+        if key not in self.memo:
             kept = jax.eval_shape(lambda p: jax.vjp(lambda p: nnx.merge(graph, p)(x, architecture), p)[1], params)
-            self.memo[graph, passes] = gradients * _bytes(params) + passes * _bytes(kept)
-        return max(1, (_MEMORY if self.memory is None else self.memory) // self.memo[graph, passes])
+            self.memo[key] = gradients * _bytes(params) + passes * _bytes(kept)
+        return min(AT_ONCE, max(1, (_MEMORY if self.memory is None else self.memory) // self.memo[key]))
 
     def _condition(self, ntk: np.ndarray) -> tuple[float, str]:
         try:

@@ -11,15 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, InputError
-from nngp_dag.nas.measures import Found
+from nngp_dag.nas.measures import AT_ONCE, Found
 from nngp_dag.nas.spaces import Mask, SearchSpace
 
-# Candidates that a measure gets at once: between two calls progress is shown.
-_AT_ONCE = 32
 # Decimals beyond which mean changes and distances are rounding, not differences.
 _TIE_DECIMALS = 9
 
 OUTCOMES = ("pruned", "kept", "skipped")
+
+# What a saved state holds.
+_LISTS = {"depth": list, "width": list}
+_DECISION = dict.fromkeys(("cell_type", "edge", "operation", "outcome", "reason"), str) | {
+    "round": int,
+    "changes": dict,
+    "ranks": dict,
+    "depth": float,
+    "width": float,
+}
 
 
 class Measure(NamedTuple):
@@ -78,7 +86,7 @@ class Decision:
       ranks: By measure, from 0, the first to be pruned; ties share one.
       depth: Expected effective depth of its cell without it.
       width: Likewise the width.
-      reason: Why a number is missing or not sound; such an operation is pruned last.
+      reason: Why a change is missing, where it is such an operation is pruned last; or a note on one that is there.
     """
 
     round: int
@@ -138,10 +146,19 @@ class State:
         """
         try:
             fields = json.loads(text)
-            mask = np.array(fields.pop("mask"), bool)
+            mask, trajectory = np.array(fields.pop("mask")), tuple(fields.pop("trajectory"))
             decisions = tuple(Decision(**decision) for decision in fields.pop("decisions"))
-            state = cls(mask, tuple(fields.pop("trajectory")), decisions, **fields)
-            space.check(mask)
+            if mask.dtype != int or not np.isin(mask, (0, 1)).all():
+                raise TypeError("a mask of other numbers than 0 and 1")
+            state = cls(mask.astype(bool), trajectory, decisions, **fields)
+            space.check(state.mask)
+            for row in trajectory:
+                _check_types("a round", row, dict.fromkeys(row, float | bool | list | None) | _LISTS)
+            for decision in decisions:
+                _check_types("a decision", vars(decision), _DECISION)
+                _check_types("a change", decision.changes, dict.fromkeys(decision.changes, float))
+                _check_types("a rank", decision.ranks, dict.fromkeys(decision.ranks, int))
+            _check_types("the state", fields, {"evaluated": int, "skipped": int, "seconds": float})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"Expected the state of a search of {space.name}, got {error}") from None
         return state
@@ -260,7 +277,7 @@ def _round(
         for candidate, rank in zip(chosen, places, strict=True):
             ranks[candidate][measure.name] = rank
     draws = dict(zip(chosen, rng.permutation(len(chosen)).tolist(), strict=True))
-    chosen.sort(key=lambda c: (bool(reasons[c]), sum(ranks[c].values()), draws[c]))
+    chosen.sort(key=lambda c: (not whole[c], len(changes[c]) < len(measures), sum(ranks[c].values()), draws[c]))
     pruned = {c for contest in contests for c in [c for c in chosen if c in contest.rivals][: contest.losses]}
     mask = state.mask.copy()
     decisions = []
@@ -313,8 +330,8 @@ def _changes(
     for repeat in range(pruning.repeats):
         seed = int(np.random.SeedSequence([pruning.seed, state.round, repeat]).generate_state(1)[0])
         texts: list[str] = []
-        for i in range(0, len(masks), _AT_ONCE):
-            part = slice(i, i + _AT_ONCE)
+        for i in range(0, len(masks), AT_ONCE):
+            part = slice(i, i + AT_ONCE)
             found = measure.evaluate(mixtures[part], seed)
             values[repeat, part] = found.values
             texts += found.reasons
@@ -325,19 +342,28 @@ def _changes(
                 for text, value in zip(texts, values[repeat], strict=True)
             ]
         )
-    origin = values[:, 0]
-    sound = np.array([not texts[0] for texts in reasons]) & (origin != 0)
-    mean = float(origin[sound].mean()) if sound.any() else None
-    no_origin = "" if sound.any() else f"the supernet: {reasons[0][0] or f'{measure.name} is 0'}"
+    # A repeat whose supernet is not sound says nothing of candidates either.
+    sound = np.isfinite(values[:, 0]) & (values[:, 0] != 0)
+    if not sound.any():
+        reason = f"the supernet: {reasons[0][0] or f'{measure.name} is 0'}"
+        return None, [(None, reason)] * len(candidates)
+    values = values[sound]
+    reasons = [texts for texts, counts in zip(reasons, sound, strict=True) if counts]
     rows: list[tuple[float | None, str]] = []
     for i in range(1, len(masks)):
-        reason = next((texts[i] for texts in reasons if texts[i]), "") or no_origin
-        if reason:
-            rows.append((None, reason))
-        else:
-            change = ((origin[sound] - values[sound, i]) / origin[sound]).round(pruning.decimals)
-            rows.append((float(change.mean()), ""))
-    return mean, rows
+        change = None
+        if np.isfinite(values[:, i]).all():
+            changed = (values[:, 0] - values[:, i]) / values[:, 0]
+            change = float(changed.round(pruning.decimals).mean())
+        rows.append((change, next((texts[i] for texts in reasons if texts[i]), "")))
+    return float(values[:, 0].mean()), rows
+
+
+def _check_types(what: str, fields: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Raises a `TypeError` where a value is of another type."""
+    for name, kind in kinds.items():
+        if not isinstance(fields[name], kind):
+            raise TypeError(f"{what} with {name} {fields[name]!r}")
 
 
 def _dense_ranks(changes: Sequence[float | None], *, highest_first: bool) -> list[int]:

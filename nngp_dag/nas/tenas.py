@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import check_option
 from nngp_dag.nas.expected_kernels import ExpectedKernels
-from nngp_dag.nas.measures import darts_measures, nasbench201_measures
+from nngp_dag.nas.measures import BATCH_NORMS, GRADIENTS, darts_measures, nasbench201_measures
 from nngp_dag.nas.pruning import Measure
 from nngp_dag.nas.regions import patches
 from nngp_dag.nas.spaces import SearchSpace
@@ -18,19 +19,29 @@ MEASURES = ("ntk", "regions", "exact")
 BATCH = {"nasbench201": 32, "darts": 14}
 """Images for the NTK: as in the paper; of DARTS as in the released code for CIFAR-10."""
 
+EXACT_BATCH = 64
+"""Images for the exact NTK: with 32 the search of NAS-Bench-201 ends in cells of skips."""
+
 PER_ROUND = {"nasbench201": 1, "darts": 3}
 """Operations that an edge loses in a round, as in the released code for CIFAR-10."""
 
 
+def batch_sizes(space: SearchSpace, names: Sequence[str], batch: int | None = None) -> dict[str, int]:
+    """Returns how many images each measure gets: `batch`, or by default as many as suit it."""
+    defaults = {name: EXACT_BATCH if name == "exact" else BATCH[space.name] for name in names}
+    return defaults if batch is None else dict.fromkeys(defaults, batch)
+
+
 def tenas_measures(
     space: SearchSpace,
-    images: Float[np.ndarray, "n h w c"],
+    images: Float[np.ndarray, "n *shape"],
     names: Sequence[str],
     *,
+    batch: int | None = None,
     seed: int = 0,
     classes: int = 10,
     gradients: str = "all",
-    batch_norm: str = "coupled",
+    batch_norm: str = "held",
 ) -> list[Measure]:
     """Returns measures that supernets are pruned by.
 
@@ -40,27 +51,36 @@ def tenas_measures(
 
     Args:
       space: The space.
-      images: The batch for the NTK, and what patches are cut out of.
+      images: Of which each measure takes the first; patches are cut out of those of the NTK.
       names: Out of `MEASURES`.
+      batch: Images of every measure; None for `BATCH`, and for "exact" `EXACT_BATCH`.
       seed: Of the patches.
       classes: Outputs of the network whose NTK is taken.
       gradients: As for `Measures`.
-      batch_norm: Likewise.
+      batch_norm: Likewise; "coupled" is TE-NAS's, "held" takes one pass back instead of one for every image.
 
     Raises:
-      InputError: A name is unknown, or images or options do not fit.
+      InputError: A name is unknown or there twice, or images or options do not fit.
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Section 4 and released code.
     """
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names:
         raise InputError(f"Expected `names` out of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}")
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected `names` of different measures, got {', '.join(names)}")
+    check_option("gradients", gradients, GRADIENTS)
+    check_option("batch_norm", batch_norm, BATCH_NORMS)
+    sizes = batch_sizes(space, MEASURES, batch)
     found = []
     if {"ntk", "regions"} & set(names):
+        if images.ndim != 4:
+            raise InputError(f"Expected `images` to be (n, height, width, channels) for networks, got {images.shape}")
         of_space = {"nasbench201": nasbench201_measures, "darts": darts_measures}[space.name]
-        small = patches(images, seed)
-        measures = of_space(images, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
+        first = images[: sizes["ntk"]]
+        small = patches(first, seed)
+        measures = of_space(first, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
         found += [Measure("ntk", measures.ntk_conditions, False), Measure("regions", measures.linear_regions, True)]
     if "exact" in names:
-        found.append(Measure("exact", ExpectedKernels(space, images).lambda_min, True))
+        found.append(Measure("exact", ExpectedKernels(space, images[: sizes["exact"]]).lambda_min, True))
     return [next(measure for measure in found if measure.name == name) for name in names]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.nas import Genotype, SearchSpace
+from nngp_dag.nas import Cell, Genotype, SearchSpace
 from nngp_dag.nas.pruning import State
 from nngp_dag.report.environment import environment
 from nngp_dag.report.files import output_file
@@ -16,8 +16,9 @@ class SearchDirectory:
     """A folder of one search.
 
     config.json says what is searched and how; state.json where the search stands; log.csv what became of every
-    operation in every round; result.json what was found. Each is written under a temporary name and renamed, the state
-    last, so that a search that was cut off goes on after the last whole round.
+    operation in every round; result.json what was found, and cell.txt or genotype.json the cell alone, for `nas train`.
+    Each is written under a temporary name and renamed, the state last, so that a search that was cut off goes on after
+    the last whole round.
 
     Args:
       path: The folder.
@@ -46,7 +47,10 @@ class SearchDirectory:
                         " use that, or choose another --out"
                     )
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        # Hidden files are what a killed process may leave.
+        if self.path.exists() and not (
+            self.path.is_dir() and all(file.name.startswith(".") for file in self.path.iterdir())
+        ):
             raise OutputError(f"Expected {self.path} to be new or hold a search, got other files; choose another --out")
         self._write("config.json", {"search": config, "environment": environment()})
 
@@ -60,7 +64,7 @@ class SearchDirectory:
         return State.from_json(file.read_text(), self._space) if file.exists() else None
 
     def save(self, state: State, accuracy: float | None = None) -> None:
-        """Writes the log, the result once there is one, and the state.
+        """Writes the log, once there is one the result and its cell, and the state.
 
         Args:
           state: After a round.
@@ -68,12 +72,17 @@ class SearchDirectory:
         """
         self._write_log(state)
         if state.finished:
-            self._write("result.json", self._result(state, accuracy))
+            cell = self._space.cell_of(state.mask)
+            self._write("result.json", self._result(state, cell, accuracy))
+            if isinstance(cell, Genotype):
+                self._write("genotype.json", json.loads(cell.to_json()))
+            else:
+                with output_file(self.path / "cell.txt", overwrite=True) as file:
+                    file.write_text(f"{cell}\n")
         with output_file(self.path / "state.json", overwrite=True) as file:
             file.write_text(state.to_json() + "\n")
 
-    def _result(self, state: State, accuracy: float | None) -> dict[str, Any]:
-        cell = self._space.cell_of(state.mask)
+    def _result(self, state: State, cell: Cell | Genotype, accuracy: float | None) -> dict[str, Any]:
         depth_and_width = self._space.expected_depth_and_width(state.mask).tolist()
         return {
             "cell": str(cell),

@@ -1,6 +1,7 @@
 """Search by pruning: rankings, shortcut, groups, resumption and what is degenerate, with measures that are known."""
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,7 +180,45 @@ def test_what_is_not_sound_goes_last():
     state = last(prune(NASBENCH201, [zero], Pruning(repeats=1)))
     assert state.decisions[0].reason == "the supernet: zero is 0"
     endless = Measure("inf", lambda m, s: SimpleNamespace(values=np.full(len(m), np.inf), reasons=[""] * len(m)), True)
-    assert next(prune(NASBENCH201, [endless], Pruning(repeats=1))).decisions[0].reason == "inf is inf"
+    assert next(prune(NASBENCH201, [endless], Pruning(repeats=1))).decisions[0].reason == "the supernet: inf is inf"
+
+
+def test_a_draw_in_which_the_supernet_is_not_sound_does_not_count():
+    measure, _ = additive(NASBENCH201, noise=3.0)
+    seeds = []
+
+    def evaluate(mixtures, seed):
+        seeds.append(seed)
+        found = measure.evaluate(mixtures, seed)
+        # In the second draw nothing is sound; what is wrong with one candidate of the others counts.
+        return found if seed == seeds[0] else SimpleNamespace(values=found.values * np.nan, reasons=["dark"] * 25)
+
+    first = next(prune(NASBENCH201, [Measure("worth", evaluate, True)], Pruning(repeats=2, decimals=9)))
+    alone = next(prune(NASBENCH201, [measure], Pruning(repeats=1, decimals=9)))
+    assert first.trajectory == alone.trajectory
+    assert first.decisions == alone.decisions
+    assert len(set(seeds)) == 2
+
+
+def test_a_note_on_a_finite_number_is_logged_and_ranked():
+    measure, _ = additive(NASBENCH201)
+    noted = Measure(
+        "worth", lambda m, s: SimpleNamespace(values=measure.evaluate(m, s).values, reasons=["x"] * 25), True
+    )
+    with_notes, without = (next(prune(NASBENCH201, [some], Pruning(repeats=1))) for some in (noted, measure))
+    np.testing.assert_array_equal(with_notes.mask, without.mask)
+    assert {d.reason for d in with_notes.decisions} == {"x"}
+
+
+def test_a_cell_without_a_path_goes_last_even_where_a_measure_says_nothing():
+    mask = np.zeros(NASBENCH201.shape, bool)
+    mask[..., 0] = True
+    mask[0, 3, [1, 3]] = [False, True]
+    measure, _ = additive(NASBENCH201, bad=lambda mask: True)
+    for seed in range(4):
+        state = next(prune(NASBENCH201, [measure], Pruning(repeats=1, seed=seed), State(mask)))
+        assert state.trajectory[0]["worth"] is None
+        assert NASBENCH201.cell_of(state.mask).status != "disconnected"
 
 
 def test_what_leads_nowhere_is_not_measured():
@@ -208,5 +247,18 @@ def test_refusals():
     for text in ("", "[]", "{}", '{"mask": 1}', state.to_json().replace('"seconds"', '"other"')):
         with pytest.raises(CheckpointError, match="Expected the state of a search of nasbench201, got"):
             State.from_json(text, NASBENCH201)
+    whole = json.loads(state.to_json())
+    for damage in (
+        {"mask": np.full(NASBENCH201.shape, 2).tolist()},
+        {"evaluated": "25"},
+        {"seconds": None},
+        {"trajectory": [3]},
+        {"trajectory": [{"worth": 1.0, "depth": [1.0]}]},
+        {"trajectory": [{"worth": "1", "depth": [1.0], "width": [1.0]}]},
+        {"decisions": [whole["decisions"][0] | {"changes": {"worth": "much"}}]},
+        {"decisions": [whole["decisions"][0] | {"depth": None}]},
+    ):
+        with pytest.raises(CheckpointError, match="Expected the state of a search of nasbench201, got"):
+            State.from_json(json.dumps(whole | damage), NASBENCH201)
     with pytest.raises(CheckpointError, match="Expected the state of a search of darts, got"):
         State.from_json(state.to_json(), DARTS)

@@ -8,7 +8,7 @@ from nngp_dag.nas import get_space, measures
 from nngp_dag.nas.measures import darts_measures, nasbench201_measures
 from nngp_dag.nas.pruning import Measure, Pruning, State, prune
 from nngp_dag.nas.regions import patches
-from nngp_dag.nas.tenas import tenas_measures
+from nngp_dag.nas.tenas import batch_sizes, tenas_measures
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 MAKERS = {"nasbench201": nasbench201_measures, "darts": darts_measures}
@@ -53,6 +53,25 @@ def test_measures_by_name():
     space = get_space("nasbench201")
     found = tenas_measures(space, IMAGES, ["regions", "exact", "ntk"])
     assert [(measure.name, measure.higher) for measure in found] == [("regions", True), ("exact", True), ("ntk", False)]
-    for names, got in (([], "none"), (["ntk", "luck"], "luck")):
-        with pytest.raises(InputError, match=f"`names` out of ntk, regions, exact, got {got}"):
+    for names, message in (
+        ([], "`names` out of ntk, regions, exact, got none"),
+        (["ntk", "luck"], "`names` out of ntk, regions, exact, got luck"),
+        (["ntk", "ntk"], "`names` of different measures, got ntk, ntk"),
+    ):
+        with pytest.raises(InputError, match=message):
             tenas_measures(space, IMAGES, names)
+    for options in ({"gradients": "some"}, {"batch_norm": "train"}):
+        with pytest.raises(InputError, match=f"`{next(iter(options))}` to be one of"):
+            tenas_measures(space, IMAGES, ["exact"], **options)
+    with pytest.raises(InputError, match=r"`images` to be .n, height, width, channels. for networks, got .4, 192."):
+        tenas_measures(space, IMAGES.reshape(4, -1), ["ntk"])
+
+
+def test_every_measure_has_a_batch_of_its_own():
+    space = get_space("darts")
+    assert batch_sizes(space, ["ntk", "exact"]) == {"ntk": 14, "exact": 64}
+    assert batch_sizes(space, ["ntk", "exact"], 8) == {"ntk": 8, "exact": 8}
+    images = np.random.default_rng(0).normal(size=(70, 4, 4, 1)).astype(np.float32)
+    ntk, exact = tenas_measures(space, images, ["ntk", "exact"])
+    assert ntk.evaluate.__self__.images.shape[0] == 14
+    assert exact.evaluate.__self__._inputs.shape[0] == 64

@@ -13,6 +13,7 @@ from nngp_dag.nas import Cell, Genotype, get_space
 from nngp_dag.nas.pruning import Measure, Pruning, prune
 from nngp_dag.report.tenas_files import SearchDirectory
 from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
+from nngp_dag.training.cells import read_cell
 
 
 def linear(space, seed=0, name="linear"):
@@ -46,6 +47,8 @@ def test_a_search_on_disk_goes_on_and_ends_the_same(tmp_path, name):
     text = results[0]["cell"]
     cell = Cell.parse(text) if name == "nasbench201" else Genotype.from_text(text)
     np.testing.assert_array_equal(space.mask_of(cell), state.mask)
+    # What `nas train` reads.
+    assert read_cell(str(whole.path / {"nasbench201": "cell.txt", "darts": "genotype.json"}[name])) == cell
     if isinstance(cell, Genotype):
         assert Genotype.from_json(json.dumps(results[0]["genotype"])) == cell
     for folder in (whole, again):
@@ -82,7 +85,9 @@ def test_other_searches_and_damage_are_refused(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             SearchDirectory(tmp_path / "a", space, {"seed": 0})
     (tmp_path / "b").mkdir()
-    (tmp_path / "b/file").touch()
+    (tmp_path / "b/.config.json.x.partial").mkdir()
+    SearchDirectory(tmp_path / "b", space, {})
+    (tmp_path / "b/config.json").rename(tmp_path / "b/file")
     with pytest.raises(OutputError, match="to be new or hold a search, got other files"):
         SearchDirectory(tmp_path / "b", space, {})
 
@@ -112,12 +117,20 @@ def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
     # With the shortcut 12 of 24, 12 of 18 and 12 of 12 candidates, and the supernet each time.
     assert (result["evaluated"], result["skipped"]) == (3 * 12 + 4, 12 + 6)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "cell.png", "config.json", "log.csv", "result.json", "state.json", "trajectory.png",
+        "cell.png", "cell.txt", "config.json", "log.csv", "result.json", "state.json", "trajectory.png",
     }  # fmt: skip
+    # A table without the cell takes its accuracy away, one with it fills it in.
+    other = tmp_path / "other.csv"
+    other.write_text(f"arch_str,a\n{result['cell']},nan\n{Cell.from_index(0)},1\n")
+    with pytest.raises(SystemExit):
+        main([*options[:-1], str(other)])
+    assert capsys.readouterr().out.splitlines()[1] == "accuracy not in the table"
+    assert json.loads((tmp_path / "out/result.json").read_text())["accuracy"] is None
     # Again it has nothing to do.
     with pytest.raises(SystemExit) as stop:
         main(options)
     assert capsys.readouterr().out.splitlines() == out
+    assert json.loads((tmp_path / "out/result.json").read_text()) == result
     assert "to have shortcut False, got True" in failure(capsys, *options, "--no-shortcut")
 
 
@@ -128,6 +141,10 @@ def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
         (("--measure", "luck"), "`names` out of ntk, regions, exact, got luck"),
         (("--space", "darts", "--benchmark", table), "--benchmark only with --space nasbench201, got darts"),
         (("--repeats", "0"), "`repeats` to be at least 1, got 0"),
+        (("--column", "a"), "--column only with --benchmark, got a"),
+        (("--measure", "exact", "--measure", "exact"), "`names` of different measures, got exact, exact"),
+        (("--measure", "exact", "--gradients", "some"), "`gradients` to be one of 'all', 'reference', got 'some'"),
+        (("--dataset", "sphere", "--measure", "ntk"), "`images` to be (n, height, width, channels) for networks"),
     ):
         assert message in failure(capsys, *arguments(tfds_dir, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
