@@ -191,7 +191,6 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
     other = next(other for other in map(Cell.from_index, (0, 1)) if str(other) != cell)
     for rows, said, accuracy in (
         (f"{other},1", "accuracy not in the table", None),
-        (f"{cell},nan\n{other},1", "accuracy not in the table", None),
         (f"{cell},91.25", "accuracy 91.25 %", 91.25),
     ):
         table.write_text(f"arch_str,a\n{rows}\n")
