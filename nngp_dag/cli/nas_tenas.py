@@ -87,7 +87,7 @@ def tenas(
     if known is not None and isinstance(cell, Cell):
         # Of a finished search too, which may have had no table before.
         [accuracy] = known.look_up([cell], column).tolist()
-        folder.save(state, None if math.isnan(accuracy) else accuracy)
+        folder.save(state, accuracy)
         say("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
     evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class SearchDirectory:
 
         Args:
           state: After a round.
-          accuracy: Of the cell that is found, in per cent, if some table knows it.
+          accuracy: Of the cell that is found, in per cent, if some table knows it; NaN counts as None.
         """
         self._write_log(state)
         if state.finished:
@@ -88,7 +89,7 @@ class SearchDirectory:
             "cell": str(cell),
             "genotype": json.loads(cell.to_json()) if isinstance(cell, Genotype) else None,
             "effective_depth_width": dict(zip(self._space.cell_types, depth_and_width, strict=True)),
-            "accuracy": accuracy,
+            "accuracy": None if accuracy is None or math.isnan(accuracy) else accuracy,
             "rounds": state.round - 1,
             "evaluated": state.evaluated,
             "skipped": state.skipped,

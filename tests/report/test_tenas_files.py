@@ -150,6 +150,54 @@ def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, capsys, monkeypatch):
+    def made(space, *_, **__):
+        sound = linear(space, name="exact").evaluate
+
+        def evaluate(mixtures, seed):
+            values = sound(mixtures, seed).values
+            # In the first round one candidate is not sound, in the second nothing is.
+            live = int((mixtures[0] > 0).sum())
+            values[slice(1, 2) if live == 24 else slice(0, len(values) if live == 18 else 0)] = np.nan
+            return SimpleNamespace(values=values, reasons=[""] * len(values))
+
+        return [Measure("exact", evaluate, True)]
+
+    monkeypatch.setattr("nngp_dag.nas.tenas.tenas_measures", made)
+    options = [
+        "nas",
+        "tenas",
+        "--dataset",
+        "digits",
+        "--measure",
+        "exact",
+        "--no-shortcut",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+
+    def printed(*more):
+        with pytest.raises(SystemExit) as stop:
+            main([*options, *more])
+        assert stop.value.code == 0
+        return capsys.readouterr().out.splitlines()
+
+    cell, flagged, silent, _ = printed()
+    assert flagged == "19 of 54 operations flagged, to be pruned last; log.csv says why"
+    assert silent == "round 1: exact said nothing, since the supernet was not sound"
+    result = tmp_path / "o/result.json"
+    assert json.loads(result.read_text())["accuracy"] is None
+    table = tmp_path / "table.csv"
+    other = next(other for other in map(Cell.from_index, (0, 1)) if str(other) != cell)
+    for rows, said, accuracy in (
+        (f"{other},1", "accuracy not in the table", None),
+        (f"{cell},91.25", "accuracy 91.25 %", 91.25),
+    ):
+        table.write_text(f"arch_str,a\n{rows}\n")
+        assert printed("--benchmark", str(table))[1] == said
+        assert json.loads(result.read_text())["accuracy"] == accuracy
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["nasbench201", "darts"])
 def test_the_command_by_networks(tmp_path, capsys, tfds_dir, space):
