@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption
+from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption, SplitsOption
 from nngp_dag.cli.screen import console, progress, say
 
 nas = typer.Typer(
@@ -131,7 +131,7 @@ def train(
     genotype: Annotated[
         str, typer.Argument(metavar="GENOTYPE", help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one.")
     ],
-    dataset: DatasetOption = "cifar10",
+    dataset: SplitsOption = "cifar10",
     data_dir: DataDirOption = None,
     subset: Annotated[int | None, typer.Option(help="Train on the first N of the training part.")] = None,
     channels: Annotated[int | None, typer.Option(help="C; by default 36 for DARTS, 16 for NAS-Bench-201.")] = None,
