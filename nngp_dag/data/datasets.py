@@ -306,13 +306,11 @@ def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
     return builder
 
 
-def _check_features(name: str, features: Any) -> None:
+def _check_features(name: str, features: Any, image_kind: Any) -> None:
     """Refuses what are no labelled images of 8 bits and one size."""
-    import tensorflow_datasets as tfds
-
-    known = dict(features)
-    image, label = known.get("image"), known.get("label")
-    if not isinstance(image, tfds.features.Image):
+    known: dict[str, Any] = {"image": None, "label": None} | dict(features)
+    image, label = known["image"], known["label"]
+    if not isinstance(image, image_kind):
         got = "no `image`"
     elif None in image.shape:
         got = f"images of varying size {image.shape}"
@@ -333,7 +331,7 @@ def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path |
     tfds = _import_tfds()
     folder = Path(builder.data_path)
     with _readable(name, folder):
-        _check_features(name, builder.info.features)
+        _check_features(name, builder.info.features, tfds.features.Image)
         if builder.info.splits:
             _check_split(name, split, builder.info.splits)
         available = builder.info.splits[split].num_examples
