@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption
+from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption, SplitsOption
 from nngp_dag.cli.screen import console, progress, say
 
 nas = typer.Typer(
@@ -131,7 +131,7 @@ def train(
     genotype: Annotated[
         str, typer.Argument(metavar="GENOTYPE", help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one.")
     ],
-    dataset: DatasetOption = "cifar10",
+    dataset: SplitsOption = "cifar10",
     data_dir: DataDirOption = None,
     subset: Annotated[int | None, typer.Option(help="Train on the first N of the training part.")] = None,
     channels: Annotated[int | None, typer.Option(help="C; by default 36 for DARTS, 16 for NAS-Bench-201.")] = None,
@@ -144,12 +144,13 @@ def train(
     momentum: Annotated[float, typer.Option(help="Factor of the momentum, from 0 to below 1.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="3e-5 in Chen et al., 3e-4 in DARTS.")] = 3e-5,
     label_smoothing: Annotated[float, typer.Option(help="Share of the target that all classes have.")] = 0.0,
-    gradient_clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 5.0,
+    gradient_clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for no clipping.")] = 5.0,
     auxiliary: Annotated[
         float | None, typer.Option(help="Weight of the auxiliary head; by default 0.4 for DARTS on 29 pixels or more.")
     ] = None,
     drop_path: Annotated[
-        float | None, typer.Option(help="Of the last epoch, linearly from 0; by default 0.2 for DARTS, else 0.")
+        float | None,
+        typer.Option(help="p: epoch e of E, from 0, drops with p e / E; by default 0.2 for DARTS, else 0."),
     ] = None,
     augment: Annotated[bool, typer.Option(help="Random crops and mirror images.")] = True,
     cutout: Annotated[int, typer.Option(help="Side of a square of zeros; 16 in DARTS, 0 for none.")] = 0,
@@ -163,8 +164,8 @@ def train(
     """Train the network of a found cell on images, with curves and checkpoints; resumable at any moment."""
     from nngp_dag.data import load_splits
     from nngp_dag.errors import InputError
-    from nngp_dag.nas.darts import Genotype
-    from nngp_dag.training.cells import CellRecipe, read_cell, train_cell
+    from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+    from nngp_dag.training.cells import train_cell
     from nngp_dag.training.rundir import check_free
 
     if resume and overwrite:
@@ -172,11 +173,10 @@ def train(
     cell = read_cell(genotype)
     check_free(out, resume=resume, overwrite=overwrite)
     data = load_splits(dataset, subset=subset, data_dir=data_dir)
-    darts = isinstance(cell, Genotype)
-    headed = darts and min(data.train.x.shape[1:3]) >= 29
-    recipe = CellRecipe(
-        channels=(36 if darts else 16) if channels is None else channels,
-        layers=(20 if darts else 5) if layers is None else layers,
+    by_kind = {"channels": channels, "layers": layers, "auxiliary": auxiliary, "drop_path": drop_path}
+    recipe = CellRecipe.of(
+        cell,
+        data.train.x.shape[1:],
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -184,10 +184,9 @@ def train(
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         gradient_clip=gradient_clip,
-        auxiliary=(0.4 if headed else 0.0) if auxiliary is None else auxiliary,
-        drop_path=(0.2 if darts else 0.0) if drop_path is None else drop_path,
         augment=augment,
         cutout=cutout,
+        **{name: value for name, value in by_kind.items() if value is not None},
     )
     say(data.statement)
     with progress() as on_progress:

@@ -33,6 +33,9 @@ DagArgument = Annotated[
 DatasetOption = Annotated[
     str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere.")
 ]
+SplitsOption = Annotated[
+    str, typer.Option(help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config.")
+]
 DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder of tensorflow-datasets; without it, that library's default.")
 ]

@@ -9,10 +9,10 @@ from nngp_dag.cli.options import (
     ActivationOption,
     AggregationOption,
     DataDirOption,
-    DatasetOption,
     OrderFlag,
     OrderOption,
     OverwriteOption,
+    SplitsOption,
     parse_dag,
 )
 from nngp_dag.cli.screen import console, progress, say
@@ -35,7 +35,7 @@ def train(
         list[str] | None,
         typer.Option(help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."),
     ] = None,
-    dataset: DatasetOption = "digits",
+    dataset: SplitsOption = "digits",
     data_dir: DataDirOption = None,
     subset: Annotated[int | None, typer.Option(help="Train on the first N of the training part.")] = None,
     width: Annotated[int, typer.Option(help="Units, or channels, of every node.")] = 1024,

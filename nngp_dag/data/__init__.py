@@ -1,7 +1,7 @@
 """Data sets and their preprocessing."""
 
 from nngp_dag.data.datasets import DATASETS, Dataset, load_dataset
-from nngp_dag.data.preprocessing import NORMALISATION, normalise, one_hot, scale_to_sphere
+from nngp_dag.data.preprocessing import NORMALISATION, channel_constants, normalise, one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Dataset",
     "Part",
     "Splits",
+    "channel_constants",
     "load_dataset",
     "load_splits",
     "normalise",

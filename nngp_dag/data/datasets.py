@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ _SPLITS: Final = {
 }
 
 DATASETS: Final = tuple(_SPLITS)
-"""Every name that `load_dataset` knows; `digits` and `sphere` need no files and no internet."""
+"""The names with splits and constants of their own; `digits` and `sphere` need no files and no internet."""
 
 _DIGITS_TRAIN = 1500
 _SPHERE_CLASSES = 10
@@ -112,11 +112,12 @@ def load_dataset(
       outputs of a random linear teacher. `train` and `test` share the teacher. A larger `subset` begins with
       the points of a smaller one; without `subset` there are 256.
     - the others: read by tensorflow-datasets from `data_dir`, and downloaded into it if they are not there.
+      Any set of that library will do whose `image` is of 8 bits and one size and whose `label` is a class.
       Loading one hides every GPU from TensorFlow for the rest of the process, so that JAX has them to itself.
 
     Args:
-        name: one of `DATASETS`.
-        split: `train` or `test`; also `all` for digits and `extra` for svhn_cropped.
+        name: one of `DATASETS`, or another of tensorflow-datasets, as `name` or `name/config`.
+        split: `train` or `test`; also `all` for digits and `extra` for svhn_cropped. Other sets: as they have it.
         subset: take the first `subset` examples as stored (of `sphere`: draw so many); None takes all.
         data_dir: an existing folder of tensorflow-datasets; None means that library's own default. Not used
             by digits and sphere.
@@ -127,9 +128,9 @@ def load_dataset(
         A `Dataset`, all of it in memory: 4 bytes times N times the number of features.
 
     Raises:
-        DataError: if the name or the split is unknown, if there are fewer than `subset` examples, if
-            `data_dir` is no folder, or if the data are neither on disk nor to be had from the internet, or
-            cannot be read.
+        DataError: if the name or the split is unknown, if a set holds no labelled images of one size, if there are
+            fewer than `subset` examples, if `data_dir` is no folder, or if the data are neither on disk nor to be
+            had from the internet, or cannot be read.
 
     Example:
         >>> from nngp_dag.data import load_dataset
@@ -138,15 +139,8 @@ def load_dataset(
         >>> load_dataset("sphere", subset=3, dimension=5, seed=1).images.shape
         (3, 5)
     """
-    if name not in DATASETS:
-        raise DataError(
-            f"Expected `name` to be one of {', '.join(DATASETS)}, got {name!r}; choose one of these, or put "
-            "arrays of your own into `Dataset`"
-        )
-    if split not in _SPLITS[name]:
-        raise DataError(
-            f"Expected `split` of {name} to be one of {', '.join(_SPLITS[name])}, got {split!r}; choose one of these"
-        )
+    if name in DATASETS:
+        _check_split(name, split, _SPLITS[name])
     if subset is not None and subset < 1:
         raise DataError(f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example")
     if name == "digits":
@@ -155,6 +149,29 @@ def load_dataset(
         return _sample_sphere(split, _SPHERE_DEFAULT_SIZE if subset is None else subset, seed, dimension)
     with _quiet_tensorflow():
         return _load_tfds(name, split, subset, data_dir)
+
+
+def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """Returns the names of the splits of a data set; downloads a set that is neither in `DATASETS` nor on disk.
+
+    Raises:
+        DataError: as `load_dataset`.
+
+    Example:
+        >>> split_names("digits")
+        ('train', 'test', 'all')
+    """
+    if name in DATASETS:
+        return _SPLITS[name]
+    with _quiet_tensorflow():
+        return tuple(_tfds_builder(name, data_dir).info.splits)
+
+
+def _check_split(name: str, split: str, known: Iterable[str]) -> None:
+    if split not in known:
+        raise DataError(
+            f"Expected `split` of {name} to be one of {', '.join(known)}, got {split!r}; choose one of these"
+        )
 
 
 def _check_subset(subset: int | None, available: int, name: str, split: str) -> None:
@@ -255,6 +272,8 @@ def _cause(error: Exception) -> str:
 def _readable(name: str, folder: Path) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     # Broad because damaged files surface as whatever layer meets them first (JSON, protobuf, tf.errors,
     # AssertionError, ...), and tensorflow-datasets documents no common type.
     except Exception as error:
@@ -264,7 +283,8 @@ def _readable(name: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path | None) -> Dataset:
+def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
+    """Returns the builder of a set that is on disk, if need be after a download."""
     root = None if data_dir is None else Path(data_dir).expanduser().absolute()
     if root is not None and not root.is_dir():
         raise DataError(
@@ -273,11 +293,47 @@ def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path |
         )
     tfds = _import_tfds()
     with _readable(name, (root or Path("the default data_dir")) / name):
-        builder = tfds.builder(name, data_dir=root)
+        try:
+            builder = tfds.builder(name, data_dir=root)
+        except tfds.core.DatasetNotFoundError:
+            raise DataError(
+                f"Expected `name` to be one of {', '.join(DATASETS)} or a set of tensorflow-datasets, got {name!r}; "
+                "choose one of these, or put arrays of your own into `Dataset`"
+            ) from None
     folder = Path(builder.data_path)
     if not folder.exists():
         _download(builder, name, folder)
+    return builder
+
+
+def _check_features(name: str, features: Any, image_kind: Any) -> None:
+    """Refuses what are no labelled images of 8 bits and one size."""
+    known: dict[str, Any] = {"image": None, "label": None} | dict(features)
+    image, label = known["image"], known["label"]
+    if not isinstance(image, image_kind):
+        got = "no `image`"
+    elif None in image.shape:
+        got = f"images of varying size {image.shape}"
+    elif image.np_dtype != np.uint8:
+        got = f"images of {np.dtype(image.np_dtype)}"
+    elif getattr(label, "num_classes", None) is None:
+        got = "no class `label`"
+    else:
+        return
+    raise DataError(
+        f"Expected `name` to be a set with an `image` of 8 bits and one size and a class `label`, got {name} with "
+        f"{got}; choose another, or put arrays of your own into `Dataset`"
+    )
+
+
+def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path | None) -> Dataset:
+    builder = _tfds_builder(name, data_dir)
+    tfds = _import_tfds()
+    folder = Path(builder.data_path)
     with _readable(name, folder):
+        _check_features(name, builder.info.features, tfds.features.Image)
+        if builder.info.splits:
+            _check_split(name, split, builder.info.splits)
         available = builder.info.splits[split].num_examples
         num_classes = builder.info.features["label"].num_classes
     _check_subset(subset, available, name, split)
@@ -307,9 +363,9 @@ def _download(builder: Any, name: str, folder: Path) -> None:
     root = folder.parent.parent
     missing = [path for path in (folder.parent, root, *root.parents) if not path.exists()]
     try:
-        url = next(iter(builder.url_infos))
-        # Without a network tensorflow-datasets retries for minutes, so ask the server once before.
-        requests.head(url, timeout=_PROBE_SECONDS)
+        # Without a network tensorflow-datasets retries for minutes, so ask the first server once before.
+        for url in list(builder.url_infos)[:1]:
+            requests.head(url, timeout=_PROBE_SECONDS)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete_download_", dir=root) as scratch:
             builder.download_and_prepare(download_dir=scratch)

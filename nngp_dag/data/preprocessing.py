@@ -13,7 +13,9 @@ from nngp_dag.errors import DataError, InputError
 # CIFAR-10 training set, the deviations a mean over images of the deviation within one image.
 _CIFAR: Final = ((0.49139968, 0.48215827, 0.44653124), (0.2023, 0.1994, 0.2010))
 
-NORMALISATION: Final[dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None]] = {
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+
+NORMALISATION: Final[dict[str, Constants | None]] = {
     # Over all pixels of the 1,797 images, on the scale [0, 1].
     "digits": ((0.3053,), (0.3760,)),
     # The code of Chen et al. (2022); equal to the pixel statistics of the training set.
@@ -33,14 +35,36 @@ Reference:
 """
 
 
-def normalise(dataset: Dataset) -> Float[np.ndarray, "n *features"]:
+def channel_constants(images: Float[np.ndarray, "n h w c"]) -> Constants:
+    """Returns mean and standard deviation of every channel over all pixels, to four decimals.
+
+    Raises:
+        DataError: if a channel is constant, to that precision.
+
+    Example:
+        >>> import numpy as np
+        >>> from nngp_dag.data import channel_constants
+        >>> channel_constants(np.array([0, 1, 1, 1], np.float32).reshape(1, 2, 2, 1))
+        ((0.75,), (0.433,))
+    """
+    mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
+    # The squares are added up without an array of them.
+    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64) / (images.size / images.shape[-1])
+    std = np.sqrt(np.maximum(square - mean**2, 0)).round(4)
+    if not std.all():
+        raise DataError(f"Expected every channel of images to vary, got standard deviations {std.tolist()}")
+    return tuple(mean.round(4).tolist()), tuple(std.tolist())
+
+
+def normalise(dataset: Dataset, constants: Constants | None = None) -> Float[np.ndarray, "n *features"]:
     """Shifts and scales every channel by the constants of the data set, (image - mean) / std.
 
-    The constants are `NORMALISATION[dataset.name]`. They belong to the whole training set, so a subset has
-    mean 0 and deviation 1 only roughly.
+    The constants are `NORMALISATION[dataset.name]` unless they are given. They belong to the whole training set, so a
+    subset has mean 0 and deviation 1 only roughly.
 
     Args:
-        dataset: images in [0, 1], of one of `DATASETS`.
+        dataset: images in [0, 1].
+        constants: means and standard deviations; None for those of one of `DATASETS`.
 
     Returns:
         float32, of the shape of `dataset.images`; the images themselves for `sphere`.
@@ -54,12 +78,12 @@ def normalise(dataset: Dataset) -> Float[np.ndarray, "n *features"]:
         >>> print(f"{abs(x.mean()):.3f} {x.std():.3f}")
         0.000 1.000
     """
-    if dataset.name not in NORMALISATION:
+    if constants is None and dataset.name not in NORMALISATION:
         raise DataError(
             f"Expected `dataset` to be one of {', '.join(NORMALISATION)}, got {dataset.name!r}, which has no "
-            "constants; normalise its images yourself"
+            "constants; pass `constants`, such as `channel_constants` of its training images"
         )
-    constants = NORMALISATION[dataset.name]
+    constants = constants or NORMALISATION[dataset.name]
     if constants is None:
         return dataset.images
     mean, std = (np.asarray(c, np.float32) for c in constants)

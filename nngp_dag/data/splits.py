@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nngp_dag.data.datasets import Dataset, load_dataset
-from nngp_dag.data.preprocessing import NORMALISATION, normalise, scale_to_sphere
+from nngp_dag.data.datasets import Dataset, load_dataset, split_names
+from nngp_dag.data.preprocessing import NORMALISATION, Constants, channel_constants, normalise, scale_to_sphere
 from nngp_dag.errors import DataError
 
 # The code of Chen et al. (2022) takes the last 10 % of CIFAR's training images as stored, and of MNIST and SVHN a
@@ -113,10 +113,12 @@ def load_splits(
     A tenth of the official training images is for validation: of CIFAR the last tenth as stored (45,000 and 5,000
     images), of the others one drawn at random, once and for all, with seed 0. Their code draws it anew with every seed
     of the training; here seeds differ in their weights and batches only. The official test images are the test part.
+    Other image sets of tensorflow-datasets are normalised by mean and standard deviation of every channel of their
+    training part, before any `subset`; where one has no `test` split, its `validation` split is the test part.
     `sphere` has as many points as are asked for (230 without `subset`), and 256 to test.
 
     Args:
-      name: One of `DATASETS`.
+      name: One of `DATASETS`, or another image set of tensorflow-datasets, as in `load_dataset`.
       subset: Train on the first so many of the training part; validation and test stay whole. None takes all.
       data_dir: As in `load_dataset`.
       scale_inputs: Scale every input to |x|^2 = its number of features, as kernels like it; the authors do not.
@@ -140,7 +142,9 @@ def load_splits(
     # Points of the sphere are drawn, as many as it takes to leave `subset` for training.
     drawn = -(-subset * 10 // 9) if name == "sphere" and subset is not None else None
     whole = load_dataset(name, data_dir=data_dir, subset=drawn)
-    test = load_dataset(name, split="test", data_dir=data_dir)
+    names = split_names(name, data_dir)
+    tested = "validation" if "test" not in names and "validation" in names else "test"
+    test = load_dataset(name, split=tested, data_dir=data_dir)
     held_out = len(whole.labels) - len(whole.labels) * 9 // 10
     if name in _VALIDATION_IS_LAST:
         order, how = np.arange(len(whole.labels)), "the last tenth of the training images as stored"
@@ -148,6 +152,7 @@ def load_splits(
         order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(whole.labels))
         how = f"a random tenth of the training images (seed {_SHUFFLE_SEED})"
     chosen, validation = order[:-held_out], order[-held_out:]
+    constants = NORMALISATION[name] if name in NORMALISATION else channel_constants(whole.images[chosen])
     if subset is not None:
         if subset > len(chosen):
             raise DataError(
@@ -155,8 +160,7 @@ def load_splits(
                 f"{subset}; ask for fewer, or leave it out to take every example"
             )
         chosen = chosen[:subset]
-    x, x_test = _inputs(whole, scale_inputs), _inputs(test, scale_inputs)
-    constants = NORMALISATION[name]
+    x, x_test = _inputs(whole, scale_inputs, constants), _inputs(test, scale_inputs, constants)
     scaling = "not normalised" if constants is None else f"normalised by mean {constants[0]} and std {constants[1]}"
     scaling += ", then scaled to |x|² = d" if scale_inputs else ""
     return Splits(
@@ -166,11 +170,11 @@ def load_splits(
         Part(x_test, test.labels),
         whole.num_classes,
         f"{name}: {len(chosen):,} images for training{', a subset' if subset else ''}, {held_out:,} for validation "
-        f"({how}), {len(x_test):,} for testing; {scaling}",
+        f"({how}), {len(x_test):,} for testing{'' if tested == 'test' else f' (its {tested} split)'}; {scaling}",
         {"name": name, "subset": subset, "scale_inputs": scale_inputs},
     )
 
 
-def _inputs(data: Dataset, scale_inputs: bool) -> np.ndarray:
-    x = normalise(data)
+def _inputs(data: Dataset, scale_inputs: bool, constants: Constants | None) -> np.ndarray:
+    x = normalise(data, constants)
     return scale_to_sphere(x).reshape(x.shape) if scale_inputs else x

@@ -1,7 +1,8 @@
 """Training of finite networks on real data: recipes, runs that resume, checkpoints and curves."""
 
 from nngp_dag.training.advice import stable_learning_rate
-from nngp_dag.training.cells import CellRecipe, TrainedCell, read_cell, train_cell
+from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+from nngp_dag.training.cells import TrainedCell, train_cell
 from nngp_dag.training.evaluation import Evaluation, evaluate
 from nngp_dag.training.history import History
 from nngp_dag.training.recipe import Recipe

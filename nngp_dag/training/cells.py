@@ -18,10 +18,10 @@ from nngp_dag.data import Splits
 from nngp_dag.errors import DivergenceError, InputError, OutputError
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import Genotype
-from nngp_dag.nas.discrete import BenchNet, DartsNet
 from nngp_dag.report import output_file
 from nngp_dag.report.environment import environment
 from nngp_dag.training import checkpoints
+from nngp_dag.training.cell_recipe import CellRecipe, with_choices
 from nngp_dag.training.history import METRICS, PARTS, History
 from nngp_dag.training.plots import plot_training
 from nngp_dag.training.program import Device, on_device
@@ -30,81 +30,6 @@ from nngp_dag.training.rundir import RunDirectory
 
 _PADDING = 4
 _NAME = "cell"
-
-
-@dataclasses.dataclass(frozen=True)
-class CellRecipe:
-    """How the network of a cell is made and trained; the defaults are those of DARTS on CIFAR-10, but for the decay.
-
-    Attributes:
-      channels: C.
-      layers: L of a DARTS network, or N, the cells of a stage, of a NAS-Bench-201 network.
-      epochs: Passes over the training part.
-      batch_size: Images of a step. What is left over at the end of an epoch's order is not trained on in that epoch.
-      learning_rate: At first; every epoch has one, on half a cosine to 0.
-      momentum: Factor of the momentum.
-      weight_decay: Times every parameter, added to its gradient: 3e-5 in Chen et al., 3e-4 in DARTS.
-      label_smoothing: Share of the target that all classes have in equal parts.
-      gradient_clip: The largest Euclidean norm of all gradients together.
-      auxiliary: Weight of the auxiliary head's loss, 0.4 in DARTS; 0 for no head. Of DARTS networks only.
-      drop_path: Probability of dropping a path in the last epoch, to which it rises linearly from 0.
-      augment: Whether images are padded by 4 pixels of 0, cut out at random and mirrored at random.
-      cutout: Side of a square of zeros at a random place; 16 in DARTS on CIFAR-10, 0 for none.
-
-    Raises:
-      InputError: A value is out of range.
-
-    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Appendix A; Chen et al., NeurIPS 2022, Section 5.
-    """
-
-    channels: int = 36
-    layers: int = 20
-    epochs: int = 600
-    batch_size: int = 96
-    learning_rate: float = 0.025
-    momentum: float = 0.9
-    weight_decay: float = 3e-5
-    label_smoothing: float = 0.0
-    gradient_clip: float = 5.0
-    auxiliary: float = 0.0
-    drop_path: float = 0.0
-    augment: bool = True
-    cutout: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuses what no training could use."""
-        for name in ("channels", "layers", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "auxiliary", "cutout", "gradient_clip"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"Expected `{name}` to be finite and at least 0, got {getattr(self, name)}")
-        for name in ("momentum", "label_smoothing", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}")
-
-    def network(self, cell: Cell | Genotype, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> Any:
-        """Returns the network of a cell.
-
-        Raises:
-          InputError: The images do not fit, or a NAS-Bench-201 network is to have an auxiliary head.
-        """
-        if len(image_shape) != 3:
-            raise InputError(f"Expected images (height, width, channels) to train a cell on, got inputs {image_shape}")
-        height, width, channels = image_shape
-        shape, sizes = (height, width, channels), {"channels": self.channels, "classes": classes, "rngs": rngs}
-        if isinstance(cell, Genotype):
-            return DartsNet(cell, shape, layers=self.layers, auxiliary=self.auxiliary > 0, **sizes)
-        if self.auxiliary:
-            raise InputError(
-                f"Expected `auxiliary` to be 0 for a cell of NAS-Bench-201, whose network has no such head, got "
-                f"{self.auxiliary}"
-            )
-        return BenchNet(cell, shape, cells=self.layers, **sizes)
-
-    def rates(self, epoch: Any) -> Any:
-        """Returns the learning rate of epochs, counted from 0."""
-        return self.learning_rate * (1 + jnp.cos(jnp.pi * epoch / self.epochs)) / 2
 
 
 class CellState(NamedTuple):
@@ -136,24 +61,6 @@ class TrainedCell:
     state: CellState
 
 
-def read_cell(text: str) -> Cell | Genotype:
-    """Returns the cell of a text: of NAS-Bench-201, a genotype as text or JSON, or the path of a file with one.
-
-    Raises:
-      GraphError: It is none of them.
-
-    Example:
-      >>> read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").operations[0]
-      'nor_conv_3x3'
-    """
-    text = text.strip()
-    if not text.startswith(("|", "{", "Genotype")) and Path(text).is_file():
-        text = Path(text).read_text().strip()
-    if text.startswith("|"):
-        return Cell.parse(text)
-    return Genotype.from_json(text) if text.startswith("{") else Genotype.from_text(text)
-
-
 def train_cell(
     cell: Cell | Genotype,
     data: Splits,
@@ -174,7 +81,7 @@ def train_cell(
     Args:
       cell: The cell.
       data: What to train on.
-      recipe: Network and optimiser; by default `CellRecipe()`.
+      recipe: Network and optimiser; by default `CellRecipe.of` the cell.
       seed: Of weights, order of images, augmentation and drop path.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and the last checkpoint; None writes nothing.
       resume: Go on with the run in `out`.
@@ -192,16 +99,16 @@ def train_cell(
     Example:
       >>> import nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=100)
-      >>> cell = read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|")
+      >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|")
       >>> train_cell(cell, data, channels=2, layers=1, epochs=1, batch_size=50).history.epochs_done
       1
 
     Reference: as `CellRecipe`.
     """
-    try:
-        recipe = dataclasses.replace(recipe or CellRecipe(), **choices)
-    except TypeError as error:
-        raise InputError(f"Expected options of `CellRecipe`, got {', '.join(choices)}: {error}") from None
+    make = (
+        partial(CellRecipe.of, cell, data.train.x.shape[1:]) if recipe is None else partial(dataclasses.replace, recipe)
+    )
+    recipe = with_choices(make, choices)
     if not 0 <= seed < 2**32:
         raise InputError(f"Expected `seed` from 0 to 2^32 - 1, got {seed}")
     if resume and out is None:
@@ -259,11 +166,7 @@ class _CellRun:
     ):
         self.recipe, self.data, self.directory, self.about = recipe, data, directory, dict(about)
         self.graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
-        self.optimiser = optax.chain(
-            optax.clip_by_global_norm(recipe.gradient_clip),
-            optax.add_decayed_weights(recipe.weight_decay),
-            optax.trace(recipe.momentum),
-        )
+        self.optimiser = recipe.optimiser()
         self.state = CellState(params, stats, self.optimiser.init(params))
         heads = jax.tree.leaves(nnx.state(net.head)) if getattr(net, "head", None) is not None else []
         sizes = [sum(leaf.size for leaf in leaves) for leaves in (jax.tree.leaves(params), heads)]

@@ -295,7 +295,7 @@ def test_damaged_files(mnist_copy, damage, message):
 
 def test_names():
     assert DATASETS == ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "sphere")
-    with pytest.raises(DataError, match=r"Expected `name` to be one of digits, mnist, .*sphere, got 'foo'"):
+    with pytest.raises(DataError, match=r"one of digits, mnist, .*sphere or a set of tensorflow-datasets, got 'foo';"):
         load_dataset("foo")
 
 

@@ -9,6 +9,7 @@ from nngp_dag.data import (
     DATASETS,
     NORMALISATION,
     Dataset,
+    channel_constants,
     load_dataset,
     normalise,
     one_hot,
@@ -52,6 +53,17 @@ def test_cifar10_is_near_standard(tfds_dir):
     # The paper's deviations are those within one image, so that over many images is some 20 % larger.
     assert np.abs(x.mean(axis=(0, 1, 2))).max() < 0.1
     assert np.all((x.std(axis=(0, 1, 2)) > 1.1) & (x.std(axis=(0, 1, 2)) < 1.4))
+
+
+def test_constants_of_images_are_mean_and_deviation():
+    images = np.random.default_rng(0).uniform(size=(5, 4, 3, 2)).astype(np.float32) * [1, 0.5]
+    constants = channel_constants(images.astype(np.float32))
+    np.testing.assert_allclose(constants, (images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))), atol=6e-5)
+    x = normalise(Dataset("mine", images.astype(np.float32), np.arange(5), num_classes=5), constants)
+    assert np.abs(x.mean(axis=(0, 1, 2))).max() < 1e-3
+    np.testing.assert_allclose(x.std(axis=(0, 1, 2)), 1, atol=1e-3)
+    with pytest.raises(DataError, match=r"every channel of images to vary, got standard deviations \[0.0\]"):
+        channel_constants(images[..., :1].astype(np.float32) * 0)
 
 
 def test_sphere_is_used_as_it_is():

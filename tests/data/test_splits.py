@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nngp_dag.data import NORMALISATION, Dataset, Splits, load_dataset, load_splits, normalise, splits
+from nngp_dag.data import NORMALISATION, Dataset, Splits, datasets, load_dataset, load_splits, normalise, splits
 from nngp_dag.data.splits import Part
 from nngp_dag.errors import DataError
 
@@ -157,6 +157,75 @@ def test_the_real_sets(tfds_dir, name, sizes):
         assert np.abs(np.bincount(part.labels, minlength=10) / len(part.labels) - 0.1).max() < 0.03
         assert abs(part.x.mean()) < 0.1
         assert abs(part.x.std() - 1) < 0.3
+
+
+# --- other sets of tensorflow-datasets ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Writes small sets into a folder of tensorflow-datasets."""
+    tfds = datasets._import_tfds()
+    import tensorflow as tf
+
+    root = tmp_path_factory.mktemp("tfds")
+
+    def write(name, splits=("train", "test"), *, shape=(6, 5, 3), drawn=(6, 5, 3), config="small", **features):
+        rng = np.random.default_rng(0)
+        features = {
+            "image": tfds.features.Image(shape=shape),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        } | features
+        pixels = {split: rng.integers(0, 200, (20, *drawn)).astype(np.uint8) for split in splits}
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            config=config,
+            data_dir=root,
+            features=tfds.features.FeaturesDict(features),
+            split_datasets={
+                split: tf.data.Dataset.from_tensor_slices({"image": images, "label": np.arange(20) % 3}).map(
+                    lambda example: {key: example[key] for key in features}
+                )
+                for split, images in pixels.items()
+            },
+        )
+        return root, pixels
+
+    return write
+
+
+def test_other_sets_are_normalised_by_their_own_training_part(store):
+    root, pixels = store("tiny_images", ("train", "validation"))
+    data = load_splits("tiny_images/small", data_dir=root, subset=10)
+    assert {name: part.x.shape for name, part in data.parts.items()} == {
+        **{"train": (10, 6, 5, 3), "validation": (2, 6, 5, 3), "test": (20, 6, 5, 3)}
+    }
+    # Files are shuffled once, when they are written.
+    whole = load_dataset("tiny_images/small", data_dir=root)
+    assert sorted(rows(whole.images)) == sorted(rows(pixels["train"] / np.float32(255)))
+    order = np.random.default_rng(0).permutation(20)
+    training = whole.images[order[:18]]
+    mean, std = training.mean(axis=(0, 1, 2)), training.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(data.train.x, (training[:10] - mean) / std, atol=2e-3)
+    np.testing.assert_array_equal(data.train.labels, whole.labels[order[:10]])
+    assert sorted(data.test.labels) == sorted(np.arange(20) % 3)
+    assert data.num_classes == 3
+    assert "20 for testing (its validation split); normalised by mean (0." in data.statement
+
+
+def test_sets_that_are_no_labelled_images_of_one_size_are_refused(store):
+    tfds = datasets._import_tfds()
+    for name, choices, message in (
+        ("varying", {"shape": (None, None, 3)}, r"images of varying size \(None, None, 3\)"),
+        ("numbered", {"label": tfds.features.Scalar(np.int64)}, "no class `label`"),
+        ("vectors", {"image": tfds.features.Tensor(shape=(6, 5, 3), dtype=np.uint8)}, "no `image`"),
+        ("trained", {"splits": ("train",)}, "`split` of trained to be one of train, got 'test'"),
+    ):
+        root, _ = store(name, **choices)
+        with pytest.raises(DataError, match=message) as refused:
+            load_splits(name, data_dir=root)
+        assert "\n" not in str(refused.value)
 
 
 # --- Splits ---------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Training of found cells: the networks against themselves, runs that learn, resume to the bit and refuse."""
 
 import csv
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputE
 from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.darts import Genotype
 from nngp_dag.nas.discrete import BenchNet, DartsNet, _CellNet
-from nngp_dag.training.cells import CellRecipe, _augmented, read_cell, train_cell
+from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+from nngp_dag.training.cells import _augmented, train_cell
 
 CELL = Cell.parse("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|")
 NORMAL = [("sep_conv_3x3", 0), ("skip_connect", 1), ("max_pool_3x3", 0), ("dil_conv_5x5", 2)]
@@ -105,12 +108,50 @@ def test_cutout_puts_squares_of_zeros():
 
 
 def test_cells_are_read_from_text_json_and_files(tmp_path):
-    (tmp_path / "cell.json").write_text(GENOTYPE.to_json())
-    for text in (str(GENOTYPE), GENOTYPE.to_json(), str(tmp_path / "cell.json")):
-        assert read_cell(text) == GENOTYPE
-    assert read_cell(str(CELL)) == CELL
-    with pytest.raises(GraphError):
-        read_cell("no such file")
+    file = tmp_path / "cell.json"
+    for cell, texts in (
+        (GENOTYPE, [GENOTYPE.to_json(), f"DARTS = {GENOTYPE}", json.dumps({"cell": str(GENOTYPE), "rounds": 5})]),
+        (CELL, [str(CELL), json.dumps({"cell": str(CELL), "genotype": None}, indent=2)]),
+    ):
+        for text in (str(cell), *texts):
+            file.write_text(text + "\n")
+            assert read_cell(text) == read_cell(str(file)) == cell
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere.json", r"'nowhere.json': no such file$"),
+        ("x" * 300, r"got 'x{60}': File name too long$"),
+        ("bytes", r"can't decode byte 0xff"),
+        ("a\0b", r"null"),
+        (".", r"Is a directory$"),
+        ('{"cell": 3}', r"other fields than"),
+    ],
+)
+def test_what_is_no_cell_is_refused_in_one_line(monkeypatch, tmp_path, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    with pytest.raises(GraphError, match=message) as refused:
+        read_cell(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_recipes_follow_the_kind_of_cell():
+    bench, darts, small = (
+        CellRecipe.of(cell, (side, side, 3), epochs=2) for cell, side in ((CELL, 32), (GENOTYPE, 29), (GENOTYPE, 28))
+    )
+    assert (bench.channels, bench.layers, bench.auxiliary, bench.drop_path, bench.epochs) == (16, 5, 0, 0, 2)
+    assert (darts.channels, darts.layers, darts.auxiliary, darts.drop_path, darts.epochs) == (36, 20, 0.4, 0.2, 2)
+    assert small == dataclasses.replace(darts, auxiliary=0.0)
+
+
+def test_gradients_are_clipped_and_a_clip_of_0_is_none():
+    gradient = np.array([30.0, 40.0], np.float32)
+    for clip, expected in ((5.0, [3.0, 4.0]), (60.0, gradient), (0.0, gradient)):
+        optimiser = CellRecipe(2, 1, gradient_clip=clip, weight_decay=0.0).optimiser()
+        step, _ = optimiser.update(gradient, optimiser.init(gradient), gradient)
+        np.testing.assert_allclose(step, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -181,7 +222,15 @@ def test_networks_that_do_not_fit_are_refused(digits):
     with pytest.raises(InputError, match="at least 29 x 29 pixels"):
         CellRecipe(channels=2, layers=3, auxiliary=0.4).network(GENOTYPE, (8, 8, 3), 10, nnx.Rngs(0))
     with pytest.raises(InputError, match="images"):
-        CellRecipe().network(CELL, (4,), 10, nnx.Rngs(0))
+        CellRecipe.of(CELL, (4,)).network(CELL, (4,), 10, nnx.Rngs(0))
+
+
+def test_disconnected_cells_are_refused(digits):
+    severed = dataclasses.replace(GENOTYPE, reduce=(("none", 0), ("none", 1)) * 4)
+    for cell, name in ((Cell.from_index(0), "cell"), (severed, "reduce cell")):
+        with pytest.raises(InputError, match=f"got a disconnected {name}, whose network would not see") as refused:
+            train_cell(cell, digits, **SMALL)
+        assert "\n" not in str(refused.value)
 
 
 def test_the_command_refuses_in_one_line(capsys, tmp_path):

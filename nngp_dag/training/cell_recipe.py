@@ -1,0 +1,191 @@
+"""Which cell to train, and how."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from nngp_dag.errors import GraphError, InputError
+from nngp_dag.nas import Cell
+from nngp_dag.nas.darts import CELL_TYPES, Genotype
+from nngp_dag.nas.discrete import BenchNet, DartsNet
+
+_CELL_BEGINS = r"\||\{|(\w+\s*=\s*)?Genotype\s*\("
+
+
+@dataclasses.dataclass(frozen=True)
+class CellRecipe:
+    """How the network of a cell is made and trained.
+
+    The defaults of epochs, batch size, learning rate, momentum, clipping and augmentation are those of DARTS on
+    CIFAR-10. Those of decay, auxiliary head, drop path and cutout are not: DARTS has 3e-4, 0.4, 0.2 and 16.
+    `CellRecipe.of` takes size, auxiliary head and drop path by the kind of cell.
+
+    Attributes:
+      channels: C.
+      layers: L of a DARTS network, or N, the cells of a stage, of a NAS-Bench-201 network.
+      epochs: Passes over the training part.
+      batch_size: Images of a step. What is left over at the end of an epoch's order is not trained on in that epoch.
+      learning_rate: At first; every epoch has one, on half a cosine to 0.
+      momentum: Factor of the momentum.
+      weight_decay: Times every parameter, added to its gradient: 3e-5 in Chen et al., 3e-4 in DARTS.
+      label_smoothing: Share of the target that all classes have in equal parts.
+      gradient_clip: The largest Euclidean norm of all gradients together; 0 for no clipping.
+      auxiliary: Weight of the auxiliary head's loss, 0.4 in DARTS; 0 for no head. Of DARTS networks only.
+      drop_path: p; epoch e of E, counted from 0, drops a path with probability p e / E, so p (E - 1) / E in the last.
+      augment: Whether images are padded by 4 pixels of 0, cut out at random and mirrored at random.
+      cutout: Side of a square of zeros at a random place; 16 in DARTS on CIFAR-10, 0 for none.
+
+    Raises:
+      InputError: A value is out of range.
+
+    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Appendix A; Chen et al., NeurIPS 2022, Section 5.
+    """
+
+    channels: int
+    layers: int
+    epochs: int = 600
+    batch_size: int = 96
+    learning_rate: float = 0.025
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    label_smoothing: float = 0.0
+    gradient_clip: float = 5.0
+    auxiliary: float = 0.0
+    drop_path: float = 0.0
+    augment: bool = True
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what no training could use."""
+        for name in ("channels", "layers", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "auxiliary", "cutout", "gradient_clip"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise InputError(f"Expected `{name}` to be finite and at least 0, got {getattr(self, name)}")
+        for name in ("momentum", "label_smoothing", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, cell: Cell | Genotype, image_shape: tuple[int, ...], **choices: Any) -> "CellRecipe":
+        """Returns the usual recipe of a kind of cell.
+
+        C = 16 and N = 5 for a cell of NAS-Bench-201; C = 36, L = 20, drop path 0.2 and, where images have a side of 29
+        pixels or more, an auxiliary head of weight 0.4 for one of DARTS.
+
+        Args:
+          cell: The cell.
+          image_shape: (height, width, channels).
+          **choices: Fields to set otherwise.
+
+        Raises:
+          InputError: A value is out of range or no field.
+
+        Example:
+          >>> CellRecipe.of(Cell.from_index(10353), (32, 32, 3), epochs=2).channels
+          16
+        """
+        usual: dict[str, Any] = {"channels": 16, "layers": 5}
+        if isinstance(cell, Genotype):
+            headed = len(image_shape) == 3 and min(image_shape[:2]) >= 29
+            usual = {"channels": 36, "layers": 20, "auxiliary": 0.4 if headed else 0.0, "drop_path": 0.2}
+        return with_choices(partial(cls, **usual), choices)
+
+    def network(self, cell: Cell | Genotype, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> Any:
+        """Returns the network of a cell.
+
+        Raises:
+          InputError: The cell is disconnected, the images do not fit, or a NAS-Bench-201 network is to have an
+            auxiliary head.
+        """
+        wirings = (
+            {"cell": cell.dag} if isinstance(cell, Cell) else {f"{name} cell": cell.wiring(name) for name in CELL_TYPES}
+        )
+        for name, wiring in wirings.items():
+            if not wiring.num_paths:
+                raise InputError(
+                    f"Expected a cell with a path from input to output, got a disconnected {name}, whose network "
+                    f"would not see its images: {cell}"
+                )
+        if len(image_shape) != 3:
+            raise InputError(f"Expected images (height, width, channels) to train a cell on, got inputs {image_shape}")
+        height, width, channels = image_shape
+        shape, sizes = (height, width, channels), {"channels": self.channels, "classes": classes, "rngs": rngs}
+        if isinstance(cell, Genotype):
+            return DartsNet(cell, shape, layers=self.layers, auxiliary=self.auxiliary > 0, **sizes)
+        if self.auxiliary:
+            raise InputError(
+                f"Expected `auxiliary` to be 0 for a cell of NAS-Bench-201, whose network has no such head, got "
+                f"{self.auxiliary}"
+            )
+        return BenchNet(cell, shape, cells=self.layers, **sizes)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Returns what makes a step, but for the learning rate, of a gradient."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity(),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.trace(self.momentum),
+        )
+
+    def rates(self, epoch: Any) -> Any:
+        """Returns the learning rate of epochs, counted from 0."""
+        return self.learning_rate * (1 + jnp.cos(jnp.pi * epoch / self.epochs)) / 2
+
+
+def with_choices(make: Callable[..., CellRecipe], choices: Mapping[str, Any]) -> CellRecipe:
+    """Returns a recipe with some fields chosen; those that it has not are refused.
+
+    Raises:
+      InputError: A value is out of range or no field.
+    """
+    try:
+        return make(**choices)
+    except TypeError as error:
+        raise InputError(f"Expected options of `CellRecipe`, got {', '.join(choices)}: {error}") from None
+
+
+def read_cell(text: str) -> Cell | Genotype:
+    """Returns the cell of a text, or of the file whose path it is.
+
+    Args:
+      text: A cell of NAS-Bench-201; a genotype, `Genotype(...)`, `NAME = Genotype(...)` or its JSON; the result of a
+        search, as its result.json has it; or the path of a file with one of these.
+
+    Raises:
+      GraphError: It is none of them, or the file cannot be read.
+
+    Example:
+      >>> read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").operations[0]
+      'nor_conv_3x3'
+    """
+    text = text.strip()
+    if not re.match(_CELL_BEGINS, text):
+        try:
+            text = Path(text).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "no such file" if missing else getattr(error, "strerror", None) or error
+            raise GraphError(
+                "Expected a cell of NAS-Bench-201, |nor_conv_3x3~0|+..., a genotype, Genotype(normal=[...], ...), or a "
+                f"file with one, got {text[:60]!r}: {reason}"
+            ) from None
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(text):
+            case {"cell": str(found)}:
+                text = found
+    if text.startswith("|"):
+        return Cell.parse(text)
+    text = re.sub(r"^\w+\s*=\s*", "", text)
+    return Genotype.from_json(text) if text.startswith("{") else Genotype.from_text(text)
