@@ -189,12 +189,13 @@ def test_divergence_stops(digits):
 
 
 @pytest.mark.slow
-def test_a_darts_cell_learns_with_auxiliary_head_and_drop_path(tfds_dir):
+def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_head(tfds_dir):
     data = load_splits("mnist", subset=600, data_dir=tfds_dir)
     with pytest.raises(InputError, match="29 x 29"):
         train_cell(GENOTYPE, data, channels=2, layers=3, epochs=1, batch_size=60, auxiliary=0.4)
     found = train_cell(GENOTYPE, data, channels=4, layers=3, epochs=4, batch_size=30, drop_path=0.1, augment=False)
-    assert found.history.of("train", "accuracy")[-1, 0] > 0.4
+    # Chance is 0.1, with a standard error of 0.012.
+    assert found.history.of("train", "accuracy")[-1, 0] > 0.3
 
 
 @pytest.mark.parametrize(
