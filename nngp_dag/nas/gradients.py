@@ -146,7 +146,7 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
     return (matrix + matrix.T) / 2
 
 
-def _measured(number: Callable[[np.ndarray], float], computed: np.ndarray) -> float | str:
+def _measured(number: Callable[[Any], float], computed: ArrayLike) -> float | str:
     """Returns a number made of what was computed, or why there is none."""
     try:
         return float(number(computed))

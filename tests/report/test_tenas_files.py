@@ -13,7 +13,7 @@ from nngp_dag.nas import Cell, Genotype, get_space
 from nngp_dag.nas.pruning import Measure, Pruning, prune
 from nngp_dag.report.tenas_files import SearchDirectory
 from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
-from nngp_dag.training.cells import read_cell
+from nngp_dag.training.cell_recipe import read_cell
 
 
 def linear(space, seed=0, name="linear"):
