@@ -36,7 +36,7 @@ def by_rows(
     """Computes results in blocks of rows.
 
     Args:
-      rows: A pytree of arrays with leading axis `count`, or 1 for what all rows share.
+      rows: A pytree of arrays with leading axis `count`.
       count: Number of rows.
       size: Rows of a block.
       block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
@@ -64,7 +64,7 @@ def by_rows(
 
 
 def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
-    return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
+    return jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
 def by_tiles(
@@ -76,7 +76,7 @@ def by_tiles(
     """Computes symmetric results in square tiles, those on and above the diagonal.
 
     Args:
-      data: A pytree of arrays with leading axis `count`, or 1 for what all rows share.
+      data: A pytree of arrays with leading axis `count`.
       count: Number of rows and columns.
       size: Rows of a tile, at most `count`.
       block: (slice of `data`, indices of its rows, likewise for the columns) -> for every output (size, size) arrays.
@@ -155,19 +155,11 @@ def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
 def _prepare(
     weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
 ) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
-    """Returns the data, their scales, the variances of the data over these, and the nodes' moments.
-
-    Variances and moments are those of one input where all inputs share them.
-    """
+    """Returns the data, their scales, the variances of the data over these, and the nodes' moments."""
     paired = space._replace(paired=True)
     scale = _norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
     for x in data:
-        if spec.homogeneous and len(data) == 1 and not space.ndim:
-            # All have the norm 1 then; what an input 0 has is multiplied by 0 in the end.
-            one = jnp.ones(1, x.dtype)
-            values.append(Value(one, jnp.zeros_like(one), None))
-            continue
         x = _scaled(x, scale)
         if space.full:
             k = jax.vmap(lambda image: _images(image[None], image[None], space)[0, 0])(x)

@@ -85,6 +85,7 @@ def test_patterns_are_counted_as_defined():
         benchmark.check(net, x, SEVERAL[0])
 
 
+@pytest.mark.slow
 def test_several_cells_at_once_score_as_one_by_one():
     images = np.random.default_rng(0).normal(size=(7, 8, 8, 3)).astype(np.float32)
     one, three = (Setting(images, channels=4, cells=1, cells_at_once=at_once) for at_once in (None, 3))

@@ -134,6 +134,7 @@ def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
     assert "to have shortcut False, got True" in failure(capsys, *options, "--no-shortcut")
 
 
+@pytest.mark.slow
 def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
     table = str(tfds_dir.parent / "nasbench201_cifar10.csv")
     for more, message in (
