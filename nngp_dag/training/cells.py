@@ -99,7 +99,7 @@ def train_cell(
     Example:
       >>> import nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=100)
-      >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|")
+      >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|skip_connect~2|")
       >>> train_cell(cell, data, channels=2, layers=1, epochs=1, batch_size=50).history.epochs_done
       1
 
