@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown.add_column(column, justify="right")
     for shortcut, rows in table.groupby("shortcut"):
         means = rows[["accuracy", "evaluated", "skipped", "seconds"]].mean()
-        spread = float(rows["accuracy"].std(ddof=0))
+        spread = float(np.std(rows["accuracy"].to_numpy()))
         summary["shortcut" if shortcut else "all"] = means.to_dict() | {"accuracy_std": spread}
         accuracy = f"{means['accuracy']:.2f} ± {spread:.2f}"
         counts = f"{means['evaluated']:,.0f}", f"{means['skipped']:,.0f}", f"{means['seconds']:,.0f}"
