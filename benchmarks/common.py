@@ -62,7 +62,8 @@ def pair(dag: nd.Dag, x: Any, x2: Any = None) -> tuple[Any, Any]:
 
 def exact_pair(dag: nd.Dag, x: np.ndarray) -> tuple[Any, Any]:
     """Returns our NNGP and NTK in float64, by small blocks of two sets of inputs: neither tiles nor symmetry."""
-    wide, size = x.astype(np.float64), 256
+    # At least four blocks a side, all of one shape where that is possible.
+    wide, size = x.astype(np.float64), max(1, len(x) // 4)
     blocks = [
         [pair(dag, wide[i : i + size], wide[j : j + size]) for j in range(0, len(x), size)]
         for i in range(0, len(x), size)
@@ -111,8 +112,13 @@ def save(out: Path | None, claim: str, rows: Sequence[dict[str, Any]], findings:
     for line in findings:
         verdict = "" if line["met"] is None else f" (asked: {line['asked']}; {'met' if line['met'] else 'NOT met'})"
         print(f"{line['what']}: {line['measured']:.3g}{verdict}")
-    if out is None:
-        return
+    if out is not None:
+        write(out, claim, rows, findings, **more)
+        print(f"wrote {out}")
+
+
+def write(out: Path, claim: str, rows: Sequence[dict[str, Any]], findings: Sequence[dict], **more: Any) -> None:
+    """Writes what was found to a JSON file, and replaces an existing one."""
     document = {
         "claim": claim,
         "date": datetime.date.today().isoformat(),
@@ -126,4 +132,3 @@ def save(out: Path | None, claim: str, rows: Sequence[dict[str, Any]], findings:
     }
     with nd.report.output_file(out, overwrite=True) as path:
         path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"wrote {out}")

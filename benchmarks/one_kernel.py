@@ -43,8 +43,8 @@ SIDES: dict[str, tuple[nd.Dag | None, Callable[[], Callable]]] = {
     "neural-tangents, chain": (CHAIN, lambda: stax_chain(3)),
     "ours, DAG#3": (MIXED, lambda: lambda x: pair(MIXED, x)),
 }
-# What was asked for at N = 4,096: times faster than neural-tangents, times the product, peak over inputs and results.
-FASTER, PRODUCTS, PEAK, ASKED_AT = 5, 3, 1.1, 4096
+# What was asked for: times faster than neural-tangents, times the product, peak over inputs and results.
+FASTER, PRODUCTS, PRODUCTS_ON_GPU, PEAK = 5, 3, 1.5, 1.1
 # As many as take the path of large kernels.
 CHECKED, TOLERANCE = 1100, 2e-5
 
@@ -101,6 +101,9 @@ def main() -> None:
             arguments = ["--n", str(n), "--repeats", str(options.repeats), "--dtype", options.dtype, "--side", side]
             arguments += ["--data-dir", str(options.data_dir)] * (options.data_dir is not None)
             process = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+            if process.returncode and "RESOURCE_EXHAUSTED" in process.stderr:
+                rows.append({"n": n, "side": side, "failed": "out of memory"})
+                continue
             if process.returncode:
                 raise SystemExit(process.stderr or process.stdout)
             found[side] = json.loads(process.stdout.splitlines()[-1])
@@ -112,22 +115,26 @@ def main() -> None:
             growth = values["growth_bytes"]
             row["peak_over_inputs_and_results"] = None if growth is None else (inputs + growth) / (inputs + results)
             rows.append(row)
-        chain, theirs = found["ours, chain"]["seconds"], found["neural-tangents, chain"]["seconds"]
-        for what, measured, limit in (
-            (f"N = {n:,}: times faster than neural-tangents", theirs / chain, FASTER),
-            *(
-                (f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {name.replace('_', ' ')}", row[name], limit)
-                for row in rows[-len(SIDES) :]
-                for name, limit in (("times_the_product", PRODUCTS), ("peak_over_inputs_and_results", PEAK))
-                if row["side"].startswith("ours") and row[name] is not None
-            ),
-        ):
-            more = limit == FASTER
-            asked = (f"{'>=' if more else '<='} {limit}", measured >= limit if more else measured <= limit)
-            findings.append(finding(what, measured, *asked) if n == ASKED_AT else finding(what, measured))
+        # This process leaves the device to those of the sides.
+        on_cpu = found["product"]["growth_bytes"] is not None
+        products, is_asked = (PRODUCTS, n == 4096) if on_cpu else (PRODUCTS_ON_GPU, n in (16384, 50000))
+        if "neural-tangents, chain" in found:
+            times = found["neural-tangents, chain"]["seconds"] / found["ours, chain"]["seconds"]
+            asked = (f">= {FASTER}", times >= FASTER) if on_cpu and is_asked else ()
+            findings.append(finding(f"N = {n:,}: times faster than neural-tangents", times, *asked))
+        for row in rows:
+            if row["n"] == n and row["side"].startswith("ours"):
+                for name, limit in (("times_the_product", products), ("peak_over_inputs_and_results", PEAK)):
+                    value = row.get(name)
+                    if value is not None:
+                        asked = (f"<= {limit}", value <= limit) if is_asked else ()
+                        what = f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {name.replace('_', ' ')}"
+                        findings.append(finding(what, value, *asked))
 
     columns = {"n": "{:,}", "side": "{}", "first_s": "{:.2f}", "seconds": "{:.4f}", "times_the_product": "{:.2f}"}
     columns["peak_over_inputs_and_results"] = "{:.2f}"
+    if any("failed" in row for row in rows):
+        columns["failed"] = "{}"
     show(f"NNGP and NTK, {options.dtype}, d = {FEATURES}", rows, columns)
     data = "random" if options.data_dir is None else "mnist"
     claim = "NNGP and NTK of one DAG against the Gram product and jitted neural-tangents"

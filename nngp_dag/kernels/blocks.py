@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,42 @@ from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, mome
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.space import Space
 
-# Entries of a block of rows: of the product of inputs, large enough for matrix products; of each value in the
-# recursion that is written out, a whole tile; and of each in the loop, whose stacks are to stay in the caches.
-_PRODUCT_ENTRIES = 1 << 19
-_BLOCK_ENTRIES = 1 << 18
-_LOOP_ENTRIES = 1 << 14
-# Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
-_TILE_ROWS = 416
+
+class BlockSizes(NamedTuple):
+    """How much is computed at once.
+
+    Attributes:
+      product: Entries of a block of rows of the product of inputs, large enough for matrix products.
+      block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
+      loop: Entries of each value in the loop, of which it keeps one for every node.
+      tile: Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
+    """
+
+    product: int
+    block: int
+    loop: int
+    tile: int
+
+
+# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call.
+_SIZES = {
+    "cpu": BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=416),
+    "gpu": BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=4096),
+}
+
+
+def block_sizes() -> BlockSizes:
+    """Returns the sizes for the device that JAX computes on."""
+    return _SIZES["cpu" if jax.default_backend() == "cpu" else "gpu"]
+
+
+def _fast_float64() -> bool:
+    """Whether products in float64 take no longer than in float32, as on NVIDIA's A100, H100 and H200."""
+    return getattr(jax.devices()[0], "compute_capability", None) in ("8.0", "9.0")
+
+
+# Side of the squares in which distances of inputs that nearly coincide are computed.
+_CELL = 16
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
 
@@ -135,10 +164,61 @@ def _products(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, products) / sum(x.shape[1] for x in x1)
 
 
-def _distances(x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
-    """Half the mean over features of squared distances of one input, (features,) in parts, from others, (N,)."""
-    sums = [jnp.sum((of_z - of_x[None]) ** 2, axis=1) for of_x, of_z in zip(x, z, strict=True)]
-    return functools.reduce(operator.add, sums) / (2 * sum(v.shape[0] for v in x))
+@jax.custom_jvp
+def _wide_products(x1: jax.Array, x2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean over features of products, and half of squared distances, (N1, N2) each, of float32 by way of float64."""
+    with jax.enable_x64(True):
+        left, right = (x.astype(jnp.float64) for x in (x1, x2))
+        k = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST) / left.shape[1]
+        q1, q2 = (jnp.mean(x**2, axis=1) for x in (left, right))
+        half_distance = jnp.maximum((q1[:, None] + q2[None, :]) / 2 - k, 0)
+        return k.astype(jnp.float32), half_distance.astype(jnp.float32)
+
+
+@_wide_products.defjvp
+def _slope_of_wide_products(primals: tuple, tangents: tuple) -> tuple:
+    # In float32: JAX transposes a slope outside of this function, where it may know no float64.
+    (x1, x2), (dx1, dx2) = primals, tangents
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    dk = (product(dx1, x2.T) + product(x1, dx2.T)) / x1.shape[1]
+    dq1, dq2 = (jnp.mean(x * dx, axis=1) for x, dx in ((x1, dx1), (x2, dx2)))
+    return _wide_products(x1, x2), (dk, dq1[:, None] + dq2[None, :] - dk)
+
+
+def _with_distances(
+    half_distance: jax.Array, close: jax.Array, x1: Sequence[jax.Array], x2: Sequence[jax.Array]
+) -> jax.Array:
+    """Puts half the mean over features of squared distances of inputs, summed directly, where `close`; (N1, N2)."""
+    features = sum(x.shape[1] for x in x1)
+    n1, n2 = close.shape
+    down, across = -(-n1 // _CELL), -(-n2 // _CELL)
+    # What is close is rare, and what is not must not cost: cells with any of it are listed, and computed as a whole.
+    padded = jnp.pad(close, ((0, down * _CELL - n1), (0, across * _CELL - n2)))
+    hit = jnp.any(padded.reshape(down, _CELL, across, _CELL), axis=(1, 3)).reshape(-1)
+    count, cells = jnp.sum(hit), down * across
+
+    def computed(half_distance: jax.Array, listed: jax.Array) -> jax.Array:
+        rows = (listed // across * _CELL)[:, None, None] + jnp.arange(_CELL)[None, :, None]
+        cols = (listed % across * _CELL)[:, None, None] + jnp.arange(_CELL)[None, None, :]
+        sums = [jnp.sum((x[rows] - z[cols]) ** 2, axis=-1) for x, z in zip(x1, x2, strict=True)]
+        direct = functools.reduce(operator.add, sums) / (2 * features)
+        values = jnp.where(close[rows, cols], direct, half_distance[rows, cols])
+        return half_distance.at[rows, cols].set(values, mode="drop")
+
+    # The first few, then all others in blocks.
+    few = min(cells, max(8, cells >> 10))
+    size = -(-(cells - few) // 16)
+    listed = jnp.nonzero(hit, size=few + 16 * size, fill_value=cells)[0]
+    half_distance = computed(half_distance, listed[:few])
+
+    def more(i: jax.Array, half_distance: jax.Array) -> jax.Array:
+        start = few + i * size
+        part = lax.dynamic_slice_in_dim(listed, start, size)
+        return lax.cond(start < count, lambda: computed(half_distance, part), lambda: half_distance)
+
+    if not size:
+        return half_distance
+    return lax.cond(count > few, lambda: lax.fori_loop(0, 16, more, half_distance), lambda: half_distance)
 
 
 def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
@@ -205,6 +285,7 @@ def kernel_of_inputs(
     scale1, scale2 = first[1], second[1]
     closeness = jnp.finfo(scale1.dtype).eps ** 0.3
     pixels = math.prod(x1[0].shape[1:-1]) ** (2 if space.full else 1)
+    wide = _fast_float64() and scale1.dtype == jnp.float32
 
     def value_of(x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
         left, right = space.left(q1), space.right(q2)
@@ -212,20 +293,16 @@ def kernel_of_inputs(
             k = _images(x, z, space)
             half_distance = None if space.full else (left + right) / 2 - k
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
+        elif wide:
+            k, half_distance = _wide_products(x, z)
         else:
             k = evaluated_once(weights.true, _products, x, z)
-            # Smaller distances come out of the subtraction with large relative errors. Then, and only then, a row's
-            # distances are summed directly, which costs more than a matrix product.
+            # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
+            # summed directly, which costs more than a matrix product.
             half_distance = (left + right) / 2 - k
             close = (half_distance < closeness * (left + right)) & ~diagonal
-
-            def direct(row: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
-                x, coarse, close = row
-                return lax.cond(jnp.any(close), lambda: _distances(x, z), lambda: coarse)
-
-            half_distance = lax.cond(
-                jnp.any(close), lambda: lax.map(direct, (x, half_distance, close)), lambda: half_distance
-            )
+            coarse = half_distance
+            half_distance = lax.cond(jnp.any(close), lambda: _with_distances(coarse, close, x, z), lambda: coarse)
         if half_distance is not None:
             # An input coincides with itself, whatever the rounding of its products.
             half_distance = jnp.where(diagonal, 0, half_distance)
@@ -255,7 +332,7 @@ def kernel_of_inputs(
         # Scaled late, so that no copy of all data is kept.
         data, scale, q, moments = taken
         scaled = [_scaled(x, scale) for x in data]
-        return scaled if space.ndim else [_parts(x) for x in scaled], scale, q, moments
+        return scaled if space.ndim or wide else [_parts(x) for x in scaled], scale, q, moments
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
     of_rows, of_columns = (
@@ -263,12 +340,12 @@ def kernel_of_inputs(
         for data, scale, q, moments in (first, second)
     )
     count1, count2 = len(scale1), len(scale2)
-    if symmetric and not space.ndim and not spec.stacked and count1 >= 2 * _TILE_ROWS:
+    if symmetric and not space.ndim and not spec.stacked and count1 >= 2 * block_sizes().tile:
         # As equal as multiples of 8 are, since the last tile moves back over what others have computed.
-        size = 8 * -(-count1 // (8 * -(-count1 // _TILE_ROWS)))
+        size = 8 * -(-count1 // (8 * -(-count1 // block_sizes().tile)))
         return by_tiles(of_rows, count1, size, lambda rows, i, cols, j: block(ready(rows), i, ready(cols), j))
     columns, indices = ready(of_columns), jnp.arange(count2)
-    size = _PRODUCT_ENTRIES // (count2 * pixels)
+    size = block_sizes().product // (count2 * pixels)
     return by_rows(of_rows, count1, size, lambda rows, i: block(ready(rows), i, columns, indices))
 
 
@@ -277,7 +354,7 @@ def _rows_of_a_block(spec: Spec, entries: int) -> int:
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     # Over a single long row XLA's loop is ten times as slow as over two.
-    return max(2, _LOOP_ENTRIES // entries) if spec.loop else max(1, _BLOCK_ENTRIES // entries)
+    return max(2, block_sizes().loop // entries) if spec.loop else max(1, block_sizes().block // entries)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))

@@ -211,14 +211,14 @@ def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
     norm = float(np.linalg.norm(matrix, 1))
     remedy = "pass a larger `noise`, drop duplicate inputs, or compute the kernels in float64"
     try:
-        factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
+        factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
     except np.linalg.LinAlgError:
         raise InputError(
             f"Expected `{name}` with `noise` {noise:.3g} on its diagonal to be positive definite, got a singular "
             f"{len(values)} x {len(values)} matrix; {remedy}"
         ) from None
-    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor[0],))
-    reciprocal, _ = pocon(factor[0], norm, uplo="L")
+    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
+    reciprocal, _ = pocon(factor, norm, uplo="L")
     if reciprocal < len(values) * eps_of(values):
         warnings.warn(
             f"the posterior is not resolved: `{name}` with noise {noise:.3g} has reciprocal condition number "
@@ -226,7 +226,8 @@ def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
             NumericalWarning,
             stacklevel=3,
         )
-    return factor, targets
+    # SciPy's own flag became a NumPy number.
+    return (factor, True), targets
 
 
 def _labels(name: str, labels: ArrayLike, num_classes: int) -> np.ndarray:

@@ -176,8 +176,8 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
     # Products in blocks of two rows and a remainder of one, and the recursion row by row.
-    monkeypatch.setattr(blocks, "_PRODUCT_ENTRIES", 10)
-    monkeypatch.setattr(blocks, "_BLOCK_ENTRIES", 5)
+    few = blocks.block_sizes()._replace(product=10, block=5)
+    monkeypatch.setattr(blocks, "block_sizes", lambda: few)
     jax.clear_caches()
     in_blocks = nd.kernel(dag, X, None if symmetric else Z)
     jax.clear_caches()
@@ -198,7 +198,8 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     x[15], x[3] = x[1] + 1e-9, 0
     whole = nd.kernel(dag, x)
     slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
-    monkeypatch.setattr(blocks, "_TILE_ROWS", 4)
+    small = blocks.block_sizes()._replace(tile=4)
+    monkeypatch.setattr(blocks, "block_sizes", lambda: small)
     jax.clear_caches()
     tiled = nd.kernel(dag, x)
     tiled_slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
@@ -206,6 +207,42 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     for found, expected in ((tiled.nngp, whole.nngp), (tiled.ntk, whole.ntk)):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
     np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
+
+
+def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch):
+    """More of them than the first list holds, in tiles with a remainder, beside others that lie far apart."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(150, 40))
+    x[50:100] = x[:50] + 1e-6 * rng.normal(size=(50, 40))
+    x[100:110] = x[3] + 1e-6 * rng.normal(size=(10, 40))
+    dag = nd.Dag.from_code("2_21_112")
+    pairs = [(i, i + 50) for i in range(0, 50, 7)] + [(3, 104), (53, 104), (101, 108), (60, 20)]
+    # Every pair by itself.
+    expected = [float(nd.kernel(dag, x[i : i + 1], x[j : j + 1]).ntk[0, 0]) for i, j in pairs]
+    for size in (70, 416):
+        tiles = blocks.block_sizes()._replace(tile=size)
+        monkeypatch.setattr(blocks, "block_sizes", lambda tiles=tiles: tiles)
+        jax.clear_caches()
+        found = np.asarray(nd.kernel(dag, x).ntk)
+        np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
+
+
+def test_float32_by_way_of_float64_agrees_with_float64(monkeypatch):
+    """The route of GPUs that multiply in float64 as fast."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(40, 300)).astype(np.float32)
+    x[1], x[2], x[3] = x[0] * np.float32(1.001), -x[0], 0
+    dag = nd.Dag.from_code("2_21_112")
+    wide, slope = nd.kernel(dag, x.astype(np.float64)), jax.grad(lambda v: nd.kernel(dag, v).ntk[5, 9])
+    plain = slope(jnp.asarray(x))
+    monkeypatch.setattr(blocks, "_fast_float64", lambda: True)
+    jax.clear_caches()
+    found, found_slope = nd.kernel(dag, x), slope(jnp.asarray(x))
+    jax.clear_caches()
+    assert found.ntk.dtype == np.float32
+    for a, b in ((found.nngp, wide.nngp), (found.ntk, wide.ntk)):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-7 * np.abs(b).max())
+    np.testing.assert_allclose(found_slope, plain, rtol=1e-4, atol=1e-6 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["written out", "loop"])
@@ -221,7 +258,7 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A few blocks of rows, whatever N.
-    assert memory.temp_size_in_bytes < 12 * blocks._PRODUCT_ENTRIES * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 12 * blocks.block_sizes().product * 4 < n * n * 4 / 2
 
 
 def test_dags_of_one_size_share_one_compilation():

@@ -155,7 +155,8 @@ def test_seeds_together_equal_seeds_alone(epochs, twins):
         ((best.params, best.stats), (alone.best_params, alone.best_stats)),
     ):
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(single), strict=True):
-            np.testing.assert_allclose(a[1], b[0], rtol=0, atol=1e-5 * np.abs(b).max())
+            # Biases before a batch norm are rounding noise, of some 1e-9.
+            np.testing.assert_allclose(a[1], b[0], rtol=0, atol=1e-5 * np.abs(b).max() + 1e-7)
             assert not np.allclose(a[0], b[0], rtol=0, atol=1e-2 * np.abs(b).max())
     assert alone.best_epoch.tolist() == [best.epoch[1]]
 
