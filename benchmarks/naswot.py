@@ -2,14 +2,17 @@
 
 The reference builds a network for every cell and runs it forwards and backwards, in PyTorch: batch 128, C = 16, N = 5.
 Ours is one compiled program for all cells, run forwards. Checked before any timing: the kernel of patterns against its
-definition, ReLU by ReLU of a plain network that is written out here. The device computes on one thread if the process
-is bound to one core:
+definition, ReLU by ReLU of a plain network that is written out here. Where PyTorch is installed, which is no
+dependency, it does what the reference does, in turn with ours, for the first cells without dead edges, and must find
+the same kernels; then the share of its seconds on this machine is told, too. The device computes on one thread if the
+process is bound to one core:
 
     taskset -c 0 python benchmarks/naswot.py [--cells 50] [--out benchmarks/results/naswot.json]
 """
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -17,10 +20,12 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch_peer
 from flax import nnx
 from rich.console import Console
 
@@ -90,10 +95,27 @@ def check(net: MacroNet, x: jax.Array, cell: Cell) -> None:
         raise SystemExit(f"the kernel of patterns is off by {gap:.1e}; nothing is timed")
 
 
+def by_torch(net: MacroNet, x: np.ndarray, cell: Cell) -> np.ndarray:
+    """Counts as the reference does: forwards and backwards, two products of float32 for every ReLU."""
+    network, images = torch_peer.Network(net, np.eye(5, dtype=np.float32)[np.array(cell.codes)]), torch_peer.images(x)
+    kernel = np.zeros((len(x), len(x)))
+
+    def count(outputs: Any) -> None:
+        on = (outputs.detach().reshape(len(outputs), -1) > 0).float()
+        kernel[...] += (on @ on.T).numpy() + ((1 - on) @ (1 - on).T).numpy()
+
+    network.on_relu = count
+    images.requires_grad_(True)
+    outputs = network(images)
+    outputs.backward(torch_peer.one_thread().ones_like(outputs))
+    return kernel
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=50)
+    parser.add_argument("--peer-cells", type=int, default=5, help="cells that PyTorch, if any, does too")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -113,6 +135,19 @@ def main() -> None:
         log_determinant(pattern_kernel(net, x, cell))
         seconds.append(time.perf_counter() - start)
         processor.append(time.process_time() - before)
+    shares, peer_seconds = [], []
+    if importlib.util.find_spec("torch") is not None:
+        for cell in [cell for cell in cells if cell.live == cell][: options.peer_cells]:
+            start = time.perf_counter()
+            theirs = by_torch(net, np.asarray(x), cell)
+            middle = time.perf_counter()
+            found = pattern_kernel(net, x, cell)
+            log_determinant(found)
+            shares.append((time.perf_counter() - middle) / (middle - start))
+            peer_seconds.append(middle - start)
+            gap = np.abs(found - theirs).max() / found.max()
+            if gap > 1e-3:
+                raise SystemExit(f"the kernel of patterns is off PyTorch's by {gap:.1e}")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     mean = float(np.mean(seconds))
     document = {
@@ -127,6 +162,8 @@ def main() -> None:
         "seconds_per_cell": {"mean": mean, "median": float(np.median(seconds)), "largest": max(seconds)},
         "processor_seconds_per_cell": float(np.mean(processor)),
         "ratio": REFERENCE_SECONDS / mean,
+        "pytorch_seconds_per_cell": float(np.mean(peer_seconds)) if shares else None,
+        "share_of_pytorch_seconds": float(np.mean(shares)) if shares else None,
         "asked": ASKED,
     }
     Console().print_json(json.dumps(document))

@@ -12,7 +12,6 @@ too. The device computes on one thread if the process is bound to one core:
 
 import argparse
 import functools
-import importlib
 import importlib.util
 import os
 import time
@@ -23,11 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch_peer
 from common import finding, save, show, timed
 from flax import nnx
 
 from nngp_dag.nas import MacroNet, sample_cells
-from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
 from nngp_dag.nas.gradients import gradient_products
 from nngp_dag.nas.supernet import CellSupernet
 
@@ -62,83 +61,17 @@ def check(graph: Any, params: Any, x: jax.Array, architecture: jax.Array, found:
 
 
 def peer(net: Any, mixture: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """Returns what computes the NTK as the authors do, in PyTorch: a pass back of its own for every image.
-
-    Args:
-      net: The network that lends its weights, of one cell per stage.
-      mixture: The weights of operations on edges, (6, 5); what has weight 0 is left out.
-      x: Images, (n, height, width, channels).
-    """
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(1)
-    functional, trained, others = torch.nn.functional, [], []
-    images = torch.tensor(np.ascontiguousarray(np.moveaxis(x, 3, 1)))
-
-    def leaf(value: Any, among: list[Any]) -> Any:
-        value = np.array(value)
-        among.append(torch.tensor(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value, requires_grad=True))
-        return among[-1]
-
-    def convolved(kernel: Any, stride: int = 1) -> Callable:
-        weight = leaf(kernel, trained)
-        return lambda x: functional.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
-
-    def normed(scale: Any, shift: Any) -> Callable:
-        weight, bias = leaf(scale, trained), leaf(shift, others)
-        return lambda x: functional.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
-
-    def chain(*parts: Callable) -> Callable:
-        return lambda x: functools.reduce(lambda value, part: part(value), parts, x)
-
-    def conv_norm(layer: Any, stride: int = 1) -> Callable:
-        return chain(convolved(layer.kernel[...], stride), normed(layer.scale[...], layer.shift[...]))
-
-    def operation(name: str, stage: Any, edge: int) -> Callable:
-        if name == "skip_connect":
-            return lambda x: x
-        if name == "avg_pool_3x3":
-            return lambda x: functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        kernel = {"nor_conv_1x1": stage.conv1, "nor_conv_3x3": stage.conv3}[name][0, edge]
-        # A supernet has a batch norm for either convolution.
-        place = (0, edge) if stage.scale[...].ndim == 3 else (0, edge, CONVOLUTIONS.index(name))
-        return chain(torch.relu, convolved(kernel), normed(stage.scale[...][place], stage.shift[...][place]))
-
-    def one_cell(stage: Any) -> Callable:
-        chosen = [
-            (source, target, float(mixture[edge, i]), operation(name, stage, edge))
-            for edge, (source, target) in enumerate(EDGES)
-            for i, name in enumerate(OPERATIONS)
-            if name != "none" and mixture[edge, i]
-        ]
-
-        def call(x: Any) -> Any:
-            nodes = [x, 0, 0, 0]
-            for source, target, weight, apply in chosen:
-                value = apply(nodes[source])
-                nodes[target] = nodes[target] + (value if weight == 1 else weight * value)
-            return nodes[3]
-
-        return call
-
-    def residual(block: Any) -> Callable:
-        first, second = chain(torch.relu, conv_norm(block.conv_a, 2)), chain(torch.relu, conv_norm(block.conv_b))
-        shortcut = convolved(block.shortcut[...])
-        return lambda x: second(first(x)) + shortcut(functional.avg_pool2d(x, 2, 2))
-
-    parts = [conv_norm(net.stem)]
-    for i, stage in enumerate(net.stages):
-        parts += ([residual(net.reductions[i - 1])] if i else []) + [one_cell(stage)]
-    parts += [normed(net.scale[...], net.shift[...]), torch.relu, lambda x: x.mean(dim=(2, 3))]
-    kernel, bias = leaf(net.kernel[...], trained), leaf(net.bias[...], others)
-    parts.append(lambda x: x @ kernel + bias)
+    """Returns what computes the NTK as the authors do, in PyTorch: a pass back of its own for every image."""
+    network = torch_peer.Network(net, mixture)
+    torch, images = torch_peer.one_thread(), torch_peer.images(x)
 
     def ntk() -> np.ndarray:
-        logits, rows = chain(*parts)(images), []
+        logits, rows = network(images), []
         for i in range(len(images)):
-            for weight in (*trained, *others):
+            for weight in (*network.trained, *network.others):
                 weight.grad = None
             logits[i].sum().backward(retain_graph=True)
-            rows.append(torch.cat([weight.grad.reshape(-1) for weight in trained]))
+            rows.append(torch.cat([weight.grad.reshape(-1) for weight in network.trained]))
         gradients = torch.stack(rows)
         return (gradients @ gradients.T).numpy()
 
