@@ -245,3 +245,15 @@ def test_the_command_refuses_in_one_line(capsys, tmp_path):
         assert stop.value.code == 2
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
+    data = load_splits("cifar10", subset=120, data_dir=tfds_dir)
+    sizes = {"channels": 2, "layers": 3, "epochs": 1, "batch_size": 30, "augment": False, "drop_path": 0.0}
+    heavy, light = (train_cell(GENOTYPE, data, **sizes, auxiliary=weight, cutout=16) for weight in (0.4, 1e-6))
+    assert heavy.parameters == light.parameters
+    first, last = zip(*(run.history.of("train", "loss")[:, 0] for run in (heavy, light)), strict=True)
+    assert first[0] == first[1]
+    assert np.isfinite(last).all()
+    assert abs(last[0] - last[1]) > 1e-3
