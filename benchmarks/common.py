@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nngp_dag as nd
+from nngp_dag.kernels.blocks import block_sizes
 from nngp_dag.kernels.neural_tangents import stax
 
 FEATURES = 784
@@ -70,6 +71,11 @@ def exact_pair(dag: nd.Dag, x: np.ndarray) -> tuple[Any, Any]:
     ]
     nngp, ntk = (np.block([[block[which] for block in row] for row in blocks]) for which in (0, 1))
     return nngp, ntk
+
+
+def checked() -> int:
+    """Returns how many images take the path of large kernels on this device, tiles with a remainder."""
+    return max(1100, 2 * block_sizes().tile + 76)
 
 
 def largest_gap(found: Sequence[Any], expected: Sequence[Any], diagonal: bool = True) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from common import exact_pair, finding, largest_gap, load, pair, parser_of, save, show, timed
+from common import checked, exact_pair, finding, largest_gap, load, pair, parser_of, save, show, timed
 
 import nngp_dag as nd
 from nngp_dag.graph import build_network
@@ -68,7 +68,7 @@ def main() -> None:
     """Runs the benchmark."""
     options = parser_of(__doc__, (512, 1024, 2048, 4096, 8192)).parse_args()
     few = load(INPUTS, options.data_dir)
-    check(few, load(1100, options.data_dir))
+    check(few, load(checked(), options.data_dir))
     networks = random_networks(DAGS[-1])
     all_inputs = jnp.asarray(load(max(options.n), options.data_dir))
 

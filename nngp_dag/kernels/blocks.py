@@ -41,13 +41,9 @@ _SIZES = {
 
 
 def block_sizes() -> BlockSizes:
-    """Returns the sizes for the device that JAX computes on."""
-    return _SIZES["cpu" if jax.default_backend() == "cpu" else "gpu"]
-
-
-def _fast_float64() -> bool:
-    """Whether products in float64 take no longer than in float32, as on NVIDIA's A100, H100 and H200."""
-    return getattr(jax.devices()[0], "compute_capability", None) in ("8.0", "9.0")
+    """Returns the sizes for JAX's default device."""
+    device = jax.config.jax_default_device or jax.devices()[0]
+    return _SIZES["cpu" if getattr(device, "platform", device) == "cpu" else "gpu"]
 
 
 # Side of the squares in which distances of inputs that nearly coincide are computed.
@@ -164,27 +160,6 @@ def _products(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, products) / sum(x.shape[1] for x in x1)
 
 
-@jax.custom_jvp
-def _wide_products(x1: jax.Array, x2: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean over features of products, and half of squared distances, (N1, N2) each, of float32 by way of float64."""
-    with jax.enable_x64(True):
-        left, right = (x.astype(jnp.float64) for x in (x1, x2))
-        k = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST) / left.shape[1]
-        q1, q2 = (jnp.mean(x**2, axis=1) for x in (left, right))
-        half_distance = jnp.maximum((q1[:, None] + q2[None, :]) / 2 - k, 0)
-        return k.astype(jnp.float32), half_distance.astype(jnp.float32)
-
-
-@_wide_products.defjvp
-def _slope_of_wide_products(primals: tuple, tangents: tuple) -> tuple:
-    # In float32: JAX transposes a slope outside of this function, where it may know no float64.
-    (x1, x2), (dx1, dx2) = primals, tangents
-    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    dk = (product(dx1, x2.T) + product(x1, dx2.T)) / x1.shape[1]
-    dq1, dq2 = (jnp.mean(x * dx, axis=1) for x, dx in ((x1, dx1), (x2, dx2)))
-    return _wide_products(x1, x2), (dk, dq1[:, None] + dq2[None, :] - dk)
-
-
 def _with_distances(
     half_distance: jax.Array, close: jax.Array, x1: Sequence[jax.Array], x2: Sequence[jax.Array]
 ) -> jax.Array:
@@ -285,7 +260,6 @@ def kernel_of_inputs(
     scale1, scale2 = first[1], second[1]
     closeness = jnp.finfo(scale1.dtype).eps ** 0.3
     pixels = math.prod(x1[0].shape[1:-1]) ** (2 if space.full else 1)
-    wide = _fast_float64() and scale1.dtype == jnp.float32
 
     def value_of(x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
         left, right = space.left(q1), space.right(q2)
@@ -293,8 +267,6 @@ def kernel_of_inputs(
             k = _images(x, z, space)
             half_distance = None if space.full else (left + right) / 2 - k
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
-        elif wide:
-            k, half_distance = _wide_products(x, z)
         else:
             k = evaluated_once(weights.true, _products, x, z)
             # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
@@ -332,7 +304,7 @@ def kernel_of_inputs(
         # Scaled late, so that no copy of all data is kept.
         data, scale, q, moments = taken
         scaled = [_scaled(x, scale) for x in data]
-        return scaled if space.ndim or wide else [_parts(x) for x in scaled], scale, q, moments
+        return scaled if space.ndim else [_parts(x) for x in scaled], scale, q, moments
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
     of_rows, of_columns = (

@@ -227,22 +227,24 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch):
         np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
 
 
-def test_float32_by_way_of_float64_agrees_with_float64(monkeypatch):
-    """The route of GPUs that multiply in float64 as fast."""
-    rng = np.random.default_rng(6)
-    x = rng.normal(size=(40, 300)).astype(np.float32)
-    x[1], x[2], x[3] = x[0] * np.float32(1.001), -x[0], 0
-    dag = nd.Dag.from_code("2_21_112")
-    wide, slope = nd.kernel(dag, x.astype(np.float64)), jax.grad(lambda v: nd.kernel(dag, v).ntk[5, 9])
-    plain = slope(jnp.asarray(x))
-    monkeypatch.setattr(blocks, "_fast_float64", lambda: True)
-    jax.clear_caches()
-    found, found_slope = nd.kernel(dag, x), slope(jnp.asarray(x))
-    jax.clear_caches()
-    assert found.ntk.dtype == np.float32
-    for a, b in ((found.nngp, wide.nngp), (found.ntk, wide.ntk)):
-        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-7 * np.abs(b).max())
-    np.testing.assert_allclose(found_slope, plain, rtol=1e-4, atol=1e-6 * np.abs(plain).max())
+def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
+    """With a pair of inputs that nearly coincide in each set."""
+    x = np.random.default_rng(7).normal(size=(2, 4, 6))
+    x[:, 3] = x[:, 0] + 1e-7
+    dag = nd.Dag.from_code("1_12")
+
+    def ntk(v):
+        return nd.kernel(dag, v).ntk
+
+    with jax.enable_x64(True):
+        mapped = jax.vmap(ntk)(jnp.asarray(x))
+        np.testing.assert_allclose(mapped, [ntk(one) for one in x], rtol=1e-13)
+        curvature = jax.hessian(lambda v: ntk(v)[1, 2])(jnp.asarray(x[0]))[1, 0, 2]
+        step = np.zeros((4, 6))
+        step[1, 0] = 1e-5
+        slope = jax.grad(lambda v: ntk(v)[1, 2])
+        both = [np.asarray(slope(jnp.asarray(x[0] + sign * step)))[2] for sign in (1, -1)]
+        np.testing.assert_allclose(curvature, (both[0] - both[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["written out", "loop"])
