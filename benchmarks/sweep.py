@@ -118,7 +118,8 @@ def main() -> None:
             findings.append(finding(f"{where}: times cheaper a different kernel", row["ratio_per_kernel"]))
             if "spectra_s" in row:
                 times = row["spectra_s"] / row["lapack_s"]
-                findings.append(finding(f"{where}: spectra over LAPACK's two ends", times, "<= 1", times <= 1))
+                asked = ("<= 1", times <= 1) if n == 256 else ()
+                findings.append(finding(f"{where}: spectra over LAPACK's two ends", times, *asked))
                 times = row["spectra_s"] / row["lapack_values_s"]
                 findings.append(finding(f"{where}: spectra over LAPACK's eigenvalues without vectors", times))
 

@@ -25,18 +25,21 @@ class BlockSizes(NamedTuple):
       block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
       loop: Entries of each value in the loop, of which it keeps one for every node.
       tile: Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
+      cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.
     """
 
     product: int
     block: int
     loop: int
     tile: int
+    cell: int
 
 
-# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call.
+# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
+# 25 microseconds for every condition.
 _SIZES = {
-    "cpu": BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=416),
-    "gpu": BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=4096),
+    "cpu": BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=416, cell=0),
+    "gpu": BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=4096, cell=16),
 }
 
 
@@ -45,9 +48,6 @@ def block_sizes() -> BlockSizes:
     device = jax.config.jax_default_device or jax.devices()[0]
     return _SIZES["cpu" if getattr(device, "platform", device) == "cpu" else "gpu"]
 
-
-# Side of the squares in which distances of inputs that nearly coincide are computed.
-_CELL = 16
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
 
@@ -165,18 +165,40 @@ def _with_distances(
 ) -> jax.Array:
     """Puts half the mean over features of squared distances of inputs, summed directly, where `close`; (N1, N2)."""
     features = sum(x.shape[1] for x in x1)
-    n1, n2 = close.shape
-    down, across = -(-n1 // _CELL), -(-n2 // _CELL)
-    # What is close is rare, and what is not must not cost: cells with any of it are listed, and computed as a whole.
-    padded = jnp.pad(close, ((0, down * _CELL - n1), (0, across * _CELL - n2)))
-    hit = jnp.any(padded.reshape(down, _CELL, across, _CELL), axis=(1, 3)).reshape(-1)
+
+    def distances(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
+        sums = [jnp.sum((x - z) ** 2, axis=-1) for x, z in zip(x1, x2, strict=True)]
+        return functools.reduce(operator.add, sums) / (2 * features)
+
+    if block_sizes().cell:
+        return _by_cells(half_distance, close, x1, x2, distances)
+
+    def row(taken: tuple[Sequence[jax.Array], jax.Array, jax.Array]) -> jax.Array:
+        x, coarse, close = taken
+        computed = functools.partial(distances, [part[None] for part in x], x2)
+        return lax.cond(jnp.any(close), lambda: jnp.where(close, computed(), coarse), lambda: coarse)
+
+    return lax.map(row, (list(x1), half_distance, close))
+
+
+def _by_cells(
+    half_distance: jax.Array,
+    close: jax.Array,
+    x1: Sequence[jax.Array],
+    x2: Sequence[jax.Array],
+    distances: Callable[[Sequence[jax.Array], Sequence[jax.Array]], jax.Array],
+) -> jax.Array:
+    """Lists the squares that have anything close, which is rare, and computes these as a whole."""
+    side, (n1, n2) = block_sizes().cell, close.shape
+    down, across = -(-n1 // side), -(-n2 // side)
+    padded = jnp.pad(close, ((0, down * side - n1), (0, across * side - n2)))
+    hit = jnp.any(padded.reshape(down, side, across, side), axis=(1, 3)).reshape(-1)
     count, cells = jnp.sum(hit), down * across
 
     def computed(half_distance: jax.Array, listed: jax.Array) -> jax.Array:
-        rows = (listed // across * _CELL)[:, None, None] + jnp.arange(_CELL)[None, :, None]
-        cols = (listed % across * _CELL)[:, None, None] + jnp.arange(_CELL)[None, None, :]
-        sums = [jnp.sum((x[rows] - z[cols]) ** 2, axis=-1) for x, z in zip(x1, x2, strict=True)]
-        direct = functools.reduce(operator.add, sums) / (2 * features)
+        rows = (listed // across * side)[:, None, None] + jnp.arange(side)[None, :, None]
+        cols = (listed % across * side)[:, None, None] + jnp.arange(side)[None, None, :]
+        direct = distances([x[rows] for x in x1], [z[cols] for z in x2])
         values = jnp.where(close[rows, cols], direct, half_distance[rows, cols])
         return half_distance.at[rows, cols].set(values, mode="drop")
 

@@ -209,8 +209,9 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
 
 
-def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch):
-    """More of them than the first list holds, in tiles with a remainder, beside others that lie far apart."""
+@pytest.mark.parametrize("cell", [0, 16], ids=["by rows", "by cells"])
+def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell):
+    """More of them than the first list of cells holds, in tiles with a remainder, beside others that lie far apart."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=(150, 40))
     x[50:100] = x[:50] + 1e-6 * rng.normal(size=(50, 40))
@@ -220,7 +221,7 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch):
     # Every pair by itself.
     expected = [float(nd.kernel(dag, x[i : i + 1], x[j : j + 1]).ntk[0, 0]) for i, j in pairs]
     for size in (70, 416):
-        tiles = blocks.block_sizes()._replace(tile=size)
+        tiles = blocks.block_sizes()._replace(tile=size, cell=cell)
         monkeypatch.setattr(blocks, "block_sizes", lambda tiles=tiles: tiles)
         jax.clear_caches()
         found = np.asarray(nd.kernel(dag, x).ntk)
