@@ -91,6 +91,7 @@ def test_gram_writes_tiles_and_returns_what_is_there(capsys, tmp_path):
     assert "another options" in err
 
 
+@pytest.mark.slow
 def test_compare_writes_the_three_files(capsys, tmp_path):
     out_dir = tmp_path / "out"
     arguments = ("compare", "--dag", "2", "--dag", "DAG#3", *SMALL, "--out", str(out_dir))

@@ -189,9 +189,10 @@ def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatc
     "dag",
     [
         pytest.param(nd.Dag.from_code("2_21_112"), id="small"),
-        pytest.param(nd.zoo.ladder(9), id="ladder", marks=pytest.mark.slow),
+        pytest.param(nd.zoo.ladder(9), id="ladder"),
     ],
 )
+@pytest.mark.slow
 def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     """Two whole tiles and a remainder; two inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
@@ -228,6 +229,7 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell):
         np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
     """With a pair of inputs that nearly coincide in each set."""
     x = np.random.default_rng(7).normal(size=(2, 4, 6))

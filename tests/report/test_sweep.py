@@ -155,6 +155,7 @@ def test_graphs_without_a_closed_form():
     assert found.reason.str.startswith("Expected node").all()
 
 
+@pytest.mark.slow
 def test_bounds_hold():
     found = nd.sweep(CODES, X, bounds=True)
     for name in KERNELS:

@@ -114,6 +114,7 @@ main(sys.argv[4:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "size"),
     [
