@@ -123,7 +123,7 @@ def main() -> None:
         products, is_asked = (PRODUCTS, n == 4096) if on_cpu else (PRODUCTS_ON_GPU, n in (16384, 50000))
         if "neural-tangents, chain" in found:
             times = found["neural-tangents, chain"]["seconds"] / found["ours, chain"]["seconds"]
-            asked = (f">= {FASTER}", times >= FASTER) if on_cpu and is_asked else ()
+            asked: Any = (f">= {FASTER}", times >= FASTER) if on_cpu and is_asked else ()
             findings.append(finding(f"N = {n:,}: times faster than neural-tangents", times, *asked))
         for row in rows:
             if row["n"] == n and row["side"].startswith("ours"):

@@ -45,7 +45,8 @@ _SIZES = {
 
 def block_sizes() -> BlockSizes:
     """Returns the sizes for JAX's default device."""
-    device = jax.config.jax_default_device or jax.devices()[0]
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = chosen or jax.devices()[0]
     return _SIZES["cpu" if getattr(device, "platform", device) == "cpu" else "gpu"]
 
 

@@ -117,13 +117,7 @@ main(sys.argv[4:])
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "size"),
-    [
-        ("last", 2000),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [("last", 0), ("last", 100), ("best", 2000), ("best", 0), ("curves", 0), ("curves", 1500)]
-        ),
-    ],
+    [("last", 2000), ("last", 0), ("last", 100), ("best", 2000), ("best", 0), ("curves", 0), ("curves", 1500)],
 )
 def test_a_full_disk_loses_no_earlier_checkpoint(finished, tmp_path, compilation_cache, moment, size):
     out = tmp_path / "run"
