@@ -2,8 +2,9 @@
 
 The chain of three weighted edges, which neural-tangents gets right, and DAG#3. Every side runs in a process of its own;
 times are medians after the first call, which compiles. Checked before: entries agree with ours in float64, of small
-blocks, on as many images as take tiles. The product is x x^T alone, by the same library, in the same precision. Memory
-is how far a compiled call takes the process's peak above what it held before, inputs included (Linux, CPU only).
+blocks, on as many images as take tiles, 1,100 for neural-tangents. The product is x x^T alone, by the same library, in
+the same precision. Memory is how far a compiled call takes the process's peak above what it held before, inputs
+included (Linux, CPU only).
 
     python benchmarks/one_kernel.py [--n 1024 4096] [--data-dir TFDS] [--out benchmarks/results/one_kernel.json]
 """

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
+from nngp_dag.kernels.products import images, norms, parts, products, scaled, with_distances
 from nngp_dag.kernels.space import Space
 
 
@@ -134,113 +133,17 @@ def by_tiles(
     return lax.fori_loop(0, len(pairs), store, empty)
 
 
-def _norms(data: Sequence[jax.Array]) -> jax.Array:
-    """Root of the mean square of every input, over all input nodes, (N,)."""
-    return root(sum(jnp.mean(x.reshape(x.shape[0], -1) ** 2, axis=1) for x in data))  # type: ignore[arg-type]
-
-
-def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
-    inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
-    return x * inverse.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _parts(x: jax.Array) -> list[jax.Array]:
-    """Cuts features into parts, each an array of its own: products of slices would copy them in every block."""
-    d = x.shape[1]
-    # A product adds up features one after another: for 784 pixels with a common background in float32 that is wrong by
-    # 2e-6. Parts of at most 128 features are ten times as accurate.
-    count = min(32, -(-d // 128)) if x.dtype.itemsize < 8 else 1
-    size = -(-d // count)
-    return [x[:, i : i + size] for i in range(0, d, size)]
-
-
-def _products(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
-    """Mean over features of products, (N1, N2)."""
-    # A TF32 product would leave an error of 1e-3 in the correlations, and with it noise for lambda_min.
-    products = [jnp.matmul(x, z.T, precision=lax.Precision.HIGHEST) for x, z in zip(x1, x2, strict=True)]
-    return functools.reduce(operator.add, products) / sum(x.shape[1] for x in x1)
-
-
-def _with_distances(
-    half_distance: jax.Array, close: jax.Array, x1: Sequence[jax.Array], x2: Sequence[jax.Array]
-) -> jax.Array:
-    """Puts half the mean over features of squared distances of inputs, summed directly, where `close`; (N1, N2)."""
-    features = sum(x.shape[1] for x in x1)
-
-    def distances(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
-        sums = [jnp.sum((x - z) ** 2, axis=-1) for x, z in zip(x1, x2, strict=True)]
-        return functools.reduce(operator.add, sums) / (2 * features)
-
-    if block_sizes().cell:
-        return _by_cells(half_distance, close, x1, x2, distances)
-
-    def row(taken: tuple[Sequence[jax.Array], jax.Array, jax.Array]) -> jax.Array:
-        x, coarse, close = taken
-        computed = functools.partial(distances, [part[None] for part in x], x2)
-        return lax.cond(jnp.any(close), lambda: jnp.where(close, computed(), coarse), lambda: coarse)
-
-    return lax.map(row, (list(x1), half_distance, close))
-
-
-def _by_cells(
-    half_distance: jax.Array,
-    close: jax.Array,
-    x1: Sequence[jax.Array],
-    x2: Sequence[jax.Array],
-    distances: Callable[[Sequence[jax.Array], Sequence[jax.Array]], jax.Array],
-) -> jax.Array:
-    """Lists the squares that have anything close, which is rare, and computes these as a whole."""
-    side, (n1, n2) = block_sizes().cell, close.shape
-    down, across = -(-n1 // side), -(-n2 // side)
-    padded = jnp.pad(close, ((0, down * side - n1), (0, across * side - n2)))
-    hit = jnp.any(padded.reshape(down, side, across, side), axis=(1, 3)).reshape(-1)
-    count, cells = jnp.sum(hit), down * across
-
-    def computed(half_distance: jax.Array, listed: jax.Array) -> jax.Array:
-        rows = (listed // across * side)[:, None, None] + jnp.arange(side)[None, :, None]
-        cols = (listed % across * side)[:, None, None] + jnp.arange(side)[None, None, :]
-        direct = distances([x[rows] for x in x1], [z[cols] for z in x2])
-        values = jnp.where(close[rows, cols], direct, half_distance[rows, cols])
-        return half_distance.at[rows, cols].set(values, mode="drop")
-
-    # The first few, then all others in blocks.
-    few = min(cells, max(8, cells >> 10))
-    size = -(-(cells - few) // 16)
-    listed = jnp.nonzero(hit, size=few + 16 * size, fill_value=cells)[0]
-    half_distance = computed(half_distance, listed[:few])
-
-    def more(i: jax.Array, half_distance: jax.Array) -> jax.Array:
-        start = few + i * size
-        part = lax.dynamic_slice_in_dim(listed, start, size)
-        return lax.cond(start < count, lambda: computed(half_distance, part), lambda: half_distance)
-
-    if not size:
-        return half_distance
-    return lax.cond(count > few, lambda: lax.fori_loop(0, 16, more, half_distance), lambda: half_distance)
-
-
-def _images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
-    """Mean over channels of products of pixels, (N1, N2, *pixels)."""
-    letters = "hwd"[: space.ndim]
-    if not space.full:
-        subscripts = f"i{letters}c,j{letters}c->ij{letters}"
-    else:
-        others = "xyz"[: space.ndim]
-        subscripts = f"i{letters}c,j{others}c->ij{''.join(map(''.join, zip(letters, others, strict=True)))}"
-    return jnp.einsum(subscripts, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
-
-
 def _prepare(
     weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
 ) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
     """Returns the data, their scales, the variances of the data over these, and the nodes' moments."""
     paired = space._replace(paired=True)
-    scale = _norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
+    scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
     for x in data:
-        x = _scaled(x, scale)
+        x = scaled(x, scale)
         if space.full:
-            k = jax.vmap(lambda image: _images(image[None], image[None], space)[0, 0])(x)
+            k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(x)
             values.append(Value(k, None, None))
         else:
             k = jnp.mean(x**2, axis=-1)
@@ -287,17 +190,17 @@ def kernel_of_inputs(
     def value_of(x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
         left, right = space.left(q1), space.right(q2)
         if space.ndim:
-            k = _images(x, z, space)
+            k = images(x, z, space)
             half_distance = None if space.full else (left + right) / 2 - k
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
         else:
-            k = evaluated_once(weights.true, _products, x, z)
+            k = evaluated_once(weights.true, products, x, z)
             # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
             # summed directly, which costs more than a matrix product.
             half_distance = (left + right) / 2 - k
             close = (half_distance < closeness * (left + right)) & ~diagonal
-            coarse = half_distance
-            half_distance = lax.cond(jnp.any(close), lambda: _with_distances(coarse, close, x, z), lambda: coarse)
+            coarse, cell = half_distance, block_sizes().cell
+            half_distance = lax.cond(jnp.any(close), lambda: with_distances(coarse, close, x, z, cell), lambda: coarse)
         if half_distance is not None:
             # An input coincides with itself, whatever the rounding of its products.
             half_distance = jnp.where(diagonal, 0, half_distance)
@@ -326,8 +229,8 @@ def kernel_of_inputs(
     def ready(taken: tuple) -> tuple:
         # Scaled late, so that no copy of all data is kept.
         data, scale, q, moments = taken
-        scaled = [_scaled(x, scale) for x in data]
-        return scaled if space.ndim else [_parts(x) for x in scaled], scale, q, moments
+        over_scale = [scaled(x, scale) for x in data]
+        return over_scale if space.ndim else [parts(x) for x in over_scale], scale, q, moments
 
     # Stacks of the loop have the inputs second; rows are taken along the first axis.
     of_rows, of_columns = (
