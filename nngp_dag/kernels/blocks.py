@@ -318,10 +318,10 @@ def variances_of_outputs(
     """
     paired = space._replace(paired=True)
     values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
-    moments, nodes = moments_of(spec, weights, values, paired, channels)
+    moments, variance_of = moments_of(spec, weights, values, paired, channels)
     results = []
     for output in spec.structure.outputs:
-        k = nodes[output].k
+        k = variance_of(output)
         if weights.tables is not None:
             output = weights.tables.output_nodes[output]
         if spec.loop or output in moments.m:

@@ -116,8 +116,10 @@ def _stems(
     def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
         return law.apply(spec.stem, value, side, space, spec.rules, fan_in)  # type: ignore[arg-type]
 
+    # A loop reads what is in memory.
+    once = functools.partial(evaluated_once, weights.true) if not spec.loop else lambda f, *args: f(*args)
     return [
-        evaluated_once(weights.true, functools.partial(stem, fan_in=fan_in), value, side)
+        once(functools.partial(stem, fan_in=fan_in), value, side)
         for value, side, fan_in in zip(inputs, sides, channels, strict=True)
     ]
 
@@ -180,7 +182,7 @@ def _evaluate(
 
 def moments_of(
     spec: Spec, weights: Weights, inputs: Sequence[Value], space: Space, channels: Sequence[int]
-) -> tuple[Moments, dict[int, Value]]:
+) -> tuple[Moments, Callable[[int], jax.Array]]:
     """Runs the recursion for inputs with themselves.
 
     Args:
@@ -191,7 +193,7 @@ def moments_of(
       channels: Fan-in of every stem.
 
     Returns:
-      Second moments and means, and the covariances of the nodes with themselves.
+      Second moments and means, and the function that gives an output node's covariance of inputs with themselves.
     """
     q_in = [space.diagonal(value.k) for value in inputs]
     stems = _stems(spec, weights, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
@@ -199,8 +201,10 @@ def moments_of(
     if spec.loop:
         assert weights.tables is not None
         means = [jnp.zeros_like(v) if s.m1 is None else s.m1 for v, (_, s) in zip(q_in, stems, strict=True)]
-        stacks = run_loop_moments(weights.tables, spec.structure, fields, means, spec.rules)
-        return Moments(*stacks[:2]), dict(enumerate(stacks[2]))
+        q_of_nodes, m_of_nodes, k_of_outputs = run_loop_moments(
+            weights.tables, spec.structure, fields, means, spec.rules
+        )
+        return Moments(q_of_nodes, m_of_nodes), lambda output: k_of_outputs[output]
     mu: dict[int, jax.Array] = {}
     q: dict[int, jax.Array] = {}
     m: dict[int, jax.Array] = {}
@@ -238,7 +242,7 @@ def moments_of(
     for slot, (_, sides) in enumerate(stems):
         means_of(slot, sides)
     nodes = _evaluate(spec, weights, fields, space, sides_of, means_of)
-    return Moments(q, {node: v for node, v in m.items() if v is not None}), nodes
+    return Moments(q, {node: v for node, v in m.items() if v is not None}), lambda output: nodes[output].k
 
 
 def _read_out(spec: Spec, value: Value, sides: Sides, space: Space) -> tuple[jax.Array, jax.Array | None]:

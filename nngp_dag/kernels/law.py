@@ -26,6 +26,10 @@ from nngp_dag.kernels.space import Space
 LAYER_NORM_EPS = 1e-12
 
 
+# Traced once for equal shapes.
+_dual = jax.jit(dual, static_argnums=0, inline=True)
+
+
 class Value(NamedTuple):
     """Second moments of two sets of inputs at some place of the network.
 
@@ -93,9 +97,9 @@ def linear(
 def activate(activation: object, value: Value, sides: Sides) -> tuple[Value, Sides]:
     """Applies the activation to a centred Gaussian process, and gives the means of what comes out."""
     phi = get_activation(activation)  # type: ignore[arg-type]
-    f, half_distance, fd = dual(phi, value.k, half_distance_of(value, sides), sides.q1, sides.q2)
+    f, half_distance, fd = _dual(phi, value.k, half_distance_of(value, sides), sides.q1, sides.q2)
     zero1, zero2 = jnp.zeros_like(sides.q1), jnp.zeros_like(sides.q2)
-    q1, q2 = dual(phi, sides.q1, zero1, sides.q1, sides.q1)[0], dual(phi, sides.q2, zero2, sides.q2, sides.q2)[0]
+    q1, q2 = _dual(phi, sides.q1, zero1, sides.q1, sides.q1)[0], _dual(phi, sides.q2, zero2, sides.q2, sides.q2)[0]
     ntk = None if value.ntk is None else fd * value.ntk
     half_distance = None if value.half_distance is None else half_distance
     return Value(f, half_distance, ntk), Sides(q1, q2, mean(phi, sides.q1), mean(phi, sides.q2))

@@ -253,7 +253,7 @@ def _put(stack: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
 
 def run_loop_moments(
     tables: Tables, structure: Structure, fields: Sequence[Value], mu: Sequence[jax.Array], rules: Rules
-) -> tuple[jax.Array, jax.Array, list[Value]]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Runs the recursion for inputs with themselves.
 
     Args:
@@ -265,7 +265,7 @@ def run_loop_moments(
 
     Returns:
       Second moments and means of nodes, (nodes, N) with rows of zeros for those that are not computed, and the
-      covariances of the output nodes.
+      variances of the output nodes, (outputs, N).
     """
     ops = operations(structure)
     space = Space(paired=True)
@@ -297,7 +297,7 @@ def run_loop_moments(
         return stack, _put(q, variance + mean**2, tables.node[i]), places
 
     stack, q, places = lax.fori_loop(0, tables.op.shape[0], turn, (stacks.k, q, places))
-    return q, places[:num_nodes], [Value(stack[tables.outputs[i]], None, None) for i in structure.outputs]
+    return q, places[:num_nodes], stack[jnp.asarray(tables.outputs)]
 
 
 def run_loop(
