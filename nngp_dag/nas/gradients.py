@@ -1,5 +1,6 @@
 """Scores from gradients of the finite, untrained network."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,6 @@ from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.kernel import precision_of
 from nngp_dag.nas.batches import by_cells, compiled
 from nngp_dag.nas.cells import Cell
-from nngp_dag.nas.layers import normalised
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.setting import Setting
 from nngp_dag.theory import spectrum
@@ -56,8 +56,8 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     """Returns <grad f(x_i), grad f(x_j)>, f the sum of the outputs of a network, (n, n); for compiled programs.
 
     Args:
-      graph: Of a network that is called with images and an architecture, normalises by its `normalise` alone, and
-        has its weights where `nnx.split` puts them.
+      graph: Of a network that is called with images and an architecture, normalises by its `normalise` alone, which
+        may be told `over` what axis of images, and has its weights where `nnx.split` puts them.
       params: The weights.
       x: Images, (n, height, width, channels).
       architecture: What the network is called with besides.
@@ -72,7 +72,7 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     def summed(trained: dict, x: Array) -> Array:
         net = nnx.merge(graph, _rejoined(params, trained, fixed))
         if batch_norm == "held" and net.batch_norm:
-            net.normalise = _held
+            net.normalise = functools.partial(net.normalise, over=_IMAGES)
         return net(x, architecture).sum(axis=1)
 
     if batch_norm == "held":
@@ -88,10 +88,6 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
 def passes_at_once(images: int) -> int:
     """How many images' passes back run side by side; on CPU no more than its caches hold."""
     return min(images, 4) if jax.default_backend() == "cpu" else images
-
-
-def _held(x: Array, scale: Array, shift: Array) -> Array:
-    return normalised(x, scale, shift, over=_IMAGES)
 
 
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:

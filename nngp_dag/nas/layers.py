@@ -153,23 +153,25 @@ def _interleaved(gradient: Array, kernel: Array) -> Array:
 _convolution.defvjp(_convolved_forwards, _convolved_backwards)
 
 
-def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
+def normalised(x: Array, scale: Array, shift: Array, over: str | None = None, channels: int = 3) -> Array:
     """Batch normalisation by mean and variance over images and pixels.
 
     Args:
-      x: (n, height, width, channels).
+      x: Images, (n, height, width, channels) or with channels elsewhere.
       scale: (channels,).
       shift: (channels,).
       over: The name of a mapped axis of images: the statistics are those of all of them, and have no gradient.
+      channels: The axis of channels.
     """
+    others = tuple(axis for axis in range(4) if axis != channels)
 
     def mean(value: Array) -> Array:
-        found = value.mean(axis=(0, 1, 2), keepdims=True)
+        found = value.mean(axis=others, keepdims=True)
         return found if over is None else lax.stop_gradient(lax.pmean(found, over))
 
     centred = x - mean(x)
-    wide = (1, 1, 1, -1)
-    return centred * (lax.rsqrt(mean(jnp.square(centred)) + _EPSILON) * scale.reshape(wide)) + shift.reshape(wide)
+    scale, shift = (jnp.expand_dims(value, others) for value in (scale, shift))
+    return centred * (lax.rsqrt(mean(jnp.square(centred)) + _EPSILON) * scale) + shift
 
 
 def unchanged(x: Array, scale: Array, shift: Array) -> Array:

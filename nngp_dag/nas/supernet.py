@@ -6,18 +6,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
+from nngp_dag.nas.channels_first import averaged, collected, convolved, halved, normalised
 from nngp_dag.nas.layers import (
     ConvNorm,
     Normalise,
-    averaged,
     check_images,
     check_sizes,
     check_without_stem,
     classified,
-    convolved,
-    halved,
     he_normal,
-    normalised,
     unchanged,
 )
 from nngp_dag.nas.network import Reduction
@@ -124,44 +121,50 @@ class CellSupernet(nnx.Module):
         normalise = self.normalise
         gates = _gates(mixture[0] > 0).astype(x.dtype)
         seen = []
+        x = jnp.moveaxis(x, 3, 0)
         if self.stem is not None:
-            x = self.stem(x, normalise)
+            x = _conv_norm(self.stem, x, normalise)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
-                inner = block.conv_a(nnx.relu(x), normalise, 2)
+                inner = _conv_norm(block.conv_a, nnx.relu(x), normalise, 2)
                 seen += [x, inner]
-                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
+                x = _conv_norm(block.conv_b, nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
             for k in range(stage.scale.shape[0]):
                 nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
                 for source in range(_NUM_NODES - 1):
+                    nodes[source] = collected(nodes[source])
                     edges = np.array([edge for edge, (start, _) in enumerate(EDGES) if start == source])
                     found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalise)
                     for edge, value in zip(edges, found, strict=True):
                         nodes[EDGES[edge][1]] += value
                 seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
-                x = nodes[-1]
+                x = collected(nodes[-1])
         x = normalise(x, self.scale[...], self.shift[...])
-        features = nnx.relu(x).mean(axis=(1, 2))
-        return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
+        features = nnx.relu(x).mean(axis=(2, 3)).T
+        seen = [jnp.moveaxis(value, 0, 3) for value in (*seen, x)]
+        return classified(features, self.kernel[...], self.bias[...]), seen
+
+
+def _conv_norm(layer: ConvNorm, x: Array, normalise: Normalise, stride: int = 1) -> Array:
+    return normalise(convolved(x, layer.kernel[...], stride), layer.scale[...], layer.shift[...])
 
 
 def _mixed(
     x: Array, weights: Array, stage: MixedStage, place: tuple[int, np.ndarray], normalise: Normalise
 ) -> list[Array]:
-    """What the edges out of one node give: their convolutions are one of more channels, 1 x 1 padded to 3 x 3."""
-    edges, channels = len(weights), x.shape[-1]
-    centred = jnp.pad(stage.conv1[place], [(0, 0), (1, 1), (1, 1), (0, 0), (0, 0)])
-    kernel = jnp.moveaxis(jnp.stack([centred, stage.conv3[place]], axis=1), (0, 1), (3, 4))
-    scale, shift = (value[place].reshape(-1) for value in (stage.scale, stage.shift))
-    found = normalise(convolved(nnx.relu(x), kernel.reshape(3, 3, channels, -1)), scale, shift)
-    found = found.reshape(*x.shape[:3], edges, 2, channels)
-    skip, pool, *kinds = (OPERATIONS.index(name) for name in ("skip_connect", "avg_pool_3x3", *CONVOLUTIONS))
+    """What the edges out of one node give: their convolutions of a kind are one with more channels."""
+    read, edges, channels = nnx.relu(x), len(weights), len(x)
     pooled = averaged(x)
-    added = [w[skip] * x + w[pool] * pooled for w in weights]
-    for j, kind in enumerate(kinds):
-        added = [value + w[kind] * found[..., i, j, :] for i, (value, w) in enumerate(zip(added, weights, strict=True))]
-    return added
+    skip, pool = (weights[:, OPERATIONS.index(name)] for name in ("skip_connect", "avg_pool_3x3"))
+    given = [skip[i] * x + pool[i] * pooled for i in range(edges)]
+    for kind, name in enumerate(CONVOLUTIONS):
+        kernels = {"nor_conv_1x1": stage.conv1, "nor_conv_3x3": stage.conv3}[name][place]
+        kernel = jnp.moveaxis(kernels, 0, 3).reshape(*kernels.shape[1:4], -1)
+        scale, shift = (value[place][:, kind].reshape(-1) for value in (stage.scale, stage.shift))
+        found = normalise(convolved(read, kernel), scale, shift).reshape(edges, channels, *x.shape[1:])
+        given = [value + weights[i, OPERATIONS.index(name)] * found[i] for i, value in enumerate(given)]
+    return given
 
 
 def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:

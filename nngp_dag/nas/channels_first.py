@@ -1,0 +1,142 @@
+"""Layers of supernets of few channels, on images (channels, n, height, width).
+
+With three channels last, as in `layers`, every loop of a CPU program would run over three numbers. With channels first
+a convolution is a product with the matrix of shifted images, and the loops run over images and pixels.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from nngp_dag.nas import layers
+
+_SIDE = 3
+
+normalised = functools.partial(layers.normalised, channels=0)
+
+
+def convolved(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution that keeps the size, padded as PyTorch pads, which matters to strides.
+
+    Args:
+      x: (channels, n, height, width), of even height and width where the stride is 2.
+      kernel: (3, 3, channels, channels out), or (1, 1, channels, channels out) where the stride is 1.
+      stride: Between the pixels that are kept, 1 or 2.
+    """
+    return _convolved(x, kernel, stride)  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolved(x: Array, kernel: Array, stride: int) -> Array:
+    return _forwards(x, kernel, stride)[0]
+
+
+def _forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    _, n, height, width = x.shape
+    read = x.reshape(len(x), -1)
+    if kernel.shape[0] == _SIDE:
+        padded = _padded(x)
+        shifted = [
+            padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(_SIDE) for j in range(_SIDE)
+        ]
+        read = jnp.concatenate(shifted).reshape(_SIDE**2 * len(x), -1)
+    out = _product(kernel.reshape(-1, kernel.shape[3]), read, 0, 0)
+    return out.reshape(-1, n, height // stride, width // stride), (read, kernel)
+
+
+def _backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    read, kernel = kept
+    side, _, channels, out = kernel.shape
+    pixels = gradient.reshape(out, -1)
+    of_kernel = _product(read, pixels, 1, 1).reshape(kernel.shape)
+    sent = _product(kernel.reshape(-1, out), pixels, 1, 0).reshape(side, side, channels, *gradient.shape[1:])
+    if side == 1:
+        return sent[0, 0], of_kernel
+    return (_interleaved(sent) if stride == 2 else _added(sent)), of_kernel
+
+
+_convolved.defvjp(_forwards, _backwards)
+
+
+def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _padded(x: Array) -> Array:
+    return jnp.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+
+
+def _added(sent: Array) -> Array:
+    """Adds up what each pixel of a filter sends back, (3, 3, channels, n, height, width), where it had read."""
+    *_, channels, n, height, width = sent.shape
+    total = jnp.zeros((channels, n, height + 2, width + 2), sent.dtype)
+    for i in range(_SIDE):
+        for j in range(_SIDE):
+            # Of padded terms XLA would check at every pixel whether it lies inside.
+            there = lax.slice(total, (0, 0, i, j), (channels, n, i + height, j + width))
+            total = lax.dynamic_update_slice(total, there + sent[i, j], (0, 0, i, j))
+    return total[:, :, 1:-1, 1:-1]
+
+
+def _interleaved(sent: Array) -> Array:
+    """As `_added`, of a convolution in steps of 2: centres send to even pixels, both sides to odd ones."""
+
+    def both(taps: Sequence[Array] | Array, axis: int) -> list[Array]:
+        before, centre, after = taps
+        widths = [(0, int(i == axis)) for i in range(before.ndim)]
+        next_one = lax.slice_in_dim(jnp.pad(before, widths), 1, None, axis=axis)
+        return [centre, after + next_one]
+
+    by_column = [both(sent[:, j], 2) for j in range(_SIDE)]
+    rows = [jnp.stack(both(columns, 3), axis=4) for columns in zip(*by_column, strict=True)]
+    channels, n, height, width, _ = rows[0].shape
+    return jnp.stack(rows, axis=3).reshape(channels, n, 2 * height, 2 * width)
+
+
+@jax.custom_vjp
+def averaged(x: Array) -> Array:
+    """Mean over 3 x 3 pixels, without those outside of the image."""
+    return _summed(x) / _inside(x)
+
+
+averaged.defvjp(lambda x: (averaged(x), None), lambda _, gradient: (_summed(gradient / _inside(gradient)),))
+
+
+def _summed(x: Array) -> Array:
+    height, width = x.shape[2:]
+    padded = _padded(x)
+    rows = padded[:, :, :height] + padded[:, :, 1:-1] + padded[:, :, 2:]
+    return rows[..., :width] + rows[..., 1:-1] + rows[..., 2:]
+
+
+def _inside(x: Array) -> Array:
+    """How many of 3 x 3 pixels lie inside, (1, 1, height, width)."""
+    rows, columns = (3 - (jnp.arange(size) == 0) - (jnp.arange(size) == size - 1) for size in x.shape[2:])
+    return (rows[:, None] * columns[None]).astype(x.dtype)[None, None]
+
+
+def halved(x: Array) -> Array:
+    """Mean over blocks of 2 x 2 pixels."""
+    channels, n, height, width = x.shape
+    return x.reshape(channels, n, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
+
+
+@jax.custom_vjp
+def collected(x: Array) -> Array:
+    """Returns x. Its gradient is added up in memory before anything reads it.
+
+    Otherwise XLA would add it up again in every loop that does.
+    """
+    return x
+
+
+def _collected_backwards(_: None, gradient: Array) -> tuple[Array]:
+    true = lax.optimization_barrier(jnp.array(True))
+    return (lax.cond(true, lambda value: value, jnp.zeros_like, gradient),)
+
+
+collected.defvjp(lambda x: (x, None), _collected_backwards)

@@ -1,0 +1,61 @@
+"""Layers with channels first, against those with channels last and against XLA's convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nngp_dag.nas import channels_first, layers
+
+X = jax.random.normal(jax.random.key(0), (3, 6, 4, 2))
+
+
+def value_and_gradients(function, *arguments):
+    value, back = jax.vjp(function, *arguments)
+    return value, *back(jax.random.normal(jax.random.key(2), value.shape))
+
+
+def first(function):
+    """What has channels last, as it is called with channels first."""
+    return lambda x, *others: jnp.moveaxis(function(jnp.moveaxis(x, 0, 3), *others), 3, 0)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_convolutions_are_xlas_with_their_gradients(side, stride):
+    kernel = jax.random.normal(jax.random.key(1), (side, side, 2, 5))
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(side // 2, side // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x = jnp.moveaxis(X, 3, 0)
+    found = value_and_gradients(lambda x, kernel: channels_first.convolved(x, kernel, stride), x, kernel)
+    for mine, theirs in zip(found, value_and_gradients(first(plain), x, kernel), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["averaged", "halved"])
+def test_means_of_pixels_are_those_of_channels_last(name):
+    found = value_and_gradients(getattr(channels_first, name), jnp.moveaxis(X, 3, 0))
+    for mine, theirs in zip(
+        found, value_and_gradients(first(getattr(layers, name)), jnp.moveaxis(X, 3, 0)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_is_that_of_channels_last():
+    arguments = jnp.moveaxis(X, 3, 0), jnp.array([2.0, -1.0]), jnp.array([0.5, 3.0])
+    found = value_and_gradients(channels_first.normalised, *arguments)
+    for mine, theirs in zip(found, value_and_gradients(first(layers.normalised), *arguments), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_collected_is_what_comes_and_what_goes_back():
+    @jax.jit
+    def gradients(x):
+        return jax.vmap(jax.grad(lambda x: jnp.sin(channels_first.collected(jnp.square(x))).sum()))(x)
+
+    np.testing.assert_allclose(gradients(X), 2 * X * jnp.cos(X**2), rtol=1e-5)
+    # There is a condition, without which XLA would not add up first.
+    assert "conditional(" in gradients.lower(X).compile().as_text()
