@@ -179,12 +179,14 @@ def test_ends_are_those_of_the_second_difference(method):
     assert s.lambda_max == pytest.approx(4 * math.cos(math.pi / (2 * n + 2)) ** 2, rel=1e-9)
 
 
-def test_auto_decomposes_small_matrices_and_iterates_on_large_ones(monkeypatch):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_auto_decomposes_small_matrices_and_iterates_on_large_ones(backend, monkeypatch):
     calls = []
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     for name in ("_dense", "_iterative"):
         original = getattr(MODULE, name)
         monkeypatch.setattr(MODULE, name, lambda *a, n=name, f=original: (calls.append(n), f(*a))[1])
-    monkeypatch.setattr(MODULE, "_DENSE_ROWS", 4)
+    monkeypatch.setattr(MODULE, "_DENSE_ROWS" if backend == "cpu" else "_DENSE_ROWS_ON_GPU", 4)
     spectrum(np.eye(4))
     spectrum(np.eye(5))
     spectrum(np.eye(5), eigenvalues=True)
