@@ -167,10 +167,11 @@ class MacroNet(nnx.Module):
         def one_cell(carry: tuple[Array, Array], layers: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
             value, seen = carry
             nodes = [value, *[jnp.zeros_like(value)] * (_NUM_NODES - 1)]
-            for edge, (source, target) in enumerate(EDGES):
-                nodes[target] = lax.switch(
-                    codes[edge], branches, nodes[target], nodes[source], tuple(layer[edge] for layer in layers)
-                )
+            # Split, not indexed: back it is one concatenation, not a sum of six arrays of zeros and one gradient each.
+            by_edge = zip(*(lax.split(layer, [1] * len(EDGES)) for layer in layers), strict=True)
+            for code, (source, target), weights in zip(codes, EDGES, by_edge, strict=True):
+                weights = tuple(weight[0] for weight in weights)
+                nodes[target] = lax.switch(code, branches, nodes[target], nodes[source], weights)
             for source, node in enumerate(nodes[:-1]):
                 seen = look(seen, node, source)
             return (nodes[-1], seen), None
