@@ -123,20 +123,3 @@ def halved(x: Array) -> Array:
     """Mean over blocks of 2 x 2 pixels."""
     channels, n, height, width = x.shape
     return x.reshape(channels, n, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
-
-
-@jax.custom_vjp
-def collected(x: Array) -> Array:
-    """Returns x. Its gradient is added up in memory before anything reads it.
-
-    Otherwise XLA would add it up again in every loop that does.
-    """
-    return x
-
-
-def _collected_backwards(_: None, gradient: Array) -> tuple[Array]:
-    true = lax.optimization_barrier(jnp.array(True))
-    return (lax.cond(true, lambda value: value, jnp.zeros_like, gradient),)
-
-
-collected.defvjp(lambda x: (x, None), _collected_backwards)

@@ -16,6 +16,7 @@ from nngp_dag.nas.layers import (
     check_without_stem,
     classified,
     he_normal,
+    in_memory,
     normalised,
     unchanged,
 )
@@ -39,6 +40,7 @@ class MixedEdges(nnx.Module):
         self, x: Array, weights: Float[Array, "edges 8"], normalise: Normalise
     ) -> tuple[Float[Array, "n h w edges c"], list[Array]]:
         """Returns the weighted sums, and what enters the second ReLU of operations that have two."""
+        x = in_memory(x)
         step, repeated, inner = self.stride, jnp.tile(x, self.edges), []
 
         def weighted(name: str, value: Array) -> Array:
@@ -52,6 +54,7 @@ class MixedEdges(nnx.Module):
         for name, (first, second) in (("sep_conv_3x3", self.sep3), ("sep_conv_5x5", self.sep5)):
             value = first(repeated, normalise, step)
             live = jnp.repeat(weights[:, OPERATIONS.index(name)] > 0, x.shape[3])
+            value = in_memory(value)
             inner.append(live.reshape(1, 1, 1, -1) * value)
             total += weighted(name, second(value, normalise))
         for name, block in (("dil_conv_3x3", self.dil3), ("dil_conv_5x5", self.dil5)):

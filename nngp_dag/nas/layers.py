@@ -17,6 +17,20 @@ _EPSILON = 1e-5
 _BLOCK = 1 << 14
 
 
+@jax.custom_vjp
+def in_memory(x: Array) -> Array:
+    """Returns x, computed once before anything reads it; so is its gradient.
+
+    XLA fuses what is computed with each of its readers, and then computes it, and compiles it, once for each. On CPU it
+    forgets optimisation barriers before it does so, but not a condition.
+    """
+    true = lax.optimization_barrier(jnp.array(True))
+    return lax.cond(true, lambda value: value, jnp.zeros_like, x)
+
+
+in_memory.defvjp(lambda x: (in_memory(x), None), lambda _, gradient: (in_memory(gradient),))
+
+
 Normalise = Callable[[Array, Array, Array], Array]
 """As `normalised`: (x, scale, shift)."""
 
@@ -93,7 +107,8 @@ def _shifted(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[list[
     """What each pixel of a filter reads, (n, height out, width out, channels) each, and its weights."""
     sides, (_, height, width, _) = kernel.shape[:2], x.shape
     # Or XLA computes again what x comes from, at every pixel of the filter.
-    padded = lax.optimization_barrier(jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)]))
+    apart = in_memory if _per_channel(x, kernel) else lax.optimization_barrier
+    padded = apart(jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)]))
     places = [(dilation * i, dilation * j) for i in range(sides[0]) for j in range(sides[1])]
     pixels = [padded[:, i : i + height : stride, j : j + width : stride] for i, j in places]
     return pixels, list(kernel.reshape(-1, *kernel.shape[2:]))

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
-from nngp_dag.nas.channels_first import averaged, collected, convolved, halved, normalised
+from nngp_dag.nas.channels_first import averaged, convolved, halved, normalised
 from nngp_dag.nas.layers import (
     ConvNorm,
     Normalise,
@@ -15,6 +15,7 @@ from nngp_dag.nas.layers import (
     check_without_stem,
     classified,
     he_normal,
+    in_memory,
     unchanged,
 )
 from nngp_dag.nas.network import Reduction
@@ -133,13 +134,13 @@ class CellSupernet(nnx.Module):
             for k in range(stage.scale.shape[0]):
                 nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
                 for source in range(_NUM_NODES - 1):
-                    nodes[source] = collected(nodes[source])
+                    nodes[source] = in_memory(nodes[source])
                     edges = np.array([edge for edge, (start, _) in enumerate(EDGES) if start == source])
                     found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalise)
                     for edge, value in zip(edges, found, strict=True):
                         nodes[EDGES[edge][1]] += value
                 seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
-                x = collected(nodes[-1])
+                x = in_memory(nodes[-1])
         x = normalise(x, self.scale[...], self.shift[...])
         features = nnx.relu(x).mean(axis=(2, 3)).T
         seen = [jnp.moveaxis(value, 0, 3) for value in (*seen, x)]

@@ -49,13 +49,3 @@ def test_batch_norm_is_that_of_channels_last():
     found = value_and_gradients(channels_first.normalised, *arguments)
     for mine, theirs in zip(found, value_and_gradients(first(layers.normalised), *arguments), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_what_is_collected_is_what_comes_and_what_goes_back():
-    @jax.jit
-    def gradients(x):
-        return jax.vmap(jax.grad(lambda x: jnp.sin(channels_first.collected(jnp.square(x))).sum()))(x)
-
-    np.testing.assert_allclose(gradients(X), 2 * X * jnp.cos(X**2), rtol=1e-5)
-    # There is a condition, without which XLA would not add up first.
-    assert "conditional(" in gradients.lower(X).compile().as_text()

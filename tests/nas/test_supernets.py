@@ -9,7 +9,7 @@ from flax import nnx
 from nngp_dag.errors import InputError
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS, Cell
 from nngp_dag.nas.darts_network import DartsSupernet
-from nngp_dag.nas.layers import convolved
+from nngp_dag.nas.layers import convolved, in_memory
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.supernet import CellSupernet
 
@@ -115,3 +115,15 @@ def test_sizes_that_do_not_fit_are_refused(make, sizes, message):
 def test_images_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="sides that are multiples of 4"):
         CellSupernet(channels=1, rngs=nnx.Rngs(0))(jnp.ones((2, 6, 8, 3)), jnp.ones((1, 6, 5)))
+
+
+def test_what_is_in_memory_is_what_comes_and_what_goes_back():
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+
+    @jax.jit
+    def gradients(x):
+        return jax.vmap(jax.grad(lambda x: jnp.sin(in_memory(jnp.square(x))).sum()))(x)
+
+    np.testing.assert_allclose(gradients(x), 2 * x * jnp.cos(x**2), rtol=1e-5)
+    # There is a condition, without which XLA would compute again.
+    assert "conditional(" in gradients.lower(x).compile().as_text()
