@@ -26,7 +26,7 @@ from nngp_dag.kernels.space import Space
 LAYER_NORM_EPS = 1e-12
 
 
-# Traced once for equal shapes.
+# Traced once for equal activations, which are hashable, and shapes.
 _dual = jax.jit(dual, static_argnums=0, inline=True)
 
 

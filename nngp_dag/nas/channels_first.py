@@ -1,10 +1,11 @@
-"""Layers of supernets of few channels, on images (channels, n, height, width).
+"""Layers of the supernet of NAS-Bench-201, on images (channels, n, height, width).
 
-With three channels last, as in `layers`, every loop of a CPU program would run over three numbers. With channels first
-a convolution is a product with the matrix of shifted images, and the loops run over images and pixels.
+With channels last, as in `layers`, loops of a CPU program run over channels, of which TE-NAS has three. With channels
+first they run over images and pixels, and a convolution is a product with the matrix of shifted images.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -14,9 +15,10 @@ from jaxtyping import Array
 
 from nngp_dag.nas import layers
 
-_SIDE = 3
 
-normalised = functools.partial(layers.normalised, channels=0)
+def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
+    """As `layers.normalised`."""
+    return layers.normalised(x, scale, shift, over, channels=0)
 
 
 def convolved(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -36,24 +38,25 @@ def _convolved(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    _, n, height, width = x.shape
-    read = x.reshape(len(x), -1)
-    if kernel.shape[0] == _SIDE:
+    (_, n, height, width), (side, _, channels, channels_out) = x.shape, kernel.shape
+    after = n, height // stride, width // stride
+    read = x
+    if side == 3:
         padded = _padded(x)
-        shifted = [
-            padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(_SIDE) for j in range(_SIDE)
-        ]
-        read = jnp.concatenate(shifted).reshape(_SIDE**2 * len(x), -1)
-    out = _product(kernel.reshape(-1, kernel.shape[3]), read, 0, 0)
-    return out.reshape(-1, n, height // stride, width // stride), (read, kernel)
+        shifted = [padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+        read = jnp.concatenate(shifted)
+    read = read.reshape(side**2 * channels, math.prod(after))
+    out = _product(kernel.reshape(side**2 * channels, channels_out), read, 0, 0)
+    return out.reshape(channels_out, *after), (read, kernel)
 
 
 def _backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     read, kernel = kept
-    side, _, channels, out = kernel.shape
-    pixels = gradient.reshape(out, -1)
+    side, _, channels, channels_out = kernel.shape
+    pixels = gradient.reshape(channels_out, read.shape[1])
     of_kernel = _product(read, pixels, 1, 1).reshape(kernel.shape)
-    sent = _product(kernel.reshape(-1, out), pixels, 1, 0).reshape(side, side, channels, *gradient.shape[1:])
+    sent = _product(kernel.reshape(side**2 * channels, channels_out), pixels, 1, 0)
+    sent = sent.reshape(side, side, channels, *gradient.shape[1:])
     if side == 1:
         return sent[0, 0], of_kernel
     return (_interleaved(sent) if stride == 2 else _added(sent)), of_kernel
@@ -74,8 +77,8 @@ def _added(sent: Array) -> Array:
     """Adds up what each pixel of a filter sends back, (3, 3, channels, n, height, width), where it had read."""
     *_, channels, n, height, width = sent.shape
     total = jnp.zeros((channels, n, height + 2, width + 2), sent.dtype)
-    for i in range(_SIDE):
-        for j in range(_SIDE):
+    for i in range(3):
+        for j in range(3):
             # Of padded terms XLA would check at every pixel whether it lies inside.
             there = lax.slice(total, (0, 0, i, j), (channels, n, i + height, j + width))
             total = lax.dynamic_update_slice(total, there + sent[i, j], (0, 0, i, j))
@@ -91,7 +94,7 @@ def _interleaved(sent: Array) -> Array:
         next_one = lax.slice_in_dim(jnp.pad(before, widths), 1, None, axis=axis)
         return [centre, after + next_one]
 
-    by_column = [both(sent[:, j], 2) for j in range(_SIDE)]
+    by_column = [both(sent[:, j], 2) for j in range(3)]
     rows = [jnp.stack(both(columns, 3), axis=4) for columns in zip(*by_column, strict=True)]
     channels, n, height, width, _ = rows[0].shape
     return jnp.stack(rows, axis=3).reshape(channels, n, 2 * height, 2 * width)

@@ -24,9 +24,11 @@ from nngp_dag.theory.symmetric import check_symmetric, largest_entry, resolution
 
 METHODS = ("auto", "dense", "iterative")
 
-# From here on Lanczos iterations on a Cholesky factor are faster than a dense decomposition; they run on the CPU. On an
-# H200 decompositions there took 25 and 428 ms for 1,024 and 4,096 rows, where iterations took 284 and 944 ms.
+# From here on Lanczos iterations on a Cholesky factor, on the CPU, are faster than a dense decomposition there.
 _DENSE_ROWS = 512
+
+# On an H200 decompositions took 25 and 428 ms for 1,024 and 4,096 rows, the most that were measured; iterations took
+# 284 and 944 ms.
 _DENSE_ROWS_ON_GPU = 4096
 
 # Up to here all vectors cost less than the calls for two.
