@@ -5,7 +5,6 @@ first they run over images and pixels, and a convolution is a product with the m
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -39,20 +38,24 @@ def _convolved(x: Array, kernel: Array, stride: int) -> Array:
 
 def _forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
     (_, n, height, width), (side, _, channels, channels_out) = x.shape, kernel.shape
-    after = n, height // stride, width // stride
-    read = x
+    out = _product(kernel.reshape(side**2 * channels, channels_out), _read(x, side, stride), 0, 0)
+    return out.reshape(channels_out, n, height // stride, width // stride), (x, kernel)
+
+
+def _read(x: Array, side: int, stride: int) -> Array:
+    """What the filter reads, (pixels of the filter times channels, pixels)."""
+    channels, n, height, width = x.shape
     if side == 3:
         padded = _padded(x)
         shifted = [padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
-        read = jnp.concatenate(shifted)
-    read = read.reshape(side**2 * channels, math.prod(after))
-    out = _product(kernel.reshape(side**2 * channels, channels_out), read, 0, 0)
-    return out.reshape(channels_out, *after), (read, kernel)
+        x = jnp.concatenate(shifted)
+    return x.reshape(side**2 * channels, n * (height // stride) * (width // stride))
 
 
 def _backwards(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    read, kernel = kept
+    x, kernel = kept
     side, _, channels, channels_out = kernel.shape
+    read = _read(x, side, stride)
     pixels = gradient.reshape(channels_out, read.shape[1])
     of_kernel = _product(read, pixels, 1, 1).reshape(kernel.shape)
     sent = _product(kernel.reshape(side**2 * channels, channels_out), pixels, 1, 0)
