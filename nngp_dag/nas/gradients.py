@@ -87,7 +87,7 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
 
 def passes_at_once(images: int) -> int:
     """How many images' passes back run side by side; on CPU no more than its caches hold."""
-    return min(images, 4) if jax.default_backend() == "cpu" else images
+    return min(images, 2) if jax.default_backend() == "cpu" else images
 
 
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
