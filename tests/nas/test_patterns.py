@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,8 @@ from nngp_dag.nas import Cell, MacroNet, Setting, empirical_ntk, log_determinant
 from nngp_dag.nas.cells import CONVOLUTIONS
 from nngp_dag.nas.patterns import _counted, gates
 
+ONE_THREAD = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) == 1
+
 SEVERAL = [
     Cell.parse("|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|none~2|"),
     Cell.parse("|nor_conv_1x1~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"),
@@ -25,11 +28,11 @@ SEVERAL = [
 
 def test_the_pattern_kernel_is_the_published_one_exactly(published):
     kernel = pattern_kernel(published.net, published.x, published.cell, counting="reference")
-    # On two threads nothing is off. On one, sums are added up in another order, which puts what enters one ReLU of one
-    # image, counted twice, on the other side of 0.
+    # On one thread sums are added up in another order, which puts what enters one ReLU of one image, counted twice, on
+    # the other side of 0.
     off = np.abs(kernel - published.values["naswot_K"])
     image = int(off.sum(axis=1).argmax())
-    assert off.max() in (0, 2)
+    assert off.max() in ((0, 2) if ONE_THREAD else (0,))
     assert not np.delete(np.delete(off, image, axis=0), image, axis=1).any()
     expected = float(published.values["naswot_hook_logdet"])
     assert log_determinant(published.values["naswot_K"]) == pytest.approx(expected, abs=1e-6)
@@ -45,8 +48,8 @@ def test_the_pattern_kernel_is_the_published_one_exactly(published):
 def test_the_ntk_is_the_published_one(published):
     ntk = empirical_ntk(published.net, published.x, published.cell)
     expected = published.values["ntk"]
-    # Where that ReLU turns, 3e-4 of the largest entry.
-    np.testing.assert_allclose(ntk, expected, atol=1e-3 * abs(expected).max())
+    # Where that ReLU turns, entries move by 3e-4 of the largest.
+    np.testing.assert_allclose(ntk, expected, atol=(1e-3 if ONE_THREAD else 1e-4) * abs(expected).max())
     eigenvalues = np.linalg.eigvalsh(ntk.astype(np.float64))
     assert eigenvalues[-1] / eigenvalues[0] == pytest.approx(float(published.values["ntk_cond"]), rel=0.01)
 
