@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nngp_dag as nd
-from nngp_dag.kernels.blocks import block_sizes
+from nngp_dag.kernels.device import block_sizes
 from nngp_dag.kernels.neural_tangents import stax
 
 FEATURES = 784

@@ -3,51 +3,18 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nngp_dag.kernels.device import block_sizes, on_gpu, unwritten
 from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.products import images, norms, parts, products, scaled, with_distances
 from nngp_dag.kernels.space import Space
-
-
-class BlockSizes(NamedTuple):
-    """How much is computed at once.
-
-    Attributes:
-      product: Entries of a block of rows of the product of inputs, large enough for matrix products.
-      block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
-      loop: Entries of each value in the loop, of which it keeps one for every node.
-      tile: Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
-      cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.
-    """
-
-    product: int
-    block: int
-    loop: int
-    tile: int
-    cell: int
-
-
-# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
-# 25 microseconds for every condition.
-_SIZES = {
-    "cpu": BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=416, cell=0),
-    "gpu": BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=4096, cell=16),
-}
-
-
-def block_sizes() -> BlockSizes:
-    """Returns the sizes for JAX's default device."""
-    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    device = chosen or jax.devices()[0]
-    return _SIZES["cpu" if getattr(device, "platform", device) == "cpu" else "gpu"]
-
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
 
@@ -78,7 +45,8 @@ def by_rows(
 
     if size == count:
         return compute(0)
-    empty = jax.tree.map(lambda v: jnp.zeros((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX))
+    shapes, treedef = jax.tree.flatten(jax.eval_shape(compute, _INDEX))
+    empty = treedef.unflatten(unwritten([jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype) for v in shapes]))
 
     def store(i: jax.Array, state: Any) -> Any:
         # The last block moves back to end with the last row; rows that two blocks share are computed twice.
@@ -92,45 +60,29 @@ def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
     return jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
-def by_tiles(
-    data: Any,
-    count: int,
-    size: int,
-    block: Callable[[Any, jax.Array, Any, jax.Array], list[tuple[jax.Array, jax.Array | None]]],
-) -> list[tuple[jax.Array, jax.Array | None]]:
+def by_tiles(data: Any, count: int, size: int, results: Any, put: Callable[..., Any]) -> Any:
     """Computes symmetric results in square tiles, those on and above the diagonal.
 
     Args:
       data: A pytree of arrays with leading axis `count`.
       count: Number of rows and columns.
       size: Rows of a tile, at most `count`.
-      block: (slice of `data`, indices of its rows, likewise for the columns) -> for every output (size, size) arrays.
+      results: The results' shapes.
+      put: (results, slice of `data`, index of its first row, likewise for the columns) -> results with that tile.
 
     Returns:
-      For every output arrays (count, count).
+      The results.
     """
-
-    @jax.jit
-    def compute(i: jax.Array | int, j: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
-        left, right = (_taken(data, start, size) for start in (i, j))
-        return block(left, i + jnp.arange(size), right, j + jnp.arange(size))
-
-    shapes, treedef = jax.tree.flatten(jax.eval_shape(compute, _INDEX, _INDEX))
-    # Overwritten, and of different numbers: XLA would fill one array and copy it, on one thread.
-    empty = treedef.unflatten([jnp.full((count, count), i, v.dtype) for i, v in enumerate(shapes)])
     # The last tiles move back to end with the last row; what two tiles share is computed twice.
     starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
     pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
 
-    def store(p: jax.Array, state: Any) -> Any:
+    def step(p: jax.Array, results: Any) -> Any:
         i, j = pairs[p, 0], pairs[p, 1]
+        return put(results, _taken(data, i, size), i, _taken(data, j, size), j)
 
-        def put(into: jax.Array, tile: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(lax.dynamic_update_slice(into, tile.T, (j, i)), tile, (i, j))
-
-        return jax.tree.map(put, state, compute(i, j))
-
-    return lax.fori_loop(0, len(pairs), store, empty)
+    shapes, treedef = jax.tree.flatten(results)
+    return lax.fori_loop(0, len(pairs), step, treedef.unflatten(unwritten(shapes)))
 
 
 def _prepare(
@@ -178,73 +130,138 @@ def kernel_of_inputs(
       For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
       (N1, outputs, N2).
     """
-    symmetric = x2 is None
-    channels = [x.shape[-1] for x in x1]
-
+    if x2 is None and is_tiled(spec, space, len(x1[0])):
+        if on_gpu() and not spec.loop:
+            return _fused(spec, space, weights, x1)
+        return _symmetric(spec, space, weights, x1)
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
-    scale1, scale2 = first[1], second[1]
-    closeness = jnp.finfo(scale1.dtype).eps ** 0.3
-    pixels = math.prod(x1[0].shape[1:-1]) ** (2 if space.full else 1)
+    between = _Between(spec, space, weights, x1, symmetric=x2 is None)
+    columns, indices = between.ready(_by_row(second, spec)), jnp.arange(len(second[1]))
+    size = block_sizes().product // (len(indices) * between.pixels)
+    return by_rows(
+        _by_row(first, spec),
+        len(first[1]),
+        size,
+        lambda rows, i: between.kernels(between.ready(rows), i, columns, indices),
+    )
 
-    def value_of(x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
+
+def is_tiled(spec: Spec, space: Space, count: int) -> bool:
+    """Whether a kernel of so many inputs with themselves is computed in symmetric tiles."""
+    return not space.ndim and not spec.stacked and count >= 2 * block_sizes().tile
+
+
+def _symmetric(
+    spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array], fused: bool = False
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
+    data = _by_row(_prepare(weights, x, spec, space), spec)
+    between = _Between(spec, space, weights, x, symmetric=True)
+    count, dtype = x[0].shape[0], x[0].dtype
+    tiles, multiple = -(-count // block_sizes().tile), block_sizes().multiple
+    # As equal as multiples are, since the last tile moves back over what others have computed.
+    size = multiple * -(-count // (multiple * tiles))
+    shape = jax.ShapeDtypeStruct((count, count), dtype)
+    shapes = [(shape, shape if spec.with_ntk else None) for _ in spec.structure.outputs]
+
+    def put(results: Any, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Any:
+        rows, columns = between.ready(rows), between.ready(columns)
+        indices = i + jnp.arange(size), j + jnp.arange(size)
+        if fused:
+            from nngp_dag.kernels.fused import write_tile  # imports Pallas
+
+            values = between.values(rows, indices[0], columns, indices[1])
+            sides, channels = (rows[1:], columns[1:]), between.channels
+            return write_tile(results, values, *sides, (i, j), spec=spec, weights=weights, channels=channels)
+
+        def both(into: jax.Array, tile: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(lax.dynamic_update_slice(into, tile.T, (j, i)), tile, (i, j))
+
+        return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
+
+    return by_tiles(data, count, size, shapes, put)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _fused(spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array]) -> list:
+    plain = functools.partial(_symmetric, spec, space)
+    # The data may lie on another device than JAX's default.
+    return lax.platform_dependent(weights, x, cuda=functools.partial(plain, fused=True), default=plain)
+
+
+@_fused.defjvp
+def _fused_jvp(spec: Spec, space: Space, primals: tuple, tangents: tuple) -> tuple:
+    return jax.jvp(functools.partial(_symmetric, spec, space), primals, tangents)
+
+
+def _by_row(prepared: tuple, spec: Spec) -> tuple:
+    """Puts inputs first; stacks of the loop have them second."""
+    data, scale, q, moments = prepared
+    return data, scale, q, jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
+
+
+class _Between:
+    """What is computed between rows and columns of inputs, both as `ready` gives them."""
+
+    def __init__(self, spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array], symmetric: bool) -> None:
+        self.spec, self.space, self.weights, self.symmetric = spec, space, weights, symmetric
+        self.channels = [v.shape[-1] for v in x]
+        self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if space.full else 1)
+        self.closeness = jnp.finfo(x[0].dtype).eps ** 0.3
+
+    def ready(self, taken: tuple) -> tuple:
+        """Scales data, late, so that no copy of all of them is kept."""
+        data, scale, q, moments = taken
+        over_scale = [scaled(x, scale) for x in data]
+        return over_scale if self.space.ndim else [parts(x) for x in over_scale], scale, q, moments
+
+    def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
+        """Returns second moments for every input node; i and j are the inputs' indices."""
+        (x, _, q1, _), (z, _, q2, _) = rows, columns
+        diagonal = (i[:, None] == j[None, :]) & self.symmetric
+        return [self._value(*of, diagonal) for of in zip(x, z, q1, q2, strict=True)]
+
+    def _value(self, x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
+        space = self.space
         left, right = space.left(q1), space.right(q2)
         if space.ndim:
             k = images(x, z, space)
             half_distance = None if space.full else (left + right) / 2 - k
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
         else:
-            k = evaluated_once(weights.true, products, x, z)
+            k = evaluated_once(self.weights.true, products, x, z)
             # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
             # summed directly, which costs more than a matrix product.
             half_distance = (left + right) / 2 - k
-            close = (half_distance < closeness * (left + right)) & ~diagonal
+            close = (half_distance < self.closeness * (left + right)) & ~diagonal
             coarse, cell = half_distance, block_sizes().cell
             half_distance = lax.cond(jnp.any(close), lambda: with_distances(coarse, close, x, z, cell), lambda: coarse)
         if half_distance is not None:
             # An input coincides with itself, whatever the rounding of its products.
             half_distance = jnp.where(diagonal, 0, half_distance)
             k = jnp.where(diagonal, left, k)
-        return Value(k, half_distance, jnp.zeros_like(k) if spec.with_ntk else None)
+        return Value(k, half_distance, jnp.zeros_like(k) if self.spec.with_ntk else None)
 
-    def block(first: tuple, i: jax.Array, second: tuple, j: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
-        (x, scale, q, moments), (z, scale2, q2, moments2) = first, second
+    def kernels(
+        self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array
+    ) -> list[tuple[jax.Array, jax.Array | None]]:
+        """Returns NNGP and NTK of every output."""
+        spec, (_, scale2, q2, moments2) = self.spec, columns
         if spec.loop:
             moments2 = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments2)
-        diagonal = (i[:, None] == j[None, :]) & symmetric
-        values = [value_of(*of, diagonal) for of in zip(x, z, q, q2, strict=True)]
 
         def recursion(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
             del indices
             values, scale, q, moments = taken
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
-            results = propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
+            results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.space, self.channels)
             back = scale[:, None] * scale2[None, :]
             back = back[:, None, :] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
-        entries = len(j) * pixels
-        return by_rows((values, scale, q, moments), len(i), _rows_of_a_block(spec, entries), recursion)
-
-    def ready(taken: tuple) -> tuple:
-        # Scaled late, so that no copy of all data is kept.
-        data, scale, q, moments = taken
-        over_scale = [scaled(x, scale) for x in data]
-        return over_scale if space.ndim else [parts(x) for x in over_scale], scale, q, moments
-
-    # Stacks of the loop have the inputs second; rows are taken along the first axis.
-    of_rows, of_columns = (
-        (data, scale, q, jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments)
-        for data, scale, q, moments in (first, second)
-    )
-    count1, count2 = len(scale1), len(scale2)
-    if symmetric and not space.ndim and not spec.stacked and count1 >= 2 * block_sizes().tile:
-        # As equal as multiples of 8 are, since the last tile moves back over what others have computed.
-        size = 8 * -(-count1 // (8 * -(-count1 // block_sizes().tile)))
-        return by_tiles(of_rows, count1, size, lambda rows, i, cols, j: block(ready(rows), i, ready(cols), j))
-    columns, indices = ready(of_columns), jnp.arange(count2)
-    size = block_sizes().product // (count2 * pixels)
-    return by_rows(of_rows, count1, size, lambda rows, i: block(ready(rows), i, columns, indices))
+        values = self.values(rows, i, columns, j)
+        return by_rows((values, *rows[1:]), len(i), _rows_of_a_block(spec, len(j) * self.pixels), recursion)
 
 
 def _rows_of_a_block(spec: Spec, entries: int) -> int:

@@ -64,13 +64,13 @@ class Spec(NamedTuple):
 class Weights(NamedTuple):
     """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
 
-    `true` is the truth, but XLA does not know.
+    `true` is the truth, but XLA does not know; None on GPUs, see `evaluated_once`.
     """
 
     terms: jax.Array | np.ndarray
     means: jax.Array | np.ndarray
     tables: Tables | None
-    true: jax.Array | np.ndarray
+    true: jax.Array | np.ndarray | None
 
 
 class Moments(NamedTuple):
@@ -84,17 +84,20 @@ def _sum(terms: list[jax.Array | None]) -> jax.Array | None:
     return None if terms[0] is None else functools.reduce(operator.add, terms)  # type: ignore[arg-type]
 
 
-def evaluated_once(true: jax.Array | np.ndarray, compute: Callable[..., Any], *operands: Any) -> Any:
+def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
     """Returns `compute(*operands)`, arrays that XLA does not compute again for each of their readers.
 
     It would fuse all steps into one, compute what several share once for each, and take time to compile that explodes
-    with their number. A condition that it cannot foresee keeps them apart.
+    with their number. A condition that it cannot foresee keeps them apart. On a GPU, where XLA fuses what shares
+    results into kernels with several outputs, memory counts more: few steps without pixels stay together.
 
     Args:
       true: See `Weights`.
       compute: What to compute.
       operands: Its arguments, pytrees of arrays.
     """
+    if true is None:
+        return compute(*operands)
     compute = jax.jit(compute)  # traced once, for the shapes of its results and for the condition
     shapes = jax.eval_shape(compute, *operands)
     nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)

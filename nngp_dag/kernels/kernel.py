@@ -19,6 +19,7 @@ from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS,
 from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import warn_if_inaccurate
 from nngp_dag.kernels.blocks import kernel_of_inputs
+from nngp_dag.kernels.device import on_gpu
 from nngp_dag.kernels.engine import Spec, Weights
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import Sizes, loop_structure, tables
@@ -271,8 +272,9 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
         )
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
+    true = None if on_gpu() and not plan.space.ndim else np.asarray(True)
     # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
-    return Weights(terms.astype(dtype), means.astype(dtype), loop, np.asarray(True))
+    return Weights(terms.astype(dtype), means.astype(dtype), loop, true)
 
 
 def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:

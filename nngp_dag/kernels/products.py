@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nngp_dag.kernels.device import block_sizes
 from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.space import Space
 
@@ -31,7 +32,7 @@ def parts(x: jax.Array) -> list[jax.Array]:
     d = x.shape[1]
     # A product adds up features one after another: for 784 pixels with a common background in float32 that is wrong by
     # 2e-6. Parts of at most 128 features are ten times as accurate.
-    count = min(32, -(-d // 128)) if x.dtype.itemsize < 8 else 1
+    count = min(32, -(-d // block_sizes().features)) if x.dtype.itemsize < 8 else 1
     size = -(-d // count)
     return [x[:, i : i + size] for i in range(0, d, size)]
 

@@ -1,5 +1,7 @@
 """arcsin as a rational function: it vectorises, where a library's arctan2 is called for one number after another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +40,10 @@ def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
       y: The square of a sine.
       root_of_y: Its root.
     """
-    p, q = (jnp.polyval(jnp.array(c[::-1], y.dtype), y) for c in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64))
+    # By Horner's scheme, with numbers instead of an array of them, which a kernel of Pallas would not take.
+    p, q = (
+        functools.reduce(lambda value, c: value * y + c, reversed(coefficients), jnp.zeros_like(y))
+        for coefficients in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64)
+    )
     # The division comes last: XLA evaluates an operation that costs as much once, even where several results need it.
     return 2 * root_of_y * (q + y * p) / q

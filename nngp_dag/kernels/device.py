@@ -1,0 +1,55 @@
+"""What depends on the device: how much is computed at once, and how results are allocated."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class BlockSizes(NamedTuple):
+    """How much is computed at once.
+
+    Attributes:
+      product: Entries of a block of rows of the product of inputs, large enough for matrix products.
+      block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
+      loop: Entries of each value in the loop, of which it keeps one for every node.
+      tile: Rows that a tile of a symmetric kernel has at most: enough for matrix products, and small beside the kernel.
+      multiple: What a tile's rows are a multiple of.
+      cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.
+      features: Features that a product adds up at most, one after another.
+    """
+
+    product: int
+    block: int
+    loop: int
+    tile: int
+    multiple: int
+    cell: int
+    features: int
+
+
+# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
+# 25 microseconds for every condition.
+_ON_CPU = BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=416, multiple=8, cell=0, features=128)
+_ON_GPU = BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=2048, multiple=64, cell=16, features=256)
+
+
+def on_gpu() -> bool:
+    """Whether JAX's default device is a GPU."""
+    device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(device, "platform", device) != "cpu"
+
+
+def block_sizes() -> BlockSizes:
+    """Returns the sizes for JAX's default device."""
+    return _ON_GPU if on_gpu() else _ON_CPU
+
+
+def unwritten(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Returns arrays that are to be overwritten, and hold anything."""
+    if on_gpu():
+        return [lax.empty(v.shape, v.dtype) for v in shapes]
+    # Of different numbers: XLA would fill one array and copy it, on one thread.
+    return [jnp.full(v.shape, i, v.dtype) for i, v in enumerate(shapes)]

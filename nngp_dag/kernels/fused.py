@@ -1,0 +1,133 @@
+"""The recursion of a symmetric kernel's tile as one GPU kernel: every entry goes through the network in registers.
+
+XLA would write what a step computes to memory, read it for the next, and copy each tile twice into the results. Here a
+program of the grid loads a square of products, applies all steps, and stores the kernels and their transposes in place.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from nngp_dag.kernels.engine import Moments, Spec, Weights, propagate
+from nngp_dag.kernels.law import Value
+from nngp_dag.kernels.space import Space
+
+# Rows and columns that a program of the grid computes, and the warps that share them: four entries for each thread,
+# since the dozens of intermediate values of an entry fill its registers. Squares of `_SIDE` are transposed.
+_DOWN, _ACROSS, _SIDE, _WARPS = 16, 32, 32, 4
+
+Side = tuple[jax.Array, Sequence[jax.Array], Moments]
+Results = list[tuple[jax.Array, jax.Array | None]]
+
+
+def write_tile(
+    results: Results,
+    values: Sequence[Value],
+    rows: Side,
+    columns: Side,
+    starts: tuple[jax.Array, jax.Array],
+    *,
+    spec: Spec,
+    weights: Weights,
+    channels: Sequence[int],
+    interpret: bool = False,
+) -> Results:
+    """Runs the recursion for a tile, and puts the kernels and their transposes into the results.
+
+    Args:
+      results: For every output NNGP and NTK, (N, N).
+      values: For every input node the tile of the data's second moments, (size, size); size a multiple of 32.
+      rows: Scales, second moments of the data for every input node, and nodes' moments, (size,) each.
+      columns: Likewise.
+      starts: Row and column of the tile's first entry.
+      spec: The program.
+      weights: Its numbers.
+      channels: Fan-in of every stem.
+      interpret: Whether to run without a GPU, slowly.
+
+    Returns:
+      The results.
+    """
+    size, dtype = len(rows[0]), rows[0].dtype
+    numbers = jnp.concatenate([weights.terms, weights.means, jnp.zeros(1, dtype)])
+    squares = [(value.k, value.half_distance) for value in values]
+    operands, tree = jax.tree.flatten((jnp.stack(starts), numbers, squares, rows, columns))
+    outputs, output_tree = jax.tree.flatten(results)
+    tall, wide = (pl.BlockSpec((n,), lambda *ids, axis=axis: (ids[axis],)) for axis, n in enumerate((_DOWN, _ACROSS)))
+    whole, square = pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec((_DOWN, _ACROSS), lambda a, b: (a, b))
+    in_specs = [whole, whole, *(2 * len(squares) * [square])]
+    in_specs += [spec for spec, side in ((tall, rows), (wide, columns)) for _ in jax.tree.leaves(side)]
+
+    def program(*refs: Any) -> None:
+        starts, numbers, squares, rows, columns = jax.tree.unflatten(tree, refs[: len(operands)])
+        into = refs[len(operands) + len(outputs) :]
+        (scale1, q1, moments1), (scale2, q2, moments2) = (
+            jax.tree.map(lambda ref: ref[...], s) for s in (rows, columns)
+        )
+        terms = [numbers[i] for i in range(len(weights.terms))]
+        means = [numbers[len(terms) + i] for i in range(len(weights.means))]
+        nothing = jnp.zeros((_DOWN, _ACROSS), dtype) if spec.with_ntk else None
+        kernels = propagate(
+            spec,
+            Weights(terms, means, None, None),  # pyright: ignore[reportArgumentType]
+            [Value(k[...], half_distance[...], nothing) for k, half_distance in squares],
+            (q1, q2),
+            (moments1, moments2),
+            Space(),
+            channels,
+        )
+        i = starts[0] + pl.program_id(0) * _DOWN
+        j = starts[1] + pl.program_id(1) * _ACROSS
+        for ref, kernel in zip(into, jax.tree.leaves(kernels), strict=True):
+            ref[pl.ds(i, _DOWN), pl.ds(j, _ACROSS)] = kernel * (scale1[:, None] * scale2[None, :])
+
+    written = _in_place(program, (size // _DOWN, size // _ACROSS), operands, in_specs, outputs, interpret)
+    return jax.tree.unflatten(output_tree, _mirrored(written, operands[0], size, interpret))
+
+
+def _mirrored(results: Sequence[jax.Array], starts: jax.Array, size: int, interpret: bool) -> list[jax.Array]:
+    """Puts the transpose of a tile where it belongs.
+
+    A kernel of its own: Triton's compiler would compute all steps again in the layout of the transpose, and take time
+    that explodes with their number to find out how.
+    """
+
+    def program(starts: Any, *refs: Any) -> None:
+        i, j = starts[0] + pl.program_id(0) * _SIDE, starts[1] + pl.program_id(1) * _SIDE
+        # Where the tile meets its transpose, entries are computed twice; two programs must not write to one.
+        r, c = i + jnp.arange(_SIDE)[:, None], j + jnp.arange(_SIDE)[None, :]
+        beyond = (c < starts[0]) | (c >= starts[0] + size) | (r < starts[1]) | (r >= starts[1] + size)
+        for ref in refs[len(results) :]:
+            square = ref[pl.ds(i, _SIDE), pl.ds(j, _SIDE)]
+            triton.store(ref.at[pl.ds(j, _SIDE), pl.ds(i, _SIDE)], square.T, mask=beyond.T)
+
+    return _in_place(
+        program, (size // _SIDE, size // _SIDE), [starts], [pl.BlockSpec(memory_space=pl.ANY)], results, interpret
+    )
+
+
+def _in_place(
+    program: Callable[..., None],
+    grid: tuple[int, int],
+    operands: Sequence[jax.Array],
+    in_specs: Sequence[pl.BlockSpec],
+    results: Sequence[jax.Array],
+    interpret: bool,
+) -> list[jax.Array]:
+    """Runs a program that is told of operands and of results, as they are before and to be written."""
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    written = pl.pallas_call(
+        program,
+        grid=grid,
+        in_specs=[*in_specs, *(len(results) * [whole])],
+        out_specs=len(results) * [whole],
+        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in results],
+        input_output_aliases={len(operands) + i: i for i in range(len(results))},
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        interpret=interpret,
+    )(*operands, *results)
+    return list(written)
