@@ -39,7 +39,12 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     exec(compile(examples[0], str(README), "exec"), {})
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (README.parent / "docs").glob("*.md")))
+PAGES = sorted(path.name for path in (README.parent / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page == "training.md" else page for page in PAGES]
+)
 def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example in re.findall(r"```python\n(.*?)```", (README.parent / "docs" / page).read_text(), re.DOTALL):

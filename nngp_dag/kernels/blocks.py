@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.kernels.device import block_sizes, on_gpu, unwritten
-from nngp_dag.kernels.engine import Moments, Spec, Weights, evaluated_once, moments_of, propagate
+from nngp_dag.kernels.device import block_sizes, compiles_triton, unwritten
+from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.products import images, norms, parts, products, scaled, with_distances
 from nngp_dag.kernels.space import Space
@@ -23,8 +23,8 @@ def by_rows(
     rows: Any,
     count: int,
     size: int,
-    block: Callable[[Any, jax.Array], list[tuple[jax.Array, jax.Array | None]]],
-) -> list[tuple[jax.Array, jax.Array | None]]:
+    block: Callable[[Any, jax.Array], Kernels],
+) -> Kernels:
     """Computes results in blocks of rows.
 
     Args:
@@ -40,34 +40,35 @@ def by_rows(
 
     # Compiled functions are traced once, for the shapes of their results and where they are called.
     @jax.jit
-    def compute(start: jax.Array | int) -> list[tuple[jax.Array, jax.Array | None]]:
+    def compute(start: jax.Array | int) -> Kernels:
         return block(_taken(rows, start, size), start + jnp.arange(size))
 
     if size == count:
         return compute(0)
-    shapes, treedef = jax.tree.flatten(jax.eval_shape(compute, _INDEX))
-    empty = treedef.unflatten(unwritten([jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype) for v in shapes]))
+    shapes = jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX)
+    )
 
     def store(i: jax.Array, state: Any) -> Any:
         # The last block moves back to end with the last row; rows that two blocks share are computed twice.
         start = jnp.minimum(i * size, count - size)
         return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
 
-    return lax.fori_loop(0, -(-count // size), store, empty)
+    return lax.fori_loop(0, -(-count // size), store, unwritten(shapes))
 
 
 def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
     return jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
-def by_tiles(data: Any, count: int, size: int, results: Any, put: Callable[..., Any]) -> Any:
+def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., Any]) -> Any:
     """Computes symmetric results in square tiles, those on and above the diagonal.
 
     Args:
       data: A pytree of arrays with leading axis `count`.
       count: Number of rows and columns.
       size: Rows of a tile, at most `count`.
-      results: The results' shapes.
+      shapes: Those of the results.
       put: (results, slice of `data`, index of its first row, likewise for the columns) -> results with that tile.
 
     Returns:
@@ -81,8 +82,7 @@ def by_tiles(data: Any, count: int, size: int, results: Any, put: Callable[..., 
         i, j = pairs[p, 0], pairs[p, 1]
         return put(results, _taken(data, i, size), i, _taken(data, j, size), j)
 
-    shapes, treedef = jax.tree.flatten(results)
-    return lax.fori_loop(0, len(pairs), step, treedef.unflatten(unwritten(shapes)))
+    return lax.fori_loop(0, len(pairs), step, unwritten(shapes))
 
 
 def _prepare(
@@ -116,7 +116,7 @@ def second_moments(
 @functools.partial(jax.jit, static_argnames=("spec", "space"))
 def kernel_of_inputs(
     weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array] | None, *, spec: Spec, space: Space
-) -> list[tuple[jax.Array, jax.Array | None]]:
+) -> Kernels:
     """Computes the kernels of a network on data.
 
     Args:
@@ -130,10 +130,8 @@ def kernel_of_inputs(
       For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
       (N1, outputs, N2).
     """
-    if x2 is None and is_tiled(spec, space, len(x1[0])):
-        if on_gpu() and not spec.loop:
-            return _fused(spec, space, weights, x1)
-        return _symmetric(spec, space, weights, x1)
+    if x2 is None and not space.ndim and not spec.stacked and len(x1[0]) >= 2 * block_sizes().tile:
+        return (_in_registers if compiles_triton() and not spec.loop else _symmetric)(spec, weights, x1)
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
     between = _Between(spec, space, weights, x1, symmetric=x2 is None)
@@ -147,17 +145,10 @@ def kernel_of_inputs(
     )
 
 
-def is_tiled(spec: Spec, space: Space, count: int) -> bool:
-    """Whether a kernel of so many inputs with themselves is computed in symmetric tiles."""
-    return not space.ndim and not spec.stacked and count >= 2 * block_sizes().tile
-
-
-def _symmetric(
-    spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array], fused: bool = False
-) -> list[tuple[jax.Array, jax.Array | None]]:
+def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
     """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
-    data = _by_row(_prepare(weights, x, spec, space), spec)
-    between = _Between(spec, space, weights, x, symmetric=True)
+    data = _by_row(_prepare(weights, x, spec, Space()), spec)
+    between = _Between(spec, Space(), weights, x, symmetric=True)
     count, dtype = x[0].shape[0], x[0].dtype
     tiles, multiple = -(-count // block_sizes().tile), block_sizes().multiple
     # As equal as multiples are, since the last tile moves back over what others have computed.
@@ -183,16 +174,16 @@ def _symmetric(
     return by_tiles(data, count, size, shapes, put)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _fused(spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array]) -> list:
-    plain = functools.partial(_symmetric, spec, space)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _in_registers(spec: Spec, weights: Weights, x: Sequence[jax.Array]) -> Kernels:
+    plain = functools.partial(_symmetric, spec)
     # The data may lie on another device than JAX's default.
     return lax.platform_dependent(weights, x, cuda=functools.partial(plain, fused=True), default=plain)
 
 
-@_fused.defjvp
-def _fused_jvp(spec: Spec, space: Space, primals: tuple, tangents: tuple) -> tuple:
-    return jax.jvp(functools.partial(_symmetric, spec, space), primals, tangents)
+@_in_registers.defjvp
+def _in_registers_jvp(spec: Spec, primals: tuple, tangents: tuple) -> tuple:
+    return jax.jvp(functools.partial(_symmetric, spec), primals, tangents)
 
 
 def _by_row(prepared: tuple, spec: Spec) -> tuple:
@@ -243,15 +234,13 @@ class _Between:
             k = jnp.where(diagonal, left, k)
         return Value(k, half_distance, jnp.zeros_like(k) if self.spec.with_ntk else None)
 
-    def kernels(
-        self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array
-    ) -> list[tuple[jax.Array, jax.Array | None]]:
+    def kernels(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Kernels:
         """Returns NNGP and NTK of every output."""
         spec, (_, scale2, q2, moments2) = self.spec, columns
         if spec.loop:
             moments2 = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments2)
 
-        def recursion(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+        def recursion(taken: tuple, indices: jax.Array) -> Kernels:
             del indices
             values, scale, q, moments = taken
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
@@ -282,7 +271,7 @@ def kernel_of_kernel(
     spec: Spec,
     space: Space,
     channels: Sequence[int],
-) -> list[tuple[jax.Array, jax.Array | None]]:
+) -> Kernels:
     """Computes the kernels of a network from those of its inputs.
 
     The angle of inputs that nearly coincide is only as good as the rounding of those kernels.
@@ -309,7 +298,7 @@ def kernel_of_kernel(
     q2, moments2 = (q1, moments1) if variances2 is None else moments(variances2)
     count1, count2 = inputs[0][0].shape[:2]
 
-    def block(taken: tuple, indices: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+    def block(taken: tuple, indices: jax.Array) -> Kernels:
         kernels, q, moments = taken
         moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
         diagonal = (indices[:, None] == jnp.arange(count2)[None, :]) & (variances2 is None)

@@ -32,6 +32,9 @@ from nngp_dag.kernels.law import Rules, Sides, Value
 from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments
 from nngp_dag.kernels.space import Space, pool
 
+# NNGP and, where it is wanted, NTK of every output.
+Kernels = list[tuple[jax.Array, jax.Array | None]]
+
 
 class Spec(NamedTuple):
     """What a compiled evaluation depends on; hashable.
@@ -64,7 +67,7 @@ class Spec(NamedTuple):
 class Weights(NamedTuple):
     """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
 
-    `true` is the truth, but XLA does not know; None on GPUs, see `evaluated_once`.
+    `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`.
     """
 
     terms: jax.Array | np.ndarray
@@ -272,7 +275,7 @@ def propagate(
     moments: tuple[Moments, Moments],
     space: Space,
     channels: Sequence[int],
-) -> list[tuple[jax.Array, jax.Array | None]]:
+) -> Kernels:
     """Runs the recursion for a block of the kernel.
 
     Args:

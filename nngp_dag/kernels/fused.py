@@ -1,7 +1,8 @@
 """The recursion of a symmetric kernel's tile as one GPU kernel: every entry goes through the network in registers.
 
 XLA would write what a step computes to memory, read it for the next, and copy each tile twice into the results. Here a
-program of the grid loads a square of products, applies all steps, and stores the kernels and their transposes in place.
+program of the grid loads a rectangle of products, applies all steps, and stores the kernels in place; a second kernel
+stores their transposes. JAX calls Pallas experimental: without this file everything works as before, more slowly.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from nngp_dag.kernels.engine import Moments, Spec, Weights, propagate
+from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, propagate
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.space import Space
 
@@ -20,12 +21,13 @@ from nngp_dag.kernels.space import Space
 # since the dozens of intermediate values of an entry fill its registers. Squares of `_SIDE` are transposed.
 _DOWN, _ACROSS, _SIDE, _WARPS = 16, 32, 32, 4
 
+_WHOLE = pl.BlockSpec(memory_space=pl.ANY)
+
 Side = tuple[jax.Array, Sequence[jax.Array], Moments]
-Results = list[tuple[jax.Array, jax.Array | None]]
 
 
 def write_tile(
-    results: Results,
+    results: Kernels,
     values: Sequence[Value],
     rows: Side,
     columns: Side,
@@ -35,7 +37,7 @@ def write_tile(
     weights: Weights,
     channels: Sequence[int],
     interpret: bool = False,
-) -> Results:
+) -> Kernels:
     """Runs the recursion for a tile, and puts the kernels and their transposes into the results.
 
     Args:
@@ -53,14 +55,15 @@ def write_tile(
       The results.
     """
     size, dtype = len(rows[0]), rows[0].dtype
-    numbers = jnp.concatenate([weights.terms, weights.means, jnp.zeros(1, dtype)])
+    assert size % _SIDE == size % _DOWN == size % _ACROSS == 0, size
+    numbers = jnp.concatenate([weights.terms, weights.means])
     squares = [(value.k, value.half_distance) for value in values]
     operands, tree = jax.tree.flatten((jnp.stack(starts), numbers, squares, rows, columns))
     outputs, output_tree = jax.tree.flatten(results)
     tall, wide = (pl.BlockSpec((n,), lambda *ids, axis=axis: (ids[axis],)) for axis, n in enumerate((_DOWN, _ACROSS)))
-    whole, square = pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec((_DOWN, _ACROSS), lambda a, b: (a, b))
-    in_specs = [whole, whole, *(2 * len(squares) * [square])]
-    in_specs += [spec for spec, side in ((tall, rows), (wide, columns)) for _ in jax.tree.leaves(side)]
+    square = pl.BlockSpec((_DOWN, _ACROSS), lambda a, b: (a, b))
+    in_specs = [_WHOLE, _WHOLE, *(2 * len(squares) * [square])]
+    in_specs += [block for block, side in ((tall, rows), (wide, columns)) for _ in jax.tree.leaves(side)]
 
     def program(*refs: Any) -> None:
         starts, numbers, squares, rows, columns = jax.tree.unflatten(tree, refs[: len(operands)])
@@ -105,9 +108,7 @@ def _mirrored(results: Sequence[jax.Array], starts: jax.Array, size: int, interp
             square = ref[pl.ds(i, _SIDE), pl.ds(j, _SIDE)]
             triton.store(ref.at[pl.ds(j, _SIDE), pl.ds(i, _SIDE)], square.T, mask=beyond.T)
 
-    return _in_place(
-        program, (size // _SIDE, size // _SIDE), [starts], [pl.BlockSpec(memory_space=pl.ANY)], results, interpret
-    )
+    return _in_place(program, (size // _SIDE, size // _SIDE), [starts], [_WHOLE], results, interpret)
 
 
 def _in_place(
@@ -119,12 +120,11 @@ def _in_place(
     interpret: bool,
 ) -> list[jax.Array]:
     """Runs a program that is told of operands and of results, as they are before and to be written."""
-    whole = pl.BlockSpec(memory_space=pl.ANY)
     written = pl.pallas_call(
         program,
         grid=grid,
-        in_specs=[*in_specs, *(len(results) * [whole])],
-        out_specs=len(results) * [whole],
+        in_specs=[*in_specs, *(len(results) * [_WHOLE])],
+        out_specs=len(results) * [_WHOLE],
         out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in results],
         input_output_aliases={len(operands) + i: i for i in range(len(results))},
         compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),

@@ -150,6 +150,7 @@ def test_mnist_test_is_the_original(tfds_dir):
     assert np.rint(mnist.images.astype(np.float64) * 255).sum() == 264_923_200
 
 
+@pytest.mark.slow
 def test_cifar10(tfds_dir):
     cifar = load_dataset("cifar10", split="test", data_dir=tfds_dir)
     assert cifar.images.shape == (10_000, 32, 32, 3)

@@ -64,7 +64,7 @@ def test_ladders_cost_no_more_than_their_edges(num_nodes, step):
     assert len(planning.program(Network(dag)).weights) <= (step - 1) * (len(edges) + 1)
 
 
-@pytest.mark.parametrize("num_nodes", [10, 100, 500])
+@pytest.mark.parametrize("num_nodes", [10, 100, pytest.param(500, marks=pytest.mark.slow)])
 def test_residual_networks_cost_no_more_than_their_edges(num_nodes):
     edges = [Edge(t, t + 1, op) for t in range(num_nodes - 1) for op in (SKIP, WEIGHTED)]
     dag = Dag(num_nodes, tuple(edges))

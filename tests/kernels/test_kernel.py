@@ -171,7 +171,13 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
         np.testing.assert_allclose(written_out.ntk, loop.ntk, rtol=1e-14)
 
 
-@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_12"), nd.zoo.ladder(9)], ids=["small", "ladder"])
+@pytest.mark.parametrize(
+    "dag",
+    [
+        pytest.param(nd.Dag.from_code("2_12"), marks=pytest.mark.slow, id="small"),
+        pytest.param(nd.zoo.ladder(9), id="ladder"),
+    ],
+)
 @pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
@@ -210,7 +216,7 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
 
 
-@pytest.mark.parametrize("cell", [0, 16], ids=["by rows", "by cells"])
+@pytest.mark.parametrize("cell", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["by rows", "by cells"])
 def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell):
     """More of them than the first list of cells holds, in tiles with a remainder, beside others that lie far apart."""
     rng = np.random.default_rng(5)

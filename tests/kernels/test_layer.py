@@ -519,7 +519,7 @@ def give_layer(layer, drawn):
         layer.linear.bias = nnx.Param(biases.reshape(-1))
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", cases(QUICK))
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterisation):
     dag, x, _, options, pixels = case(name)

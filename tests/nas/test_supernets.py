@@ -129,6 +129,7 @@ def test_what_is_in_memory_is_what_comes_and_what_goes_back():
     assert gradients.lower(x).compile().as_text().count(" conditional(") == 2
 
 
+@pytest.mark.slow
 def test_conditions_stay_conditions_under_maps():
     graph, params = nnx.split(CellSupernet(channels=2, stages=1, rngs=nnx.Rngs(0)))
 

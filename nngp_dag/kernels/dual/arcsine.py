@@ -1,6 +1,6 @@
 """arcsin as a rational function: it vectorises, where a library's arctan2 is called for one number after another."""
 
-import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,14 @@ _FLOAT64 = (
 )
 
 
+def polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
+    """Returns sum_n coefficients[n] x^n."""
+    value = jnp.zeros_like(x)
+    for c in reversed(coefficients):
+        value = value * x + c
+    return value
+
+
 def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
     """Returns 2 arcsin(sqrt(y)) for 0 <= y <= 1/2, to a few units in the last place.
 
@@ -40,10 +48,6 @@ def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
       y: The square of a sine.
       root_of_y: Its root.
     """
-    # By Horner's scheme, with numbers instead of an array of them, which a kernel of Pallas would not take.
-    p, q = (
-        functools.reduce(lambda value, c: value * y + c, reversed(coefficients), jnp.zeros_like(y))
-        for coefficients in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64)
-    )
+    p, q = (polynomial(c, y) for c in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64))
     # The division comes last: XLA evaluates an operation that costs as much once, even where several results need it.
     return 2 * root_of_y * (q + y * p) / q

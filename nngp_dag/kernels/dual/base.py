@@ -99,14 +99,6 @@ def odd_factorial(n: int) -> int:
     return math.prod(range(1, 2 * n, 2))
 
 
-def polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
-    """Returns sum_n coefficients[n] x^n."""
-    value = jnp.zeros_like(x)
-    for c in reversed(coefficients):
-        value = value * x + c
-    return value
-
-
 def series(
     left: Sequence[jax.Array], right: Sequence[jax.Array], x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

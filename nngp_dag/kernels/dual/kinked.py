@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nngp_dag.activations import ABRelu, RectifiedMonomial, Sign
+from nngp_dag.kernels.dual.arcsine import polynomial
 from nngp_dag.kernels.dual.base import (
     Triple,
     angle,
@@ -13,7 +14,6 @@ from nngp_dag.kernels.dual.base import (
     lengths,
     mean,
     odd_factorial,
-    polynomial,
     positive_part,
     root,
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nngp_dag.activations import Erf, Exp, Gabor, Gaussian, Gelu, Polynomial, Sin
+from nngp_dag.kernels.dual.arcsine import polynomial
 from nngp_dag.kernels.dual.base import (
     Triple,
     determinant,
@@ -14,7 +15,6 @@ from nngp_dag.kernels.dual.base import (
     lengths,
     mean,
     odd_factorial,
-    polynomial,
     positive_part,
     series,
 )
