@@ -62,7 +62,7 @@ def test_many_random_dags(order, dag):
     check(dag, order)
 
 
-@pytest.mark.parametrize("code", ["1_11", "1_01_222"])
+@pytest.mark.parametrize("code", ["1_11", pytest.param("1_01_222", marks=pytest.mark.slow)])
 def test_the_check_is_two_sided_and_sees_five_per_cent(code):
     dag = nd.Dag.from_code(code)
     k = nd.kernel(dag, X)

@@ -78,7 +78,7 @@ def test_a_node_that_nothing_feeds_is_zero():
     assert_same_network(Dag.from_code("0_22_012"), nd.zoo.chain(2))
 
 
-@pytest.mark.parametrize("order", ["linear-act", "act-linear"])
+@pytest.mark.parametrize("order", ["linear-act", pytest.param("act-linear", marks=pytest.mark.slow)])
 def test_the_tables_give_the_kernels_of_the_public_call(order, drawn_inputs):
     k_in = drawn_inputs @ drawn_inputs.T / drawn_inputs.shape[1]
     for seed in range(20):

@@ -204,7 +204,15 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(of, marks=pytest.mark.slow)
+        if of in ("valid, strided, averaged", "activation first, pooling, averaged")
+        else of
+        for of in IMAGES
+    ],
+)
 def test_images(name, parameterisation):
     edges, options = IMAGES[name]
     shape = (7, 2) if name == "lines" else (3, 4, 2)

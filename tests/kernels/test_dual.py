@@ -293,6 +293,7 @@ def test_quadrature_error_is_as_documented_and_holds(name):
             assert abs(float(fd) - exact_fd) <= (1.001 * error + 1e-12) * slope_scale
 
 
+@pytest.mark.slow
 def test_quadrature_agrees_with_closed_forms_and_flags_kinks():
     by_name = {case.name: case.phi for case in CASES}
     args = arrays(POINTS)

@@ -63,13 +63,23 @@ def interpreted(like_a_gpu, monkeypatch):
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
-        (DAG, {}),
-        (DAG, {"activation": "gelu", "b_std": 0.1, "parameterisation": "standard", "width": 8}),
-        (DAG, {"order": "act-linear", "activation": "erf", "get": "nngp"}),
-        (DAG, {"layer": nd.Dense(activation="relu", layer_norm=True), "stem": nd.Dense(activation=None)}),
-        (TWO, {}),
+        pytest.param(DAG, {}, id="relu"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow, id=name)
+            for name, case in {
+                "gelu, standard": (
+                    DAG,
+                    {"activation": "gelu", "b_std": 0.1, "parameterisation": "standard", "width": 8},
+                ),
+                "erf first, NNGP": (DAG, {"order": "act-linear", "activation": "erf", "get": "nngp"}),
+                "layer norm": (
+                    DAG,
+                    {"layer": nd.Dense(activation="relu", layer_norm=True), "stem": nd.Dense(activation=None)},
+                ),
+                "two inputs and outputs": (TWO, {}),
+            }.items()
+        ),
     ],
-    ids=["relu", "gelu, standard", "erf first, NNGP", "layer norm", "two inputs and outputs"],
 )
 def test_kernels_are_those_of_small_calls(dag, options, interpreted):
     """Three tiles a side, of which the last moves back; small calls take neither tiles nor this kernel."""
@@ -83,6 +93,7 @@ def test_kernels_are_those_of_small_calls(dag, options, interpreted):
             np.testing.assert_array_equal(found, found.T)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_small_calls(interpreted):
     x = jnp.asarray(inputs(150), jnp.float32)
 

@@ -59,7 +59,7 @@ def assert_close(result, expected):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * abs(b).max())
 
 
-@pytest.mark.parametrize("n", [1, 6, 14, N])
+@pytest.mark.parametrize("n", [1, 6, pytest.param(14, marks=pytest.mark.slow), N])
 def test_square(n):
     result = gram(DAG, X[:n], tile=7)
     assert type(result.nngp) is type(result.ntk) is np.ndarray
@@ -68,7 +68,7 @@ def test_square(n):
     assert (result.ntk == result.ntk.T).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_rectangular(dtype, on_disk, tmp_path):
     x1, x2 = data(N, dtype), data(9, dtype, seed=1)
@@ -92,6 +92,7 @@ def test_a_tile_of_zeros():
     assert not result.ntk[7:14].any()
 
 
+@pytest.mark.slow
 def test_several_inputs():
     dag = Dag(3, (Edge(0, 2, Op.WEIGHTED), Edge(1, 2, Op.WEIGHTED)), num_inputs=2)
     x = [X, data(N, seed=2)]

@@ -125,7 +125,7 @@ def test_relu_is_homogeneous_in_every_input(order, scales):
     np.testing.assert_allclose(scaled.ntk, np.outer(s, s) * ones.ntk, rtol=1e-9)
 
 
-@pytest.mark.parametrize("order", ["linear-act", "act-linear"])
+@pytest.mark.parametrize("order", ["linear-act", pytest.param("act-linear", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("factor", [0.25, 3.0])
 def test_with_biases_inputs_and_biases_scale_together(order, factor):
     dag, options = nd.Dag.from_code("2_12_112"), {"order": order, "activation": "abs"}
@@ -134,7 +134,7 @@ def test_with_biases_inputs_and_biases_scale_together(order, factor):
     np.testing.assert_allclose(scaled.ntk, factor**2 * np.asarray(ones.ntk), rtol=1e-12)
 
 
-@pytest.mark.parametrize("order", ["linear-act", "act-linear"])
+@pytest.mark.parametrize("order", ["linear-act", pytest.param("act-linear", marks=pytest.mark.slow)])
 def test_relu_is_homogeneous_in_its_weights(order):
     # Stem, three layers and readout: five factors.
     ones, scaled = (nd.kernel(nd.zoo.chain(3), X, order=order, w_std=w_std) for w_std in (1.0, 1.5))

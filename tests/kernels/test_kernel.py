@@ -156,8 +156,8 @@ def planned(dag, **options):
     return plan, weights_of(plan, np.dtype(np.float32))
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric, monkeypatch):
     x = X.copy()
     x[2] = 0
@@ -294,6 +294,7 @@ def test_kernel_runs_inside_jit_and_grad():
     np.testing.assert_allclose(jnp.sum(x * jax.grad(trace)(x)), 2 * trace(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_numpy_data_inside_jit():
     dag, z = nd.Dag.from_code("2_12"), jnp.asarray(Z, jnp.float32)
     expected = nd.kernel(dag, X, Z).ntk

@@ -77,6 +77,7 @@ def test_all_batches_share_one_program():
     assert kernel_of_inputs._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_blocks_of_rows():
     """So many inputs that a block holds only some of them."""
     x = np.random.default_rng(2).normal(size=(150, 4))
@@ -93,6 +94,7 @@ def test_float32_stays_float32():
     np.testing.assert_allclose(nngp, nd.kernel(RANDOM[0], X).nngp, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_inputs_read_the_same_data():
     dag = Dag.from_edges(
         [(0, 2, "weighted"), (1, 2, "skip"), (2, 3, "weighted"), (1, 3, "skip")], source=[0, 1], output=3

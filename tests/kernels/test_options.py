@@ -49,6 +49,7 @@ def test_a_graph_on_an_edge_is_put_in_its_place():
     np.testing.assert_allclose(nd.kernel(nested, X).ntk, nd.kernel(flat, X).ntk, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_standard_parameterisation_grows_with_the_width():
     narrow, wide = (nd.kernel(DAG, X, parameterisation="standard", width=w) for w in (64, 128))
     np.testing.assert_allclose(narrow.nngp, nd.kernel(DAG, X).nngp, rtol=1e-14)

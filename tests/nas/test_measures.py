@@ -102,7 +102,7 @@ def expected_ntk(seed, mixture, gradients, batch_norm):
 @pytest.mark.parametrize(
     ("gradients", "batch_norm"),
     [
-        ("reference", "coupled"),
+        pytest.param("reference", "coupled", marks=pytest.mark.slow),
         ("all", "held"),
         pytest.param("all", "coupled", marks=pytest.mark.slow),
         pytest.param("reference", "held", marks=pytest.mark.slow),

@@ -35,6 +35,7 @@ def test_full_batch_training_equals_a_plain_loop_of_gradient_steps():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_equal_seeds_trained_alone():
     together = run(seeds=[3, 4])
     for row, seed in enumerate((3, 4)):
@@ -42,6 +43,7 @@ def test_seeds_trained_together_equal_seeds_trained_alone():
     assert not np.allclose(together.curve[0], together.curve[1])
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits():
     first, second = run(), run()
     np.testing.assert_array_equal(first.curve, second.curve)

@@ -111,6 +111,7 @@ def test_the_standard_parameterisation():
     assert np.abs(result.gaps).max() < 0.25
 
 
+@pytest.mark.slow
 def test_conditions_are_flagged_where_the_step_is_too_long_for_the_bound():
     dag = {"chain": nd.zoo.chain(1)}
     eta = 1.999 / nd.spectrum(nd.kernel(dag["chain"], X.astype(np.float64)).ntk).lambda_max
@@ -132,6 +133,7 @@ def test_an_eigenvalue_below_the_floor_is_withheld():
     assert "not resolved" in text_of(compare_table([result]), width=160)
 
 
+@pytest.mark.slow
 def test_inputs_of_unequal_norm_have_no_path_bound():
     (result,) = compare({"chain": nd.zoo.chain(1)}, normalise(DATA).reshape(12, -1), Y, **SMALL)
     assert result.path_bound is None

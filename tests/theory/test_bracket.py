@@ -62,7 +62,7 @@ def assert_bracketed(dag, x, **options):
     return found, exact
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("code", ["2_02_002", "2_21_112", "1_11_111"])
 def test_lower_exact_upper(name, code, order):
@@ -137,6 +137,7 @@ def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order):
         assert b.lower == pytest.approx(np.linalg.eigvalsh(np.asarray(k))[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_pairs_are_bounded_tightly_from_above():
     x = SPHERE[:2]
     found = nd.lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)
@@ -175,6 +176,7 @@ def test_the_series_are_those_of_the_relu_kernel():
     assert 0 < slope[-1] < 3e-3
 
 
+@pytest.mark.slow
 def test_duplicates_and_zero_inputs_leave_zero():
     x = SPHERE[:4].copy()
     x[1] = x[0]

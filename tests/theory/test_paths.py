@@ -62,7 +62,7 @@ def last_node(code, x, order):
     return np.asarray(nd.kernel(nd.Dag.from_code(code), x, order=order, readout=False).nngp)
 
 
-@pytest.fixture(scope="module", params=ORDERS)
+@pytest.fixture(scope="module", params=[ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def cases(request):
     """(code, exact kernel of the last node, stem kernel, path bound) of every connected code on several inputs."""
     order = request.param

@@ -110,6 +110,7 @@ def test_no_rate_where_no_kernel_says_one():
     assert stable_learning_rate(CHAIN, Recipe(batch_norm=True, batch_size=8), DATA) is None
 
 
+@pytest.mark.slow
 def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
     recipe = Recipe(width=8, epochs=30, learning_rate=600.0, warmup=30, parameterisation="ntk", **FULL)
     with pytest.raises(DivergenceError) as info:
