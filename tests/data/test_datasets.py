@@ -159,6 +159,7 @@ def test_cifar10(tfds_dir):
     assert np.bincount(cifar.labels).tolist() == [1000] * 10
 
 
+@pytest.mark.slow
 def test_pixels_and_labels_are_the_stored_ones(tfds_dir):
     cifar = load_dataset("cifar10", subset=20, data_dir=tfds_dir)
     import tensorflow_datasets as tfds

@@ -208,7 +208,7 @@ IMAGES = {
     "name",
     [
         pytest.param(of, marks=pytest.mark.slow)
-        if of in ("valid, strided, averaged", "activation first, pooling, averaged")
+        if of in ("valid, strided, averaged", "activation first, pooling, averaged", "pooling")
         else of
         for of in IMAGES
     ],

@@ -70,6 +70,7 @@ def test_new_names_change_nothing(case, data, aggregation):
     assert_equal(again, dag, aggregation=aggregation)
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.data(), st.booleans())
 def test_dead_nodes_change_nothing(case, data, fed):

@@ -216,7 +216,8 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
 
 
-@pytest.mark.parametrize("cell", [0, pytest.param(16, marks=pytest.mark.slow)], ids=["by rows", "by cells"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [0, 16], ids=["by rows", "by cells"])
 def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell):
     """More of them than the first list of cells holds, in tiles with a remainder, beside others that lie far apart."""
     rng = np.random.default_rng(5)

@@ -124,6 +124,7 @@ def listed(value):
 # The kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["2_21_112", pytest.param("0_22_012", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def test_layer_and_readout_give_the_kernel(order, code):

@@ -70,6 +70,7 @@ def test_a_quadrature_that_is_not_accurate_warns():
         nd.kernel(edge, X, order="act-linear", w_std=3.0)
 
 
+@pytest.mark.slow
 def test_the_readouts_activation_counts():
     # On no edge, and yet it decides whether kernels scale with their inputs.
     dag = nd.Dag.from_edges([(0, 1, nd.Dense(order="act-linear"))])

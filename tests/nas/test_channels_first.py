@@ -42,7 +42,7 @@ def test_convolutions_are_xlas_with_their_gradients(side, stride, size):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["averaged", "halved"])
+@pytest.mark.parametrize("name", [pytest.param("averaged", marks=pytest.mark.slow), "halved"])
 def test_means_of_pixels_are_those_of_channels_last(name):
     found = value_and_gradients(getattr(channels_first, name), X)
     for mine, theirs in zip(found, value_and_gradients(first(getattr(layers, name)), X), strict=True):

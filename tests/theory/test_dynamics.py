@@ -135,6 +135,7 @@ def test_steps_are_counted(steps, unchecked):
         nd.expected_loss(random_kernel(0), TARGETS["(N,)"], 0.01, steps)
 
 
+@pytest.mark.slow
 def test_a_kernel_between_two_sets_is_refused():
     k = nd.kernel(nd.Dag.from_code("2"), X, X[:2])
     with pytest.raises(InputError, match=r"`k\.ntk` to be a square matrix, got shape \(4, 2\)"):
