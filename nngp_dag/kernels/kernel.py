@@ -290,9 +290,9 @@ def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 @jax.jit
-def _is_finite(values: Any) -> jax.Array:
-    """Whether all entries are; compiled, so that nothing of the size of `values` is allocated."""
-    return (0 * values).sum() == 0
+def _are_finite(arrays: list[jax.Array]) -> jax.Array:
+    """Which of them are so everywhere; compiled, so that nothing of their size is allocated."""
+    return jnp.stack([(0 * values).sum() == 0 for values in arrays])
 
 
 def _finished(
@@ -300,11 +300,11 @@ def _finished(
 ) -> "Kernel | Array | np.ndarray":
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
     if not isinstance(nngp, jax.core.Tracer):
-        for name in wanted:
-            # Inputs are in range, and so is every weight, but not their products along a graph.
-            with precision_of(dtype):
-                finite = bool(_is_finite(results[name]))
-            if not finite:
+        # Inputs are in range, and so is every weight, but not their products along a graph.
+        with precision_of(dtype):
+            finite = np.asarray(_are_finite([results[name] for name in wanted]))
+        for name, sound in zip(wanted, finite, strict=True):
+            if not sound:
                 raise InputError(
                     f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
                     "rescale the inputs or pass them in float64, or use fewer parallel skips"
@@ -365,14 +365,13 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
         array = array.reshape(array.shape[0], -1)
     if isinstance(array, jax.core.Tracer):
         return array
-    # Not by the largest entry: jax 0.10's maximum on CPUs loses a NaN among many numbers.
-    isfinite = jnp.isfinite if isinstance(array, jax.Array) else np.isfinite
-    features = tuple(range(1, array.ndim))
-    finite = np.asarray(isfinite(array).all(axis=features))
+    with precision_of(array.dtype):
+        ranges = _ranges_of_array(array) if isinstance(array, jax.Array) else _ranges(array, np)
+        finite, largest = map(np.asarray, ranges)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
-    largest = np.asarray(abs(array).max(axis=features), np.float64)
+    largest = largest.astype(np.float64)
     # Squares of entries outside of this range, or their sums, leave the range of the dtype.
     limit = 1e150 if array.dtype == np.float64 else 1e17
     outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))
@@ -383,3 +382,13 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
             f"{largest[row]:g} in row {row}; rescale the inputs, or pass them in float64"
         )
     return array
+
+
+def _ranges(x: Any, module: Any) -> tuple[Any, Any]:
+    """Returns for every row whether it is finite, and its largest entry."""
+    # Not by the largest entry: jax 0.10's maximum on CPUs loses a NaN among many numbers.
+    features = tuple(range(1, x.ndim))
+    return module.isfinite(x).all(axis=features), abs(x).max(axis=features)
+
+
+_ranges_of_array = jax.jit(functools.partial(_ranges, module=jnp))

@@ -312,6 +312,15 @@ def test_dtype_follows_the_input_and_configuration_stays():
     assert jax.config.read("jax_enable_x64") == before
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_doubles_of_jax_are_checked_as_doubles_where_float64_is_off(scale):
+    with jax.enable_x64(True):
+        inside, outside = jnp.asarray(1e100 * X), jnp.asarray(scale * X)
+    assert nd.kernel(nd.Dag.from_code("2"), inside).nngp.dtype == np.float64
+    with pytest.raises(InputError, match=r"largest entry of every row of `x1` between 1e-150 and 1e\+150, got \d"):
+        nd.kernel(nd.Dag.from_code("2"), outside)
+
+
 def test_kernel_is_a_pytree():
     k = nd.kernel(nd.Dag.from_code("2"), X)
     doubled = jax.tree.map(lambda a: 2 * np.asarray(a), k)
