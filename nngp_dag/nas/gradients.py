@@ -1,6 +1,7 @@
 """Scores from gradients of the finite, untrained network."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -81,8 +82,25 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     else:
         _, backwards = jax.vjp(lambda trained: summed(trained, x), trained)
         [gradients] = lax.map(backwards, jnp.eye(len(x)), batch_size=passes_at_once(len(x)))
-    rows = (value.reshape(len(x), -1) for value in gradients.values())
-    return sum((jnp.dot(row, row.T, precision=lax.Precision.HIGHEST) for row in rows), jnp.zeros((len(x), len(x))))
+    return sum(map(inner_products, gradients.values()), jnp.zeros((len(x), len(x))))
+
+
+def inner_products(gradients: Array) -> Array:
+    """Returns <g_i, g_j>, (n, n), of g, (n, ...); kernels that a network does not use, all zero, cost no product."""
+
+    def product(rows: Array) -> Array:
+        return jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
+
+    n, (*stack, _, _, _, _) = len(gradients), gradients.shape[1:] if gradients.ndim > 4 else (1,) * 4
+    if not stack or jax.default_backend() != "cpu":
+        return product(gradients.reshape(n, -1))
+    kernels = gradients.reshape(n, math.prod(stack), -1)
+
+    def add(i: Array, total: Array) -> Array:
+        rows = lax.dynamic_index_in_dim(kernels, i, axis=1, keepdims=False)
+        return total + lax.cond(rows.any(), product, lambda _: jnp.zeros((n, n)), rows)
+
+    return lax.fori_loop(0, kernels.shape[1], add, jnp.zeros((n, n)))
 
 
 def passes_at_once(images: int) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,10 @@ def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Ar
 def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     if _per_channel(x, kernel):
         # XLA's grouped convolution takes ten times as long on CPU.
-        pixels, weights = _shifted(x, kernel, stride, dilation)
+        pixels, weights = (
+            _shifted(x, kernel.shape[:2], stride, dilation, in_memory),
+            kernel.reshape(-1, *kernel.shape[2:]),
+        )
         read = [pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True)]
         return functools.reduce(jnp.add, read)
     padding = [(dilation * (side // 2), dilation * (side // 2)) for side in kernel.shape[:2]]
@@ -106,15 +109,17 @@ def _per_channel(x: Array, kernel: Array) -> bool:
     return kernel.shape[2] == 1 and kernel.shape[3] == x.shape[3]
 
 
-def _shifted(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[list[Array], list[Array]]:
-    """What each pixel of a filter reads, (n, height out, width out, channels) each, and its weights."""
-    sides, (_, height, width, _) = kernel.shape[:2], x.shape
-    # Or XLA computes again what x comes from, at every pixel of the filter.
-    apart = in_memory if _per_channel(x, kernel) else lax.optimization_barrier
+def _shifted(
+    x: Array, sides: tuple[int, ...], stride: int, dilation: int, apart: Callable[[Array], Array]
+) -> list[Array]:
+    """What each pixel of a filter reads, (n, height out, width out, channels) each.
+
+    `apart` keeps XLA from computing again what x comes from, at every pixel of the filter.
+    """
+    _, height, width, _ = x.shape
     padded = apart(jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)]))
     places = [(dilation * i, dilation * j) for i in range(sides[0]) for j in range(sides[1])]
-    pixels = [padded[:, i : i + height : stride, j : j + width : stride] for i, j in places]
-    return pixels, list(kernel.reshape(-1, *kernel.shape[2:]))
+    return [padded[:, i : i + height : stride, j : j + width : stride] for i, j in places]
 
 
 def _convolved_forwards(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[Array, tuple[Array, Array]]:
@@ -135,13 +140,36 @@ def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], 
             spread = spread.at[:, ::stride, ::stride].set(gradient)
         turned = jnp.flip(kernel, (0, 1))
         back = convolved(spread, turned if per_channel else turned.swapaxes(2, 3), 1, dilation)
-    pixels, _ = _shifted(x, kernel, stride, dilation)
-    if per_channel:
-        products = [(pixel * gradient).sum(axis=(0, 1, 2)) for pixel in pixels]
-    else:
+
+    def products(x: Array, gradient: Array) -> Array:
+        if per_channel:
+            pixels = _shifted(x, kernel.shape[:2], stride, dilation, in_memory)
+            return jnp.stack([(pixel * gradient).sum(axis=(0, 1, 2)) for pixel in pixels])
+        pixels = _shifted(x, kernel.shape[:2], stride, dilation, lax.optimization_barrier)
         contract = functools.partial(jnp.einsum, "nhwc,nhwd->cd", precision=lax.Precision.HIGHEST)
-        products = [contract(pixel, gradient) for pixel in pixels]
-    return back, jnp.stack(products).reshape(kernel.shape)
+        return jnp.stack([contract(pixel, gradient) for pixel in pixels])
+
+    found = (products if per_channel else _one_by_one(products))(x, gradient)
+    return back, found.reshape(kernel.shape)
+
+
+def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Returns a function that is not vectorised over what both arguments have one each of, on CPU.
+
+    There many small products at once take up to three times as long as one after another.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    found = jax.custom_batching.custom_vmap(function)
+
+    @found.def_vmap
+    def _(axis_size: int, batched: Sequence[bool], *arguments: Array) -> tuple[Array, bool]:
+        del axis_size
+        if all(batched):
+            return lax.map(lambda pair: found(*pair), arguments), True
+        return jax.vmap(function, [0 if each else None for each in batched])(*arguments), True
+
+    return found
 
 
 def _interleaved(gradient: Array, kernel: Array) -> Array:

@@ -75,6 +75,18 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     for mine, theirs in zip(gradient(back), their_gradient(back), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
+    def of_each_image(function):
+        one = lambda x, back: jax.vjp(function, x[None], kernel)[1](back[None])  # noqa: E731
+        return jax.jit(jax.vmap(one))(x, back)
+
+    for mine, theirs in zip(of_each_image(lambda *a: convolved(*a, stride)), of_each_image(plain), strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    # Several passes back over one batch.
+    passes = jnp.stack([back, 2 * back])
+    for mine, theirs in zip(jax.vmap(gradient)(passes), jax.vmap(their_gradient)(passes), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-4)
+
 
 def test_a_disconnected_cell_gives_every_image_the_same_logits(forward):
     logits = forward[1](Cell.from_index(0))

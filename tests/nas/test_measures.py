@@ -11,6 +11,7 @@ from flax import nnx
 from nngp_dag.errors import InputError
 from nngp_dag.nas import get_space, measures
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
+from nngp_dag.nas.gradients import inner_products
 from nngp_dag.nas.layers import ConvNorm, convolved, normalised
 from nngp_dag.nas.measures import Measures
 from nngp_dag.nas.regions import patches
@@ -297,3 +298,14 @@ def _published_supernet(published, rngs):
             value = getattr(theirs, name)[...]
             getattr(mine, name)[...] = jnp.stack([value, value], axis=2)
     return net
+
+
+@pytest.mark.parametrize("used", [(), (0, 4), tuple(range(6))])
+def test_kernels_out_of_use_change_no_inner_product(used):
+    gradients = np.zeros((4, 2, 3, 3, 1, 2, 5), np.float32)
+    gradients.reshape(4, 6, -1)[:, used] = np.random.default_rng(2).normal(size=(4, len(used), 30))
+    rows = gradients.reshape(4, -1).astype(np.float64)
+    found = jax.jit(inner_products)(jnp.asarray(gradients))
+    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=1e-5)
+    gradients[2, 1, 1, 0, 0, 1, 3] = np.nan
+    assert np.isnan(np.asarray(inner_products(jnp.asarray(gradients)))[2]).all()
