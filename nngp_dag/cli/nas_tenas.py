@@ -23,6 +23,9 @@ def tenas(
     per_round: Annotated[
         int | None, typer.Option(help="Operations that an edge loses in a round; by default 1, of DARTS 3.")
     ] = None,
+    ranks: Annotated[
+        str, typer.Option(help="all: operations are ranked among those of all edges; edge: of their own.")
+    ] = "all",
     batch: Annotated[
         int | None, typer.Option(help="First images of the training set; by default 32, of DARTS 14, and for exact 64.")
     ] = None,
@@ -60,7 +63,8 @@ def tenas(
         known.column(column)
         if space != "nasbench201":
             raise InputError(f"Expected --benchmark only with --space nasbench201, got {space}; leave it out")
-    pruning = Pruning(repeats, seed, shortcut, PER_ROUND[space] if per_round is None else per_round)
+    per_round = PER_ROUND[space] if per_round is None else per_round
+    pruning = Pruning(repeats, seed, shortcut, per_round, ranks=ranks)
     sizes = batch_sizes(searched, measure, batch)
     data = load_dataset(dataset, data_dir=data_dir, subset=max(sizes.values(), default=1))
     images = normalise(data)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, InputError
+from nngp_dag.graph.operations import check_option
 from nngp_dag.nas.measures import AT_ONCE, Found
 from nngp_dag.nas.spaces import Mask, SearchSpace
 
@@ -18,6 +19,7 @@ from nngp_dag.nas.spaces import Mask, SearchSpace
 _TIE_DECIMALS = 9
 
 OUTCOMES = ("pruned", "kept", "skipped")
+RANKS = ("all", "edge")
 
 # What a saved state holds.
 _LISTS = {"depth": list, "width": list}
@@ -54,9 +56,11 @@ class Pruning:
       shortcut: Whether operations whose removal keeps effective depth and width moderate stay without evaluation.
       per_round: Operations that an edge loses in a round.
       decimals: To which relative changes are rounded before they are averaged, as in the released code.
+      ranks: Among which candidates those of an edge are ranked before ranks are summed: of "all" edges, as in the
+        released code, or of their "edge" (of their node, where nodes lose edges).
 
     Raises:
-      InputError: A number is too small.
+      InputError: A number is too small, or an option is unknown.
     """
 
     repeats: int = 3
@@ -64,9 +68,11 @@ class Pruning:
     shortcut: bool = False
     per_round: int = 1
     decimals: int = 3
+    ranks: str = "all"
 
     def __post_init__(self) -> None:
         """Refuses what is no search."""
+        check_option("ranks", self.ranks, RANKS)
         for name, least in (("repeats", 1), ("seed", 0), ("per_round", 1), ("decimals", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"Expected `{name}` to be at least {least}, got {getattr(self, name)}")
@@ -185,9 +191,9 @@ def prune(
 
     In every round each live operation of an edge that has several is removed in turn. Measures compare the supernet
     before and after, with the same weights; the relative changes are averaged over repeats. By each measure the
-    operations of all edges are ranked, the one whose removal improves it most first, ties with one rank; ranks are
-    summed, and every edge loses the first of its operations, until all have one. Then, where nodes keep some edges
-    only, each node in turn loses its others, ranked alike, all after one evaluation of each.
+    operations are ranked, by default those of all edges, the one whose removal improves it most first, ties with one
+    rank; ranks are summed, and every edge loses the first of its operations, until all have one. Then, where nodes keep
+    some edges only, each node in turn loses its others, ranked alike, all after one evaluation of each.
 
     The shortcut: of an edge with n live operations min(2, n - `per_round` - 1), and of a node one, are kept without
     evaluation: those whose removal leaves effective depth and width of the cell nearest to the mean over the edge's (or
@@ -255,7 +261,9 @@ def _round(
     contests = _contests(space, state.mask, pruning)
     spared = {c for contest in contests for c in _moderate(space, state.mask, contest.rivals, rng)[: contest.spared]}
     everyone = [candidate for contest in contests for candidate in contest.rivals]
-    chosen = [candidate for candidate in everyone if candidate not in spared]
+    groups = [[c for c in contest.rivals if c not in spared] for contest in contests]
+    chosen = [candidate for group in groups for candidate in group]
+    groups = groups if pruning.ranks == "edge" else [chosen]
     whole = {c: bool(space.has_paths(_without(state.mask, c)).all()) for c in chosen}
     reasons = {c: "" if whole[c] else "no path leads through the cell" for c in chosen}
     measured = [candidate for candidate in chosen if whole[candidate]]
@@ -273,9 +281,10 @@ def _round(
             reasons[candidate] = reasons[candidate] or reason
             if change is not None:
                 changes[candidate][measure.name] = change
-        places = _dense_ranks([changes[c].get(measure.name) for c in chosen], highest_first=not measure.higher)
-        for candidate, rank in zip(chosen, places, strict=True):
-            ranks[candidate][measure.name] = rank
+        for group in groups:
+            places = _dense_ranks([changes[c].get(measure.name) for c in group], highest_first=not measure.higher)
+            for candidate, rank in zip(group, places, strict=True):
+                ranks[candidate][measure.name] = rank
     draws = dict(zip(chosen, rng.permutation(len(chosen)).tolist(), strict=True))
     chosen.sort(key=lambda c: (not whole[c], len(changes[c]) < len(measures), sum(ranks[c].values()), draws[c]))
     pruned = {c for contest in contests for c in [c for c in chosen if c in contest.rivals][: contest.losses]}

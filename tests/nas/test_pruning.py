@@ -96,6 +96,36 @@ def test_ranks_are_dense_and_summed_over_measures():
     assert state.evaluated == 2 * 2 * 25
 
 
+def test_ranks_of_an_edge_are_among_its_own_operations():
+    one, _ = additive(NASBENCH201, name="one")
+    other, _ = additive(NASBENCH201, name="other", higher=False)
+    state = next(prune(NASBENCH201, [one, other], Pruning(repeats=1, decimals=9, ranks="edge")))
+    for edge in range(6):
+        places = WORTHS["nasbench201"][0, edge, 1:].argsort().argsort().tolist()
+        rows = state.decisions[4 * edge : 4 * edge + 4]
+        assert [d.ranks for d in rows] == [{"one": place, "other": place} for place in places]
+        assert [d.outcome == "pruned" for d in rows] == [place == 0 for place in places]
+
+
+def test_where_measures_disagree_it_matters_among_whom_they_rank():
+    """On edge 0-1 in opposite order: in its own ranks all four tie; among all the first measure's favourite leads."""
+    worths = np.zeros((2, *NASBENCH201.shape))
+    worths[:, 0, 1:, 1:] = 1 + np.arange(20).reshape(5, 4)
+    worths[:, 0, 0, 1:] = (0, 30, 40, 50), (8.5, 5.5, 3.5, 0.5)
+
+    def measure(name, worth):
+        def evaluate(mixtures, seed):
+            values = np.array([1000 + (mask * worth).sum() for mask in mixtures > 0])
+            return SimpleNamespace(values=values, reasons=[""] * len(values))
+
+        return Measure(name, evaluate, True)
+
+    measures = [measure("first", worths[0]), measure("second", worths[1])]
+    for ranks, expected in (("all", ["skip_connect"]), ("edge", sorted(NASBENCH201.operations[1:]))):
+        states = [next(prune(NASBENCH201, measures, Pruning(1, seed, decimals=9, ranks=ranks))) for seed in range(24)]
+        assert sorted({d.operation for s in states for d in s.decisions[:4] if d.outcome == "pruned"}) == expected
+
+
 def test_rounded_changes_tie_and_ties_are_drawn():
     flat = Measure("flat", lambda m, seed: SimpleNamespace(values=np.ones(len(m)), reasons=[""] * len(m)), True)
     found = {
@@ -241,6 +271,8 @@ def test_refusals():
     for name in ("repeats", "per_round", "decimals"):
         with pytest.raises(InputError, match=f"`{name}` to be at least 1, got 0"):
             Pruning(**{name: 0})
+    with pytest.raises(InputError, match="`ranks` to be one of 'all', 'edge', got 'node'"):
+        Pruning(ranks="node")
     with pytest.raises(InputError, match="`mask` to be bool"):
         next(prune(NASBENCH201, [measure], Pruning(), State(DARTS.full_mask())))
     state = next(prune(NASBENCH201, [measure], Pruning(repeats=1)))
