@@ -290,9 +290,9 @@ def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 @jax.jit
-def _are_finite(arrays: list[jax.Array]) -> jax.Array:
-    """Which of them are so everywhere; compiled, so that nothing of their size is allocated."""
-    return jnp.stack([(0 * values).sum() == 0 for values in arrays])
+def _is_finite(values: Any) -> jax.Array:
+    """Whether all entries are; compiled, and for one array at a time, so that nothing of its size is allocated."""
+    return (0 * values).sum() == 0
 
 
 def _finished(
@@ -302,7 +302,7 @@ def _finished(
     if not isinstance(nngp, jax.core.Tracer):
         # Inputs are in range, and so is every weight, but not their products along a graph.
         with precision_of(dtype):
-            finite = np.asarray(_are_finite([results[name] for name in wanted]))
+            finite = [_is_finite(results[name]) for name in wanted]
         for name, sound in zip(wanted, finite, strict=True):
             if not sound:
                 raise InputError(

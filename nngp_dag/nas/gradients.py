@@ -86,21 +86,25 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
 
 
 def inner_products(gradients: Array) -> Array:
-    """Returns <g_i, g_j>, (n, n), of g, (n, ...); kernels that a network does not use, all zero, cost no product."""
+    """Returns <g_i, g_j>, (n, n), of gradients g, (n, ...).
+
+    The last four axes are those of a kernel. Of a stack of kernels, (n, *stack, ...), on CPU those cost no product that
+    the network does not use, whose gradients are all zero.
+    """
+    n, stack = len(gradients), math.prod(gradients.shape[1:-4])
 
     def product(rows: Array) -> Array:
         return jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
 
-    n, (*stack, _, _, _, _) = len(gradients), gradients.shape[1:] if gradients.ndim > 4 else (1,) * 4
-    if not stack or jax.default_backend() != "cpu":
+    if stack == 1 or jax.default_backend() != "cpu":
         return product(gradients.reshape(n, -1))
-    kernels = gradients.reshape(n, math.prod(stack), -1)
+    kernels, nothing = gradients.reshape(n, stack, -1), jnp.zeros((n, n), gradients.dtype)
 
     def add(i: Array, total: Array) -> Array:
         rows = lax.dynamic_index_in_dim(kernels, i, axis=1, keepdims=False)
-        return total + lax.cond(rows.any(), product, lambda _: jnp.zeros((n, n)), rows)
+        return total + lax.cond(rows.any(), product, lambda _: nothing, rows)
 
-    return lax.fori_loop(0, kernels.shape[1], add, jnp.zeros((n, n)))
+    return lax.fori_loop(0, stack, add, nothing)
 
 
 def passes_at_once(images: int) -> int:

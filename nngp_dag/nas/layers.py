@@ -87,10 +87,8 @@ def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Ar
 def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     if _per_channel(x, kernel):
         # XLA's grouped convolution takes ten times as long on CPU.
-        pixels, weights = (
-            _shifted(x, kernel.shape[:2], stride, dilation, in_memory),
-            kernel.reshape(-1, *kernel.shape[2:]),
-        )
+        pixels = _shifted(x, kernel.shape[:2], stride, dilation, in_memory)
+        weights = kernel.reshape(-1, *kernel.shape[2:])
         read = [pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True)]
         return functools.reduce(jnp.add, read)
     padding = [(dilation * (side // 2), dilation * (side // 2)) for side in kernel.shape[:2]]
@@ -154,9 +152,9 @@ def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], 
 
 
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Returns a function that is not vectorised over what both arguments have one each of, on CPU.
+    """Returns a bilinear function that `jax.vmap` over both arguments computes one after another, on CPU.
 
-    There many small products at once take up to three times as long as one after another.
+    There many small products at once take up to three times as long.
     """
     if jax.default_backend() != "cpu":
         return function
@@ -169,7 +167,15 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
             return lax.map(lambda pair: found(*pair), arguments), True
         return jax.vmap(function, [0 if each else None for each in batched])(*arguments), True
 
-    return found
+    # What has a rule for `jax.vmap` has none for derivatives.
+    bilinear = jax.custom_jvp(found)
+
+    @bilinear.defjvp
+    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, y), (dx, dy) = primals, tangents
+        return bilinear(x, y), function(dx, y) + function(x, dy)
+
+    return bilinear
 
 
 def _interleaved(gradient: Array, kernel: Array) -> Array:

@@ -273,6 +273,21 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     assert memory.temp_size_in_bytes < 12 * blocks.block_sizes().product * 4 < n * n * 4 / 2
 
 
+def test_checks_of_results_allocate_nothing_of_their_size(monkeypatch):
+    sizes = []
+
+    def is_finite(values):
+        sizes.append(checked.lower(values).compile().memory_analysis().temp_size_in_bytes)
+        return checked(values)
+
+    module = sys.modules["nngp_dag.kernels.kernel"]
+    checked = module._is_finite
+    monkeypatch.setattr(module, "_is_finite", is_finite)
+    nd.kernel(nd.Dag.from_code("2"), np.tile(X, (40, 1)).astype(np.float32))
+    assert len(sizes) == 2
+    assert max(sizes) < 1000
+
+
 def test_dags_of_one_size_share_one_compilation():
     x = X[:, :4].astype(np.float32)
     nd.kernel(nd.Dag.from_code("2_21_112"), x)

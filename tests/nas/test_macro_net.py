@@ -82,6 +82,14 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     for mine, theirs in zip(of_each_image(lambda *a: convolved(*a, stride)), of_each_image(plain), strict=True):
         assert mine.shape == theirs.shape
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+    def curvature(function):
+        slope = jax.grad(lambda kernel: jnp.square(jnp.tanh(function(x, kernel))).sum())
+        return jax.grad(lambda kernel: jnp.square(slope(kernel)).sum())(kernel)
+
+    expected = curvature(plain)
+    np.testing.assert_allclose(curvature(lambda *a: convolved(*a, stride)), expected, atol=1e-4 * abs(expected).max())
+
     # Several passes back over one batch.
     passes = jnp.stack([back, 2 * back])
     for mine, theirs in zip(jax.vmap(gradient)(passes), jax.vmap(their_gradient)(passes), strict=True):

@@ -307,5 +307,7 @@ def test_kernels_out_of_use_change_no_inner_product(used):
     rows = gradients.reshape(4, -1).astype(np.float64)
     found = jax.jit(inner_products)(jnp.asarray(gradients))
     np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=1e-5)
+    with jax.enable_x64(True):
+        assert inner_products(jnp.asarray(gradients)).dtype == np.float32
     gradients[2, 1, 1, 0, 0, 1, 3] = np.nan
     assert np.isnan(np.asarray(inner_products(jnp.asarray(gradients)))[2]).all()
