@@ -171,6 +171,7 @@ def test_pixels_and_labels_are_the_stored_ones(tfds_dir):
         assert label == example["label"] == int(example["id"].decode().removeprefix("train_")) % 10
 
 
+@pytest.mark.slow
 def test_tensorflow_sees_no_gpu(tfds_dir):
     load_dataset("mnist", subset=1, data_dir=tfds_dir)
     import tensorflow as tf

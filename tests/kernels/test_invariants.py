@@ -82,6 +82,7 @@ def test_dead_nodes_change_nothing(case, data, fed):
     assert_equal(Dag(dag.num_nodes + 1, (*moved(dag.edges, at), *dead)), dag, aggregation="scaled-sum")
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.data())
 def test_a_skip_to_a_new_node_in_front_of_an_edge_changes_nothing(case, data):

@@ -22,10 +22,10 @@ def first(function):
 
 @pytest.mark.parametrize(
     ("side", "stride", "size"),
-    [(3, 2, (6, 4))]
+    [(1, 1, (6, 4))]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
-        for case in ((3, 1, (6, 4)), (1, 1, (6, 4)), (3, 1, (1, 5)), (3, 2, (2, 2)))
+        for case in ((3, 1, (6, 4)), (3, 2, (6, 4)), (3, 1, (1, 5)), (3, 2, (2, 2)))
     ],
 )
 def test_convolutions_are_xlas_with_their_gradients(side, stride, size):

@@ -56,7 +56,7 @@ def test_pooling_leaves_padding_out():
     np.testing.assert_allclose(averaged(x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("side", "stride"), [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("side", "stride"), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 1), (3, 2)])
 def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     rng = np.random.default_rng(0)
     x, kernel, back = (

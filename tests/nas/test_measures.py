@@ -117,6 +117,7 @@ def test_condition_numbers_are_those_of_jacobians_in_float64(gradients, batch_no
         assert value == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_candidate_is_measured_alike_alone_and_among_others():
     some = measured(batch_norm="held")
     together = some.ntk_conditions(MIXTURES[:3], seed=0).values

@@ -51,6 +51,7 @@ def test_same_seed_same_bits():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_steps_compile_once_whatever_their_number():
     traces = []
 
