@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--measures", nargs="+", default=["ntk", "regions"])
     parser.add_argument("--batch", type=int, help="images; by default 32 for the NTK, 64 for exact kernels")
     parser.add_argument("--batch-norm", default="held")
+    parser.add_argument("--gradients", default="all")
+    parser.add_argument("--ranks", default="all")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds")
     parser.add_argument("--benchmark", type=Path, default=SHARED / "data" / "nasbench201_cifar10.csv")
@@ -51,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=max(sizes.values()))
     images = nd.data.normalise(data)
     # Patches are those of one seed, so that all searches share compiled programs.
-    settings = {"batch": options.batch, "batch_norm": options.batch_norm, "classes": data.num_classes}
+    settings = {"batch": options.batch, "batch_norm": options.batch_norm, "gradients": options.gradients}
+    settings |= {"classes": data.num_classes}
     measures = tenas_measures(space, images, options.measures, **settings)
-    runs = [Pruning(options.repeats, seed, shortcut) for shortcut in (False, True) for seed in range(options.seeds)]
+    seeds, ranks = range(options.seeds), options.ranks
+    runs = [Pruning(options.repeats, seed, shortcut, ranks=ranks) for shortcut in (False, True) for seed in seeds]
     records = []
     for pruning in track(runs, description="searches", console=Console(stderr=True), transient=True):
         name = f"seed-{pruning.seed}{'-shortcut' * pruning.shortcut}"
@@ -82,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         accuracy = f"{means['accuracy']:.2f} ± {spread:.2f}"
         counts = f"{means['evaluated']:,.0f}", f"{means['skipped']:,.0f}", f"{means['seconds']:,.0f}"
         shown.add_row("yes" if shortcut else "no", accuracy, *counts)
-    document = {"summary": summary, "settings": settings | {"repeats": options.repeats, "images": sizes}}
+    settings |= {"repeats": options.repeats, "ranks": ranks, "images": sizes}
+    document = {"summary": summary, "settings": settings}
     document |= {"measures": options.measures, "dataset": options.dataset, "environment": environment()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with output_file(options.out.with_suffix(".csv"), overwrite=True) as path:

@@ -88,8 +88,8 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
 def inner_products(gradients: Array) -> Array:
     """Returns <g_i, g_j>, (n, n), of gradients g, (n, ...).
 
-    The last four axes are those of a kernel. Of a stack of kernels, (n, *stack, ...), on CPU those cost no product that
-    the network does not use, whose gradients are all zero.
+    The last four axes are those of a kernel. Of a stack of kernels, (n, *stack, ...), those cost no product that the
+    network does not use, whose gradients are all zero; but on CPU alone, and where no `jax.vmap` goes over networks.
     """
     n, stack = len(gradients), math.prod(gradients.shape[1:-4])
 
