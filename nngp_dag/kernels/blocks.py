@@ -13,7 +13,17 @@ from jax import lax
 from nngp_dag.kernels.device import block_sizes, compiles_triton, unwritten
 from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
-from nngp_dag.kernels.products import images, norms, parts, products, scaled, with_distances
+from nngp_dag.kernels.products import (
+    centre_of,
+    images,
+    inverse_of,
+    norms,
+    parts,
+    products,
+    rounds,
+    shifts,
+    with_distances,
+)
 from nngp_dag.kernels.space import Space
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
@@ -58,7 +68,7 @@ def by_rows(
 
 
 def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
-    return jax.tree.map(lambda v: lax.dynamic_slice_in_dim(v, start, size, 0), rows)
+    return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
 def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., Any]) -> Any:
@@ -93,12 +103,13 @@ def _prepare(
     scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
     for x in data:
-        x = scaled(x, scale)
+        x = x * inverse_of(scale, x.ndim)
         if space.full:
             k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(x)
             values.append(Value(k, None, None))
         else:
-            k = jnp.mean(x**2, axis=-1)
+            # Inputs over their norms have one second moment; those that are 0 get a scale of 0 in the end.
+            k = jnp.ones(1, x.dtype) if spec.homogeneous and len(data) == 1 else jnp.mean(x**2, axis=-1)
             values.append(Value(k, jnp.zeros_like(k), None))
     moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
     return list(data), scale, [paired.diagonal(value.k) for value in values], moments
@@ -134,11 +145,11 @@ def kernel_of_inputs(
         return (_in_registers if compiles_triton() and not spec.loop else _symmetric)(spec, weights, x1)
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
-    between = _Between(spec, space, weights, x1, symmetric=x2 is None)
-    columns, indices = between.ready(_by_row(second, spec)), jnp.arange(len(second[1]))
+    between = _Between(spec, space, weights, first, symmetric=x2 is None)
+    columns, indices = between.ready(between.by_row(second)), jnp.arange(len(second[1]))
     size = block_sizes().product // (len(indices) * between.pixels)
     return by_rows(
-        _by_row(first, spec),
+        between.by_row(first),
         len(first[1]),
         size,
         lambda rows, i: between.kernels(between.ready(rows), i, columns, indices),
@@ -147,12 +158,13 @@ def kernel_of_inputs(
 
 def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
     """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
-    data = _by_row(_prepare(weights, x, spec, Space()), spec)
-    between = _Between(spec, Space(), weights, x, symmetric=True)
+    prepared = _prepare(weights, x, spec, Space())
+    between = _Between(spec, Space(), weights, prepared, symmetric=True)
     count, dtype = x[0].shape[0], x[0].dtype
-    tiles, multiple = -(-count // block_sizes().tile), block_sizes().multiple
+    sizes = block_sizes()
     # As equal as multiples are, since the last tile moves back over what others have computed.
-    size = multiple * -(-count // (multiple * tiles))
+    multiples = -(-count // (sizes.multiple * -(-count // sizes.tile)))
+    size = sizes.multiple * (multiples | sizes.odd)
     shape = jax.ShapeDtypeStruct((count, count), dtype)
     shapes = [(shape, shape if spec.with_ntk else None) for _ in spec.structure.outputs]
 
@@ -171,7 +183,7 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
-    return by_tiles(data, count, size, shapes, put)
+    return by_tiles(between.by_row(prepared), count, size, shapes, put)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -186,53 +198,75 @@ def _in_registers_jvp(spec: Spec, primals: tuple, tangents: tuple) -> tuple:
     return jax.jvp(functools.partial(_symmetric, spec), primals, tangents)
 
 
-def _by_row(prepared: tuple, spec: Spec) -> tuple:
-    """Puts inputs first; stacks of the loop have them second."""
-    data, scale, q, moments = prepared
-    return data, scale, q, jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
-
-
 class _Between:
     """What is computed between rows and columns of inputs, both as `ready` gives them."""
 
-    def __init__(self, spec: Spec, space: Space, weights: Weights, x: Sequence[jax.Array], symmetric: bool) -> None:
+    def __init__(self, spec: Spec, space: Space, weights: Weights, first: tuple, symmetric: bool) -> None:
+        """`first` is what was prepared of the rows."""
+        x, scale, _, _ = first
         self.spec, self.space, self.weights, self.symmetric = spec, space, weights, symmetric
         self.channels = [v.shape[-1] for v in x]
         self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if space.full else 1)
         self.closeness = jnp.finfo(x[0].dtype).eps ** 0.3
+        # Of inputs of unequal norms the small ones would get the rounding errors of the large ones.
+        centred = spec.homogeneous and not space.ndim
+        self.centres = [centre_of(v, scale) if centred and rounds(v) else None for v in x]
+
+    def by_row(self, prepared: tuple) -> tuple:
+        """Adds what products of centred inputs lack, and puts inputs first; stacks of the loop have them second."""
+        data, scale, q, moments = prepared
+        lacking = [None if c is None else shifts(x, scale, c) for x, c in zip(data, self.centres, strict=True)]
+        if self.spec.loop:
+            moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments)
+        return (data, lacking), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
-        """Scales data, late, so that no copy of all of them is kept."""
-        data, scale, q, moments = taken
-        over_scale = [scaled(x, scale) for x in data]
-        return over_scale if self.space.ndim else [parts(x) for x in over_scale], scale, q, moments
+        """Scales and centres data, late, so that no copy of all of them is kept."""
+        (data, lacking), scale, q, moments = taken
+        over_scale = [x * inverse_of(scale, x.ndim) for x in data]
+        if not self.space.ndim:
+            centres = zip(over_scale, self.centres, strict=True)
+            over_scale = [parts(x) if c is None else [x - c[None]] for x, c in centres]
+        return list(zip(over_scale, lacking, strict=True)), scale, q, moments
 
     def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
         """Returns second moments for every input node; i and j are the inputs' indices."""
         (x, _, q1, _), (z, _, q2, _) = rows, columns
-        diagonal = (i[:, None] == j[None, :]) & self.symmetric
-        return [self._value(*of, diagonal) for of in zip(x, z, q1, q2, strict=True)]
+        return [self._value(*of, i, j) for of in zip(x, z, q1, q2, strict=True)]
 
-    def _value(self, x: Any, z: Any, q1: jax.Array, q2: jax.Array, diagonal: jax.Array) -> Value:
+    def _value(self, x: Any, z: Any, q1: jax.Array, q2: jax.Array, i: jax.Array, j: jax.Array) -> Value:
         space = self.space
         left, right = space.left(q1), space.right(q2)
+        (x, shift1), (z, shift2) = x, z
+
+        def on_diagonal(i: jax.Array, j: jax.Array) -> jax.Array:
+            return (i[:, None] == j[None, :]) & self.symmetric
+
         if space.ndim:
-            k = images(x, z, space)
-            half_distance = None if space.full else (left + right) / 2 - k
+            diagonal = on_diagonal(i, j)
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
-        else:
-            k = evaluated_once(self.weights.true, products, x, z)
-            # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
-            # summed directly, which costs more than a matrix product.
-            half_distance = (left + right) / 2 - k
-            close = (half_distance < self.closeness * (left + right)) & ~diagonal
-            coarse, cell = half_distance, block_sizes().cell
-            half_distance = lax.cond(jnp.any(close), lambda: with_distances(coarse, close, x, z, cell), lambda: coarse)
-        if half_distance is not None:
+            k = images(x, z, space)
+            half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
+            return Value(k if space.full else jnp.where(diagonal, left, k), half_distance, None)
+
+        def moments(x: Any, z: Any, shift1: Any, shift2: Any, left: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
             # An input coincides with itself, whatever the rounding of its products.
-            half_distance = jnp.where(diagonal, 0, half_distance)
-            k = jnp.where(diagonal, left, k)
-        return Value(k, half_distance, jnp.zeros_like(k) if self.spec.with_ntk else None)
+            return jnp.where(on_diagonal(i, j), left, products(x, z, shift1, shift2))
+
+        k = evaluated_once(self.weights.true, moments, x, z, shift1, shift2, left, i, j)
+        coarse = (left + right) / 2 - k
+
+        # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
+        # summed directly, which costs more than a matrix product.
+        def close() -> jax.Array:
+            return (coarse < self.closeness * (left + right)) & ~on_diagonal(i, j)
+
+        half_distance = lax.cond(
+            jnp.any(close()),
+            lambda: with_distances(coarse, close(), x, z, block_sizes().cell),
+            lambda: coarse,
+        )
+        return Value(k, half_distance, None)
 
     def kernels(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Kernels:
         """Returns NNGP and NTK of every output."""

@@ -114,16 +114,18 @@ def _stems(
     sides: Sequence[Sides],
     space: Space,
     channels: Sequence[int],
+    with_ntk: bool = False,
 ) -> list[tuple[Value, Sides]]:
-    """Applies the stems; returns every input node's field and its sides."""
-    if spec.stem is None:
-        return list(zip(inputs, sides, strict=True))
+    """Applies the stems; returns every input node's field and its sides. The NTK starts at 0 where it is not given."""
 
     def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
-        return law.apply(spec.stem, value, side, space, spec.rules, fan_in)  # type: ignore[arg-type]
+        if with_ntk and value.ntk is None:
+            value = value._replace(ntk=jnp.zeros_like(value.k))
+        return (value, side) if spec.stem is None else law.apply(spec.stem, value, side, space, spec.rules, fan_in)
 
     # A loop reads what is in memory.
-    once = functools.partial(evaluated_once, weights.true) if not spec.loop else lambda f, *args: f(*args)
+    in_place = spec.loop or spec.stem is None
+    once = functools.partial(evaluated_once, weights.true) if not in_place else lambda f, *args: f(*args)
     return [
         once(functools.partial(stem, fan_in=fan_in), value, side)
         for value, side, fan_in in zip(inputs, sides, channels, strict=True)
@@ -281,7 +283,7 @@ def propagate(
     Args:
       spec: The program.
       weights: Its numbers.
-      inputs: For every input node the block of the data's second moments.
+      inputs: For every input node the block of the data's second moments; an NTK of None is 0.
       q_in: Second moments of the rows' and of the columns' data, for every input node.
       moments: Those of the rows and of the columns at every node.
       space: How axes lie.
@@ -291,7 +293,8 @@ def propagate(
       NNGP and NTK of every output; stacked, they are (N1, outputs, N2).
     """
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
-    fields = [law.centre(*stem) for stem in _stems(spec, weights, inputs, sides_in, space, channels)]
+    stems = _stems(spec, weights, inputs, sides_in, space, channels, spec.with_ntk)
+    fields = [law.centre(*stem) for stem in stems]
 
     def sides_of(node: int, total: Value) -> Sides:
         del total

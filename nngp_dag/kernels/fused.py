@@ -43,7 +43,8 @@ def write_tile(
     Args:
       results: For every output NNGP and NTK, (N, N).
       values: For every input node the tile of the data's second moments, (size, size); size a multiple of 32.
-      rows: Scales, second moments of the data for every input node, and nodes' moments, (size,) each.
+      rows: Scales, second moments of the data for every input node, and nodes' moments, (size,) each, or (1,) for what
+        all rows share.
       columns: Likewise.
       starts: Row and column of the tile's first entry.
       spec: The program.
@@ -54,16 +55,18 @@ def write_tile(
     Returns:
       The results.
     """
-    size, dtype = len(rows[0]), rows[0].dtype
+    size = len(rows[0])
     assert size % _SIDE == size % _DOWN == size % _ACROSS == 0, size
     numbers = jnp.concatenate([weights.terms, weights.means])
     squares = [(value.k, value.half_distance) for value in values]
     operands, tree = jax.tree.flatten((jnp.stack(starts), numbers, squares, rows, columns))
     outputs, output_tree = jax.tree.flatten(results)
-    tall, wide = (pl.BlockSpec((n,), lambda *ids, axis=axis: (ids[axis],)) for axis, n in enumerate((_DOWN, _ACROSS)))
     square = pl.BlockSpec((_DOWN, _ACROSS), lambda a, b: (a, b))
     in_specs = [_WHOLE, _WHOLE, *(2 * len(squares) * [square])]
-    in_specs += [block for block, side in ((tall, rows), (wide, columns)) for _ in jax.tree.leaves(side)]
+    for axis, (count, side) in enumerate(((_DOWN, rows), (_ACROSS, columns))):
+        part = pl.BlockSpec((count,), lambda *ids, axis=axis: (ids[axis],))
+        shared = pl.BlockSpec((1,), lambda *ids: (0,))
+        in_specs += [shared if len(v) == 1 else part for v in jax.tree.leaves(side)]
 
     def program(*refs: Any) -> None:
         starts, numbers, squares, rows, columns = jax.tree.unflatten(tree, refs[: len(operands)])
@@ -73,11 +76,10 @@ def write_tile(
         )
         terms = [numbers[i] for i in range(len(weights.terms))]
         means = [numbers[len(terms) + i] for i in range(len(weights.means))]
-        nothing = jnp.zeros((_DOWN, _ACROSS), dtype) if spec.with_ntk else None
         kernels = propagate(
             spec,
             Weights(terms, means, None, None),  # pyright: ignore[reportArgumentType]
-            [Value(k[...], half_distance[...], nothing) for k, half_distance in squares],
+            [Value(k[...], half_distance[...], None) for k, half_distance in squares],
             (q1, q2),
             (moments1, moments2),
             Space(),

@@ -11,7 +11,7 @@ import pytest
 import nngp_dag as nd
 from nngp_dag import activations
 from nngp_dag.graph import Edge, Op
-from nngp_dag.kernels import blocks, device, fused, products
+from nngp_dag.kernels import blocks, device, fused
 
 DAG = nd.Dag.from_code("2_21_112")
 TWO = nd.Dag(
@@ -34,7 +34,7 @@ def inputs(n, d=40, distance=1e-9):
 def like_a_gpu(monkeypatch):
     """All decisions are those for a GPU, with small tiles; what is compiled for CUDA goes to the interpreter."""
     sizes = device._ON_GPU._replace(tile=64, multiple=32)
-    for module in (device, blocks, products):
+    for module in (device, blocks):
         monkeypatch.setattr(module, "block_sizes", lambda: sizes)
     kernel = sys.modules["nngp_dag.kernels.kernel"]
     monkeypatch.setattr(kernel, "on_gpu", lambda: True)

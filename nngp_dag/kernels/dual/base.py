@@ -84,13 +84,14 @@ def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.A
     An input 0 is taken to be orthogonal to others and to coincide with another input 0.
     """
     positive = r > 0
-    safe_r = jnp.where(positive, r, 1)
-    gap = jnp.where(positive, jnp.minimum(remainder / safe_r, 2), jnp.where(half_distance > 0, 1, 0))
-    cos = jnp.where(positive, clip(k / safe_r), 1 - gap)
+    inverse = 1 / jnp.where(positive, r, 1)
+    apart = jnp.where(half_distance > 0, jnp.ones_like(k), 0)
+    gap = jnp.where(positive, jnp.minimum(remainder * inverse, 2), apart)
+    cos = jnp.where(positive, clip(k * inverse), 1 - gap)
     sin = root(gap * (1 + cos))
     # sin^2(t / 2), a quarter of the squared distance of the two directions, or of one and the opposite of the other.
     near = jnp.where(k < 0, positive_part(r + k), remainder)
-    square = jnp.where(positive, near / safe_r, gap) / 2
+    square = jnp.where(positive, near * inverse, apart) / 2
     return cos, sin, gap, double_arcsine(square, root(square))
 
 
