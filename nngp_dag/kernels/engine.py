@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from nngp_dag.graph import Dense
-from nngp_dag.graph.program import Structure
+from nngp_dag.graph.program import Structure, Term
 from nngp_dag.kernels import law
 from nngp_dag.kernels.law import Rules, Sides, Value
 from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments
@@ -83,8 +83,20 @@ class Moments(NamedTuple):
     m: Any
 
 
-def _sum(terms: list[jax.Array | None]) -> jax.Array | None:
+def _sum(terms: Sequence[jax.Array | None]) -> jax.Array | None:
     return None if terms[0] is None else functools.reduce(operator.add, terms)  # type: ignore[arg-type]
+
+
+def _combined(terms: Sequence[Term], weights: Sequence[Any], values: Sequence[Value], space: Space) -> Value:
+    """Adds up what a step reads, with its weights."""
+    parts = []
+    for term, weight, value in zip(terms, weights, values, strict=True):
+        k, ntk = (
+            None if v is None else weight * space.pool(space.pool(v, term.left, "left"), term.right, "right")
+            for v in (value.k, value.ntk)
+        )
+        parts.append((k, None if value.half_distance is None else weight * value.half_distance, ntk))
+    return Value(*map(_sum, zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
@@ -116,12 +128,15 @@ def _stems(
     channels: Sequence[int],
     with_ntk: bool = False,
 ) -> list[tuple[Value, Sides]]:
-    """Applies the stems; returns every input node's field and its sides. The NTK starts at 0 where it is not given."""
+    """Applies the stems; returns every input node's centred field and its sides. An NTK that is not given is 0."""
 
     def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
         if with_ntk and value.ntk is None:
             value = value._replace(ntk=jnp.zeros_like(value.k))
-        return (value, side) if spec.stem is None else law.apply(spec.stem, value, side, space, spec.rules, fan_in)
+        if spec.stem is None:
+            return value, side
+        value, side = law.apply(spec.stem, value, side, space, spec.rules, fan_in)
+        return law.centre(value, side), side
 
     # A loop reads what is in memory.
     in_place = spec.loop or spec.stem is None
@@ -154,36 +169,28 @@ def _evaluate(
       {node: its covariance} for the nodes that are computed.
     """
 
-    def apply(op: Dense, value: Value, sides: Sides) -> tuple[Value, Sides]:
-        def centred(value: Value, sides: Sides) -> tuple[Value, Sides]:
-            field, sides = law.apply(op, value, sides, space, spec.rules)
-            return law.centre(field, sides), sides
-
-        return evaluated_once(weights.true, centred, value, sides)
+    def field(op: Dense, terms: Sequence[Term], sides: Sides, numbers: list, values: Any) -> tuple[Value, Sides]:
+        total = _combined(terms, numbers, values, space) if terms else values
+        value, sides = law.apply(op, law.uncentre(total, sides), sides, space, spec.rules)
+        return law.centre(value, sides), sides
 
     slots: dict[int, Value] = dict(enumerate(fields))
     nodes: dict[int, Value] = {}
     position = 0
     for step in spec.structure.steps:
-        terms: list[Value] = []
-        for term in step.terms:
-            weight = weights.terms[position]
-            position += 1
-            value = slots[term.slot]
-            k, ntk = (
-                None if v is None else weight * space.pool(space.pool(v, term.left, "left"), term.right, "right")
-                for v in (value.k, value.ntk)
-            )
-            assert k is not None
-            terms.append(Value(k, None if value.half_distance is None else weight * value.half_distance, ntk))
-        total = slots[step.slot] = Value(*map(_sum, map(list, zip(*terms, strict=True))))  # type: ignore[arg-type]
+        numbers = [weights.terms[position + i] for i in range(len(step.terms))]
+        values = [slots[term.slot] for term in step.terms]
+        position += len(step.terms)
+        total = slots[step.slot] = _combined(step.terms, numbers, values, space)
         if step.node is None:
             continue
         nodes[step.node] = total
         sides = sides_of(step.node, total)
-        moments = law.uncentre(total, sides)
+        # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
+        read = ((), [], total) if space.ndim else (step.terms, numbers, values)
         for op, slot in step.fields:
-            slots[slot], field_sides = apply(op, moments, sides)
+            apply = functools.partial(field, op, read[0])
+            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, *read[1:])
             means_of(slot, field_sides)
     return nodes
 
@@ -205,7 +212,7 @@ def moments_of(
     """
     q_in = [space.diagonal(value.k) for value in inputs]
     stems = _stems(spec, weights, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
-    fields = [law.centre(*stem) for stem in stems]
+    fields = [field for field, _ in stems]
     if spec.loop:
         assert weights.tables is not None
         means = [jnp.zeros_like(v) if s.m1 is None else s.m1 for v, (_, s) in zip(q_in, stems, strict=True)]
@@ -294,7 +301,7 @@ def propagate(
     """
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
     stems = _stems(spec, weights, inputs, sides_in, space, channels, spec.with_ntk)
-    fields = [law.centre(*stem) for stem in stems]
+    fields = [field for field, _ in stems]
 
     def sides_of(node: int, total: Value) -> Sides:
         del total
