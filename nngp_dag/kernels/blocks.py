@@ -17,10 +17,10 @@ from nngp_dag.kernels.products import (
     centre_of,
     images,
     inverse_of,
+    is_long,
     norms,
     parts,
     products,
-    rounds,
     shifts,
     with_distances,
 )
@@ -108,8 +108,9 @@ def _prepare(
             k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(x)
             values.append(Value(k, None, None))
         else:
-            # Inputs over their norms have one second moment; those that are 0 get a scale of 0 in the end.
-            k = jnp.ones(1, x.dtype) if spec.homogeneous and len(data) == 1 else jnp.mean(x**2, axis=-1)
+            # Vectors over their norms have one second moment; those that are 0 get a scale of 0 in the end.
+            shared = spec.homogeneous and not space.ndim and len(data) == 1
+            k = jnp.ones(1, x.dtype) if shared else jnp.mean(x**2, axis=-1)
             values.append(Value(k, jnp.zeros_like(k), None))
     moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
     return list(data), scale, [paired.diagonal(value.k) for value in values], moments
@@ -163,8 +164,8 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     count, dtype = x[0].shape[0], x[0].dtype
     sizes = block_sizes()
     # As equal as multiples are, since the last tile moves back over what others have computed.
-    multiples = -(-count // (sizes.multiple * -(-count // sizes.tile)))
-    size = sizes.multiple * (multiples | sizes.odd)
+    times = -(-count // (sizes.multiple * -(-count // sizes.tile)))
+    size = sizes.multiple * (times + 1 if sizes.odd and times % 2 == 0 else times)
     shape = jax.ShapeDtypeStruct((count, count), dtype)
     shapes = [(shape, shape if spec.with_ntk else None) for _ in spec.structure.outputs]
 
@@ -210,35 +211,36 @@ class _Between:
         self.closeness = jnp.finfo(x[0].dtype).eps ** 0.3
         # Of inputs of unequal norms the small ones would get the rounding errors of the large ones.
         centred = spec.homogeneous and not space.ndim
-        self.centres = [centre_of(v, scale) if centred and rounds(v) else None for v in x]
+        self.centres = [centre_of(v, scale) if centred and is_long(v) else None for v in x]
 
     def by_row(self, prepared: tuple) -> tuple:
-        """Adds what products of centred inputs lack, and puts inputs first; stacks of the loop have them second."""
+        """Adds shifts, and puts inputs first; stacks of the loop have them second."""
         data, scale, q, moments = prepared
-        lacking = [None if c is None else shifts(x, scale, c) for x, c in zip(data, self.centres, strict=True)]
+        of_centres = [None if c is None else shifts(x, scale, c) for x, c in zip(data, self.centres, strict=True)]
         if self.spec.loop:
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments)
-        return (data, lacking), scale, q, moments
+        return (data, of_centres), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
         """Scales and centres data, late, so that no copy of all of them is kept."""
-        (data, lacking), scale, q, moments = taken
+        (data, of_centres), scale, q, moments = taken
         over_scale = [x * inverse_of(scale, x.ndim) for x in data]
         if not self.space.ndim:
             centres = zip(over_scale, self.centres, strict=True)
-            over_scale = [parts(x) if c is None else [x - c[None]] for x, c in centres]
-        return list(zip(over_scale, lacking, strict=True)), scale, q, moments
+            over_scale = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
+        return list(zip(over_scale, of_centres, strict=True)), scale, q, moments
 
     def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
         """Returns second moments for every input node; i and j are the inputs' indices."""
         (x, _, q1, _), (z, _, q2, _) = rows, columns
         return [self._value(*of, i, j) for of in zip(x, z, q1, q2, strict=True)]
 
-    def _value(self, x: Any, z: Any, q1: jax.Array, q2: jax.Array, i: jax.Array, j: jax.Array) -> Value:
+    def _value(self, first: Any, second: Any, q1: jax.Array, q2: jax.Array, i: jax.Array, j: jax.Array) -> Value:
+        (x, shift1), (z, shift2) = first, second
         space = self.space
         left, right = space.left(q1), space.right(q2)
-        (x, shift1), (z, shift2) = x, z
 
+        # A function, as is `close`: comparing again costs less than reading what was compared from memory.
         def on_diagonal(i: jax.Array, j: jax.Array) -> jax.Array:
             return (i[:, None] == j[None, :]) & self.symmetric
 
@@ -249,11 +251,11 @@ class _Between:
             half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
             return Value(k if space.full else jnp.where(diagonal, left, k), half_distance, None)
 
-        def moments(x: Any, z: Any, shift1: Any, shift2: Any, left: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        def second_moment(x: Any, z: Any, shift1: Any, shift2: Any, left: Any, i: jax.Array, j: jax.Array) -> jax.Array:
             # An input coincides with itself, whatever the rounding of its products.
             return jnp.where(on_diagonal(i, j), left, products(x, z, shift1, shift2))
 
-        k = evaluated_once(self.weights.true, moments, x, z, shift1, shift2, left, i, j)
+        k = evaluated_once(self.weights.true, second_moment, x, z, shift1, shift2, left, i, j)
         coarse = (left + right) / 2 - k
 
         # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are

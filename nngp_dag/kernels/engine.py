@@ -139,8 +139,8 @@ def _stems(
         return law.centre(value, side), side
 
     # A loop reads what is in memory.
-    in_place = spec.loop or spec.stem is None
-    once = functools.partial(evaluated_once, weights.true) if not in_place else lambda f, *args: f(*args)
+    apart = spec.stem is not None and not spec.loop
+    once = functools.partial(evaluated_once, weights.true) if apart else lambda f, *args: f(*args)
     return [
         once(functools.partial(stem, fan_in=fan_in), value, side)
         for value, side, fan_in in zip(inputs, sides, channels, strict=True)
@@ -169,8 +169,8 @@ def _evaluate(
       {node: its covariance} for the nodes that are computed.
     """
 
-    def field(op: Dense, terms: Sequence[Term], sides: Sides, numbers: list, values: Any) -> tuple[Value, Sides]:
-        total = _combined(terms, numbers, values, space) if terms else values
+    def field(op: Dense, terms: Sequence[Term], sides: Sides, numbers: list, values: list) -> tuple[Value, Sides]:
+        total = _combined(terms, numbers, values, space)
         value, sides = law.apply(op, law.uncentre(total, sides), sides, space, spec.rules)
         return law.centre(value, sides), sides
 
@@ -187,10 +187,12 @@ def _evaluate(
         nodes[step.node] = total
         sides = sides_of(step.node, total)
         # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
-        read = ((), [], total) if space.ndim else (step.terms, numbers, values)
+        terms, *read = (
+            ([Term(step.slot)], [np.ones((), total.k.dtype)], [total]) if space.ndim else (step.terms, numbers, values)
+        )
         for op, slot in step.fields:
-            apply = functools.partial(field, op, read[0])
-            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, *read[1:])
+            apply = functools.partial(field, op, terms)
+            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, *read)
             means_of(slot, field_sides)
     return nodes
 

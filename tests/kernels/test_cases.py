@@ -167,6 +167,11 @@ def test_mixed_operations(parameterisation):
 
 CONV = {"filter_shape": (2, 3), "b_std": 0.3, "w_std": 1.2}
 IMAGES = {
+    # Norms of pixels differ, though those of images are divided out.
+    "homogeneous convolutions": (
+        [(0, 1, WEIGHTED), (0, 2, SKIP), (1, 2, WEIGHTED)],
+        {"layer": Conv(filter_shape=(2, 3), activation="relu")},
+    ),
     "convolutions": ([(0, 1, WEIGHTED), (0, 2, SKIP), (1, 2, WEIGHTED)], {"layer": Conv(**CONV, activation="relu")}),
     "valid, strided, averaged": (
         [(0, 1, WEIGHTED), (1, 2, Conv(filter_shape=(2, 1), padding="VALID", activation="erf"))],

@@ -27,17 +27,23 @@ def gaps(found, exact, diagonal1, diagonal2):
     return np.abs(np.asarray(found, np.float64) - exact)[bound > 0] / bound[bound > 0]
 
 
+def with_two_backgrounds(n):
+    """Their mean removes neither."""
+    return with_background(n) * np.where(np.arange(n) % 2, 1, -1).astype(np.float32)[:, None]
+
+
 # In blocks and, beyond two tiles, in tiles.
 @pytest.mark.parametrize("n", [60, 760])
-def test_a_common_background_costs_no_digits(n):
-    x = with_background(n)
+@pytest.mark.parametrize("inputs", [with_background, with_two_backgrounds])
+def test_a_common_background_costs_no_digits(n, inputs):
+    x = inputs(n)
     found, exact = nd.kernel(DAG, x), nd.kernel(DAG, x.astype(np.float64))
     for name in ("nngp", "ntk"):
         diagonal = np.diag(getattr(exact, name))
         found_gaps = gaps(getattr(found, name), getattr(exact, name), diagonal, diagonal)
         # One product of all features, uncentred, leaves 2e-6 and more.
         assert found_gaps.max() < 1e-6
-        assert np.sqrt((found_gaps**2).mean()) < 2.5e-7
+        assert np.sqrt((found_gaps**2).mean()) < 3.5e-7
 
 
 def test_a_common_background_between_two_sets():

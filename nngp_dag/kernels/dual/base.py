@@ -85,7 +85,7 @@ def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.A
     """
     positive = r > 0
     inverse = 1 / jnp.where(positive, r, 1)
-    apart = jnp.where(half_distance > 0, jnp.ones_like(k), 0)
+    apart = jnp.where(half_distance > 0, jnp.ones((), k.dtype), 0)
     gap = jnp.where(positive, jnp.minimum(remainder * inverse, 2), apart)
     cos = jnp.where(positive, clip(k * inverse), 1 - gap)
     sin = root(gap * (1 + cos))
