@@ -98,7 +98,10 @@ def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., A
 def _prepare(
     weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
 ) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
-    """Returns the data, their scales, the variances of the data over these, and the nodes' moments."""
+    """Returns the data, their scales, the variances of the data over these, and the nodes' moments.
+
+    Variances and moments are of length 1 where all inputs share them.
+    """
     paired = space._replace(paired=True)
     scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     values = []
@@ -120,7 +123,10 @@ def _prepare(
 def second_moments(
     weights: Weights, x: Sequence[jax.Array], *, spec: Spec, space: Space
 ) -> tuple[list[jax.Array], Any]:
-    """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`."""
+    """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`.
+
+    Of length 1 where all inputs share it, see `_prepare`.
+    """
     _, _, q_in, moments = _prepare(weights, x, spec, space)
     return q_in, moments.q
 

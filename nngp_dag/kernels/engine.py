@@ -77,7 +77,10 @@ class Weights(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Second moments and means of every node that needs them, vectors (N, *pixels) by node; no m where all are 0."""
+    """Second moments and means of every node that needs them, by node; no m where all are 0.
+
+    Vectors (N, *pixels), or (1,) for what all inputs share.
+    """
 
     q: Any
     m: Any
