@@ -1,7 +1,5 @@
 """Extreme eigenvalues of kernel matrices, with the limit of what their precision can resolve."""
 
-import contextlib
-import functools
 import inspect
 import math
 import warnings
@@ -16,11 +14,17 @@ import scipy.linalg
 import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import ArrayLike, Float
-from threadpoolctl import ThreadpoolController
 
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph.operations import check_option
-from nngp_dag.theory.symmetric import check_symmetric, largest_entry, resolution_floor, row_blocks, symmetric_part
+from nngp_dag.theory.symmetric import (
+    check_symmetric,
+    in_unit,
+    largest_entry,
+    resolution_floor,
+    row_blocks,
+    symmetric_part,
+)
 
 METHODS = ("auto", "dense", "iterative")
 
@@ -43,6 +47,10 @@ _VECTORS = 48
 
 # Where ARPACK meets an invariant subspace, as of the identity, it goes on at random; SciPy 1.17 lets us seed that.
 _SEEDED: dict[str, Any] = {"rng": 0} if "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters else {}
+
+# SciPy's BLAS, as its LAPACK: the threads of NumPy's wait in a loop for more work, and would hold the cores meanwhile.
+_blas: Any = scipy.linalg.get_blas_funcs(("gemm", "symv", "trsv"), dtype=np.float64)
+_gemm, _symv, _trsv = _blas
 
 # Entries of the matrices that are decomposed in one batch.
 _BATCH_ENTRIES = 1 << 25
@@ -217,7 +225,7 @@ class _Scaled(NamedTuple):
         for rows in row_blocks(part):
             block = np.abs(part[rows])
             row = max(row, float(block.sum(axis=1).max()))
-            squares += float(np.vdot(block, block))
+            squares += float(np.einsum("ij,ij->", block, block))
         return cls(values, exponent, row, float(np.diagonal(part).sum()), squares), part
 
     def floor(self, lambda_max: float) -> float:
@@ -226,12 +234,12 @@ class _Scaled(NamedTuple):
         return resolution_floor(self.values, self.row, lambda_max) + len(self.values) * smallest
 
     def applied(self, vectors: np.ndarray) -> np.ndarray:
-        """Returns the product of the matrix in the unit and vectors, (N,) or (N, k), by blocks of rows."""
+        """Returns the product of the matrix in the unit and vectors, (N, k), by blocks of rows."""
         result = np.zeros(vectors.shape)
         for rows in row_blocks(self.values):
-            block = np.ldexp(np.asarray(self.values[rows], np.float64), -self.exponent)
-            result[rows] += block @ vectors
-            result += block.T @ vectors[rows]
+            columns = in_unit(self.values[rows], self.exponent).T
+            result[rows] += _gemm(1.0, columns, vectors, trans_a=1)
+            result += _gemm(1.0, columns, vectors[rows])
         return result / 2
 
     def spectrum(
@@ -276,27 +284,15 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
 
 
 def _by_lapack(values: np.ndarray, wanted: bool) -> Spectrum:
-    with _one_thread(len(values)):
-        kernel, part = _Scaled.of(values)
+    kernel, part = _Scaled.of(values)
     try:
         eigenvalues, ends = _tridiagonal(part, wanted) if len(part) > _SMALL_ROWS else _all(part)
     except np.linalg.LinAlgError:
         # No case is known; the reduction has overwritten the matrix.
         eigenvalues, ends = _all(symmetric_part(values, kernel.exponent))
     outer = [float(eigenvalues[0]), float(eigenvalues[-1])]
-    with _one_thread(len(values)):
-        residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
+    residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
     return kernel.spectrum(outer, residuals.tolist(), eigenvalues if wanted else None)
-
-
-def _one_thread(rows: int) -> contextlib.AbstractContextManager:
-    """Products with two vectors of a small matrix take several times as long where threads share them."""
-    return _blas().limit(limits=1, user_api="blas") if rows <= _DENSE_ROWS else contextlib.nullcontext()
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def _all(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -314,14 +310,13 @@ def _tridiagonal(part: np.ndarray, wanted: bool) -> tuple[np.ndarray, np.ndarray
     sytrd, sytrd_lwork, ormqr = routines
     lwork = int(sytrd_lwork(n, lower=1)[0])
     reflectors, diagonal, beside, factors, _ = sytrd(part.T, lower=1, lwork=lwork, overwrite_a=1)
-    with _one_thread(n):
-        # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
-        found = [
-            scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
-            for i in (0, n - 1)
-        ]
-        ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
-        ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
+    # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
+    found = [
+        scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
+        for i in (0, n - 1)
+    ]
+    ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
+    ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
     every: Any = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf") if wanted else None
     return (np.concatenate([value for value, _ in found]) if every is None else every), ends
 
@@ -341,9 +336,8 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
         return kernel.spectrum([0.0, 0.0], [0.0, 0.0])
     n = len(values)
     potrf: Any = scipy.linalg.get_lapack_funcs("potrf", (part,))
-    trsv: Any = scipy.linalg.get_blas_funcs("trsv", (part,))
-    lambda_max, top = _largest(name, lambda v: part @ v, n)
-    residual_max = float(np.linalg.norm(part @ top - lambda_max * top))
+    lambda_max, top = _largest(name, lambda v: _symv(1.0, part.T, v, lower=1), n)
+    residual_max = float(np.linalg.norm(_symv(1.0, part.T, top, lower=1) - lambda_max * top))
     floor, shift = kernel.floor(lambda_max), 0.0
     factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
     if failed or np.diagonal(factor).min() ** 2 <= floor:
@@ -357,14 +351,14 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
             raise _indefinite(name, "an eigenvalue", kernel.restored(shift))
 
     def solve(vector: np.ndarray) -> np.ndarray:
-        return trsv(factor, trsv(factor, vector, lower=1), lower=1, trans=1)
+        return _trsv(factor, _trsv(factor, vector, lower=1), lower=1, trans=1)
 
     inverse, bottom = _largest(name, solve, n)
     lambda_min = 1 / inverse - shift
     # The iteration leaves an error of 1e-10 along every eigenvector, which K would amplify; one more step removes it.
     bottom = solve(bottom)
     bottom /= np.linalg.norm(bottom)
-    residual_min = float(np.linalg.norm(kernel.applied(bottom) - lambda_min * bottom))
+    residual_min = float(np.linalg.norm(kernel.applied(bottom[:, None])[:, 0] - lambda_min * bottom))
     return kernel.spectrum([lambda_min, lambda_max], [residual_min, residual_max])
 
 

