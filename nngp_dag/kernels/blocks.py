@@ -148,7 +148,7 @@ def kernel_of_inputs(
       For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
       (N1, outputs, N2).
     """
-    if x2 is None and not space.ndim and not spec.stacked and len(x1[0]) >= 2 * block_sizes().tile:
+    if x2 is None and not space.ndim and len(x1[0]) >= 2 * _tile(spec):
         return (_in_registers if compiles_triton() and not spec.loop else _symmetric)(spec, weights, x1)
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
@@ -163,6 +163,10 @@ def kernel_of_inputs(
     )
 
 
+def _tile(spec: Spec) -> int:
+    return block_sizes().stacked_tile if spec.stacked else block_sizes().tile
+
+
 def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
     """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
     prepared = _prepare(weights, x, spec, Space())
@@ -170,10 +174,11 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     count, dtype = x[0].shape[0], x[0].dtype
     sizes = block_sizes()
     # As equal as multiples are, since the last tile moves back over what others have computed.
-    times = -(-count // (sizes.multiple * -(-count // sizes.tile)))
+    times = -(-count // (sizes.multiple * -(-count // _tile(spec))))
     size = sizes.multiple * (times + 1 if sizes.odd and times % 2 == 0 else times)
-    shape = jax.ShapeDtypeStruct((count, count), dtype)
-    shapes = [(shape, shape if spec.with_ntk else None) for _ in spec.structure.outputs]
+    outputs = len(spec.structure.outputs)
+    shape = jax.ShapeDtypeStruct((count, outputs, count) if spec.stacked else (count, count), dtype)
+    shapes = [(shape, shape if spec.with_ntk else None)] * (1 if spec.stacked else outputs)
 
     def put(results: Any, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Any:
         rows, columns = between.ready(rows), between.ready(columns)
@@ -186,7 +191,9 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
             return write_tile(results, values, *sides, (i, j), spec=spec, weights=weights, channels=channels)
 
         def both(into: jax.Array, tile: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(lax.dynamic_update_slice(into, tile.T, (j, i)), tile, (i, j))
+            outputs = (0,) * (tile.ndim - 2)
+            into = lax.dynamic_update_slice(into, jnp.swapaxes(tile, 0, -1), (j, *outputs, i))
+            return lax.dynamic_update_slice(into, tile, (i, *outputs, j))
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
@@ -292,15 +299,18 @@ class _Between:
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
         values = self.values(rows, i, columns, j)
-        return by_rows((values, *rows[1:]), len(i), _rows_of_a_block(spec, len(j) * self.pixels), recursion)
+        size = _rows_of_a_block(spec, len(j) * self.pixels, values[0].k.dtype)
+        return by_rows((values, *rows[1:]), len(i), size, recursion)
 
 
-def _rows_of_a_block(spec: Spec, entries: int) -> int:
+def _rows_of_a_block(spec: Spec, entries: int, dtype: np.dtype) -> int:
     """How many rows, of so many entries each, the recursion takes at once."""
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
+    if not spec.loop:
+        return max(1, block_sizes().block // entries)
     # Over a single long row XLA's loop is ten times as slow as over two.
-    return max(2, block_sizes().loop // entries) if spec.loop else max(1, block_sizes().block // entries)
+    return max(2, block_sizes().loop // (entries * dtype.itemsize))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
@@ -352,7 +362,8 @@ def kernel_of_kernel(
         return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
-    size = _rows_of_a_block(spec, max(1, inputs[0][0].size // count1))
+    k = inputs[0][0]
+    size = _rows_of_a_block(spec, max(1, k.size // count1), k.dtype)
     return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
 
 

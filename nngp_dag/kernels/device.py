@@ -14,8 +14,9 @@ class BlockSizes(NamedTuple):
     Attributes:
       product: Entries of a block of rows of the product of inputs, large enough for matrix products.
       block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
-      loop: Entries of each value in the loop, of which it keeps one for every node.
+      loop: Bytes of each value in the loop, of which it keeps one for every node.
       tile: Rows that a tile of a symmetric kernel has, about: enough for matrix products, and small beside the kernel.
+      stacked_tile: The same where the kernels of many networks come at once.
       multiple: What a tile's rows are a multiple of; on GPUs, of the squares of `nngp_dag.kernels.fused`.
       odd: Whether they are an odd multiple: entries of a column that lie a power of two apart share few lines of a
         CPU's cache, which takes a fifth longer.
@@ -26,6 +27,7 @@ class BlockSizes(NamedTuple):
     block: int
     loop: int
     tile: int
+    stacked_tile: int
     multiple: int
     odd: bool
     cell: int
@@ -33,8 +35,12 @@ class BlockSizes(NamedTuple):
 
 # On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
 # 25 microseconds for every condition.
-_ON_CPU = BlockSizes(product=1 << 19, block=1 << 18, loop=1 << 14, tile=360, multiple=8, odd=True, cell=0)
-_ON_GPU = BlockSizes(product=1 << 26, block=1 << 26, loop=1 << 22, tile=2048, multiple=64, odd=False, cell=16)
+_ON_CPU = BlockSizes(
+    product=1 << 19, block=1 << 18, loop=1 << 16, tile=360, stacked_tile=256, multiple=8, odd=True, cell=0
+)
+_ON_GPU = BlockSizes(
+    product=1 << 26, block=1 << 26, loop=1 << 24, tile=2048, stacked_tile=2048, multiple=64, odd=False, cell=16
+)
 
 
 def on_gpu() -> bool:

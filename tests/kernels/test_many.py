@@ -1,11 +1,13 @@
 """Kernels of many networks at once against those of each alone."""
 
+import jax
 import numpy as np
 import pytest
 
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Dag, build_network, zoo
+from nngp_dag.kernels import blocks
 from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
 
@@ -66,6 +68,22 @@ def test_neither_batch_nor_order_matters():
         for pair, expected in zip(found, reference, strict=True):
             for matrix, alone in zip(pair, expected, strict=True):
                 np.testing.assert_allclose(matrix, alone, rtol=0, atol=1e-14 * np.abs(alone).max())
+
+
+def test_tiles_agree_with_one_by_one(monkeypatch):
+    """Two whole tiles and a remainder; inputs that nearly coincide, in different tiles, and one that is zero."""
+    x = np.random.default_rng(4).normal(size=(20, 200))
+    x[15], x[3] = x[1] + 1e-9, 0
+    small = blocks.block_sizes()._replace(stacked_tile=4, loop=256)
+    monkeypatch.setattr(blocks, "block_sizes", lambda: small)
+    jax.clear_caches()
+    found = together(RANDOM, x, b_std=0.2)
+    jax.clear_caches()
+    for dag, (nngp, ntk) in zip(RANDOM, found, strict=True):
+        alone = nd.kernel(dag, x, b_std=0.2)
+        np.testing.assert_allclose(nngp, alone.nngp, rtol=1e-12, atol=1e-13 * np.abs(alone.nngp).max())
+        np.testing.assert_allclose(ntk, alone.ntk, rtol=1e-12, atol=1e-13 * np.abs(alone.ntk).max())
+        np.testing.assert_array_equal(nngp, nngp.T)
 
 
 def test_all_batches_share_one_program():
