@@ -76,6 +76,9 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
         )
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
         raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
+    if values.nbytes <= _BLOCK_BYTES:
+        # Rows that lie a power of two apart, as in a stack of kernels, share few lines of the caches.
+        values = np.ascontiguousarray(values)
     scale = largest_entry(values)
     if not np.isfinite(scale):
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
