@@ -24,6 +24,7 @@ from nngp_dag.theory.symmetric import (
     resolution_floor,
     row_blocks,
     symmetric_part,
+    with_rows_together,
 )
 
 METHODS = ("auto", "dense", "iterative")
@@ -284,6 +285,7 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
 
 
 def _by_lapack(values: np.ndarray, wanted: bool) -> Spectrum:
+    values = with_rows_together(values)
     kernel, part = _Scaled.of(values)
     try:
         eigenvalues, ends = _tridiagonal(part, wanted) if len(part) > _SMALL_ROWS else _all(part)

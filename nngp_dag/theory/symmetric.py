@@ -38,6 +38,11 @@ def row_blocks(values: np.ndarray) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
+def with_rows_together(values: np.ndarray) -> np.ndarray:
+    """Returns the matrix, a small one in C order: rows a power of two apart, as in a stack, share few cache lines."""
+    return np.ascontiguousarray(values) if values.nbytes <= _BLOCK_BYTES else values
+
+
 def largest_entry(values: np.ndarray) -> float:
     """Returns max |K_ij|, NaN if there is one."""
     # Of Python's max, a NaN in a later block would be lost.
@@ -76,14 +81,12 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
         )
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
         raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
-    if values.nbytes <= _BLOCK_BYTES:
-        # Rows that lie a power of two apart, as in a stack of kernels, share few lines of the caches.
-        values = np.ascontiguousarray(values)
-    scale = largest_entry(values)
+    near = with_rows_together(values)
+    scale = largest_entry(near)
     if not np.isfinite(scale):
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
     with np.errstate(over="ignore"):
-        asymmetry = max(float(np.abs(values[a, b] - values[b, a].T).max()) for a, b in _tile_pairs(len(values)))
+        asymmetry = max(float(np.abs(near[a, b] - near[b, a].T).max()) for a, b in _tile_pairs(len(near)))
     if asymmetry > 100 * eps_of(values) * max(scale, float(np.finfo(values.dtype).tiny)) * len(values) ** 0.5:
         raise InputError(
             f"Expected `{name}` to be symmetric, got entries that differ from their mirror by {asymmetry:.2e}; "

@@ -69,6 +69,18 @@ def test_an_invalid_dag_is_a_row_with_its_reason(table):
     assert all(reason.startswith("Expected") for reason in bad.reason[:3])
 
 
+def test_networks_of_several_inputs_change_nothing_for_others():
+    """Nor for opposite inputs, whose angle follows from all digits of their product."""
+    x = np.random.default_rng(2).normal(size=(4, 200))
+    x[1] = -1.7 * x[0]
+    edges = [(0, 2, "weighted"), (1, 2, "skip"), (2, 3, "weighted"), (1, 3, "skip")]
+    two = nd.Dag.from_edges(edges, source=[0, 1], output=3)
+    alone, beside = nd.sweep(["2_21_112"], x), nd.sweep([two, "2_21_112", two], x)
+    assert beside.valid.tolist() == [True] * 3
+    for name in ("ntk_lambda_min", "ntk_lambda_max", "nngp_lambda_min", "nngp_lambda_max"):
+        assert beside[name][1] == pytest.approx(alone[name][0], rel=1e-12)
+
+
 def test_order_and_company_change_nothing(table):
     columns = [name for name in table.columns if name not in ("class_size",)]
     backwards = nd.sweep(CODES[::-1], X)[::-1].reset_index(drop=True)
