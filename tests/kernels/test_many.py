@@ -70,6 +70,7 @@ def test_neither_batch_nor_order_matters():
                 np.testing.assert_allclose(matrix, alone, rtol=0, atol=1e-14 * np.abs(alone).max())
 
 
+@pytest.mark.slow
 def test_tiles_agree_with_one_by_one(monkeypatch):
     """Two whole tiles and a remainder; inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))

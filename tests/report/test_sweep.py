@@ -69,6 +69,7 @@ def test_an_invalid_dag_is_a_row_with_its_reason(table):
     assert all(reason.startswith("Expected") for reason in bad.reason[:3])
 
 
+@pytest.mark.slow
 def test_networks_of_several_inputs_change_nothing_for_others():
     """Nor for opposite inputs, whose angle follows from all digits of their product."""
     x = np.random.default_rng(2).normal(size=(4, 200))
