@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.kernels.device import block_sizes, compiles_triton, unwritten
+from nngp_dag.kernels import angular
+from nngp_dag.kernels.device import block_sizes, compiles_triton
 from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, evaluated_once, moments_of, propagate
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.products import (
@@ -25,74 +26,7 @@ from nngp_dag.kernels.products import (
     with_distances,
 )
 from nngp_dag.kernels.space import Space
-
-_INDEX = jax.ShapeDtypeStruct((), np.int32)
-
-
-def by_rows(
-    rows: Any,
-    count: int,
-    size: int,
-    block: Callable[[Any, jax.Array], Kernels],
-) -> Kernels:
-    """Computes results in blocks of rows.
-
-    Args:
-      rows: A pytree of arrays with leading axis `count`.
-      count: Number of rows.
-      size: Rows of a block.
-      block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
-
-    Returns:
-      For every output arrays with `count` rows.
-    """
-    size = min(count, max(1, size))
-
-    # Compiled functions are traced once, for the shapes of their results and where they are called.
-    @jax.jit
-    def compute(start: jax.Array | int) -> Kernels:
-        return block(_taken(rows, start, size), start + jnp.arange(size))
-
-    if size == count:
-        return compute(0)
-    shapes = jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX)
-    )
-
-    def store(i: jax.Array, state: Any) -> Any:
-        # The last block moves back to end with the last row; rows that two blocks share are computed twice.
-        start = jnp.minimum(i * size, count - size)
-        return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
-
-    return lax.fori_loop(0, -(-count // size), store, unwritten(shapes))
-
-
-def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
-    return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
-
-
-def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., Any]) -> Any:
-    """Computes symmetric results in square tiles, those on and above the diagonal.
-
-    Args:
-      data: A pytree of arrays with leading axis `count`.
-      count: Number of rows and columns.
-      size: Rows of a tile, at most `count`.
-      shapes: Those of the results.
-      put: (results, slice of `data`, index of its first row, likewise for the columns) -> results with that tile.
-
-    Returns:
-      The results.
-    """
-    # The last tiles move back to end with the last row; what two tiles share is computed twice.
-    starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
-    pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
-
-    def step(p: jax.Array, results: Any) -> Any:
-        i, j = pairs[p, 0], pairs[p, 1]
-        return put(results, _taken(data, i, size), i, _taken(data, j, size), j)
-
-    return lax.fori_loop(0, len(pairs), step, unwritten(shapes))
+from nngp_dag.kernels.tiles import by_rows, by_tiles
 
 
 def _prepare(
@@ -149,7 +83,8 @@ def kernel_of_inputs(
       (N1, outputs, N2).
     """
     if x2 is None and not space.ndim and len(x1[0]) >= 2 * _tile(spec):
-        return (_in_registers if compiles_triton() and not spec.loop else _symmetric)(spec, weights, x1)
+        fused = compiles_triton() and not spec.loop and weights.series is None
+        return (_in_registers if fused else _symmetric)(spec, weights, x1)
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
     between = _Between(spec, space, weights, first, symmetric=x2 is None)
@@ -292,15 +227,28 @@ class _Between:
         def recursion(taken: tuple, indices: jax.Array) -> Kernels:
             del indices
             values, scale, q, moments = taken
+            back = scale[:, None] * scale2[None, :]
+            if self.weights.series is not None:
+                return self._of_angles(self.weights.series, values[0], back)
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
             results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.space, self.channels)
-            back = scale[:, None] * scale2[None, :]
             back = back[:, None, :] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
         values = self.values(rows, i, columns, j)
         size = _rows_of_a_block(spec, len(j) * self.pixels, values[0].k.dtype)
         return by_rows((values, *rows[1:]), len(i), size, recursion)
+
+    def _of_angles(self, series: jax.Array | np.ndarray, value: Value, back: jax.Array) -> Kernels:
+        """Returns kernels that are functions of the angle, times `back`."""
+        twice = evaluated_once(self.weights.true, angular.position, value.k, value.half_distance)
+
+        def both(of: Callable[[int], jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+            return of(0), of(1) if self.spec.with_ntk else None
+
+        if self.spec.stacked:
+            return [both(lambda i: angular.summed_together(series[:, i], twice, back))]
+        return [both(lambda i, of=of: angular.summed(of[i], twice) * back) for of in series]
 
 
 def _rows_of_a_block(spec: Spec, entries: int, dtype: np.dtype) -> int:

@@ -67,13 +67,15 @@ class Spec(NamedTuple):
 class Weights(NamedTuple):
     """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
 
-    `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`.
+    `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`. `series` are those of
+    `nngp_dag.kernels.angular`, which take the place of the steps.
     """
 
     terms: jax.Array | np.ndarray
     means: jax.Array | np.ndarray
     tables: Tables | None
     true: jax.Array | np.ndarray | None
+    series: jax.Array | np.ndarray | None = None
 
 
 class Moments(NamedTuple):

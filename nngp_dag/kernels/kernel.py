@@ -1,6 +1,5 @@
 """`kernel`: the NNGP and NTK of a network on data."""
 
-import contextlib
 import functools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import warn_if_inaccurate
+from nngp_dag.kernels.angular import series_of, spec_of_series
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
 from nngp_dag.kernels.engine import Spec, Weights
+from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import Sizes, loop_structure, tables
 from nngp_dag.kernels.space import Space
@@ -163,10 +164,17 @@ def kernel(
             )
     dtype = compute_dtype(*inputs1, *(inputs2 or ()))
     with precision_of(dtype):
-        weights = weights_of(plan, dtype)
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
-        results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, space=plan.space)
+        series = None
+        if _is_angular(plan, inputs1, inputs2 or inputs1):
+            series = _series(network, readout, rules, plan.spec.with_ntk, data1[0].shape[1], dtype)
+        if series is not None:
+            weights, spec = weights_of_series(plan, series, dtype), spec_of_series(len(dag.outputs), plan.spec.with_ntk)
+            data1, data2 = data1[:1], data2 and data2[:1]
+        else:
+            weights, spec = weights_of(plan, dtype), plan.spec
+        results = kernel_of_inputs(weights, data1, data2, spec=spec, space=plan.space)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
@@ -263,23 +271,50 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
     Raises:
       GraphError: They do not fit into it.
     """
-    weights = plan.program.weights
-    largest = max(np.abs(part).max(initial=0) for part in (weights, plan.program.mean_weights))
-    if largest > np.finfo(dtype).max:
-        raise GraphError(
-            f"Expected multiplicities of skips and scales whose squares {dtype} can hold, got {largest:g}; use smaller "
-            "scales or fewer parallel skips, or pass float64 inputs"
-        )
+    _check_range(plan.program, dtype)
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
-    terms, means = (weights[:0],) * 2 if loop else (weights, plan.program.mean_weights)
+    _, *numbers = plan.program
+    terms, means = (v[:0] if loop else v for v in numbers)
     true = None if on_gpu() and not plan.space.ndim else np.asarray(True)
     # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
     return Weights(terms.astype(dtype), means.astype(dtype), loop, true)
 
 
-def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:
-    """Returns a context in which JAX computes in `dtype`: enables float64 locally where it must."""
-    return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
+def _is_angular(plan: Evaluation, *sides: Sequence[np.ndarray | jax.Array]) -> bool:
+    """Whether kernels of these inputs are functions of their angles; not inside a transformation."""
+    # GPUs write short programs out, in one kernel for all steps.
+    if plan.space.ndim or not plan.spec.homogeneous or (on_gpu() and not plan.spec.loop):
+        return False
+    return all(x is side[0] and not isinstance(x, jax.core.Tracer) for side in sides for x in side)
+
+
+@functools.lru_cache(maxsize=4096)
+def _series(
+    network: Network, readout: bool, rules: Rules, with_ntk: bool, channels: int, dtype: np.dtype
+) -> np.ndarray | None:
+    plan = evaluation(network, readout, None, rules, with_ntk)
+    return series_of(plan.program, plan.spec, channels, dtype)
+
+
+def weights_of_series(plan: Evaluation, series: np.ndarray, dtype: np.dtype) -> Weights:
+    """Returns the numbers of a program whose outputs are series in the angle, see `nngp_dag.kernels.angular`.
+
+    Raises:
+      GraphError: Those of the network do not fit into the dtype.
+    """
+    _check_range(plan.program, dtype)
+    empty = np.zeros(0, dtype)
+    with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
+        return Weights(empty, empty, None, None if on_gpu() else np.asarray(True), series.astype(dtype))
+
+
+def _check_range(program: Program, dtype: np.dtype) -> None:
+    largest = max(np.abs(part).max(initial=0) for part in (program.weights, program.mean_weights))
+    if largest > np.finfo(dtype).max:
+        raise GraphError(
+            f"Expected multiplicities of skips and scales whose squares {dtype} can hold, got {largest:g}; use smaller "
+            "scales or fewer parallel skips, or pass float64 inputs"
+        )
 
 
 def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -314,81 +349,3 @@ def _finished(
     if len(wanted) == 1:
         return results[wanted[0]]  # type: ignore[return-value]
     return Kernel(**results)  # type: ignore[arg-type]
-
-
-def compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
-    """Returns the precision in which kernels of these inputs are computed."""
-    # Inside a transformation JAX's own arrays decide: NumPy constants there are float64 only by habit.
-    deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
-    double = any(array.dtype == np.float64 for array in deciding)
-    return np.dtype(np.float64 if double else np.float32)
-
-
-def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray | jax.Array]:
-    """Returns one checked array per input node; see `_check`.
-
-    Raises:
-      InputError: One of them is empty, not finite or out of range, or they do not fit the network.
-    """
-    num_inputs = network.dag.num_inputs
-    several = isinstance(x, (list, tuple)) and num_inputs > 1
-    given: list[Any] = list(x) if isinstance(x, (list, tuple)) and several else [x] * num_inputs
-    if len(given) != num_inputs:
-        raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
-    arrays = [_check(f"{name}[{i}]" if several else name, array, network) for i, array in enumerate(given)]
-    if len({len(array) for array in arrays}) > 1:
-        raise InputError(f"Expected all arrays of `{name}` to hold equally many inputs, got {[*map(len, arrays)]}")
-    if network.image_operations:
-        shapes = {array.shape[1:-1] for array in arrays}
-        if len(shapes) > 1:
-            raise InputError(f"Expected all arrays of `{name}` to hold images of one shape, got {sorted(shapes)}")
-        network.pixels(*shapes)
-    return arrays
-
-
-def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
-    """Returns `x` as (N, d), or as images; values inside a transformation cannot be seen and are not checked."""
-    array = x if isinstance(x, jax.Array) else np.asarray(x)
-    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
-    if array.ndim < 2 or array.size == 0:
-        raise InputError(
-            f"Expected `{name}` to have shape (N, features...) with N >= 1 and a feature, got {array.shape}"
-        )
-    if network.image_operations:
-        if array.ndim < 3:
-            raise InputError(
-                f"Expected `{name}` to hold images (N, *pixels, channels) for convolutions or pooling, got "
-                f"{array.shape}"
-            )
-    else:
-        array = array.reshape(array.shape[0], -1)
-    if isinstance(array, jax.core.Tracer):
-        return array
-    with precision_of(array.dtype):
-        ranges = _ranges_of_array(array) if isinstance(array, jax.Array) else _ranges(array, np)
-        finite, largest = map(np.asarray, ranges)
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
-    largest = largest.astype(np.float64)
-    # Squares of entries outside of this range, or their sums, leave the range of the dtype.
-    limit = 1e150 if array.dtype == np.float64 else 1e17
-    outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))
-    if outside.any():
-        row = int(np.flatnonzero(outside)[0])
-        raise InputError(
-            f"Expected the largest entry of every row of `{name}` between {1 / limit:g} and {limit:g}, got "
-            f"{largest[row]:g} in row {row}; rescale the inputs, or pass them in float64"
-        )
-    return array
-
-
-def _ranges(x: Any, module: Any) -> tuple[Any, Any]:
-    """Returns for every row whether it is finite, and its largest entry."""
-    # Not by the largest entry: jax 0.10's maximum on CPUs loses a NaN among many numbers.
-    features = tuple(range(1, x.ndim))
-    return module.isfinite(x).all(axis=features), abs(x).max(axis=features)
-
-
-_ranges_of_array = jax.jit(functools.partial(_ranges, module=jnp))

@@ -13,7 +13,8 @@ from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
 from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, check_option
 from nngp_dag.kernels.blocks import kernel_of_kernel, variances_of_outputs
-from nngp_dag.kernels.kernel import evaluation, precision_of, weights_of
+from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.kernels.kernel import evaluation, weights_of
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax

@@ -9,9 +9,17 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.graph import Dense, Network
 from nngp_dag.graph.laws import Laws
+from nngp_dag.graph.program import Program
+from nngp_dag.kernels.angular import series_of, spec_of_series, together
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.engine import Spec
-from nngp_dag.kernels.kernel import Evaluation, check_inputs, compute_dtype, is_homogeneous, precision_of, weights_of
+from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
+from nngp_dag.kernels.kernel import (
+    Evaluation,
+    is_homogeneous,
+    weights_of,
+    weights_of_series,
+)
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import Sizes, loop_structure, sizes_of
 from nngp_dag.kernels.space import Space
@@ -72,30 +80,42 @@ def kernels_of_laws(
         size = min(batch, max(8, 1 << (size - 1).bit_length()))
     programs = [laws.program(_filled(part, size), operation) for part in batches]
     least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
+    plans = [_plan(program, network, rules) for program in programs]
+    # All or none, and as long as the longest, so that batches share the compiled program.
+    of_batches = [series_of(p.program, p.spec, data.shape[1], dtype) if p.spec.homogeneous else None for p in plans]
+    series = together(of_batches)
     with precision_of(dtype):
         inputs: Any = jnp.asarray(data, dtype)
-    for part, program in zip(batches, programs, strict=True):
-        structure = loop_structure(program.structure)
-        operations = [field.op for step in structure.steps for field in step.fields]
-        spec = Spec(
-            structure=structure,
-            stem=network.stem_op if network.has_stem else None,
-            readout=None,
-            readout_activation=None,
-            pixels=None,
-            rules=rules,
-            with_ntk=True,
-            homogeneous=is_homogeneous([network.stem_op, *operations]),
-            loop=True,
-            stacked=True,
-        )
+    for index, (part, plan) in enumerate(zip(batches, plans, strict=True)):
         with precision_of(dtype):
-            weights = weights_of(Evaluation(program, spec, Space(), False), dtype, least)
-            [(nngp, ntk)] = kernel_of_inputs(weights, [inputs] * structure.num_inputs, None, spec=spec, space=Space())
+            weights, spec = weights_of(plan, dtype, least), plan.spec
+            several = [inputs] * plan.program.structure.num_inputs
+            if series is not None:
+                weights, spec = weights_of_series(plan, series[index], dtype), spec_of_series(size, True, stacked=True)
+                several = [inputs]
+            [(nngp, ntk)] = kernel_of_inputs(weights, several, None, spec=spec, space=Space())
         assert ntk is not None
         # Written by rows of inputs.
         yield Stack(part, *(np.swapaxes(np.asarray(v), 0, 1)[: len(part)] for v in (nngp, ntk)))
         del nngp, ntk
+
+
+def _plan(program: Program, network: Network, rules: Rules) -> Evaluation:
+    structure = loop_structure(program.structure)
+    operations = [field.op for step in structure.steps for field in step.fields]
+    spec = Spec(
+        structure=structure,
+        stem=network.stem_op if network.has_stem else None,
+        readout=None,
+        readout_activation=None,
+        pixels=None,
+        rules=rules,
+        with_ntk=True,
+        homogeneous=is_homogeneous([network.stem_op, *operations]),
+        loop=True,
+        stacked=True,
+    )
+    return Evaluation(program, spec, Space(), False)
 
 
 def _readout(network: Network) -> Dense:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.kernels.kernel import precision_of
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.nas.batches import by_cells, compiled
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.network import MacroNet

@@ -21,7 +21,8 @@ from nngp_dag.graph.operations import IMAGE_READOUTS, check_option
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.gram import bytes_of
-from nngp_dag.kernels.kernel import check_inputs, make_rules
+from nngp_dag.kernels.inputs import check_inputs
+from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.report.sweep_files import SweepDirectory
 from nngp_dag.theory import lambda_min_bracket, spectrum

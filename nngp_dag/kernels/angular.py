@@ -1,0 +1,230 @@
+"""Networks of rectifiers without biases on one input: their kernels are functions of the angle between two inputs.
+
+Where every operation is homogeneous, so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the inputs
+and the angle theta between them, and likewise the NTK; one layer by Cho and Saul 2009, eq. (6), any graph by induction
+over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series end after one or two dozen terms,
+while the recursion over the graph would run for every pair of inputs. The series come from that recursion at a few
+hundred angles, in float64 whatever the precision of the inputs. It keeps, of two inputs of second moment q,
+
+    D = q - K,  E = q + K       half the mean squares of their difference and of their sum
+    theta = 2 atan(sqrt(D / E)),
+
+which has the digits of angles near 0 and near pi.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nngp_dag.activations import ABRelu, get_activation
+from nngp_dag.graph import Dense
+from nngp_dag.graph.program import MeanTerm, Program, Structure
+from nngp_dag.kernels.dual import angle_between
+from nngp_dag.kernels.engine import Spec
+from nngp_dag.kernels.law import Rules
+
+# Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
+_ANGLES = 256
+# Series are filled up with zeros to a multiple of so many terms: networks of about equal depth share a compilation.
+_MULTIPLE = 8
+
+
+class _Field(NamedTuple):
+    """A node's or a field's second moments or covariances at every angle, the first of which is 0.
+
+    Attributes:
+      d: q - K.
+      e: q + K.
+      t: The NTK.
+    """
+
+    d: np.ndarray
+    e: np.ndarray
+    t: np.ndarray
+
+    def plus(self, square: float) -> "_Field":
+        """Adds to K, and so to q, what is the same for all inputs."""
+        return self._replace(e=self.e + 2 * square)
+
+
+def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
+    """Returns the second moments of an activation's output, and its mean.
+
+    As `nngp_dag.kernels.dual.kinked` has them, with h(t) = (sin(t) - t cos(t)) / pi.
+    """
+    a, b = phi.a, phi.b
+    straight, bent, q = (a**2 + b**2) / 2, (b - a) ** 2 / 2, x.e[0] / 2
+    theta = 2 * np.arctan2(np.sqrt(np.maximum(x.d, 0)), np.sqrt(np.maximum(x.e, 0)))
+    obtuse = theta > np.pi / 2
+    t = np.where(obtuse, np.pi - theta, theta)
+    h = bent * q * (np.sin(t) - t * np.cos(t)) / np.pi
+    d = np.where(obtuse, (a + b) ** 2 / 2 * q - a * b * x.e, straight * x.d) - h
+    e = np.where(obtuse, bent * q + a * b * x.e, straight * (2 * q - x.d)) + h
+    return _Field(d, e, (a * b + bent * (1 - theta / np.pi)) * x.t), (b - a) * math.sqrt(q / (2 * math.pi))
+
+
+def _applied(op: Dense, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
+    """Applies a weighted operation to second moments; returns covariances of its output, and its mean."""
+    phi, mean = get_activation(op.activation), 0.0
+    assert isinstance(phi, ABRelu)
+    if op.order == "act-linear":
+        x, _ = _activated(phi, x)
+    variance, (a_w, _) = op.w_std**2, rules.tangent_weights(op, fan_in)
+    x = _Field(variance * x.d, variance * x.e, a_w * (x.e - x.d) / 2 + variance * x.t)
+    if op.order == "linear-act":
+        x, mean = _activated(phi, x)
+    return x.plus(-(mean**2)), mean
+
+
+def _sum(terms: Iterable[tuple[float, _Field]]) -> _Field:
+    parts = zip(*([weight * v for v in field] for weight, field in terms), strict=True)
+    return _Field(*(functools.reduce(operator.add, part) for part in parts))
+
+
+def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) -> np.ndarray:
+    """Computes kernels of inputs whose squares have mean 1.
+
+    Args:
+      program: The network's program; all its input nodes read the same data.
+      spec: Its stem, readout and parameterisation, all of them homogeneous.
+      channels: Features of the data.
+      theta: Angles, (M,).
+
+    Returns:
+      NNGP and NTK of every output, (outputs, 2, M).
+    """
+    half = np.concatenate([[0], theta]) / 2
+    data = _Field(2 * np.sin(half) ** 2, 2 * np.cos(half) ** 2, np.zeros_like(half))
+    stem = (data, 0.0) if spec.stem is None else _applied(spec.stem, data, spec.rules, channels)
+    structure = program.structure
+    fields = dict.fromkeys(range(structure.num_inputs), stem[0])
+    mu = dict.fromkeys(range(structure.num_inputs), stem[1])
+    means: dict[int, float] = {}
+    weights, mean_weights = iter(program.weights.tolist()), iter(program.mean_weights.tolist())
+    by_node = dict(enumerate([tuple((next(mean_weights), term) for term in terms) for terms in structure.means]))
+    done = 0
+
+    def value(term: MeanTerm) -> float:
+        return mu.get(term.slot, 0.0) if term.slot is not None else means[term.node]  # type: ignore[index]
+
+    found: dict[int, _Field] = {}
+    for step in structure.steps:
+        total = fields[step.slot] = _sum((next(weights), fields[term.slot]) for term in step.terms)
+        if step.node is None:
+            continue
+        # Steps come in the order of nodes; those without one have means, too.
+        for node in range(done, step.node + 1):
+            means[node] = sum((weight * value(term) for weight, term in by_node.get(node, ())), 0.0)
+        done = step.node + 1
+        total = total.plus(means[step.node] ** 2)
+        for op, slot in step.fields:
+            fields[slot], mu[slot] = _applied(op, total, spec.rules)
+        if step.node in structure.outputs:
+            found[step.node] = total
+    results = []
+    for output in structure.outputs:
+        total = found[output]
+        if spec.readout is not None:
+            phi = get_activation(spec.readout_activation)
+            assert isinstance(phi, ABRelu)
+            total, _ = _applied(spec.readout, _activated(phi, total)[0], spec.rules)
+        results.append([(total.e - total.d) / 2, total.t])
+    return np.array(results)[..., 1:]
+
+
+@functools.cache
+def _cosines() -> np.ndarray:
+    """cos(j phi_i) for the Chebyshev points cos(phi_i), (terms, points); arguments are reduced before they round."""
+    return np.cos(np.pi / (2 * _ANGLES) * (np.outer(np.arange(_ANGLES), 2 * np.arange(_ANGLES) + 1) % (4 * _ANGLES)))
+
+
+def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> np.ndarray | None:
+    """Returns the Chebyshev coefficients of a network's kernels as functions of 2 theta / pi - 1.
+
+    Args:
+      program: As in `at_angles`.
+      spec: Likewise.
+      channels: Likewise.
+      dtype: The precision to which series are to hold.
+
+    Returns:
+      Those of NNGP and NTK of every output for inputs whose squares have mean 1, (outputs, 2, terms), float64; None
+      where a series does not end.
+    """
+    cosines = _cosines()
+    with np.errstate(all="ignore"):
+        values = at_angles(program, spec, channels, np.pi * (cosines[1] + 1) / 2)
+    if not np.isfinite(values).all():
+        return None
+    coefficients = 2 / _ANGLES * values @ cosines.T
+    coefficients[..., 0] /= 2
+    # Behind a series of float64 comes the rounding of the values, at about half of its epsilon.
+    tolerance = max(np.finfo(dtype).eps / 8, 2 * np.finfo(np.float64).eps)
+    negligible = np.abs(coefficients) <= tolerance * np.abs(values).max(axis=-1, keepdims=True)
+    needed = _ANGLES - np.argmin(negligible[..., ::-1], axis=-1)[..., None]
+    needed = np.where(negligible.all(axis=-1, keepdims=True), 0, needed)
+    if needed.max() > _ANGLES // 2:
+        return None
+    terms = _MULTIPLE * max(1, -(-needed.max() // _MULTIPLE))
+    return np.where(np.arange(_ANGLES) < needed, coefficients, 0)[..., :terms]
+
+
+def together(series: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
+    """Returns series of one length, filled up with zeros; None where one of them is missing."""
+    there = [v for v in series if v is not None]
+    if len(there) < len(series):
+        return None
+    terms = max(v.shape[-1] for v in there)
+    return [np.pad(v, ((0, 0), (0, 0), (0, terms - v.shape[-1]))) for v in there]
+
+
+def spec_of_series(outputs: int, with_ntk: bool, stacked: bool = False) -> Spec:
+    """Returns the program that has no steps, since its outputs are series in the angle."""
+    return Spec(
+        structure=Structure(1, 1, (), (), tuple(range(outputs))),
+        stem=None,
+        readout=None,
+        readout_activation=None,
+        pixels=None,
+        rules=Rules(),
+        with_ntk=with_ntk,
+        homogeneous=True,
+        loop=False,
+        stacked=stacked,
+    )
+
+
+def position(k: jax.Array, half_distance: jax.Array) -> jax.Array:
+    """Returns 4 theta / pi - 2, twice the argument of the series, for inputs whose squares have mean 1."""
+    near = angle_between(k, half_distance) * (4 / math.pi)
+    return jnp.where(k < 0, 2 - near, near - 2)
+
+
+def summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
+    """Returns a series at each of the positions, by Clenshaw's recurrence."""
+    *others, last = coefficients
+    value, before = last, jnp.zeros_like(last)
+    for c in reversed(others[1:]):
+        value, before = c + twice * value - before, value
+    return others[0] + twice / 2 * value - before
+
+
+def summed_together(coefficients: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns many series (series, terms) at positions (N1, N2), times a factor, as (N1, series, N2).
+
+    By a product with the Chebyshev polynomials: T_(k + j) = 2 T_k T_j - T_(k - j).
+    """
+    terms = coefficients.shape[1]
+    polynomials = jnp.stack([jnp.ones_like(twice), twice / 2])
+    while (k := len(polynomials) - 1) < terms - 1:
+        more = 2 * polynomials[k : k + 1] * polynomials[1:] - polynomials[k - 1 :: -1]
+        polynomials = jnp.concatenate([polynomials, more])[:terms]
+    results = jnp.einsum("st,tij->sij", coefficients, polynomials * factor[None], precision=lax.Precision.HIGHEST)
+    return jnp.swapaxes(results, 0, 1)

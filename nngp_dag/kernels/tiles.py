@@ -1,0 +1,79 @@
+"""Loops over blocks of rows, and over square tiles of symmetric results."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nngp_dag.kernels.device import unwritten
+
+_INDEX = jax.ShapeDtypeStruct((), np.int32)
+
+
+def by_rows(
+    rows: Any,
+    count: int,
+    size: int,
+    block: Callable[[Any, jax.Array], Any],
+) -> Any:
+    """Computes results in blocks of rows.
+
+    Args:
+      rows: A pytree of arrays with leading axis `count`.
+      count: Number of rows.
+      size: Rows of a block.
+      block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
+
+    Returns:
+      For every output arrays with `count` rows.
+    """
+    size = min(count, max(1, size))
+
+    # Compiled functions are traced once, for the shapes of their results and where they are called.
+    @jax.jit
+    def compute(start: jax.Array | int) -> Any:
+        return block(_taken(rows, start, size), start + jnp.arange(size))
+
+    if size == count:
+        return compute(0)
+    shapes = jax.tree.map(
+        lambda v: jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX)
+    )
+
+    def store(i: jax.Array, state: Any) -> Any:
+        # The last block moves back to end with the last row; rows that two blocks share are computed twice.
+        start = jnp.minimum(i * size, count - size)
+        return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
+
+    return lax.fori_loop(0, -(-count // size), store, unwritten(shapes))
+
+
+def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
+    return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
+
+
+def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., Any]) -> Any:
+    """Computes symmetric results in square tiles, those on and above the diagonal.
+
+    Args:
+      data: A pytree of arrays with leading axis `count`.
+      count: Number of rows and columns.
+      size: Rows of a tile, at most `count`.
+      shapes: Those of the results.
+      put: (results, slice of `data`, index of its first row, likewise for the columns) -> results with that tile.
+
+    Returns:
+      The results.
+    """
+    # The last tiles move back to end with the last row; what two tiles share is computed twice.
+    starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
+    pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
+
+    def step(p: jax.Array, results: Any) -> Any:
+        i, j = pairs[p, 0], pairs[p, 1]
+        return put(results, _taken(data, i, size), i, _taken(data, j, size), j)
+
+    return lax.fori_loop(0, len(pairs), step, unwritten(shapes))
