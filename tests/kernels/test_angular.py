@@ -1,0 +1,192 @@
+"""Kernels as series in the angle: against the recursion for every pair of inputs, and against 40 digits."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from numpy.polynomial import chebyshev
+
+import nngp_dag as nd
+from nngp_dag.errors import InputError
+from nngp_dag.graph import Dag, Dense, Edge, Op, Scale, build_network, zoo
+from nngp_dag.graph.operations import HE_STD
+from nngp_dag.kernels import blocks
+from nngp_dag.kernels.angular import at_angles, series_of
+from nngp_dag.kernels.kernel import evaluation, make_rules
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(9, 6)) * 10.0 ** RNG.uniform(-3, 3, size=(9, 1))
+X[3], X[4], X[5] = X[1], 7 * X[1], 0
+X[6] = X[2] * (1 + 1e-9 * RNG.normal(size=6))
+LEAKY = nd.activations.ABRelu(-0.4, 1.3)
+MIXED = Dag(
+    6,
+    (
+        Edge(0, 1, Dense(activation="abs", w_std=0.9)),
+        Edge(0, 1, Op.SKIP),
+        Edge(1, 2, Dense(activation=LEAKY)),
+        Edge(0, 2, Scale(-0.5)),
+        Edge(1, 3, Dense(activation=None)),
+        Edge(2, 3, Scale(2.0)),
+        Edge(3, 4, Dense(activation="relu")),
+        Edge(2, 5, Op.SKIP),
+        Edge(3, 5, Op.SKIP),
+        Edge(4, 5, Dense(activation="abs")),
+    ),
+)
+SEVERAL = Dag(
+    5,
+    (
+        Edge(0, 2, Op.WEIGHTED),
+        Edge(1, 2, Op.WEIGHTED),
+        Edge(0, 3, Op.SKIP),
+        Edge(2, 3, Op.WEIGHTED),
+        Edge(2, 4, Op.WEIGHTED),
+    ),
+    num_inputs=2,
+    outputs=(3, 4),
+)
+
+
+def by_recursion(dag, x, x2=None, **options):
+    """Inside a transformation nothing is known of the inputs, and the recursion runs for all pairs."""
+    with jax.enable_x64(x.dtype == np.float64):
+        inputs = [jnp.asarray(v) for v in (x, x2) if v is not None]
+        return jax.jit(lambda *inputs: nd.kernel(dag, *inputs, **options))(*inputs)
+
+
+def pairs(kernels):
+    return [(k.nngp, k.ntk) for k in (kernels if isinstance(kernels, list) else [kernels])]
+
+
+def assert_close(found, expected, tolerance):
+    """Errors are measured against the inputs' own entries."""
+    for ours, theirs in zip(pairs(found), pairs(expected), strict=True):
+        for matrix, reference in zip(ours, theirs, strict=True):
+            matrix, reference = np.asarray(matrix, float), np.asarray(reference, float)
+            own = np.sqrt(np.abs(np.diag(reference)))
+            assert (np.abs(matrix - reference) <= tolerance * np.outer(own, own)).all()
+
+
+@pytest.fixture
+def series_are_used(monkeypatch):
+    """Fails where the kernel comes from the recursion."""
+    calls = []
+    monkeypatch.setattr(
+        blocks.angular, "position", lambda *args, of=blocks.angular.position: (calls.append(1), of(*args))[1]
+    )
+    jax.clear_caches()
+    yield
+    assert calls
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("dag", "options"),
+    [
+        (zoo.chain(3), {"order": "act-linear"}),
+        (Dag.from_code("2_21_112"), {"aggregation": "mean"}),
+        (zoo.random_dag(7, seed=3), {"activation": "abs", "readout": False}),
+        (zoo.ladder(9), {"parameterisation": "standard", "width": 64}),
+        (MIXED, {}),
+        (MIXED, {"stem": Dense(activation=LEAKY, w_std=0.7), "parameterisation": "standard", "width": 3}),
+        (SEVERAL, {"activation": LEAKY}),
+        (zoo.chain(40), {}),
+    ],
+    ids=["chain", "mean", "random", "ladder", "mixed", "stem", "several", "deep"],
+)
+def test_they_equal_the_recursion(dag, options, series_are_used):
+    expected = by_recursion(dag, X, **options)
+    assert_close(nd.kernel(dag, X, **options), expected, 2e-14)
+    # Entries in float32 have errors of a few of its epsilon, however deep the graph.
+    assert_close(nd.kernel(dag, X.astype(np.float32), **options), expected, 1e-6)
+
+
+def test_between_two_sets_of_inputs(series_are_used):
+    whole = nd.kernel(MIXED, X)
+    part = nd.kernel(MIXED, X[:4], X[2:], get="ntk")
+    np.testing.assert_allclose(part, np.asarray(whole.ntk)[:4, 2:], rtol=1e-13)
+
+
+def test_equal_inputs_have_equal_rows():
+    k = nd.kernel(zoo.chain(2), X)
+    for matrix in map(np.asarray, (k.nngp, k.ntk)):
+        np.testing.assert_array_equal(matrix[1], matrix[3])
+        np.testing.assert_array_equal(matrix[5], 0)
+        np.testing.assert_allclose(matrix[4], 7 * matrix[1], rtol=1e-13)
+
+
+def exact(depth, theta):
+    """A chain of ReLU layers with He weights and a readout, by Cho and Saul's formulas in 40 digits."""
+    with mpmath.workdps(40):
+        variance = mpmath.mpf(HE_STD) ** 2  # not quite 2
+        q, k, t = mpmath.mpf(1), mpmath.cos(mpmath.mpf(theta)), mpmath.mpf(0)
+        for _ in range(depth + 1):
+            q, k, t = variance * q, variance * k, variance * (k + t)
+            angle = mpmath.acos(k / q)
+            t *= (1 - angle / mpmath.pi) / 2
+            k = q * (mpmath.sin(angle) + (mpmath.pi - angle) * mpmath.cos(angle)) / (2 * mpmath.pi)
+            q /= 2
+        return float(variance * k), float(variance * (k + t))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_at_angles_against_high_precision(depth):
+    theta = np.array([0, 1e-9, 1e-4, 0.5, np.pi / 2, 2.0, 3.0, np.pi - 1e-4, np.pi - 1e-9])
+    plan = evaluation(build_network(zoo.chain(depth)), True, None, make_rules("ntk", None))
+    [found] = at_angles(plan.program, plan.spec, 5, theta)
+    expected = np.array([exact(depth, v) for v in theta]).T
+    assert (np.abs(found - expected) <= 6e-16 * expected.max(axis=1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dag", [Dag.from_code("2_02_002"), MIXED, zoo.chain(60)], ids=["skips", "mixed", "deep"])
+def test_series_hold_between_the_angles_they_come_from(dag, dtype):
+    plan = evaluation(build_network(dag), True, None, make_rules("ntk", None))
+    series = series_of(plan.program, plan.spec, 5, np.dtype(dtype))
+    theta = np.concatenate([np.linspace(0, np.pi, 1001), np.pi * np.logspace(-9, -2, 50)])
+    values = at_angles(plan.program, plan.spec, 5, theta)
+    found = chebyshev.chebval(2 * theta / np.pi - 1, np.moveaxis(series, -1, 0))
+    limit = {np.float32: np.finfo(np.float32).eps / 2, np.float64: 2e-14}[dtype]
+    assert (np.abs(found - values) <= limit * np.abs(values).max(axis=-1, keepdims=True)).all()
+
+
+def test_a_series_that_does_not_end_is_not_used():
+    dag = zoo.chain(700)
+    plan = evaluation(build_network(dag), True, None, make_rules("ntk", None))
+    assert series_of(plan.program, plan.spec, 5, np.dtype(np.float64)) is None
+    assert_close(nd.kernel(dag, X), by_recursion(dag, X), 1e-13)
+
+
+def test_graphs_of_all_kinds_share_a_compilation():
+    x = X[:, :4].astype(np.float32)
+    nd.kernel(zoo.chain(2), x)
+    compiled = blocks.kernel_of_inputs._cache_size()
+    for dag in (MIXED, zoo.ladder(9), zoo.random_dag(12, seed=1), Dag.from_code("2_22_222")):
+        nd.kernel(dag, x)
+    assert blocks.kernel_of_inputs._cache_size() == compiled
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_no_temporary_grows_as_n_squared(stacked):
+    from nngp_dag.kernels.angular import spec_of_series
+    from nngp_dag.kernels.kernel import weights_of_series
+    from nngp_dag.kernels.space import Space
+
+    n = 4096 if jax.default_backend() == "cpu" else 32768
+    outputs = 8 if stacked else 1
+    plan = evaluation(build_network(zoo.chain(3)), True, None, make_rules("ntk", None))
+    weights = weights_of_series(plan, np.ones((outputs, 2, 16)), np.dtype(np.float32))
+    x = [jax.ShapeDtypeStruct((n, 64), jnp.float32)]
+    spec = spec_of_series(outputs, True, stacked)
+    memory = blocks.kernel_of_inputs.lower(weights, x, None, spec=spec, space=Space()).compile().memory_analysis()
+    assert memory is not None
+    assert memory.output_size_in_bytes >= 2 * outputs * n * n * 4
+    assert memory.temp_size_in_bytes < n * n * 4 / 2
+
+
+def test_multiplicities_beyond_the_dtype_are_refused():
+    dag = Dag(4, (Edge(0, 1, Op.WEIGHTED), Edge(1, 2, Scale(1e12)), Edge(2, 3, Scale(1e12))))
+    with pytest.raises(InputError, match="not finite"):
+        nd.kernel(dag, X[:2].astype(np.float32))
