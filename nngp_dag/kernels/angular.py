@@ -217,7 +217,7 @@ def summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
 
 
 def summed_together(coefficients: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns many series (series, terms) at positions (N1, N2), times a factor, as (N1, series, N2).
+    """Returns many series (series, terms) at positions (N1, N2), times a factor, as (series, N1, N2).
 
     By a product with the Chebyshev polynomials: T_(k + j) = 2 T_k T_j - T_(k - j).
     """
@@ -226,5 +226,4 @@ def summed_together(coefficients: jax.Array | np.ndarray, twice: jax.Array, fact
     while (k := len(polynomials) - 1) < terms - 1:
         more = 2 * polynomials[k : k + 1] * polynomials[1:] - polynomials[k - 1 :: -1]
         polynomials = jnp.concatenate([polynomials, more])[:terms]
-    results = jnp.einsum("st,tij->sij", coefficients, polynomials * factor[None], precision=lax.Precision.HIGHEST)
-    return jnp.swapaxes(results, 0, 1)
+    return jnp.einsum("st,tij->sij", coefficients, polynomials * factor[None], precision=lax.Precision.HIGHEST)

@@ -80,7 +80,7 @@ def kernel_of_inputs(
 
     Returns:
       For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
-      (N1, outputs, N2).
+      (outputs, N1, N2).
     """
     if x2 is None and not space.ndim and len(x1[0]) >= 2 * _tile(spec):
         fused = compiles_triton() and not spec.loop and weights.series is None
@@ -95,6 +95,7 @@ def kernel_of_inputs(
         len(first[1]),
         size,
         lambda rows, i: between.kernels(between.ready(rows), i, columns, indices),
+        axis=int(spec.stacked),
     )
 
 
@@ -112,7 +113,7 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     times = -(-count // (sizes.multiple * -(-count // _tile(spec))))
     size = sizes.multiple * (times + 1 if sizes.odd and times % 2 == 0 else times)
     outputs = len(spec.structure.outputs)
-    shape = jax.ShapeDtypeStruct((count, outputs, count) if spec.stacked else (count, count), dtype)
+    shape = jax.ShapeDtypeStruct((outputs, count, count) if spec.stacked else (count, count), dtype)
     shapes = [(shape, shape if spec.with_ntk else None)] * (1 if spec.stacked else outputs)
 
     def put(results: Any, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Any:
@@ -127,8 +128,8 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         def both(into: jax.Array, tile: jax.Array) -> jax.Array:
             outputs = (0,) * (tile.ndim - 2)
-            into = lax.dynamic_update_slice(into, jnp.swapaxes(tile, 0, -1), (j, *outputs, i))
-            return lax.dynamic_update_slice(into, tile, (i, *outputs, j))
+            into = lax.dynamic_update_slice(into, jnp.swapaxes(tile, -1, -2), (*outputs, j, i))
+            return lax.dynamic_update_slice(into, tile, (*outputs, i, j))
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
@@ -232,12 +233,12 @@ class _Between:
                 return self._of_angles(self.weights.series, values[0], back)
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
             results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.space, self.channels)
-            back = back[:, None, :] if spec.stacked else back
+            back = back[None] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
         values = self.values(rows, i, columns, j)
         size = _rows_of_a_block(spec, len(j) * self.pixels, values[0].k.dtype)
-        return by_rows((values, *rows[1:]), len(i), size, recursion)
+        return by_rows((values, *rows[1:]), len(i), size, recursion, axis=int(spec.stacked))
 
     def _of_angles(self, series: jax.Array | np.ndarray, value: Value, back: jax.Array) -> Kernels:
         """Returns kernels that are functions of the angle, times `back`."""
@@ -253,6 +254,9 @@ class _Between:
 
 def _rows_of_a_block(spec: Spec, entries: int, dtype: np.dtype) -> int:
     """How many rows, of so many entries each, the recursion takes at once."""
+    if spec.stacked and not spec.loop:
+        # Of every entry all Chebyshev polynomials are kept.
+        return max(1, block_sizes().block // 2 // entries)
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     if not spec.loop:

@@ -304,7 +304,7 @@ def propagate(
       channels: Fan-in of every stem.
 
     Returns:
-      NNGP and NTK of every output; stacked, they are (N1, outputs, N2).
+      NNGP and NTK of every output; stacked, they are (outputs, N1, N2).
     """
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
     stems = _stems(spec, weights, inputs, sides_in, space, channels, spec.with_ntk)
@@ -329,7 +329,7 @@ def propagate(
             (q1, m1), (q2, m2) = (jax.tree.map(lambda v: v[weights.tables.output_nodes], side) for side in moments)  # type: ignore[union-attr]
             sides = Sides(*(v[:, :, None] if i % 2 == 0 else v[:, None, :] for i, v in enumerate((q1, q2, m1, m2))))
             k, _, ntk = law.uncentre(outputs, sides)
-            return [(jnp.swapaxes(k, 0, 1), None if ntk is None else jnp.swapaxes(ntk, 0, 1))]
+            return [(k, ntk)]
         nodes = {i: jax.tree.map(lambda v, i=i: v[i], outputs) for i in spec.structure.outputs}
     else:
         nodes = _evaluate(spec, weights, fields, space, sides_of, lambda slot, sides: None)

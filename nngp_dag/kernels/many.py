@@ -95,8 +95,7 @@ def kernels_of_laws(
                 several = [inputs]
             [(nngp, ntk)] = kernel_of_inputs(weights, several, None, spec=spec, space=Space())
         assert ntk is not None
-        # Written by rows of inputs.
-        yield Stack(part, *(np.swapaxes(np.asarray(v), 0, 1)[: len(part)] for v in (nngp, ntk)))
+        yield Stack(part, *(np.asarray(v)[: len(part)] for v in (nngp, ntk)))
         del nngp, ntk
 
 

@@ -18,6 +18,7 @@ def by_rows(
     count: int,
     size: int,
     block: Callable[[Any, jax.Array], Any],
+    axis: int = 0,
 ) -> Any:
     """Computes results in blocks of rows.
 
@@ -26,6 +27,7 @@ def by_rows(
       count: Number of rows.
       size: Rows of a block.
       block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
+      axis: Where results have their rows.
 
     Returns:
       For every output arrays with `count` rows.
@@ -39,15 +41,18 @@ def by_rows(
 
     if size == count:
         return compute(0)
-    shapes = jax.tree.map(
-        lambda v: jax.ShapeDtypeStruct((count, *v.shape[1:]), v.dtype), jax.eval_shape(compute, _INDEX)
-    )
+
+    def whole(v: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*v.shape[:axis], count, *v.shape[axis + 1 :]), v.dtype)
 
     def store(i: jax.Array, state: Any) -> Any:
         # The last block moves back to end with the last row; rows that two blocks share are computed twice.
         start = jnp.minimum(i * size, count - size)
-        return jax.tree.map(lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, 0), state, compute(start))
+        return jax.tree.map(
+            lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, axis), state, compute(start)
+        )
 
+    shapes = jax.tree.map(whole, jax.eval_shape(compute, _INDEX))
     return lax.fori_loop(0, -(-count // size), store, unwritten(shapes))
 
 
