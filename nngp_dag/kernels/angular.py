@@ -15,7 +15,7 @@ which has the digits of angles near 0 and near pi.
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,8 +26,9 @@ from jax import lax
 from nngp_dag.activations import ABRelu, get_activation
 from nngp_dag.graph import Dense
 from nngp_dag.graph.program import MeanTerm, Program, Structure
-from nngp_dag.kernels.dual import angle_between
-from nngp_dag.kernels.engine import Spec
+from nngp_dag.kernels.dual import root
+from nngp_dag.kernels.dual.arcsine import double_arcsine
+from nngp_dag.kernels.engine import Kernels, Spec
 from nngp_dag.kernels.law import Rules
 
 # Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
@@ -201,14 +202,36 @@ def spec_of_series(outputs: int, with_ntk: bool, stacked: bool = False) -> Spec:
     )
 
 
-def position(k: jax.Array, half_distance: jax.Array) -> jax.Array:
+def position(half_distance: jax.Array) -> jax.Array:
     """Returns 4 theta / pi - 2, twice the argument of the series, for inputs whose squares have mean 1."""
-    near = angle_between(k, half_distance) * (4 / math.pi)
-    return jnp.where(k < 0, 2 - near, near - 2)
+    # sin^2(t / 2) of t = min(theta, pi - theta).
+    square = jnp.minimum(half_distance, 2 - half_distance) / 2
+    t = double_arcsine(square, root(square)) * (4 / math.pi)
+    return jnp.where(half_distance > 1, 2 - t, t - 2)
 
 
-def summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
-    """Returns a series at each of the positions, by Clenshaw's recurrence."""
+def kernels(series: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array, spec: Spec) -> Kernels:
+    """Returns series at each of the positions, (N1, N2), times a factor.
+
+    Args:
+      series: As `series_of` returns them.
+      twice: As `position` returns it.
+      factor: Of the shape of the positions.
+      spec: As `spec_of_series` returns it.
+    """
+
+    def both(of: Callable[[int], jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        return of(0), of(1) if spec.with_ntk else None
+
+    if spec.stacked:
+        polynomials = _polynomials(series.shape[-1], twice) * factor[None]
+        product = functools.partial(jnp.einsum, "st,tij->sij", precision=lax.Precision.HIGHEST)
+        return [both(lambda i: product(series[:, i], polynomials))]
+    return [both(lambda i, of=of: _summed(of[i], twice) * factor) for of in series]
+
+
+def _summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
+    """Sums a series by Clenshaw's recurrence."""
     *others, last = coefficients
     value, before = last, jnp.zeros_like(last)
     for c in reversed(others[1:]):
@@ -216,14 +239,9 @@ def summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
     return others[0] + twice / 2 * value - before
 
 
-def summed_together(coefficients: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns many series (series, terms) at positions (N1, N2), times a factor, as (series, N1, N2).
-
-    By a product with the Chebyshev polynomials: T_(k + j) = 2 T_k T_j - T_(k - j).
-    """
-    terms = coefficients.shape[1]
-    polynomials = jnp.stack([jnp.ones_like(twice), twice / 2])
-    while (k := len(polynomials) - 1) < terms - 1:
-        more = 2 * polynomials[k : k + 1] * polynomials[1:] - polynomials[k - 1 :: -1]
-        polynomials = jnp.concatenate([polynomials, more])[:terms]
-    return jnp.einsum("st,tij->sij", coefficients, polynomials * factor[None], precision=lax.Precision.HIGHEST)
+def _polynomials(terms: int, twice: jax.Array) -> jax.Array:
+    """Returns the first Chebyshev polynomials at every position, (terms, N1, N2): T_(k+j) = 2 T_k T_j - T_(k-j)."""
+    found = jnp.stack([jnp.ones_like(twice), twice / 2])
+    while (k := len(found) - 1) < terms - 1:
+        found = jnp.concatenate([found, 2 * found[k : k + 1] * found[1:] - found[k - 1 :: -1]])[:terms]
+    return found

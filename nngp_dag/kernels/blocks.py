@@ -117,7 +117,6 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     shapes = [(shape, shape if spec.with_ntk else None)] * (1 if spec.stacked else outputs)
 
     def put(results: Any, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Any:
-        rows, columns = between.ready(rows), between.ready(columns)
         indices = i + jnp.arange(size), j + jnp.arange(size)
         if fused:
             from nngp_dag.kernels.fused import write_tile  # imports Pallas
@@ -133,7 +132,8 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
-    return by_tiles(between.by_row(prepared), count, size, shapes, put)
+    # Series are of no use inside a transformation, see `nngp_dag.kernels.kernel`.
+    return by_tiles(between.by_row(prepared), count, size, shapes, between.ready, put, weights.series is None)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -168,12 +168,12 @@ class _Between:
         of_centres = [None if c is None else shifts(x, scale, c) for x, c in zip(data, self.centres, strict=True)]
         if self.spec.loop:
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments)
-        return (data, of_centres), scale, q, moments
+        return (data, of_centres, inverse_of(scale)), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
         """Scales and centres data, late, so that no copy of all of them is kept."""
-        (data, of_centres), scale, q, moments = taken
-        over_scale = [x * inverse_of(scale, x.ndim) for x in data]
+        (data, of_centres, inverse), scale, q, moments = taken
+        over_scale = [x * inverse.reshape(-1, *[1] * (x.ndim - 1)) for x in data]
         if not self.space.ndim:
             centres = zip(over_scale, self.centres, strict=True)
             over_scale = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
@@ -188,13 +188,8 @@ class _Between:
         (x, shift1), (z, shift2) = first, second
         space = self.space
         left, right = space.left(q1), space.right(q2)
-
-        # A function, as is `close`: comparing again costs less than reading what was compared from memory.
-        def on_diagonal(i: jax.Array, j: jax.Array) -> jax.Array:
-            return (i[:, None] == j[None, :]) & self.symmetric
-
         if space.ndim:
-            diagonal = on_diagonal(i, j)
+            diagonal = self._on_diagonal(i, j)
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
             k = images(x, z, space)
             half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
@@ -202,22 +197,52 @@ class _Between:
 
         def second_moment(x: Any, z: Any, shift1: Any, shift2: Any, left: Any, i: jax.Array, j: jax.Array) -> jax.Array:
             # An input coincides with itself, whatever the rounding of its products.
-            return jnp.where(on_diagonal(i, j), left, products(x, z, shift1, shift2))
+            return jnp.where(self._on_diagonal(i, j), left, products(x, z, shift1, shift2))
 
         k = evaluated_once(self.weights.true, second_moment, x, z, shift1, shift2, left, i, j)
         coarse = (left + right) / 2 - k
+        return Value(k, self._corrected(coarse, self.closeness * (left + right), x, z, i, j), None)
 
-        # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are
-        # summed directly, which costs more than a matrix product.
+    def _positions(self, first: Any, second: Any, i: jax.Array, j: jax.Array) -> jax.Array:
+        """Returns where series in the angle are summed."""
+        (x, shift1), (z, shift2) = first, second
+
+        def position(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
+            half_distance = jnp.where(self._on_diagonal(i, j), 0, 1 - products(x, z, shift1, shift2))
+            return angular.position(half_distance)
+
+        coarse = evaluated_once(self.weights.true, position, x, z, shift1, shift2, i, j)
+        limit = angular.position(jnp.asarray(2 * self.closeness, coarse.dtype))
+        return self._corrected(coarse, limit, x, z, i, j, angular.position)
+
+    def _corrected(
+        self,
+        coarse: jax.Array,
+        limit: jax.Array,
+        x: Any,
+        z: Any,
+        i: jax.Array,
+        j: jax.Array,
+        of: Callable[[jax.Array], jax.Array] = lambda v: v,
+    ) -> jax.Array:
+        """Puts a function of half the distances, summed directly, where it is below a limit.
+
+        Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are summed
+        directly, which costs more than a matrix product.
+        """
+
+        # A function: comparing again costs less than reading what was compared from memory.
         def close() -> jax.Array:
-            return (coarse < self.closeness * (left + right)) & ~on_diagonal(i, j)
+            return (coarse < limit) & ~self._on_diagonal(i, j)
 
-        half_distance = lax.cond(
+        return lax.cond(
             jnp.any(close()),
-            lambda: with_distances(coarse, close(), x, z, block_sizes().cell),
+            lambda: with_distances(coarse, close(), x, z, block_sizes().cell, of),
             lambda: coarse,
         )
-        return Value(k, half_distance, None)
+
+    def _on_diagonal(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        return (i[:, None] == j[None, :]) & self.symmetric
 
     def kernels(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Kernels:
         """Returns NNGP and NTK of every output."""
@@ -228,28 +253,24 @@ class _Between:
         def recursion(taken: tuple, indices: jax.Array) -> Kernels:
             del indices
             values, scale, q, moments = taken
-            back = scale[:, None] * scale2[None, :]
-            if self.weights.series is not None:
-                return self._of_angles(self.weights.series, values[0], back)
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
             results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.space, self.channels)
+            back = scale[:, None] * scale2[None, :]
             back = back[None] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
 
-        values = self.values(rows, i, columns, j)
-        size = _rows_of_a_block(spec, len(j) * self.pixels, values[0].k.dtype)
-        return by_rows((values, *rows[1:]), len(i), size, recursion, axis=int(spec.stacked))
+        def series(taken: tuple, indices: jax.Array) -> Kernels:
+            del indices
+            positions, scale, *_ = taken
+            assert self.weights.series is not None
+            return angular.kernels(self.weights.series, positions, scale[:, None] * scale2[None, :], spec)
 
-    def _of_angles(self, series: jax.Array | np.ndarray, value: Value, back: jax.Array) -> Kernels:
-        """Returns kernels that are functions of the angle, times `back`."""
-        twice = evaluated_once(self.weights.true, angular.position, value.k, value.half_distance)
-
-        def both(of: Callable[[int], jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-            return of(0), of(1) if self.spec.with_ntk else None
-
-        if self.spec.stacked:
-            return [both(lambda i: angular.summed_together(series[:, i], twice, back))]
-        return [both(lambda i, of=of: angular.summed(of[i], twice) * back) for of in series]
+        if self.weights.series is None:
+            values, block = self.values(rows, i, columns, j), recursion
+        else:
+            values, block = self._positions(rows[0][0], columns[0][0], i, j), series
+        size = _rows_of_a_block(spec, len(j) * self.pixels, scale2.dtype)
+        return by_rows((values, *rows[1:]), len(i), size, block, axis=int(spec.stacked))
 
 
 def _rows_of_a_block(spec: Spec, entries: int, dtype: np.dtype) -> int:

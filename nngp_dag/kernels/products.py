@@ -80,32 +80,38 @@ def products(
 
 
 def with_distances(
-    half_distance: jax.Array, close: jax.Array, x1: Sequence[jax.Array], x2: Sequence[jax.Array], cell: int
+    coarse: jax.Array,
+    close: jax.Array,
+    x1: Sequence[jax.Array],
+    x2: Sequence[jax.Array],
+    cell: int,
+    of: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Puts half the mean over features of squared distances of inputs, summed directly, where they are close.
+    """Puts a function of half the mean over features of squared distances, summed directly, where inputs are close.
 
     Args:
-      half_distance: What there is, (N1, N2).
+      coarse: What there is, (N1, N2).
       close: Where to sum, (N1, N2).
       x1: Inputs in parts, (N1, features) each.
       x2: Likewise, (N2, features).
       cell: Side of the squares that are computed as a whole; 0: row by row, which compiles faster.
+      of: The function, elementwise.
     """
     features = sum(x.shape[1] for x in x1)
 
     def distances(x1: Sequence[jax.Array], x2: Sequence[jax.Array]) -> jax.Array:
         sums = [jnp.sum((x - z) ** 2, axis=-1) for x, z in zip(x1, x2, strict=True)]
-        return functools.reduce(operator.add, sums) / (2 * features)
+        return of(functools.reduce(operator.add, sums) / (2 * features))
 
     if cell:
-        return _by_cells(half_distance, close, x1, x2, cell, distances)
+        return _by_cells(coarse, close, x1, x2, cell, distances)
 
     def row(taken: tuple[Sequence[jax.Array], jax.Array, jax.Array]) -> jax.Array:
         x, coarse, close = taken
         computed = functools.partial(distances, [part[None] for part in x], x2)
         return lax.cond(jnp.any(close), lambda: jnp.where(close, computed(), coarse), lambda: coarse)
 
-    return lax.map(row, (list(x1), half_distance, close))
+    return lax.map(row, (list(x1), coarse, close))
 
 
 def _by_cells(

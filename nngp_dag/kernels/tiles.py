@@ -60,7 +60,15 @@ def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
     return jax.tree.map(lambda v: v if len(v) == 1 else lax.dynamic_slice_in_dim(v, start, size, 0), rows)
 
 
-def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., Any]) -> Any:
+def by_tiles(
+    data: Any,
+    count: int,
+    size: int,
+    shapes: Any,
+    ready: Callable[[Any], Any],
+    put: Callable[..., Any],
+    differentiable: bool,
+) -> Any:
     """Computes symmetric results in square tiles, those on and above the diagonal.
 
     Args:
@@ -68,17 +76,35 @@ def by_tiles(data: Any, count: int, size: int, shapes: Any, put: Callable[..., A
       count: Number of rows and columns.
       size: Rows of a tile, at most `count`.
       shapes: Those of the results.
-      put: (results, slice of `data`, index of its first row, likewise for the columns) -> results with that tile.
+      ready: slice of `data` -> what is computed of it alone.
+      put: (results, that of the rows, index of the first one, likewise for the columns) -> results with that tile.
+      differentiable: Whether derivatives may be wanted. Otherwise rows are made ready once for all of their tiles, in a
+        loop whose bounds reverse mode does not take.
 
     Returns:
       The results.
     """
     # The last tiles move back to end with the last row; what two tiles share is computed twice.
     starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
-    pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
 
-    def step(p: jax.Array, results: Any) -> Any:
-        i, j = pairs[p, 0], pairs[p, 1]
-        return put(results, _taken(data, i, size), i, _taken(data, j, size), j)
+    def at(i: jax.Array) -> Any:
+        return ready(_taken(data, i, size))
 
-    return lax.fori_loop(0, len(pairs), step, unwritten(shapes))
+    if differentiable:
+        pairs = jnp.asarray([(starts[i], starts[j]) for i, j in zip(*np.triu_indices(len(starts)), strict=True)])
+
+        def tile(p: jax.Array, results: Any) -> Any:
+            i, j = pairs[p, 0], pairs[p, 1]
+            return put(results, at(i), i, at(j), j)
+
+        return lax.fori_loop(0, len(pairs), tile, unwritten(shapes))
+
+    firsts = jnp.asarray(starts)
+
+    def row(a: jax.Array, results: Any) -> Any:
+        rows = at(firsts[a])
+        return lax.fori_loop(
+            a, len(starts), lambda b, results: put(results, rows, firsts[a], at(firsts[b]), firsts[b]), results
+        )
+
+    return lax.fori_loop(0, len(starts), row, unwritten(shapes))

@@ -145,6 +145,7 @@ def test_at_angles_against_high_precision(depth):
 def test_series_hold_between_the_angles_they_come_from(dag, dtype):
     plan = evaluation(build_network(dag), True, None, make_rules("ntk", None))
     series = series_of(plan.program, plan.spec, 5, np.dtype(dtype))
+    assert series is not None
     theta = np.concatenate([np.linspace(0, np.pi, 1001), np.pi * np.logspace(-9, -2, 50)])
     values = at_angles(plan.program, plan.spec, 5, theta)
     found = chebyshev.chebval(2 * theta / np.pi - 1, np.moveaxis(series, -1, 0))

@@ -95,13 +95,6 @@ def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.A
     return cos, sin, gap, double_arcsine(square, root(square))
 
 
-def angle_between(k: jax.Array, half_distance: jax.Array) -> jax.Array:
-    """Returns min(theta, pi - theta) for inputs of second moment 1."""
-    one = jnp.ones_like(k)
-    *_, r, remainder, _ = lengths(k, half_distance, one, one)
-    return angle(k, r, remainder, half_distance)[-1]
-
-
 def odd_factorial(n: int) -> int:
     """Returns (2 n - 1)!! = E[z^(2 n)]."""
     return math.prod(range(1, 2 * n, 2))
