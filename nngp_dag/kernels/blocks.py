@@ -269,19 +269,18 @@ class _Between:
             values, block = self.values(rows, i, columns, j), recursion
         else:
             values, block = self._positions(rows[0][0], columns[0][0], i, j), series
-        size = _rows_of_a_block(spec, len(j) * self.pixels, scale2.dtype)
+        size = _rows_of_a_block(spec, self.weights, len(j) * self.pixels, scale2.dtype)
         return by_rows((values, *rows[1:]), len(i), size, block, axis=int(spec.stacked))
 
 
-def _rows_of_a_block(spec: Spec, entries: int, dtype: np.dtype) -> int:
+def _rows_of_a_block(spec: Spec, weights: Weights, entries: int, dtype: np.dtype) -> int:
     """How many rows, of so many entries each, the recursion takes at once."""
-    if spec.stacked and not spec.loop:
-        # Of every entry all Chebyshev polynomials are kept.
-        return max(1, block_sizes().block // 2 // entries)
+    if spec.stacked and weights.series is not None:
+        return block_sizes().series // (entries * weights.series.shape[-1])
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     if not spec.loop:
-        return max(1, block_sizes().block // entries)
+        return block_sizes().block // entries
     # Over a single long row XLA's loop is ten times as slow as over two.
     return max(2, block_sizes().loop // (entries * dtype.itemsize))
 
@@ -336,7 +335,7 @@ def kernel_of_kernel(
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
     k = inputs[0][0]
-    size = _rows_of_a_block(spec, max(1, k.size // count1), k.dtype)
+    size = _rows_of_a_block(spec, weights, max(1, k.size // count1), k.dtype)
     return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
 
 

@@ -14,6 +14,7 @@ class BlockSizes(NamedTuple):
     Attributes:
       product: Entries of a block of rows of the product of inputs, large enough for matrix products.
       block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
+      series: Values of Chebyshev polynomials for a stack of kernels that are series in the angle.
       loop: Bytes of each value in the loop, of which it keeps one for every node.
       tile: Rows that a tile of a symmetric kernel has, about: enough for matrix products, and small beside the kernel.
       stacked_tile: The same where the kernels of many networks come at once.
@@ -25,6 +26,7 @@ class BlockSizes(NamedTuple):
 
     product: int
     block: int
+    series: int
     loop: int
     tile: int
     stacked_tile: int
@@ -36,10 +38,26 @@ class BlockSizes(NamedTuple):
 # On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
 # 25 microseconds for every condition.
 _ON_CPU = BlockSizes(
-    product=1 << 19, block=1 << 18, loop=1 << 16, tile=360, stacked_tile=256, multiple=8, odd=True, cell=0
+    product=1 << 19,
+    block=1 << 18,
+    series=1 << 22,
+    loop=1 << 16,
+    tile=360,
+    stacked_tile=256,
+    multiple=8,
+    odd=True,
+    cell=0,
 )
 _ON_GPU = BlockSizes(
-    product=1 << 26, block=1 << 26, loop=1 << 24, tile=2048, stacked_tile=2048, multiple=64, odd=False, cell=16
+    product=1 << 26,
+    block=1 << 26,
+    series=1 << 26,
+    loop=1 << 24,
+    tile=2048,
+    stacked_tile=2048,
+    multiple=64,
+    odd=False,
+    cell=16,
 )
 
 

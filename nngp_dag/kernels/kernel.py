@@ -87,10 +87,15 @@ def kernel(
     readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where
     pooling or that average needs them: memory then grows with the square of the pixels.
 
-    Memory grows as N1 N2: the two results, and no temporary of that size. The first call compiles a loop over the
-    nodes, in a time that does not grow with the graph; graphs of about equal size and equal operations share it. For
-    kernels of over half a million entries, graphs of up to 4 nodes are written out, which runs faster. With
-    convolutions every graph compiles for itself, in a time that grows with its edges.
+    Memory grows as N1 N2: the two results, and no temporary of that size.
+
+    Rectifiers without biases, with one array of inputs, have kernels that are functions of the angle between two
+    inputs. They are found once for a network, as series (see `nngp_dag.kernels.angular`): then no pair of inputs takes
+    longer for a larger graph, and all such graphs share one compiled program. Other networks, inputs inside
+    transformations such as `jax.jit` and `jax.grad`, and graphs so deep that their series do not end, take a loop over
+    the nodes, which compiles in a time that does not grow with the graph; graphs of about equal size and equal
+    operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are written out, which runs
+    faster. With convolutions every graph compiles for itself, in a time that grows with its edges.
 
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no

@@ -52,7 +52,8 @@ def kernels_of_laws(
 ) -> Iterator[Stack]:
     """Computes the kernels of networks without convolutions and pooling, in batches.
 
-    All batches share one compiled program, a loop over the laws of all nodes. Memory: that of a `Stack`, twice.
+    All batches share one compiled program: of series in the angle where the networks have them, otherwise a loop over
+    the laws of all nodes. Memory: that of a `Stack`, twice.
 
     Args:
       laws: Where the networks were taken in.
