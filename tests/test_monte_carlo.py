@@ -12,7 +12,7 @@ from oracles import ORDERS, dags, empirical_kernels, finite_kernels
 
 import nngp_dag as nd
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
-from nngp_dag.kernels import law
+from nngp_dag.kernels import angular, law
 from nngp_dag.nets import DagNet
 
 evaluating = importlib.import_module("nngp_dag.kernels.kernel")
@@ -75,15 +75,22 @@ def test_the_check_is_two_sided_and_sees_five_per_cent(code):
                 assert_agrees(samples * factor, exact, power=0.06)
 
 
-def test_leaving_out_the_means_is_caught(monkeypatch):
+@pytest.mark.parametrize("by_series", [False, True])
+def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
     dag = nd.Dag.from_code("1_01_222")
     nngp, _ = finite_kernels(dag, X.tobytes(), X.shape[1], "linear-act", WIDTH, DRAWS, seed=1)
     # Compiled functions would not see the change, nor forget it.
     jax.clear_caches()
-    monkeypatch.setattr(law, "mean", lambda phi, q: 0 * q)
+    evaluating._series.cache_clear()
+    if by_series:
+        monkeypatch.setattr(angular, "_activated", lambda phi, x, of=angular._activated: (of(phi, x)[0], 0.0))
+    else:
+        monkeypatch.setattr(law, "mean", lambda phi, q: 0 * q)
+        monkeypatch.setattr(evaluating, "series_of", lambda *args: None)
     wrong = nd.kernel(dag, X)
     monkeypatch.undo()
     jax.clear_caches()
+    evaluating._series.cache_clear()
     with pytest.raises(AssertionError, match="off by"):
         assert_agrees(nngp, wrong.nngp, power=0.5)
 
@@ -99,8 +106,10 @@ def test_leaving_out_skip_multiplicities_is_caught(monkeypatch):
     program_of = evaluating.program
     monkeypatch.setattr(evaluating, "program", once)
     evaluating.evaluation.cache_clear()
+    evaluating._series.cache_clear()
     wrong = nd.kernel(dag, X)
     evaluating.evaluation.cache_clear()
+    evaluating._series.cache_clear()
     nngp, ntk = finite_kernels(dag, X.tobytes(), X.shape[1], "linear-act", WIDTH, DRAWS, seed=1)
     with pytest.raises(AssertionError, match="off by"):
         assert_agrees(nngp, wrong.nngp, power=0.5)

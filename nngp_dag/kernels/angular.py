@@ -61,14 +61,14 @@ def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
     As `nngp_dag.kernels.dual.kinked` has them, with h(t) = (sin(t) - t cos(t)) / pi.
     """
     a, b = phi.a, phi.b
-    straight, bent, q = (a**2 + b**2) / 2, (b - a) ** 2 / 2, x.e[0] / 2
+    straight, bent, q = (a**2 + b**2) / 2, (b - a) ** 2 / 2, np.maximum(x.e[0], 0) / 2
     theta = 2 * np.arctan2(np.sqrt(np.maximum(x.d, 0)), np.sqrt(np.maximum(x.e, 0)))
     obtuse = theta > np.pi / 2
     t = np.where(obtuse, np.pi - theta, theta)
     h = bent * q * (np.sin(t) - t * np.cos(t)) / np.pi
     d = np.where(obtuse, (a + b) ** 2 / 2 * q - a * b * x.e, straight * x.d) - h
     e = np.where(obtuse, bent * q + a * b * x.e, straight * (2 * q - x.d)) + h
-    return _Field(d, e, (a * b + bent * (1 - theta / np.pi)) * x.t), (b - a) * math.sqrt(q / (2 * math.pi))
+    return _Field(d, e, (a * b + bent * (1 - theta / np.pi)) * x.t), (b - a) * np.sqrt(q / (2 * np.pi))
 
 
 def _applied(op: Dense, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
@@ -81,7 +81,7 @@ def _applied(op: Dense, x: _Field, rules: Rules, fan_in: int | None = None) -> t
     x = _Field(variance * x.d, variance * x.e, a_w * (x.e - x.d) / 2 + variance * x.t)
     if op.order == "linear-act":
         x, mean = _activated(phi, x)
-    return x.plus(-(mean**2)), mean
+    return x.plus(-np.square(mean)), mean
 
 
 def _sum(terms: Iterable[tuple[float, _Field]]) -> _Field:
@@ -124,7 +124,7 @@ def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) ->
         for node in range(done, step.node + 1):
             means[node] = sum((weight * value(term) for weight, term in by_node.get(node, ())), 0.0)
         done = step.node + 1
-        total = total.plus(means[step.node] ** 2)
+        total = total.plus(np.square(means[step.node]))
         for op, slot in step.fields:
             fields[slot], mu[slot] = _applied(op, total, spec.rules)
         if step.node in structure.outputs:
