@@ -2,9 +2,10 @@
 
 Where every operation is homogeneous, so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the inputs
 and the angle theta between them, and likewise the NTK; one layer by Cho and Saul 2009, eq. (6), any graph by induction
-over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series end after one or two dozen terms,
-while the recursion over the graph would run for every pair of inputs. The series come from that recursion at a few
-hundred angles, in float64 whatever the precision of the inputs. It keeps, of two inputs of second moment q,
+over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series end, for ten layers in float64
+after forty terms, while the recursion over the graph would run for every pair of inputs. The series come from that
+recursion at a few hundred angles, in float64 whatever the precision of the inputs. It keeps, of two inputs of second
+moment q,
 
     D = q - K,  E = q + K       half the mean squares of their difference and of their sum
     theta = 2 atan(sqrt(D / E)),
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.polynomial import chebyshev
 
 from nngp_dag.activations import ABRelu, get_activation
 from nngp_dag.graph import Dense
@@ -33,6 +35,8 @@ from nngp_dag.kernels.law import Rules
 
 # Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
 _ANGLES = 256
+# These lie so close to 0 and pi, where branch points may hide from all others, that series are tried there.
+_NEAR = np.pi * np.logspace(-12, -2, 21)
 # Series are filled up with zeros to a multiple of so many terms: networks of about equal depth share a compilation.
 _MULTIPLE = 8
 
@@ -115,9 +119,13 @@ def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) ->
     def value(term: MeanTerm) -> float:
         return mu.get(term.slot, 0.0) if term.slot is not None else means[term.node]  # type: ignore[index]
 
+    last_read = {term.slot: index for index, step in enumerate(structure.steps) for term in step.terms}
     found: dict[int, _Field] = {}
-    for step in structure.steps:
+    for index, step in enumerate(structure.steps):
         total = fields[step.slot] = _sum((next(weights), fields[term.slot]) for term in step.terms)
+        for slot in {term.slot for term in step.terms}:
+            if last_read[slot] == index:
+                del fields[slot]
         if step.node is None:
             continue
         # Steps come in the order of nodes; those without one have means, too.
@@ -146,7 +154,7 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi / (2 * _ANGLES) * (np.outer(np.arange(_ANGLES), 2 * np.arange(_ANGLES) + 1) % (4 * _ANGLES)))
 
 
-def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> np.ndarray | None:
+def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> list[np.ndarray | None]:
     """Returns the Chebyshev coefficients of a network's kernels as functions of 2 theta / pi - 1.
 
     Args:
@@ -156,34 +164,40 @@ def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> n
       dtype: The precision to which series are to hold.
 
     Returns:
-      Those of NNGP and NTK of every output for inputs whose squares have mean 1, (outputs, 2, terms), float64; None
-      where a series does not end.
+      For every output those of NNGP and NTK for inputs whose squares have mean 1, (2, terms), float64; None where one
+      of the two series does not end or does not hold.
     """
     cosines = _cosines()
+    near = np.concatenate([_NEAR, np.pi - _NEAR])
     with np.errstate(all="ignore"):
-        values = at_angles(program, spec, channels, np.pi * (cosines[1] + 1) / 2)
+        values = at_angles(program, spec, channels, np.concatenate([np.pi * (cosines[1] + 1) / 2, near]))
+        return [_series(of_output, 2 * near / np.pi - 1, dtype) for of_output in values]
+
+
+def _series(values: np.ndarray, near: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """Returns the series of NNGP and NTK from their values at the Chebyshev points and, to try it, near the ends."""
     if not np.isfinite(values).all():
         return None
-    coefficients = 2 / _ANGLES * values @ cosines.T
-    coefficients[..., 0] /= 2
+    cosines = _cosines()
+    coefficients = 2 / _ANGLES * values[:, :_ANGLES] @ cosines.T
+    coefficients[:, 0] /= 2
+    scale = np.abs(values).max(axis=1, keepdims=True)
     # Behind a series of float64 comes the rounding of the values, at about half of its epsilon.
     tolerance = max(np.finfo(dtype).eps / 8, 2 * np.finfo(np.float64).eps)
-    negligible = np.abs(coefficients) <= tolerance * np.abs(values).max(axis=-1, keepdims=True)
-    needed = _ANGLES - np.argmin(negligible[..., ::-1], axis=-1)[..., None]
-    needed = np.where(negligible.all(axis=-1, keepdims=True), 0, needed)
+    negligible = np.abs(coefficients) <= tolerance * scale
+    needed = np.where(negligible.all(axis=1), 0, _ANGLES - np.argmin(negligible[:, ::-1], axis=1))
     if needed.max() > _ANGLES // 2:
         return None
-    terms = _MULTIPLE * max(1, -(-needed.max() // _MULTIPLE))
-    return np.where(np.arange(_ANGLES) < needed, coefficients, 0)[..., :terms]
+    terms = _MULTIPLE * max(1, -(-int(needed.max()) // _MULTIPLE))
+    series = np.where(np.arange(terms) < needed[:, None], coefficients[:, :terms], 0)
+    gaps = np.abs(chebyshev.chebval(near, series.T) - values[:, _ANGLES:])
+    return series if (gaps <= max(np.finfo(dtype).eps / 2, 1e-13) * scale).all() else None
 
 
-def together(series: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:
-    """Returns series of one length, filled up with zeros; None where one of them is missing."""
-    there = [v for v in series if v is not None]
-    if len(there) < len(series):
-        return None
-    terms = max(v.shape[-1] for v in there)
-    return [np.pad(v, ((0, 0), (0, 0), (0, terms - v.shape[-1]))) for v in there]
+def together(series: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns series as one array, filled up with zeros, (outputs, 2, terms)."""
+    terms = max(v.shape[1] for v in series)
+    return np.stack([np.pad(v, ((0, 0), (0, terms - v.shape[1]))) for v in series])
 
 
 def spec_of_series(outputs: int, with_ntk: bool, stacked: bool = False) -> Spec:

@@ -274,7 +274,7 @@ class _Between:
 
 
 def _rows_of_a_block(spec: Spec, weights: Weights, entries: int, dtype: np.dtype) -> int:
-    """How many rows, of so many entries each, the recursion takes at once."""
+    """How many rows, of so many entries each, the recursion or the series take at once."""
     if spec.stacked and weights.series is not None:
         return block_sizes().series // (entries * weights.series.shape[-1])
     # What the loop keeps grows with the outputs.

@@ -49,7 +49,7 @@ class Spec(NamedTuple):
       with_ntk: Whether the NTK is wanted.
       homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
       loop: Whether the steps run as a loop.
-      stacked: Whether the kernels of all outputs come as one array; for loops without readout.
+      stacked: Whether the kernels of all outputs come as one array; for loops and series without readout.
     """
 
     structure: Structure

@@ -39,10 +39,11 @@ def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network
     given: list[Any] = list(x) if isinstance(x, (list, tuple)) and several else [x] * num_inputs
     if len(given) != num_inputs:
         raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
-    if several:
-        arrays = [_check(f"{name}[{i}]", array, network) for i, array in enumerate(given)]
+    if all(array is given[0] for array in given):
+        # One array stays one: kernels are then functions of one angle.
+        arrays = [_check(f"{name}[0]" if several else name, given[0], network)] * num_inputs
     else:
-        arrays = [_check(name, given[0], network)] * num_inputs
+        arrays = [_check(f"{name}[{i}]", array, network) for i, array in enumerate(given)]
     if len({len(array) for array in arrays}) > 1:
         raise InputError(f"Expected all arrays of `{name}` to hold equally many inputs, got {[*map(len, arrays)]}")
     if network.image_operations:

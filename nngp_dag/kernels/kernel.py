@@ -17,7 +17,7 @@ from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import warn_if_inaccurate
-from nngp_dag.kernels.angular import series_of, spec_of_series
+from nngp_dag.kernels.angular import series_of, spec_of_series, together
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
 from nngp_dag.kernels.engine import Spec, Weights
@@ -100,8 +100,8 @@ def kernel(
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
     exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.blocks`); but not images
-    under convolutions, where angles below the root of the precision are lost. Entries of inputs that are nearly
-    opposite, which are nearly 0, keep half of their digits. Results are JAX arrays, but float64 ones are NumPy arrays
+    under convolutions, where angles below the root of the precision are lost. Of inputs that are nearly opposite the
+    angle keeps half of its digits. Results are JAX arrays, but float64 ones are NumPy arrays
     while `jax_enable_x64` is off, since JAX would then round them in the next operation.
 
     Args:
@@ -175,7 +175,8 @@ def kernel(
         if _is_angular(plan, inputs1, inputs2 or inputs1):
             series = _series(network, readout, rules, plan.spec.with_ntk, data1[0].shape[1], dtype)
         if series is not None:
-            weights, spec = weights_of_series(plan, series, dtype), spec_of_series(len(dag.outputs), plan.spec.with_ntk)
+            check_range(plan.program, dtype)
+            weights, spec = weights_of_series(series, dtype), spec_of_series(len(dag.outputs), plan.spec.with_ntk)
             data1, data2 = data1[:1], data2 and data2[:1]
         else:
             weights, spec = weights_of(plan, dtype), plan.spec
@@ -276,7 +277,7 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
     Raises:
       GraphError: They do not fit into it.
     """
-    _check_range(plan.program, dtype)
+    check_range(plan.program, dtype)
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     _, *numbers = plan.program
     terms, means = (v[:0] if loop else v for v in numbers)
@@ -298,22 +299,23 @@ def _series(
     network: Network, readout: bool, rules: Rules, with_ntk: bool, channels: int, dtype: np.dtype
 ) -> np.ndarray | None:
     plan = evaluation(network, readout, None, rules, with_ntk)
-    return series_of(plan.program, plan.spec, channels, dtype)
+    found = [v for v in series_of(plan.program, plan.spec, channels, dtype) if v is not None]
+    return together(found) if len(found) == len(network.dag.outputs) else None
 
 
-def weights_of_series(plan: Evaluation, series: np.ndarray, dtype: np.dtype) -> Weights:
-    """Returns the numbers of a program whose outputs are series in the angle, see `nngp_dag.kernels.angular`.
-
-    Raises:
-      GraphError: Those of the network do not fit into the dtype.
-    """
-    _check_range(plan.program, dtype)
+def weights_of_series(series: np.ndarray, dtype: np.dtype) -> Weights:
+    """Returns the numbers of a program whose outputs are series in the angle, see `nngp_dag.kernels.angular`."""
     empty = np.zeros(0, dtype)
     with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
         return Weights(empty, empty, None, None if on_gpu() else np.asarray(True), series.astype(dtype))
 
 
-def _check_range(program: Program, dtype: np.dtype) -> None:
+def check_range(program: Program, dtype: np.dtype) -> None:
+    """Checks that a dtype holds a program's weights.
+
+    Raises:
+      GraphError: It does not.
+    """
     largest = max(np.abs(part).max(initial=0) for part in (program.weights, program.mean_weights))
     if largest > np.finfo(dtype).max:
         raise GraphError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
@@ -12,10 +13,11 @@ from nngp_dag.graph.laws import Laws
 from nngp_dag.graph.program import Program
 from nngp_dag.kernels.angular import series_of, spec_of_series, together
 from nngp_dag.kernels.blocks import kernel_of_inputs
-from nngp_dag.kernels.engine import Spec
+from nngp_dag.kernels.engine import Kernels, Spec
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.kernel import (
     Evaluation,
+    check_range,
     is_homogeneous,
     weights_of,
     weights_of_series,
@@ -26,6 +28,8 @@ from nngp_dag.kernels.space import Space
 
 # Kernels so small that some too many cost less than a compilation.
 _SMALL_ENTRIES = 1 << 16
+# Kernels whose series are found at once; they need no memory to speak of.
+_SERIES = 256
 
 
 class Stack(NamedTuple):
@@ -65,7 +69,7 @@ def kernels_of_laws(
       batch: How many kernels come at once.
 
     Yields:
-      A `Stack` for each batch, in the order of `outputs`.
+      A `Stack` for each batch, in the order of `outputs`, but those that have no series last.
 
     Raises:
       GraphError: A multiplicity exceeds the dtype.
@@ -73,31 +77,75 @@ def kernels_of_laws(
     """
     data = check_inputs("x", x, network)[0]
     dtype = compute_dtype(data)
-    operation = _readout(network) if readout else None
-    batches = [tuple(outputs[i : i + batch]) for i in range(0, len(outputs), batch)]
-    size = min(batch, len(outputs))
-    if len(data) ** 2 <= _SMALL_ENTRIES:
-        # Filled up, so that sweeps of about equal size share a compilation.
-        size = min(batch, max(8, 1 << (size - 1).bit_length()))
-    programs = [laws.program(_filled(part, size), operation) for part in batches]
-    least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
-    plans = [_plan(program, network, rules) for program in programs]
-    # All or none, and as long as the longest, so that batches share the compiled program.
-    of_batches = [series_of(p.program, p.spec, data.shape[1], dtype) if p.spec.homogeneous else None for p in plans]
-    series = together(of_batches)
     with precision_of(dtype):
         inputs: Any = jnp.asarray(data, dtype)
-    for index, (part, plan) in enumerate(zip(batches, plans, strict=True)):
+    operation = _readout(network) if readout else None
+    series = _series(laws, outputs, network, operation, rules, data.shape[1], dtype)
+    with_series = [law for law in outputs if law in series]
+    if with_series:
+        all_series, size = together([series[law] for law in with_series]), _size(with_series, batch, data)
+        for part in _parts(range(len(with_series)), batch):
+            with precision_of(dtype):
+                weights = weights_of_series(all_series[_filled(part, size)], dtype)
+                spec = spec_of_series(size, True, stacked=True)
+                found = kernel_of_inputs(weights, [inputs], None, spec=spec, space=Space())
+            yield _stack([with_series[i] for i in part], found)
+            del found
+
+    without = [law for law in outputs if law not in series]
+    if not without:
+        return
+    size = _size(without, batch, data)
+    programs = [laws.program(tuple(_filled(part, size)), operation) for part in _parts(without, batch)]
+    least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
+    for part, program in zip(_parts(without, batch), programs, strict=True):
+        plan = _plan(program, network, rules)
         with precision_of(dtype):
-            weights, spec = weights_of(plan, dtype, least), plan.spec
-            several = [inputs] * plan.program.structure.num_inputs
-            if series is not None:
-                weights, spec = weights_of_series(plan, series[index], dtype), spec_of_series(size, True, stacked=True)
-                several = [inputs]
-            [(nngp, ntk)] = kernel_of_inputs(weights, several, None, spec=spec, space=Space())
-        assert ntk is not None
-        yield Stack(part, *(np.asarray(v)[: len(part)] for v in (nngp, ntk)))
-        del nngp, ntk
+            weights = weights_of(plan, dtype, least)
+            several = [inputs] * program.structure.num_inputs
+            found = kernel_of_inputs(weights, several, None, spec=plan.spec, space=Space())
+        yield _stack(part, found)
+        del found
+
+
+def _series(
+    laws: Laws,
+    outputs: Sequence[str],
+    network: Network,
+    readout: Dense | None,
+    rules: Rules,
+    channels: int,
+    dtype: np.dtype,
+) -> dict[str, np.ndarray]:
+    """Returns the series of those laws that have them, see `nngp_dag.kernels.angular`."""
+    found: dict[str, np.ndarray] = {}
+    for part in _parts(outputs, _SERIES):
+        plan = _plan(laws.program(tuple(part), readout), network, rules)
+        check_range(plan.program, dtype)
+        if plan.spec.homogeneous:
+            series = series_of(plan.program, plan.spec, channels, dtype)
+            found |= {law: v for law, v in zip(part, series, strict=True) if v is not None}
+    return found
+
+
+def _parts(items: Sequence[Any], batch: int) -> list[list[Any]]:
+    return [list(items[i : i + batch]) for i in range(0, len(items), batch)]
+
+
+def _size(items: Sequence[Any], batch: int, data: np.ndarray | jax.Array) -> int:
+    """How many kernels a batch is filled up to."""
+    size = min(batch, len(items))
+    # Of small ones so that sweeps of about equal size share a compilation.
+    return min(batch, max(8, 1 << (size - 1).bit_length())) if len(data) ** 2 <= _SMALL_ENTRIES else size
+
+
+def _filled(part: list[Any], size: int) -> list[Any]:
+    return part + part[-1:] * (size - len(part))
+
+
+def _stack(part: Sequence[str], found: Kernels) -> Stack:
+    [(nngp, ntk)] = found
+    return Stack(tuple(part), *(np.asarray(v)[: len(part)] for v in (nngp, ntk)))
 
 
 def _plan(program: Program, network: Network, rules: Rules) -> Evaluation:
@@ -122,7 +170,3 @@ def _readout(network: Network) -> Dense:
     layer = network.layer
     activation = layer.activation if network.reads_out_activated else None
     return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)
-
-
-def _filled(part: tuple[str, ...], size: int) -> tuple[str, ...]:
-    return part + part[-1:] * (size - len(part))

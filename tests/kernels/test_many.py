@@ -61,6 +61,15 @@ def test_they_equal_kernels_one_by_one(options):
         np.testing.assert_allclose(ntk, alone.ntk, rtol=0, atol=1e-13 * np.abs(alone.ntk).max())
 
 
+def test_one_whose_series_does_not_end_changes_no_other():
+    """It takes the recursion, in a batch of its own."""
+    some = [zoo.chain(3), *RANDOM[:2]]
+    for pair, alone in zip(together([*some, zoo.chain(200)])[:3], together(some), strict=True):
+        np.testing.assert_array_equal(pair, alone)
+    deep = nd.kernel(zoo.chain(200), X)
+    np.testing.assert_allclose(together([zoo.chain(200), *some])[0], [deep.nngp, deep.ntk], rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_neither_batch_nor_order_matters():
     reference = together(RANDOM, batch=1)
