@@ -76,9 +76,13 @@ def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
 
 
 def _applied(op: Dense, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
-    """Applies a weighted operation to second moments; returns covariances of its output, and its mean."""
+    """Applies a weighted operation to second moments; returns covariances of its output, and its mean.
+
+    They are NaN where the operation is not homogeneous, and so is all that reads them.
+    """
     phi, mean = get_activation(op.activation), 0.0
-    assert isinstance(phi, ABRelu)
+    if not isinstance(phi, ABRelu) or op.b_std is not None or op.layer_norm:
+        return _Field(*(np.full_like(x.d, np.nan),) * 3), np.nan
     if op.order == "act-linear":
         x, _ = _activated(phi, x)
     variance, (a_w, _) = op.w_std**2, rules.tangent_weights(op, fan_in)
@@ -98,7 +102,7 @@ def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) ->
 
     Args:
       program: The network's program; all its input nodes read the same data.
-      spec: Its stem, readout and parameterisation, all of them homogeneous.
+      spec: Its stem, readout and parameterisation; an activation of the readout is homogeneous.
       channels: Features of the data.
       theta: Angles, (M,).
 
@@ -165,7 +169,7 @@ def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> l
 
     Returns:
       For every output those of NNGP and NTK for inputs whose squares have mean 1, (2, terms), float64; None where one
-      of the two series does not end or does not hold.
+      of the two series does not end or does not hold, or the output reads an operation that is not homogeneous.
     """
     cosines = _cosines()
     near = np.concatenate([_NEAR, np.pi - _NEAR])

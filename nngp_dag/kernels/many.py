@@ -122,9 +122,8 @@ def _series(
     for part in _parts(outputs, _SERIES):
         plan = _plan(laws.program(tuple(part), readout), network, rules)
         check_range(plan.program, dtype)
-        if plan.spec.homogeneous:
-            series = series_of(plan.program, plan.spec, channels, dtype)
-            found |= {law: v for law, v in zip(part, series, strict=True) if v is not None}
+        series = series_of(plan.program, plan.spec, channels, dtype)
+        found |= {law: v for law, v in zip(part, series, strict=True) if v is not None}
     return found
 
 

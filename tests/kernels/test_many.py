@@ -61,13 +61,19 @@ def test_they_equal_kernels_one_by_one(options):
         np.testing.assert_allclose(ntk, alone.ntk, rtol=0, atol=1e-13 * np.abs(alone.ntk).max())
 
 
-def test_one_whose_series_does_not_end_changes_no_other():
+ERF = nd.Dense(activation="erf", b_std=0.2)
+
+
+@pytest.mark.parametrize(
+    "other", [zoo.chain(200), Dag.from_edges([(0, 1, ERF), (1, 2, "weighted")])], ids=["deep", "erf"]
+)
+def test_one_without_series_changes_no_other(other):
     """It takes the recursion, in a batch of its own."""
     some = [zoo.chain(3), *RANDOM[:2]]
-    for pair, alone in zip(together([*some, zoo.chain(200)])[:3], together(some), strict=True):
+    for pair, alone in zip(together([*some, other])[:3], together(some), strict=True):
         np.testing.assert_array_equal(pair, alone)
-    deep = nd.kernel(zoo.chain(200), X)
-    np.testing.assert_allclose(together([zoo.chain(200), *some])[0], [deep.nngp, deep.ntk], rtol=1e-12)
+    expected = nd.kernel(other, X)
+    np.testing.assert_allclose(together([other, *some])[0], [expected.nngp, expected.ntk], rtol=1e-12)
 
 
 @pytest.mark.slow
