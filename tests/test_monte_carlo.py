@@ -86,7 +86,7 @@ def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
         monkeypatch.setattr(angular, "_activated", lambda phi, x, of=angular._activated: (of(phi, x)[0], 0.0))
     else:
         monkeypatch.setattr(law, "mean", lambda phi, q: 0 * q)
-        monkeypatch.setattr(evaluating, "series_of", lambda *args: None)
+        monkeypatch.setattr(evaluating, "series_of", lambda *args: [None])
     wrong = nd.kernel(dag, X)
     monkeypatch.undo()
     jax.clear_caches()
