@@ -1,10 +1,11 @@
 """Claim: kernels cost time linear in nodes and in DAGs, and quadratic in inputs.
 
-Nodes: ladders, whose paths grow exponentially, on 64 inputs. DAGs: random graphs of 8 nodes, no two alike, on 64
-inputs, in batches of compiled programs that batches of about equal size share. Inputs: the chain of three weighted
-edges. Times are medians after the first call, which compiles; the exponent is the slope of log time against log size
-over the upper half of the sizes. Checked before: a ladder and random graphs in a batch agree with one call each, and
-the chain with small blocks in float64.
+Nodes: ladders, whose paths grow exponentially, on 64 inputs; with biases, which take the recursion for every pair of
+inputs, and without, where kernels are series in the angle. DAGs: random graphs of 8 nodes, no two alike, on 64 inputs,
+in batches of compiled programs that batches of about equal size share. Inputs: the chain of three weighted edges. Times
+are medians after the first call, which compiles and finds the series; the exponent is the slope of log time against log
+size over the upper half of the sizes. Checked before: ladders and the chain with small blocks agree with float64,
+random graphs in a batch with one call each.
 
     python benchmarks/scaling.py [--n 512 1024 2048 4096 8192] [--data-dir TFDS] [--out benchmarks/results/scaling.json]
 """
@@ -25,6 +26,7 @@ NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
 INPUTS, BATCH, REPEATS = 64, 128, 5
 # Sums grow exponentially along a ladder, beyond float32 after some 200 nodes.
 LADDER: dict[str, Any] = {"order": "act-linear", "aggregation": "scaled-sum", "get": "ntk"}
+BIASES = {"b_std": 0.1}
 # Exponents beyond these would not be linear, or quadratic.
 LINEAR, QUADRATIC = 1.15, 2.15
 
@@ -60,8 +62,9 @@ def check(x: np.ndarray, many: np.ndarray) -> None:
     if gap > 2e-5:
         raise SystemExit(f"kernels of the chain differ by {gap:.1e}; nothing is timed")
     ladder = nd.zoo.ladder(NODES[0])
-    exact = nd.kernel(ladder, x.astype(np.float64), **LADDER)
-    np.testing.assert_allclose(nd.kernel(ladder, x, **LADDER), exact, rtol=1e-4)
+    for options in (LADDER, LADDER | BIASES):
+        exact = nd.kernel(ladder, x.astype(np.float64), **options)
+        np.testing.assert_allclose(nd.kernel(ladder, x, **options), exact, rtol=1e-4)
 
 
 def main() -> None:
@@ -73,6 +76,9 @@ def main() -> None:
     all_inputs = jnp.asarray(load(max(options.n), options.data_dir))
 
     def of_nodes(size: int) -> Callable[[], Any]:
+        return lambda: nd.kernel(nd.zoo.ladder(size), few, **LADDER, **BIASES)
+
+    def of_nodes_in_series(size: int) -> Callable[[], Any]:
         return lambda: nd.kernel(nd.zoo.ladder(size), few, **LADDER)
 
     def of_dags(size: int) -> Callable[[], Any]:
@@ -82,7 +88,11 @@ def main() -> None:
         return lambda: pair(nd.zoo.chain(3), all_inputs[:size])
 
     rows, findings = [], []
-    axes = (("nodes", NODES, of_nodes, LINEAR), ("DAGs", DAGS, of_dags, LINEAR))
+    axes = (
+        ("nodes", NODES, of_nodes, LINEAR),
+        ("nodes, in series", NODES, of_nodes_in_series, LINEAR),
+        ("DAGs", DAGS, of_dags, LINEAR),
+    )
     for axis, sizes, call, limit in (*axes, ("inputs", sorted(options.n), of_inputs, QUADRATIC)):
         for size in sizes:
             first, seconds = timed(call(size), REPEATS)

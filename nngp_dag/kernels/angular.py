@@ -186,9 +186,11 @@ def _series(values: np.ndarray, near: np.ndarray, dtype: np.dtype) -> np.ndarray
     coefficients = 2 / _ANGLES * values[:, :_ANGLES] @ cosines.T
     coefficients[:, 0] /= 2
     scale = np.abs(values).max(axis=1, keepdims=True)
-    # Behind a series of float64 comes the rounding of the values, at about half of its epsilon.
-    tolerance = max(np.finfo(dtype).eps / 8, 2 * np.finfo(np.float64).eps)
-    negligible = np.abs(coefficients) <= tolerance * scale
+    # What is left out adds up near the ends. Behind a series of float64 comes the rounding of the values, at about half
+    # of its epsilon.
+    tails = np.cumsum(np.abs(coefficients[:, ::-1]), axis=1)[:, ::-1]
+    rounding = np.abs(coefficients) <= 2 * np.finfo(np.float64).eps * scale
+    negligible = rounding | (tails <= np.finfo(dtype).eps / 4 * scale)
     needed = np.where(negligible.all(axis=1), 0, _ANGLES - np.argmin(negligible[:, ::-1], axis=1))
     if needed.max() > _ANGLES // 2:
         return None

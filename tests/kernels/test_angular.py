@@ -152,6 +152,19 @@ def test_series_hold_between_the_angles_they_come_from(dag, dtype):
     assert (np.abs(found - values) <= limit * np.abs(values).max(axis=-1, keepdims=True)).all()
 
 
+@pytest.mark.parametrize("depth", [50, 200, 400])
+def test_what_a_float32_series_leaves_out_adds_up_to_little(depth):
+    # Near the ends all terms have one sign: none of them may be larger than the limit, nor may their sum.
+    network = build_network(zoo.ladder(depth), order="act-linear", aggregation="scaled-sum")
+    plan = evaluation(network, True, None, make_rules("ntk", None))
+    (short,), (long,) = (series_of(plan.program, plan.spec, 5, dtype) for dtype in (np.dtype("f4"), np.dtype("f8")))
+    assert short is not None
+    if long is not None:
+        left_out = np.abs(long[:, short.shape[1] :]).sum(axis=1)
+        assert (left_out <= np.finfo(np.float32).eps / 4 * np.abs(long).max(axis=1)).all()
+        assert short.shape[1] < long.shape[1]
+
+
 def nearly_even(odd):
     """With an odd part so small that kernels change close to opposite inputs only, where none of the angles lies."""
     layer = Dense(activation=nd.activations.ABRelu(-1, 1 + odd))
