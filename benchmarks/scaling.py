@@ -26,7 +26,7 @@ NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
 INPUTS, BATCH, REPEATS = 64, 128, 5
 # Sums grow exponentially along a ladder, beyond float32 after some 200 nodes.
 LADDER: dict[str, Any] = {"order": "act-linear", "aggregation": "scaled-sum", "get": "ntk"}
-BIASES = {"b_std": 0.1}
+BIASES: dict[str, Any] = {"b_std": 0.1}
 # Exponents beyond these would not be linear, or quadratic.
 LINEAR, QUADRATIC = 1.15, 2.15
 

@@ -19,6 +19,7 @@ PARAMETERISATIONS = ("ntk", "standard")
 IMAGE_READOUTS = ("flatten", "global-average")
 HE_STD = 2**0.5
 """The weight standard deviation of He initialisation, times sqrt(fan-in)."""
+_LARGEST = 1e150
 
 
 class Op(enum.IntEnum):
@@ -192,6 +193,16 @@ def check_number(name: str, value: object) -> None:
     """Raises an `InputError` unless `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"Expected `{name}` to be a finite number, got {value!r}")
+    check_square(name, float(value))
+
+
+def check_square(name: str, value: float) -> None:
+    """Raises an `InputError` unless float64 can hold the square of `value`."""
+    if value and not 1 / _LARGEST <= abs(value) <= _LARGEST:
+        raise InputError(
+            f"Expected `{name}`, whose square counts, to be 0 or of a size between {1 / _LARGEST:g} and {_LARGEST:g}, "
+            f"got {value!r}"
+        )
 
 
 def check_window(name: str, value: object) -> tuple[int, ...]:

@@ -67,6 +67,8 @@ def test_an_unknown_operation_is_refused(value):
         (lambda: Dense(w_std=0), r"Expected `w_std` to be positive, got 0; leave the edge out instead"),
         (lambda: Dense(w_std=-1.0), r"Expected `w_std` to be positive, got -1"),
         (lambda: Dense(b_std=math.inf), r"Expected `b_std` to be a finite number, got inf"),
+        (lambda: Dense(w_std=1e155), r"`w_std`, whose square counts, to be 0 or .* 1e-150 and 1e\+150, got 1e\+155"),
+        (lambda: Dense(b_std=1e-200), r"Expected `b_std`, whose square counts, to be 0 or"),
         (lambda: Dense(b_std=-0.1), r"Expected `b_std` to be at least 0, or None for no bias, got -0.1"),
         (lambda: Dense(order="other"), r"Expected `order` to be one of 'linear-act', 'act-linear', got 'other'"),
         (lambda: AvgPool((2, 2), padding="same"), r"Expected `padding` to be one of 'SAME', 'VALID', got 'same'"),
