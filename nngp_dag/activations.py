@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import InputError
-from nngp_dag.graph.operations import check_square
+from nngp_dag.graph.operations import LARGEST
 
 # What a parameter may be given as; it is kept as a float.
 Number = float | int
@@ -69,7 +69,8 @@ class Activation:
 def _number(what: str, value: Number) -> float:
     if not math.isfinite(value):
         raise InputError(f"Expected `{what}` to be finite, got {value}")
-    check_square(what, float(value))
+    if abs(value) > LARGEST:
+        raise InputError(f"Expected `{what}` to be at most {LARGEST:g} in size, got {value}")
     return float(value)
 
 

@@ -19,7 +19,8 @@ PARAMETERISATIONS = ("ntk", "standard")
 IMAGE_READOUTS = ("flatten", "global-average")
 HE_STD = 2**0.5
 """The weight standard deviation of He initialisation, times sqrt(fan-in)."""
-_LARGEST = 1e150
+LARGEST = 1e150
+"""Of numbers whose squares count: float64 holds no squares of much larger ones, nor of ones below 1 / LARGEST."""
 
 
 class Op(enum.IntEnum):
@@ -190,18 +191,12 @@ def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises an `InputError` unless `value` is a finite number."""
+    """Raises an `InputError` unless `value` is a finite number whose square float64 can hold."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"Expected `{name}` to be a finite number, got {value!r}")
-    check_square(name, float(value))
-
-
-def check_square(name: str, value: float) -> None:
-    """Raises an `InputError` unless float64 can hold the square of `value`."""
-    if value and not 1 / _LARGEST <= abs(value) <= _LARGEST:
+    if value and not 1 / LARGEST <= abs(float(value)) <= LARGEST:
         raise InputError(
-            f"Expected `{name}`, whose square counts, to be 0 or of a size between {1 / _LARGEST:g} and {_LARGEST:g}, "
-            f"got {value!r}"
+            f"Expected `{name}` to be 0 or of a size between {1 / LARGEST:g} and {LARGEST:g}, got {value!r}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -201,7 +201,19 @@ class _Between:
 
         k = evaluated_once(self.weights.true, second_moment, x, z, shift1, shift2, left, i, j)
         coarse = (left + right) / 2 - k
-        return Value(k, self._corrected(coarse, self.closeness * (left + right), x, z, i, j), None)
+
+        # A function: comparing again costs less than reading what was compared from memory.
+        def close() -> jax.Array:
+            return (coarse < self.closeness * (left + right)) & ~self._on_diagonal(i, j)
+
+        # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are summed
+        # directly, which costs more than a matrix product.
+        half_distance = lax.cond(
+            jnp.any(close()),
+            lambda: with_distances(coarse, close(), x, z, block_sizes().cell),
+            lambda: coarse,
+        )
+        return Value(k, half_distance, None)
 
     def _positions(self, first: Any, second: Any, i: jax.Array, j: jax.Array) -> jax.Array:
         """Returns where series in the angle are summed."""
@@ -213,33 +225,19 @@ class _Between:
 
         coarse = evaluated_once(self.weights.true, position, x, z, shift1, shift2, i, j)
         limit = angular.position(jnp.asarray(2 * self.closeness, coarse.dtype))
-        return self._corrected(coarse, limit, x, z, i, j, angular.position)
 
-    def _corrected(
-        self,
-        coarse: jax.Array,
-        limit: jax.Array,
-        x: Any,
-        z: Any,
-        i: jax.Array,
-        j: jax.Array,
-        of: Callable[[jax.Array], jax.Array] = lambda v: v,
-    ) -> jax.Array:
-        """Puts a function of half the distances, summed directly, where it is below a limit.
+        def summed(positions: jax.Array, z: Sequence[jax.Array]) -> jax.Array:
+            close = (positions < limit) & ~self._on_diagonal(i, j)
+            return with_distances(positions, close, x, z, block_sizes().cell, angular.position)
 
-        Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are summed
-        directly, which costs more than a matrix product.
-        """
+        def corrected() -> jax.Array:
+            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
+            centre = self.centres[0]
+            twice = [2 * c for c in parts(centre[None], centred=True)] if centre is not None else [0]
+            return -summed(-summed(coarse, z), [-c - v for c, v in zip(twice, z, strict=True)])
 
-        # A function: comparing again costs less than reading what was compared from memory.
-        def close() -> jax.Array:
-            return (coarse < limit) & ~self._on_diagonal(i, j)
-
-        return lax.cond(
-            jnp.any(close()),
-            lambda: with_distances(coarse, close(), x, z, block_sizes().cell, of),
-            lambda: coarse,
-        )
+        extreme = (abs(coarse) > -limit) & ~self._on_diagonal(i, j)
+        return lax.cond(jnp.any(extreme), corrected, lambda: coarse)
 
     def _on_diagonal(self, i: jax.Array, j: jax.Array) -> jax.Array:
         return (i[:, None] == j[None, :]) & self.symmetric

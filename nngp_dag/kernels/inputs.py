@@ -73,7 +73,8 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
         array = array.reshape(array.shape[0], -1)
     if isinstance(array, jax.core.Tracer):
         return array
-    with precision_of(array.dtype):
+    # A constant inside a transformation is looked at, too.
+    with precision_of(array.dtype), jax.ensure_compile_time_eval():
         ranges = _ranges_of_array(array) if isinstance(array, jax.Array) else _ranges(array, np)
         finite, largest = map(np.asarray, ranges)
     if not finite.all():

@@ -100,9 +100,9 @@ def kernel(
     Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
     set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
     exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.blocks`); but not images
-    under convolutions, where angles below the root of the precision are lost. Of inputs that are nearly opposite the
-    angle keeps half of its digits. Results are JAX arrays, but float64 ones are NumPy arrays
-    while `jax_enable_x64` is off, since JAX would then round them in the next operation.
+    under convolutions, where angles below the root of the precision are lost. The angle of inputs that are nearly
+    opposite is as good where kernels are series; elsewhere it keeps half of its digits. Results are JAX arrays, but
+    float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
 
     Args:
       dag: The connectivity.
@@ -131,8 +131,8 @@ def kernel(
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
         the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
-        an option is unknown, or the kernels are not finite, or, of inputs that are not 0 with themselves (`x2` None, no
-        images), below the normal numbers of the dtype.
+        an option is unknown, or the kernels are not finite. Kernels that are too small for the dtype are refused where
+        they are series.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -177,6 +177,7 @@ def kernel(
             series = _series(network, readout, rules, plan.spec.with_ntk, data1[0].shape[1], dtype)
         if series is not None:
             check_range(plan.program, dtype)
+            check_least(series, dtype)
             weights, spec = weights_of_series(series, dtype), spec_of_series(len(dag.outputs), plan.spec.with_ntk)
             data1, data2 = data1[:1], data2 and data2[:1]
         else:
@@ -185,9 +186,7 @@ def kernel(
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
-    # Pooling and strides may leave out all pixels of an image that are not 0.
-    rows = inputs1 if inputs2 is None and not plan.space.ndim else None
-    kernels = [_finished(nngp, ntk, dtype, wanted, rows) for nngp, ntk in results]
+    kernels = [_finished(nngp, ntk, dtype, wanted, plan.spec) for nngp, ntk in results]
     return kernels if len(dag.outputs) > 1 else kernels[0]
 
 
@@ -327,6 +326,21 @@ def check_range(program: Program, dtype: np.dtype) -> None:
         )
 
 
+def check_least(series: np.ndarray, dtype: np.dtype) -> None:
+    """Checks that kernels of inputs whose squares have mean 1 are not so small that a dtype loses digits of them.
+
+    Raises:
+      InputError: They are.
+    """
+    largest = np.abs(series).max(axis=2)
+    lost = (largest > 0) & (largest < np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    if lost.any():
+        raise InputError(
+            f"Expected kernels that {dtype} can hold, got {largest[lost].min():g} for inputs whose squares have mean "
+            "1; use larger weights, or pass float64 inputs"
+        )
+
+
 def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
     wanted = (get,) if isinstance(get, str) else tuple(get)
     if not wanted or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
@@ -334,50 +348,28 @@ def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
     return wanted
 
 
-@functools.partial(jax.jit, static_argnames="symmetric")
-def _looked_at(values: Any, symmetric: bool) -> tuple[jax.Array, jax.Array | None]:
-    """Whether all entries are finite, and the diagonal of a symmetric kernel.
-
-    Compiled, and for one array at a time, so that nothing of its size is allocated.
-    """
-    return (0 * values).sum() == 0, jnp.diagonal(values) if symmetric else None
+@jax.jit
+def _is_finite(values: Any) -> jax.Array:
+    """Whether all entries are; compiled, and for one array at a time, so that nothing of its size is allocated."""
+    return (0 * values).sum() == 0
 
 
 def _finished(
-    nngp: jax.Array,
-    ntk: jax.Array | None,
-    dtype: np.dtype,
-    wanted: tuple[str, ...],
-    rows: Sequence[np.ndarray | jax.Array] | None,
+    nngp: jax.Array, ntk: jax.Array | None, dtype: np.dtype, wanted: tuple[str, ...], spec: Spec
 ) -> "Kernel | Array | np.ndarray":
-    """Checks results; `rows` are the inputs of a symmetric kernel, all of which reach the output."""
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
     if not isinstance(nngp, jax.core.Tracer):
         # Inputs are in range, and so is every weight, but not their products along a graph.
         with precision_of(dtype):
-            looks = [_looked_at(results[name], rows is not None) for name in wanted]
-        for name, (finite, diagonal) in zip(wanted, looks, strict=True):
-            if not finite:
+            finite = [_is_finite(results[name]) for name in wanted]
+        for name, sound in zip(wanted, finite, strict=True):
+            if not sound:
                 raise InputError(
                     f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
                     "rescale the inputs or pass them in float64, or use fewer parallel skips"
                 )
-            if diagonal is not None and rows is not None:
-                _check_vanishing(name, np.asarray(diagonal), rows)
         if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
             results = {name: None if v is None else np.asarray(v) for name, v in results.items()}
     if len(wanted) == 1:
         return results[wanted[0]]  # type: ignore[return-value]
     return Kernel(**results)  # type: ignore[arg-type]
-
-
-def _check_vanishing(name: str, diagonal: np.ndarray, rows: Sequence[np.ndarray | jax.Array]) -> None:
-    """Raises an `InputError` where the kernel of an input that is not 0 with itself is below what the dtype holds."""
-    lost = np.flatnonzero(diagonal < np.finfo(diagonal.dtype).tiny)
-    if len(lost):
-        lost = lost[np.all([np.asarray(x)[lost].any(axis=1) for x in rows], axis=0)]
-    if len(lost):
-        raise InputError(
-            f"Expected kernels that {diagonal.dtype} can hold, got an {name} of {diagonal[lost[0]]:g} of row {lost[0]} "
-            "with itself, which is not 0; rescale the inputs or pass them in float64, or use larger weights"
-        )

@@ -85,7 +85,7 @@ def with_distances(
     x1: Sequence[jax.Array],
     x2: Sequence[jax.Array],
     cell: int,
-    of: Callable[[jax.Array], jax.Array],
+    of: Callable[[jax.Array], jax.Array] = lambda v: v,
 ) -> jax.Array:
     """Puts a function of half the mean over features of squared distances, summed directly, where inputs are close.
 

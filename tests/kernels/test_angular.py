@@ -139,6 +139,33 @@ def test_at_angles_against_high_precision(depth):
     assert (np.abs(found - expected) <= 6e-16 * expected.max(axis=1, keepdims=True)).all()
 
 
+def angle(x, z):
+    """Between two vectors, in 40 digits."""
+    with mpmath.workdps(40):
+        x, z = ([mpmath.mpf(float(v)) for v in row] for row in (x, z))
+        x, z = ([v / mpmath.norm(row) for v in row] for row in (x, z))
+        apart, together = (mpmath.norm([a + sign * b for a, b in zip(x, z, strict=True)]) for sign in (-1, 1))
+        return 2 * mpmath.atan2(apart, together)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-7), (np.float64, 1e-13)])
+@pytest.mark.parametrize("features", [6, 784])
+@pytest.mark.parametrize("sign", [1, -1], ids=["close", "opposite"])
+def test_nearly_parallel_inputs_against_high_precision(sign, features, dtype, tolerance):
+    rng = np.random.default_rng(features)
+    x = 1 + rng.normal(size=(6, features))
+    for row, noise in enumerate((1e-2, 1e-4, 1e-6, 1e-8, 0), 1):
+        x[row] = sign * 1.7 * x[0] * (1 + noise * rng.normal(size=features))
+    x = x.astype(dtype)
+    k = nd.kernel(zoo.chain(3), x)
+    expected = np.transpose([exact(3, angle(x[0], z)) for z in x[1:]])
+    for matrix, values in zip((k.nngp, k.ntk), expected, strict=True):
+        squares = np.mean(x.astype(float) ** 2, axis=1)
+        own = squares[0] / np.asarray(matrix, float)[0, 0]
+        found = np.asarray(matrix, float)[0, 1:] / np.sqrt(squares[0] * squares[1:])
+        assert (np.abs(found - values) * own <= tolerance).all(), (found - values) * own
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dag", [Dag.from_code("2_02_002"), MIXED, zoo.chain(60)], ids=["skips", "mixed", "deep"])
 def test_series_hold_between_the_angles_they_come_from(dag, dtype):
@@ -213,6 +240,25 @@ def test_no_temporary_grows_as_n_squared(stacked):
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * outputs * n * n * 4
     assert memory.temp_size_in_bytes < n * n * 4
+
+
+@pytest.mark.parametrize("x2", [None, X[:2]], ids=["symmetric", "rectangular"])
+@pytest.mark.parametrize(("dtype", "lost", "kept"), [(np.float32, 1e-4, 5e-4), (np.float64, 1e-37, 1e-36)])
+def test_kernels_of_which_a_dtype_would_lose_digits_are_refused(dtype, lost, kept, x2):
+    # The kernels of four layers are proportional to w_std ** 8.
+    x = X[:3].astype(dtype)
+    inputs = (x,) if x2 is None else (x, x2.astype(dtype))
+    with pytest.raises(InputError, match=f"kernels that {np.dtype(dtype)} can hold, got .*; use larger weights"):
+        nd.kernel(zoo.chain(2), *inputs, w_std=lost)
+    found, unit = (np.asarray(nd.kernel(zoo.chain(2), *inputs, w_std=w_std).ntk, float) for w_std in (kept, 1.0))
+    np.testing.assert_allclose(found, kept**8 * unit, rtol=50 * np.finfo(dtype).eps)
+
+
+def test_outputs_that_are_zero_are_no_loss():
+    cancelled = (Edge(0, 1, Scale(1.0)), Edge(0, 1, Scale(-1.0)), Edge(0, 2, Op.SKIP))
+    zero, other = nd.kernel(Dag(3, cancelled, outputs=(1, 2)), X, get="nngp")
+    assert np.abs(zero).max() == 0
+    assert np.diag(other).max() > 0
 
 
 @pytest.mark.parametrize("power", [1e12, 1e120])

@@ -69,6 +69,20 @@ def test_an_invalid_dag_is_a_row_with_its_reason(table):
     assert all(reason.startswith("Expected") for reason in bad.reason[:3])
 
 
+def test_nearly_opposite_inputs_are_as_good_as_others_in_any_blocks():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 8))
+    x = np.concatenate([x, -x * (1 + 1e-8 * rng.normal(size=x.shape)), -1.3 * x])
+    codes = ["2_02_002", "2_12", "2"]
+    table, small = nd.sweep(codes, x), nd.sweep(codes, x, memory_budget="520 MiB")
+    assert table.valid.all()
+    for name in ("nngp", "ntk"):
+        for end in ("lambda_min", "lambda_max"):
+            found, expected = (t[f"{name}_{end}"] / table[f"{name}_lambda_max"] for t in (small, table))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert table.ntk_resolved.all()
+
+
 @pytest.mark.slow
 def test_networks_of_several_inputs_change_nothing_for_others():
     """Nor for opposite inputs, whose angle follows from all digits of their product."""
