@@ -23,7 +23,7 @@ from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
 
 NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
-INPUTS, BATCH, REPEATS = 64, 128, 5
+INPUTS, BATCH, REPEATS = 64, 128, 15
 # Sums grow exponentially along a ladder, beyond float32 after some 200 nodes.
 LADDER: dict[str, Any] = {"order": "act-linear", "aggregation": "scaled-sum", "get": "ntk"}
 BIASES: dict[str, Any] = {"b_std": 0.1}
