@@ -131,8 +131,8 @@ def kernel(
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
         the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
-        an option is unknown, or the kernels are not finite. Kernels that are too small for the dtype are refused where
-        they are series.
+        an option is unknown, or the kernels are not finite. Small ones are refused where they are series of which the
+        dtype would lose digits; what underflows to 0 altogether is 0.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
