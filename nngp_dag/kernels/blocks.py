@@ -226,15 +226,16 @@ class _Between:
         coarse = evaluated_once(self.weights.true, position, x, z, shift1, shift2, i, j)
         limit = angular.position(jnp.asarray(2 * self.closeness, coarse.dtype))
 
-        def summed(positions: jax.Array, z: Sequence[jax.Array]) -> jax.Array:
+        def summed(positions: jax.Array, x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
             close = (positions < limit) & ~self._on_diagonal(i, j)
             return with_distances(positions, close, x, z, block_sizes().cell, angular.position)
 
         def corrected() -> jax.Array:
-            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
-            centre = self.centres[0]
-            twice = [2 * c for c in parts(centre[None], centred=True)] if centre is not None else [0]
-            return -summed(-summed(coarse, z), [-c - v for c, v in zip(twice, z, strict=True)])
+            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite. Both
+            # get their centre back, so that their sum is the same either way round.
+            centre = [0] if self.centres[0] is None else parts(self.centres[0][None], centred=True)
+            left, right = ([v + c for v, c in zip(side, centre, strict=True)] for side in (x, z))
+            return -summed(-summed(coarse, x, z), left, [-v for v in right])
 
         extreme = (abs(coarse) > -limit) & ~self._on_diagonal(i, j)
         return lax.cond(jnp.any(extreme), corrected, lambda: coarse)

@@ -186,7 +186,7 @@ def kernel(
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
-    kernels = [_finished(nngp, ntk, dtype, wanted, plan.spec) for nngp, ntk in results]
+    kernels = [_finished(nngp, ntk, dtype, wanted) for nngp, ntk in results]
     return kernels if len(dag.outputs) > 1 else kernels[0]
 
 
@@ -355,7 +355,7 @@ def _is_finite(values: Any) -> jax.Array:
 
 
 def _finished(
-    nngp: jax.Array, ntk: jax.Array | None, dtype: np.dtype, wanted: tuple[str, ...], spec: Spec
+    nngp: jax.Array, ntk: jax.Array | None, dtype: np.dtype, wanted: tuple[str, ...]
 ) -> "Kernel | Array | np.ndarray":
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
     if not isinstance(nngp, jax.core.Tracer):

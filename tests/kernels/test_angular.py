@@ -166,6 +166,16 @@ def test_nearly_parallel_inputs_against_high_precision(sign, features, dtype, to
         assert (np.abs(found - values) * own <= tolerance).all(), (found - values) * own
 
 
+@pytest.mark.parametrize("features", [784, 2000])
+def test_centred_inputs_that_are_nearly_opposite_have_symmetric_kernels(features):
+    rng = np.random.default_rng(features)
+    x = 100 + rng.normal(size=(61, features))
+    x[1::2] *= -1
+    k = nd.kernel(zoo.chain(3), x.astype(np.float32))
+    for matrix in map(np.asarray, (k.nngp, k.ntk)):
+        np.testing.assert_array_equal(matrix, matrix.T)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dag", [Dag.from_code("2_02_002"), MIXED, zoo.chain(60)], ids=["skips", "mixed", "deep"])
 def test_series_hold_between_the_angles_they_come_from(dag, dtype):
