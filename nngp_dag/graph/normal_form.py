@@ -116,7 +116,7 @@ def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
       >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
       array([4., 0., 0.])
     """
-    own = [edge for edge in dag.edges if not isinstance(edge.op, Op)]
+    own = [edge for edge in dag.live_edges if not isinstance(edge.op, Op)]
     if own or dag.num_inputs > 1 or len(dag.outputs) > 1:
         what = f"edge {own[0]}" if own else f"{dag.num_inputs} inputs and {len(dag.outputs)} outputs"
         raise GraphError(

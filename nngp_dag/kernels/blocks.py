@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,45 +12,76 @@ from jax import lax
 
 from nngp_dag.kernels import angular
 from nngp_dag.kernels.device import block_sizes, compiles_triton
-from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, evaluated_once, moments_of, propagate
+from nngp_dag.kernels.dual import gap_of, root
+from nngp_dag.kernels.dual import size as absolute
+from nngp_dag.kernels.engine import (
+    Kernels,
+    Moments,
+    Spec,
+    Weights,
+    evaluated_once,
+    moments_of,
+    propagate,
+    second_moments_of,
+)
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.products import (
+    areas,
     centre_of,
+    gap_of_area,
     images,
     inverse_of,
     is_long,
     norms,
+    over,
     parts,
     products,
     shifts,
     with_distances,
 )
 from nngp_dag.kernels.space import Space
-from nngp_dag.kernels.tiles import by_rows, by_tiles
+from nngp_dag.kernels.tiles import by_rows, by_tiles, mirrored
 
 
-def _prepare(
-    weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space
-) -> tuple[list[jax.Array], jax.Array, list[jax.Array], Moments]:
-    """Returns the data, their scales, the variances of the data over these, and the nodes' moments.
+class _Inputs(NamedTuple):
+    """One set of inputs, made ready for kernels.
 
-    Variances and moments are of length 1 where all inputs share them.
+    Attributes:
+      data: For every input node (N, d), or images (N, *pixels, channels).
+      norms: For every input node the norms of its vectors, (N,); of images their scales.
+      scale: By what kernels are scaled back, (N,).
+      q: For every input node second moments of the data over their scales, (N, *pixels).
+      moments: Those of the nodes.
+
+    Second moments and moments have length 1 where all inputs share them.
     """
+
+    data: Sequence[jax.Array]
+    norms: Sequence[jax.Array]
+    scale: jax.Array
+    q: list[jax.Array]
+    moments: Moments
+
+
+def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space) -> _Inputs:
     paired = space._replace(paired=True)
     scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
+    of_nodes = [scale if space.ndim else norms([x]) for x in data]
     values = []
-    for x in data:
-        x = x * inverse_of(scale, x.ndim)
+    for x, norm in zip(data, of_nodes, strict=True):
         if space.full:
-            k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(x)
+            scaled = x * inverse_of(scale, x.ndim)
+            k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(scaled)
             values.append(Value(k, None, None))
+            continue
+        if space.ndim:
+            k = jnp.mean((x * inverse_of(scale, x.ndim)) ** 2, axis=-1)
         else:
             # Vectors over their norms have one second moment; those that are 0 get a scale of 0 in the end.
-            shared = spec.homogeneous and not space.ndim and len(data) == 1
-            k = jnp.ones(1, x.dtype) if shared else jnp.mean(x**2, axis=-1)
-            values.append(Value(k, jnp.zeros_like(k), None))
+            k = jnp.ones(1, x.dtype) if spec.equal_norms else (norm * inverse_of(scale)) ** 2
+        values.append(Value(k, jnp.zeros_like(k), None))
     moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
-    return list(data), scale, [paired.diagonal(value.k) for value in values], moments
+    return _Inputs(data, of_nodes, scale, [paired.diagonal(value.k) for value in values], moments)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space"))
@@ -59,10 +90,10 @@ def second_moments(
 ) -> tuple[list[jax.Array], Any]:
     """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`.
 
-    Of length 1 where all inputs share it, see `_prepare`.
+    Of length 1 where all inputs share it, see `_Inputs`.
     """
-    _, _, q_in, moments = _prepare(weights, x, spec, space)
-    return q_in, moments.q
+    prepared = _prepare(weights, x, spec, space)
+    return prepared.q, second_moments_of(spec, weights, prepared.moments)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "space"))
@@ -88,15 +119,16 @@ def kernel_of_inputs(
     first = _prepare(weights, x1, spec, space)
     second = first if x2 is None else _prepare(weights, x2, spec, space)
     between = _Between(spec, space, weights, first, symmetric=x2 is None)
-    columns, indices = between.ready(between.by_row(second)), jnp.arange(len(second[1]))
+    columns, indices = between.ready(between.by_row(second)), jnp.arange(len(second.scale))
     size = block_sizes().product // (len(indices) * between.pixels)
-    return by_rows(
+    found = by_rows(
         between.by_row(first),
-        len(first[1]),
+        len(first.scale),
         size,
         lambda rows, i: between.kernels(between.ready(rows), i, columns, indices),
         axis=int(spec.stacked),
     )
+    return jax.tree.map(mirrored, found) if x2 is None else found
 
 
 def _tile(spec: Spec) -> int:
@@ -148,36 +180,45 @@ def _in_registers_jvp(spec: Spec, primals: tuple, tangents: tuple) -> tuple:
     return jax.jvp(functools.partial(_symmetric, spec), primals, tangents)
 
 
+# Inputs whose correlation is this close to 1 or -1, an angle of 0.18, get their distance summed: the angle of others
+# carries less than six times the rounding of their product.
+_CLOSE = 0.0168
+_FEW_CHANNELS = 4
+
+
 class _Between:
     """What is computed between rows and columns of inputs, both as `ready` gives them."""
 
-    def __init__(self, spec: Spec, space: Space, weights: Weights, first: tuple, symmetric: bool) -> None:
-        """`first` is what was prepared of the rows."""
-        x, scale, _, _ = first
+    def __init__(self, spec: Spec, space: Space, weights: Weights, first: _Inputs, symmetric: bool) -> None:
+        """`first` are the rows."""
+        x = first.data
         self.spec, self.space, self.weights, self.symmetric = spec, space, weights, symmetric
         self.channels = [v.shape[-1] for v in x]
         self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if space.full else 1)
-        self.closeness = jnp.finfo(x[0].dtype).eps ** 0.3
-        # Of inputs of unequal norms the small ones would get the rounding errors of the large ones.
-        centred = spec.homogeneous and not space.ndim
-        self.centres = [centre_of(v, scale) if centred and is_long(v) else None for v in x]
+        self.centres = [
+            centre_of(v, norm) if is_long(v) and not space.ndim else None
+            for v, norm in zip(x, first.norms, strict=True)
+        ]
 
-    def by_row(self, prepared: tuple) -> tuple:
+    def by_row(self, prepared: _Inputs) -> tuple:
         """Adds shifts, and puts inputs first; stacks of the loop have them second."""
-        data, scale, q, moments = prepared
-        of_centres = [None if c is None else shifts(x, scale, c) for x, c in zip(data, self.centres, strict=True)]
+        data, of_nodes, scale, q, moments = prepared
+        of_centres = [
+            None if c is None else shifts(x, norm, c) for x, norm, c in zip(data, of_nodes, self.centres, strict=True)
+        ]
         if self.spec.loop:
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments)
-        return (data, of_centres, inverse_of(scale)), scale, q, moments
+        return (data, of_centres, of_nodes), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
         """Scales and centres data, late, so that no copy of all of them is kept."""
-        (data, of_centres, inverse), scale, q, moments = taken
-        over_scale = [x * inverse.reshape(-1, *[1] * (x.ndim - 1)) for x in data]
+        (data, of_centres, of_nodes), scale, q, moments = taken
+        # A quotient: numbers over their sizes are exactly 1 or -1.
+        over_norms = [over(x, norm) for x, norm in zip(data, of_nodes, strict=True)]
         if not self.space.ndim:
-            centres = zip(over_scale, self.centres, strict=True)
-            over_scale = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
-        return list(zip(over_scale, of_centres, strict=True)), scale, q, moments
+            centres = zip(over_norms, self.centres, strict=True)
+            over_norms = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
+        return list(zip(over_norms, of_centres, strict=True)), scale, q, moments
 
     def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
         """Returns second moments for every input node; i and j are the inputs' indices."""
@@ -192,28 +233,45 @@ class _Between:
             diagonal = self._on_diagonal(i, j)
             diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
             k = images(x, z, space)
-            half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
-            return Value(k if space.full else jnp.where(diagonal, left, k), half_distance, None)
+            if space.full:
+                return Value(k, None, None)
+            k = jnp.where(diagonal, left, k)
+            # Of few channels the area between two pixels' vectors is a short sum of squares.
+            area = areas(x, z) if x.shape[-1] <= _FEW_CHANNELS else None
+            gap = gap_of(k, left, right) if area is None else gap_of_area(area, k, left, right)
+            return Value(k, jnp.where(diagonal, 0, gap), None)
 
-        def second_moment(x: Any, z: Any, shift1: Any, shift2: Any, left: Any, i: jax.Array, j: jax.Array) -> jax.Array:
+        def correlation(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
             # An input coincides with itself, whatever the rounding of its products.
-            return jnp.where(self._on_diagonal(i, j), left, products(x, z, shift1, shift2))
+            return jnp.where(self._on_diagonal(i, j), 1, products(x, z, shift1, shift2))
 
-        k = evaluated_once(self.weights.true, second_moment, x, z, shift1, shift2, left, i, j)
-        coarse = (left + right) / 2 - k
+        rho = evaluated_once(self.weights.true, correlation, x, z, shift1, shift2, i, j)
+        coarse = 1 - absolute(rho)
 
         # A function: comparing again costs less than reading what was compared from memory.
-        def close() -> jax.Array:
-            return (coarse < self.closeness * (left + right)) & ~self._on_diagonal(i, j)
+        def close(opposite: bool) -> jax.Array:
+            side = rho < 0 if opposite else rho > 0
+            return (coarse < _CLOSE) & side & ~self._on_diagonal(i, j)
 
-        # Smaller distances come out of the subtraction with large relative errors. Then, and only then, they are summed
+        def summed() -> jax.Array:
+            cell = block_sizes().cell
+            gap = with_distances(coarse, close(False), x, z, cell)
+            return with_distances(gap, close(True), *self._opposite(first, second), cell)
+
+        # Smaller gaps come out of the subtraction with large relative errors. Then, and only then, they are summed
         # directly, which costs more than a matrix product.
-        half_distance = lax.cond(
-            jnp.any(close()),
-            lambda: with_distances(coarse, close(), x, z, block_sizes().cell),
-            lambda: coarse,
-        )
-        return Value(k, half_distance, None)
+        gap = lax.cond(jnp.any(close(False) | close(True)), summed, lambda: coarse)
+        if self.spec.equal_norms:
+            return Value(rho, gap, None)
+        r = root(left) * root(right)
+        return Value(r * rho, r * gap, None)
+
+    def _opposite(self, first: Any, second: Any) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Returns rows, and columns with the other sign; both with their centre, so that sums are symmetric."""
+        (x, _), (z, _) = first, second
+        centre = [0] if self.centres[0] is None else parts(self.centres[0][None], centred=True)
+        left, right = ([v + c for v, c in zip(side, centre, strict=True)] for side in (x, z))
+        return left, [-v for v in right]
 
     def _positions(self, first: Any, second: Any, i: jax.Array, j: jax.Array) -> jax.Array:
         """Returns where series in the angle are summed."""
@@ -224,18 +282,15 @@ class _Between:
             return angular.position(half_distance)
 
         coarse = evaluated_once(self.weights.true, position, x, z, shift1, shift2, i, j)
-        limit = angular.position(jnp.asarray(2 * self.closeness, coarse.dtype))
+        limit = angular.position(jnp.asarray(_CLOSE, coarse.dtype))
 
         def summed(positions: jax.Array, x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
             close = (positions < limit) & ~self._on_diagonal(i, j)
             return with_distances(positions, close, x, z, block_sizes().cell, angular.position)
 
         def corrected() -> jax.Array:
-            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite. Both
-            # get their centre back, so that their sum is the same either way round.
-            centre = [0] if self.centres[0] is None else parts(self.centres[0][None], centred=True)
-            left, right = ([v + c for v, c in zip(side, centre, strict=True)] for side in (x, z))
-            return -summed(-summed(coarse, x, z), left, [-v for v in right])
+            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
+            return -summed(-summed(coarse, x, z), *self._opposite(first, second))
 
         extreme = (abs(coarse) > -limit) & ~self._on_diagonal(i, j)
         return lax.cond(jnp.any(extreme), corrected, lambda: coarse)
@@ -312,6 +367,7 @@ def kernel_of_kernel(
       For every output NNGP and NTK, (N1, N2, *pixels).
     """
     paired = space._replace(paired=True)
+    spec = spec._replace(homogeneous=False)  # inputs are not scaled
 
     def moments(variances: Sequence[jax.Array]) -> tuple[list[jax.Array], Moments]:
         values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
@@ -328,8 +384,9 @@ def kernel_of_kernel(
         diagonal = diagonal.reshape(*diagonal.shape, *[1] * (kernels[0][0].ndim - 2))
         values = []
         for (k, ntk), left, right in zip(kernels, map(space.left, q), map(space.right, q2), strict=True):
-            half_distance = None if space.full else jnp.where(diagonal, 0, (left + right) / 2 - k)
-            values.append(Value(k if space.full else jnp.where(diagonal, left, k), half_distance, ntk))
+            k = k if space.full else jnp.where(diagonal, left, k)
+            gap = None if space.full else jnp.where(diagonal, 0, gap_of(k, left, right))
+            values.append(Value(k, gap, ntk))
         return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
@@ -348,13 +405,13 @@ def variances_of_outputs(
     """
     paired = space._replace(paired=True)
     values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
-    moments, variance_of = moments_of(spec, weights, values, paired, channels)
+    moments, variance_of = moments_of(spec._replace(homogeneous=False), weights, values, paired, channels)
     results = []
     for output in spec.structure.outputs:
         k = variance_of(output)
         if weights.tables is not None:
             output = weights.tables.output_nodes[output]
-        if spec.loop or output in moments.m:
+        if moments.m is not None and (spec.loop or output in moments.m):
             k = k + paired.left(moments.m[output]) * paired.right(moments.m[output])
         results.append(k)
     return results

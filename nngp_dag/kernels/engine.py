@@ -9,14 +9,13 @@ The NTK obeys the recursion of Cov. Variances and means of every input come firs
 of the same entry of the input kernel and of those vectors: `nngp_dag.kernels.blocks` then computes the matrices in
 blocks.
 
-Beside K goes D_ij = (q_i + q_j) / 2 - K_ij, half the mean squared distance of two inputs, by the same recursion. It
-keeps the angle of inputs that nearly coincide: K alone would lose half of its digits, and the NTK is linear in that
-angle.
+Beside Cov goes its gap, sqrt(v_i v_j) - |Cov_ij| with the variances v of both inputs, by the same recursion (see
+`nngp_dag.kernels.law.add_up`). It keeps the angle of inputs that are nearly parallel or opposite, whatever their norms:
+Cov alone would lose half of its digits, and the NTK is linear in that angle.
 """
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,8 +27,8 @@ from jax import lax
 from nngp_dag.graph import Dense
 from nngp_dag.graph.program import Structure, Term
 from nngp_dag.kernels import law
-from nngp_dag.kernels.law import Rules, Sides, Value
-from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments
+from nngp_dag.kernels.law import Rules, Sides, Summand, Value
+from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
 from nngp_dag.kernels.space import Space, pool
 
 # NNGP and, where it is wanted, NTK of every output.
@@ -63,6 +62,11 @@ class Spec(NamedTuple):
     loop: bool
     stacked: bool = False
 
+    @property
+    def equal_norms(self) -> bool:
+        """Whether all inputs, over their norms, have the same variances at every node."""
+        return self.homogeneous and self.structure.num_inputs == 1 and self.pixels is None
+
 
 class Weights(NamedTuple):
     """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
@@ -79,29 +83,38 @@ class Weights(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Second moments and means of every node that needs them, by node; no m where all are 0.
+    """Variances and means of inputs, vectors (N, *pixels), or (1,) for what all inputs share.
 
-    Vectors (N, *pixels), or (1,) for what all inputs share.
+    Attributes:
+      v: Variances by slot; of a loop, one above the other, by place (see `nngp_dag.kernels.loop.Tables`).
+      m: Means of every node that needs them, by node; none where all are 0.
     """
 
-    q: Any
+    v: Any
     m: Any
 
 
-def _sum(terms: Sequence[jax.Array | None]) -> jax.Array | None:
-    return None if terms[0] is None else functools.reduce(operator.add, terms)  # type: ignore[arg-type]
-
-
-def _combined(terms: Sequence[Term], weights: Sequence[Any], values: Sequence[Value], space: Space) -> Value:
-    """Adds up what a step reads, with its weights."""
-    parts = []
-    for term, weight, value in zip(terms, weights, values, strict=True):
+def _combined(
+    terms: Sequence[Term],
+    weights: Sequence[Any],
+    values: Sequence[Value],
+    shares: Sequence[Sides] | None,
+    sides: Sides | None,
+    space: Space,
+) -> Value:
+    """Adds up what a step reads, with its weights; see `law.add_up` for variances of the terms and of the sum."""
+    summands = []
+    for i, (term, weight, value) in enumerate(zip(terms, weights, values, strict=True)):
         k, ntk = (
-            None if v is None else weight * space.pool(space.pool(v, term.left, "left"), term.right, "right")
+            None if v is None else space.pool(space.pool(v, term.left, "left"), term.right, "right")
             for v in (value.k, value.ntk)
         )
-        parts.append((k, None if value.half_distance is None else weight * value.half_distance, ntk))
-    return Value(*map(_sum, zip(*parts, strict=True)))  # type: ignore[arg-type]
+        assert k is not None
+        of = Sides(None, None) if shares is None else shares[i]  # type: ignore[arg-type]
+        summands.append(Summand(weight, Value(k, value.gap, ntk), of.v1, of.v2))
+    if shares is None or sides is None:
+        return law.add_up(summands)
+    return law.add_up(summands, sides.v1, sides.v2)
 
 
 def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
@@ -133,15 +146,14 @@ def _stems(
     channels: Sequence[int],
     with_ntk: bool = False,
 ) -> list[tuple[Value, Sides]]:
-    """Applies the stems; returns every input node's centred field and its sides. An NTK that is not given is 0."""
+    """Applies the stems; returns every input node's covariance and its sides. An NTK that is not given is 0."""
 
     def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
         if with_ntk and value.ntk is None:
             value = value._replace(ntk=jnp.zeros_like(value.k))
         if spec.stem is None:
             return value, side
-        value, side = law.apply(spec.stem, value, side, space, spec.rules, fan_in)
-        return law.centre(value, side), side
+        return law.apply(spec.stem, value, side, space, spec.rules, fan_in)
 
     # A loop reads what is in memory.
     apart = spec.stem is not None and not spec.loop
@@ -157,27 +169,30 @@ def _evaluate(
     weights: Weights,
     fields: list[Value],
     space: Space,
-    sides_of: Callable[[int, Value], Sides],
-    means_of: Callable[[int, Sides], None],
+    sides_of: Callable[[int, int | None, Value | None], Sides],
+    field_is: Callable[[int, Value, Sides], None],
+    add_shares: bool,
 ) -> dict[int, Value]:
     """Runs the steps one after another.
 
     Args:
       spec: The program.
       weights: Its numbers.
-      fields: The centred stems.
+      fields: Covariances of the stems.
       space: How axes lie.
-      sides_of: Gives a node's second moments and means, from its covariance where they are not known yet.
-      means_of: Is told the means of every field's slot.
+      sides_of: Gives the variances of a slot, and the means of the node that it belongs to; the slot's value, where it
+        is known, tells what is not known yet.
+      field_is: Is told every field's slot, value and sides.
+      add_shares: Whether the shares of summands in a sum differ between two inputs.
 
     Returns:
       {node: its covariance} for the nodes that are computed.
     """
 
-    def field(op: Dense, terms: Sequence[Term], sides: Sides, numbers: list, values: list) -> tuple[Value, Sides]:
-        total = _combined(terms, numbers, values, space)
-        value, sides = law.apply(op, law.uncentre(total, sides), sides, space, spec.rules)
-        return law.centre(value, sides), sides
+    def field(op: Dense, terms: Sequence[Term], numbers: list, sides: Sides, read: tuple) -> tuple[Value, Sides]:
+        values, shares, of_sum = read
+        value = _combined(terms, numbers, values, shares, of_sum, space)
+        return law.apply(op, value, sides, space, spec.rules)
 
     slots: dict[int, Value] = dict(enumerate(fields))
     nodes: dict[int, Value] = {}
@@ -186,19 +201,25 @@ def _evaluate(
         numbers = [weights.terms[position + i] for i in range(len(step.terms))]
         values = [slots[term.slot] for term in step.terms]
         position += len(step.terms)
-        total = slots[step.slot] = _combined(step.terms, numbers, values, space)
+        shares, of_sum = None, None
+        if add_shares and len(step.terms) > 1:
+            shares = [sides_of(term.slot, None, None) for term in step.terms]
+            of_sum = sides_of(step.slot, None, None)
+        total = slots[step.slot] = _combined(step.terms, numbers, values, shares, of_sum, space)
+        sides = sides_of(step.slot, step.node, total)
         if step.node is None:
             continue
         nodes[step.node] = total
-        sides = sides_of(step.node, total)
         # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
-        terms, *read = (
-            ([Term(step.slot)], [np.ones((), total.k.dtype)], [total]) if space.ndim else (step.terms, numbers, values)
+        terms, numbers, read = (
+            ([Term(step.slot)], [np.ones((), total.k.dtype)], ([total], None, None))
+            if space.ndim
+            else (step.terms, numbers, (values, shares, of_sum))
         )
         for op, slot in step.fields:
-            apply = functools.partial(field, op, terms)
-            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, *read)
-            means_of(slot, field_sides)
+            apply = functools.partial(field, op, terms, numbers)
+            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, read)
+            field_is(slot, slots[slot], field_sides)
     return nodes
 
 
@@ -215,7 +236,7 @@ def moments_of(
       channels: Fan-in of every stem.
 
     Returns:
-      Second moments and means, and the function that gives an output node's covariance of inputs with themselves.
+      Variances and means, and the function that gives an output node's covariance of inputs with themselves.
     """
     q_in = [space.diagonal(value.k) for value in inputs]
     stems = _stems(spec, weights, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
@@ -223,18 +244,18 @@ def moments_of(
     if spec.loop:
         assert weights.tables is not None
         means = [jnp.zeros_like(v) if s.m1 is None else s.m1 for v, (_, s) in zip(q_in, stems, strict=True)]
-        q_of_nodes, m_of_nodes, k_of_outputs = run_loop_moments(
-            weights.tables, spec.structure, fields, means, spec.rules
-        )
-        return Moments(q_of_nodes, m_of_nodes), lambda output: k_of_outputs[output]
+        v_of_places, m_of_nodes = run_loop_moments(weights.tables, spec.structure, fields, means, spec.rules)
+        places = jnp.asarray(weights.tables.output_places)
+        return Moments(v_of_places, m_of_nodes), lambda output: v_of_places[places[output]]
     mu: dict[int, jax.Array] = {}
-    q: dict[int, jax.Array] = {}
+    v: dict[int, jax.Array] = {}
     m: dict[int, jax.Array] = {}
     positions = [0]
     for terms in spec.structure.means:
         positions.append(positions[-1] + len(terms))
 
-    def means_of(slot: int, sides: Sides) -> None:
+    def field_is(slot: int, value: Value, sides: Sides) -> None:
+        v[slot] = space.diagonal(value.k)
         if sides.m1 is not None:
             mu[slot] = space.vector(sides.m1)
 
@@ -253,28 +274,43 @@ def moments_of(
             m[node] = total  # type: ignore[assignment]
         return m[node]
 
-    def sides_of(node: int, total: Value) -> Sides:
-        mean_here = mean(node) if spec.structure.means else None
-        q[node] = space.diagonal(total.k)
-        if mean_here is None:
-            return Sides(space.left(q[node]), space.right(q[node]))
-        q[node] = q[node] + mean_here**2
-        return Sides(*(side(v) for v in (q[node], mean_here) for side in (space.left, space.right)))
+    def sides_of(slot: int, node: int | None, value: Value | None) -> Sides:
+        if value is not None:
+            v[slot] = space.diagonal(value.k)
+        mean_here = mean(node) if spec.structure.means and node is not None else None
+        vectors = [v[slot]] if mean_here is None else [v[slot], mean_here]
+        return Sides(*(side(of) for of in vectors for side in (space.left, space.right)))
 
-    for slot, (_, sides) in enumerate(stems):
-        means_of(slot, sides)
-    nodes = _evaluate(spec, weights, fields, space, sides_of, means_of)
-    return Moments(q, {node: v for node, v in m.items() if v is not None}), lambda output: nodes[output].k
+    for slot, (field, sides) in enumerate(stems):
+        field_is(slot, field, sides)
+    nodes = _evaluate(spec, weights, fields, space, sides_of, field_is, False)
+    if spec.equal_norms or space.full:
+        # Sums need no more than what their nodes have.
+        v = {step.slot: v[step.slot] for step in spec.structure.steps if step.node is not None}
+    return Moments(v, {node: of for node, of in m.items() if of is not None}), lambda output: nodes[output].k
+
+
+def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
+    """Returns E[X^2] of inputs at every node that is computed, (N, *pixels) each: by node, or one above the other."""
+    if spec.loop:
+        assert weights.tables is not None
+        v = moments.v[jnp.asarray(weights.tables.node_places)]
+        return v if moments.m is None else v + moments.m**2
+    slots = {step.node: step.slot for step in spec.structure.steps if step.node is not None}
+    return {
+        node: moments.v[slot] + moments.m[node] ** 2 if node in moments.m else moments.v[slot]
+        for node, slot in slots.items()
+    }
 
 
 def _read_out(spec: Spec, value: Value, sides: Sides, space: Space) -> tuple[jax.Array, jax.Array | None]:
     """Applies the readout to a node's second moments."""
     if spec.readout is not None and spec.readout_activation is not None:
-        value, sides = law.activate(spec.readout_activation, value, sides)
+        value, sides = law.uncentre(*law.activate(spec.readout_activation, value, sides))
     width = spec.rules.width
     if spec.pixels is not None:
         if spec.pixels == "flatten":
-            width *= math.prod(space.vector(sides.q1).shape[1:])
+            width *= math.prod(space.vector(sides.v1).shape[1:])
         k, ntk = (None if v is None else space.read_out(v, spec.pixels) for v in (value.k, value.ntk))
         assert k is not None
         value, sides, space = Value(k, None, ntk), Sides(k, k), Space()
@@ -309,32 +345,29 @@ def propagate(
     sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
     stems = _stems(spec, weights, inputs, sides_in, space, channels, spec.with_ntk)
     fields = [field for field, _ in stems]
+    first, second = moments
 
-    def sides_of(node: int, total: Value) -> Sides:
-        del total
-        first, second = moments
-        if spec.loop:
-            # Outputs are numbered; which nodes they are stands in the tables.
-            assert weights.tables is not None
-            node = weights.tables.output_nodes[node]  # type: ignore[assignment]
-        q = space.left(first.q[node]), space.right(second.q[node])
-        if spec.loop or node in first.m:
-            return Sides(*q, space.left(first.m[node]), space.right(second.m[node]))
-        return Sides(*q)
+    def sides_of(slot: int, node: int | None, value: Value | None = None) -> Sides:
+        del value
+        if slot not in first.v:
+            return Sides(None, None)  # type: ignore[arg-type]
+        v = space.left(first.v[slot]), space.right(second.v[slot])
+        return Sides(*v, space.left(first.m[node]), space.right(second.m[node])) if node in first.m else Sides(*v)
 
     if spec.loop:
         assert weights.tables is not None
-        outputs = run_loop(weights.tables, spec.structure, fields, *moments, spec.rules)
+        outputs = run_loop(weights.tables, spec.structure, fields, first, second, spec.rules, spec.equal_norms)
+        sides = sides_of_outputs(weights.tables, first, second)
+        value, sides = law.uncentre(outputs, sides)
         if spec.stacked:
-            (q1, m1), (q2, m2) = (jax.tree.map(lambda v: v[weights.tables.output_nodes], side) for side in moments)  # type: ignore[union-attr]
-            sides = Sides(*(v[:, :, None] if i % 2 == 0 else v[:, None, :] for i, v in enumerate((q1, q2, m1, m2))))
-            k, _, ntk = law.uncentre(outputs, sides)
-            return [(k, ntk)]
-        nodes = {i: jax.tree.map(lambda v, i=i: v[i], outputs) for i in spec.structure.outputs}
-    else:
-        nodes = _evaluate(spec, weights, fields, space, sides_of, lambda slot, sides: None)
-    results = []
-    for output in spec.structure.outputs:
-        sides = sides_of(output, nodes[output])
-        results.append(_read_out(spec, law.uncentre(nodes[output], sides), sides, space))
-    return results
+            return [(value.k, value.ntk)]
+        one_by_one = [jax.tree.map(lambda v, i=i: v[i], (value, sides)) for i in spec.structure.outputs]
+        return [_read_out(spec, *of_output, space) for of_output in one_by_one]
+    nodes = _evaluate(
+        spec, weights, fields, space, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
+    )
+    slots = {step.node: step.slot for step in spec.structure.steps}
+    return [
+        _read_out(spec, *law.uncentre(nodes[output], sides_of(slots[output], output)), space)
+        for output in spec.structure.outputs
+    ]

@@ -58,7 +58,7 @@ def write_tile(
     size = len(rows[0])
     assert size % _SIDE == size % _DOWN == size % _ACROSS == 0, size
     numbers = jnp.concatenate([weights.terms, weights.means])
-    squares = [(value.k, value.half_distance) for value in values]
+    squares = [(value.k, value.gap) for value in values]
     operands, tree = jax.tree.flatten((jnp.stack(starts), numbers, squares, rows, columns))
     outputs, output_tree = jax.tree.flatten(results)
     square = pl.BlockSpec((_DOWN, _ACROSS), lambda a, b: (a, b))
@@ -79,7 +79,7 @@ def write_tile(
         kernels = propagate(
             spec,
             Weights(terms, means, None, None),  # pyright: ignore[reportArgumentType]
-            [Value(k[...], half_distance[...], None) for k, half_distance in squares],
+            [Value(k[...], gap[...], None) for k, gap in squares],
             (q1, q2),
             (moments1, moments2),
             Space(),

@@ -6,7 +6,7 @@ nodes works in a handful of them. Only for vectors: images change their shape on
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import lax
 from nngp_dag.graph import Dense
 from nngp_dag.graph.program import Field, Program, Step, Structure
 from nngp_dag.kernels import law
-from nngp_dag.kernels.law import Rules, Sides, Value
+from nngp_dag.kernels.law import Rules, Sides, Summand, Value
 from nngp_dag.kernels.space import Space
 
 # Terms that one turn adds up; longer sums take several turns.
@@ -37,8 +37,12 @@ class Tables(NamedTuple):
       mean_weights: Their weights.
       mean: Place of the node's mean.
       field_mean: Place of the mean of what the operation puts out.
+      term_places: Places of the terms' variances, (turns, terms). A place is the number of a stem's field, or behind
+        these two for every turn: of its sum, and of what its operation puts out.
       outputs: Slots of the output nodes' covariances.
+      output_places: Places of their variances.
       output_nodes: The output nodes.
+      node_places: Places of the nodes' variances.
       nodes: An array with one entry per node, and one more.
       slots: Likewise for slots, the last of which nobody reads.
       places: Likewise for means: nodes, stems, fields, and the place that nobody reads.
@@ -54,8 +58,11 @@ class Tables(NamedTuple):
     mean_weights: jax.Array | np.ndarray
     mean: jax.Array | np.ndarray
     field_mean: jax.Array | np.ndarray
+    term_places: jax.Array | np.ndarray
     outputs: jax.Array | np.ndarray
+    output_places: jax.Array | np.ndarray
     output_nodes: jax.Array | np.ndarray
+    node_places: jax.Array | np.ndarray
     nodes: jax.Array | np.ndarray
     slots: jax.Array | np.ndarray
     places: jax.Array | np.ndarray
@@ -184,12 +191,20 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
     node = np.full(rows, node_count, np.int32)
     op = np.full(rows, len(ops), np.int32)
     mean, field_mean = np.full((2, rows), nowhere, np.int32)
+    # A sum of many terms is stored by several turns; the place of a slot is that of the last one.
+    term_places, place_of = np.zeros((rows, _TERMS), np.int32), {i: i for i in range(structure.num_inputs)}
+    node_places = np.zeros(node_count + 1, np.int32)
     for index, turn in enumerate(turns):
         for column, (slot, weight) in enumerate(turn.terms):
             terms[index, column], weights[index, column] = assigned[index, slot], weight
+            term_places[index, column] = place_of[slot]
+        place_of[turn.store] = structure.num_inputs + 2 * index
+        if turn.field is not None:
+            place_of[turn.field] = structure.num_inputs + 2 * index + 1
         store[index] = assigned[index, turn.store]
         if turn.node is not None:
             node[index] = mean[index] = turn.node
+            node_places[turn.node] = place_of[turn.store]
         if turn.op is not None and turn.field is not None:
             op[index], field[index] = ops.index(turn.op), assigned[index, turn.field]
             field_mean[index] = places["field", turn.field]
@@ -198,6 +213,7 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
                 mean_terms[index, column], mean_weights[index, column] = places[key], weight
     output_slots = {step.node: step.slot for step in structure.steps if step.node in structure.outputs}
     outputs = np.array([assigned[len(turns), output_slots[output]] for output in structure.outputs], np.int32)
+    output_places = np.array([place_of[output_slots[output]] for output in structure.outputs], np.int32)
     output_nodes = np.array(structure.outputs, np.int32)
     sizes = [np.zeros(size + 1, dtype) for size in (node_count, count, nowhere)]
     return Tables(
@@ -211,8 +227,11 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
         mean_weights,
         mean,
         field_mean,
+        term_places,
         outputs,
+        output_places,
         output_nodes,
+        node_places,
         *sizes,
     )
 
@@ -228,21 +247,17 @@ def _rounded(size: int) -> int:
 
 
 def loop_structure(structure: Structure) -> Structure:
-    """What a compiled loop depends on beside the sizes of its tables: operations, numbers of inputs and outputs."""
+    """What a compiled loop depends on beside table sizes: operations, means, numbers of inputs and outputs."""
     fields = tuple(Field(op, 0) for op in operations(structure))
     outputs = tuple(range(len(structure.outputs)))
-    return Structure(structure.num_inputs, 0, (Step((), 0, None, fields),), (), outputs)
+    # Of means only whether there are any.
+    return Structure(structure.num_inputs, 0, (Step((), 0, None, fields),), ((),) if structure.means else (), outputs)
 
 
-def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
-    # A loop that fuses: a matrix product might run in TF32.
-    return jnp.sum(weights.reshape(-1, *[1] * (values.ndim - 1)) * values, axis=0)
-
-
-def _start(fields: Sequence[Value], slots: jax.Array) -> Value:
-    """Stacks with one entry per slot, the stems' fields first."""
+def _start(fields: Sequence[Any], size: int) -> Any:
+    """Stacks with `size` entries, the stems' fields first."""
     return jax.tree.map(
-        lambda *v: jnp.concatenate([jnp.stack(v), jnp.zeros((slots.shape[0] - len(v), *v[0].shape), v[0].dtype)]),
+        lambda *v: jnp.concatenate([jnp.stack(v), jnp.zeros((size - len(v), *v[0].shape), v[0].dtype)]),
         *fields,
     )
 
@@ -253,86 +268,117 @@ def _put(stack: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
 
 def run_loop_moments(
     tables: Tables, structure: Structure, fields: Sequence[Value], mu: Sequence[jax.Array], rules: Rules
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
     """Runs the recursion for inputs with themselves.
 
     Args:
       tables: The program.
       structure: That of the loop.
-      fields: The centred stems, (N,) each, without NTK.
+      fields: Covariances of the stems, (N,) each, without NTK.
       mu: Their means.
       rules: The parameterisation.
 
     Returns:
-      Second moments and means of nodes, (nodes, N) with rows of zeros for those that are not computed, and the
-      variances of the output nodes, (outputs, N).
+      Variances by place, (places, N), and means of nodes, (nodes, N), with rows of zeros for those that are not
+      computed; None where all means are 0.
     """
     ops = operations(structure)
     space = Space(paired=True)
     like = fields[0].k
+    count, turns = len(fields), tables.op.shape[0]
     num_nodes = tables.nodes.shape[0]
-    q = jnp.zeros((num_nodes, *like.shape), like.dtype)
-    places = jnp.zeros((tables.places.shape[0], *like.shape), like.dtype)
-    places = places.at[num_nodes : num_nodes + len(mu)].set(jnp.stack(list(mu)))
-    stacks = _start([Value(field.k, None, None) for field in fields], jnp.asarray(tables.slots))
+    means = jnp.zeros((tables.places.shape[0] if structure.means else 0, *like.shape), like.dtype)
+    if structure.means:
+        means = means.at[num_nodes : num_nodes + len(mu)].set(jnp.stack(list(mu)))
+    stack = _start([field.k for field in fields], tables.slots.shape[0])
+    v = _start([field.k for field in fields], count + 2 * turns)
+
+    def weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
+        # A loop that fuses: a matrix product might run in TF32.
+        return jnp.sum(weights[:, None] * values, axis=0)
 
     def apply(op: Dense | None, variance: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         if op is None:
             return jnp.zeros_like(variance), jnp.zeros_like(variance)
-        second = variance + mean**2
-        value, sides = law.apply(
-            op, Value(second, jnp.zeros_like(second), None), Sides(second, second, mean, mean), space, rules
-        )
-        mu = jnp.zeros_like(mean) if sides.m1 is None else sides.m1
-        return value.k - mu**2, mu
+        given = Sides(variance, variance, mean, mean) if structure.means else Sides(variance, variance)
+        value, sides = law.apply(op, Value(variance, jnp.zeros_like(variance), None), given, space, rules)
+        return value.k, jnp.zeros_like(mean) if sides.m1 is None else sides.m1
 
     def turn(i: jax.Array, state: tuple) -> tuple:
-        stack, q, places = state
-        variance = _weighted(tables.weights[i], stack[tables.terms[i]])
-        mean = _weighted(tables.mean_weights[i], places[tables.mean_terms[i]])
+        stack, v, means = state
+        variance = weighted(tables.weights[i], stack[tables.terms[i]])
+        mean = jnp.zeros_like(variance)
+        if structure.means:
+            mean = weighted(tables.mean_weights[i], means[tables.mean_terms[i]])
         branches = [lambda v, m, op=op: apply(op, v, m) for op in (*ops, None)]
         field, mu = lax.switch(tables.op[i], branches, variance, mean)
         stack = _put(_put(stack, variance, tables.store[i]), field, tables.field[i])
-        places = _put(_put(places, mean, tables.mean[i]), mu, tables.field_mean[i])
-        return stack, _put(q, variance + mean**2, tables.node[i]), places
+        v = _put(_put(v, variance, count + 2 * i), field, count + 2 * i + 1)
+        if structure.means:
+            means = _put(_put(means, mean, tables.mean[i]), mu, tables.field_mean[i])
+        return stack, v, means
 
-    stack, q, places = lax.fori_loop(0, tables.op.shape[0], turn, (stacks.k, q, places))
-    return q, places[:num_nodes], stack[jnp.asarray(tables.outputs)]
+    _, v, means = lax.fori_loop(0, turns, turn, (stack, v, means))
+    return v, means[:num_nodes] if structure.means else None
 
 
 def run_loop(
-    tables: Tables, structure: Structure, fields: Sequence[Value], first: tuple, second: tuple, rules: Rules
+    tables: Tables,
+    structure: Structure,
+    fields: Sequence[Value],
+    first: Any,
+    second: Any,
+    rules: Rules,
+    equal_norms: bool,
 ) -> Value:
     """Runs the recursion for a block of the kernel.
 
     Args:
       tables: The program.
       structure: That of the loop.
-      fields: The centred stems, (N1, N2) each.
-      first: Second moments and means of the rows at every node, (nodes, N1) each.
-      second: Likewise of the columns.
+      fields: Covariances of the stems, (N1, N2) each.
+      first: Variances by place and means by node of the rows, (places, N1) and (nodes, N1), see `run_loop_moments`.
+      second: Those of the columns.
       rules: The parameterisation.
+      equal_norms: Whether the shares of summands in a sum are the same for all inputs.
 
     Returns:
       The covariances of the output nodes, one above the other, (outputs, N1, N2).
     """
     ops = operations(structure)
     space = Space()
-    (q1, m1), (q2, m2) = first, second
+    (v1, m1), (v2, m2) = first, second
+    count = len(fields)
 
     def apply(op: Dense | None, total: Value, sides: Sides) -> Value:
         if op is None:
             return jax.tree.map(jnp.zeros_like, total)
-        return law.centre(*law.apply(op, law.uncentre(total, sides), sides, space, rules))
+        return law.apply(op, total, sides, space, rules)[0]
 
     def turn(i: jax.Array, stacks: Value) -> Value:
-        total = jax.tree.map(lambda stack: _weighted(tables.weights[i], stack[tables.terms[i]]), stacks)
+        of_sum = v1[count + 2 * i][:, None], v2[count + 2 * i][None]
+        summands = []
+        for term in range(_TERMS):
+            place = tables.term_places[i, term]
+            value = jax.tree.map(lambda stack, t=term: stack[tables.terms[i, t]], stacks)
+            shares = (None, None) if equal_norms else (v1[place][:, None], v2[place][None])
+            summands.append(Summand(tables.weights[i, term], value, *shares))
+        total = law.add_up(summands, *((None, None) if equal_norms else of_sum))
         node = tables.node[i]
-        sides = Sides(q1[node][:, None], q2[node][None], m1[node][:, None], m2[node][None])
+        sides = Sides(*of_sum)
+        if structure.means:
+            sides = Sides(*of_sum, m1[node][:, None], m2[node][None])
         field = lax.switch(tables.op[i], [lambda v, s, op=op: apply(op, v, s) for op in (*ops, None)], total, sides)
         return jax.tree.map(
             lambda stack, v, f: _put(_put(stack, v, tables.store[i]), f, tables.field[i]), stacks, total, field
         )
 
-    stacks = lax.fori_loop(0, tables.op.shape[0], turn, _start(fields, jnp.asarray(tables.slots)))
+    stacks = lax.fori_loop(0, tables.op.shape[0], turn, _start(fields, tables.slots.shape[0]))
     return jax.tree.map(lambda stack: stack[jnp.asarray(tables.outputs)], stacks)
+
+
+def sides_of_outputs(tables: Tables, first: Any, second: Any) -> Sides:
+    """Returns variances and means of the output nodes, (outputs, N1, 1) and (outputs, 1, N2)."""
+    places, nodes = jnp.asarray(tables.output_places), jnp.asarray(tables.output_nodes)
+    v = first.v[places][:, :, None], second.v[places][:, None, :]
+    return Sides(*v) if first.m is None else Sides(*v, first.m[nodes][:, :, None], second.m[nodes][:, None, :])

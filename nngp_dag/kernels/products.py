@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nngp_dag.kernels.dual import root
+from nngp_dag.kernels.dual import ratio, root, size
 from nngp_dag.kernels.space import Space
 
 # Blocks of squares that are computed where the first few do not do.
@@ -30,6 +30,12 @@ def inverse_of(scale: jax.Array, ndim: int = 1) -> jax.Array:
     """One over scales (N,), with axes that broadcast against data of `ndim` axes; 0 for those of scale 0."""
     inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
     return inverse.reshape(-1, *[1] * (ndim - 1))
+
+
+def over(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns inputs over their scales (N,); those of scale 0 are 0."""
+    scale = scale.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(scale > 0, x / jnp.where(scale > 0, scale, 1), 0)
 
 
 def is_long(x: jax.Array) -> bool:
@@ -161,3 +167,17 @@ def images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
         others = "xyz"[: space.ndim]
         subscripts = f"i{letters}c,j{others}c->ij{''.join(map(''.join, zip(letters, others, strict=True)))}"
     return jnp.einsum(subscripts, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
+
+
+def areas(x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """Returns q1 q2 - k^2 of pixels of few channels, (N1, N2, *pixels), by Lagrange's identity."""
+    channels = x1.shape[-1]
+    x, z = x1[:, None], x2[None]
+    pairs = [(x[..., a] * z[..., b] - x[..., b] * z[..., a]) ** 2 for a in range(channels) for b in range(a)]
+    nothing = jnp.zeros(jnp.broadcast_shapes(x.shape, z.shape)[:-1], x.dtype)
+    return sum(pairs, start=nothing) / channels**2
+
+
+def gap_of_area(area: jax.Array, k: jax.Array, q1: jax.Array, q2: jax.Array) -> jax.Array:
+    """Returns sqrt(q1 q2) - |k| from q1 q2 - k^2."""
+    return ratio(area, root(q1) * root(q2) + size(k))

@@ -6,7 +6,7 @@ axes per spatial axis, pixel of the first and pixel of the second input, where a
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,24 +100,39 @@ def window_mean(
     v: jax.Array, axes: tuple[int, ...], size: int, stride: int, padding: str, normalize_edges: bool = False
 ) -> jax.Array:
     """Averages over a window that moves along all `axes` at once, with zeros around the edges."""
+    shifted, inside = _shifted(v, axes, size, stride, padding)
+    total = shifted[0]
+    for other in shifted[1:]:
+        total = total + other
+    if not normalize_edges:
+        return total / size
+    shape = [1] * v.ndim
+    shape[axes[0]] = len(inside)
+    return total / jnp.asarray(inside, v.dtype).reshape(shape)
+
+
+def window_means(values: Any, axis: int, size: int, stride: int, padding: str) -> tuple[list[Any], int]:
+    """Returns what each offset of a window shows along an axis, a pytree each, and the window's size."""
+    leaves, tree = jax.tree.flatten(values)
+    shifted = zip(*(_shifted(v, (axis,), size, stride, padding)[0] for v in leaves), strict=True)
+    return [jax.tree.unflatten(tree, of) for of in shifted], size
+
+
+def _shifted(
+    v: jax.Array, axes: tuple[int, ...], size: int, stride: int, padding: str
+) -> tuple[list[jax.Array], list[int]]:
+    """Returns what each offset of a window shows along `axes`, and how many pixels of each window are inside."""
     pixels = v.shape[axes[0]]
-    if size == stride == 1:
-        return v
     (low, high) = lax.padtype_to_pads((pixels,), (size,), (stride,), padding)[0]
     count = (pixels + low + high - size) // stride + 1
+    inside = [min(start + size, pixels) - max(start, 0) for start in (stride * i - low for i in range(count))]
+    if size == stride == 1:
+        return [v], inside
     pads = [(low, high, 0) if axis in axes else (0, 0, 0) for axis in range(v.ndim)]
     padded = lax.pad(v, jnp.zeros((), v.dtype), pads)
 
-    def shifted(offset: int) -> jax.Array:
+    def at(offset: int) -> jax.Array:
         for_axis = dict.fromkeys(axes, (offset, offset + stride * (count - 1) + 1, stride))
         return padded[tuple(slice(*for_axis[axis]) if axis in for_axis else slice(None) for axis in range(v.ndim))]
 
-    total = shifted(0)
-    for offset in range(1, size):
-        total = total + shifted(offset)
-    if not normalize_edges:
-        return total / size
-    inside = [min(start + size, pixels) - max(start, 0) for start in (stride * i - low for i in range(count))]
-    shape = [1] * v.ndim
-    shape[axes[0]] = count
-    return total / jnp.asarray(inside, v.dtype).reshape(shape)
+    return [at(offset) for offset in range(size)], inside

@@ -108,3 +108,10 @@ def by_tiles(
         )
 
     return lax.fori_loop(0, len(starts), row, unwritten(shapes))
+
+
+def mirrored(v: jax.Array) -> jax.Array:
+    """Returns a square matrix, or several, with the entries above the diagonal below it, too."""
+    n = v.shape[-1]
+    below = jnp.arange(n)[:, None] > jnp.arange(n)[None, :]
+    return jnp.where(below, jnp.swapaxes(v, -1, -2), v)

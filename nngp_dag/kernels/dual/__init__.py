@@ -2,23 +2,27 @@
 
 For (u, v) ~ N(0, [[q1, k], [k, q2]]) and an activation phi:
 
-    F   = E[phi(u) phi(v)]                        second moment of its output
-    Fd  = E[phi'(u) phi'(v)] = dF / dk            what multiplies the NTK (Price's theorem)
-    D_F = E[(phi(u) - phi(v))^2] / 2              half distance of its outputs, (F11 + F22) / 2 - F
     mu  = E[phi(u)]                               mean of its output
+    C   = E[phi(u) phi(v)] - mu1 mu2              covariance of its outputs
+    Fd  = E[phi'(u) phi'(v)] = dC / dk            what multiplies the NTK (Price's theorem)
 
-Beside k goes the half distance D = E[(u - v)^2] / 2 = (q1 + q2) / 2 - k. For two inputs that nearly coincide, k has
-rounded their angle away, and D still holds it. So every formula here takes small differences from D, and returns a
-D_F that is 0 exactly where D is and no difference of nearly equal numbers close to it: a next layer with a kink is
-linear in the angle, the square root of D_F. Signs of the terms are such that sums do not cancel, and roots come before
-products, so that scales from 1e-12 to 1e12 pass in float32.
+Beside k goes the gap sqrt(q1 q2) - |k|. For two inputs that are nearly parallel or opposite, k has rounded their angle
+away, and the gap still holds it. So every formula here takes small differences from it, and returns the gap of the
+outputs, sqrt(C11 C22) - |C|: a next layer with a kink is linear in the angle, which is the root of twice the gap, over
+sqrt(q1 q2). Means are left out, since a covariance that they dominate could not be had back from second moments. Signs
+of the terms are such that sums do not cancel, and roots come before products, so that variances from 1e-30 to 1e30 pass
+in float32.
 
-Everything is elementwise in k: `k`, `half_distance`, `q1` and `q2` have equal ranks and broadcast to the shape of `k`.
+Where phi is smooth, formulas are those of half distances, D_C = (C11 + C22) / 2 - C: the gap of the outputs plus half
+the squared difference of their norms. Parallel inputs of unequal norms, of variances q at which phi is nearly linear,
+give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost.
+
+Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and broadcast to the shape of `k`.
 """
 
 # Importing a module registers its activations.
 from nngp_dag.kernels.dual import kinked, smooth
-from nngp_dag.kernels.dual.base import dual, mean, root
+from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, variance
 from nngp_dag.kernels.dual.quadrature import quadrature_error
 
-__all__ = ["dual", "kinked", "mean", "quadrature_error", "root", "smooth"]
+__all__ = ["dual", "gap_of", "kinked", "mean", "quadrature_error", "ratio", "root", "size", "smooth", "variance"]

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,50 @@ from nngp_dag.activations import Activation
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.dual.arcsine import double_arcsine
 
-Triple = tuple[jax.Array, jax.Array, jax.Array]
+
+class Dual(NamedTuple):
+    """The Gaussian expectations of an activation for pairs of inputs, of the shape of `k`.
+
+    Attributes:
+      covariance: C = Cov[phi(u), phi(v)].
+      gap: sqrt(C11 C22) - |C|.
+      slope: Fd = E[phi'(u) phi'(v)].
+    """
+
+    covariance: jax.Array
+    gap: jax.Array
+    slope: jax.Array
+
+
+class Pair(NamedTuple):
+    """Second moments of two inputs, and what cannot be had from them without loss of digits.
+
+    Attributes:
+      k: E[u v].
+      q1: E[u^2].
+      q2: E[v^2].
+      s1: sqrt(q1).
+      s2: sqrt(q2).
+      r: s1 s2.
+      difference: s1 - s2.
+      below: r - k.
+      above: r + k.
+    """
+
+    k: jax.Array
+    q1: jax.Array
+    q2: jax.Array
+    s1: jax.Array
+    s2: jax.Array
+    r: jax.Array
+    difference: jax.Array
+    below: jax.Array
+    above: jax.Array
+
+    @property
+    def half_distance(self) -> jax.Array:
+        """E[(u - v)^2] / 2."""
+        return self.below + self.difference**2 / 2
 
 
 def root(x: jax.Array) -> jax.Array:
@@ -20,19 +64,43 @@ def root(x: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
+def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x / y, and 0 where y is not positive."""
+    positive = y > 0
+    return jnp.where(positive, x / jnp.where(positive, y, 1), 0)
+
+
+def size(k: jax.Array) -> jax.Array:
+    """Returns |k|, with derivative 1 at 0."""
+    return jnp.where(k < 0, -k, k)
+
+
+def difference_of_roots(q1: jax.Array, q2: jax.Array) -> jax.Array:
+    """Returns sqrt(q1) - sqrt(q2), exact where q1 and q2 nearly agree; rounded roots would lose that difference."""
+    return ratio(q1 - q2, root(q1) + root(q2))
+
+
+def gap_of(k: jax.Array, q1: jax.Array, q2: jax.Array) -> jax.Array:
+    """Returns sqrt(q1 q2) - |k| by subtraction; exactly 0 where q1 = q2 = |k|.
+
+    The angle of inputs that are nearly parallel keeps half of its digits.
+    """
+    r = root(q1) * root(q2)
+    half_distance = (q1 + q2) / 2 - size(k)
+    close = half_distance < r / 2
+    return positive_part(jnp.where(close, half_distance - difference_of_roots(q1, q2) ** 2 / 2, r - size(k)))
+
+
 @functools.singledispatch
-def dual(phi: Activation, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+def dual(phi: Activation, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> Dual:
     """Computes the dual of an activation.
 
     Args:
       phi: The activation.
       k: E[u v].
-      half_distance: E[(u - v)^2] / 2, exactly 0 where u = v.
+      gap: sqrt(q1 q2) - |k|, exactly 0 where u = v or u = -v.
       q1: E[u^2], of the rank of `k`.
       q2: E[v^2], of the rank of `k`.
-
-    Returns:
-      F, D_F and Fd, of the shape of `k`.
 
     Raises:
       InputError: No dual is known for the class of `phi`.
@@ -50,49 +118,134 @@ def mean(phi: Activation, q: jax.Array) -> jax.Array:
     raise InputError(f"Expected an activation whose mean is known, got {phi!r}; wrap it in `activations.Quadrature`")
 
 
+def variance(phi: Activation, q: jax.Array) -> jax.Array:
+    """Computes the variance of phi(u) for u ~ N(0, q)."""
+    return dual(phi, q, jnp.zeros_like(q), q, q).covariance
+
+
+Formula = Callable[[Any, Pair], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def register_smooth(
+    cls: type[Activation], parity: Callable[[Any], int] = lambda phi: 0, gives_gap: bool = False
+) -> Callable[[Formula], Formula]:
+    """Registers the dual of a smooth function from a formula for half distances, or for gaps.
+
+    Args:
+      cls: The class of the activation.
+      parity: 1 where phi - phi(0) is odd, -1 where phi is even, else 0. Inputs that are nearly opposite are then
+        computed as nearly equal ones.
+      gives_gap: Whether the formula returns sqrt(C11 C22) - C instead of D_C.
+
+    Returns:
+      A decorator of (phi, pair) -> C, D_C = (C11 + C22) / 2 - C, and Fd. D_C is to be 0 where the inputs coincide, and
+      no difference of nearly equal numbers close to it.
+    """
+
+    def decorator(formula: Formula) -> Formula:
+        @dual.register(cls)
+        def of_inputs(phi: Activation, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> Dual:
+            sign = parity(phi)
+            opposite = k < 0
+            s1, s2 = root(q1), root(q2)
+            r = s1 * s2
+            if sign:
+                k, below, above = size(k), gap, r + size(k)
+            else:
+                below, above = jnp.where(opposite, r - k, gap), jnp.where(opposite, gap, r + k)
+            pair = Pair(k, q1, q2, s1, s2, r, difference_of_roots(q1, q2), below, above)
+            c, distance, slope = formula(phi, pair)
+            own1, own2 = (_own_variance(formula, phi, q) for q in (q1, q2))
+            r_of_outputs = root(own1) * root(own2)
+            if gives_gap:
+                found = jnp.where(c < 0, r_of_outputs + c, distance)
+            else:
+                # Where norms differ much, half the distance is mostly that difference.
+                near = distance - difference_of_roots(own1, own2) ** 2 / 2
+                found = jnp.where(distance < r_of_outputs / 2, near, r_of_outputs - size(c))
+            # Nothing lies between inputs that coincide, whatever was rounded.
+            found = jnp.where((below == 0) & (q1 == q2), 0, positive_part(found))
+            if sign > 0:
+                c = jnp.where(opposite, -c, c)
+            elif sign < 0:
+                slope = jnp.where(opposite, -slope, slope)
+            return Dual(c, found, slope)
+
+        return formula
+
+    return decorator
+
+
+def _own_variance(formula: Formula, phi: Activation, q: jax.Array) -> jax.Array:
+    zero = jnp.zeros_like(q)
+    return formula(phi, Pair(q, q, q, root(q), root(q), q, zero, zero, 2 * q))[0]
+
+
+def gap_of_series(rise: jax.Array, left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
+    """Returns sqrt(C11 C22) - C for C = sum_n left[n] right[n] rho^n, from C(rho = 1) - C, which does not cancel.
+
+    The rest, sqrt(C11 C22) - C(rho = 1), is half of sqrt(C11 C22) times the squared distance of two unit vectors.
+    """
+    norm1, norm2 = (root(sum((a**2 for a in side), start=jnp.zeros_like(side[0]))) for side in (left, right))
+    apart = jnp.zeros_like(rise)
+    for a, b in zip(left, right, strict=True):
+        apart += (ratio(a, norm1) - ratio(b, norm2)) ** 2
+    return rise + norm1 * norm2 / 2 * apart
+
+
 def positive_part(x: jax.Array) -> jax.Array:
-    """Returns max(x, 0), with derivative 1 at 0, as on the diagonal, where determinants are 0, it must be."""
+    """Returns max(x, 0), with derivative 1 at 0, as on the diagonal, where gaps are 0, it must be."""
     return jnp.where(x < 0, 0, x)
 
 
-def clip(x: jax.Array) -> jax.Array:
-    """Clips to [-1, 1], with derivative 1 at both ends, for the same reason."""
-    return jnp.where(x > 1, 1, jnp.where(x < -1, -1, x))
+class Widened(NamedTuple):
+    """Two inputs with independent noise of variance 1 added to `scale` times their second moments.
+
+    Attributes:
+      sigma1: sqrt(1 + scale q1).
+      sigma2: sqrt(1 + scale q2).
+      rho: Correlation of the pair, scale k / (sigma1 sigma2).
+      cofactor: sqrt(1 - rho^2).
+      own1: rho and cofactor of the first input with itself, and that rho minus `rho`.
+      own2: Those of the second.
+    """
+
+    sigma1: jax.Array
+    sigma2: jax.Array
+    rho: jax.Array
+    cofactor: jax.Array
+    own1: tuple[jax.Array, jax.Array, jax.Array]
+    own2: tuple[jax.Array, jax.Array, jax.Array]
 
 
-def lengths(k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns s1 = sqrt(q1), s2, s1 - s2, r = s1 s2, r - k, and where r - k comes from D, not from r and k."""
-    s1, s2 = root(q1), root(q2)
-    # Roots before the product, so that two tiny numbers do not underflow.
-    r, total = s1 * s2, s1 + s2
-    # Exact where the norms are nearly equal, which the difference of the two rounded roots is not.
-    difference = (q1 - q2) / jnp.where(total > 0, total, 1)
-    close = half_distance < r / 2
-    remainder = jnp.where(close, half_distance - difference**2 / 2, r - k)
-    return s1, s2, difference, r, positive_part(remainder), close
+def widened(scale: float, pair: Pair) -> Widened:
+    """Returns the pair with noise added; no product of two variances is formed, which might overflow."""
+    sigma1, sigma2 = (jnp.sqrt(1 + scale * q) for q in (pair.q1, pair.q2))
+    y1, y2 = 1 / sigma1**2, 1 / sigma2**2
+    below, above, k = (scale * (v / sigma1 / sigma2) for v in (pair.below, pair.above, pair.k))
+    cofactor = jnp.sqrt(y1 + y2 * (scale * pair.q1 * y1) + below * above)
+    # s1 / sigma1 - s2 / sigma2, which is small where the norms nearly agree.
+    omega1, omega2 = pair.s1 / sigma1, pair.s2 / sigma2
+    rise = pair.difference * ratio(pair.s1 + pair.s2, omega1 + omega2) * y1 * y2
+    own = []
+    for q, y, apart in ((pair.q1, y1, omega1 * rise), (pair.q2, y2, -omega2 * rise)):
+        rho = scale * q * y
+        own.append((rho, jnp.sqrt(y * (1 + rho)), scale * apart + below))
+    return Widened(sigma1, sigma2, k, cofactor, *own)
 
 
-def determinant(k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> jax.Array:
-    """Returns q1 q2 - k^2."""
-    *_, r, remainder, close = lengths(k, half_distance, q1, q2)
-    return positive_part(jnp.where(close, remainder * (r + k), q1 * q2 - k**2))
-
-
-def angle(k: jax.Array, r: jax.Array, remainder: jax.Array, half_distance: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns cos(theta), sin(theta), 1 - cos(theta), and min(theta, pi - theta).
+def angle(k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns r = sqrt(q1 q2), cos(theta), sin(theta), min(theta, pi - theta), and 1 - |cos(theta)|.
 
     An input 0 is taken to be orthogonal to others and to coincide with another input 0.
     """
+    r = root(q1) * root(q2)
     positive = r > 0
-    inverse = 1 / jnp.where(positive, r, 1)
-    apart = jnp.where(half_distance > 0, jnp.ones((), k.dtype), 0)
-    gap = jnp.where(positive, jnp.minimum(remainder * inverse, 2), apart)
-    cos = jnp.where(positive, clip(k * inverse), 1 - gap)
-    sin = root(gap * (1 + cos))
-    # sin^2(t / 2), a quarter of the squared distance of the two directions, or of one and the opposite of the other.
-    near = jnp.where(k < 0, positive_part(r + k), remainder)
-    square = jnp.where(positive, near * inverse, apart) / 2
-    return cos, sin, gap, double_arcsine(square, root(square))
+    apart = jnp.where((q1 > 0) | (q2 > 0), jnp.ones((), k.dtype), 0)
+    near = jnp.where(positive, jnp.minimum(ratio(gap, r), 1), apart)
+    cos = jnp.where(positive & (k < 0), near - 1, 1 - near)
+    square = near / 2
+    return r, cos, root(near * (2 - near)), double_arcsine(square, root(square)), near
 
 
 def odd_factorial(n: int) -> int:

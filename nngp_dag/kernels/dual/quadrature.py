@@ -10,37 +10,33 @@ from jax import lax
 
 from nngp_dag.activations import Quadrature
 from nngp_dag.kernels.dual.base import (
-    Triple,
-    clip,
-    dual,
-    lengths,
+    Pair,
+    gap_of_series,
     mean,
+    ratio,
+    register_smooth,
     root,
     series,
 )
 
 
-@dual.register(Quadrature)
-def _dual_quadrature(phi: Quadrature, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    """Uses the Hermite series (Mehler) F = sum_n a_n(q1) a_n(q2) rho^n, a_n(q) = E[phi(sqrt(q) z) h_n(z)].
+@register_smooth(Quadrature, gives_gap=True)
+def _dual_quadrature(phi: Quadrature, pair: Pair) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Uses the Hermite series (Mehler) C = sum_(n > 0) a_n(q1) a_n(q2) rho^n, a_n(q) = E[phi(sqrt(q) z) h_n(z)].
 
     The a_n come from Gauss-Hermite quadrature on the vectors of variances, so only the sum runs over the matrix; Fd is
-    the same sum for phi'. The error of F is at most sqrt(res(q1) res(q2)), res(q) = E[phi^2] - sum_n a_n^2
+    the same sum for phi'. The error of C is at most sqrt(res(q1) res(q2)), res(q) = E[phi^2] - sum_n a_n^2
     (Parseval and Cauchy-Schwarz) and largest where |rho| = 1; `quadrature_error` measures it.
     """
-    s1, s2, _, r, remainder, _ = lengths(k, half_distance, q1, q2)
-    positive = r > 0
-    safe_r = jnp.where(positive, r, 1)
-    rho = jnp.where(positive, clip(k / safe_r), 0)
-    left, right = (_hermite_coefficients(phi.fn, phi.degree, s) for s in (s1, s2))
-    f, _, quotient = series(left, right, rho, jnp.ones_like(rho))
-    squares = jnp.zeros_like(k)
-    for a, b in zip(left, right, strict=True):
-        squares += (a - b) ** 2
-    half_distance_f = squares / 2 + jnp.where(positive, remainder / safe_r, 0) * quotient
-    left, right = (_hermite_coefficients(_derivative(phi.fn), phi.degree, s) for s in (s1, s2))
-    fd, _, _ = series(left, right, rho, rho)
-    return f, jnp.where(half_distance > 0, half_distance_f, 0), fd
+    below = ratio(pair.below, pair.r)
+    rho = jnp.where(pair.r > 0, 1 - below, 0)
+    left, right = (_hermite_coefficients(phi.fn, phi.degree, s) for s in (pair.s1, pair.s2))
+    left, right = ([jnp.zeros_like(a), *others] for a, *others in (left, right))
+    c, _, quotient = series(left, right, rho, jnp.ones_like(rho))
+    gap = gap_of_series(below * quotient, left, right)
+    left, right = (_hermite_coefficients(_derivative(phi.fn), phi.degree, s) for s in (pair.s1, pair.s2))
+    slope, _, _ = series(left, right, rho, rho)
+    return c, gap, slope
 
 
 @mean.register(Quadrature)

@@ -9,39 +9,38 @@ import jax.numpy as jnp
 from nngp_dag.activations import Erf, Exp, Gabor, Gaussian, Gelu, Polynomial, Sin
 from nngp_dag.kernels.dual.arcsine import polynomial
 from nngp_dag.kernels.dual.base import (
-    Triple,
-    determinant,
-    dual,
-    lengths,
+    Pair,
+    gap_of_series,
     mean,
     odd_factorial,
-    positive_part,
+    register_smooth,
     series,
+    size,
+    widened,
 )
 
-
-def _arcsine_difference(
-    x1: jax.Array, x: jax.Array, x1_minus_x: jax.Array, delta1: jax.Array, delta: jax.Array, rise: jax.Array
-) -> jax.Array:
-    """Returns arctan(x1 / delta1) - arctan(x / delta), given x1 - x and `rise` = delta - delta1."""
-    return jnp.arctan2(x1 * rise + x1_minus_x * delta1, x1 * x + delta1 * delta)
+# C, D_C and Fd, see `nngp_dag.kernels.dual`.
+Triple = tuple[jax.Array, jax.Array, jax.Array]
 
 
-@dual.register(Erf)
-def _dual_erf(phi: Erf, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+def _half_square(difference: jax.Array) -> jax.Array:
+    """What two means add to half a mean squared distance."""
+    return difference**2 / 2
+
+
+@register_smooth(Erf, parity=lambda phi: 1)
+def _dual_erf(phi: Erf, pair: Pair) -> Triple:
     # Williams 1997, eq. (11): the arcsine of 2 b^2 k / sqrt((1 + 2 b^2 q1) (1 + 2 b^2 q2)).
-    scale = 2 * phi.b**2
-    factor = 2 / math.pi * phi.a**2
-    x = scale * k
-    widening = scale**2 * determinant(k, half_distance, q1, q2)
-    delta = jnp.sqrt(1 + scale * (q1 + q2) + widening)
-    half_distance_f = jnp.zeros_like(k)
-    for q, other in ((q1, q2), (q2, q1)):
-        x1, delta1 = scale * q, jnp.sqrt(1 + 2 * scale * q)
-        rise = (scale * (other - q) + widening) / (delta1 + delta)
-        x1_minus_x = scale * (half_distance + (q - other) / 2)
-        half_distance_f += factor / 2 * _arcsine_difference(x1, x, x1_minus_x, delta1, delta, rise)
-    return factor * jnp.arctan2(x, delta) + phi.c**2, half_distance_f, factor * scale / delta
+    scale, factor = 2 * phi.b**2, 2 / math.pi * phi.a**2
+    with_noise = widened(scale, pair)
+    rho, cofactor = with_noise.rho, with_noise.cofactor
+    half_distance = jnp.zeros_like(pair.k)
+    for rho1, cofactor1, rise in (with_noise.own1, with_noise.own2):
+        # arcsin(rho1) - arcsin(rho)
+        sine = rise * (cofactor1 + rho1 * (rho1 + rho) / (cofactor + cofactor1))
+        half_distance += factor / 2 * jnp.arctan2(sine, rho1 * rho + cofactor1 * cofactor)
+    slope = factor * (scale / with_noise.sigma1 / with_noise.sigma2 / cofactor)
+    return factor * jnp.arctan2(rho, cofactor), half_distance, slope
 
 
 @mean.register(Erf)
@@ -49,26 +48,34 @@ def _mean_erf(phi: Erf, q: jax.Array) -> jax.Array:
     return jnp.full_like(q, phi.c)
 
 
-@dual.register(Gelu)
-def _dual_gelu(phi: Gelu, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    # Tsuchida et al. 2021 (arXiv:2002.08517), rewritten: with y = 1 / (1 + q), delta^2 = 1 + q1 + q2 + q1 q2 - k^2 and
-    # alpha = pi / 2 + arctan(k / delta),
-    # 2 pi F = k alpha + k^2 y1 y2 / delta + q1 q2 y1 y2 delta = k alpha + 1 / delta + delta (1 - y1 - y2).
-    area = determinant(k, half_distance, q1, q2)
-    delta = jnp.sqrt(1 + q1 + q2 + area)
-    y1, y2 = 1 / (1 + q1), 1 / (1 + q2)
-    alpha = jnp.arctan2(delta, -k)
-    f = k * alpha + (k * y1) * (k * y2) / delta + (q1 * y1) * (q2 * y2) * delta
+@register_smooth(Gelu)
+def _dual_gelu(phi: Gelu, pair: Pair) -> Triple:
+    # Tsuchida et al. 2021 (arXiv:2002.08517), rewritten: with y = 1 / (1 + q), rho = k sqrt(y1 y2),
+    # delta = sqrt((1 - rho^2) / (y1 y2)) and alpha = pi / 2 + arcsin(rho),
+    # 2 pi F = k alpha + rho^2 / delta + q1 q2 y1 y2 delta = k alpha + 1 / delta + delta (1 - y1 - y2);
+    # of the last term q1 q2 sqrt(y1 y2) is 2 pi times the product of the means.
+    k, q1, q2 = pair.k, pair.q1, pair.q2
+    with_noise = widened(1.0, pair)
+    sigma, cofactor, rho = (with_noise.sigma1, with_noise.sigma2), with_noise.cofactor, with_noise.rho
+    product = sigma[0] * sigma[1]
+    delta = product * cofactor
+    alpha = jnp.arctan2(cofactor, -rho)
+    means = q1 / sigma[0], q2 / sigma[1]
+    c = k * alpha + rho**2 * (1 / delta - means[0] * means[1] / (1 + cofactor))
     # The first form does not cancel; the second, whose terms differ by little, gives D_F.
     total = jnp.zeros_like(k)
-    for q, other, y in ((q1, q2, y1), (q2, q1, y2)):
+    for q, other, s, side in ((q1, q2, pair.s1, 1), (q2, q1, pair.s2, -1)):
+        variance = 1 + q
         delta1 = jnp.sqrt(1 + 2 * q)
-        q_minus_k = half_distance + (q - other) / 2
-        rise = (other - q + area) / (delta1 + delta)
-        turn = _arcsine_difference(q, k, q_minus_k, delta1, delta, rise)
-        total += q_minus_k * jnp.arctan2(delta1, -q) + k * turn + rise * (1 / (delta1 * delta) - 1 + 2 * y)
-    fd = alpha + k / delta * (1 / delta**2 + y1 + y2)
-    return f / (2 * jnp.pi), total / (4 * jnp.pi), fd / (2 * jnp.pi)
+        q_minus_k = s * (side * pair.difference) + pair.below
+        rise = (other - q) / (delta1 + delta) + pair.below * (pair.above / (delta1 + delta))
+        # arctan(q / delta1) - arctan(k / delta)
+        sine = (q / variance) * (rise / product) + (q_minus_k / product) * (delta1 / variance)
+        turn = jnp.arctan2(sine, (q / variance) * rho + (delta1 / variance) * cofactor)
+        total += q_minus_k * jnp.arctan2(delta1, -q) + k * turn + rise * (1 / delta1 / delta - 1 + 2 / variance)
+    half_distance = total / (4 * jnp.pi) - _half_square(means[0] - means[1]) / (2 * jnp.pi)
+    slope = alpha + rho / cofactor * (1 / delta**2 + 1 / (1 + q1) + 1 / (1 + q2))
+    return c / (2 * jnp.pi), half_distance, slope / (2 * jnp.pi)
 
 
 @mean.register(Gelu)
@@ -81,24 +88,32 @@ def _difference_of_exponentials(x: jax.Array, y: jax.Array, difference: jax.Arra
     return jnp.exp(jnp.maximum(x, y)) * -jnp.expm1(-jnp.abs(difference))
 
 
-@dual.register(Sin)
-def _dual_sin(phi: Sin, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+def _parity_of_sin(phi: Sin) -> int:
+    sin, cos = abs(math.sin(phi.c)), abs(math.cos(phi.c))
+    return 1 if sin < 1e-15 else -1 if cos < 1e-15 else 0
+
+
+@register_smooth(Sin, _parity_of_sin)
+def _dual_sin(phi: Sin, pair: Pair) -> Triple:
     # 2 sin(x) sin(y) = cos(x - y) - cos(x + y), and E[cos(b (u -+ v))] = exp(-b^2 D), exp(-b^2 S).
-    b2 = phi.b**2
-    half_sum = positive_part((q1 + q2) / 2 + k)
-    near, far = jnp.exp(-b2 * half_distance), jnp.exp(-b2 * half_sum)
-    # near - far, with the larger one outside, so that neither factor overflows.
-    ahead = k >= 0
-    shrink = jnp.expm1(-2 * b2 * jnp.where(ahead, k, -k))
-    odd = jnp.where(ahead, -near * shrink, far * shrink)
+    b2, k = phi.b**2, pair.k
     sin2, cos2, cos_of_2c = math.sin(phi.c) ** 2, math.cos(phi.c) ** 2, math.cos(2 * phi.c)
-    f = sin2 * near + cos_of_2c / 2 * odd
-    fd = cos2 * near - cos_of_2c / 2 * odd
-    # E[cos(2 b u)] = exp(-2 b^2 q1); half the sum of two such is their geometric mean and a square.
-    spread = _difference_of_exponentials(-b2 * q1, -b2 * q2, b2 * (q1 - q2))
+    half_sum = pair.above + pair.difference**2 / 2
+    # With the larger exponential outside, so that no factor overflows.
+    outer = jnp.exp(-b2 * jnp.where(k < 0, half_sum, pair.half_distance)) / 2
+    once, twice = jnp.expm1(-b2 * size(k)), jnp.expm1(-2 * b2 * size(k))
+    odd = jnp.where(k < 0, outer * twice, -outer * twice)
+    c = cos2 * odd + sin2 * outer * once**2
+    slope = cos2 * outer * (2 + twice) + sin2 * odd
+    # E[cos(2 b u)] = exp(-2 b^2 q1); half the sum of two such is their geometric mean and a square. So it is with the
+    # means, a sin(c) exp(-b^2 q1 / 2).
+    spread, apart = (
+        _difference_of_exponentials(-factor * pair.q1, -factor * pair.q2, factor * (pair.q1 - pair.q2))
+        for factor in (b2, b2 / 2)
+    )
     even = 2 * cos2 + cos_of_2c * jnp.expm1(-b2 * half_sum)
-    half_distance_f = -jnp.expm1(-b2 * half_distance) * even - cos_of_2c * spread**2 / 2
-    return phi.a**2 * f, phi.a**2 / 2 * half_distance_f, phi.a**2 * b2 * fd
+    half_distance = -jnp.expm1(-b2 * pair.half_distance) * even - cos_of_2c * spread**2 / 2 - sin2 * apart**2
+    return phi.a**2 * c, phi.a**2 / 2 * half_distance, phi.a**2 * b2 * slope
 
 
 @mean.register(Sin)
@@ -106,12 +121,18 @@ def _mean_sin(phi: Sin, q: jax.Array) -> jax.Array:
     return phi.a * math.sin(phi.c) * jnp.exp(-(phi.b**2) / 2 * q)
 
 
-@dual.register(Exp)
-def _dual_exp(phi: Exp, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    b2 = phi.b**2
+@register_smooth(Exp)
+def _dual_exp(phi: Exp, pair: Pair) -> Triple:
+    b2, (k, q1, q2) = phi.b**2, pair[:3]
+    product_of_means = phi.a**2 * jnp.exp(b2 * (q1 + q2) / 2)
     f = phi.a**2 * jnp.exp(b2 * ((q1 + q2) / 2 + k))
-    spread = _difference_of_exponentials(b2 * q1, b2 * q2, b2 * (q1 - q2))
-    return f, phi.a**2 / 2 * spread**2 + f * jnp.expm1(b2 * half_distance), b2 * f
+    spread, apart = (
+        _difference_of_exponentials(factor * q1, factor * q2, factor * (q1 - q2)) for factor in (b2, b2 / 2)
+    )
+    half_distance = phi.a**2 / 2 * (spread**2 - apart**2) + f * jnp.expm1(b2 * pair.half_distance)
+    # With the larger exponential outside.
+    c = jnp.where(k < 0, product_of_means * jnp.expm1(b2 * k), -f * jnp.expm1(-b2 * k))
+    return c, half_distance, b2 * f
 
 
 @mean.register(Exp)
@@ -119,30 +140,22 @@ def _mean_exp(phi: Exp, q: jax.Array) -> jax.Array:
     return phi.a * jnp.exp(phi.b**2 / 2 * q)
 
 
-def _inverse_root(
-    scale: float, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array
-) -> tuple[jax.Array, jax.Array, list[tuple[jax.Array, jax.Array, jax.Array, jax.Array]]]:
-    """Returns M^(-1/2) for M = det(I + scale Sigma), det(Sigma), and what a difference from the diagonal needs.
-
-    That is for each input (q, y, y - M^(-1/2), M - M1), where M1 = 1 + 2 scale q and y = M1^(-1/2) are those of the
-    input with itself.
-    """
-    area = determinant(k, half_distance, q1, q2)
-    whole = jnp.sqrt(1 + scale * (q1 + q2) + scale**2 * area)
-    own = []
-    for q, other in ((q1, q2), (q2, q1)):
-        part = jnp.sqrt(1 + 2 * scale * q)
-        excess = scale * (other - q) + scale**2 * area
-        own.append((q, 1 / part, excess / (part + whole) / part / whole, excess))
-    return 1 / whole, area, own
-
-
-@dual.register(Gaussian)
-def _dual_gaussian(phi: Gaussian, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    # E[exp(-x^T x scale / 2)] = det(I + scale Sigma)^(-1/2).
+@register_smooth(Gaussian, parity=lambda phi: -1)
+def _dual_gaussian(phi: Gaussian, pair: Pair) -> Triple:
+    # E[exp(-x^T x scale / 2)] = det(I + scale Sigma)^(-1/2) = 1 / (sigma1 sigma2 cofactor); means are 1 / sigma.
     scale = -2 * phi.b
-    y, _, ((_, _, fall1, _), (_, _, fall2, _)) = _inverse_root(scale, k, half_distance, q1, q2)
-    return phi.a**2 * y, phi.a**2 / 2 * (fall1 + fall2), phi.a**2 * scale**2 * (k * y * y * y)
+    sigma1, sigma2, rho, cofactor, own1, own2 = widened(scale, pair)
+    product = sigma1 * sigma2
+    excess = rho**2 / (cofactor * (1 + cofactor))
+    # sigma2 - sigma1
+    ahead = scale * (pair.q2 - pair.q1) / (sigma1 + sigma2)
+    half_distance = jnp.zeros_like(rho)
+    for (rho1, cofactor1, rise), sigma, lead in ((own1, sigma1, ahead), (own2, sigma2, -ahead)):
+        # excess1 / sigma^2 - excess / product
+        fall = rise * (rho1 + rho) / ((cofactor + cofactor1) * cofactor * cofactor1)
+        half_distance += (fall / sigma + excess * (lead / product)) / sigma
+    slope = (scale / product) * (rho / cofactor**3) / product
+    return phi.a**2 * (excess / product), phi.a**2 / 2 * half_distance, phi.a**2 * slope
 
 
 @mean.register(Gaussian)
@@ -150,27 +163,34 @@ def _mean_gaussian(phi: Gaussian, q: jax.Array) -> jax.Array:
     return phi.a / jnp.sqrt(1 - 2 * phi.b * q)
 
 
-@dual.register(Gabor)
-def _dual_gabor(phi: Gabor, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+@register_smooth(Gabor, parity=lambda phi: 1)
+def _dual_gabor(phi: Gabor, pair: Pair) -> Triple:
     # exp(-u^2 - v^2) turns Sigma into Sigma (I + 2 Sigma)^-1 = [[q1 + 2 det, k], [k, q2 + 2 det]] / M and leaves
     # M^(-1/2), M = det(I + 2 Sigma); under it cos(u - v) - cos(u + v) has a mean as for `Sin`.
-    y, area, own = _inverse_root(2.0, k, half_distance, q1, q2)
+    k, q1, q2 = pair[:3]
+    with_noise = widened(2.0, pair)
+    whole = with_noise.sigma1 * with_noise.sigma2 * with_noise.cofactor
+    y = 1 / whole
+    area = (pair.below * y) * (pair.above * y)
     kappa = k * y * y
-    total = q1 + q2
-    decay = y * jnp.exp(-(total / 2 + 2 * area) * y * y)
+    total = (q1 + q2) * y * y
+    decay = y * jnp.exp(-(total / 2 + 2 * area))
     f = decay * jnp.sinh(kappa)
-    fd = decay * (
-        4 * kappa * (1 + (1 + total) * y * y) * jnp.sinh(kappa) + (1 + 8 * k * kappa) * y * y * jnp.cosh(kappa)
-    )
-    apart = (half_distance + 2 * area) * y * y
-    half_distance_f = jnp.zeros_like(k)
-    for (q, y1, fall, excess), other in zip(own, (q2, q1), strict=True):
+    slope = decay * (4 * kappa * (1 + y * y + total) * jnp.sinh(kappa) + (1 + 8 * k * kappa) * y * y * jnp.cosh(kappa))
+    apart = pair.half_distance * y * y + 2 * area
+    half_distance = jnp.zeros_like(k)
+    for q, other in ((q1, q2), (q2, q1)):
+        part = jnp.sqrt(1 + 4 * q)
+        y1 = 1 / part
+        # M - M1 over M, and y1 - y
+        excess = 2 * (other - q) * y * y + 4 * area
+        fall = (2 * (other - q) / (part + whole) + 4 * pair.below * (pair.above / (part + whole))) * y1 * y
         # The exponents of cos(u + v): 2 q / M1 for the input with itself, and by how much more for the pair.
-        together = 2 * q * y1 * y1
-        more = (other - q - half_distance + 2 * area) * y * y - together * excess * y * y
+        together = 2 * (q * y1 * y1)
+        more = (other - q - pair.half_distance) * y * y + 2 * area - together * excess
         terms = -jnp.expm1(-apart) + jnp.exp(-together) * jnp.expm1(-more)
-        half_distance_f += (terms * y1 + 2 * f / y * fall) / 4
-    return f, half_distance_f, fd
+        half_distance += (terms * y1 + 2 * (f * whole) * fall) / 4
+    return f, half_distance, slope
 
 
 @mean.register(Gabor)
@@ -178,16 +198,19 @@ def _mean_gabor(phi: Gabor, q: jax.Array) -> jax.Array:
     return jnp.zeros_like(q)
 
 
-@dual.register(Polynomial)
-def _dual_polynomial(phi: Polynomial, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    # F = sum_l A_l(q1) A_l(q2) k^l / l!, with A_l(q) = E[phi^(l)(u)]; Price's theorem l times at k = 0.
-    s1, s2, _, r, remainder, _ = lengths(k, half_distance, q1, q2)
-    left, right = (_mean_derivatives(phi.coefficients, q) for q in (q1, q2))
-    f, fd, quotient = series(left, right, k, r)
-    squares = jnp.zeros_like(k)
-    for n, (a, b) in enumerate(zip(left, right, strict=True)):
-        squares += (a * s1**n - b * s2**n) ** 2
-    return f, jnp.where(half_distance > 0, squares / 2 + remainder * quotient, 0), fd
+def _parity_of_polynomial(phi: Polynomial) -> int:
+    odd, even = any(phi.coefficients[1::2]), any(phi.coefficients[2::2])
+    return 0 if odd and even else -1 if even else 1
+
+
+@register_smooth(Polynomial, _parity_of_polynomial, gives_gap=True)
+def _dual_polynomial(phi: Polynomial, pair: Pair) -> Triple:
+    # C = sum_(l > 0) A_l(q1) A_l(q2) k^l / l!, with A_l(q) = E[phi^(l)(u)]; Price's theorem l times at k = 0.
+    zero = jnp.zeros_like(pair.q1 + pair.q2)
+    left, right = ([zero, *_mean_derivatives(phi.coefficients, q)[1:]] for q in (pair.q1, pair.q2))
+    c, slope, quotient = series(left, right, pair.k, pair.r)
+    left, right = ([a * v**n for n, a in enumerate(side)] for side, v in ((left, pair.s1), (right, pair.s2)))
+    return c, gap_of_series(pair.below * quotient, left, right), slope
 
 
 @mean.register(Polynomial)
