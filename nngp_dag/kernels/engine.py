@@ -362,7 +362,7 @@ def propagate(
         if spec.stacked:
             return [(value.k, value.ntk)]
         one_by_one = [jax.tree.map(lambda v, i=i: v[i], (value, sides)) for i in spec.structure.outputs]
-        return [_read_out(spec, *of_output, space) for of_output in one_by_one]
+        return [_read_out(spec, of_output, of_both, space) for of_output, of_both in one_by_one]
     nodes = _evaluate(
         spec, weights, fields, space, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
     )
