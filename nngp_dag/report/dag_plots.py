@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, Edge, codes
 from nngp_dag.graph.operations import AvgPool, Op, Scale, describe
 
@@ -45,7 +46,7 @@ class _Arc:
         return self.edge.source + (self.edge.target - self.edge.source) * t, 4 * t * (1 - t) * self.peak
 
 
-def plot_dag(dag: Dag, path: Path, *, operations: Operations = (), name: str = "") -> None:
+def plot_dag(dag: Dag, path: Path, *, operations: Operations = ()) -> None:
     """Draws a graph to a PNG.
 
     Args:
@@ -53,7 +54,6 @@ def plot_dag(dag: Dag, path: Path, *, operations: Operations = (), name: str = "
       path: The file.
       operations: Names of the edges of a cell, (source, target, name); without them edges are named where they carry
         an operation of their own.
-      name: Of the graph, for the title; its code by default.
     """
     from nngp_dag.report import style
 
@@ -66,8 +66,8 @@ def plot_dag(dag: Dag, path: Path, *, operations: Operations = (), name: str = "
     handles = draw_dag(axes, dag, unit, operations=operations)
     paths = f"{dag.num_paths:,}" if dag.num_paths < 10**15 else "over 10¹⁵"
     facts = f"{paths} path{'s' * (dag.num_paths != 1)}, effective depth {dag.effective_depth:.3g}, effective width "
-    code = codes.shorten(name or str(dag), 48)
-    style.panel_title(axes, f"{code}\n{facts}{dag.effective_width:.3g}", 0.95 * width)
+    name = codes.shorten(code_or_size(dag), 60)
+    style.panel_title(axes, f"{name}\n{facts}{dag.effective_width:.3g}", 0.95 * width)
     style.legend_below(figure, handles, len(handles))
     style.save(figure, path)
 
@@ -89,6 +89,8 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
 
     arcs = _arcs(dag, operations)
     size = min(16.0, 40 * unit)
+    # Thinner where there are many.
+    thickness = min(1.0, size / 14, 10 / len(arcs) ** 0.5 if arcs else 1.0)
     for arc in arcs:
         color, line, _ = _KINDS[arc.kind]
         axes.add_patch(
@@ -98,10 +100,10 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
                 # The peak of an arc is half its curvature times its length.
                 connectionstyle=f"arc3,rad={-2 * arc.peak / (arc.edge.target - arc.edge.source)}",
                 arrowstyle="-|>",
-                mutation_scale=0.7 * size,
+                mutation_scale=11 * thickness,
                 shrinkA=size / 2 + 1,
                 shrinkB=size / 2 + 1,
-                linewidth=min(1.8, size / 8),
+                linewidth=1.8 * thickness,
                 linestyle=line,
                 color=color if arc.live else _DEAD,
             )
@@ -126,11 +128,21 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
         names = dict.fromkeys(arc.name for arc in arcs if arc.kind == kind and arc.name)
         if names and not named:
             label += ": " + codes.shorten(", ".join(names), 50)
+        if kind == "pooling" and any(arc.kind == kind and arc.edge.op is Op.SKIP for arc in arcs):
+            label += ", counted as a skip"
         if any(arc.kind == kind for arc in arcs):
             handles.append(Line2D([], [], color=color, linewidth=1.8, linestyle=line, label=label))
     if not all(arc.live for arc in arcs):
         handles.append(Line2D([], [], color=_DEAD, linewidth=1.8, label="on no path"))
     return handles
+
+
+def code_or_size(dag: Dag) -> str:
+    """Returns the paper code of a graph, or how large it is where no code describes it."""
+    try:
+        return dag.code
+    except GraphError:
+        return f"{dag.num_nodes:,} nodes, {len(dag.edges):,} edges"
 
 
 def edge_names(dag: Dag, operations: Operations) -> list[str]:

@@ -66,8 +66,8 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
     depth, width = (np.asarray(means.index.get_level_values(i), np.float64) for i in range(2))
     # Cells without a convolution would leave all others one color.
     low, high = np.percentile(means, [10, 100])
-    cells = f"{int(counts.sum()):,} cell{'s' * (counts.sum() > 1)} of NAS-Bench-201 with a path"
-    figure = style.new_figure(9.5, 7, f"{cells}; area of a bubble: number of cells, {_range(counts)}")
+    title = f"{len(frame):,} cells of NAS-Bench-201 with a path; area of a bubble: number of cells, {_range(counts)}"
+    figure = style.new_figure(9.5, 7, title)
     axes = figure.add_subplot()
     shown = axes.scatter(
         depth, width, s=25 + 500 * counts / counts.max(), c=means, cmap="viridis", vmin=low, vmax=high,

@@ -8,7 +8,7 @@ import numpy as np
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import codes
-from nngp_dag.report.dag_plots import draw_dag
+from nngp_dag.report.dag_plots import code_or_size, draw_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
         above = figure.add_subplot(grid[2 * row, column])
         unit = 0.9 * column_width / (result.dag.num_nodes + 0.2)
         kinds |= {str(handle.get_label()): handle for handle in draw_dag(above, result.dag, unit)}
-        code = codes.shorten(str(result.dag), 32)
+        code = codes.shorten(code_or_size(result.dag), 32)
         name = code if result.name == str(result.dag) else f"{codes.shorten(result.name, 32)}   {code}"
         style.panel_title(above, name, 0.95 * column_width, size=12, fontweight="bold")
         axes = figure.add_subplot(grid[2 * row + 1, column], sharey=first)
@@ -42,7 +42,7 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
         if column == 0:
             axes.set_ylabel("training loss  ½‖y − f‖², summed over inputs")
     curves = first.get_legend_handles_labels()[0] if first else []
-    style.legend_below(figure, [*curves, *kinds.values()], 5 if columns > 2 else 3)
+    style.legend_below(figure, [*curves, *kinds.values()], 6 if columns > 2 else 3)
     style.save(figure, path)
 
 
@@ -69,8 +69,9 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
     axes.margins(x=0.02)
     axes.set_xlabel("step of full-batch gradient descent")
     lambda_min = f"{result.nngp.lambda_min:.3g}" if result.nngp.resolved else "not resolved"
+    share = result.mean[-1] / result.mean[0]
     facts = f"η = {result.learning_rate:.2g}   λmin K(H) = {lambda_min}\nloss after the last step: "
-    facts += f"{result.mean[-1] / result.mean[0]:.1%} of its start"
+    facts += f"{share:.1%} of its start" if np.isfinite(share) else "not finite"
     facts += "" if result.conditions_met else "\nη too large for the rate bound: it may not hold"
     style.panel_title(axes, facts, 0.9 * width, size=9)
 

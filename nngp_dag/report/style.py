@@ -35,6 +35,8 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
+    # The first layout does not know the ticks yet; one more makes room for their labels.
+    figure.draw_without_rendering()
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -88,16 +90,16 @@ class LogTicks(Locator):
         return self.tick_values(*self.axis.get_view_interval())
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        """Returns four to eight ticks between two positive numbers."""
+        """Returns three to eight ticks between two positive numbers."""
         low, high = sorted((float(vmin), float(vmax)))
         if not 0 < low < high < math.inf:
             return []
         decades = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
         for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
             found = _between(low, high, [digit * decade for decade in decades for digit in digits])
-            if len(found) >= 4:
+            if len(found) >= 3:
                 return found[:: -(-len(found) // 8)]
-        linear = _between(low, high, MaxNLocator(5).tick_values(low, high))
+        linear = _between(low, high, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
         return max(found, linear, key=len)
 
 
@@ -119,7 +121,7 @@ def log_axis(axes: Axes, *names: str) -> None:
 def whole_axis(*axes: Axis) -> None:
     """Puts ticks at whole numbers only."""
     for axis in axes:
-        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        axis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axis.set_major_formatter(FuncFormatter(lambda value, _: plain(round(value))))
 
 

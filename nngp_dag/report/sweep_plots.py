@@ -58,7 +58,7 @@ def plot_sweep(table: "pandas.DataFrame", path: Path, title: str) -> None:
         style.log_axis(points, "y")
         points.set_xlabel("number of paths")
         points.set_ylabel(label)
-        facts = f"{len(used):,} of {len(frame):,} DAGs, {used.kernel_class.nunique():,} different kernels"
+        facts = f"DAGs: {len(used):,} of {len(frame):,}; different kernels: {used.kernel_class.nunique():,}"
         if len(used) < len(frame):
             facts += f"\nthe others have no kernel, or no resolved {label}"
         style.panel_title(points, facts, 5.5)
@@ -67,6 +67,8 @@ def plot_sweep(table: "pandas.DataFrame", path: Path, title: str) -> None:
         else:
             style.log_axis(bubbles, "y")
             style.log_axis(points, "x")
+            bubbles.set_ylim(bottom=max(0.3, bubbles.get_ylim()[0]))
+            points.set_xlim(left=max(0.3, points.get_xlim()[0]))
         for axes in (bubbles, points):
             axes.grid(True, alpha=0.3)
     style.save(figure, path)

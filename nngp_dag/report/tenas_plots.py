@@ -61,7 +61,7 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str
     notes = [] if over_rounds else ["numbers: rounds of pruning"]
     if not sound.all():
         left_out = ", ".join(map(str, rounds[~sound]))
-        notes.append(f"left out, since the supernet was not sound: round{'' if (~sound).sum() == 1 else 's'} {left_out}")
+        notes.append(f"left out, since the supernet was not sound, in round {left_out}")
     if notes:
         style.panel_title(axes, "; ".join(notes), 6.5, size=9.5)
     style.legend_below(figure, handles, 2)
@@ -73,12 +73,15 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str
 
 def _number_apart(axes: "Axes", numbers: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """Numbers points, but for those whose number would stand on another one."""
+    from matplotlib.patheffects import withStroke
+
     taken = np.empty((0, 2))
     for number, place, at in zip(numbers, axes.transData.transform(np.column_stack([x, y])), zip(x, y, strict=True),
                                  strict=True):  # fmt: skip
         # A number of two digits is about 13 points wide and 9 high.
         if not (np.abs(taken - place) < np.array([15, 12]) * axes.figure.dpi / 72).all(axis=1).any():
-            axes.annotate(str(number), at, textcoords="offset points", xytext=(7, 6), fontsize=9)
+            text = axes.annotate(str(number), at, textcoords="offset points", xytext=(7, 6), fontsize=9)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
             taken = np.vstack([taken, place])
 
 
@@ -104,6 +107,6 @@ def plot_cell(cell: Cell | Genotype, path: Path) -> None:
         axes = figure.add_subplot(len(parts), 1, i + 1)
         handles |= {str(handle.get_label()): handle for handle in draw_dag(axes, dag, unit, operations=operations)}
         facts = f"effective depth {dag.effective_depth:.3g}, effective width {dag.effective_width:.3g}"
-        style.panel_title(axes, f"{name}\n{facts}, where pooling counts as a skip", 0.95 * width)
+        style.panel_title(axes, f"{name}\n{facts}", 0.95 * width)
     style.legend_below(figure, list(handles.values()), len(handles))
     style.save(figure, path)

@@ -52,6 +52,7 @@ def plot_training(histories: Sequence[History], path: Path, title: str, *, loss:
                 panel.set_ylabel(labels[metric])
         style.panel_title(axes[2 * row, column], shorten(history.name, 32), 0.9 * width, size=11)
         axes[2 * row + 1, column].set_xlabel("epoch")
+        axes[2 * row + 1, column].tick_params(labelbottom=True)
         style.whole_axis(axes[2 * row + 1, column].xaxis)
     for panels in axes[::2]:
         style.log_axis(panels[0], "y")
