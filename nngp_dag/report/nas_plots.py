@@ -66,7 +66,7 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
     depth, width = (np.asarray(means.index.get_level_values(i), np.float64) for i in range(2))
     # Cells without a convolution would leave all others one color.
     low, high = np.percentile(means, [10, 100])
-    title = f"{len(frame):,} cells of NAS-Bench-201 with a path; area of a bubble: number of cells, {_range(counts)}"
+    title = f"NAS-Bench-201, cells with a path: {len(frame):,}\narea of a bubble: number of cells, {_range(counts)}"
     figure = style.new_figure(9.5, 7, title)
     axes = figure.add_subplot()
     shown = axes.scatter(
@@ -119,29 +119,27 @@ def plot_scores(
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     width = 4.6
-    title = f"Scores of {len(accuracy):,} cells of NAS-Bench-201 against their accuracy"
+    title = f"NAS-Bench-201: accuracy against scores, cells scored: {len(accuracy):,}"
     if not connected.all():
-        title += f"; {int((~connected).sum()):,} without a path are left out"
+        title += f", left out since they have no path: {int((~connected).sum()):,}"
     figure = style.new_figure(width * columns + 0.8, 4.3 * rows + 0.4, title)
     grid = figure.subplots(rows, columns, squeeze=False)
-    depths = frame.effective_depth
+    deepest = max(1.0, float(frame.effective_depth.max())) if len(frame) else 1.0
     shown = None
     for axes, name in zip(grid.flat, names, strict=False):
         label, unit = _LABELS.get(name, (shorten(name.replace("_", " "), 40), 1.0))
-        found = _draw_score(axes, frame, name, unit, (float(depths.min()), float(depths.max())), label, width)
+        found = _draw_score(axes, frame, name, unit, deepest, label, width)
         shown = found or shown
         axes.set_xlabel(label)
         axes.set_ylabel(_accuracy(column))
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     if shown is not None:
-        style.colorbar(figure, shown, grid, "effective depth", shrink=0.8)
+        style.colorbar(figure, shown, grid, "effective depth", shrink=0.8, aspect=30)
     style.save(figure, path)
 
 
-def _draw_score(
-    axes: "Axes", frame: Any, name: str, unit: float, depths: tuple[float, float], label: str, width: float
-) -> Any:
+def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float, label: str, width: float) -> Any:
     """Draws one panel; returns what is colored, None where no cell has the score and an accuracy."""
     from nngp_dag.report import style
 
@@ -156,11 +154,11 @@ def _draw_score(
     correlation = "not defined" if np.isnan(rho) else f"{rho:.2f}".replace("-", "−")
     facts = f"Spearman's rank correlation {correlation}, n = {len(values):,}"
     # Cells whose training failed, at 10 %, would leave the others a thin line.
-    low = float(np.percentile(accuracy, 2)) - 2
+    low = float(np.floor(np.percentile(accuracy, 2)) - 2)
     below = accuracy < low
     if below.any():
         facts += f"\n▼ {int(below.sum()):,} below {low:.0f} %, not to scale"
-    options = {"cmap": "plasma", "vmin": depths[0], "vmax": depths[1]}
+    options = {"cmap": "plasma", "vmin": 0, "vmax": deepest}
     shown = axes.scatter(values[~below], accuracy[~below], c=depth[~below], s=9, alpha=0.7, **options)
     if values.min() > 0 and values.max() > 100 * values.min():
         style.log_axis(axes, "x")

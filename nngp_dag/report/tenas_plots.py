@@ -61,9 +61,9 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str
     notes = [] if over_rounds else ["numbers: rounds of pruning"]
     if not sound.all():
         left_out = ", ".join(map(str, rounds[~sound]))
-        notes.append(f"left out, since the supernet was not sound, in round {left_out}")
+        notes.append(f"left out, since the supernet was not sound, in rounds: {left_out}")
     if notes:
-        style.panel_title(axes, "; ".join(notes), 6.5, size=9.5)
+        style.panel_title(axes, "\n".join(notes), 6.5, size=9.5)
     style.legend_below(figure, handles, 2)
     if not over_rounds:
         figure.draw_without_rendering()
