@@ -20,12 +20,14 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
 VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#BBBBBB"
 
+Number = float | int
+
 _TITLE, _PANEL_TITLE = 13.0, 10.5
 # Width of a character over the font size, a little above the mean of the default font.
 _CHARACTER = 0.58
 
 
-def new_figure(width: float, height: float, title: str = "") -> Figure:
+def new_figure(width: Number, height: Number, title: str = "") -> Figure:
     """Returns an empty figure of so many inches whose layout leaves room for all labels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     if title:
@@ -40,7 +42,7 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
-def fit(text: str, width: float, size: float, lines: int = 3) -> str:
+def fit(text: str, width: Number, size: Number, lines: int = 3) -> str:
     """Breaks a text into lines of at most `width` inches at a font size, and cuts what needs more lines."""
     characters = max(8, round(72 * width / (_CHARACTER * size)))
     found = [line for part in text.split("\n") for line in textwrap.wrap(part, characters) or [""]]
@@ -49,7 +51,7 @@ def fit(text: str, width: float, size: float, lines: int = 3) -> str:
     return "\n".join(found)
 
 
-def panel_title(axes: Axes, text: str, width: float, *, size: float = _PANEL_TITLE, **options: Any) -> None:
+def panel_title(axes: Axes, text: str, width: Number, *, size: Number = _PANEL_TITLE, **options: Any) -> None:
     """Sets a title that is no wider than a panel of so many inches."""
     axes.set_title(fit(text, width, size), fontsize=size, **options)
 
@@ -59,7 +61,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, fontsize=9.5, frameon=False)
 
 
-def plain(value: float) -> str:
+def plain(value: Number) -> str:
     """Writes a tick's number without powers of ten where it has up to six digits before or after the point.
 
     Example:
@@ -89,7 +91,7 @@ class LogTicks(Locator):
         assert self.axis is not None
         return self.tick_values(*self.axis.get_view_interval())
 
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+    def tick_values(self, vmin: Number, vmax: Number) -> list[float]:
         """Returns three to eight ticks between two positive numbers."""
         low, high = sorted((float(vmin), float(vmax)))
         if not 0 < low < high < math.inf:
@@ -103,7 +105,7 @@ class LogTicks(Locator):
         return max(found, linear, key=len)
 
 
-def _between(low: float, high: float, values: Any) -> list[float]:
+def _between(low: Number, high: Number, values: Any) -> list[float]:
     return [float(value) for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
 
 
