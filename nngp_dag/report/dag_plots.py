@@ -202,7 +202,7 @@ def _write_names(axes: "Axes", arcs: Iterable[_Arc], unit: float) -> None:
                 max(0.0, (width + w) / 2 - abs(place[0] - x)) * max(0.0, height - abs(place[1] - y))
                 for x, y, w in written
             )
-            return sum(shared)
+            return sum(shared, 0.0)
 
         x, y = min((arc.at(t) for t in (0.5, 0.44, 0.56, 0.38, 0.62, 0.32, 0.68, 0.26, 0.74)), key=overlap)
         written.append((x, y, width))
