@@ -98,13 +98,13 @@ def table_of(summaries: dict[str, dict[str, Any]]) -> Table:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws bounds against exact values, one panel per data set and kernel."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from nngp_dag.report import style
 
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    figure = Figure(figsize=(4.4 * len(datasets), 8.4), layout="constrained")
-    figure.suptitle("Every DAG with up to 3 hidden nodes: bounds on λmin against its exact value", fontsize=13)
-    for i, (name, title) in enumerate(KERNELS.items()):
+    codes_drawn = len({row["code"] for row in rows})
+    title = f"DAGs with up to 3 hidden nodes, {codes_drawn} codes: bounds on λmin against its exact value"
+    figure = style.new_figure(max(7.0, 4.4 * len(datasets)), 8.4, title)
+    for i, (name, kernel) in enumerate(KERNELS.items()):
         for j, dataset in enumerate(datasets):
             part = [row for row in rows if (row["dataset"], row["kernel"]) == (dataset, name)]
             exact = np.array([row["exact"] for row in part])
@@ -112,29 +112,31 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             valid = np.array([not row["violated_assumptions"] for row in part])
             formula = np.array([row["path_formula"] for row in part])
             for key, colour, marker, label in (
-                ("upper", "#0072B2", "v", "upper: pairs of inputs"),
-                ("lower", "#009E73", "^", "lower: series, Schur, Gershgorin, Weyl"),
+                ("upper", style.BLUE, "v", "upper: pairs of inputs"),
+                ("lower", style.GREEN, "^", "lower: series, Schur, Gershgorin, Weyl"),
             ):
                 axes.plot(exact, [row[key] for row in part], marker, color=colour, markersize=4, alpha=0.6, label=label)
-            axes.plot(exact[~valid], formula[~valid], "x", color="#D55E00", markersize=4, label="path formula, flagged")
             axes.plot(
-                exact[valid], formula[valid], "o", color="#E69F00", markersize=4, label="path formula, assumptions met"
+                exact[~valid], formula[~valid], "x", color=style.VERMILION, markersize=4, label="path formula, flagged"
+            )
+            axes.plot(
+                exact[valid],
+                formula[valid],
+                "o",
+                color=style.ORANGE,
+                markersize=4,
+                label="path formula, assumptions met",
             )
             ends = [exact.min() / 1.3, exact.max() * 1.3]
             axes.plot(ends, ends, color="black", linewidth=1, label="exact")
-            for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-                scale("log")
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{dataset}: {title}", fontsize=11)
+            style.log_axis(axes, "x", "y")
+            axes.set_title(f"{dataset}: {kernel}", fontsize=11)
             axes.set_xlabel("exact λmin")
             if j == 0:
                 axes.set_ylabel("bound on λmin")
             axes.grid(True, alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
-    figure.savefig(path, dpi=130)
+    style.legend_below(figure, figure.axes[0].get_legend_handles_labels()[0], 3)
+    style.save(figure, path)
 
 
 def inputs(dataset: str, n: int, data_dir: Path) -> np.ndarray:

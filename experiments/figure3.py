@@ -87,34 +87,35 @@ def epochs_to(curves: np.ndarray, threshold: float) -> np.ndarray:
 def draw(curves: dict[str, dict[str, dict[str, np.ndarray]]], rows: list[dict[str, Any]], threshold: float, title: str,
          path: Path) -> None:  # fmt: skip
     """Draws loss, share of the initial loss, and accuracy against epochs, and the epochs to the threshold."""
-    from matplotlib.figure import Figure
+    from nngp_dag.report import style
 
-    figure = Figure(figsize=(19, 1.2 + 4.6 * len(curves)), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure = style.new_figure(19, 1.2 + 4.6 * len(curves), title)
     axes = figure.subplots(len(curves), 4, squeeze=False)
     for panels, (dataset, of_dags) in zip(axes, curves.items(), strict=True):
         for (name, found), colour in zip(of_dags.items(), COLOURS, strict=False):
-            for kind, style in (("measured", "-"), ("predicted", "--")):
+            for kind, line in (("measured", "-"), ("predicted", "--")):
                 if f"{kind}_loss" not in found:
                     continue
                 loss, accuracy = found[f"{kind}_loss"], found[f"{kind}_accuracy"]
                 for panel, values in zip(panels, (loss, loss / loss[0], accuracy), strict=False):
                     epochs = np.arange(len(values))
-                    panel.plot(epochs, values.mean(axis=1), style, color=colour, linewidth=1.8, label=f"{name} {kind}")
+                    panel.plot(epochs, values.mean(axis=1), line, color=colour, linewidth=1.8, label=f"{name} {kind}")
                     if kind == "measured":
                         low, high = values.min(axis=1), values.max(axis=1)
                         panel.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         panels[2].axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
         for panel, label in zip(
-            panels, ("training loss", "training loss / its start", "training accuracy"), strict=False
+            panels,
+            ("training loss, cross entropy, mean per image", "training loss / its start", "training accuracy"),
+            strict=False,
         ):
             panel.set_xlabel("epoch")
             panel.set_ylabel(f"{dataset}: {label}")
             panel.grid(True, alpha=0.3)
         _bars(panels[3], [row for row in rows if row["dataset"] == dataset], threshold)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=130, format="png")
+    handles = [*axes[0, 0].get_legend_handles_labels()[0], *axes[0, 3].get_legend_handles_labels()[0]]
+    style.legend_below(figure, handles, 8)
+    style.save(figure, path)
 
 
 def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
@@ -130,12 +131,11 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
             panel.bar(i + shift, row["epochs_to_threshold"], 0.36, yerr=row["epochs_to_threshold_std"], capsize=4,
                       color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
     for kind, hatch in (("measured", ""), ("predicted", "//")):
-        panel.bar(0, 0, color="white", edgecolor="black", linewidth=0.6, hatch=hatch, label=kind)
-    panel.margins(y=0.25)
+        panel.bar(0, 0, color="white", edgecolor="black", linewidth=0.6, hatch=hatch, label=f"{kind}, mean and std")
+    panel.margins(y=0.1)
     if all(row["epochs_to_threshold"] is None for row in rows):
         panel.set_ylim(0, 1)
         panel.set_yticks([])
-    panel.legend(loc="upper right", ncols=2, frameon=False)
     panel.set_xticks(range(len(names)), names)
     panel.set_xlim(-0.5, len(names) - 0.5)
     panel.set_ylabel(f"epochs to {threshold:.0%} training accuracy")
@@ -224,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         for network, (loss, hit) in enumerate(zip(losses, hits, strict=True)):
                             writer.writerow([dataset, name, kind, network, epoch, f"{loss:.6g}", f"{hit:.6g}"])
     title = f"Width {options.width}, SGD {options.lr:g}, batches of {options.batch_size}, {options.seeds} seeds"
-    draw(curves, rows, options.threshold, title, options.out.with_suffix(".png"))
+    drawn = f"{title}: means, and the range of the measured"
+    draw(curves, rows, options.threshold, drawn, options.out.with_suffix(".png"))
 
     console = Console()
     table = Table(title=f"{title}, after {options.epochs} epochs", title_justify="left")

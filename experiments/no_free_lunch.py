@@ -351,8 +351,7 @@ def draw(
     rows: Sequence[dict[str, str]], found: dict[str, Any], epochs: int, threshold: float, title: str, path: Path
 ) -> None:
     """Draws slowness against lambda_min and the number of paths."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from nngp_dag.report import style
 
     used = [row for row in rows if row["status"] == "trained" and row["resolved"] == "1"]
     columns = columns_of(used, epochs)
@@ -361,8 +360,7 @@ def draw(
     for measure, key in (("epochs_to_threshold", "epochs_of_seeds"), ("share_of_loss_left", "share_of_seeds")):
         spread = [np.std([float(v) for v in row[key].split()]) for row in used]
         errors[measure] = np.where(reached | (measure != "epochs_to_threshold"), spread, np.nan)
-    figure = Figure(figsize=(15.5, 5.4), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure = style.new_figure(15.5, 5.6, title)
     points = None
     labels = {
         "epochs_to_threshold": f"epochs to {threshold:.0%} training accuracy",
@@ -398,27 +396,23 @@ def draw(
                     zorder=2,
                 )
         if predictor == "paths":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            style.whole_axis(axes.xaxis)
         else:
-            axes.set_xscale("log")
+            style.log_axis(axes, "x")
         if measure == "share_of_loss_left":
-            axes.set_yscale("log")
-        for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
-            if scale == "log":
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{PREDICTORS[predictor]}: τ = {words(found['tau'][measure][predictor])}", fontsize=11)
+            style.log_axis(axes, "y")
+        tau = words(found["tau"][measure][predictor])
+        style.panel_title(axes, f"{PREDICTORS[predictor]}: Kendall's τ = {tau}", 4.6)
         axes.set_xlabel(labels[predictor])
         axes.set_ylabel(labels[measure])
         axes.grid(True, alpha=0.3)
     assert points is not None
-    figure.colorbar(points, ax=figure.axes, label="effective depth", pad=0.01)
+    style.colorbar(figure, points, figure.axes, "effective depth", pad=0.01)
     note = "Points: means over seeds; bars: their standard deviation; brackets: bootstrap 95 % intervals"
     if not reached.all():
-        note += f"; triangles: {(~reached).sum()} DAGs that do not reach the threshold"
+        note += f"; triangles: {(~reached).sum()} DAGs that do not reach the threshold, above all epochs"
     figure.supxlabel(note, fontsize=9)
-    figure.savefig(path, dpi=130)
+    style.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

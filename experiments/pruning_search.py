@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -95,25 +94,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with output_file(options.out.with_suffix(".json"), overwrite=True) as path:
         path.write_text(json.dumps(document, indent=2) + "\n")
     with output_file(options.out.with_suffix(".png"), overwrite=True) as path:
-        plot(table, path)
+        plot(table, options.measures, path)
     Console().print(shown)
 
 
-def plot(table: pandas.DataFrame, path: Path) -> None:
+def plot(table: pandas.DataFrame, measures: Sequence[str], path: Path) -> None:
     """Draws the accuracy that every search reached over the networks that it measured."""
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    from nngp_dag.report import style
+
+    figure = style.new_figure(7.5, 5.2, f"Searches of NAS-Bench-201 by pruning with {' and '.join(measures)}")
     axes = figure.add_subplot()
     for shortcut, rows in table.groupby("shortcut"):
-        label, colour = ("with the shortcut", "tab:blue") if shortcut else ("all measured", "tab:orange")
-        axes.scatter(rows["evaluated"], rows["accuracy"], s=45, color=colour, alpha=0.8, label=label)
-        axes.hlines(93.6 if shortcut else 93.9, 0, table["evaluated"].max(), color=colour, linestyle="--", linewidth=1)
+        label, color = ("with the shortcut", style.BLUE) if shortcut else ("all measured", style.ORANGE)
+        marker, published = ("o", 93.6) if shortcut else ("s", 93.9)
+        axes.scatter(rows["evaluated"], rows["accuracy"], s=45, color=color, marker=marker, alpha=0.8,
+                     label=f"{label}, n = {len(rows)}")  # fmt: skip
+        axes.axhline(published, color=color, linestyle="--", linewidth=1, label=f"published, {label}: {published} %")
     axes.set_xlim(left=0)
     axes.set_xlabel("networks measured in one search")
     axes.set_ylabel("CIFAR-10 accuracy of the cell in %")
-    axes.set_title("a point for every seed; dashed: published means", fontsize=10)
-    axes.legend(frameon=False)
+    note = "a point for every seed, some at the same place\nthe published means are those of TE-NAS, by NTK and regions"
+    style.panel_title(axes, note, 7, size=9.5)
+    style.legend_below(figure, axes.get_legend_handles_labels()[0], 2)
     axes.grid(True, alpha=0.3)
-    figure.savefig(path, dpi=140, format="png")
+    style.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -81,10 +81,9 @@ def slope(rows: Sequence[dict[str, Any]], key: str) -> float:
 
 def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Draws both gaps against the width, one panel per activation."""
-    from matplotlib.figure import Figure
+    from nngp_dag.report import style
 
-    figure = Figure(figsize=(6.2 * len(slopes), 5.2), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure = style.new_figure(6.6 * len(slopes), 5.8, title)
     first = None
     for i, (activation, of) in enumerate(slopes.items()):
         axes = figure.add_subplot(1, len(slopes), i + 1, sharey=first)
@@ -92,27 +91,27 @@ def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], ti
         part = [row for row in rows if row["activation"] == activation]
         widths = np.array([row["width"] for row in part])
         for key, label, colour, power in (
-            ("network_gap", "single networks, root mean square", "#0072B2", -0.5),
-            ("mean_gap", "mean over networks", "#D55E00", -1.0),
+            ("network_gap", "single networks, root mean square", style.BLUE, -0.5),
+            ("mean_gap", "mean over networks", style.VERMILION, -1.0),
         ):
             values = np.array([row[key] for row in part])
-            axes.plot(widths, values, "o-", color=colour, linewidth=2, label=f"{label}: slope {of[key]:.2f}")
+            axes.plot(widths, values, "o-", color=colour, linewidth=2, label=label)
             reference = values[0] * (widths / widths[0]) ** power
-            axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope {power:g} for comparison")
+            axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope −{-power:g} for comparison")
         errors = [row["mean_gap_sampling_error"] for row in part]
-        axes.plot(widths, errors, "--", color="#D55E00", linewidth=1, label="sampling error of the mean")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.plot(widths, errors, "--", color=style.VERMILION, linewidth=1, label="sampling error of the mean")
+        style.log_axis(axes, "x", "y")
+        axes.set_xticks(widths, [f"{width:,}" for width in widths])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("width")
         if i == 0:
             axes.set_ylabel("gap to the exact dynamics / expected loss")
-        axes.set_title(activation, fontsize=11)
+        fits = f"single networks {of['network_gap']:.2f}, mean {of['mean_gap']:.2f}".replace("-", "−")
+        style.panel_title(axes, f"{activation}: fitted slopes: {fits}", 6)
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=9, loc="upper right")
-        # Room for the legend above the curves.
-        axes.set_ylim(top=8 * max(row["network_gap"] for row in rows))
-    figure.savefig(path, dpi=150)
+    assert first is not None
+    style.legend_below(figure, first.get_legend_handles_labels()[0], 3 if len(slopes) > 1 else 2)
+    style.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,14 +38,17 @@ def show(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Print a graph, its paths, depth histogram, effective depth and width."""
+    from nngp_dag.graph.codes import nasbench201_edges
     from nngp_dag.report import output_file, plot_dag
     from nngp_dag.report.tables import dag_table
 
     dag = parse_dag(code)
+    # A cell's graph counts pooling as a skip.
+    operations = nasbench201_edges(code.strip()) if code.strip().startswith("|") else []
     if png is not None:
         with output_file(png, overwrite=overwrite) as path:
-            plot_dag(dag, path)
-    console().print(dag_table(dag))
+            plot_dag(dag, path, operations=operations)
+    console().print(dag_table(dag, operations))
     if png is not None:
         say(f"wrote {png}")
 
@@ -73,8 +76,9 @@ def kernel_command(
     """Compute the exact NNGP and NTK of a DAG on a data set."""
     import numpy as np
 
+    from nngp_dag.graph.codes import shorten
     from nngp_dag.graph.operations import describe
-    from nngp_dag.kernels import Kernel, kernel
+    from nngp_dag.kernels import kernel
     from nngp_dag.report import output_file, plot_kernel
     from nngp_dag.report.tables import spectrum_table
     from nngp_dag.theory import spectrum
@@ -108,9 +112,9 @@ def kernel_command(
             layer=repr(layer),
             dataset=dataset,
         )
-        by_class = np.argsort(labels, kind="stable")
-        ordered = Kernel(*(np.asarray(matrix)[np.ix_(by_class, by_class)] for matrix in (k.nngp, k.ntk)))
-        plot_kernel(ordered, png, f"{graph!r}, {describe(layer)}, first {len(x)} of {dataset}")
+        place = "after the readout" if readout else "at the last node"
+        title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(x)} inputs of {dataset}"
+        plot_kernel(k, png, title, labels=labels)
     say(f"wrote {out} and {out.with_suffix('.png')}")
 
 

@@ -109,10 +109,14 @@ def search(
 def plot(
     benchmark: BenchmarkOption,
     scores: ScoresOption = Path("nngp-dag-nas"),
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="A score to draw; repeat for several. Default: all, also those computed along with others."),
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Draw accuracy over effective depth and width, and over every score."""
+    """Draw accuracy over effective depth and width, and over scores."""
     from nngp_dag.nas import SCORES, Benchmark
     from nngp_dag.report import output_file
     from nngp_dag.report.nas_files import read_scores
@@ -122,7 +126,7 @@ def plot(
     with output_file(scores / "depth-width.png", overwrite=overwrite) as path:
         plot_depth_and_width(known, path, column=column)
     with output_file(scores / "scores.png", overwrite=overwrite) as path:
-        plot_scores(table, known, [name for name in SCORES if name in table], path, column=column)
+        plot_scores(table, known, score or [name for name in SCORES if name in table], path, column=column)
     say(f"wrote depth-width.png, scores.png to {scores}")
 
 

@@ -84,7 +84,8 @@ def tenas(
     assert state is not None
     cell = searched.cell_of(state.mask)
     with output_file(out / "trajectory.png", overwrite=True) as path:
-        plot_trajectory(state.trajectory, path)
+        title = f"Search of {space} by pruning, images of {dataset}"
+        plot_trajectory(state.trajectory, path, title)
     with output_file(out / "cell.png", overwrite=True) as path:
         plot_cell(cell, path)
     say(str(cell))

@@ -94,9 +94,23 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
       >>> parse_nasbench201("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
       (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
     """
+    edges = nasbench201_edges(cell)
+    named = ((source, target, NASBENCH201_OPS[name]) for source, target, name in edges)
+    return edges[-1][1] + 1, tuple(Edge(source, target, op) for source, target, op in named if op is not None)
+
+
+def nasbench201_edges(cell: str) -> list[tuple[int, int, str]]:
+    """Reads the edges of a NAS-Bench-201 cell with the benchmark's names of operations, "none" included.
+
+    Raises:
+      GraphError: As `parse_nasbench201`.
+
+    Example:
+      >>> nasbench201_edges("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|")
+      [(0, 1, 'nor_conv_3x3'), (0, 2, 'none'), (1, 2, 'avg_pool_3x3')]
+    """
     blocks = nasbench201_operations(cell)
-    named = ((s, t, NASBENCH201_OPS[name]) for t, block in enumerate(blocks, start=1) for s, name in enumerate(block))
-    return len(blocks) + 1, tuple(Edge(source, target, op) for source, target, op in named if op is not None)
+    return [(s, t, name) for t, block in enumerate(blocks, start=1) for s, name in enumerate(block)]
 
 
 def nasbench201_operations(cell: str) -> list[list[str]]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from nngp_dag.graph import Dag, topology
 from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
+from nngp_dag.report.dag_plots import Operations, edge_names
 from nngp_dag.theory import Spectrum
 
 if TYPE_CHECKING:
@@ -87,8 +88,14 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
     return table
 
 
-def dag_table(dag: Dag) -> RenderableType:
-    """Returns a graph's edges, path statistics and depth histogram."""
+def dag_table(dag: Dag, operations: Operations = ()) -> RenderableType:
+    """Returns a graph's edges, path statistics and depth histogram.
+
+    Args:
+      dag: The graph.
+      operations: The names of a cell's operations, (source, target, name), which its graph does not know.
+    """
+    names = [name or describe(e.op) for e, name in zip(dag.edges, edge_names(dag, operations), strict=True)]
     facts = Table(title=f"{dag!r}", show_header=False)
     inputs = "input 0" if dag.num_inputs == 1 else f"inputs 0 to {dag.num_inputs - 1}"
     outputs = f"output{'s' * (len(dag.outputs) > 1)} {', '.join(map(str, dag.outputs))}"
@@ -105,7 +112,7 @@ def dag_table(dag: Dag) -> RenderableType:
     edges.add_column("node", justify="right")
     edges.add_column("from")
     for node in range(1, min(dag.num_nodes, _MOST_ROWS + 1)):
-        into = [f"{e.source} ({describe(e.op)})" for e in dag.edges if e.target == node]
+        into = [f"{e.source} ({name})" for e, name in zip(dag.edges, names, strict=True) if e.target == node]
         edges.add_row(str(node), ", ".join(into) or "nothing: zero")
     if dag.num_nodes > _MOST_ROWS + 1:
         edges.add_row("...", f"{dag.num_nodes - _MOST_ROWS - 1} more nodes")

@@ -148,7 +148,9 @@ def train_cell(
     if directory is not None:
         directory.finish([run.history])
         with output_file(directory.path / "curves.png", overwrite=True) as path:
-            plot_training([run.history], path, f"{data.name}, C = {recipe.channels}, {recipe.layers} layers")
+            title = f"{_NAME} on {data.name}, {recipe.channels} channels, {recipe.layers} layers"
+            loss = "cross entropy" + " with smoothed labels" * bool(recipe.label_smoothing)
+            plot_training([run.history], path, title, loss=loss)
     return TrainedCell(run.history, run.parameters, jax.device_get(state))
 
 

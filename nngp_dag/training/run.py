@@ -218,7 +218,7 @@ def _train_all(
             seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
             recipe = runs[0].recipe
             title = f"{runs[0].data.name}, width {recipe.width}, η = {recipe.learning_rate:g}: mean and range, {seeds}"
-            plot_training([run.history for run in trained], path, title)
+            plot_training([run.history for run in trained], path, title, loss=recipe.loss)
     return trained
 
 

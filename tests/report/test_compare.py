@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from pictures import check, drawn
 from rich.console import Console
 
 import nngp_dag as nd
@@ -181,6 +182,26 @@ def test_pictures(results, tmp_path):
     plot_kernel(nd.kernel(nd.zoo.chain(1), X), tmp_path / "kernel.png", "title")
     for name in ("compare", "dag", "kernel"):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_nothing_hides_the_curves(results, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    steps = np.arange(results[0].curves.shape[1])
+    broken = dataclasses.replace(
+        results[0],
+        name="a long name of a graph " * 5,
+        conditions_met=False,
+        curves=np.where(steps > 1, np.nan, results[0].curves),
+    )
+    gone = dataclasses.replace(results[1], curves=np.where(steps > 1, 0.0, results[1].curves))
+    for shown in ([results[0]], [broken, gone], [*results, broken, gone, *results]):
+        plot_compare(shown, tmp_path / "compare.png", "title " * 40)
+        check(figures[-1])
+        curves = [axes for axes in figures[-1].axes if axes.axison]
+        assert len(curves) == len(shown)
+        for axes, result in zip(curves, shown, strict=True):
+            assert not axes.texts
+            assert ("η too large" in axes.get_title()) is not result.conditions_met
 
 
 def test_tables_fit_a_terminal(results):
