@@ -140,6 +140,12 @@ def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order, cod
         assert b.lower == pytest.approx(np.linalg.eigvalsh(np.asarray(k))[0], rel=1e-6)
 
 
+def test_the_lower_end_of_a_layer_holds_both_kernels_below_it():
+    """For orthogonal inputs lambda_min is 1 - 1/pi of K(0), but for its mean, and 1 of T(0); Schur keeps their sum."""
+    _, ntk = nd.lambda_min_bracket(nd.Dag.from_code("2"), math.sqrt(6) * np.eye(6), readout=False)
+    assert ntk.lower > (2 - 1 / math.pi) * (1 - 1e-6)
+
+
 @pytest.mark.slow
 def test_pairs_are_bounded_tightly_from_above():
     x = SPHERE[:2]

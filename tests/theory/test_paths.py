@@ -285,6 +285,28 @@ def test_norms_that_differ_a_little_are_not_taken_to_be_equal():
     assert nd.path_bound(nd.Dag.from_code("2_02"), stem.nngp).value == pytest.approx(pair, rel=1e-6)
 
 
+def test_different_norms_enter_by_their_harmonic_mean():
+    correlations = np.array([[1.0, 0.6], [0.6, 1.0]])
+    k0 = correlations * np.outer([1, 2], [1, 2])
+    value = nd.path_bound(nd.zoo.chain(2), k0).value
+    assert value == pytest.approx(2 * 1 * 4 / 5 * published([2], correlations), rel=1e-10)
+
+
+def test_the_pair_of_the_smallest_product_need_not_be_the_smallest():
+    # 1 - f(f(f(rho))) flattens: a gap of 0.5 at a diagonal of 1 ends below one of 0.2 at 2.2.
+    k0 = np.diag([2.2, 2.2, 1.0, 1.0])
+    k0[0, 1] = k0[1, 0] = 2.2 * 0.8
+    k0[2, 3] = k0[3, 2] = 0.5
+    assert nd.path_bound(nd.zoo.chain(3), k0).value == pytest.approx(published([3], k0[2:, 2:]), rel=1e-10)
+
+
+def test_opposite_inputs_may_be_apart_by_what_rounding_hides():
+    """At an angle of pi - d the NTK loses d / pi of an entry of -1."""
+    k0 = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    value = nd.ntk_path_bound(nd.zoo.chain(1), nd.Kernel(k0, k0), order="act-linear", readout=False).value
+    assert 2 + 1e-9 / math.pi < value < 2 + 1e-6
+
+
 def test_an_input_of_zero_has_a_path_bound_of_zero():
     stem = nd.Kernel(np.diag([1.0, 0.0]), np.diag([1.0, 0.0]))
     assert nd.path_bound(nd.Dag.from_code("2_02"), stem.nngp).value == 0
