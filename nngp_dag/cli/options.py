@@ -40,9 +40,7 @@ DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder of tensorflow-datasets; without it, that library's default.")
 ]
 SubsetOption = Annotated[int, typer.Option(help="Take the first N training examples.")]
-ScaleOption = Annotated[
-    bool, typer.Option(help="Scale every input to |x|² = d, which the path formula needs; or keep its norm.")
-]
+ScaleOption = Annotated[bool, typer.Option(help="Scale every input to |x|² = d, or keep its norm.")]
 OrderFlag = Annotated[OrderOption, typer.Option(help="On weighted edges: act(W x), or W act(x).")]
 ActivationOption = Annotated[str, typer.Option(help="relu, leaky_relu, abs, erf, gelu, sin, cos, rbf, gaussian, ...")]
 WStdOption = Annotated[float | None, typer.Option(help="Std of weights times √fan-in; by default √2 (He).")]

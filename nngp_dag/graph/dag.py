@@ -92,7 +92,7 @@ class Dag:
     def require_connected(self) -> None:
         """Raises a `GraphError` where no path leads from an input to one of the outputs."""
         for output in self.outputs:
-            if topology.num_paths(self.num_nodes, self.edges, self.num_inputs, (output,)) == 0:
+            if topology.path_counts(self.num_nodes, self.edges, self.num_inputs, (output,)).paths == 0:
                 inputs = "node 0" if self.num_inputs == 1 else f"an input node (0..{self.num_inputs - 1})"
                 raise GraphError(
                     f"Expected a path from {inputs} to the output node {output}, got none in "
@@ -212,9 +212,14 @@ class Dag:
         return codes.format_code(self.num_nodes, self.edges)
 
     @functools.cached_property
+    def path_counts(self) -> topology.PathCounts:
+        """How many paths lead from inputs to outputs and how deep they are, exact."""
+        return topology.path_counts(*self._graph)
+
+    @property
     def num_paths(self) -> int:
         """P, the number of paths from inputs to outputs, exact."""
-        return topology.num_paths(*self._graph)
+        return self.path_counts.paths
 
     @functools.cached_property
     def live_edges(self) -> tuple[Edge, ...]:
@@ -232,16 +237,16 @@ class Dag:
 
     @property
     def effective_depth(self) -> float:
-        """Mean number of weighted edges on a path (`topology.effective_depth` gives the exact fraction)."""
-        return float(topology.effective_depth(self._depth_histogram))
+        """Mean number of weighted edges on a path (`path_counts` has the exact fraction)."""
+        return float(self.path_counts.effective_depth)
 
     @property
     def effective_width(self) -> float:
         """Number of paths with a weighted edge, over the effective depth.
 
-        Infinite where float64 cannot hold it (over 1e308 paths); `topology.effective_width` is always exact.
+        Infinite where float64 cannot hold it (over 1e308 paths); that of `path_counts` is exact.
         """
-        return topology.to_float(topology.effective_width(self._depth_histogram))
+        return topology.to_float(self.path_counts.effective_width)
 
     def __str__(self) -> str:
         """Returns the paper code where there is one, else the edges."""

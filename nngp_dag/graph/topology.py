@@ -5,6 +5,7 @@ several inputs are the first nodes. They return exact Python integers and fracti
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from nngp_dag.graph.edge import Edge
@@ -18,19 +19,56 @@ def outgoing_edges(num_nodes: int, edges: Iterable[Edge]) -> list[list[Edge]]:
     return outgoing
 
 
-def num_paths(num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None) -> int:
-    """Returns P, the number of paths from an input to an output.
+@dataclass(frozen=True)
+class PathCounts:
+    """What the paths from an input to an output add up to, exact.
+
+    Attributes:
+      paths: P, how many there are.
+      weighted: How many of them have a weighted edge.
+      depths: The sum of their depths d_p, the numbers of weighted edges on them.
+    """
+
+    paths: int
+    weighted: int
+    depths: int
+
+    @property
+    def effective_depth(self) -> Fraction:
+        """The mean depth of a path, d = (sum over paths of d_p) / P; 0 where there is no path.
+
+        Reference: Chen et al. 2022, Definition of effective depth.
+        """
+        return Fraction(self.depths, self.paths) if self.paths else Fraction(0)
+
+    @property
+    def effective_width(self) -> Fraction:
+        """The number of weighted paths over their depth, w = #{paths with d_p > 0} / d; 0 where d = 0.
+
+        Reference: Chen et al. 2022, Definition of effective width.
+        """
+        return self.weighted / self.effective_depth if self.depths else Fraction(0)
+
+
+def path_counts(
+    num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None
+) -> PathCounts:
+    """Counts the paths from an input to an output by three numbers for each node, without their histogram.
 
     Example:
       >>> from nngp_dag.graph.operations import Op
-      >>> num_paths(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
-      2
+      >>> path_counts(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
+      PathCounts(paths=2, weighted=1, depths=1)
     """
-    counts = [1] * num_inputs + [0] * (num_nodes - num_inputs)
+    paths = [1] * num_inputs + [0] * (num_nodes - num_inputs)
+    weighted, depths = [0] * num_nodes, [0] * num_nodes
     for node, leaving in enumerate(outgoing_edges(num_nodes, edges)):
         for edge in leaving:
-            counts[edge.target] += counts[node]
-    return sum(counts[output] for output in outputs or (num_nodes - 1,))
+            paths[edge.target] += paths[node]
+            weighted[edge.target] += paths[node] if edge.weighted else weighted[node]
+            depths[edge.target] += depths[node] + (paths[node] if edge.weighted else 0)
+    ends = outputs or (num_nodes - 1,)
+    return PathCounts(*(sum(counts[output] for output in ends) for counts in (paths, weighted, depths)))
 
 
 def live_edges(
@@ -72,7 +110,7 @@ def depth_histogram(
       {0: 1, 1: 1}
     """
     outputs = outputs or (num_nodes - 1,)
-    total = num_paths(num_nodes, edges, num_inputs, outputs)
+    total = path_counts(num_nodes, edges, num_inputs, outputs).paths
     if total == 0:
         return {}
     # Along live edges every path into a node extends to a path of its own to an output, so no coefficient
@@ -90,33 +128,6 @@ def depth_histogram(
     packed = polynomial.to_bytes(field * (polynomial.bit_length() // (8 * field) + 1), "little")
     counts = (int.from_bytes(packed[i : i + field], "little") for i in range(0, len(packed), field))
     return {depth: count for depth, count in enumerate(counts) if count}
-
-
-def effective_depth(histogram: dict[int, int]) -> Fraction:
-    """Returns d = (sum over paths of d_p) / P, the mean depth of a path; 0 where there is no path.
-
-    Reference: Chen et al. 2022, Definition of effective depth.
-
-    Example:
-      >>> effective_depth({0: 1, 1: 1})
-      Fraction(1, 2)
-    """
-    total = sum(histogram.values())
-    return Fraction(sum(depth * count for depth, count in histogram.items()), total) if total else Fraction(0)
-
-
-def effective_width(histogram: dict[int, int]) -> Fraction:
-    """Returns w = #{paths with d_p > 0} / d; 0 where d = 0.
-
-    Reference: Chen et al. 2022, Definition of effective width.
-
-    Example:
-      >>> effective_width({0: 1, 1: 1})
-      Fraction(2, 1)
-    """
-    depth = effective_depth(histogram)
-    weighted = sum(count for d, count in histogram.items() if d > 0)
-    return weighted / depth if depth else Fraction(0)
 
 
 def to_float(value: int | Fraction) -> float:

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag
-from nngp_dag.graph.topology import effective_depth, effective_width
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Filter:
 
     def keeps(self, dag: Dag) -> bool:
         """Returns whether a graph is to be looked at; one without paths has depth and width 0."""
-        histogram = dag.depth_histogram
-        ranges = (effective_depth(histogram), self.depth), (effective_width(histogram), self.width)
+        counts = dag.path_counts
+        ranges = (counts.effective_depth, self.depth), (counts.effective_width, self.width)
         return all(low <= value <= high for value, (low, high) in ranges)
 
 

@@ -49,8 +49,8 @@ class Comparison:
       ntk: Spectrum of the NTK after the readout, which training follows.
       nngp_bracket: What always bounds lambda_min(K(H)).
       ntk_bracket: What always bounds lambda_min(NTK); its lower end is 0 in the standard parameterisation.
-      path_bound: The published formula for lambda_min(K(H)), or None where the inputs' norms differ.
-      ntk_path_bound: That for lambda_min(NTK), or None, also in the standard parameterisation.
+      path_bound: The published formula for lambda_min(K(H)).
+      ntk_path_bound: That for lambda_min(NTK), or None in the standard parameterisation.
       learning_rate: eta of gradient descent on L.
       conditions_met: Whether the rate bound is a theorem for linearised training at this eta.
       bound: Rate bound from the mean initial loss, (steps + 1,).
@@ -64,7 +64,7 @@ class Comparison:
     ntk: Spectrum
     nngp_bracket: Bracket
     ntk_bracket: Bracket
-    path_bound: PathBound | None
+    path_bound: PathBound
     ntk_path_bound: PathBound | None
     learning_rate: float
     conditions_met: bool
@@ -120,8 +120,8 @@ class Comparison:
             "ntk_lambda_max": self.ntk.lambda_max,
             "nngp_lambda_min_bracket": [self.nngp_bracket.lower, self.nngp_bracket.upper],
             "ntk_lambda_min_bracket": [self.ntk_bracket.lower, self.ntk_bracket.upper],
-            "path_bound": self.path_bound.value if self.path_bound else None,
-            "path_bound_violated_assumptions": list(self.path_bound.violated_assumptions) if self.path_bound else None,
+            "path_bound": self.path_bound.value,
+            "path_bound_violated_assumptions": list(self.path_bound.violated_assumptions),
             "ntk_path_bound": self.ntk_path_bound.value if self.ntk_path_bound else None,
             "ntk_path_bound_violated_assumptions": (
                 list(self.ntk_path_bound.violated_assumptions) if self.ntk_path_bound else None
@@ -213,7 +213,7 @@ def compare(
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
     report("kernels", len(dags), len(dags))
     rates = learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
-    stem = _stem_kernel(x, order)
+    stem = kernel(Dag.from_code("1"), x, order=order, readout=False)
 
     results = []
     for name, dag in dags.items():
@@ -248,10 +248,8 @@ def compare(
                     if parameterisation == "ntk"
                     else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
                 ),
-                path_bound=None if stem is None else path_bound(dag, stem.nngp, order=order),
-                ntk_path_bound=(
-                    None if stem is None or parameterisation != "ntk" else ntk_path_bound(dag, stem, order=order)
-                ),
+                path_bound=path_bound(dag, stem.nngp, order=order),
+                ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterisation == "ntk" else None,
                 learning_rate=eta,
                 conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
                 bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
@@ -269,14 +267,6 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
     if learning_rate == "shared":
         return dict.fromkeys(spectra, min(1 / s.lambda_max for s in spectra.values()))
     return dict.fromkeys(spectra, float(learning_rate))
-
-
-def _stem_kernel(x: np.ndarray, order: str) -> Kernel | None:
-    """Returns the kernels of node 0, or None where the inputs' norms differ and the path formulas do not apply."""
-    norms = np.linalg.norm(x, axis=1)
-    if np.ptp(norms) > 1e-6 * norms.mean():
-        return None
-    return kernel(Dag.from_code("1"), x, order=order, readout=False)
 
 
 def write_json(path: Path, results: Sequence[Comparison], config: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nngp_dag.graph import Dag, topology
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
 from nngp_dag.report.dag_plots import Operations, edge_names
@@ -105,7 +105,7 @@ def dag_table(dag: Dag, operations: Operations = ()) -> RenderableType:
     facts.add_row("edges on no path", str(len(dag.edges) - len(dag.live_edges)))
     facts.add_row("paths P", format_count(dag.num_paths))
     facts.add_row("effective depth", f"{dag.effective_depth:.6g}")
-    width = topology.effective_width(dag.depth_histogram)
+    width = dag.path_counts.effective_width
     facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else format_count(int(width)))
 
     edges = Table(title="Edges into each node")

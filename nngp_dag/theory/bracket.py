@@ -29,15 +29,12 @@ from nngp_dag.graph.normal_form import rows as tables_of
 from nngp_dag.graph.operations import HE_STD
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.theory.spectrum import spectrum
-from nngp_dag.theory.symmetric import check_symmetric, row_blocks
+from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
 # Powers r at which correlations are summed; up to the next one, and beyond the last, |rho|^r stands in for its smaller
 # successors.
 _POWERS = np.concatenate([[1], 2 * np.unique(np.round(1.12 ** np.arange(98)).astype(np.int64))])
 _EPS = float(np.finfo(np.float64).eps)
-
-# Relative accuracy of correlations that is taken for granted, in units of the precision.
-_ENTRY_EPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +141,7 @@ def lambda_min_bracket(
 
 def _rounded(lower: float, k: np.ndarray) -> Bracket:
     """Widens a bracket by what rounding can do to sums and to eigenvalues."""
-    allowance = _ENTRY_EPS * _EPS * len(k) * float(np.trace(k))
+    allowance = ENTRY_EPS * _EPS * len(k) * float(np.trace(k))
     return Bracket(max(0.0, lower - allowance), principal_minor_bound(k) + allowance)
 
 
@@ -252,7 +249,7 @@ def _gershgorin(correlations: np.ndarray):
     """Returns a function of a series: for every split the bound of the powers from there on, at least 0."""
     with np.errstate(divide="ignore"):
         # Rounded up: of inputs that are parallel the correlation must not fall short of 1.
-        logarithms = np.minimum(0.0, np.log(np.abs(correlations)) + _ENTRY_EPS * _EPS)
+        logarithms = np.minimum(0.0, np.log(np.abs(correlations)) + ENTRY_EPS * _EPS)
     np.fill_diagonal(logarithms, -np.inf)
     sums = np.stack([np.exp(power * logarithms).sum(axis=1) for power in _POWERS], axis=1)
 

@@ -9,6 +9,9 @@ from jaxtyping import Array, ArrayLike
 from nngp_dag.errors import InputError
 from nngp_dag.kernels import Kernel
 
+# Relative accuracy of the entries of kernels, in units of the precision, which `nngp_dag.kernel` keeps to.
+ENTRY_EPS = 16
+
 # Bytes of a block of rows in float64.
 _BLOCK_BYTES = 64 << 20
 
@@ -25,10 +28,10 @@ def eps_of(values: np.ndarray) -> float:
 def resolution_floor(values: np.ndarray, row_sum: float, lambda_max: float) -> float:
     """Returns what rounding can do to an eigenvalue.
 
-    Relative errors of 16 eps in the entries, which `nngp_dag.kernel` keeps to, move it by at most 16 eps times the
-    largest row sum of |K|; the solver adds N eps64 lambda_max.
+    Relative errors of 16 eps in the entries move it by at most 16 eps times the largest row sum of |K|; the solver adds
+    N eps64 lambda_max.
     """
-    return 16 * eps_of(values) * row_sum + len(values) * float(np.finfo(np.float64).eps) * abs(lambda_max)
+    return ENTRY_EPS * eps_of(values) * row_sum + len(values) * float(np.finfo(np.float64).eps) * abs(lambda_max)
 
 
 def row_blocks(values: np.ndarray) -> Iterator[slice]:

@@ -1,11 +1,14 @@
 """The folder of a run: its configuration, log, curves and TensorBoard events."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 import struct
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from nngp_dag.report.files import as_output_error
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
+# Also the empty name, which is none.
+_RESERVED = re.compile(r"((con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?)?", re.IGNORECASE)
 _KINDS = {"dags": dict, "recipe": dict, "seeds": list, "data": dict}
 
 
@@ -37,13 +42,7 @@ class RunDirectory:
     def __init__(self, path: Path, names: Sequence[str]):
         """Gives every DAG a folder name."""
         self.path = path
-        self._folders: dict[str, str] = {}
-        for i, name in enumerate(names):
-            folder = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
-            taken = {other.lower() for other in self._folders.values()} | {""}
-            while folder.lower() in taken:
-                folder = f"{folder}-{i}"
-            self._folders[name] = folder
+        self._folders = folder_names(names)
 
     @property
     def curves(self) -> Path:
@@ -137,6 +136,26 @@ class RunDirectory:
             scalars += [("learning_rate", float(history.learning_rates[epoch - 1]), epoch) for epoch in epochs if epoch]
             with (folder / "events.out.tfevents.0.nngp-dag").open("ab") as file:
                 file.write(_records(scalars, begins=file.tell() == 0))
+
+
+def folder_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns a folder's name for every name, the same in every order of them, that each system can hold.
+
+    It is the name itself where that can be. Names that would share a folder, also one without regard to case, and those
+    that Windows reserves for devices get a part of their digest.
+    """
+    plain = {}
+    for name in names:
+        # Compatibility forms, such as a superscript 1, count as the letters that they stand for.
+        plain[name] = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFKC", name))[:60].strip("-.")
+    uses = Counter(folder.casefold() for folder in plain.values())
+    folders = {}
+    for name, folder in plain.items():
+        if uses[folder.casefold()] > 1 or _RESERVED.fullmatch(folder):
+            # Dots end the name of a device.
+            folder = f"{folder.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+        folders[name] = folder
+    return folders
 
 
 def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> bytes:

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import math
-import time
 from fractions import Fraction
 
 from graph_cases import any_dags, walk, walked_histogram
@@ -23,8 +22,7 @@ def test_statistics_are_those_of_the_enumerated_paths(dag):
     total = sum(depth * count for depth, count in histogram.items())
     depth = Fraction(total, len(paths)) if paths else Fraction(0)
     width = Fraction(sum(n for d, n in histogram.items() if d)) / depth if depth else Fraction(0)
-    assert topology.effective_depth(histogram) == depth
-    assert topology.effective_width(histogram) == width
+    assert (dag.path_counts.effective_depth, dag.path_counts.effective_width) == (depth, width)
     assert (dag.effective_depth, dag.effective_width) == (float(depth), float(width))
 
 
@@ -64,27 +62,41 @@ def test_histogram_fields_do_not_overflow_into_each_other():
     assert Dag(2, (*parallel, Edge(0, 1, Op.WEIGHTED))).depth_histogram == {1: 256}
 
 
-def test_a_ladder_of_2000_nodes_is_exact_where_enumeration_would_never_end():
-    num_nodes = 2000
-    start = time.perf_counter()
+def test_a_ladder_of_1000_nodes_is_exact_where_enumeration_would_never_end():
+    num_nodes = 1000
     dag = zoo.ladder(num_nodes)
-    histogram, paths, depth, width = dag.depth_histogram, dag.num_paths, dag.effective_depth, dag.effective_width
-    elapsed = time.perf_counter() - start
-    fibonacci, following = 1, 1
-    for _ in range(num_nodes - 1):
-        fibonacci, following = following, fibonacci + following
-    assert paths == fibonacci > 10**400
-    assert sum(histogram.values()) == paths
+    histogram = dag.depth_histogram
     # k weighted steps of length 1 and j skips of length 2, in any order, cover the ladder.
     assert histogram == {
-        k: math.comb(k + j, k) for k in range(num_nodes) for j in [(num_nodes - 1 - k) // 2] if k + 2 * j == 1999
+        k: math.comb(k + j, k)
+        for k in range(num_nodes)
+        for j in [(num_nodes - 1 - k) // 2]
+        if k + 2 * j == num_nodes - 1
     }
-    mean = Fraction(sum(k * n for k, n in histogram.items()), fibonacci)
-    assert topology.effective_depth(histogram) == mean
-    assert depth == float(mean)
-    assert topology.effective_width(histogram) == fibonacci / mean
-    assert width == float("inf")
-    assert elapsed < 5
+    counts = (
+        sum(histogram.values()),
+        sum(n for k, n in histogram.items() if k),
+        sum(k * n for k, n in histogram.items()),
+    )
+    assert dag.path_counts == topology.PathCounts(*counts)
+    assert dag.num_paths == counts[0] > 10**200
+
+
+def test_depth_and_width_need_no_histogram(monkeypatch):
+    """Three numbers for each node, where a histogram has as many as there are depths."""
+    num_nodes = 4000
+    dag = zoo.ladder(num_nodes)
+    monkeypatch.setattr(topology, "depth_histogram", None)
+    # The last step is weighted, from the node before, or a skip from the one before that.
+    numbers, depths = [1, 1], [0, 1]
+    for _ in range(num_nodes - 2):
+        depths.append(depths[-1] + numbers[-1] + depths[-2])
+        numbers.append(numbers[-1] + numbers[-2])
+    paths = numbers[-1]
+    assert dag.num_paths == paths > 10**800
+    assert dag.path_counts == topology.PathCounts(paths, paths, depths[-1])
+    assert dag.effective_depth == float(Fraction(depths[-1], paths))
+    assert dag.effective_width == float("inf")
 
 
 def test_every_reference_cell_has_the_depth_and_width_of_the_authors(golden_dir):

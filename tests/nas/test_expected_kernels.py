@@ -86,6 +86,7 @@ def test_samples_are_shared_and_converge(kernels):
     wide = ExpectedKernels(DARTS, IMAGES, draws=3000)
     for wiring, share in wide._wirings(DARTS.mixture(DARTS.full_mask()), 1).items():
         shares[wiring[0][0]] = shares.get(wiring[0][0], 0) + share
+    assert sum(shares.values()) == pytest.approx(1, rel=1e-12)
     assert shares == {1: pytest.approx(3 / 7, abs=0.035), 2: pytest.approx(4 / 7, abs=0.035)}
     # A candidate that differs on one edge has the draws of the others.
     few = ExpectedKernels(DARTS, IMAGES, draws=20)

@@ -66,6 +66,9 @@ def test_costs_of_the_smallest_and_the_largest_network_are_those_of_the_benchmar
     assert (parameters(NOTHING), parameters(largest)) == (73_306, 1_531_546)
     assert flops(NOTHING) / 2e6 == pytest.approx(7.78, abs=0.005)
     assert flops(largest) / 2e6 == pytest.approx(220.12, abs=0.005)
+    # By hand: C = 1 and N = 1 on images of 4 x 4 x 2: stem, (3 x 3, 3 x 3, 1 x 1) of both reductions, end.
+    convolutions = 16 * 9 * 2 + 4 * (9 * 2 + 9 * 4 + 2) + (9 * 8 + 9 * 16 + 8)
+    assert flops(NOTHING, (4, 4, 2), channels=1, cells=1, classes=7) == 2 * (convolutions + 4 * 7) + 7
     dead = Cell(("nor_conv_3x3", "none", "none", "skip_connect", "none", "none"))
     assert parameters(dead) == parameters(NOTHING)
     assert sum(1 for _ in _kernels(RICH, 4, 2, 3)) == 1 + 6 + 3 * 2 * 2

@@ -333,6 +333,14 @@ def test_initial_weights_and_biases(op, parameterisation):
         assert np.mean(values[...]) == pytest.approx(0, abs=0.03 * std)
 
 
+def test_a_step_keeps_nine_tenths_of_the_running_statistics():
+    layer = WeightedLayer(Dense(activation=None), 6, 3, "ntk", batch_norm=True, rngs=nnx.Rngs(0))
+    y = np.asarray(layer.w_scale * X @ np.asarray(layer.linear.kernel[...]), float)
+    layer(jnp.asarray(X))
+    np.testing.assert_allclose(layer.norm.mean[...], 0.1 * y.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.norm.var[...], 0.9 + 0.1 * y.var(axis=0), rtol=1e-5)
+
+
 def test_draws_come_from_the_stream_in_the_order_stems_edges_readouts():
     model, rngs = net("2_21_112"), nnx.Rngs(0)
     for layer in (model.stem, *model.edges, model.readout):

@@ -135,10 +135,11 @@ def test_an_eigenvalue_below_the_floor_is_withheld():
 
 
 @pytest.mark.slow
-def test_inputs_of_unequal_norm_have_no_path_bound():
+def test_inputs_of_unequal_norm_have_path_bounds():
     (result,) = compare({"chain": nd.zoo.chain(1)}, normalise(DATA).reshape(12, -1), Y, **SMALL)
-    assert result.path_bound is None
-    assert "n/a" in text_of(compare_table([result]))
+    for bound, s in ((result.path_bound, result.nngp), (result.ntk_path_bound, result.ntk)):
+        assert bound.is_bound
+        assert s.lambda_min <= bound.value
 
 
 def test_files(results, tmp_path):

@@ -126,15 +126,24 @@ def test_options_change_both_sides_alike(readout):
             assert b.upper < 30 * value
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order):
+@pytest.mark.parametrize(
+    ("order", "code", "readout"),
+    [("linear-act", "1", False), ("act-linear", "1", False), ("act-linear", "2", False), ("act-linear", "1", True)],
+)
+def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order, code, readout):
     """For orthogonal inputs all correlations of K(in) are 0; C(0) is a multiple of the identity."""
     n = 6
     x = math.sqrt(n) * np.eye(n)
-    found = nd.lambda_min_bracket(nd.Dag.from_code("1"), x, order=order, readout=False)
-    exact = nd.kernel(nd.Dag.from_code("1"), x, order=order, readout=False)
+    found = nd.lambda_min_bracket(nd.Dag.from_code(code), x, order=order, readout=readout)
+    exact = nd.kernel(nd.Dag.from_code(code), x, order=order, readout=readout)
     for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
         assert b.lower == pytest.approx(np.linalg.eigvalsh(np.asarray(k))[0], rel=1e-6)
+
+
+def test_the_lower_end_of_a_layer_holds_both_kernels_below_it():
+    """For orthogonal inputs lambda_min is 1 - 1/pi of K(0), but for its mean, and 1 of T(0); Schur keeps their sum."""
+    _, ntk = nd.lambda_min_bracket(nd.Dag.from_code("2"), math.sqrt(6) * np.eye(6), readout=False)
+    assert ntk.lower > (2 - 1 / math.pi) * (1 - 1e-6)
 
 
 @pytest.mark.slow

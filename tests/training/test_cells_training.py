@@ -80,6 +80,36 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert (np.asarray(first) != np.asarray(second)).any()
 
 
+def test_a_step_keeps_nine_tenths_of_the_running_statistics():
+    net = _Plain()
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 1))
+    net.train_step(jnp.asarray(x, jnp.float32), jax.random.key(0))
+    assert float(net.mean[0]) == pytest.approx(0.1 * x.mean(), rel=1e-5)
+    assert float(net.variance[0]) == pytest.approx(0.9 + 0.1 * x.var(ddof=1), rel=1e-5)
+
+
+class _Noting(nnx.Module):
+    """Notes the probability of drop path of the last step."""
+
+    def __init__(self):
+        self.logits, self.noted = nnx.Param(jnp.zeros(10)), nnx.BatchStat(jnp.array(-1.0))
+
+    def __call__(self, x):
+        return jnp.broadcast_to(self.logits[...], (len(x), 10))
+
+    def train_step(self, x, key, drop_path):
+        self.noted[...] = drop_path
+        return self(x), None
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(1, 0.0), (4, 0.15)])
+def test_drop_path_grows_from_0_by_the_same_step_every_epoch(digits, monkeypatch, epochs, last):
+    monkeypatch.setattr(CellRecipe, "network", lambda *arguments: _Noting())
+    found = train_cell(CELL, digits, **SMALL | {"epochs": epochs}, drop_path=0.2)
+    [noted] = jax.tree.leaves(found.state.stats)
+    assert float(noted) == pytest.approx(last, rel=1e-6, abs=1e-9)
+
+
 def test_augmentation_moves_and_mirrors():
     images = jnp.arange(1.0, 1 + 64 * 6 * 6).reshape(64, 6, 6, 1)
     found, padded = _augmented(jax.random.key(0), images, 0), np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))

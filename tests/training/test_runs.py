@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from nngp_dag.errors import CheckpointError, InputError, OutputError
 from nngp_dag.graph import Dag
 from nngp_dag.training import Recipe, checkpoints, evaluate, run, train
 from nngp_dag.training.history import FIELDS, METRICS, PARTS
+from nngp_dag.training.rundir import folder_names
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "small_blocks", "quick_picture")
 
@@ -360,14 +362,40 @@ def test_data_of_your_own_must_be_given_again(whole):
         evaluate(whole[0] / "checkpoints" / "one" / "last")
 
 
-def test_names_that_are_no_folders(tmp_path):
-    names = {"a/b": DAGS["one"], "a-b": DAGS["twin"], "..": DAGS["one"], "A-B": DAGS["twin"], "x" * 300: DAGS["one"]}
-    directory = run.RunDirectory(tmp_path, list(names))
-    folders = [directory.checkpoints(name, "last") for name in names]
-    assert len({str(folder).lower() for folder in folders}) == len(names)
-    for folder in folders:
-        assert folder.parents[2] == tmp_path
-        assert len(folder.parent.name) < 100
+def test_folders_have_names_that_every_system_can_hold():
+    devices = ["CON", "nul", "Aux.txt", "com1", "LPT9.a.b", "prn.", " con ", "COM\u00b9"]
+    names = [
+        "a/b",
+        "a-b",
+        "..",
+        "A-B",
+        "x" * 300,
+        "x" * 300 + "y",
+        "DAG#1",
+        "2_21_112",
+        "\u00df",
+        "ss",
+        "",
+        "a.",
+        *devices,
+    ]
+    folders = folder_names(names)
+    assert folders == folder_names(names[::-1])
+    assert (folders["2_21_112"], folders["DAG#1"], folders["a."]) == ("2_21_112", "DAG-1", "a")
+    assert len({folder.casefold() for folder in folders.values()}) == len(names)
+    for folder in folders.values():
+        assert 0 < len(folder) < 100
+        assert re.fullmatch(r"[\w-]([\w.-]*[\w-])?", folder)
+        stem = folder.upper().partition(".")[0]
+        assert stem not in {"CON", "PRN", "AUX", "NUL"}
+        assert not re.fullmatch("(COM|LPT)[0-9]", stem)
+
+
+def test_a_run_keeps_its_checkpoints_under_these_names(tmp_path):
+    directory = run.RunDirectory(tmp_path, ["CON", "con"])
+    last, other = (directory.checkpoints(name, "last") for name in ("CON", "con"))
+    assert last == tmp_path / "checkpoints" / folder_names(["CON", "con"])["CON"] / "last"
+    assert str(last).lower() != str(other).lower()
 
 
 def test_parameters_keep_their_types_and_a_leading_axis(whole):
