@@ -129,6 +129,34 @@ class Gelu(Activation):
 
 
 @dataclass(frozen=True)
+class Tanh(Activation):
+    """a tanh(b x) + c; the sigmoid is (0.5, 0.5, 0.5)."""
+
+    a: Number = 1.0
+    b: Number = 1.0
+    c: Number = 0.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jnp.tanh(self.b * x) + self.c
+
+
+@dataclass(frozen=True)
+class Silu(Activation):
+    """x / (1 + exp(-x)), also known as swish."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)
+
+
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """log(1 + exp(x))."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.softplus(x)
+
+
+@dataclass(frozen=True)
 class Sin(Activation):
     """a sin(b x + c)."""
 
@@ -319,6 +347,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "erf": Erf(),
     "sigmoid_like": SIGMOID_LIKE,
     "gelu": Gelu(),
+    "tanh": Tanh(),
+    "silu": Silu(),
+    "softplus": Softplus(),
     "sin": Sin(),
     "cos": COS,
     "rbf": rbf(),
