@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nngp_dag.elementwise import check_elementwise
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import LARGEST
 
@@ -286,6 +287,7 @@ class Quadrature(Activation):
         if not 1 <= degree <= 128:
             raise InputError(f"Expected `degree` of `Quadrature` to be between 1 and 128, got {degree}")
         object.__setattr__(self, "degree", degree)
+        check_elementwise("`fn` of `Quadrature`", self.fn, self.name)
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return self.fn(x)
@@ -349,6 +351,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": Gelu(),
     "tanh": Tanh(),
     "silu": Silu(),
+    "swish": Silu(),
     "softplus": Softplus(),
     "sin": Sin(),
     "cos": COS,

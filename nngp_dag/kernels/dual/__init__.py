@@ -19,6 +19,6 @@ Everything is elementwise in k: `k`, `half_distance`, `q1` and `q2` have equal r
 # Importing a module registers its activations.
 from nngp_dag.kernels.dual import kinked, sigmoidal, smooth
 from nngp_dag.kernels.dual.base import dual, mean, root
-from nngp_dag.kernels.dual.quadrature import quadrature_error
+from nngp_dag.kernels.dual.quadrature_error import quadrature_error
 
 __all__ = ["dual", "kinked", "mean", "quadrature_error", "root", "sigmoidal", "smooth"]

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from nngp_dag.activations import Quadrature
+from nngp_dag.elementwise import slope_of
 from nngp_dag.kernels.dual.base import (
     Triple,
     clip,
@@ -16,9 +17,7 @@ from nngp_dag.kernels.dual.base import (
     lengths,
     mean,
     root,
-    series,
 )
-
 
 @dual.register(Quadrature)
 def _dual_quadrature(phi: Quadrature, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
@@ -32,14 +31,22 @@ def _dual_quadrature(phi: Quadrature, k: jax.Array, half_distance: jax.Array, q1
     positive = r > 0
     safe_r = jnp.where(positive, r, 1)
     rho = jnp.where(positive, clip(k / safe_r), 0)
+    zero = jnp.zeros_like(k)
     left, right = (_hermite_coefficients(phi.fn, phi.degree, s) for s in (s1, s2))
-    f, _, quotient = series(left, right, rho, jnp.ones_like(rho))
-    squares = jnp.zeros_like(k)
-    for a, b in zip(left, right, strict=True):
-        squares += (a - b) ** 2
+
+    # Horner's scheme as in `series`, but in a loop: written out it would take seconds to compile.
+    def of_values(sums: Triple, term: tuple[jax.Array, jax.Array]) -> tuple[Triple, None]:
+        (value, quotient, squares), (a, b) = sums, term
+        return (value * rho + a * b, quotient + value, squares + (a - b) ** 2), None
+
+    (f, quotient, squares), _ = lax.scan(of_values, (zero, zero, zero), (left, right), reverse=True)
     half_distance_f = squares / 2 + jnp.where(positive, remainder / safe_r, 0) * quotient
-    left, right = (_hermite_coefficients(_derivative(phi.fn), phi.degree, s) for s in (s1, s2))
-    fd, _, _ = series(left, right, rho, rho)
+    left, right = (_hermite_coefficients(slope_of(phi.fn), phi.degree, s) for s in (s1, s2))
+
+    def of_slopes(value: jax.Array, term: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return value * rho + term[0] * term[1], None
+
+    fd, _ = lax.scan(of_slopes, zero, (left, right), reverse=True)
     return f, jnp.where(half_distance > 0, half_distance_f, 0), fd
 
 
@@ -48,54 +55,18 @@ def _mean_quadrature(phi: Quadrature, q: jax.Array) -> jax.Array:
     return _hermite_coefficients(phi.fn, phi.degree, root(q))[0]
 
 
-def quadrature_error(phi: Quadrature, q: jax.Array) -> jax.Array:
-    """Bounds the relative truncation error of the dual of a `Quadrature`, for u ~ N(0, q).
-
-    Returns the larger of res(q) / E[phi(u)^2] and the same for phi', which the NTK needs. The geometric mean of the
-    values at q1 and q2 bounds the errors of F and Fd, relative to the geometric mean of their values on the diagonal,
-    where the bound is the error. The series converges the faster, the farther phi is analytic beside the real line, in
-    units of sqrt(q). At degree 64, in float64:
-
-        q           0.25    1       4
-        tanh        1e-17   9e-9    3e-4
-        swish       1e-28   1e-17   4e-9
-        softplus    1e-29   3e-20   4e-11
-
-    (the other errors, of rounding, stay near 1e-15). Functions with a kink or a jump converge slowly and stand out:
-    relu has 0.02 and sign 0.05 at every q.
-
-    Args:
-      phi: The activation.
-      q: Variances, of any shape.
-    """
-    bounds = []
-    for fn in (phi.fn, _derivative(phi.fn)):
-        squares = [a**2 for a in _hermite_coefficients(fn, 4 * phi.degree, root(q), nodes=4 * phi.degree)]
-        # The orders that the series leaves out, summed: a difference of sums could not be smaller than rounding.
-        kept, left_out = (sum(part, start=jnp.zeros_like(q)) for part in (squares[: phi.degree], squares[phi.degree :]))
-        total = kept + left_out
-        bounds.append(jnp.where(total > 0, left_out / jnp.where(total > 0, total, 1), 0))
-    return jnp.maximum(*bounds)
-
-
-def _derivative(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
-
-
-def _hermite_coefficients(
-    fn: Callable[[jax.Array], jax.Array], terms: int, s: jax.Array, nodes: int | None = None
-) -> list[jax.Array]:
-    """Returns E[fn(s z) h_n(z)] for n < terms, h_n = He_n / sqrt(n!), each of the shape of `s`."""
-    points, weights = _gauss_hermite(4 * terms if nodes is None else nodes, terms)
+def _hermite_coefficients(fn: Callable[[jax.Array], jax.Array], terms: int, s: jax.Array) -> jax.Array:
+    """Returns E[fn(s z) h_n(z)] for n < terms, h_n = He_n / sqrt(n!), (terms, *shape of `s`)."""
+    points, weights = gauss_hermite(4 * terms, terms)
     z = jnp.asarray(points, s.dtype).reshape(*[1] * s.ndim, -1)
     values = fn(s[..., None] * z)
     # A TF32 product would leave an error of 1e-3.
     coefficients = jnp.tensordot(values, jnp.asarray(weights, s.dtype), 1, precision=lax.Precision.HIGHEST)
-    return [coefficients[..., n] for n in range(terms)]
+    return jnp.moveaxis(coefficients, -1, 0)
 
 
 @functools.lru_cache(maxsize=16)
-def _gauss_hermite(nodes: int, terms: int) -> tuple[np.ndarray, np.ndarray]:
+def gauss_hermite(nodes: int, terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns quadrature points z_i, (p,), and w_i h_n(z_i), (p, terms), for z ~ N(0, 1).
 
     Points are eigenvalues of the Jacobi matrix (Golub and Welsch 1969), weights the Christoffel numbers

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.activations import Activation, Silu, Softplus, Tanh
+from nngp_dag.activations import Silu, Softplus, Tanh
 from nngp_dag.kernels.dual.arcsine import double_arcsine
 from nngp_dag.kernels.dual.base import Triple, determinant, dual, mean
 
@@ -110,9 +110,7 @@ def _pair(
     # The sum of both turns: where it is small by their sine, else by what it is a difference of.
     sin, cos = sin1 * cos2 + cos1 * sin2, cos1 * cos2 - sin1 * sin2
     small = (cos > 0.5) & (k > 0)
-    turn = jnp.where(
-        small, _acute(jnp.where(small, sin, 0), jnp.where(small, cos, 1)), (beta1 - beta) + (beta2 - beta)
-    )
+    turn = jnp.where(small, _acute(jnp.where(small, sin, 0), jnp.where(small, cos, 1)), (beta1 - beta) + (beta2 - beta))
     return _Pair(ab, a2, b2, y1, y2, delta, beta + math.pi / 2, own, turn)
 
 
