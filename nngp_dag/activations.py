@@ -268,10 +268,13 @@ class RectifiedMonomial(Activation):
 class Quadrature(Activation):
     """Any other function; its kernels come from one-dimensional quadrature and a Hermite series (see `kernels.dual`).
 
+    `kernel` warns where they are off by more than 1e-6, as close to a kink, and refuses those off by a quarter or more;
+    inside transformations such as `jax.jit`, and in a `DagLayer`, where variances are not known, it can do neither.
+
     Two of them are equal when `fn` is the same object, so keep one lambda and use it again: a new one recompiles.
 
     Attributes:
-      fn: An elementwise JAX function of an array.
+      fn: An elementwise JAX function of an array with a derivative, both finite on the real line.
       label: Its name in messages; by default that of `fn`.
       degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
     """

@@ -410,7 +410,7 @@ def test_callables_without_a_hash_are_refused():
         def __call__(self, x):
             return x
 
-    with pytest.raises(InputError, match="to be hashable, .*; wrap it in a function"):
+    with pytest.raises(InputError, match=r"to be hashable, .*; wrap it in a function"):
         Quadrature(Unhashable())
 
 

@@ -15,11 +15,6 @@ ONE = nd.Dag.from_code("2")
 INPUT = np.ones((1, 4))
 
 
-def frozen(name):
-    """Keeps one function for a name, as another would compile again."""
-    return FUNCTIONS[name]
-
-
 FUNCTIONS = {
     "sin(2 u)": lambda u: jnp.sin(2 * u),
     "sin(6 u)": lambda u: jnp.sin(6 * u),
@@ -65,8 +60,8 @@ def test_the_error_holds_or_the_function_is_refused(name):
     with jax.enable_x64(True):
         for variance in (0.04, 1.0):
             q = jnp.float64(variance)
-            error = float(quadrature_error(Quadrature(frozen(name)), variance))
-            f, _, fd = dual(Quadrature(frozen(name)), q, 0 * q, q, q)
+            error = float(quadrature_error(Quadrature(FUNCTIONS[name]), variance))
+            f, _, fd = dual(Quadrature(FUNCTIONS[name]), q, 0 * q, q, q)
             for found, exact in zip((f, fd), EXACT[name](variance), strict=True):
                 assert abs(float(found) - exact) <= (1.01 * error + 1e-12) * abs(exact)
 
@@ -76,12 +71,12 @@ def test_the_error_holds_or_the_function_is_refused(name):
     ["sin(8 u)", "sin(16 u)", "sin(32 u)", "cos(100 u)", "cos(1e7 u)", "step", "bump", "u with a bump"],
 )
 def test_what_varies_faster_than_the_points_is_far_off(name):
-    assert quadrature_error(Quadrature(frozen(name)), 1.0) > 2 * REFUSED
+    assert quadrature_error(Quadrature(FUNCTIONS[name]), 1.0) > 2 * REFUSED
 
 
 @pytest.mark.parametrize("name", ["relu", "shifted relu", "sign", "sin(6 u)"])
 def test_kinks_and_jumps_are_seen_and_usable(name):
-    assert 1e-6 < quadrature_error(Quadrature(frozen(name)), [0.5, 1.0, 3.0][1]) < REFUSED
+    assert 1e-6 < quadrature_error(Quadrature(FUNCTIONS[name]), 1.0) < REFUSED
 
 
 @pytest.mark.parametrize(
@@ -97,11 +92,11 @@ def test_kinks_and_jumps_are_seen_and_usable(name):
 )
 def test_second_moments_that_are_infinite_are_refused(name, q, message):
     with pytest.raises(InputError, match=message):
-        quadrature_error(Quadrature(frozen(name)), q)
+        quadrature_error(Quadrature(FUNCTIONS[name]), q)
 
 
 def test_overflow_counts_in_the_precision_of_the_kernel():
-    phi = Quadrature(frozen("naive logistic"))
+    phi = Quadrature(FUNCTIONS["naive logistic"])
     assert quadrature_error(phi, 36.0) < 0.1
     with pytest.raises(InputError, match="whose value is nan at x = "):
         quadrature_error(phi, 36.0, np.float32)
@@ -109,10 +104,12 @@ def test_overflow_counts_in_the_precision_of_the_kernel():
 
 def test_kernels_say_so():
     options = {"w_std": 1.0, "readout": False}
-    with pytest.raises(InputError, match=r"of waves at the stem to be off by at most 25%, got .* at variance 1; raise"):
-        nd.kernel(ONE, INPUT, activation=Quadrature(frozen("sin(32 u)"), "waves"), **options)
+    with pytest.raises(
+        InputError, match=r"of quadrature\(waves\) at the stem to be off by at most 25%, got .* at variance 1; raise"
+    ):
+        nd.kernel(ONE, INPUT, activation=Quadrature(FUNCTIONS["sin(32 u)"], "waves"), **options)
     with pytest.warns(NumericalWarning, match=r"at the stem to be accurate to 1e-06, got an error of up to 0.04 of"):
-        k = nd.kernel(ONE, INPUT, activation=Quadrature(frozen("relu")), **options)
+        k = nd.kernel(ONE, INPUT, activation=Quadrature(FUNCTIONS["relu"]), **options)
     assert float(k.nngp[0, 0]) == pytest.approx(0.25, rel=0.04)
 
 
@@ -122,9 +119,9 @@ def test_the_largest_error_may_lie_between_the_extremes():
     def fn(u):
         return 1e-3 * u**2 + jnp.exp(-200 * (u - 3) ** 2) * 1e-3
 
-    least, between, largest = quadrature_error(Quadrature(fn), [0.01, 1.0, 1e4])
+    least, between, largest = quadrature_error(Quadrature(fn), np.array([0.01, 1.0, 1e4]))
     assert between > 10 * max(least, largest)
     x = np.array([[0.1], [100.0]])
     stem = nd.Dense(activation=Quadrature(fn), w_std=1.0)
-    with pytest.raises((InputError, NumericalWarning), match="quadrature"):
+    with pytest.warns(NumericalWarning, match="of its second moment"):
         nd.kernel(ONE, x, layer=nd.Dense(activation=None, w_std=1.0), stem=stem)

@@ -19,6 +19,7 @@ from nngp_dag.kernels.dual.base import (
     root,
 )
 
+
 @dual.register(Quadrature)
 def _dual_quadrature(phi: Quadrature, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
     """Uses the Hermite series (Mehler) F = sum_n a_n(q1) a_n(q2) rho^n, a_n(q) = E[phi(sqrt(q) z) h_n(z)].
