@@ -9,6 +9,7 @@ erf, silu of x Phi(a x), and softplus of x Phi(a x) + Phi'(a x) / a, and their d
 All weights are positive: nothing cancels, and half distances of nearly equal inputs are as good as for erf and gelu.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,7 +62,7 @@ class _Pair(NamedTuple):
       y2: 1 / (1 + b^2 q2).
       delta: The root of det(I + diag(a^2, b^2) Sigma).
       alpha: pi / 2 + arctan(a b k / delta), that is 2 pi E[Phi(a u) Phi(b v)].
-      own: For either input q, q - k, its y with a and with b, its delta and alpha, and the rise from its delta to that
+      own: For either input q - k, its y with a and with b, its delta and alpha, and the rise from its delta to that
         of the pair.
       turn: alpha of the first input, plus that of the second, less 2 alpha.
     """
@@ -103,7 +104,7 @@ def _pair(
         beta1 = _acute(x1 * inverse1, delta1 * inverse1)
         q_minus_k = half_distance + (q - other) / 2
         rise = (step * (other - q) + ab**2 * area) / (delta1 + delta)
-        own.append((q, q_minus_k, y_a, y_b, delta1, beta1 + math.pi / 2, rise))
+        own.append((q_minus_k, y_a, y_b, delta1, beta1 + math.pi / 2, rise))
         scale = inverse * inverse1
         turns.append(((x1 * rise + ab * q_minus_k * delta1) * scale, (x1 * x + delta1 * delta) * scale, beta1))
     (sin1, cos1, beta1), (sin2, cos2, beta2) = turns
@@ -114,8 +115,10 @@ def _pair(
     return _Pair(ab, a2, b2, y1, y2, delta, beta + math.pi / 2, own, turn)
 
 
+# Traced once for a function and shapes, also by calls outside of other compiled functions.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _double_sum(
-    formulas: Callable[[_Pair], Triple],
+    formulas: Callable[[_Pair, jax.Array, jax.Array, jax.Array], Triple],
     factor: float,
     k: jax.Array,
     half_distance: jax.Array,
@@ -129,8 +132,11 @@ def _double_sum(
     area = determinant(k, half_distance, q1, q2)
 
     @jax.checkpoint  # otherwise gradients keep what every pair computes
-    def of_pair(n: jax.Array, *args: jax.Array) -> Triple:
-        f, half_distance_f, fd = formulas(_pair(slopes[0][n], slopes[1][n], *args))
+    def of_pair(
+        n: jax.Array, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array, area: jax.Array
+    ) -> Triple:
+        pair = _pair(slopes[0][n], slopes[1][n], k, half_distance, q1, q2, area)
+        f, half_distance_f, fd = formulas(pair, k, q1, q2)
         return weights[n] * f, weights[n] * half_distance_f, weights[n] * fd
 
     # A loop: written out, hundreds of pairs would take long to compile.
@@ -142,13 +148,41 @@ def _double_sum(
     return lax.fori_loop(0, len(weights), add, (zero, zero, zero))
 
 
+def _tanh(pair: _Pair, k: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+    # tanh(b x) = sum_n p_n (2 Phi(2 b x / s_n) - 1).
+    return 2 / math.pi * (pair.alpha - math.pi / 2), pair.turn / math.pi, 2 / math.pi * pair.ab / pair.delta
+
+
+def _silu(pair: _Pair, k: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+    # By Stein's lemma, as for gelu, which is the case a = b = 1:
+    # 2 pi F = k alpha + a b y1 y2 (k^2 / delta + q1 q2 delta) = k alpha + (1 / delta + delta (1 - y1 - y2)) / (a b).
+    ab, a2, b2, y1, y2, delta, alpha, own, turn = pair
+    f = k * alpha + ab * ((k * y1) * (k * y2) / delta + (q1 * y1) * (q2 * y2) * delta)
+    fd = alpha + ab * k / delta * (1 / delta**2 + y1 + y2)
+    # The first form does not cancel; the second, whose terms differ by little, gives D_F.
+    total = k * turn
+    for q_minus_k, y_a, y_b, delta1, alpha1, rise in own:
+        total += q_minus_k * alpha1 + rise * (1 / (delta1 * delta) - 1 + y_a + y_b) / ab
+    # What is left of delta (y1 + y2), after those of (a, b) and of (b, a) are added, is of second order in q1 - q2.
+    (_, y1a, y1b, *_), (_, y2a, y2b, *_) = own
+    swapped = jnp.sqrt(jnp.maximum(delta**2 - (a2 - b2) * (q1 - q2), 1))
+    spread = (a2 - b2) * (q1 - q2) / (delta + swapped) * (q1 - q2)
+    total += spread * (b2 * y1b * y2b - a2 * y1a * y2a) / (2 * ab)
+    return f / (2 * math.pi), total / (4 * math.pi), fd / (2 * math.pi)
+
+
+def _softplus(pair: _Pair, k: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
+    # 2 pi F = k alpha + delta / (a b), whose slope in k is alpha: that of softplus is the logistic function.
+    total = k * pair.turn
+    for q_minus_k, _, _, _, alpha1, rise in pair.own:
+        total += q_minus_k * alpha1 - rise / pair.ab
+    f = k * pair.alpha + pair.delta / pair.ab
+    return f / (2 * math.pi), total / (4 * math.pi), pair.alpha / (2 * math.pi)
+
+
 @dual.register(Tanh)
 def _dual_tanh(phi: Tanh, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    def formulas(pair: _Pair) -> Triple:
-        # tanh(b x) = sum_n p_n (2 Phi(2 b x / s_n) - 1).
-        return 2 / math.pi * (pair.alpha - math.pi / 2), pair.turn / math.pi, 2 / math.pi * pair.ab / pair.delta
-
-    f, half_distance_f, fd = _double_sum(formulas, 2 * abs(phi.b), k, half_distance, q1, q2)
+    f, half_distance_f, fd = _double_sum(_tanh, 2 * abs(phi.b), k, half_distance, q1, q2)
     return phi.a**2 * f + phi.c**2, phi.a**2 * half_distance_f, phi.a**2 * fd
 
 
@@ -159,24 +193,7 @@ def _mean_tanh(phi: Tanh, q: jax.Array) -> jax.Array:
 
 @dual.register(Silu)
 def _dual_silu(phi: Silu, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    # By Stein's lemma, as for gelu, which is the case a = b = 1:
-    # 2 pi F = k alpha + a b y1 y2 (k^2 / delta + q1 q2 delta) = k alpha + (1 / delta + delta (1 - y1 - y2)) / (a b).
-    def formulas(pair: _Pair) -> Triple:
-        ab, a2, b2, y1, y2, delta, alpha, own, turn = pair
-        f = k * alpha + ab * ((k * y1) * (k * y2) / delta + (q1 * y1) * (q2 * y2) * delta)
-        fd = alpha + ab * k / delta * (1 / delta**2 + y1 + y2)
-        # The first form does not cancel; the second, whose terms differ by little, gives D_F.
-        total = k * turn
-        for _, q_minus_k, y_a, y_b, delta1, alpha1, rise in own:
-            total += q_minus_k * alpha1 + rise * (1 / (delta1 * delta) - 1 + y_a + y_b) / ab
-        # What is left of delta (y1 + y2), after those of (a, b) and of (b, a) are added, is of second order in q1 - q2.
-        (_, _, y1a, y1b, *_), (_, _, y2a, y2b, *_) = own
-        swapped = jnp.sqrt(jnp.maximum(delta**2 - (a2 - b2) * (q1 - q2), 1))
-        spread = (a2 - b2) * (q1 - q2) / (delta + swapped) * (q1 - q2)
-        total += spread * (b2 * y1b * y2b - a2 * y1a * y2a) / (2 * ab)
-        return f / (2 * math.pi), total / (4 * math.pi), fd / (2 * math.pi)
-
-    return _double_sum(formulas, 1.0, k, half_distance, q1, q2)
+    return _double_sum(_silu, 1.0, k, half_distance, q1, q2)
 
 
 @mean.register(Silu)
@@ -187,15 +204,7 @@ def _mean_silu(phi: Silu, q: jax.Array) -> jax.Array:
 
 @dual.register(Softplus)
 def _dual_softplus(phi: Softplus, k: jax.Array, half_distance: jax.Array, q1: jax.Array, q2: jax.Array) -> Triple:
-    # 2 pi F = k alpha + delta / (a b), whose slope in k is alpha: that of softplus is the logistic function.
-    def formulas(pair: _Pair) -> Triple:
-        total = k * pair.turn
-        for _, q_minus_k, _, _, _, alpha1, rise in pair.own:
-            total += q_minus_k * alpha1 - rise / pair.ab
-        f = k * pair.alpha + pair.delta / pair.ab
-        return f / (2 * math.pi), total / (4 * math.pi), pair.alpha / (2 * math.pi)
-
-    return _double_sum(formulas, 1.0, k, half_distance, q1, q2)
+    return _double_sum(_softplus, 1.0, k, half_distance, q1, q2)
 
 
 @mean.register(Softplus)
