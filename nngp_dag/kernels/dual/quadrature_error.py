@@ -71,35 +71,40 @@ def _error_at(phi: Quadrature, q: float, dtype: np.dtype) -> float:
     points, weights = gauss_hermite(4 * phi.degree, phi.degree)
     _check_sound(phi, q, points, _values(phi, s * points, dtype))
     used = _values(phi, s * points)
-    previous: np.ndarray | None = None
     change = np.zeros(2)
-    for panels in _PANELS:
-        z, density = _rule(panels)
-        values = _values(phi, s * z)
-        near = np.abs(z) < _NEEDED
-        _check_sound(phi, q, z[near], values[:, near])
-        with np.errstate(over="ignore"):
-            # Roots before squares, which might overflow.
-            parts = (np.where(np.isnan(values), 0, values) * np.sqrt(density)) ** 2
-            moments, tails = parts.sum(axis=1), parts[:, np.abs(z) > _TAIL].sum(axis=1)
-        if not (np.isfinite(moments).all() and (tails <= _SETTLED * moments).all()):
-            raise _grows(phi, q)
-        if previous is not None:
-            change = np.abs(moments - previous) / np.where(moments > 0, moments, 1)
-            if (change < _SETTLED).all():
-                break
+    z, weighted, moments = _moments(phi, q, _PANELS[0])
+    for panels in _PANELS[1:]:
         previous = moments
+        z, weighted, moments = _moments(phi, q, panels)
+        change = np.abs(moments - previous) / np.where(moments > 0, moments, 1)
+        if (change < _SETTLED).all():
+            break
     if (change > _UNSETTLED).any():
         raise InputError(
-            f"Expected `fn` of `Quadrature` to be resolved by {panels * _POINTS} points, got {phi.name}, whose second "
-            f"moments still change by {change.max():.1g} at the variance {q:.3g}: they are infinite, or it varies too "
-            "fast; use a smoother function"
+            f"Expected `fn` of `Quadrature` to be resolved by {_PANELS[-1] * _POINTS} points, got {phi.name}, whose "
+            f"second moments still change by {change.max():.1g} at the variance {q:.3g}: they are infinite, or it "
+            "varies too fast; use a smoother function"
         )
-    expected = _coefficients(np.where(np.isfinite(values), values, 0) * density, z, phi.degree)
+    expected = _coefficients(weighted, z, phi.degree)
     found = used @ weights
     left_out = np.maximum(moments - (expected**2).sum(axis=1), 0)
     errors = np.abs(found**2 - expected**2).sum(axis=1) + left_out
     return float(np.max(errors / np.where(moments > 0, moments, 1) + change))
+
+
+def _moments(phi: Quadrature, q: float, panels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns points z, phi and phi' there times the weights, (2, points), and both second moments."""
+    z, density = _rule(panels)
+    values = _values(phi, math.sqrt(q) * z)
+    near = np.abs(z) < _NEEDED
+    _check_sound(phi, q, z[near], values[:, near])
+    with np.errstate(over="ignore"):
+        # Roots before squares, which might overflow.
+        parts = (np.where(np.isnan(values), 0, values) * np.sqrt(density)) ** 2
+        moments, tails = parts.sum(axis=1), parts[:, np.abs(z) > _TAIL].sum(axis=1)
+    if not (np.isfinite(moments).all() and (tails <= _SETTLED * moments).all()):
+        raise _grows(phi, q)
+    return z, np.where(np.isfinite(values), values, 0) * density, moments
 
 
 def _grows(phi: Quadrature, q: float) -> InputError:
