@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nngp_dag.elementwise import check_elementwise
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import LARGEST
 
@@ -129,6 +130,34 @@ class Gelu(Activation):
 
 
 @dataclass(frozen=True)
+class Tanh(Activation):
+    """a tanh(b x) + c; the sigmoid is (0.5, 0.5, 0.5)."""
+
+    a: Number = 1.0
+    b: Number = 1.0
+    c: Number = 0.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return self.a * jnp.tanh(self.b * x) + self.c
+
+
+@dataclass(frozen=True)
+class Silu(Activation):
+    """x / (1 + exp(-x)), also known as swish."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)
+
+
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """log(1 + exp(x))."""
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.softplus(x)
+
+
+@dataclass(frozen=True)
 class Sin(Activation):
     """a sin(b x + c)."""
 
@@ -239,10 +268,13 @@ class RectifiedMonomial(Activation):
 class Quadrature(Activation):
     """Any other function; its kernels come from one-dimensional quadrature and a Hermite series (see `kernels.dual`).
 
+    `kernel` warns where they are off by more than 1e-6, as close to a kink, and refuses those off by a quarter or more;
+    inside transformations such as `jax.jit`, and in a `DagLayer`, where variances are not known, it can do neither.
+
     Two of them are equal when `fn` is the same object, so keep one lambda and use it again: a new one recompiles.
 
     Attributes:
-      fn: An elementwise JAX function of an array.
+      fn: An elementwise JAX function of an array with a derivative, both finite on the real line.
       label: Its name in messages; by default that of `fn`.
       degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
     """
@@ -258,6 +290,7 @@ class Quadrature(Activation):
         if not 1 <= degree <= 128:
             raise InputError(f"Expected `degree` of `Quadrature` to be between 1 and 128, got {degree}")
         object.__setattr__(self, "degree", degree)
+        check_elementwise("`fn` of `Quadrature`", self.fn, self.name)
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return self.fn(x)
@@ -319,6 +352,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "erf": Erf(),
     "sigmoid_like": SIGMOID_LIKE,
     "gelu": Gelu(),
+    "tanh": Tanh(),
+    "silu": Silu(),
+    "swish": Silu(),
+    "softplus": Softplus(),
     "sin": Sin(),
     "cos": COS,
     "rbf": rbf(),

@@ -42,7 +42,9 @@ DataDirOption = Annotated[
 SubsetOption = Annotated[int, typer.Option(help="Take the first N training examples.")]
 ScaleOption = Annotated[bool, typer.Option(help="Scale every input to |x|² = d, or keep its norm.")]
 OrderFlag = Annotated[OrderOption, typer.Option(help="On weighted edges: act(W x), or W act(x).")]
-ActivationOption = Annotated[str, typer.Option(help="relu, leaky_relu, abs, erf, gelu, sin, cos, rbf, gaussian, ...")]
+ActivationOption = Annotated[
+    str, typer.Option(help="relu, leaky_relu, abs, erf, gelu, tanh, silu, softplus, sin, cos, rbf, ...")
+]
 WStdOption = Annotated[float | None, typer.Option(help="Std of weights times √fan-in; by default √2 (He).")]
 BStdOption = Annotated[float | None, typer.Option(help="Std of biases; by default there are none.")]
 AggregationOption = Annotated[str, typer.Option(help="How nodes add up: sum, scaled-sum (by 1/√in-degree) or mean.")]

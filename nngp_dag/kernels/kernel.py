@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from nngp_dag.activations import Quadrature, get_activation
+from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
 from nngp_dag.graph.program import Program, program
-from nngp_dag.kernels.accuracy import warn_if_inaccurate
+from nngp_dag.kernels.accuracy import check_quadratures
 from nngp_dag.kernels.angular import series_of, spec_of_series, together
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
@@ -32,6 +32,8 @@ GETS = ("nngp", "ntk")
 # to compile: worth it for kernels of at least so many entries.
 _WRITTEN_OUT_STEPS = 4
 _WRITTEN_OUT_ENTRIES = 1 << 19
+# These take long to compile, as quadratures do; the loop holds every operation once.
+_COMPILED_ONCE = (Tanh, Silu, Softplus)
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +111,7 @@ def kernel(
       x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
       x2: Inputs, (N2, ...) with as many features, or None for x1.
       activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`;
-        among them `Quadrature(fn)` for any other function, with a `NumericalWarning` where its series is not accurate.
+        among them `Quadrature(fn)` for any other function, with a `NumericalWarning` where it is not accurate.
       order: "linear-act" or "act-linear".
       w_std: Standard deviation of weights, times sqrt(fan-in).
       b_std: Standard deviation of biases; None for none.
@@ -131,8 +133,9 @@ def kernel(
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
         the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
-        an option is unknown, or the kernels are not finite. Small ones are refused where they are series of which the
-        dtype would lose digits; what underflows to 0 altogether is 0.
+        an option is unknown, a `Quadrature` is worthless at the variances that are reached, or the kernels are not
+        finite. Small ones are refused where they are series of which the dtype would lose digits; what underflows to 0
+        altogether is 0.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -185,7 +188,7 @@ def kernel(
         results = kernel_of_inputs(weights, data1, data2, spec=spec, space=plan.space)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
-                warn_if_inaccurate(network, weights, data, plan.spec, plan.space, readout=readout)
+                check_quadratures(network, weights, data, plan.spec, plan.space, readout=readout)
     kernels = [_finished(nngp, ntk, dtype, wanted) for nngp, ntk in results]
     return kernels if len(dag.outputs) > 1 else kernels[0]
 
@@ -242,9 +245,9 @@ def evaluation(
         )
     plan = program(network)
     dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
-    # A quadrature takes long to compile; the loop holds every operation once.
     quadrature = any(isinstance(phi, Quadrature) for phi in activations)
-    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not quadrature
+    in_loop = quadrature or any(isinstance(phi, _COMPILED_ONCE) for phi in activations)
+    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not in_loop
     loop = not images and not written_out
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,

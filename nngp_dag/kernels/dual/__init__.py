@@ -21,8 +21,20 @@ Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and b
 """
 
 # Importing a module registers its activations.
-from nngp_dag.kernels.dual import kinked, smooth
+from nngp_dag.kernels.dual import kinked, sigmoidal, smooth
 from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, variance
-from nngp_dag.kernels.dual.quadrature import quadrature_error
+from nngp_dag.kernels.dual.quadrature_error import quadrature_error
 
-__all__ = ["dual", "gap_of", "kinked", "mean", "quadrature_error", "ratio", "root", "size", "smooth", "variance"]
+__all__ = [
+    "dual",
+    "gap_of",
+    "kinked",
+    "mean",
+    "quadrature_error",
+    "ratio",
+    "root",
+    "sigmoidal",
+    "size",
+    "smooth",
+    "variance",
+]

@@ -9,15 +9,10 @@ import numpy as np
 from jax import lax
 
 from nngp_dag.activations import Quadrature
-from nngp_dag.kernels.dual.base import (
-    Pair,
-    gap_of_series,
-    mean,
-    ratio,
-    register_smooth,
-    root,
-    series,
-)
+from nngp_dag.elementwise import slope_of
+from nngp_dag.kernels.dual.base import Pair, mean, ratio, register_smooth, root
+
+Triple = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @register_smooth(Quadrature, gives_gap=True)
@@ -30,13 +25,24 @@ def _dual_quadrature(phi: Quadrature, pair: Pair) -> tuple[jax.Array, jax.Array,
     """
     below = ratio(pair.below, pair.r)
     rho = jnp.where(pair.r > 0, 1 - below, 0)
-    left, right = (_hermite_coefficients(phi.fn, phi.degree, s) for s in (pair.s1, pair.s2))
-    left, right = ([jnp.zeros_like(a), *others] for a, *others in (left, right))
-    c, _, quotient = series(left, right, rho, jnp.ones_like(rho))
-    gap = gap_of_series(below * quotient, left, right)
-    left, right = (_hermite_coefficients(_derivative(phi.fn), phi.degree, s) for s in (pair.s1, pair.s2))
-    slope, _, _ = series(left, right, rho, rho)
-    return c, gap, slope
+    zero = jnp.zeros_like(pair.k)
+    left, right = (_hermite_coefficients(phi.fn, phi.degree, s).at[0].set(0) for s in (pair.s1, pair.s2))
+    norm1, norm2 = (root(jnp.sum(side**2, axis=0)) for side in (left, right))
+
+    # Horner's scheme as in `series`, and the sum in `gap_of_series`, but in a loop: written out it would take seconds
+    # to compile.
+    def of_values(sums: Triple, term: tuple[jax.Array, jax.Array]) -> tuple[Triple, None]:
+        (value, quotient, apart), (a, b) = sums, term
+        return (value * rho + a * b, quotient + value, apart + (ratio(a, norm1) - ratio(b, norm2)) ** 2), None
+
+    (c, quotient, apart), _ = lax.scan(of_values, (zero, zero, zero), (left, right), reverse=True)
+    left, right = (_hermite_coefficients(slope_of(phi.fn), phi.degree, s) for s in (pair.s1, pair.s2))
+
+    def of_slopes(value: jax.Array, term: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return value * rho + term[0] * term[1], None
+
+    slope, _ = lax.scan(of_slopes, zero, (left, right), reverse=True)
+    return c, below * quotient + norm1 * norm2 / 2 * apart, slope
 
 
 @mean.register(Quadrature)
@@ -44,54 +50,18 @@ def _mean_quadrature(phi: Quadrature, q: jax.Array) -> jax.Array:
     return _hermite_coefficients(phi.fn, phi.degree, root(q))[0]
 
 
-def quadrature_error(phi: Quadrature, q: jax.Array) -> jax.Array:
-    """Bounds the relative truncation error of the dual of a `Quadrature`, for u ~ N(0, q).
-
-    Returns the larger of res(q) / E[phi(u)^2] and the same for phi', which the NTK needs. The geometric mean of the
-    values at q1 and q2 bounds the errors of F and Fd, relative to the geometric mean of their values on the diagonal,
-    where the bound is the error. The series converges the faster, the farther phi is analytic beside the real line, in
-    units of sqrt(q). At degree 64, in float64:
-
-        q           0.25    1       4
-        tanh        1e-17   9e-9    3e-4
-        swish       1e-28   1e-17   4e-9
-        softplus    1e-29   3e-20   4e-11
-
-    (the other errors, of rounding, stay near 1e-15). Functions with a kink or a jump converge slowly and stand out:
-    relu has 0.02 and sign 0.05 at every q.
-
-    Args:
-      phi: The activation.
-      q: Variances, of any shape.
-    """
-    bounds = []
-    for fn in (phi.fn, _derivative(phi.fn)):
-        squares = [a**2 for a in _hermite_coefficients(fn, 4 * phi.degree, root(q), nodes=4 * phi.degree)]
-        # The orders that the series leaves out, summed: a difference of sums could not be smaller than rounding.
-        kept, left_out = (sum(part, start=jnp.zeros_like(q)) for part in (squares[: phi.degree], squares[phi.degree :]))
-        total = kept + left_out
-        bounds.append(jnp.where(total > 0, left_out / jnp.where(total > 0, total, 1), 0))
-    return jnp.maximum(*bounds)
-
-
-def _derivative(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
-
-
-def _hermite_coefficients(
-    fn: Callable[[jax.Array], jax.Array], terms: int, s: jax.Array, nodes: int | None = None
-) -> list[jax.Array]:
-    """Returns E[fn(s z) h_n(z)] for n < terms, h_n = He_n / sqrt(n!), each of the shape of `s`."""
-    points, weights = _gauss_hermite(4 * terms if nodes is None else nodes, terms)
+def _hermite_coefficients(fn: Callable[[jax.Array], jax.Array], terms: int, s: jax.Array) -> jax.Array:
+    """Returns E[fn(s z) h_n(z)] for n < terms, h_n = He_n / sqrt(n!), (terms, *shape of `s`)."""
+    points, weights = gauss_hermite(4 * terms, terms)
     z = jnp.asarray(points, s.dtype).reshape(*[1] * s.ndim, -1)
     values = fn(s[..., None] * z)
     # A TF32 product would leave an error of 1e-3.
     coefficients = jnp.tensordot(values, jnp.asarray(weights, s.dtype), 1, precision=lax.Precision.HIGHEST)
-    return [coefficients[..., n] for n in range(terms)]
+    return jnp.moveaxis(coefficients, -1, 0)
 
 
 @functools.lru_cache(maxsize=16)
-def _gauss_hermite(nodes: int, terms: int) -> tuple[np.ndarray, np.ndarray]:
+def gauss_hermite(nodes: int, terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns quadrature points z_i, (p,), and w_i h_n(z_i), (p, terms), for z ~ N(0, 1).
 
     Points are eigenvalues of the Jacobi matrix (Golub and Welsch 1969), weights the Christoffel numbers

@@ -1,0 +1,160 @@
+"""Duals of tanh, silu and softplus against integrals that know nothing of mixtures, against samples and networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from oracles import empirical_kernels
+from scipy import special
+
+import nngp_dag as nd
+from nngp_dag.activations import Silu, Softplus, Tanh, get_activation
+from nngp_dag.kernels.dual import dual, mean
+from nngp_dag.nets import DagNet
+
+
+def logistic(u):
+    return 1 / (1 + mp.exp(-u))
+
+
+# The function and its slope in mpmath, and in NumPy.
+FUNCTIONS = {
+    "tanh": (mp.tanh, lambda u: mp.sech(u) ** 2, np.tanh, lambda u: 1 / np.cosh(np.clip(u, -300, 300)) ** 2),
+    "silu": (
+        lambda u: u * logistic(u),
+        lambda u: logistic(u) * (1 + u * logistic(-u)),
+        lambda u: u * special.expit(u),
+        lambda u: special.expit(u) * (1 + u * special.expit(-u)),
+    ),
+    "softplus": (lambda u: mp.log1p(mp.exp(u)), logistic, lambda u: np.logaddexp(u, 0), special.expit),
+}
+every_name = pytest.mark.parametrize("name", FUNCTIONS)
+# As in the comment on the tables, with room for the rounding of what is summed.
+ACCURACY = {jnp.float32: 1e-6, jnp.float64: 2e-14}
+
+
+def test_names():
+    assert [get_activation(name) for name in ("tanh", "silu", "swish", "softplus")] == [
+        Tanh(),
+        Silu(),
+        Silu(),
+        Softplus(),
+    ]
+
+
+@functools.cache
+def diagonal(name, exponent):
+    """E[phi^2], E[phi'^2] and E[phi] for u ~ N(0, 10^exponent), to 25 digits."""
+    f, df, _, _ = FUNCTIONS[name]
+    with mp.workdps(25):
+        s = mp.sqrt(mp.mpf(10) ** exponent)
+        # The functions change on the scale 1, the density on the scale s.
+        scales = sorted({0, *(sign * s * x for sign in (-1, 1) for x in (1, 4, 12))})
+        scales = sorted({*scales, *(sign * x for sign in (-1, 1) for x in (1, 4, 12, 40) if x < 12 * s)})
+
+        def expectation(g):
+            return mp.quad(lambda u: g(u) * mp.npdf(u / s) / s, scales)
+
+        return tuple(map(float, (expectation(lambda u: f(u) ** 2), expectation(lambda u: df(u) ** 2), expectation(f))))
+
+
+@every_name
+@pytest.mark.parametrize("dtype", ACCURACY)
+@pytest.mark.parametrize("exponent", [-6, -2, 0, 2, 6])
+def test_the_diagonal_in_high_precision(name, dtype, exponent):
+    with jax.enable_x64(True):
+        q = jnp.asarray(10.0**exponent, dtype)
+        f, _, fd = dual(get_activation(name), q, jnp.zeros_like(q), q, q)
+        found = [float(v) for v in (f, fd, mean(get_activation(name), q))]
+    np.testing.assert_allclose(found, diagonal(name, exponent), rtol=ACCURACY[dtype], atol=1e-30)
+
+
+@every_name
+@pytest.mark.parametrize(
+    ("q1", "q2", "rho"), [(100.0, 25.0, 0.6), (100.0, 25.0, -0.8), (1e-6, 4e-6, 0.3), (30.0, 1e-4, 0.9)]
+)
+def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
+    *_, f, df = FUNCTIONS[name]
+    # They converge exponentially: the poles of the functions are at distance pi / 10 from the real line, in units of z.
+    z = np.linspace(-9.5, 9.5, 801)
+    density = np.exp(-(z**2) / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
+    u, v = np.sqrt(q1) * z[:, None], np.sqrt(q2) * (rho * z[:, None] + np.sqrt(1 - rho**2) * z)
+    pairs = [(f(u), f(v)), (df(u), df(v))]
+    exact = [density @ (a * b) @ density for a, b in pairs]
+    scale = [np.sqrt((density @ (a**2 * b**0) @ density) * (density @ b**2 @ density)) for a, b in pairs]
+    half_distance = density @ ((pairs[0][0] - pairs[0][1]) ** 2) @ density / 2
+    for dtype, accuracy in ACCURACY.items():
+        with jax.enable_x64(True):
+            k = rho * np.sqrt(q1) * np.sqrt(q2)
+            found = dual(get_activation(name), *(dtype(value) for value in (k, (q1 + q2) / 2 - k, q1, q2)))
+        for value, expected, limit in zip(
+            found, (exact[0], half_distance, exact[1]), (scale[0], half_distance, scale[1]), strict=True
+        ):
+            assert float(value) == pytest.approx(expected, abs=2 * accuracy * limit)
+
+
+@every_name
+@pytest.mark.parametrize("dtype", ACCURACY)
+@pytest.mark.parametrize("exponent", [-2, 0, 2])
+def test_nearly_equal_inputs_keep_their_angle(name, dtype, exponent):
+    """D_F = Fd D + O(D^2), where F itself has rounded the difference away."""
+    own, slope, _ = diagonal(name, exponent)
+    with jax.enable_x64(True):
+        q = dtype(10.0**exponent)
+        for angle in (1e-8, 1e-6):
+            d = dtype(10.0**exponent * angle**2 / 2)
+            f, half_distance, _ = dual(get_activation(name), q - d, d, q, q)
+            assert float(f) == pytest.approx(own - slope * float(d), rel=ACCURACY[dtype])
+            assert float(half_distance) == pytest.approx(slope * float(d), rel=max(4 * ACCURACY[dtype], 1e-10))
+        assert float(dual(get_activation(name), q, 0 * q, q, q)[1]) == 0
+
+
+@every_name
+def test_samples_agree_to_a_per_cent(name):
+    *_, f, df = FUNCTIONS[name]
+    z = np.random.default_rng(0).normal(size=(2, 400_000))
+    q1, q2, rho = 2.0, 0.5, 0.7
+    u, v = np.sqrt(q1) * z[0], np.sqrt(q2) * (rho * z[0] + np.sqrt(1 - rho**2) * z[1])
+    k = rho * np.sqrt(q1 * q2)
+    found = dual(get_activation(name), *map(jnp.float32, (k, (q1 + q2) / 2 - k, q1, q2)))
+    for value, samples in zip(found, (f(u) * f(v), (f(u) - f(v)) ** 2 / 2, df(u) * df(v)), strict=True):
+        standard_error = samples.std() / len(z[0]) ** 0.5
+        assert 5 * standard_error < 0.05 * samples.mean()
+        assert abs(float(value) - samples.mean()) < 5 * standard_error
+
+
+@every_name
+def test_finite_networks_agree(name):
+    x, width = np.random.default_rng(1).normal(size=(2, 3)), 64
+    dag = nd.Dag.from_code("2_12")
+    options = {"activation": name, "w_std": 1.5, "b_std": 0.2}
+
+    def create(rngs):
+        return DagNet(dag, 3, 1, width=width, rngs=rngs, **options)
+
+    [(nngp, ntk)] = empirical_kernels(create, [x], 2048)
+    exact = nd.kernel(dag, x, **options)
+    for samples, kernel in ((nngp, exact.nngp), (ntk, exact.ntk)):
+        kernel = np.asarray(kernel)
+        scale = np.sqrt(np.outer(np.diag(kernel), np.diag(kernel)))
+        tolerance = 4 * samples.std(axis=0) / len(samples) ** 0.5 / scale + 1 / width
+        assert (tolerance < 0.05).all()
+        assert (np.abs(samples.mean(axis=0) - kernel) / scale < tolerance).all()
+
+
+@every_name
+def test_gradients_need_no_memory_for_every_pair(name):
+    def total(k, q):
+        return sum(v.sum() for v in dual(get_activation(name), k, q - k, q, q))
+
+    k, q = jnp.full((64, 64), 0.3), jnp.ones((64, 64))
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(k, q).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 40 * k.nbytes
+    slope, other = compiled(k, q)
+    step = 1e-2
+    for found, low, high in ((slope, (k - step, q), (k + step, q)), (other, (k, q - step), (k, q + step))):
+        expected = (float(total(*high)) - float(total(*low))) / (2 * step)
+        assert float(found.sum()) == pytest.approx(expected, rel=1e-2)
