@@ -176,8 +176,8 @@ def _silu(terms: _Terms, pair: Pair) -> Triple:
 
 
 def _softplus(terms: _Terms, pair: Pair) -> Triple:
-    # 2 pi F = k alpha + delta / (a b), whose slope in k is alpha: that of softplus is the logistic function. The product
-    # of the means, which dominates where variances are small, is 1 / (2 pi a b sqrt(y1 y2)).
+    # 2 pi F = k alpha + delta / (a b), whose slope in k is alpha: that of softplus is the logistic function. The
+    # product of the means, which dominates where variances are small, is 1 / (2 pi a b sqrt(y1 y2)).
     k = pair.k
     total = k * terms.turn
     for q_minus_k, _, _, _, alpha1, rise in terms.own:
