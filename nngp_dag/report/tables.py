@@ -87,6 +87,38 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
     return table
 
 
+def spectrum_facts(spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, Any]]:
+    """Returns what `spectrum_table` shows, as numbers; an eigenvalue that is not resolved is None."""
+    return {
+        name: {
+            "lambda_min": s.lambda_min if s.resolved else None,
+            "lambda_max": s.lambda_max,
+            "condition_number": s.condition_number if s.resolved else None,
+            "floor": s.floor,
+        }
+        for name, s in spectra.items()
+    }
+
+
+def dag_facts(dag: Dag) -> dict[str, Any]:
+    """Returns what `dag_table` shows, as numbers; counts that no double holds are texts."""
+
+    def exact(number: int) -> int | str:
+        return number if number < 2**53 else format_count(number)
+
+    return {
+        "dag": str(dag),
+        "nodes": dag.num_nodes,
+        "inputs": dag.num_inputs,
+        "outputs": list(dag.outputs),
+        "edges": [[edge.source, edge.target, describe(edge.op)] for edge in dag.edges],
+        "num_paths": exact(dag.num_paths),
+        "effective_depth": dag.effective_depth,
+        "effective_width": dag.effective_width,
+        "depth_histogram": {depth: exact(paths) for depth, paths in dag.depth_histogram.items()},
+    }
+
+
 def dag_table(dag: Dag) -> RenderableType:
     """Returns a graph's edges, path statistics and depth histogram."""
     facts = Table(title=f"{dag!r}", show_header=False)

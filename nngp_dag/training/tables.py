@@ -1,6 +1,7 @@
 """Runs as tables on the screen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -43,6 +44,42 @@ def training_table(runs: Sequence[Trained]) -> Table:
             _spread(of("test", "accuracy")[run.best_epoch, chosen]),
         )
     return table
+
+
+def training_rows(runs: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Returns what every network reached, one row per DAG and seed."""
+    return [
+        {
+            "dag": run.name,
+            "code": str(run.dag),
+            "seed": seed,
+            "epochs": run.history.epochs_done,
+            "best_epoch": int(run.best_epoch[s]),
+            "parameters": run.summary.parameters,
+            **{
+                f"{part}_{metric.replace('-', '_').replace(' ', '_')}": float(run.history.of(part, metric)[-1, s])
+                for part in PARTS
+                for metric in METRICS
+            },
+        }
+        for run in runs
+        for s, seed in enumerate(run.history.seeds)
+    ]
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Returns what `evaluation_table` shows, as numbers."""
+    return [
+        {
+            "dag": evaluation.name,
+            "seed": seed,
+            "epoch": epoch,
+            "part": part,
+            **{metric: float(evaluation.of(part, metric)[s]) for metric in METRICS},
+        }
+        for s, (seed, epoch) in enumerate(zip(evaluation.seeds, evaluation.epochs, strict=True))
+        for part in PARTS
+    ]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
