@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands, so that `--help` and error messages are quick.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from nngp_dag.cli.options import QuietOption
 from nngp_dag.cli.screen import screen, show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
-from nngp_dag.errors import NngpDagError, NumericalWarning
+from nngp_dag.errors import NngpDagError, NumericalWarning, did_you_mean
 
 _CELL = "'|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'"
 _SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
@@ -107,7 +108,12 @@ def _message(error: TyperException) -> str:
     """Returns what is wrong with a command or its options, as one line."""
     if near := getattr(error, "possibilities", None):
         return f"{error.message}; did you mean {near[0]!r}?"
-    return error.format_message().replace("Value error, ", "")
+    message = error.format_message().replace("Value error, ", "")
+    if choice := re.fullmatch(r"Invalid value for '(.*?)': '(.*)' is not one of (.*)\.", message, re.DOTALL):
+        name, value, known = choice.groups()
+        near = did_you_mean(value, re.findall("'(.*?)'", known))
+        return f"Expected {name} to be one of {known}, got {value[:60]!r}{near}"
+    return message
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,12 @@ from nngp_dag.cli.screen import screen
 from nngp_dag.errors import InputError
 
 if TYPE_CHECKING:
+    from typer import CallbackParam as Parameter
+
     from nngp_dag.graph import Dag, Dense
+else:
+    # What typer 0.29 passes is of the base class of what it documents.
+    Parameter = typer.CallbackParam.__base__
 
 # Panels of the help.
 DATA, NETWORK, TRAINING, COMPUTE, OUTPUT = "Data", "Network", "Training", "Compute", "Output"
@@ -31,9 +36,9 @@ class Precision(StrEnum):
     FLOAT64 = "float64"
 
 
-def at_least_one(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def at_least_one(param: Parameter, value: Any) -> Any:
     """Refuses numbers below 1."""
-    if value is not None and value < 1 and not context.resilient_parsing:
+    if value is not None and value < 1:
         raise InputError(f"Expected {param.opts[0]} to be at least 1, got {value}")
     return value
 
