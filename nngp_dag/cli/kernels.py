@@ -59,14 +59,14 @@ def show_command(
     from nngp_dag.report import output_file, plot_dag
     from nngp_dag.report.tables import dag_facts, dag_table
 
-    dag = parse_dag(code)
+    dag, cell = parse_dag(code), code if code.startswith("|") else None
     if png is not None:
         with output_file(png, overwrite=overwrite) as path:
             plot_dag(dag, path)
-    show(dag_table(dag))
+    show(dag_table(dag, cell))
     if png is not None:
         say(f"wrote {png}")
-    result(dag_facts(dag) | ({} if png is None else {"files": [png]}))
+    result(dag_facts(dag, cell) | ({} if png is None else {"files": [png]}))
 
 
 def kernel_command(

@@ -99,7 +99,7 @@ def sweep(
     from nngp_dag.report.ranking import rank_correlations
     from nngp_dag.report.sweep import sweep as sweep_dags
     from nngp_dag.report.sweep_plots import plot_sweep
-    from nngp_dag.report.tables import correlation_table, sweep_summary, sweep_table
+    from nngp_dag.report.tables import bounds_table, correlation_table, sweep_summary, sweep_table
 
     exclusive(resume, overwrite)
     dags, what = _listed(dag, nodes, file, space)
@@ -133,7 +133,7 @@ def sweep(
         ("nngp_lambda_min", "ntk_lambda_min"),
         ("num_paths", "effective_depth", "effective_width", "nngp_trace"),
     )
-    show(sweep_table(table), correlation_table(found))
+    show(sweep_table(table), *([bounds_table(table)] if bounds else []), correlation_table(found))
     say(sweep_summary(table))
     with output_file(out / "correlations.csv", overwrite=True) as path:
         found.to_csv(path, index=False)

@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from nngp_dag.nets import ModelSummary
+from nngp_dag.report.tables import number_table
 from nngp_dag.training.evaluation import Evaluation
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.run import Trained
@@ -31,15 +32,13 @@ def training_table(runs: Sequence[Trained]) -> Table:
     """Returns what every DAG reached: mean ± standard deviation over seeds."""
     seeds, epochs = len(runs[0].history.seeds), len(runs[0].history.learning_rates)
     title = f"After {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}; accuracy in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("DAG", overflow="fold")
-    for heading in ("train loss", "train", "validation", "test", "test, best epoch"):
-        table.add_column(heading, justify="right")
+    table = number_table(title, ["DAG"], ["train loss", "train", "validation", "test", "best epoch"])
+    table.caption, table.caption_justify = "best epoch: test accuracy after the epoch of the best validation", "left"
     for run in runs:
         of, chosen = run.history.of, np.arange(seeds)
         table.add_row(
             run.name,
-            _spread(of("train", "loss")[-1], 1.0, "{:.3g}"),
+            _spread(of("train", "loss")[-1], 1.0, "{:.3g}", "{:.2g}"),
             *(_spread(of(part, "accuracy")[-1]) for part in PARTS),
             _spread(of("test", "accuracy")[run.best_epoch, chosen]),
         )
@@ -98,6 +97,6 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _spread(values: np.ndarray, unit: float = 0.01, form: str = "{:.2f}") -> str:
+def _spread(values: np.ndarray, unit: float = 0.01, form: str = "{:.2f}", form_of_std: str = "{:.2f}") -> str:
     mean = form.format(values.mean() / unit)
-    return mean if len(values) == 1 else f"{mean} ± {form.format(values.std(ddof=1) / unit)}"
+    return mean if len(values) == 1 else f"{mean} ± {form_of_std.format(values.std(ddof=1) / unit)}"
