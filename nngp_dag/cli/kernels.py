@@ -134,7 +134,8 @@ def kernel_command(
         show(spectrum_table(spectra))
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
         arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
-        np.savez_compressed(npz, **arrays, **({} if samples.y is None else {"labels": samples.y}))
+        arrays |= {} if samples.y is None else {"labels": samples.y}
+        np.savez_compressed(npz, **arrays)
         # By class, or by the first target.
         by = np.zeros(len(samples.x)) if samples.y is None else samples.y.reshape(len(samples.x), -1)[:, 0]
         rows = np.argsort(by, kind="stable")

@@ -133,7 +133,7 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--aggregation", "max"), "Expected --aggregation to be one of"),
         (("--image-readout", "max", "--conv", "3"), "Expected --image-readout to be one of"),
         (("--image-readout", "flatten"), "Expected --image-readout beside --conv, got it alone; leave it out or"),
-        (("--order", "other"), "Invalid value for '--order'"),
+        (("--order", "other"), "Expected --order to be one of 'linear-act', 'act-linear', got 'other'"),
         (("--batch-size", "41"), "Expected `batch_size` to be at most the 40 training examples, got 41; lower it"),
         (
             ("--conv", "3"),
