@@ -3,15 +3,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Graphs and their operations
-from nngp_dag import activations
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
-
-# Kernels
-from nngp_dag.kernels import Kernel, gram, kernel
-
-# Theory, sweeps, and training of finite networks
 if TYPE_CHECKING:
+    # Graphs and their operations
+    from nngp_dag import activations
+    from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
+
+    # Kernels
+    from nngp_dag.kernels import Kernel, gram, kernel
+
+    # Theory, sweeps, and training of finite networks
     from nngp_dag.report import sweep
     from nngp_dag.theory import (
         Bracket,
@@ -84,18 +84,24 @@ __all__ = [
     "zoo",
 ]
 
-# Loaded on first use, so that importing the package costs about what importing JAX does.
-_LAZY = ("data", "nas", "nets", "report", "stax", "theory", "training")
-_HOME = {"Recipe": "training", "evaluate": "training", "train": "training", "sweep": "report"}
+# All of it is loaded on first use, so that the package, and with it the command's help, comes up at once.
+_MODULES = ("activations", "data", "nas", "nets", "report", "stax", "theory", "training")
+_HOME = {
+    **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
+    **dict.fromkeys(("Kernel", "gram", "kernel"), "kernels"),
+    **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
+    "sweep": "report",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_LAZY})
+    return sorted({*globals(), *__all__, *_MODULES})

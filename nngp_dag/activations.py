@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.elementwise import check_elementwise
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, did_you_mean
 from nngp_dag.graph.operations import LARGEST
 
 # What a parameter may be given as; it is kept as a float.
@@ -383,8 +383,8 @@ def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activa
         if spec in ACTIVATIONS:
             return ACTIVATIONS[spec]
         names = ", ".join(ACTIVATIONS)
-        remedy = "any other function goes in as `activations.Quadrature(fn)`"
-        raise InputError(f"Expected `activation` to be one of {names}, got {spec!r}; {remedy}")
+        remedy = did_you_mean(spec, ACTIVATIONS) or "; any other function goes in as `activations.Quadrature(fn)`"
+        raise InputError(f"Expected `activation` to be one of {names}, got {spec[:60]!r}{remedy}")
     if isinstance(spec, type) and issubclass(spec, Activation):
         raise InputError(f"Expected `activation` to be an activation, got the class {spec.__name__}; call it first")
     shown = getattr(spec, "__name__", repr(spec))

@@ -4,6 +4,12 @@ Every message reads "Expected <what>, got <value>" and ends in the remedy, so th
 print it as its only line.
 """
 
+import difflib
+from collections.abc import Iterable
+
+# Nothing of a name's kind is longer, and the search takes time that grows with the length.
+_LONGEST_NAME = 100
+
 
 class NngpDagError(ValueError):
     """Base of every error that this package raises on purpose."""
@@ -35,3 +41,20 @@ class DivergenceError(NngpDagError):
 
 class NumericalWarning(UserWarning):
     """A result that holds, with a limit on its accuracy that the message states."""
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for a misspelled name, for the end of a message, or "" where none is near.
+
+    Example:
+      >>> did_you_mean("rleu", ["relu", "erf"])
+      "; did you mean 'relu'?"
+      >>> did_you_mean("tanh", ["relu", "erf"])
+      ''
+    """
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        return ""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(value.strip().lower().replace("-", "_"), by_lower, n=1)
+    near = near or difflib.get_close_matches(value.strip().lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -1,12 +1,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from cli_cases import check_options
+from typer.main import get_command
 
 import nngp_dag as nd
-from nngp_dag.cli import main
+from nngp_dag.cli import app, main
+from nngp_dag.cli.options import Aggregation, ImageReadout, Parameterisation, output
+from nngp_dag.graph import network, operations
 
 
 def run(capsys, *arguments):
@@ -17,6 +23,7 @@ def run(capsys, *arguments):
     return stop.value.code, captured.out, captured.err
 
 
+CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
 SMALL = ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3")
 
 
@@ -125,22 +132,29 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
             "Expected --learning-rate to be auto, shared or a number",
         ),
         (("compare", "--seeds", "0"), "Expected --seeds to be at least 1"),
-        (("compare", "--steps", "0"), "Expected the steps to be at least 1, got 0"),
-        (("compare", "--width", "0"), "Expected the width to be at least 1, got 0"),
-        (("compare", "--learning-rate", "nan"), "Expected `learning_rate` to be finite and above 0, got nan"),
-        (("compare", "--learning-rate", "-1"), "Expected `learning_rate` to be finite and above 0, got -1.0"),
+        (("compare", "--steps", "0"), "Expected --steps to be at least 1, got 0"),
+        (("compare", "--width", "0"), "Expected --width to be at least 1, got 0"),
+        (("compare", "--learning-rate", "nan"), "Expected --learning-rate to be finite and above 0, got nan"),
+        (("compare", "--learning-rate", "-1"), "Expected --learning-rate to be finite and above 0, got -1.0"),
         (("compare", "--dag", "2", "--dag", "2"), "Expected every --dag once, got 2, 2"),
         (("compare", "--dag", "2", "--dataset", "mnist", "--data-dir", "."), "Expected"),
         (("compare", "--width", "wide"), "Invalid value for '--width'"),
-        (("compare", "--order", "other"), "Invalid value for '--order'"),
-        (
-            (
-                "compare",
-                "--nothing",
-            ),
-            "No such option",
-        ),
-        (("nothing",), "No such command"),
+        (("compare", "--order", "linear"), "got 'linear'; did you mean 'linear-act'?"),
+        (("compare", "--subst", "8"), "No such option: --subst; did you mean '--subset'?"),
+        (("comprae",), "No such command 'comprae'. Did you mean 'compare'?"),
+        (("list", "actvations"), "did you mean 'activations'?"),
+        (("kernel", "--dag", "2", "--activation", "rleu"), "got 'rleu'; did you mean 'relu'?"),
+        (("compare", "--dag", "2", "--dataset", "minst"), "got 'minst'; did you mean 'mnist'?"),
+        (("nas", "score", "--score", "naswott"), "got 'naswott'; did you mean 'naswot'?"),
+        (("nas", "score", "--sample", "99999999"), "Expected --sample in 1 to 15,625, the number of cells, got 99,999"),
+        (("nas", "tenas", "--space", "nasbench"), "got 'nasbench'; did you mean 'nasbench201'?"),
+        (("sweep", "--space", "nasbench"), "got 'nasbench'; did you mean 'nasbench201'?"),
+        (("show", "|nor_conv_3x~0|"), "did you mean 'nor_conv_3x3'?"),
+        (("compare", "--data", "my.npz", "--dataset", "digits"), "Expected --data or --dataset, got both"),
+        (("kernel", "--dag", "2", "--data", "my.npz"), "Expected my.npz to be a file, got none of that name"),
+        (("gram", "--dag", "2", "--resume"), "to hold kernels to go on with, got none; leave out --resume"),
+        (("nas", "score", "--cell", f"{CELL}", "--resume"), "to describe scores, got none"),
+        (("nas", "tenas", "--resume"), "to hold a search to go on with, got none; leave out --resume"),
         (("kernel",), "Missing option"),
         (("kernel", "--dag", "2", "--out", "k.txt"), "Expected --out to end in .npz"),
         (("kernel", "--dag", "|none~0|"), "Expected a path from node 0"),
@@ -159,12 +173,202 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, argum
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("kernel", "--dag", "2", "--dataset", "minst"), "did you mean 'mnist'?"),
+        (("kernel", "--dag", "2", "--subset", "-3"), "Expected --subset to be at least 1, got -3"),
+        (("kernel", "--dag", "2", "--subset", "9999"), "Expected `subset` to be at most 1500"),
+        (("kernel", "--dag", "2", "--activation", "rleu"), "did you mean 'relu'?"),
+        (("compare", "--steps", "0"), "Expected --steps to be at least 1, got 0"),
+        (("compare", "--dag", "2_2x"), "Expected block 2"),
+        (("compare", "--data", "none.npz"), "to be a file"),
+        (("train", "--activation", "rleu"), "did you mean 'relu'?"),
+        (("train", "--subset", "-3"), "Expected --subset to be at least 1, got -3"),
+        (("nas", "train", CELL, "--dataset", "minst"), "did you mean 'mnist'?"),
+        (("nas", "train", CELL, "--epochs", "0"), "Expected --epochs to be at least 1, got 0"),
+        (("nas", "train", CELL, "--dataset", "digits", "--momentum", "1"), "Expected `momentum` from 0 to below 1"),
+    ],
+)
+def test_a_bad_argument_is_named_before_an_output_that_exists(capsys, tmp_path, arguments, message):
+    taken = tmp_path / "taken.npz"
+    if arguments[0] == "kernel":
+        taken.write_text("")
+    else:
+        taken.mkdir()
+        (taken / "other").write_text("")
+    assert message in run(capsys, *arguments, "--out", str(taken))[2]
+    assert "taken" in run(capsys, *GOOD[arguments[0]], "--out", str(taken))[2]
+
+
+GOOD = {
+    "kernel": ("kernel", "--dag", "2", "--dataset", "sphere"),
+    "compare": ("compare", "--dataset", "sphere"),
+    "train": ("train", "--dataset", "sphere"),
+    "nas": ("nas", "train", CELL, "--dataset", "digits"),
+}
+
+
+def test_default_outputs_are_new_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [output("k.npz", None), output("k.npz", None, again=True)] == [Path("k.npz")] * 2
+    for name in ("k.npz", "k-2.npz"):
+        Path(name).write_text("")
+    assert output("k.npz", None) == Path("k-3.npz")
+    assert output("k.npz", None, again=True) == Path("k-2.npz")
+    assert output("k.npz", Path("k.npz")) == Path("k.npz")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Forty inputs with labels 3 and 7, as .npz and as .csv, and the labels numbered from 0."""
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    labels = (x[:, 0] > 0).astype(int)
+    np.savez(tmp_path / "my.npz", x=x, y=4 * labels + 3)
+    lines = [",".join([*map(repr, row), str(4 * label + 3)]) for row, label in zip(x.tolist(), labels, strict=True)]
+    (tmp_path / "my.csv").write_text("\n".join(["a,b,c,d,label", *lines]) + "\n")
+    np.savez(tmp_path / "real.npz", x=x, y=x[:, :2])
+    return tmp_path, x, labels
+
+
+def test_kernels_of_ones_own_data(capsys, mine):
+    folder, x, labels = mine
+    dag, sphere = nd.Dag.from_code("2"), nd.data.scale_to_sphere(x)
+    for file, more in (("my.npz", ()), ("my.csv", ("--no-scale-inputs",))):
+        out = folder / f"{file}.kernel.npz"
+        status, text, err = run(
+            capsys, "kernel", "--dag", "2", "--data", str(folder / file), "--subset", "30", *more, "--out", str(out)
+        )
+        assert (status, err) == (0, "")
+        assert f"{file}: 40 inputs of 4, used as they are (not normalised); 2 classes, numbered anew: 3 is 0, 7" in text
+        with np.load(out, allow_pickle=False) as saved:
+            np.testing.assert_allclose(saved["ntk"], nd.kernel(dag, (x if more else sphere)[:30]).ntk, rtol=1e-12)
+            np.testing.assert_array_equal(saved["labels"], labels[:30])
+            assert str(saved["dataset"]) == file
+
+
+def test_json_is_all_that_is_printed(capsys, mine):
+    folder = mine[0]
+    status, text, err = run(capsys, "show", "2_21_112", "--json")
+    assert (status, err) == (0, "")
+    shown = json.loads(text)
+    assert (shown["num_paths"], shown["effective_depth"]) == (4, 1.25)
+    data = ("--data", str(folder / "my.npz"))
+    status, text, err = run(capsys, "kernel", "--dag", "2", *data, "--json", "--out", str(folder / "k.npz"))
+    assert (status, err) == (0, "")
+    found = json.loads(text)["kernels"]["NTK"]
+    with np.load(folder / "k.npz") as saved:
+        assert found["lambda_max"] == pytest.approx(nd.spectrum(saved["ntk"]).lambda_max)
+    _, text, _ = run(capsys, "list", "activations", "--json")
+    assert [row["name"] for row in json.loads(text)] == list(nd.activations.ACTIVATIONS)
+    # The next command is not of that mind.
+    assert "paths P" in run(capsys, "show", "2")[1]
+
+
+def test_quiet_leaves_results_and_errors(capsys, mine):
+    folder = mine[0]
+    options = ("kernel", "--dag", "2", "--data", str(folder / "my.npz"), "--out", str(folder / "k.npz"))
+    for arguments in (("--quiet", *options), (*options, "-q", "--overwrite")):
+        status, text, err = run(capsys, *arguments)
+        assert (status, err) == (0, "")
+        assert "NTK" in text
+        assert "wrote" not in text
+        assert "my.npz" not in text
+    assert run(capsys, *options, "-q")[2].startswith("nngp-dag: error: ")
+
+
+@pytest.mark.parametrize("what", ["activations", "datasets", "scores", "spaces", "dags"])
+def test_list(capsys, what):
+    status, text, _ = run(capsys, "list", what)
+    assert status == 0
+    known = {
+        "activations": nd.activations.ACTIVATIONS,
+        "datasets": nd.data.DATASETS,
+        "scores": nd.nas.SCORES,
+        "spaces": nd.nas.SPACES,
+        "dags": nd.zoo.FIGURE3,
+    }
+    assert all(name in text for name in known[what])
+
+
+def test_help_needs_no_jax():
+    code = "import sys\nfrom nngp_dag.cli import main\ntry: main(['-h'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Examples:" in done.stdout
+    assert not {"jax", "numpy", "pandas", "tensorflow"} & set(done.stdout.split())
+
+
+_GROUP: Any = get_command(app)
+COMMANDS = {
+    f"{prefix}{name}": command
+    for prefix, group in (("", _GROUP), ("nas ", _GROUP.commands["nas"]))
+    for name, command in group.commands.items()
+    if name != "nas"
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_examples_of_the_help_parse(command):
+    examples = command.epilog.split("\n\n")[1:]
+    assert examples
+    for example in examples:
+        check_options(example)
+
+
+def test_choices_are_those_of_the_library():
+    assert get_args(Aggregation) == network.AGGREGATIONS
+    assert get_args(ImageReadout) == operations.IMAGE_READOUTS
+    assert set(get_args(Parameterisation)) == set(operations.PARAMETERISATIONS)
+
+
 def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     status, out, err = run(capsys, "compare", *SMALL, "--out", str(tmp_path / "file" / "out"))
     assert (status, out) == (2, "")
     assert "to be writable" in err
     assert "━" not in err  # nothing was computed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["my.npz", "my.csv", "real.npz"])
+def test_the_main_job_on_ones_own_data(capsys, mine, file):
+    folder, x, labels = mine
+    arguments = ("compare", "--dag", "2", "--data", str(folder / file), *SMALL, "--subset", "30")
+    status, text, _ = run(capsys, *arguments, "--json", "--out", str(folder / "out"))
+    assert status == 0
+    document = json.loads((folder / "out/compare.json").read_text())
+    assert json.loads(text)["rows"] == document["rows"]
+    y = x[:30, :2] if file == "real.npz" else np.eye(2)[labels[:30]]
+    k = nd.kernel(nd.Dag.from_code("2"), nd.data.scale_to_sphere(x[:30]))
+    loss = nd.expected_loss(k, y, learning_rate=1 / nd.spectrum(k.ntk).lambda_max, steps=3)
+    assert document["rows"][0]["loss_final_expected"] == pytest.approx(loss[-1], rel=1e-6)
+    assert document["config"]["classes"] == (None if file == "real.npz" else 2)
+
+
+@pytest.mark.slow
+def test_training_on_ones_own_data(capsys, mine):
+    folder = mine[0]
+    data, run_ = ("--data", str(folder / "my.csv")), folder / "run"
+    options = ("--width", "8", "--batch-size", "8", "--eval-subset", "3", "--dag", "2", "--out", str(run_))
+    status, text, _ = run(capsys, "train", *data, *options, "--epochs", "1", "--json")
+    assert status == 0
+    assert json.loads((run_ / "config.json").read_text())["data"]["validation"] == 3
+    first = json.loads(text)["rows"][0]["test_loss"]
+    status, text, _ = run(capsys, "train", "--evaluate", str(run_ / "checkpoints/2/last"), "--json")
+    assert [row["loss"] for row in json.loads(text) if row["part"] == "test"] == [pytest.approx(first)]
+    assert run(capsys, "train", "--resume", "--epochs", "2", "--out", str(run_))[0] == 0
+    assert (
+        "Expected real.npz to hold labels to train on"
+        in run(capsys, "train", "--data", str(folder / "real.npz"), "--out", str(folder / "other"))[2]
+    )
+    images = np.random.default_rng(0).random((40, 8, 8, 3))
+    np.savez(folder / "images.npz", x=images, y=np.arange(40) % 4)
+    data = ("--data", str(folder / "images.npz"))
+    small = ("--epochs", "1", "--channels", "2", "--layers", "1", "--batch-size", "8", "--eval-subset", "3")
+    assert run(capsys, "nas", "train", CELL, *data, *small, "--out", str(folder / "cell"))[0] == 0
+    score = ("nas", "score", "--cell", CELL, "--score", "parameters", "--cells", "1", "--out", str(folder / "scores"))
+    assert run(capsys, *score, *data)[0] == 0
+    assert run(capsys, *score, *data, "--resume")[0] == 0
 
 
 @pytest.mark.slow

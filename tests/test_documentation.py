@@ -6,9 +6,12 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cli_cases import arguments_of, check_options
 
 import nngp_dag
+from nngp_dag.cli import main
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path__, "nngp_dag."))
@@ -56,3 +59,59 @@ def test_readme_pictures_exist():
     assert pictures
     for picture in pictures:
         assert (README.parent / picture).is_file(), picture
+
+
+COMMANDS = re.findall(r"^    (nngp-dag .*)", README.read_text(), re.MULTILINE)
+# What keeps the work of a command small; the last value of an option counts.
+SMALL = {
+    "show": (),
+    "list": (),
+    "kernel": ("--subset", "16"),
+    "gram": ("--subset", "40"),
+    "compare": ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3"),
+    "sweep": ("--subset", "8"),
+    "train": ("--subset", "40", "--eval-subset", "20", "--width", "8", "--epochs", "1"),
+    "nas score": ("--sample", "2", "--batch", "8", "--channels", "4", "--cells", "1"),
+    "nas tenas": ("--measure", "exact", "--batch", "8", "--repeats", "1"),
+    "nas train": ("--subset", "32", "--eval-subset", "20", "--epochs", "1", "--channels", "2", "--layers", "1"),
+}
+
+
+def run_command(line, *more):
+    """Runs a line of the README at a small size."""
+    arguments = arguments_of(line)
+    name = " ".join(arguments[: 2 if arguments[0] == "nas" else 1])
+    small = () if "--resume" in arguments else SMALL[name]
+    if name == "sweep" and "--nodes" in arguments:
+        small = (*small, "--nodes", "2")
+    if name == "nas train":
+        small = (*small, "--batch-size", "16")
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *small, *more])
+    assert stop.value.code == 0, line
+
+
+def test_the_readme_lists_every_command():
+    assert {" ".join(arguments_of(line)[:2]) if " nas " in line else arguments_of(line)[0] for line in COMMANDS} == {
+        *SMALL
+    }
+    for line in COMMANDS:
+        check_options(line)
+
+
+def test_commands_of_the_readme_without_training_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in COMMANDS[:4]:
+        run_command(line)
+    made = {"graph.png"} | {f"nngp-dag-kernel{i}.{kind}" for i in ("", "-2") for kind in ("npz", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == made
+
+
+@pytest.mark.slow
+def test_all_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, tfds_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATA").symlink_to(tfds_dir)
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    np.savez("my.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    for line in COMMANDS:
+        run_command(line)

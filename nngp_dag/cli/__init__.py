@@ -3,35 +3,85 @@
 Heavy modules are imported inside the commands, so that `--help` and error messages are quick.
 """
 
+import re
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from nngp_dag.cli.catalogue import list_command
 from nngp_dag.cli.compare import compare
-from nngp_dag.cli.kernels import gram_command, kernel_command, show
-from nngp_dag.cli.nas import nas
+from nngp_dag.cli.kernels import gram_command, kernel_command, show_command
+from nngp_dag.cli.nas import plot, score, search
 from nngp_dag.cli.nas_tenas import tenas
-from nngp_dag.cli.screen import show_warning
+from nngp_dag.cli.nas_train import train_cell_command
+from nngp_dag.cli.options import QuietOption
+from nngp_dag.cli.screen import screen, show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
-from nngp_dag.errors import NngpDagError, NumericalWarning
+from nngp_dag.errors import NngpDagError, NumericalWarning, did_you_mean
+
+_CELL = "'|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'"
+_SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
+
+
+def _examples(*commands: str) -> str:
+    """Returns what stands below the help of a command; a blank line keeps lines apart."""
+    return "\n\n".join(("Examples:", *(f"nngp-dag {command}" for command in commands)))
+
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Exact infinite-width kernels of networks with any DAG connectivity, theory and real training.",
+    epilog=_examples("compare", "compare --data my.npz", "show 2_21_112", "list activations"),
+    **_SETTINGS,
 )
-app.command()(show)
-app.command("kernel")(kernel_command)
-app.command("gram")(gram_command)
-app.command()(compare)
-app.command()(train)
-app.command()(sweep)
-nas.command()(tenas)
+nas = typer.Typer(
+    help="Rank and search the cells of NAS-Bench-201 and DARTS without training; train those found.", **_SETTINGS
+)
+
+
+def _add(to: typer.Typer, name: str, function: Callable[..., None], *examples: str) -> None:
+    """Adds a command with examples of its use."""
+    whole = f"nas {name}" if to is nas else name
+    epilog = _examples(*(f"{whole} {example}".strip() for example in examples))
+    to.command(name, epilog=epilog, context_settings=_SETTINGS["context_settings"])(function)
+
+
+_add(app, "show", show_command, "2_21_112 --png graph.png", f"{_CELL} --json")
+_add(
+    app,
+    "kernel",
+    kernel_command,
+    "--dag 2_21_112 --data my.npz --out kernel.npz",
+    "--dag DAG#1 --conv 3 --activation erf --b-std 0.1 --image-readout global-average --subset 32",
+)
+_add(
+    app,
+    "gram",
+    gram_command,
+    "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist",
+    "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist --resume",
+)
+_add(app, "compare", compare, "", "--data my.csv --dag 2_21_112 --seeds 3 --out mine", "--learning-rate shared")
+_add(
+    app,
+    "train",
+    train,
+    "--dag 2_21_112 --dataset mnist --lr 0.01 --epochs 5 --seeds 5 --out run",
+    "--resume --epochs 10 --out run",
+    "--conv 3 --batch-norm --width 32 --subset 500 --epochs 2",
+)
+_add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
+_add(app, "list", list_command, "activations", "scores --json")
+_add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
+_add(nas, "search", search, "--benchmark accuracy.csv --scores scores --score naswot")
+_add(nas, "plot", plot, "--benchmark accuracy.csv --scores scores")
+_add(nas, "train", train_cell_command, f"{_CELL} --subset 500 --eval-subset 500 --epochs 5 --out cell")
+_add(nas, "tenas", tenas, "--space nasbench201 --out found", "--space darts --measure exact --out darts")
 app.add_typer(nas, name="nas")
 
 
@@ -49,14 +99,28 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
     ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     pass
+
+
+def _message(error: TyperException) -> str:
+    """Returns what is wrong with a command or its options, as one line."""
+    if near := getattr(error, "possibilities", None):
+        return f"{error.message}; did you mean {near[0]!r}?"
+    message = error.format_message().replace("Value error, ", "")
+    if choice := re.fullmatch(r"Invalid value for '(.*?)': '(.*)' is not one of (.*)\.", message, re.DOTALL):
+        name, value, known = choice.groups()
+        near = did_you_mean(value, re.findall("'(.*?)'", known))
+        return f"Expected {name} to be one of {known}, got {value[:60]!r}{near}"
+    return message
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a bad input prints one line and exits with status 2."""
     if arguments is None:
         arguments = sys.argv[1:]
+    screen.reset()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", NumericalWarning)
@@ -65,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except NngpDagError as error:
         message = str(error)
     except TyperException as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = _message(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -6,48 +6,62 @@ from typing import Annotated
 import typer
 
 from nngp_dag.cli.options import (
+    DATA,
+    TRAINING,
+    DagsOption,
     DataDirOption,
+    DataOption,
     DatasetOption,
+    JsonOption,
     OrderFlag,
     OrderOption,
     OverwriteOption,
     ParameterisationOption,
+    QuietOption,
     ScaleOption,
-    SubsetOption,
-    load,
+    count,
+    out_option,
+    output,
     parse_dag,
-    parse_float,
+    parse_rate,
 )
-from nngp_dag.cli.screen import console, progress, say
+from nngp_dag.cli.screen import progress, result, say, show
+from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
+
+_OUT = "nngp-dag-compare"
+_SUBSET = 128
 
 
 def compare(
-    dag: Annotated[
-        list[str] | None,
-        typer.Option(help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."),
-    ] = None,
-    dataset: DatasetOption = "digits",
+    dag: DagsOption = None,
+    data: DataOption = None,
+    dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: SubsetOption = 128,
-    width: Annotated[int, typer.Option(help="Units of every node of the trained networks.")] = 1024,
-    seeds: Annotated[int, typer.Option(help="Networks trained per DAG, with seeds 0, 1, 2, ...")] = 5,
-    steps: Annotated[int, typer.Option(help="Steps of full-batch gradient descent.")] = 100,
+    subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
+    scale_inputs: ScaleOption = True,
+    width: Annotated[int, count("Units of every node of the trained networks.", TRAINING)] = 1024,
+    seeds: Annotated[int, count("Networks trained per DAG, with seeds 0, 1, 2, ...", TRAINING)] = 5,
+    steps: Annotated[int, count("Steps of full-batch gradient descent.", TRAINING)] = 100,
     learning_rate: Annotated[
         str,
-        typer.Option(help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number."),
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            rich_help_panel=TRAINING,
+            help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number. It is the step "
+            "size on the loss summed over examples, ½‖y − f‖²; that of train is on the mean over a batch.",
+        ),
     ] = "auto",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     parameterisation: ParameterisationOption = "ntk",
-    scale_inputs: ScaleOption = True,
-    out: Annotated[Path, typer.Option(help="Directory for compare.json, curves.csv, compare.png.")] = Path(
-        "nngp-dag-compare"
-    ),
+    out: Annotated[Path | None, out_option("Folder for compare.json, curves.csv, compare.png.", _OUT)] = None,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train real networks and put their loss beside the bounds and the exact expectation."""
     from nngp_dag import report
-    from nngp_dag.data import one_hot
     from nngp_dag.graph import zoo
     from nngp_dag.report.compare import write_curves, write_json
     from nngp_dag.report.environment import environment
@@ -57,18 +71,19 @@ def compare(
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {text: parse_dag(text) for text in names}
-    if seeds < 1:
-        raise InputError(f"Expected --seeds to be at least 1, got {seeds}")
-    eta = learning_rate if learning_rate in ("auto", "shared") else parse_float("--learning-rate", learning_rate)
+    eta = parse_rate("--learning-rate", learning_rate)
+    load = choose_samples(data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs)
+    out = output(_OUT, out, again=overwrite)
     with report.output_directory(out, overwrite=overwrite) as staging:
-        x, labels, num_classes = load(dataset, data_dir, subset, scale_inputs)
+        samples = load()
+        x, y = samples.x, samples.targets
         config = {
             "dags": {name: str(graph) for name, graph in dags.items()},
-            "dataset": dataset,
+            "dataset": samples.name,
             "split": "train",
-            "subset": subset,
+            "subset": len(x),
             "features": x.shape[1],
-            "classes": num_classes,
+            "classes": len(samples.classes) or None,
             "scale_inputs": scale_inputs,
             "width": width,
             "seeds": list(range(seeds)),
@@ -82,7 +97,7 @@ def compare(
             results = report.compare(
                 dags,
                 x,
-                one_hot(labels, num_classes),
+                y,
                 width=width,
                 seeds=range(seeds),
                 steps=steps,
@@ -94,7 +109,9 @@ def compare(
         write_json(staging / "compare.json", results, config)
         write_curves(staging / "curves.csv", results)
         networks = f"{seeds} network{'s' if seeds > 1 else ''} of width {width}"
-        title = f"{len(x)} images of {dataset}: bound, exact expectation, and {networks}"
+        title = f"{len(x)} inputs of {samples.name}: bound, exact expectation, and {networks}"
         report.plot_compare(results, staging / "compare.png", title)
-        console().print(compare_table(results))
-    say(f"wrote {out}/compare.json, {out}/curves.csv and {out}/compare.png")
+        show(compare_table(results))
+    files = [out / name for name in ("compare.json", "curves.csv", "compare.png")]
+    say(f"wrote {', '.join(map(str, files[:2]))} and {files[2]}")
+    result({"config": config, "rows": [row.as_row() for row in results], "files": files})

@@ -1,63 +1,85 @@
 """The commands show, kernel and gram."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nngp_dag.cli.options import (
+    COMPUTE,
+    DATA,
+    OUTPUT,
     ActivationOption,
     AggregationOption,
     BStdOption,
     ConvOption,
-    DagArgument,
+    DagOption,
     DataDirOption,
+    DataOption,
     DatasetOption,
     ImageReadoutOption,
+    JsonOption,
     OrderFlag,
     OrderOption,
     OverwriteOption,
     ParameterisationOption,
     Precision,
     PrecisionOption,
+    QuietOption,
+    ReadoutOption,
+    ResumeOption,
     ScaleOption,
-    SubsetOption,
     WidthOption,
     WStdOption,
+    count,
+    exclusive,
     layer_of,
-    load,
+    out_option,
+    output,
     parse_dag,
 )
-from nngp_dag.cli.screen import console, say
+from nngp_dag.cli.screen import result, say, show
+from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
 
+_KERNEL, _GRAM = "nngp-dag-kernel.npz", "nngp-dag-gram"
+_KERNEL_SUBSET, _GRAM_SUBSET = 256, 1024
 
-def show(
-    code: DagArgument,
-    png: Annotated[Path | None, typer.Option(help="Also draw the graph to this file.")] = None,
+
+def show_command(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")
+    ],
+    png: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Also draw the graph to this file.")] = None,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Print a graph, its paths, depth histogram, effective depth and width."""
     from nngp_dag.graph.codes import nasbench201_edges
     from nngp_dag.report import output_file, plot_dag
-    from nngp_dag.report.tables import dag_table
+    from nngp_dag.report.tables import dag_facts, dag_table
 
-    dag = parse_dag(code)
-    # A cell's graph counts pooling as a skip.
-    operations = nasbench201_edges(code.strip()) if code.strip().startswith("|") else []
+    dag, cell = parse_dag(code), code if code.startswith("|") else None
     if png is not None:
+        # A cell's graph counts pooling as a skip.
         with output_file(png, overwrite=overwrite) as path:
-            plot_dag(dag, path, operations=operations)
-    console().print(dag_table(dag, operations))
+            plot_dag(dag, path, operations=nasbench201_edges(cell) if cell else [])
+    show(dag_table(dag, cell))
     if png is not None:
         say(f"wrote {png}")
+    result(dag_facts(dag, cell) | ({} if png is None else {"files": [png]}))
 
 
 def kernel_command(
-    dag: Annotated[str, typer.Option(help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")],
-    dataset: DatasetOption = "digits",
+    dag: DagOption,
+    data: DataOption = None,
+    dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: SubsetOption = 256,
+    subset: Annotated[
+        int | None, count("Take the first N training examples.", DATA, show_default=f"{_KERNEL_SUBSET}")
+    ] = None,
+    scale_inputs: ScaleOption = True,
     activation: ActivationOption = "relu",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     w_std: WStdOption = None,
@@ -67,11 +89,12 @@ def kernel_command(
     image_readout: ImageReadoutOption = "flatten",
     parameterisation: ParameterisationOption = "ntk",
     width: WidthOption = None,
-    readout: Annotated[bool, typer.Option(help="Kernels after the readout, or at the last node.")] = True,
-    scale_inputs: ScaleOption = True,
+    readout: ReadoutOption = True,
     dtype: PrecisionOption = Precision.FLOAT64,
-    out: Annotated[Path, typer.Option(help="Write this .npz, and a picture beside it.")] = Path("nngp-dag-kernel.npz"),
+    out: Annotated[Path | None, out_option("Write this .npz, and a picture beside it.", _KERNEL)] = None,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compute the exact NNGP and NTK of a DAG on a data set."""
     import numpy as np
@@ -80,21 +103,29 @@ def kernel_command(
     from nngp_dag.graph.operations import describe
     from nngp_dag.kernels import kernel
     from nngp_dag.report import output_file, plot_kernel
-    from nngp_dag.report.tables import spectrum_table
+    from nngp_dag.report.tables import spectrum_facts, spectrum_table
     from nngp_dag.theory import spectrum
 
     graph = parse_dag(dag)
-    if out.suffix != ".npz":
+    layer = layer_of(activation, order, w_std, b_std, conv)
+    if out is not None and out.suffix != ".npz":
         raise InputError(f"Expected --out to end in .npz, got {out}")
-    with (
-        output_file(out, overwrite=overwrite) as npz,
-        output_file(out.with_suffix(".png"), overwrite=overwrite) as png,
-    ):
-        x, labels, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
-        layer = layer_of(activation, order, w_std, b_std, conv)
+    load = choose_samples(
+        data,
+        dataset,
+        data_dir,
+        subset,
+        usual=_KERNEL_SUBSET,
+        scale_inputs=scale_inputs,
+        images=conv is not None,
+    )
+    out = output(_KERNEL, out, again=overwrite)
+    picture = out.with_suffix(".png")
+    with output_file(out, overwrite=overwrite) as npz, output_file(picture, overwrite=overwrite) as png:
+        samples = load()
         k = kernel(
             graph,
-            x.astype(dtype.value),
+            samples.x.astype(dtype.value),
             layer=layer,
             aggregation=aggregation,
             image_readout=image_readout,
@@ -102,27 +133,30 @@ def kernel_command(
             width=width,
             readout=readout,
         )
-        console().print(spectrum_table({"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}))
-        np.savez_compressed(
-            npz,
-            nngp=np.asarray(k.nngp),
-            ntk=np.asarray(k.ntk),
-            labels=labels,
-            dag=str(graph),
-            layer=repr(layer),
-            dataset=dataset,
-        )
+        spectra = {"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}
+        show(spectrum_table(spectra))
+        arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
+        arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
+        arrays |= {} if samples.y is None else {"labels": samples.y}
+        np.savez_compressed(npz, **arrays)
+        # Targets of a regression name no classes.
+        classes = samples.y if samples.y is not None and samples.y.dtype.kind in "iub" and samples.y.ndim == 1 else None
         place = "after the readout" if readout else "at the last node"
-        title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(x)} inputs of {dataset}"
-        plot_kernel(k, png, title, labels=labels)
-    say(f"wrote {out} and {out.with_suffix('.png')}")
+        title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(samples.x)} inputs of {samples.name}"
+        plot_kernel(k, png, title, labels=classes)
+    say(f"wrote {out} and {picture}")
+    result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})
 
 
 def gram_command(
-    dag: Annotated[str, typer.Option(help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")],
-    dataset: DatasetOption = "digits",
+    dag: DagOption,
+    data: DataOption = None,
+    dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: SubsetOption = 1024,
+    subset: Annotated[
+        int | None, count("Take the first N training examples.", DATA, show_default=f"{_GRAM_SUBSET}")
+    ] = None,
+    scale_inputs: ScaleOption = True,
     activation: ActivationOption = "relu",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     w_std: WStdOption = None,
@@ -132,30 +166,51 @@ def gram_command(
     image_readout: ImageReadoutOption = "flatten",
     parameterisation: ParameterisationOption = "ntk",
     width: WidthOption = None,
-    scale_inputs: ScaleOption = True,
     dtype: PrecisionOption = Precision.FLOAT32,
-    memory_budget: Annotated[str, typer.Option(help="Memory of the whole process, such as '6 GiB'.")] = "4 GiB",
-    tile: Annotated[int | None, typer.Option(help="Rows of a tile at most; by default what the budget allows.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory for nngp.npy, ntk.npy and gram.json.")] = Path("nngp-dag-gram"),
+    memory_budget: Annotated[
+        str, typer.Option(rich_help_panel=COMPUTE, help="Memory of the whole process, such as '6 GiB'.")
+    ] = "4 GiB",
+    tile: Annotated[int | None, count("Rows of a tile at most; by default what the budget allows.", COMPUTE)] = None,
+    out: Annotated[Path | None, out_option("Folder for nngp.npy, ntk.npy and gram.json.", _GRAM, fresh=False)] = None,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Compute large kernels in tiles on disk, within a memory budget; interrupted, the same command continues."""
-    from nngp_dag.kernels import gram
+    """Compute large kernels in tiles on disk, within a memory budget.
 
+    Interrupted, the same command continues; --resume says that there must be something to go on with.
+    """
+    from nngp_dag.cli.screen import screen
+    from nngp_dag.kernels import gram
+    from nngp_dag.kernels.gram import bytes_of
+
+    exclusive(resume, overwrite)
     graph = parse_dag(dag)
-    x, _, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
+    layer = layer_of(activation, order, w_std, b_std, conv)
+    bytes_of(memory_budget)
+    out = Path(_GRAM) if out is None else out
+    # Where `gram` keeps what is unfinished.
+    if resume and not (out.exists() or (out.parent / f".{out.name}.partial").exists()):
+        raise InputError(f"Expected {out} to hold kernels to go on with, got none; leave out --resume to start them")
+    load = choose_samples(
+        data, dataset, data_dir, subset, usual=_GRAM_SUBSET, scale_inputs=scale_inputs, images=conv is not None
+    )
     k = gram(
         graph,
-        x.astype(dtype.value),
+        load().x.astype(dtype.value),
         memory_budget=memory_budget,
         out=out,
         overwrite=overwrite,
+        progress=not screen.quiet,
         tile=tile,
-        layer=layer_of(activation, order, w_std, b_std, conv),
+        layer=layer,
         aggregation=aggregation,
         image_readout=image_readout,
         parameterisation=parameterisation,
         width=width,
     )
     rows, columns = k.nngp.shape
-    say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {out}/nngp.npy, {out}/ntk.npy and {out}/gram.json")
+    files = [out / name for name in ("nngp.npy", "ntk.npy", "gram.json")]
+    say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {', '.join(map(str, files[:2]))} and {files[2]}")
+    result({"dag": str(graph), "shape": [rows, columns], "dtype": dtype.value, "files": files})

@@ -5,49 +5,92 @@ from typing import Annotated
 
 import typer
 
-from nngp_dag.cli.options import DataDirOption, DatasetOption
-from nngp_dag.cli.screen import progress, say
+from nngp_dag.cli.options import (
+    COMPUTE,
+    DATA,
+    CifarOption,
+    DataDirOption,
+    DataOption,
+    JsonOption,
+    QuietOption,
+    ResumeOption,
+    count,
+    out_option,
+)
+from nngp_dag.cli.screen import progress, result, say, show
+from nngp_dag.cli.source import choose_samples
+from nngp_dag.errors import InputError
+
+_OUT = "nngp-dag-tenas"
 
 
 def tenas(
-    space: Annotated[str, typer.Option(help="nasbench201 or darts.")] = "nasbench201",
-    dataset: DatasetOption = "cifar10",
+    space: Annotated[str, typer.Option(rich_help_panel=COMPUTE, help="nasbench201 or darts.")] = "nasbench201",
+    data: DataOption = None,
+    dataset: CifarOption = None,
     data_dir: DataDirOption = None,
+    batch: Annotated[
+        int | None,
+        count("First images of the training set; by default 32, of DARTS 14, and for exact 64.", DATA),
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="CSV or JSON with arch_str and accuracies.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="Column of the benchmark, if it has several.")
+    ] = None,
     measure: Annotated[
-        list[str], typer.Option(help="ntk, regions, or exact, which needs no network; repeat for several.")
+        list[str],
+        typer.Option(
+            rich_help_panel=COMPUTE, help="ntk, regions, or exact, which needs no network; repeat for several."
+        ),
     ] = ["ntk", "regions"],  # noqa: B006
     shortcut: Annotated[
-        bool, typer.Option(help="Keep operations of moderate effective depth and width without evaluation.")
+        bool,
+        typer.Option(
+            rich_help_panel=COMPUTE, help="Keep operations of moderate effective depth and width without evaluation."
+        ),
     ] = True,
-    repeats: Annotated[int, typer.Option(help="Draws of weights in every round.")] = 3,
+    repeats: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Draws of weights in every round.")] = 3,
     per_round: Annotated[
-        int | None, typer.Option(help="Operations that an edge loses in a round; by default 1, of DARTS 3.")
+        int | None,
+        typer.Option(
+            rich_help_panel=COMPUTE, help="Operations that an edge loses in a round; by default 1, of DARTS 3."
+        ),
     ] = None,
     ranks: Annotated[
-        str, typer.Option(help="all: operations are ranked among those of all edges; edge: of their own.")
+        str,
+        typer.Option(
+            rich_help_panel=COMPUTE, help="all: operations are ranked among those of all edges; edge: of their own."
+        ),
     ] = "all",
-    batch: Annotated[
-        int | None, typer.Option(help="First images of the training set; by default 32, of DARTS 14, and for exact 64.")
-    ] = None,
-    gradients: Annotated[str, typer.Option(help="all, or reference: without shifts and biases.")] = "all",
+    gradients: Annotated[
+        str, typer.Option(rich_help_panel=COMPUTE, help="all, or reference: without shifts and biases.")
+    ] = "all",
     batch_norm: Annotated[
         str,
-        typer.Option(help="held: the batch's statistics are constants; or coupled, as in TE-NAS, which takes longer."),
+        typer.Option(
+            rich_help_panel=COMPUTE,
+            help="held: the batch's statistics are constants; or coupled, as in TE-NAS, which takes longer.",
+        ),
     ] = "held",
-    seed: Annotated[int, typer.Option(help="Of the weights, and of ties.")] = 0,
-    benchmark: Annotated[Path | None, typer.Option(help="CSV or JSON with arch_str and accuracies.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the benchmark, if it has several.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the search; the same command goes on where it was.")] = Path(
-        "nngp-dag-tenas"
-    ),
+    seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Of the weights, and of ties.")] = 0,
+    out: Annotated[
+        Path | None,
+        out_option("Folder for the search; the same command goes on where it was.", _OUT, fresh=False),
+    ] = None,
+    resume: ResumeOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Search a supernet by pruning, without training; whatever stops it, the same command goes on where it was."""
+    """Search a supernet by pruning, without training; whatever stops it, the same command goes on where it was.
+
+    --resume says that there must be a search to go on with.
+    """
     import hashlib
     import math
     from dataclasses import asdict
 
-    from nngp_dag.data import load_dataset, normalise
-    from nngp_dag.errors import InputError
     from nngp_dag.nas import Benchmark, Cell, get_space
     from nngp_dag.nas.pruning import Pruning, prune
     from nngp_dag.nas.tenas import PER_ROUND, batch_sizes, tenas_measures
@@ -66,10 +109,16 @@ def tenas(
     per_round = PER_ROUND[space] if per_round is None else per_round
     pruning = Pruning(repeats, seed, shortcut, per_round, ranks=ranks)
     sizes = batch_sizes(searched, measure, batch)
-    data = load_dataset(dataset, data_dir=data_dir, subset=max(sizes.values(), default=1))
-    images = normalise(data)
+    out = Path(_OUT) if out is None else out
+    if resume and not (out / "config.json").exists():
+        raise InputError(f"Expected {out} to hold a search to go on with, got none; leave out --resume to start one")
+    usual = max(sizes.values(), default=1)
+    samples = choose_samples(data, dataset, data_dir, batch, usual=usual, images=True, default="cifar10")()
+    images = samples.x
     options = {"gradients": gradients, "batch_norm": batch_norm}
-    measures = tenas_measures(searched, images, measure, batch=batch, seed=seed, classes=data.num_classes, **options)
+    measures = tenas_measures(
+        searched, images, measure, batch=batch, seed=seed, classes=len(samples.classes) or 10, **options
+    )
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     config = {"measures": measure, **asdict(pruning), **options, "batch": sizes, "images": images.shape}
     folder = SearchDirectory(out, searched, config | {"sha256": digest})
@@ -88,12 +137,13 @@ def tenas(
         plot_trajectory(state.trajectory, path, title)
     with output_file(out / "cell.png", overwrite=True) as path:
         plot_cell(cell, path)
-    say(str(cell))
+    show(str(cell))
+    accuracy = None
     if known is not None and isinstance(cell, Cell):
         # Of a finished search too, which may have had no table before.
         [accuracy] = known.look_up([cell], column).tolist()
         folder.save(state, accuracy)
-        say("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
+        show("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
     evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
         say(f"{flagged} of {len(evaluated)} operations flagged, to be pruned last; log.csv says why")
@@ -101,3 +151,5 @@ def tenas(
         if silent := [name for name in measure if row.get(name) is None]:
             say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")
+    counts = {name: getattr(state, name) for name in ("evaluated", "skipped", "seconds")}
+    result({"cell": str(cell), "accuracy": accuracy, **counts, "files": [out]})

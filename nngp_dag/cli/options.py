@@ -1,15 +1,25 @@
-"""What commands share: their options, and the graphs, layers and data that these name."""
+"""What commands share: their options, and the graphs, layers and outputs that these name."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nngp_dag.cli.screen import screen
 from nngp_dag.errors import InputError
 
 if TYPE_CHECKING:
+    from typer import CallbackParam as Parameter
+
     from nngp_dag.graph import Dag, Dense
+else:
+    # What typer 0.29 passes is of the base class of what it documents.
+    Parameter = typer.CallbackParam.__base__
+
+# Panels of the help.
+DATA, NETWORK, TRAINING, COMPUTE, OUTPUT = "Data", "Network", "Training", "Compute", "Output"
 
 
 class OrderOption(StrEnum):
@@ -26,34 +36,178 @@ class Precision(StrEnum):
     FLOAT64 = "float64"
 
 
-DagArgument = Annotated[
-    str,
-    typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."),
+def at_least_one(param: Parameter, value: Any) -> Any:
+    """Refuses numbers below 1."""
+    if value is not None and value < 1:
+        raise InputError(f"Expected {param.opts[0]} to be at least 1, got {value}")
+    return value
+
+
+def count(help: str, panel: str, **others: Any) -> Any:  # noqa: A002
+    """Returns an option that takes a number of at least 1."""
+    return typer.Option(help=help, rich_help_panel=panel, callback=at_least_one, **others)
+
+
+def _set_quiet(value: bool) -> bool:
+    screen.quiet |= value
+    return value
+
+
+def _set_json(value: bool) -> bool:
+    screen.json |= value
+    return value
+
+
+# Which data.
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="Your own data, instead of --dataset: an .npz file of x (N, d) or (N, height, width, channels), y and, if "
+        "there are any, x_test and y_test; or a .csv file whose column y, label or target, else the last, is the "
+        "target. Integers and texts are classes, floats are targets of a regression. Inputs are taken as they are, not "
+        "normalised.",
+    ),
 ]
 DatasetOption = Annotated[
-    str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere.")
+    str | None,
+    typer.Option(
+        show_default="digits",
+        rich_help_panel=DATA,
+        help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere; normalised.",
+    ),
 ]
 SplitsOption = Annotated[
-    str, typer.Option(help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config.")
+    str | None,
+    typer.Option(
+        show_default="digits",
+        rich_help_panel=DATA,
+        help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config; normalised.",
+    ),
+]
+CifarOption = Annotated[
+    str | None,
+    typer.Option(
+        show_default="cifar10",
+        rich_help_panel=DATA,
+        help="An image set: digits, mnist, ..., or another of tensorflow-datasets, as name/config; normalised.",
+    ),
 ]
 DataDirOption = Annotated[
-    Path | None, typer.Option(help="Folder of tensorflow-datasets; without it, that library's default.")
+    Path | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Folder of tensorflow-datasets; without it, that library's default. Sets are "
+        "downloaded into it if they are not there.",
+    ),
 ]
-SubsetOption = Annotated[int, typer.Option(help="Take the first N training examples.")]
-ScaleOption = Annotated[bool, typer.Option(help="Scale every input to |x|² = d, or keep its norm.")]
-OrderFlag = Annotated[OrderOption, typer.Option(help="On weighted edges: act(W x), or W act(x).")]
+TrainSubsetOption = Annotated[int | None, count("Train on the first N of the training part.", DATA)]
+EvalSubsetOption = Annotated[
+    int | None, count("Validate and test on at most the first N of these parts; by default on all of them.", DATA)
+]
+ScaleOption = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Scale every input to |x|² = d, or keep its norm. (train does not scale unless asked.)",
+    ),
+]
+
+# Which network.
+DagOption = Annotated[
+    str,
+    typer.Option(rich_help_panel=NETWORK, help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."),
+]
+DagsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=NETWORK, help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."
+    ),
+]
+OrderFlag = Annotated[
+    OrderOption, typer.Option(rich_help_panel=NETWORK, help="On weighted edges: act(W x), or W act(x).")
+]
 ActivationOption = Annotated[
-    str, typer.Option(help="relu, leaky_relu, abs, erf, gelu, tanh, silu, softplus, sin, cos, rbf, ...")
+    str,
+    typer.Option(rich_help_panel=NETWORK, help="relu, erf, gelu, ...; `nngp-dag list activations` shows all."),
 ]
-WStdOption = Annotated[float | None, typer.Option(help="Std of weights times √fan-in; by default √2 (He).")]
-BStdOption = Annotated[float | None, typer.Option(help="Std of biases; by default there are none.")]
-AggregationOption = Annotated[str, typer.Option(help="How nodes add up: sum, scaled-sum (by 1/√in-degree) or mean.")]
-ConvOption = Annotated[int | None, typer.Option(help="Weighted edges are convolutions with filters of this side.")]
-ImageReadoutOption = Annotated[str, typer.Option(help="With --conv, after the last node: flatten or global-average.")]
-ParameterisationOption = Annotated[str, typer.Option(help="ntk, or standard, whose NTK grows with --width.")]
-WidthOption = Annotated[int | None, typer.Option(help="Width of the finite network; for --parameterisation standard.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Precision of the kernels.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
+WStdOption = Annotated[
+    float | None, typer.Option(rich_help_panel=NETWORK, help="Std of weights times √fan-in; by default √2 (He).")
+]
+BStdOption = Annotated[
+    float | None, typer.Option(rich_help_panel=NETWORK, help="Std of biases; by default there are none.")
+]
+Aggregation = Literal["sum", "scaled-sum", "mean"]
+AggregationOption = Annotated[
+    Aggregation, typer.Option(rich_help_panel=NETWORK, help="How nodes add up; scaled-sum by 1/√in-degree.")
+]
+ConvOption = Annotated[
+    int | None,
+    count("Weighted edges and the stem are convolutions with filters of this side, such as 3.", NETWORK),
+]
+ImageReadout = Literal["flatten", "global-average"]
+ImageReadoutOption = Annotated[
+    ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, after the last node.")
+]
+Parameterisation = Literal["ntk", "standard"]
+ParameterisationOption = Annotated[
+    Parameterisation, typer.Option(rich_help_panel=NETWORK, help="The NTK of standard grows with --width.")
+]
+WidthOption = Annotated[int | None, count("Width of the finite network; for --parameterisation standard.", NETWORK)]
+ReadoutOption = Annotated[
+    bool, typer.Option(rich_help_panel=NETWORK, help="Kernels after the readout, or at the last node.")
+]
+
+# How to compute, and where to put it.
+PrecisionOption = Annotated[Precision, typer.Option(rich_help_panel=COMPUTE, help="Precision of the kernels.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with what is in --out, under the same options.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing results.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=_set_json, rich_help_panel=OUTPUT, help="Print the result as JSON, and nothing beside it."
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_set_quiet, rich_help_panel=OUTPUT, help="No progress, no notes; results and errors."
+    ),
+]
+
+
+def out_option(help: str, default: str, *, fresh: bool = True) -> Any:  # noqa: A002
+    """Returns the option --out; `fresh` says that by default nothing that exists is touched."""
+    shown = f"{default}, or {numbered(default, 2)}, ... where that exists" if fresh else default
+    return typer.Option(help=help, show_default=shown, rich_help_panel=OUTPUT)
+
+
+def numbered(name: str, number: int) -> str:
+    """Returns a name of an output with a number: out-2, or out-2.npz."""
+    path = Path(name)
+    return name if number == 1 else f"{path.stem}-{number}{path.suffix}"
+
+
+def output(default: str, given: Path | None, *, again: bool = False) -> Path:
+    """Returns where results go: where they are asked to, else the first free of NAME, NAME-2, NAME-3, ...
+
+    With `again`, for --resume and --overwrite, it is the last of these that is taken.
+    """
+    if given is not None:
+        return given
+    number = 1
+    while Path(numbered(default, number)).exists():
+        number += 1
+    return Path(numbered(default, max(1, number - 1) if again else number))
+
+
+def exclusive(resume: bool, overwrite: bool) -> None:
+    """Refuses --resume together with --overwrite."""
+    if resume and overwrite:
+        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
 
 
 def parse_dag(text: str) -> "Dag":
@@ -65,33 +219,28 @@ def parse_dag(text: str) -> "Dag":
     return Dag.from_nasbench201(text) if text.startswith("|") else Dag.from_code(text)
 
 
-def parse_float(option: str, text: str) -> float:
-    """Returns the number that stands for an option."""
+def parse_rate(option: str, text: str) -> str | float:
+    """Returns the step size that stands for an option: auto, shared, or a number."""
+    if text in ("auto", "shared"):
+        return text
     try:
-        return float(text)
+        rate = float(text)
     except ValueError:
         raise InputError(f"Expected {option} to be auto, shared or a number, got {text!r}") from None
+    if not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"Expected {option} to be finite and above 0, got {rate}")
+    return rate
 
 
 def layer_of(
     activation: str, order: OrderOption, w_std: float | None, b_std: float | None, conv: int | None
 ) -> "Dense":
     """The operation of weighted edges."""
+    from nngp_dag.activations import get_activation
     from nngp_dag.graph.operations import HE_STD, Conv, Dense
 
+    get_activation(activation)
     w_std = HE_STD if w_std is None else w_std
     if conv is None:
         return Dense(activation=activation, order=order.value, w_std=w_std, b_std=b_std)
     return Conv(filter_shape=(conv, conv), activation=activation, order=order.value, w_std=w_std, b_std=b_std)
-
-
-def load(
-    dataset: str, data_dir: Path | None, subset: int, scale_inputs: bool, *, images: bool = False
-) -> tuple[Any, Any, int]:
-    """Inputs, (N, d) or images, their labels and the number of classes."""
-    from nngp_dag.data import load_dataset, normalise, scale_to_sphere
-
-    data = load_dataset(dataset, data_dir=data_dir, subset=subset)
-    x = normalise(data)
-    shape = x.shape if images else (len(x), -1)
-    return (scale_to_sphere(x) if scale_inputs else x).reshape(shape), data.labels, data.num_classes

@@ -1,47 +1,73 @@
 """The command sweep."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from nngp_dag.cli.options import (
+    COMPUTE,
+    DATA,
+    NETWORK,
+    OUTPUT,
     ActivationOption,
     AggregationOption,
     BStdOption,
     ConvOption,
     DataDirOption,
+    DataOption,
     DatasetOption,
     ImageReadoutOption,
+    JsonOption,
     OrderFlag,
     OrderOption,
     OverwriteOption,
     ParameterisationOption,
     Precision,
     PrecisionOption,
+    QuietOption,
+    ReadoutOption,
+    ResumeOption,
     ScaleOption,
-    SubsetOption,
     WidthOption,
     WStdOption,
+    count,
+    exclusive,
     layer_of,
-    load,
+    out_option,
+    output,
 )
-from nngp_dag.cli.screen import console, progress, say
+from nngp_dag.cli.screen import progress, result, say, show
+from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
 
-_SPACES = ("nasbench201",)
+_OUT = "nngp-dag-sweep"
+_SUBSET = 128
 
 
 def sweep(
-    dag: Annotated[list[str] | None, typer.Option(help="A code or a NAS-Bench-201 cell; repeat for several.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="All codes with so many blocks, 1 to 4: 3 for the 729.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="A text file with a code or cell on every line; # begins a comment.")
+    dag: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=NETWORK, help="A code or a NAS-Bench-201 cell; repeat for several."),
     ] = None,
-    space: Annotated[str | None, typer.Option(help="nasbench201: all 15,625 cells.")] = None,
-    dataset: DatasetOption = "digits",
+    nodes: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=NETWORK, help="All codes with so many blocks, 1 to 4: 3 for the 729."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=NETWORK, help="A text file with a code or cell on every line; # begins a comment."
+        ),
+    ] = None,
+    space: Annotated[
+        Literal["nasbench201"] | None, typer.Option(rich_help_panel=NETWORK, help="All 15,625 cells of the space.")
+    ] = None,
+    data: DataOption = None,
+    dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: SubsetOption = 128,
+    subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
+    scale_inputs: ScaleOption = True,
     activation: ActivationOption = "relu",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     w_std: WStdOption = None,
@@ -51,31 +77,42 @@ def sweep(
     image_readout: ImageReadoutOption = "flatten",
     parameterisation: ParameterisationOption = "ntk",
     width: WidthOption = None,
-    readout: Annotated[bool, typer.Option(help="Kernels after the readout, or at the last node.")] = True,
-    scale_inputs: ScaleOption = True,
-    bounds: Annotated[bool, typer.Option("--bounds", help="Add bounds on λmin that always hold.")] = False,
+    readout: ReadoutOption = True,
+    bounds: Annotated[
+        bool, typer.Option("--bounds", rich_help_panel=COMPUTE, help="Add bounds on λmin that always hold.")
+    ] = False,
     dtype: PrecisionOption = Precision.FLOAT64,
-    memory_budget: Annotated[str, typer.Option(help="Memory of the kernels at once, such as '6 GiB'.")] = "4 GiB",
-    plot: Annotated[bool, typer.Option("--plot", help="Draw λmin over depth and paths.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("nngp-dag-sweep"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out.")] = False,
+    memory_budget: Annotated[
+        str, typer.Option(rich_help_panel=COMPUTE, help="Memory of the kernels at once, such as '6 GiB'.")
+    ] = "4 GiB",
+    plot: Annotated[
+        bool, typer.Option("--plot", rich_help_panel=OUTPUT, help="Draw λmin over depth and paths.")
+    ] = False,
+    out: Annotated[Path | None, out_option("Folder for the table.", _OUT)] = None,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Rank many DAGs by the spectra of their exact kernels, without training."""
     from nngp_dag.report import output_file
     from nngp_dag.report.ranking import rank_correlations
     from nngp_dag.report.sweep import sweep as sweep_dags
     from nngp_dag.report.sweep_plots import plot_sweep
-    from nngp_dag.report.tables import correlation_table, sweep_summary, sweep_table
+    from nngp_dag.report.tables import bounds_table, correlation_table, sweep_summary, sweep_table
 
-    if resume and overwrite:
-        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
+    exclusive(resume, overwrite)
     dags, what = _listed(dag, nodes, file, space)
-    x, _, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
+    layer = layer_of(activation, order, w_std, b_std, conv)
+    load = choose_samples(
+        data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs, images=conv is not None
+    )
+    out = output(_OUT, out, again=resume or overwrite)
+    samples = load()
     with progress() as on_progress:
         table = sweep_dags(
             dags,
-            x,
+            samples.x,
             readout=readout,
             bounds=bounds,
             dtype=dtype.value,
@@ -84,7 +121,7 @@ def sweep(
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            layer=layer_of(activation, order, w_std, b_std, conv),
+            layer=layer,
             aggregation=aggregation,
             image_readout=image_readout,
             parameterisation=parameterisation,
@@ -96,17 +133,23 @@ def sweep(
         ("nngp_lambda_min", "ntk_lambda_min"),
         ("num_paths", "effective_depth", "effective_width", "nngp_trace"),
     )
-    console().print(sweep_table(table))
-    console().print(correlation_table(found))
+    show(sweep_table(table), *([bounds_table(table)] if bounds else []), correlation_table(found))
     say(sweep_summary(table))
     with output_file(out / "correlations.csv", overwrite=True) as path:
         found.to_csv(path, index=False)
     files = ["sweep.csv", "sweep.parquet", "classes.csv", "correlations.csv", "config.json"]
     if plot:
         with output_file(out / "sweep.png", overwrite=True) as path:
-            plot_sweep(table, path, f"{what} on {len(x):,} inputs of {dataset}")
+            plot_sweep(table, path, f"{what} on {len(samples.x):,} inputs of {samples.name}")
         files.append("sweep.png")
     say(f"wrote {', '.join(files)} to {out}")
+    result(
+        {
+            "rows": table.to_dict("records"),
+            "correlations": found.to_dict("records"),
+            "files": [out / name for name in files],
+        }
+    )
 
 
 def _listed(dag: list[str] | None, nodes: int | None, file: Path | None, space: str | None) -> tuple[list[str], str]:
@@ -129,8 +172,6 @@ def _listed(dag: list[str] | None, nodes: int | None, file: Path | None, space: 
             raise InputError(f"Expected a code on every line of {file}, got none")
         found = [zoo.FIGURE3.get(name.upper(), name) for name in found]
     elif space is not None:
-        if space not in _SPACES:
-            raise InputError(f"Expected --space to be one of {', '.join(_SPACES)}, got {space!r}")
         found, what = list(zoo.nasbench201()), "NAS-Bench-201"
     else:
         found = [zoo.FIGURE3.get(name.upper(), name) for name in dag or ()]

@@ -1,21 +1,39 @@
 """The command train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nngp_dag.cli.options import (
+    DATA,
+    NETWORK,
+    OUTPUT,
+    TRAINING,
     ActivationOption,
     AggregationOption,
+    ConvOption,
+    DagsOption,
     DataDirOption,
+    DataOption,
+    EvalSubsetOption,
+    ImageReadout,
+    JsonOption,
     OrderFlag,
     OrderOption,
     OverwriteOption,
+    Parameterisation,
+    QuietOption,
     SplitsOption,
+    TrainSubsetOption,
+    count,
+    exclusive,
+    out_option,
+    output,
     parse_dag,
 )
-from nngp_dag.cli.screen import console, progress, say
+from nngp_dag.cli.screen import progress, result, say, show
+from nngp_dag.cli.source import choose_splits
 from nngp_dag.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,75 +43,126 @@ else:
     Context = typer.Context.__base__
 
 _MOST_TABLES = 4
+_OUT = "nngp-dag-train"
 # What says how to run, not what is run.
-_CONTROLS = ("resume", "evaluate", "out", "overwrite")
+_CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
 
 
 def train(
     context: Context,
-    dag: Annotated[
-        list[str] | None,
-        typer.Option(help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."),
-    ] = None,
-    dataset: SplitsOption = "digits",
+    dag: DagsOption = None,
+    data: DataOption = None,
+    dataset: SplitsOption = None,
     data_dir: DataDirOption = None,
-    subset: Annotated[int | None, typer.Option(help="Train on the first N of the training part.")] = None,
-    width: Annotated[int, typer.Option(help="Units, or channels, of every node.")] = 1024,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 128,
-    learning_rate: Annotated[
-        float, typer.Option("--lr", "--learning-rate", help="Step size on the mean loss of a batch.")
-    ] = 1e-3,
-    momentum: Annotated[float, typer.Option(help="Factor of the momentum, from 0 to below 1.")] = 0.0,
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = False,
-    weight_decay: Annotated[float, typer.Option(help="Times every parameter, added to its gradient.")] = 0.0,
-    epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
-    warmup: Annotated[int, typer.Option(help="Epochs over which the learning rate grows linearly.")] = 0,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant, multistep or cosine.")] = "constant",
-    milestone: Annotated[
-        list[int] | None, typer.Option(help="Epoch at which multistep divides by 10; repeat. Default: 1/2 and 3/4.")
-    ] = None,
-    loss: Annotated[str, typer.Option(help="cross-entropy or squared.")] = "cross-entropy",
-    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="Batch normalisation after weights.")] = False,
-    parameterisation: Annotated[str, typer.Option(help="standard or ntk.")] = "standard",
+    subset: TrainSubsetOption = None,
+    eval_subset: EvalSubsetOption = None,
+    scale_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--scale-inputs",
+            rich_help_panel=DATA,
+            help="Scale every input to |x|² = d. (Commands that compute kernels do so unless told otherwise.)",
+        ),
+    ] = False,
+    width: Annotated[int, typer.Option(rich_help_panel=NETWORK, help="Units, or channels, of every node.")] = 1024,
     activation: ActivationOption = "relu",
     order: OrderFlag = OrderOption.LINEAR_ACT,
     aggregation: AggregationOption = "sum",
-    conv: Annotated[bool, typer.Option("--conv", help="Weighted edges and the stem are 3x3 convolutions.")] = False,
+    conv: ConvOption = None,
     image_readout: Annotated[
-        str, typer.Option(help="With --conv, before the readout: global-average or flatten.")
+        ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, before the readout.")
     ] = "global-average",
-    scale_inputs: Annotated[bool, typer.Option("--scale-inputs", help="Scale every input to |x|² = d.")] = False,
-    seeds: Annotated[int, typer.Option(help="Networks of each DAG, with seeds 0, 1, 2, ..., as one program.")] = 1,
-    checkpoint_every: Annotated[int, typer.Option(help="Epochs between checkpoints.")] = 1,
+    parameterisation: Annotated[
+        Parameterisation, typer.Option(rich_help_panel=NETWORK, help="How weights and their step sizes scale.")
+    ] = "standard",
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm", rich_help_panel=NETWORK, help="Batch normalisation after weights.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Examples a step.")] = 128,
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            "--lr",
+            "--learning-rate",
+            rich_help_panel=TRAINING,
+            help="Step size on the mean loss of a batch; that of compare is on the loss summed over examples.",
+        ),
+    ] = 1e-3,
+    momentum: Annotated[
+        float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, from 0 to below 1.")
+    ] = 0.0,
+    nesterov: Annotated[
+        bool, typer.Option("--nesterov", rich_help_panel=TRAINING, help="Nesterov's momentum.")
+    ] = False,
+    weight_decay: Annotated[
+        float, typer.Option(rich_help_panel=TRAINING, help="Times every parameter, added to its gradient.")
+    ] = 0.0,
+    epochs: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Passes over the training part.")] = 20,
+    warmup: Annotated[
+        int, typer.Option(rich_help_panel=TRAINING, help="Epochs over which the learning rate grows linearly.")
+    ] = 0,
+    schedule: Annotated[
+        Literal["constant", "multistep", "cosine"], typer.Option(rich_help_panel=TRAINING, help="Of the learning rate.")
+    ] = "constant",
+    milestone: Annotated[
+        list[int] | None,
+        typer.Option(
+            rich_help_panel=TRAINING, help="Epoch at which multistep divides by 10; repeat. Default: 1/2 and 3/4."
+        ),
+    ] = None,
+    loss: Annotated[
+        Literal["cross-entropy", "squared"], typer.Option(rich_help_panel=TRAINING, help="Of one example.")
+    ] = "cross-entropy",
+    seeds: Annotated[int, count("Networks of each DAG, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
+    checkpoint_every: Annotated[int, count("Epochs between checkpoints.", OUTPUT)] = 1,
+    out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; its options are taken from there.")
+        bool,
+        typer.Option(
+            "--resume",
+            rich_help_panel=OUTPUT,
+            help="Go on with the run in --out; its options are taken from there, but for those given now.",
+        ),
     ] = False,
     evaluate: Annotated[
-        Path | None, typer.Option(help="Train nothing; evaluate OUT/checkpoints/NAME/best or last on the run's data.")
+        Path | None,
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="Train nothing; evaluate OUT/checkpoints/NAME/best or last on the run's data.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("nngp-dag-train"),
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train networks on images, with curves, checkpoints and TensorBoard events; resumable at any moment."""
     from nngp_dag import training
-    from nngp_dag.data import load_splits
+    from nngp_dag.activations import get_activation
     from nngp_dag.graph import zoo
     from nngp_dag.training.rundir import check_free
-    from nngp_dag.training.tables import evaluation_table, model_table, training_table
+    from nngp_dag.training.tables import (
+        evaluation_rows,
+        evaluation_table,
+        model_table,
+        training_rows,
+        training_table,
+    )
 
     if evaluate is not None:
-        if others := [
-            name for name in context.params if name not in ("evaluate", "data_dir") and _given(context, name)
-        ]:
+        beside = ("evaluate", "data_dir", "json", "quiet")
+        if others := [name for name in context.params if name not in beside and _given(context, name)]:
             raise InputError(f"Expected only --data-dir beside --evaluate, got {', '.join(others)}; leave them out")
-        console().print(evaluation_table(training.evaluate(evaluate, data_dir=data_dir)))
+        found = training.evaluate(evaluate, data_dir=data_dir)
+        show(evaluation_table(found))
+        result(evaluation_rows(found))
         return
-    if resume and overwrite:
-        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
+    exclusive(resume, overwrite)
+    out = output(_OUT, out, again=resume or overwrite)
     options = {name: value for name, value in context.params.items() if name not in _CONTROLS}
     if resume:
         options = _resumed(context, out, options)
-    stored = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    # Absolute, so that the run resumes from anywhere.
+    stored = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
     if _given(context, "image_readout") and not options["conv"]:
         raise InputError("Expected --image-readout beside --conv, got it alone; leave it out or add --conv")
     names = options.pop("dag") or list(zoo.FIGURE3)
@@ -101,33 +170,35 @@ def train(
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {name: parse_dag(name) for name in names}
     networks = options.pop("seeds")
-    if networks < 1:
-        raise InputError(f"Expected --seeds to be at least 1, got {networks}")
-    source = {name: options.pop(name) for name in ("dataset", "subset", "scale_inputs", "data_dir")}
+    keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir")
+    source = {name: options.pop(name) for name in keys}
     milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
     recipe = training.Recipe(
         **options
         | {
             "milestones": tuple(milestones) if milestones else None,
             "order": OrderOption(options["order"]).value,
-            "conv": 3 if options["conv"] else None,
         }
     )
-    check_free(out, resume=resume, overwrite=overwrite)
-    data = load_splits(
+    get_activation(recipe.activation)
+    load = choose_splits(
+        None if source["data"] is None else Path(source["data"]),
         source["dataset"],
+        source["data_dir"],
         subset=source["subset"],
-        data_dir=source["data_dir"],
+        eval_subset=source["eval_subset"],
         scale_inputs=source["scale_inputs"],
     )
-    say(data.statement)
+    check_free(out, resume=resume, overwrite=overwrite)
+    splits = load()
+    say(splits.statement)
     # Of a whole space of graphs, config.json holds the numbers.
     for name, graph in list(dags.items())[:_MOST_TABLES]:
-        console().print(model_table(name, recipe.summary(graph, data.train.x.shape[1:], data.num_classes)))
+        show(model_table(name, recipe.summary(graph, splits.train.x.shape[1:], splits.num_classes)))
     with progress() as on_progress:
         runs = training.train(
             dags,
-            data,
+            splits,
             recipe,
             seeds=networks,
             out=out,
@@ -137,8 +208,10 @@ def train(
             config={"options": stored},
             on_progress=on_progress,
         )
-    console().print(training_table(runs))
-    say(f"wrote {out}/curves.csv, {out}/curves.png, {out}/config.json, {out}/tensorboard and {out}/checkpoints")
+    show(training_table(runs))
+    files = [out / name for name in ("curves.csv", "curves.png", "config.json", "tensorboard", "checkpoints")]
+    say(f"wrote {', '.join(map(str, files[:-1]))} and {files[-1]}")
+    result({"data": splits.statement, "rows": training_rows(runs), "files": files})
 
 
 def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:

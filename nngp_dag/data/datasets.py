@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from nngp_dag.errors import DataError
+from nngp_dag.errors import DataError, did_you_mean
 
 _SPLITS: Final = {
     "digits": ("train", "test", "all"),
@@ -29,7 +29,9 @@ _SPLITS: Final = {
 }
 
 DATASETS: Final = tuple(_SPLITS)
-"""The names with splits and constants of their own; `digits` and `sphere` need no files and no internet."""
+"""The names with splits and constants of their own."""
+BUILT_IN: Final = ("digits", "sphere")
+"""Those that need neither files nor the internet."""
 
 _DIGITS_TRAIN = 1500
 _SPHERE_CLASSES = 10
@@ -147,6 +149,7 @@ def load_dataset(
         return _load_digits(split, subset)
     if name == "sphere":
         return _sample_sphere(split, _SPHERE_DEFAULT_SIZE if subset is None else subset, seed, dimension)
+    check_name(name, data_dir)
     with _quiet_tensorflow():
         return _load_tfds(name, split, subset, data_dir)
 
@@ -163,8 +166,47 @@ def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...
     """
     if name in DATASETS:
         return _SPLITS[name]
+    check_name(name, data_dir)
     with _quiet_tensorflow():
         return tuple(_tfds_builder(name, data_dir).info.splits)
+
+
+def check_name(name: str, data_dir: str | Path | None = None) -> None:
+    """Refuses a data set that nobody has, without the seconds that importing TensorFlow takes.
+
+    Raises:
+        DataError: if the name is unknown, or `data_dir` is no folder.
+
+    Example:
+        >>> check_name("digits")
+    """
+    if name in BUILT_IN:
+        return
+    root = _root(name, data_dir)
+    known = DATASETS
+    # One that somebody else made and put there; those of a community have a colon, and are looked up online.
+    if name in known or ":" in name or (root is not None and (root / name.split("/")[0]).is_dir()):
+        return
+    with _hold_back_stderr():
+        import tensorflow_datasets as tfds
+
+    known = (*DATASETS, *tfds.list_builders(with_community_datasets=False))
+    if name.split("/")[0] not in known:
+        raise DataError(
+            f"Expected `name` to be one of {', '.join(DATASETS)} or a set of tensorflow-datasets, got {name[:60]!r}"
+            + (did_you_mean(name, known) or "; choose one of these, or put arrays of your own into `Dataset`")
+        )
+
+
+def _root(name: str, data_dir: str | Path | None) -> Path | None:
+    """Returns the folder of tensorflow-datasets, which must be there."""
+    root = None if data_dir is None else Path(data_dir).expanduser().absolute()
+    if root is not None and not root.is_dir():
+        raise DataError(
+            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {root}; create it "
+            f"first, or pass the folder (--data-dir) that holds {name}"
+        )
+    return root
 
 
 def _check_split(name: str, split: str, known: Iterable[str]) -> None:
@@ -285,12 +327,7 @@ def _readable(name: str, folder: Path) -> Iterator[None]:
 
 def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
     """Returns the builder of a set that is on disk, if need be after a download."""
-    root = None if data_dir is None else Path(data_dir).expanduser().absolute()
-    if root is not None and not root.is_dir():
-        raise DataError(
-            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {root}; create it "
-            f"first, or pass the folder (--data-dir) that holds {name}"
-        )
+    root = _root(name, data_dir)
     tfds = _import_tfds()
     with _readable(name, (root or Path("the default data_dir")) / name):
         try:

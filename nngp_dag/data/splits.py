@@ -105,6 +105,7 @@ def load_splits(
     name: str,
     *,
     subset: int | None = None,
+    eval_subset: int | None = None,
     data_dir: str | Path | None = None,
     scale_inputs: bool = False,
 ) -> Splits:
@@ -120,6 +121,7 @@ def load_splits(
     Args:
       name: One of `DATASETS`, or another image set of tensorflow-datasets, as in `load_dataset`.
       subset: Train on the first so many of the training part; validation and test stay whole. None takes all.
+      eval_subset: Validate and test on at most the first so many of these parts; None takes all.
       data_dir: As in `load_dataset`.
       scale_inputs: Scale every input to |x|^2 = its number of features, as kernels like it; the authors do not.
 
@@ -137,8 +139,9 @@ def load_splits(
 
     Reference: the constants and splits are those of the published MLP trainer of Chen et al., NeurIPS 2022.
     """
-    if subset is not None and subset < 1:
-        raise DataError(f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example")
+    for argument, value in (("subset", subset), ("eval_subset", eval_subset)):
+        if value is not None and value < 1:
+            raise DataError(f"Expected `{argument}` to be at least 1, got {value}; leave it out to take every example")
     # Points of the sphere are drawn, as many as it takes to leave `subset` for training.
     drawn = -(-subset * 10 // 9) if name == "sphere" and subset is not None else None
     whole = load_dataset(name, data_dir=data_dir, subset=drawn)
@@ -160,19 +163,26 @@ def load_splits(
                 f"{subset}; ask for fewer, or leave it out to take every example"
             )
         chosen = chosen[:subset]
-    x, x_test = _inputs(whole, scale_inputs, constants), _inputs(test, scale_inputs, constants)
+    validation = validation[:eval_subset]
+    x, x_test = _inputs(whole, scale_inputs, constants), _inputs(test, scale_inputs, constants)[:eval_subset]
     scaling = "not normalised" if constants is None else f"normalised by mean {constants[0]} and std {constants[1]}"
     scaling += ", then scaled to |x|² = d" if scale_inputs else ""
     return Splits(
         name,
         Part(x[chosen], whole.labels[chosen]),
         Part(x[validation], whole.labels[validation]),
-        Part(x_test, test.labels),
+        Part(x_test, test.labels[:eval_subset]),
         whole.num_classes,
-        f"{name}: {len(chosen):,} images for training{', a subset' if subset else ''}, {held_out:,} for validation "
-        f"({how}), {len(x_test):,} for testing{'' if tested == 'test' else f' (its {tested} split)'}; {scaling}",
-        {"name": name, "subset": subset, "scale_inputs": scale_inputs},
+        f"{name}: {len(chosen):,} images for training{', a subset' if subset else ''}, {len(validation):,} for "
+        f"validation ({how}), {len(x_test):,} for testing{'' if tested == 'test' else f' (its {tested} split)'}; "
+        + scaling,
+        with_eval_subset({"name": name, "subset": subset, "scale_inputs": scale_inputs}, eval_subset),
     )
+
+
+def with_eval_subset(source: dict[str, Any], eval_subset: int | None) -> dict[str, Any]:
+    """Returns what names data with the number of examples to evaluate on, which runs without one do not state."""
+    return source if eval_subset is None else source | {"eval_subset": eval_subset}
 
 
 def _inputs(data: Dataset, scale_inputs: bool, constants: Constants | None) -> np.ndarray:

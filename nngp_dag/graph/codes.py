@@ -9,7 +9,7 @@ import itertools
 import operator
 from collections.abc import Sequence
 
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, did_you_mean
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
 
@@ -138,7 +138,7 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
             if name not in NASBENCH201_OPS:
                 raise GraphError(
                     f"Expected the operation on edge {source}->{target} of `cell` to be one of "
-                    f"{', '.join(NASBENCH201_OPS)}, got {shorten(name)!r}"
+                    f"{', '.join(NASBENCH201_OPS)}, got {shorten(name)!r}{did_you_mean(name, NASBENCH201_OPS)}"
                 )
         blocks.append(names)
     return blocks
@@ -176,7 +176,10 @@ def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]
     for index, (name, source) in enumerate(pairs):
         target = index // 2 + 2
         if name not in DARTS_OPS:
-            raise GraphError(f"Expected operations of `cell` out of {', '.join(DARTS_OPS)}, got {name!r}")
+            raise GraphError(
+                f"Expected operations of `cell` out of {', '.join(DARTS_OPS)}, got {shorten(name)!r}"
+                f"{did_you_mean(name, DARTS_OPS)}"
+            )
         if not 0 <= source < target:
             raise GraphError(f"Expected inputs of node {target} of `cell` out of 0..{target - 1}, got {source}")
         op = DARTS_OPS[name]

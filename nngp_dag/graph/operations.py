@@ -11,7 +11,7 @@ import math
 import numbers
 from typing import Any
 
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, did_you_mean
 
 ORDERS = ("linear-act", "act-linear")
 PADDINGS = ("SAME", "VALID")
@@ -46,7 +46,7 @@ class Op(enum.IntEnum):
                 return op
         raise GraphError(
             f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` "
-            f"or `Conv`, got {value!r}; leave absent edges out"
+            f"or `Conv`, got {value!r}{did_you_mean(value, ('skip', 'weighted')) or '; leave absent edges out'}"
         )
 
 
@@ -187,7 +187,9 @@ def describe(op: Operation) -> str:
 def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises an `InputError` unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}")
+        raise InputError(
+            f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}{did_you_mean(value, known)}"
+        )
 
 
 def check_number(name: str, value: object) -> None:

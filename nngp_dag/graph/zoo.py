@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, did_you_mean
 from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
@@ -25,7 +25,9 @@ def named(name: str) -> Dag:
       '2_21_112'
     """
     if str(name).upper() not in FIGURE3:
-        raise GraphError(f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}")
+        raise GraphError(
+            f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}{did_you_mean(name, FIGURE3)}"
+        )
     return Dag.from_code(FIGURE3[name.upper()])
 
 

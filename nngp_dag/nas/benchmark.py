@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nngp_dag.errors import DataError, GraphError
+from nngp_dag.errors import DataError, GraphError, did_you_mean
 from nngp_dag.graph.codes import shorten
 from nngp_dag.nas.cells import Cell
 
@@ -149,7 +149,10 @@ class Benchmark:
         if name is None and len(self.accuracies) == 1:
             return next(iter(self.accuracies.values()))
         if name is None or name not in self.accuracies:
-            raise DataError(f"Expected `column` to be one of {', '.join(self.accuracies)}, got {name!r}")
+            raise DataError(
+                f"Expected `column` to be one of {', '.join(self.accuracies)}, got {name!r}"
+                f"{did_you_mean(name, self.accuracies)}"
+            )
         return self.accuracies[name]
 
     def accuracy(self, cell: Cell | str | int, column: str | None = None) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, did_you_mean
 from nngp_dag.graph import Dag
 
 
@@ -57,5 +57,7 @@ def get_filter(name: str) -> Filter:
       InputError: There is none of that name.
     """
     if name not in FILTERS:
-        raise InputError(f"Expected `filter` to be one of {', '.join(FILTERS)}, got {name!r}")
+        raise InputError(
+            f"Expected `filter` to be one of {', '.join(FILTERS)}, got {name!r}{did_you_mean(name, FILTERS)}"
+        )
     return FILTERS[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, did_you_mean
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.setting import Setting
 
@@ -49,14 +49,14 @@ SCORES: Mapping[str, Score] = MappingProxyType(_registered)
 
 @dataclass(frozen=True)
 class Scored:
-    """A cell and its scores.
+    """A cell and all of its scores.
 
     Attributes:
       cell: The cell.
       values: {score: number}; NaN where it failed.
       reasons: {score: why it failed, and for which cell}.
-      seconds: Time that took, without compilation; of work for several cells at once an equal share. Exact kernels are
-        one such work for all cells of a call, so that the more cells, the smaller the share.
+      seconds: Time that all of it took, without compilation; of work for several cells at once an equal share. Exact
+        kernels are one such work for all cells of a call, so that the more cells, the smaller the share.
     """
 
     cell: Cell
@@ -99,7 +99,9 @@ def get_score(name: str) -> Score:
       InputError: There is none of that name.
     """
     if name not in _registered:
-        raise InputError(f"Expected a score out of {', '.join(_registered)}, got {name!r}")
+        raise InputError(
+            f"Expected a score out of {', '.join(_registered)}, got {name!r}{did_you_mean(name, _registered)}"
+        )
     return _registered[name]
 
 
@@ -119,7 +121,7 @@ def measures_of(names: Sequence[str]) -> dict[Measure, list[Score]]:
 
 
 def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) -> Iterator[Scored]:
-    """Scores cells, one measure after the other and cell after cell.
+    """Scores cells, one after the other, each by all measures that its scores need.
 
     Args:
       cells: Any cells.
@@ -127,7 +129,8 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
       setting: Data, and sizes of the networks.
 
     Yields:
-      A `Scored` for every cell and measure, with that measure's scores, as soon as it is known.
+      A `Scored` for every cell, in order, as soon as all of its scores are known. Exact kernels are computed for all
+      cells before the first is.
 
     Raises:
       InputError: A score is unknown, or lacks what it needs of the setting.
@@ -139,22 +142,31 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
       >>> dict(scored.values)
       {'parameters': 73306.0, 'effective_depth': 0.0}
     """
-    for measure, wanted in measures_of(scores).items():
-        cost, at_once = wanted[0].cost, setting.at_once
-        # Compiled before anything is timed, since that is done once for all cells.
-        if cost == "kernel":
-            # Programs of kernels depend on all cells; nothing that is computed now is known to what is timed.
-            list(_measured(measure, [Cell(cell.operations) for cell in cells], wanted, replace(setting)))
-        elif cost != "wiring":
-            list(_measured(measure, cells[:1], wanted, setting))
-        if cost in ("wiring", "kernel"):
-            at_once = max(len(cells), 1)
-        running = _measured(measure, cells, wanted, setting)
+    running = [_timed(measure, cells, wanted, setting) for measure, wanted in measures_of(scores).items()]
+    for cell, *parts in zip(cells, *running, strict=True):
+        values = {name: value for part in parts for name, value in part.values.items()}
+        reasons = {name: reason for part in parts for name, reason in part.reasons.items()}
+        # As they were asked for, not by measure.
+        yield Scored(cell, {name: values[name] for name in scores}, reasons, sum(part.seconds for part in parts))
+
+
+def _timed(measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting) -> Iterator[Scored]:
+    """Yields what one measure says of every cell; only its own work counts as its time."""
+    cost, at_once = wanted[0].cost, setting.at_once
+    # Compiled before anything is timed, since that is done once for all cells.
+    if cost == "kernel":
+        # Programs of kernels depend on all cells; nothing that is computed now is known to what is timed.
+        list(_measured(measure, [Cell(cell.operations) for cell in cells], wanted, replace(setting)))
+    elif cost != "wiring":
+        list(_measured(measure, cells[:1], wanted, setting))
+    if cost in ("wiring", "kernel"):
+        at_once = max(len(cells), 1)
+    running = _measured(measure, cells, wanted, setting)
+    before = time.perf_counter()
+    while block := list(itertools.islice(running, at_once)):
+        each = (time.perf_counter() - before) / len(block)
+        yield from (_scored(cell, wanted, found, each) for cell, found in block)
         before = time.perf_counter()
-        while block := list(itertools.islice(running, at_once)):
-            each = (time.perf_counter() - before) / len(block)
-            yield from (_scored(cell, wanted, found, each) for cell, found in block)
-            before = time.perf_counter()
 
 
 def _measured(

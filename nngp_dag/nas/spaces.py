@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, did_you_mean
 from nngp_dag.graph.codes import DARTS_OPS, NASBENCH201_OPS
 from nngp_dag.graph.operations import Op
 from nngp_dag.nas import darts
@@ -206,5 +206,5 @@ def get_space(name: str) -> SearchSpace:
       InputError: There is none of that name.
     """
     if name not in SPACES:
-        raise InputError(f"Expected `space` to be one of {', '.join(SPACES)}, got {name!r}")
+        raise InputError(f"Expected `space` to be one of {', '.join(SPACES)}, got {name!r}{did_you_mean(name, SPACES)}")
     return SPACES[name]

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag
+from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
 from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
-from nngp_dag.report.dag_plots import Operations, edge_names
 from nngp_dag.theory import Spectrum
 
 if TYPE_CHECKING:
@@ -72,7 +74,23 @@ def _table(title: str, *numbers: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("DAG", overflow="fold")
     for heading in numbers:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def number_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Returns an empty table with little between its columns; where it is narrow, names are broken and numbers never.
+
+    Args:
+      title: Its title.
+      names: Headings of columns of names.
+      numbers: Headings of columns of numbers.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in names:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
@@ -88,14 +106,55 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
     return table
 
 
-def dag_table(dag: Dag, operations: Operations = ()) -> RenderableType:
+def spectrum_facts(spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, Any]]:
+    """Returns what `spectrum_table` shows, as numbers; an eigenvalue that is not resolved is None."""
+    return {
+        name: {
+            "lambda_min": s.lambda_min if s.resolved else None,
+            "lambda_max": s.lambda_max,
+            "condition_number": s.condition_number if s.resolved else None,
+            "floor": s.floor,
+        }
+        for name, s in spectra.items()
+    }
+
+
+def dag_facts(dag: Dag, cell: str | None = None) -> dict[str, Any]:
+    """Returns what `dag_table` shows, as numbers; counts that no double holds are texts."""
+    operations = _operations(dag, cell)
+
+    def exact(number: int) -> int | str:
+        return number if number < 2**53 else format_count(number)
+
+    return {
+        "dag": str(dag),
+        "nodes": dag.num_nodes,
+        "inputs": dag.num_inputs,
+        "outputs": list(dag.outputs),
+        "edges": [[edge.source, edge.target, operation] for edge, operation in zip(dag.edges, operations, strict=True)],
+        "num_paths": exact(dag.num_paths),
+        "effective_depth": dag.effective_depth,
+        "effective_width": dag.effective_width,
+        "depth_histogram": {depth: exact(paths) for depth, paths in dag.depth_histogram.items()},
+    }
+
+
+def _operations(dag: Dag, cell: str | None) -> list[str]:
+    """Returns what the edges of a graph are called, those of a NAS-Bench-201 cell as in the cell."""
+    if cell is None:
+        return [describe(edge.op) for edge in dag.edges]
+    blocks = nasbench201_operations(cell)
+    return [blocks[edge.target - 1][edge.source] for edge in dag.edges]
+
+
+def dag_table(dag: Dag, cell: str | None = None) -> RenderableType:
     """Returns a graph's edges, path statistics and depth histogram.
 
     Args:
       dag: The graph.
-      operations: The names of a cell's operations, (source, target, name), which its graph does not know.
+      cell: The NAS-Bench-201 cell that it was made of, whose operations are shown.
     """
-    names = [name or describe(e.op) for e, name in zip(dag.edges, edge_names(dag, operations), strict=True)]
+    operations = _operations(dag, cell)
     facts = Table(title=f"{dag!r}", show_header=False)
     inputs = "input 0" if dag.num_inputs == 1 else f"inputs 0 to {dag.num_inputs - 1}"
     outputs = f"output{'s' * (len(dag.outputs) > 1)} {', '.join(map(str, dag.outputs))}"
@@ -108,11 +167,13 @@ def dag_table(dag: Dag, operations: Operations = ()) -> RenderableType:
     width = dag.path_counts.effective_width
     facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else format_count(int(width)))
 
-    edges = Table(title="Edges into each node")
+    pooled = any(operation == "avg_pool_3x3" for operation in operations)
+    # As in Chen et al. 2022.
+    edges = Table(title="Edges into each node", caption="avg_pool_3x3 counts as a skip" if pooled else None)
     edges.add_column("node", justify="right")
     edges.add_column("from")
     for node in range(1, min(dag.num_nodes, _MOST_ROWS + 1)):
-        into = [f"{e.source} ({name})" for e, name in zip(dag.edges, names, strict=True) if e.target == node]
+        into = [f"{e.source} ({op})" for e, op in zip(dag.edges, operations, strict=True) if e.target == node]
         edges.add_row(str(node), ", ".join(into) or "nothing: zero")
     if dag.num_nodes > _MOST_ROWS + 1:
         edges.add_row("...", f"{dag.num_nodes - _MOST_ROWS - 1} more nodes")
@@ -149,17 +210,48 @@ def format_count(count: int) -> str:
     return f"{count // 10 ** (exponent - 3) / 1000:.3f}e{exponent}"
 
 
-def sweep_table(table: "pandas.DataFrame") -> Table:
-    """Returns the different kernels of a sweep by lambda_min of the NNGP, the largest first, one DAG for each."""
-    frame: Any = table
+_SHORT = dict(zip(NASBENCH201_OPS, ("-", "s", "1", "3", "p"), strict=True))
+_LEGEND = "cells by node: 3, 1 convolutions; p avg_pool; s skip; - none"
+
+
+def short_name(name: str) -> str:
+    """Returns a DAG's name for a table; that of a NAS-Bench-201 cell has a letter for each operation.
+
+    Example:
+      >>> short_name("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|")
+      '3|-p|s-1'
+    """
+    try:
+        return "|".join("".join(_SHORT[op] for op in block) for block in nasbench201_operations(name))
+    except GraphError:
+        return name
+
+
+def _best_classes(frame: Any) -> tuple[Any, str]:
+    """Returns a DAG of each class of kernels, the largest lambda_min first, as many as a table shows, and a count."""
     classes = frame[frame.valid].drop_duplicates("kernel_class")
     classes = classes.sort_values("nngp_lambda_min", ascending=False, na_position="last", kind="stable")
     shown = classes.head(_MOST_CLASSES)
     count = f"the first {len(shown)} of {len(classes):,}" if len(shown) < len(classes) else f"{len(classes):,}"
-    found = Table(title=f"Different kernels by λmin of the NNGP, {count}", title_justify="left")
-    found.add_column("DAG", no_wrap=True, max_width=24)
-    for heading in ("DAGs", "paths", "depth", "width", "NNGP λmin", "cond.", "NTK λmin", "cond."):
-        found.add_column(heading, justify="right")
+    return shown, count
+
+
+def bounds_table(table: "pandas.DataFrame") -> Table:
+    """Returns the bounds of a sweep on lambda_min of its kernels, in the order of `sweep_table`."""
+    shown, count = _best_classes(table)
+    headings = [f"{kernel} {what}" for kernel in ("NNGP", "NTK") for what in ("lower", "λmin", "upper")]
+    found = number_table(f"λmin between bounds that always hold, {count}", ["DAG"], headings)
+    for _, row in shown.iterrows():
+        values = (row[f"{name}_{field}"] for name in ("nngp", "ntk") for field in ("lower", "lambda_min", "upper"))
+        found.add_row(short_name(row["dag"]), *(f"{value:.3g}" if value == value else "–" for value in values))
+    return found
+
+
+def sweep_table(table: "pandas.DataFrame") -> Table:
+    """Returns the different kernels of a sweep by lambda_min of the NNGP, the largest first, one DAG for each."""
+    shown, count = _best_classes(table)
+    headings = ("DAGs", "paths", "depth", "width", "NNGP λmin", "cond.", "NTK λmin", "cond.")
+    found = number_table(f"Different kernels by λmin of the NNGP, {count}", ["DAG"], headings)
     for _, row in shown.iterrows():
         numbers = []
         for name in ("nngp", "ntk"):
@@ -168,7 +260,11 @@ def sweep_table(table: "pandas.DataFrame") -> Table:
             shortly = f"{condition:,.0f}" if condition < 1e5 else f"{condition:.0e}"
             numbers += [f"{value:.3g}", shortly] if resolved else [f"< {row[f'{name}_floor']:.0e}", "?"]
         depth, width = f"{row['effective_depth']:.3g}", f"{row['effective_width']:.3g}"
-        found.add_row(str(row["code"]), f"{row['class_size']:,}", f"{row['num_paths']:.6g}", depth, width, *numbers)
+        found.add_row(
+            short_name(row["dag"]), f"{row['class_size']:,}", f"{row['num_paths']:.6g}", depth, width, *numbers
+        )
+    if shown.dag.str.startswith("|").any():
+        found.caption, found.caption_justify = _LEGEND, "left"
     return found
 
 
@@ -202,12 +298,11 @@ def sweep_summary(table: "pandas.DataFrame") -> str:
 def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
     """Returns what searches found, one row for each method and filter."""
     frame: Any = found
-    table = Table(
-        title=f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
-        title_justify="left",
+    table = number_table(
+        f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
+        ["method", "filter"],
+        ["accuracy in %", "seconds", "skipped", "found"],
     )
-    for heading in ("method", "filter", "accuracy in %", "seconds", "skipped", "found"):
-        table.add_column(heading, justify="left" if heading in ("method", "filter") else "right")
     for _, row in frame.iterrows():
         accuracy = f"{row['mean']:.2f} ± {row['std']:.2f}"
         table.add_row(

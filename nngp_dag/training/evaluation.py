@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nngp_dag.data import Splits, load_splits
+from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, GraphError
 from nngp_dag.graph import Dag
 from nngp_dag.training import checkpoints
@@ -77,10 +77,10 @@ def evaluate(
             raise CheckpointError(
                 f"Expected {folder} to name a data set that can be loaded, got data of your own; pass `data`"
             )
-        data = load_splits(**source, data_dir=data_dir)
+        data = load_source(source, data_dir=data_dir)
         if data.fingerprint["sha256"] != about["data"]["sha256"]:
             raise CheckpointError(
-                f"Expected {source['name']} to hold the data that {folder} was trained on, got others; pass `data`"
+                f"Expected {data.name} to hold the data that {folder} was trained on, got others; pass `data`"
             )
     if dag is None:
         try:

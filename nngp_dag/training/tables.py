@@ -1,11 +1,13 @@
 """Runs as tables on the screen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from nngp_dag.nets import ModelSummary
+from nngp_dag.report.tables import number_table
 from nngp_dag.training.evaluation import Evaluation
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.run import Trained
@@ -30,19 +32,53 @@ def training_table(runs: Sequence[Trained]) -> Table:
     """Returns what every DAG reached: mean ± standard deviation over seeds."""
     seeds, epochs = len(runs[0].history.seeds), len(runs[0].history.learning_rates)
     title = f"After {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}; accuracy in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("DAG", overflow="fold")
-    for heading in ("train loss", "train", "validation", "test", "test, best epoch"):
-        table.add_column(heading, justify="right")
+    table = number_table(title, ["DAG"], ["train loss", "train", "validation", "test", "best epoch"])
+    table.caption, table.caption_justify = "best epoch: test accuracy after the epoch of the best validation", "left"
     for run in runs:
         of, chosen = run.history.of, np.arange(seeds)
         table.add_row(
             run.name,
-            _spread(of("train", "loss")[-1], 1.0, "{:.3g}"),
+            _spread(of("train", "loss")[-1], 1.0, "{:.3g}", "{:.2g}"),
             *(_spread(of(part, "accuracy")[-1]) for part in PARTS),
             _spread(of("test", "accuracy")[run.best_epoch, chosen]),
         )
     return table
+
+
+def training_rows(runs: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Returns what every network reached, one row per DAG and seed."""
+    return [
+        {
+            "dag": run.name,
+            "code": str(run.dag),
+            "seed": seed,
+            "epochs": run.history.epochs_done,
+            "best_epoch": int(run.best_epoch[s]),
+            "parameters": run.summary.parameters,
+            **{
+                f"{part}_{metric.replace('-', '_').replace(' ', '_')}": float(run.history.of(part, metric)[-1, s])
+                for part in PARTS
+                for metric in METRICS
+            },
+        }
+        for run in runs
+        for s, seed in enumerate(run.history.seeds)
+    ]
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Returns what `evaluation_table` shows, as numbers."""
+    return [
+        {
+            "dag": evaluation.name,
+            "seed": seed,
+            "epoch": epoch,
+            "part": part,
+            **{metric: float(evaluation.of(part, metric)[s]) for metric in METRICS},
+        }
+        for s, (seed, epoch) in enumerate(zip(evaluation.seeds, evaluation.epochs, strict=True))
+        for part in PARTS
+    ]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -61,6 +97,6 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _spread(values: np.ndarray, unit: float = 0.01, form: str = "{:.2f}") -> str:
+def _spread(values: np.ndarray, unit: float = 0.01, form: str = "{:.2f}", form_of_std: str = "{:.2f}") -> str:
     mean = form.format(values.mean() / unit)
-    return mean if len(values) == 1 else f"{mean} ± {form.format(values.std(ddof=1) / unit)}"
+    return mean if len(values) == 1 else f"{mean} ± {form_of_std.format(values.std(ddof=1) / unit)}"

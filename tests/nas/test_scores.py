@@ -212,6 +212,33 @@ def test_leaving_synflow_leaves_no_float64_behind(setting, monkeypatch):
     assert not jax.config.jax_enable_x64
 
 
+def test_a_cell_is_one_row_as_soon_as_its_scores_are_known(setting, monkeypatch):
+    begun = []
+
+    def first(cells, setting):
+        for cell in cells:
+            begun.append(cell)
+            yield {"a": float(cell.index)}
+
+    def second(cells, setting):
+        yield from ({"b": 2.0, "c": "no path" if cell == NOTHING else 1.0} for cell in cells)
+
+    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    for name, measure in (("a", first), ("b", second), ("c", second)):
+        register(Score(name, True, "forward", "", measure))
+    running = score_cells([NOTHING, RICH], ["c", "a", "b"], setting)
+    row = next(running)
+    # Once to compile, once for the row.
+    assert begun == [NOTHING] * 2
+    assert row.cell == NOTHING
+    assert list(row.values) == ["c", "a", "b"]
+    assert np.isnan(row.values["c"])
+    assert list(row.reasons) == ["c"]
+    [other] = running
+    assert dict(other.values) == {"c": 1.0, "a": RICH.index, "b": 2.0}
+    assert not other.reasons
+
+
 def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
     """The first pass, which compiles, knows neither the cells nor what the timed one has computed."""
     passes = []

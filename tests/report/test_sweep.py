@@ -417,7 +417,7 @@ def test_command_on_a_file_and_on_named_dags(capsys, tmp_path):
         (("--nodes", 3, "--dag", "2"), "got --dag and --nodes"),
         (("--nodes", 9), "Expected 1 to 4 blocks"),
         (("--nodes", 0), "Expected 1 to 4 blocks"),
-        (("--space", "darts"), "Expected --space to be one of nasbench201, got 'darts'"),
+        (("--space", "darts"), "Expected --space to be one of 'nasbench201', got 'darts'"),
         (("--file", "nowhere.txt"), "Expected --file to be a readable text file"),
         (("--dag", "2", "--resume", "--overwrite"), "Expected --resume or --overwrite, got both"),
         (("--dag", "2", "--subset", -1), "subset"),

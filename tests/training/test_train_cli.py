@@ -117,25 +117,28 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--batch-size", "0"), "Expected `batch_size` to be a whole number, at least 1, got 0"),
         (("--seeds", "-2"), "Expected --seeds to be at least 1, got -2"),
         (("--seeds", "0"), "Expected --seeds to be at least 1, got 0"),
-        (("--subset", "-5"), "Expected `subset` to be at least 1, got -5"),
-        (("--checkpoint-every", "0"), "Expected `checkpoint_every` to be at least 1, got 0"),
+        (("--subset", "-5"), "Expected --subset to be at least 1, got -5"),
+        (("--checkpoint-every", "0"), "Expected --checkpoint-every to be at least 1, got 0"),
         (("--lr", "-1"), "Expected `learning_rate` to be finite and above 0, got -1.0"),
         (("--lr", "nan"), "Expected `learning_rate` to be finite and above 0, got nan"),
         (("--momentum", "1"), "Expected `momentum` in [0, 1), got 1.0"),
         (("--nesterov",), "Expected `momentum` above 0 with `nesterov`, got 0"),
         (("--weight-decay", "-1"), "Expected `weight_decay` to be finite and at least 0, got -1.0"),
         (("--warmup", "9"), "Expected `warmup` between 0 and the 2 epochs, got 9"),
-        (("--schedule", "linear"), "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
+        (("--schedule", "linear"), "Expected --schedule to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         (("--milestone", "1"), "Expected no `milestones` with schedule 'constant', got (1,)"),
-        (("--loss", "hinge"), "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
-        (("--parameterisation", "mup"), "Expected `parameterisation` to be one of"),
+        (("--loss", "hinge"), "Expected --loss to be one of 'cross-entropy', 'squared', got 'hinge'"),
+        (("--parameterisation", "mup"), "Expected --parameterisation to be one of"),
         (("--activation", "rely"), "Expected `activation` to be one of"),
-        (("--aggregation", "max"), "Expected `aggregation` to be one of"),
-        (("--image-readout", "max", "--conv"), "Expected `image_readout` to be one of"),
+        (("--aggregation", "max"), "Expected --aggregation to be one of"),
+        (("--image-readout", "max", "--conv", "3"), "Expected --image-readout to be one of"),
         (("--image-readout", "flatten"), "Expected --image-readout beside --conv, got it alone; leave it out or"),
-        (("--order", "other"), "Invalid value for '--order'"),
+        (("--order", "other"), "Expected --order to be one of 'linear-act', 'act-linear', got 'other'"),
         (("--batch-size", "41"), "Expected `batch_size` to be at most the 40 training examples, got 41; lower it"),
-        (("--conv",), "Expected images (height, width, channels) for `conv`, got inputs of shape (64,); leave `conv`"),
+        (
+            ("--conv", "3"),
+            "Expected images (height, width, channels) for `conv`, got inputs of shape (64,); leave `conv`",
+        ),
         (("--dag", "2_2x"), "Expected block 2 of `code` to hold 2 digits"),
         (("--dag", "2_00_000"), "Expected a path from node 0 to the output node 3"),
         (("--dag", "2", "--dag", "2"), "Expected every --dag once, got 2, 2"),
@@ -247,7 +250,7 @@ def test_divergence_is_one_line(capsys, tmp_path, monkeypatch, stable, options, 
 @pytest.mark.slow
 def test_three_dags_of_the_paper_and_every_option(capsys, tmp_path):
     out = tmp_path / "run"
-    options = ("--subset", "40", "--batch-size", "16", "--width", "4", "--epochs", "4", "--seeds", "2", "--conv")
+    options = ("--subset", "40", "--batch-size", "16", "--width", "4", "--epochs", "4", "--seeds", "2", "--conv", "3")
     more = ("--schedule", "multistep", "--milestone", "2", "--milestone", "3", "--warmup", "1", "--batch-norm")
     rest = ("--loss", "squared", "--parameterisation", "ntk", "--weight-decay", "0.01", "--momentum", "0.5")
     status, text, err = run(capsys, "train", *options, *more, *rest, "--out", out)

@@ -1,0 +1,122 @@
+"""The data that options name: a file of one's own, or a data set."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nngp_dag.cli.screen import note, say
+from nngp_dag.errors import InputError
+
+if TYPE_CHECKING:
+    from nngp_dag.data import Samples, Splits
+
+
+def choose_samples(
+    data: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    subset: int | None,
+    *,
+    usual: int,
+    scale_inputs: bool = False,
+    images: bool = False,
+    default: str = "digits",
+) -> "Callable[[], Samples]":
+    """Returns what loads the first training examples; whatever is wrong with the options is found at once.
+
+    Args:
+      data: --data.
+      dataset: --dataset.
+      data_dir: --data-dir.
+      subset: --subset.
+      usual: How many examples to take without it; of a file no more than there are.
+      scale_inputs: Whether inputs are scaled to |x|^2 = d.
+      images: Whether images keep their shape.
+      default: The data set where neither is given.
+    """
+    from nngp_dag.data.datasets import BUILT_IN
+
+    name = _check(data, dataset, data_dir, default)
+
+    def load() -> "Samples":
+        samples = _named(name, data_dir, subset or usual) if data is None else _own(data, subset, usual)
+        return _shaped(samples, scale_inputs, images)
+
+    if data is None and name not in BUILT_IN:
+        return load
+    # At once, since that is quick and finds more.
+    loaded = load()
+    return lambda: loaded
+
+
+def choose_splits(
+    data: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    *,
+    subset: int | None,
+    eval_subset: int | None,
+    scale_inputs: bool = False,
+    default: str = "digits",
+) -> "Callable[[], Splits]":
+    """Returns what loads data to train on; wrong options and files are found at once."""
+    from nngp_dag.data import load_file, load_splits
+
+    name = _check(data, dataset, data_dir, default)
+    options = {"subset": subset, "eval_subset": eval_subset, "scale_inputs": scale_inputs}
+    if data is None:
+        return lambda: load_splits(name, data_dir=data_dir, **options)
+    splits = load_file(data).splits(**options)
+    return lambda: splits
+
+
+def _check(data: Path | None, dataset: str | None, data_dir: Path | None, default: str) -> str:
+    """Returns the name of the data set; refuses two sources, and a name that is unknown."""
+    from nngp_dag.data.datasets import check_name
+
+    if data is not None:
+        for option, value in (("--dataset", dataset), ("--data-dir", data_dir)):
+            if value is not None:
+                raise InputError(f"Expected --data or {option}, got both; leave one of them out")
+        return ""
+    name = default if dataset is None else dataset
+    check_name(name, data_dir)
+    return name
+
+
+def _named(name: str, data_dir: Path | None, subset: int) -> "Samples":
+    from nngp_dag.data import Samples, load_dataset, normalise
+
+    data = load_dataset(name, data_dir=data_dir, subset=subset)
+    return Samples(name, normalise(data), data.labels, tuple(map(str, range(data.num_classes))))
+
+
+def _own(path: Path, subset: int | None, usual: int) -> "Samples":
+    import numpy as np
+
+    from nngp_dag.data import load_file
+
+    samples = load_file(path)
+    whole = len(samples.x)
+    if subset is not None and subset > whole:
+        raise InputError(f"Expected --subset to be at most {whole}, the inputs in {path}, got {subset}")
+    taken = min(subset or usual, whole)
+    say(samples.statement)
+    if subset is None and taken < whole:
+        say(f"taking the first {taken:,}; --subset {whole} takes all")
+    y = None if samples.y is None else samples.y[:taken]
+    if y is not None and len(found := np.unique(y)) < len(samples.classes):
+        note(
+            f"the first {taken:,} inputs hold {len(found)} of {len(samples.classes)} classes; shuffle the file, or "
+            "raise --subset"
+        )
+    return dataclasses.replace(samples, x=samples.x[:taken], y=y)
+
+
+def _shaped(samples: "Samples", scale_inputs: bool, images: bool) -> "Samples":
+    from nngp_dag.data import scale_to_sphere
+
+    x = samples.x
+    shape = x.shape if images else (len(x), -1)
+    return dataclasses.replace(samples, x=(scale_to_sphere(x) if scale_inputs else x).reshape(shape))

@@ -1,0 +1,344 @@
+"""Data of your own: inputs and targets from an .npz or a .csv file."""
+
+import csv
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from nngp_dag.data.preprocessing import one_hot, scale_to_sphere
+from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
+from nngp_dag.errors import DataError, did_you_mean
+
+TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
+"""Names of the column of a .csv file that holds the targets; without one of these it is the last column."""
+
+_ARRAYS = ("x", "y", "x_test", "y_test")
+_SHUFFLE_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs with labels, targets or neither, as a file has them.
+
+    Attributes:
+      name: The name of the file.
+      x: float32 or float64, (N, d), or (N, height, width, channels); not normalised.
+      y: Labels, int64 in 0 to C - 1, (N,); targets of a regression, float64, (N, C); or None.
+      classes: What the file calls the labels, in their order; empty where `y` holds no labels.
+      x_test: Inputs to test on, (M, ...), or None.
+      y_test: Their labels or targets, or None.
+      path: Where the file lies; None for arrays that come from elsewhere.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    x_test: np.ndarray | None = None
+    y_test: np.ndarray | None = None
+    path: Path | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What a network fits, float32 one-hot rows of labels or float64 targets, (N, C).
+
+        Raises:
+          DataError: There are neither labels nor targets.
+        """
+        if self.y is None:
+            raise DataError(f"Expected {self.name} to hold labels or targets `y` to fit, got `x` alone; add `y`")
+        return one_hot(self.y, len(self.classes)) if self.classes else self.y
+
+    @property
+    def statement(self) -> str:
+        """One line on what the file holds, and how its labels are numbered where that is not as in the file."""
+        shape = " x ".join(map(str, self.x.shape[1:]))
+        text = f"{self.name}: {len(self.x):,} inputs of {shape}, used as they are (not normalised)"
+        if self.y is None:
+            return text
+        if not self.classes:
+            return f"{text}; {self.y.shape[1]} real target{'s' if self.y.shape[1] > 1 else ''} each"
+        text += f"; {len(self.classes)} classes"
+        if self.classes == tuple(map(str, range(len(self.classes)))):
+            return text
+        numbered = [f"{name} is {i}" for i, name in enumerate(self.classes[:4])]
+        return f"{text}, numbered anew: {', '.join(numbered)}{', ...' if len(self.classes) > 4 else ''}"
+
+    def splits(
+        self, *, subset: int | None = None, eval_subset: int | None = None, scale_inputs: bool = False
+    ) -> Splits:
+        """Returns the parts that training needs; nothing is normalised.
+
+        A tenth of `x`, drawn with seed 0, is for validation. `x_test` is the test part; without it, another tenth.
+
+        Args:
+          subset: Train on the first so many of the training part; None takes all.
+          eval_subset: Validate and test on at most so many of these parts; None takes all.
+          scale_inputs: Scale every input to |x|^2 = its number of features.
+
+        Raises:
+          DataError: There are no labels, fewer than 10 inputs, or fewer than `subset` for training.
+
+        Example:
+          >>> samples = Samples("mine", np.ones((20, 3)), np.arange(20) % 2, ("a", "b"))
+          >>> {name: len(part.labels) for name, part in samples.splits().parts.items()}
+          {'train': 16, 'validation': 2, 'test': 2}
+        """
+        if self.y is None or not self.classes:
+            raise DataError(
+                f"Expected {self.name} to hold labels to train on, got {'none' if self.y is None else 'real targets'}; "
+                "store classes as integers, or fit real targets with `compare`"
+            )
+        if len(self.x) < 10:
+            raise DataError(f"Expected at least 10 inputs in {self.name}, to set some aside, got {len(self.x)}")
+        order, tenth = np.random.default_rng(_SHUFFLE_SEED).permutation(len(self.x)), -(-len(self.x) // 10)
+        x, x_test, y_test = self.x, self.x_test, self.y_test
+        if scale_inputs:
+            x = scale_to_sphere(x).reshape(x.shape)
+            x_test = None if x_test is None else scale_to_sphere(x_test).reshape(x_test.shape)
+        chosen, validation = order[:-tenth], order[-tenth:]
+        how = f"a random tenth of the inputs (seed {_SHUFFLE_SEED})"
+        if x_test is None or y_test is None:
+            chosen, tested = chosen[:-tenth], chosen[-tenth:]
+            x_test, y_test, how = x[tested], self.y[tested], f"{how} each"
+        if subset is not None and not 1 <= subset <= len(chosen):
+            raise DataError(
+                f"Expected `subset` from 1 to {len(chosen)}, the size of the training part of {self.name}, got "
+                f"{subset}; leave it out to take all of it"
+            )
+        chosen, validation = chosen[:subset], validation[:eval_subset]
+        test = Part(x_test[:eval_subset].astype(np.float32), y_test[:eval_subset])
+        source = {"file": str(self.path), "subset": subset, "scale_inputs": scale_inputs}
+        return Splits(
+            self.name,
+            Part(x[chosen].astype(np.float32), self.y[chosen]),
+            Part(x[validation].astype(np.float32), self.y[validation]),
+            test,
+            len(self.classes),
+            f"{self.statement}; {len(chosen):,} for training, {len(validation):,} for validation, "
+            f"{len(test.labels):,} for testing, {how}{'; scaled to |x|² = d' if scale_inputs else ''}",
+            {} if self.path is None else with_eval_subset(source, eval_subset),
+        )
+
+
+def load_file(path: str | Path) -> Samples:
+    """Reads inputs and targets of your own from an .npz or a .csv file.
+
+    - `.npz`, as `numpy.savez` writes it: `x`, (N, d) or (N, height, width, channels), and if there are any `y`,
+      `x_test` and `y_test`. Pickled objects are refused.
+    - `.csv`: one input a line, numbers separated by commas. The column y, label, labels, target or class holds the
+      targets; where no column is called so, it is the last one. The first line names the columns if it holds any text
+      before its last entry.
+
+    Inputs are taken as they are: nothing is shifted or scaled. Targets that are integers, texts or one-hot rows are
+    labels: those that are not 0 to C - 1 already are numbered anew in sorted order. Targets that are
+    floats, in a .csv file numbers with a decimal point, are those of a regression, (N,) or (N, C).
+
+    Args:
+      path: The file.
+
+    Returns:
+      Its `Samples`.
+
+    Raises:
+      DataError: The file cannot be read, an array is missing, not finite or of another shape, or labels to test on do
+        not occur among those to train on.
+
+    Example:
+      >>> import tempfile, numpy as np, nngp_dag as nd
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(folder + "/my.npz", x=np.eye(3), y=[7, 3, 7])
+      ...     samples = nd.data.load_file(folder + "/my.npz")
+      >>> samples.x.shape, samples.y, samples.classes
+      ((3, 3), array([1, 0, 1]), ('3', '7'))
+    """
+    path = Path(path)
+    readers = {".npz": _read_npz, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"Expected a file .npz or .csv of your data, got {path}; save it as one of these")
+    if not path.is_file():
+        raise DataError(f"Expected {path} to be a file, got {'a folder' if path.is_dir() else 'none of that name'}")
+    arrays = readers[path.suffix.lower()](path)
+    x, x_test = (None if arrays.get(key) is None else _inputs(path, key, arrays[key]) for key in ("x", "x_test"))
+    assert x is not None
+    y, y_test = arrays.get("y"), arrays.get("y_test")
+    if (x_test is None) != (y_test is None) and y is not None:
+        raise DataError(f"Expected both or neither of `x_test` and `y_test` in {path}, got one of them")
+    if x_test is not None and x_test.shape[1:] != x.shape[1:]:
+        raise DataError(f"Expected `x_test` of {path} to have inputs of shape {x.shape[1:]}, got {x_test.shape[1:]}")
+    if y is None:
+        return Samples(path.name, x, x_test=x_test, path=path.absolute())
+    named = {"y": (y, len(x)), "y_test": (y_test, 0 if x_test is None else len(x_test))}
+    found = {key: _targets(path, key, value, n) for key, (value, n) in named.items() if value is not None}
+    classes, numbered = _labels(path, found)
+    return Samples(path.name, x, numbered["y"], classes, x_test, numbered.get("y_test"), path.absolute())
+
+
+def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None) -> Splits:
+    """Loads the data that `Splits.source` names, as `load_splits` or `Samples.splits` did.
+
+    Args:
+      source: Its arguments.
+      data_dir: As in `load_splits`.
+
+    Raises:
+      DataError: The data are not to be had.
+
+    Example:
+      >>> load_source({"name": "digits", "subset": 50, "scale_inputs": False}).train.x.shape
+      (50, 8, 8, 1)
+    """
+    if "file" not in source:
+        return load_splits(**source, data_dir=data_dir)
+    options = {name: value for name, value in source.items() if name != "file"}
+    return load_file(source["file"]).splits(**options)
+
+
+def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        # Opened here, since NumPy leaves a damaged file open.
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, Mapping):
+                raise ValueError("a single array; save it with numpy.savez(path, x=..., y=...)")
+            names = list(stored)
+            found = {name: stored[name] for name in _ARRAYS if name in names}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
+        text = str(error) or type(error).__name__
+        if "pickle" in text:
+            text = "an array of objects; store numbers, of one dtype"
+        raise DataError(f"Expected {path} to be a readable .npz file, got {text[:300]}") from None
+    if "x" not in found:
+        listed = ", ".join(names[:10]) or "none"
+        raise DataError(f"Expected an array `x` in {path}, got {listed}; save with numpy.savez(path, x=..., y=...)")
+    if unknown := [name for name in names if name not in _ARRAYS]:
+        near = did_you_mean(unknown[0], _ARRAYS)
+        raise DataError(f"Expected arrays {', '.join(_ARRAYS)} in {path}, got {unknown[0][:60]!r} too{near}")
+    return found
+
+
+def _read_csv(path: Path) -> Mapping[str, np.ndarray]:
+    import pandas
+
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = [cell.strip() for cell in next(csv.reader(file), [])]
+        if len(first) < 2:
+            raise ValueError("fewer than two columns; separate them by commas")
+        named = any(not _is_number(cell) for cell in first[:-1]) or first[-1].lower() in TARGET_NAMES
+        # Not the names that pandas makes, which hide that two are equal or one is absent.
+        table: Any = pandas.read_csv(
+            path, header=None, skiprows=int(named), encoding="utf-8-sig", skipinitialspace=True, low_memory=False
+        )
+    except (OSError, ValueError, csv.Error, pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        raise DataError(f"Expected {path} to be a readable .csv file, got {str(error).strip()[:300]}") from None
+    names = first if named else [f"column {i + 1}" for i in range(len(first))]
+    if len(table.columns) != len(first):
+        raise DataError(
+            f"Expected every line of {path} to have {len(first)} entries, as its first, got {len(table.columns)}"
+        )
+    if "" in names:
+        raise DataError(
+            f"Expected a name for every column of {path}, got none for column {names.index('') + 1}; write the file "
+            "without an index, or name it"
+        )
+    targets = [i for i, name in enumerate(names) if name.lower() in TARGET_NAMES] if named else []
+    if len(targets) > 1:
+        raise DataError(
+            f"Expected one column of targets in {path}, got {', '.join(names[i] for i in targets)}; rename the others"
+        )
+    target = targets[0] if targets else len(names) - 1
+    columns = [i for i in range(len(names)) if i != target]
+    for i in columns:
+        if table[i].dtype.kind not in "iufb":
+            wrong = next((str(v) for v in table[i] if not _is_number(str(v))), "text")
+            raise DataError(
+                f"Expected numbers in {names[i]!r} of {path}, got {wrong[:60]!r}; leave the column out, or code it "
+                "as numbers"
+            )
+    y = table[target]
+    empty = np.flatnonzero(y.isna())
+    if empty.size:
+        raise DataError(f"Expected a target on every line of {path}, got none in row {empty[0]}; leave that row out")
+    texts = y.dtype.kind not in "iufb"
+    return {"x": table[columns].to_numpy(np.float64), "y": y.to_numpy(np.str_ if texts else None)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _inputs(path: Path, key: str, x: np.ndarray) -> np.ndarray:
+    """Returns inputs as float32, or float64 where they have more digits."""
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"Expected `{key}` of {path} to hold real numbers, got dtype {x.dtype}")
+    if x.ndim not in (2, 4) or x.size == 0:
+        hint = {1: "give it a second axis, of features", 3: "give images a last axis, of channels"}.get(
+            x.ndim, "reshape it"
+        )
+        raise DataError(
+            f"Expected `{key}` of {path} to have shape (N, d) or (N, height, width, channels), got {x.shape}; {hint}"
+        )
+    x = x.astype(np.float32 if x.dtype in (np.float16, np.float32) or x.dtype.itemsize < 4 else np.float64)
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise DataError(
+            f"Expected `{key}` of {path} to be finite, got NaN or infinity in row {row}; leave that row out"
+        )
+    return x
+
+
+def _targets(path: Path, key: str, y: np.ndarray, rows: int) -> np.ndarray:
+    """Returns labels, (N,), as the file has them, or real targets, float64 (N, C)."""
+    if y.dtype.kind not in "biufU":
+        raise DataError(f"Expected `{key}` of {path} to hold labels or real numbers, got dtype {y.dtype}")
+    if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
+        raise DataError(f"Expected `{key}` of {path} to have shape ({rows},) or ({rows}, C), got {y.shape}")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise DataError(f"Expected `{key}` of {path} to be finite, got NaN or infinity; leave those rows out")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 2 and y.dtype.kind in "biuf" and ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all():
+        return y.argmax(axis=1)
+    if y.ndim == 2 and y.dtype.kind != "f":
+        raise DataError(
+            f"Expected `{key}` of {path} to hold one label each or one-hot rows, got {y.dtype} of shape {y.shape}; "
+            "store targets of a regression as floats"
+        )
+    return y.astype(np.float64).reshape(rows, -1) if y.dtype.kind == "f" else y
+
+
+def _labels(path: Path, found: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Numbers labels from 0, and returns what the file calls them; real targets stay as they are."""
+    kinds = {{"f": "real targets", "U": "texts"}.get(y.dtype.kind, "integers") for y in found.values()}
+    if len(kinds) > 1 or len({y.shape[1:] for y in found.values()}) > 1:
+        raise DataError(f"Expected `y` and `y_test` of {path} to be of one kind, got {' and '.join(sorted(kinds))}")
+    y = found["y"]
+    if y.dtype.kind == "f":
+        return (), dict(found)
+    values = np.unique(y)
+    if len(values) > max(2, len(y) // 2) and not np.array_equal(values, np.arange(len(values))):
+        raise DataError(
+            f"Expected labels that repeat in {path}, got {len(values)} different ones for {len(y)} inputs; store "
+            "targets of a regression as floats, in a .csv file with decimal points"
+        )
+    numbered = {}
+    for key, labels in found.items():
+        place = np.minimum(np.searchsorted(values, labels), len(values) - 1)
+        if (unknown := np.flatnonzero(values[place] != labels)).size:
+            row = unknown[0]
+            raise DataError(
+                f"Expected every label in `{key}` of {path} to occur in `y`, got {labels[row]} in row {row}; leave "
+                "those rows out, or add examples"
+            )
+        numbered[key] = place.astype(np.int64)
+    return tuple(map(str, values)), numbered

@@ -1,0 +1,23 @@
+"""Command lines that documents show."""
+
+import re
+import shlex
+
+from typer.main import get_command
+
+from nngp_dag.cli import app
+
+
+def arguments_of(line: str) -> list[str]:
+    """Returns the arguments of a line that begins with nngp-dag; a comment follows two blanks."""
+    program, *arguments = shlex.split(re.split(r"\s{2,}#", line.strip())[0])
+    assert program == "nngp-dag"
+    return arguments
+
+
+def check_options(line: str) -> None:
+    """Raises where the command does not know an option, or its value."""
+    command, arguments = get_command(app), arguments_of(line)
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("nngp-dag", arguments)
