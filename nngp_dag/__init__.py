@@ -3,16 +3,16 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Graphs and their operations
-from nngp_dag import activations
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
-
-# Kernels
-from nngp_dag.kernels import Kernel, gram, kernel
-
-# Theory, sweeps, and training of finite networks
 if TYPE_CHECKING:
-    from nngp_dag.report import sweep
+    # Graphs and their operations
+    from nngp_dag import activations
+    from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
+
+    # Kernels
+    from nngp_dag.kernels import Kernel, gram, kernel
+
+    # Theory, sweeps, comparisons, and training of finite networks
+    from nngp_dag.report import compare, sweep
     from nngp_dag.theory import (
         Bracket,
         Brackets,
@@ -61,6 +61,7 @@ __all__ = [
     "Spectrum",
     "activations",
     "classification_accuracy",
+    "compare",
     "evaluate",
     "expected_loss",
     "gram",
@@ -84,18 +85,27 @@ __all__ = [
     "zoo",
 ]
 
-# Loaded on first use, so that importing the package costs about what importing JAX does.
-_LAZY = ("data", "nas", "nets", "report", "stax", "theory", "training")
-_HOME = {"Recipe": "training", "evaluate": "training", "train": "training", "sweep": "report"}
+# Loaded on first use: who asks for kernels does not wait for training, and the command line can answer an interruption
+# before JAX is there.
+_MODULES = frozenset(
+    ("activations", "data", "errors", "graph", "kernels", "nas", "nets", "report", "stax", "theory", "training")
+)
+_HOME = {
+    **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
+    **dict.fromkeys(("Kernel", "gram", "kernel"), "kernels"),
+    **dict.fromkeys(("compare", "sweep"), "report"),
+    **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_LAZY})
+    return sorted({*globals(), *__all__, *_MODULES})

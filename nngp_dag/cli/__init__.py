@@ -6,11 +6,12 @@ Heavy modules are imported inside the commands, so that `--help` and error messa
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from nngp_dag import interrupt
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show
 from nngp_dag.cli.nas import nas
@@ -54,9 +55,14 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a bad input prints one line and exits with status 2."""
+    """Runs the command line; a bad input prints one line and exits with status 2, an interruption 128 + signal."""
     if arguments is None:
         arguments = sys.argv[1:]
+    with interrupt.handled(arguments):
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", NumericalWarning)
@@ -66,14 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = str(error)
     except TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         # JAX has no type of its own for it.
         if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         message = "Expected the work to fit into memory, got out of memory; lower --subset, --width or --seeds"
     else:
+        interrupt.on_interrupt(lambda: "the command had ended")
         sys.exit(status if isinstance(status, int) else 0)
     print(f"nngp-dag: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

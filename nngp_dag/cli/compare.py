@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable
 from nngp_dag.cli.options import (
     DataDirOption,
     DatasetOption,
@@ -43,58 +44,54 @@ def compare(
     out: Annotated[Path, typer.Option(help="Directory for compare.json, curves.csv, compare.png.")] = Path(
         "nngp-dag-compare"
     ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the comparison in --out, under the same options.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train real networks and put their loss beside the bounds and the exact expectation."""
+    words = Resumable(out / "unfinished" / "settings.json", lambda: "nothing new")
     from nngp_dag import report
     from nngp_dag.data import one_hot
     from nngp_dag.graph import zoo
-    from nngp_dag.report.compare import write_curves, write_json
-    from nngp_dag.report.environment import environment
+    from nngp_dag.report.compare_files import finished_in
     from nngp_dag.report.tables import compare_table
 
+    if resume and overwrite:
+        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
     names = list(dag or zoo.FIGURE3)
+    words.kept = lambda: f"{finished_in(out)} of {len(names)} DAGs"
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {text: parse_dag(text) for text in names}
     if seeds < 1:
         raise InputError(f"Expected --seeds to be at least 1, got {seeds}")
     eta = learning_rate if learning_rate in ("auto", "shared") else parse_float("--learning-rate", learning_rate)
-    with report.output_directory(out, overwrite=overwrite) as staging:
-        x, labels, num_classes = load(dataset, data_dir, subset, scale_inputs)
-        config = {
-            "dags": {name: str(graph) for name, graph in dags.items()},
-            "dataset": dataset,
-            "split": "train",
-            "subset": subset,
-            "features": x.shape[1],
-            "classes": num_classes,
-            "scale_inputs": scale_inputs,
-            "width": width,
-            "seeds": list(range(seeds)),
-            "steps": steps,
-            "learning_rate": eta,
-            "order": order.value,
-            "parameterisation": parameterisation,
-            **environment(),
-        }
-        with progress() as on_progress:
-            results = report.compare(
-                dags,
-                x,
-                one_hot(labels, num_classes),
-                width=width,
-                seeds=range(seeds),
-                steps=steps,
-                learning_rate=eta,
-                order=order.value,
-                parameterisation=parameterisation,
-                on_progress=on_progress,
-            )
-        write_json(staging / "compare.json", results, config)
-        write_curves(staging / "curves.csv", results)
-        networks = f"{seeds} network{'s' if seeds > 1 else ''} of width {width}"
-        title = f"{len(x)} images of {dataset}: bound, exact expectation, and {networks}"
-        report.plot_compare(results, staging / "compare.png", title)
-        console().print(compare_table(results))
+    x, labels, num_classes = load(dataset, data_dir, subset, scale_inputs)
+    config = {
+        "dataset": dataset,
+        "split": "train",
+        "subset": subset,
+        "features": x.shape[1],
+        "classes": num_classes,
+        "scale_inputs": scale_inputs,
+    }
+    with progress() as on_progress:
+        results = report.compare(
+            dags,
+            x,
+            one_hot(labels, num_classes),
+            width=width,
+            seeds=seeds,
+            steps=steps,
+            learning_rate=eta,
+            order=order.value,
+            parameterisation=parameterisation,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            config=config,
+            on_progress=on_progress,
+        )
+    console().print(compare_table(results))
     say(f"wrote {out}/compare.json, {out}/curves.csv and {out}/compare.png")

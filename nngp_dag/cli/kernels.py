@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import counted, once, same_command
 from nngp_dag.cli.options import (
     ActivationOption,
     AggregationOption,
@@ -28,7 +29,7 @@ from nngp_dag.cli.options import (
     load,
     parse_dag,
 )
-from nngp_dag.cli.screen import console, say
+from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
 
 
@@ -38,6 +39,7 @@ def show(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Print a graph, its paths, depth histogram, effective depth and width."""
+    once(*([] if png is None else [png]))
     from nngp_dag.report import output_file, plot_dag
     from nngp_dag.report.tables import dag_table
 
@@ -71,6 +73,7 @@ def kernel_command(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compute the exact NNGP and NTK of a DAG on a data set."""
+    once(out, out.with_suffix(".png"))
     import numpy as np
 
     from nngp_dag.graph.operations import describe
@@ -88,17 +91,23 @@ def kernel_command(
     ):
         x, labels, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
         layer = layer_of(activation, order, w_std, b_std, conv)
-        k = kernel(
-            graph,
-            x.astype(dtype.value),
-            layer=layer,
-            aggregation=aggregation,
-            image_readout=image_readout,
-            parameterisation=parameterisation,
-            width=width,
-            readout=readout,
-        )
-        console().print(spectrum_table({"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}))
+        with progress() as on_progress:
+            on_progress("kernels and spectra", 0, 3)
+            k = kernel(
+                graph,
+                x.astype(dtype.value),
+                layer=layer,
+                aggregation=aggregation,
+                image_readout=image_readout,
+                parameterisation=parameterisation,
+                width=width,
+                readout=readout,
+            )
+            spectra = {}
+            for done, (name, matrix) in enumerate({"NNGP": k.nngp, "NTK": k.ntk}.items(), start=1):
+                on_progress("kernels and spectra", done, 3)
+                spectra[name] = spectrum(matrix)
+        console().print(spectrum_table(spectra))
         np.savez_compressed(
             npz,
             nngp=np.asarray(k.nngp),
@@ -136,22 +145,25 @@ def gram_command(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compute large kernels in tiles on disk, within a memory budget; interrupted, the same command continues."""
+    same_command(counted("tiles"))
     from nngp_dag.kernels import gram
 
     graph = parse_dag(dag)
     x, _, _ = load(dataset, data_dir, subset, scale_inputs, images=conv is not None)
-    k = gram(
-        graph,
-        x.astype(dtype.value),
-        memory_budget=memory_budget,
-        out=out,
-        overwrite=overwrite,
-        tile=tile,
-        layer=layer_of(activation, order, w_std, b_std, conv),
-        aggregation=aggregation,
-        image_readout=image_readout,
-        parameterisation=parameterisation,
-        width=width,
-    )
+    with progress() as on_progress:
+        k = gram(
+            graph,
+            x.astype(dtype.value),
+            memory_budget=memory_budget,
+            out=out,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            tile=tile,
+            layer=layer_of(activation, order, w_std, b_std, conv),
+            aggregation=aggregation,
+            image_readout=image_readout,
+            parameterisation=parameterisation,
+            width=width,
+        )
     rows, columns = k.nngp.shape
     say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {out}/nngp.npy, {out}/ntk.npy and {out}/gram.json")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, epochs_in, latest_progress, once, same_command
 from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption, SplitsOption
 from nngp_dag.cli.screen import console, progress, say
 
@@ -40,6 +41,12 @@ def score(
     ),
 ) -> None:
     """Score cells; whatever stops it, the same command goes on where it was."""
+    same_command(
+        lambda: (
+            ", ".join(f"{done} of {total} cells by {name}" for name, (done, total) in latest_progress.items())
+            or "nothing new"
+        )
+    )
     from nngp_dag.data import load_dataset, normalise
     from nngp_dag.errors import InputError
     from nngp_dag.nas import Cell, Setting, sample_cells
@@ -81,6 +88,7 @@ def search(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
+    once(scores / "search.csv", scores / "accuracy.csv")
     import pandas
 
     from nngp_dag.nas import Benchmark
@@ -113,6 +121,7 @@ def plot(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw accuracy over effective depth and width, and over every score."""
+    once(scores / "depth-width.png", scores / "scores.png")
     from nngp_dag.nas import SCORES, Benchmark
     from nngp_dag.report import output_file
     from nngp_dag.report.nas_files import read_scores
@@ -162,6 +171,7 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train the network of a found cell on images, with curves and checkpoints; resumable at any moment."""
+    Resumable(out / "config.json", epochs_in(out, epochs))
     from nngp_dag.data import load_splits
     from nngp_dag.errors import InputError
     from nngp_dag.training.cell_recipe import CellRecipe, read_cell

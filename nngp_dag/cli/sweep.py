@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, counted
 from nngp_dag.cli.options import (
     ActivationOption,
     AggregationOption,
@@ -62,6 +63,7 @@ def sweep(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Rank many DAGs by the spectra of their exact kernels, without training."""
+    Resumable(out / "config.json", counted("kernel classes"))
     from nngp_dag.report import output_file
     from nngp_dag.report.ranking import rank_correlations
     from nngp_dag.report.sweep import sweep as sweep_dags

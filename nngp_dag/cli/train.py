@@ -1,10 +1,12 @@
 """The command train."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, epochs_in, once
 from nngp_dag.cli.options import (
     ActivationOption,
     AggregationOption,
@@ -17,6 +19,7 @@ from nngp_dag.cli.options import (
 )
 from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
+from nngp_dag.interrupt import program
 
 if TYPE_CHECKING:
     from typer import Context
@@ -75,6 +78,11 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train networks on images, with curves, checkpoints and TensorBoard events; resumable at any moment."""
+    if evaluate is not None:
+        once()
+    else:
+        resumed = f"{program()} train --resume --out {shlex.quote(str(out))}"
+        words = Resumable(out / "config.json", epochs_in(out), resumed)
     from nngp_dag import training
     from nngp_dag.data import load_splits
     from nngp_dag.graph import zoo
@@ -114,6 +122,7 @@ def train(
         }
     )
     check_free(out, resume=resume, overwrite=overwrite)
+    words.kept = epochs_in(out, recipe.epochs * len(dags))
     data = load_splits(
         source["dataset"],
         subset=source["subset"],
