@@ -78,11 +78,8 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train networks on images, with curves, checkpoints and TensorBoard events; resumable at any moment."""
-    if evaluate is not None:
-        once()
-    else:
-        resumed = f"{program()} train --resume --out {shlex.quote(str(out))}"
-        words = Resumable(out / "config.json", epochs_in(out), resumed)
+    again = f"{program()} train --resume --out {shlex.quote(str(out))}"
+    words = Resumable(out / "config.json", epochs_in(out), again)
     from nngp_dag import training
     from nngp_dag.data import load_splits
     from nngp_dag.graph import zoo
@@ -90,6 +87,7 @@ def train(
     from nngp_dag.training.tables import evaluation_table, model_table, training_table
 
     if evaluate is not None:
+        once()
         if others := [
             name for name in context.params if name not in ("evaluate", "data_dir") and _given(context, name)
         ]:

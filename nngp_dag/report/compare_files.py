@@ -176,8 +176,8 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("path_bound", "ntk_path_bound"):
         found = fields[name]
         bounds[name] = found and PathBound(found["value"], tuple(found["violated_assumptions"]))
-    curve = {
-        name: np.asarray(value) if isinstance(value, list) else value for name, value in fields["expected"].items()
-    }
+    curve: dict[str, Any] = {}
+    for name, value in fields["expected"].items():
+        curve[name] = np.asarray(value) if isinstance(value, list) else value
     arrays = {name: np.asarray(fields[name]) for name in ("bound", "curves")}
     return {**fields, **spectra, **brackets, **bounds, **arrays, "expected": LossCurve(**curve)}

@@ -193,7 +193,7 @@ def stop_at(monkeypatch, moment, name, epoch):
             raise StoppedError
         save(folder, at, state, description)
 
-    def on_progress(at_name, done, total):
+    def on_progress(at_name, done, total, loss):
         if (at_name, done) == (name, epoch) and moment == "after":
             raise StoppedError
 
@@ -239,7 +239,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, moment, name, e
         place = f"tensorboard/{run_name}/seed-{SEEDS[0]}"
         assert scalars(out / place) == scalars(whole_out / place)
     # It went on, and did not start again.
-    first = next(done for at, done, _ in seen if at == name)
+    first = next(done for at, done, *_ in seen if at == name)
     saved = epoch - (moment != "after")
     assert first == max(0, saved // every * every)
 
