@@ -59,8 +59,10 @@ def epochs_in(out: Path, total: int | None = None) -> Callable[[], str]:
     """Returns what says how many epochs the checkpoints of a run hold."""
 
     def say() -> str:
-        folders = [folder.name for folder in out.glob("checkpoints/*/last/*")]
-        done = sum(int(name) for name in folders if name.isdecimal())
+        done = 0
+        for folder in out.glob("checkpoints/*/last"):
+            # The one before goes when the next is whole.
+            done += max((int(epoch.name) for epoch in folder.iterdir() if epoch.name.isdecimal()), default=0)
         return f"{done}{'' if total is None else f' of {total}'} epochs in {out}"
 
     return say
