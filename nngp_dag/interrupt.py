@@ -14,6 +14,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -85,11 +86,11 @@ def install(arguments: Sequence[str]) -> Callable[[], None]:
     global _arguments, _installed
     _arguments, _installed = list(arguments), True
     on_interrupt(None)
-    heard, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-    before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    heard, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     handlers = {s: signal.signal(s, _handle) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
-    thread = threading.Thread(target=_listen, args=(heard,), daemon=True, name="nngp-dag interrupt")
+    thread = threading.Thread(target=_listen, args=(heard, wakeup), daemon=True, name="nngp-dag interrupt")
     thread.start()
 
     def remove() -> None:
@@ -97,10 +98,10 @@ def install(arguments: Sequence[str]) -> Callable[[], None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
-        os.write(wakeup, b"\0")
+        wakeup.send(b"\0")
         thread.join()
-        os.close(heard)
-        os.close(wakeup)
+        heard.close()
+        wakeup.close()
         _installed = False
 
     return remove
@@ -115,13 +116,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
 
-def _listen(heard: int) -> None:
-    """Waits for signals, and leaves where the main thread does not; a zero ends it."""
+def _listen(heard: socket.socket, wakeup: socket.socket) -> None:
+    """Waits for signals, and leaves where the main thread does not; a zero ends it. Holds both ends open."""
     first, number = 0.0, 0
     while True:
         if first and not select.select([heard], [], [], max(0.0, first + _PATIENCE - time.monotonic()))[0]:
             _leave(number)
-        byte = os.read(heard, 1)[0]
+        byte = heard.recv(1)[0]
         if byte == 0:
             return
         if byte not in _SIGNALS:

@@ -1,5 +1,6 @@
 """A comparison on disk: each DAG that is finished as soon as it is, and the files at the end."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -38,6 +39,7 @@ class CompareDirectory:
         """Touches nothing."""
         self.path, self._names = path, list(names)
         self._journal = path / _JOURNAL
+        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
 
     def prepare(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> dict[str, dict[str, Any]]:
         """Begins a comparison, or reads the one to resume.
@@ -89,8 +91,9 @@ class CompareDirectory:
         """Removes what was begun."""
         with as_output_error(self.path):
             shutil.rmtree(self._journal)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _file(self, name: str) -> str:
         return f"{self._names.index(name)}.json"
