@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -374,3 +375,24 @@ def test_parameters_keep_their_types_and_a_leading_axis(whole):
     for leaf in jax.tree.leaves((whole[1][0].params, whole[1][0].best_params)):
         assert isinstance(leaf, np.ndarray)
         assert (leaf.dtype, len(leaf)) == (np.float32, len(SEEDS))
+
+
+def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
+    first, second = DAGS["one"], Dag.from_code("2_12")
+    released, waited = threading.Event(), []
+
+    def build(dag, *rest):
+        program = shared_programs(dag, *rest)
+        if dag == second:
+            patch.setattr(program, "compile", lambda: waited.append(released.wait(60)))
+        return program
+
+    def stop(*_):
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Program", build)
+        with pytest.raises(StoppedError):
+            train([first, second], DATA, RECIPE, seeds=SEEDS, on_progress=stop)
+        assert waited == []
+        released.set()
