@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seeds=options.seeds,
                 out=out,
                 resume=(out / "config.json").exists(),
-                on_progress=lambda name, done, _, tasks=tasks: bars.update(tasks[name], completed=done),
+                on_progress=lambda name, done, *_, tasks=tasks: bars.update(tasks[name], completed=done),
             )
             curves[dataset] = {}
             for run in runs:

@@ -149,7 +149,7 @@ def train(
     data: nd.data.Splits,
     recipe: nd.Recipe,
     seeds: int,
-    report: Callable[[str, int, int], None],
+    report: Callable[..., None],
 ) -> dict[str, nd.training.History | None]:
     """Trains DAGs together, so that compilation overlaps training; None where a loss is no longer finite."""
     try:
@@ -481,7 +481,9 @@ def run(options: argparse.Namespace) -> None:
         for start in range(0, len(left), options.together):
             chunk = left[start : start + options.together]
 
-            def report(code: str, done: int, epochs: int, first: int = start, chunk: list[str] = chunk) -> None:
+            def report(
+                code: str, done: int, epochs: int, _: float, first: int = start, chunk: list[str] = chunk
+            ) -> None:
                 progress.update(task, completed=(first + chunk.index(code)) * epochs + done)
 
             histories = train({code: every[code] for code in chunk}, data, recipe, options.seeds, report)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     # Kernels
     from nngp_dag.kernels import Kernel, gram, kernel
 
-    # Theory, sweeps, and training of finite networks
-    from nngp_dag.report import sweep
+    # Theory, sweeps, comparisons, and training of finite networks
+    from nngp_dag.report import compare, sweep
     from nngp_dag.theory import (
         Bracket,
         Brackets,
@@ -61,6 +61,7 @@ __all__ = [
     "Spectrum",
     "activations",
     "classification_accuracy",
+    "compare",
     "evaluate",
     "expected_loss",
     "gram",
@@ -84,13 +85,16 @@ __all__ = [
     "zoo",
 ]
 
-# All of it is loaded on first use, so that the package, and with it the command's help, comes up at once.
-_MODULES = ("activations", "data", "nas", "nets", "report", "stax", "theory", "training")
+# All of it is loaded on first use: the package comes up at once, and with it the help of the command line and its answer
+# to an interruption.
+_MODULES = frozenset(
+    ("activations", "data", "errors", "graph", "kernels", "nas", "nets", "report", "stax", "theory", "training")
+)
 _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
     **dict.fromkeys(("Kernel", "gram", "kernel"), "kernels"),
+    **dict.fromkeys(("compare", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
-    "sweep": "report",
 }
 
 
@@ -99,8 +103,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
-    return found
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'theory')}"), name)
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:

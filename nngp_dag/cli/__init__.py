@@ -7,11 +7,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from nngp_dag import interrupt
 from nngp_dag.cli.catalogue import list_command
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show_command
@@ -117,10 +118,15 @@ def _message(error: TyperException) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a bad input prints one line and exits with status 2."""
+    """Runs the command line; a bad input prints one line and exits with status 2, an interruption 128 + signal."""
     if arguments is None:
         arguments = sys.argv[1:]
     screen.reset()
+    with interrupt.handled(arguments):
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", NumericalWarning)
@@ -130,14 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = str(error)
     except TyperException as error:
         message = _message(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         # JAX has no type of its own for it.
         if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         message = "Expected the work to fit into memory, got out of memory; lower --subset, --width or --seeds"
     else:
+        interrupt.on_interrupt(lambda: "the command had ended")
         sys.exit(status if isinstance(status, int) else 0)
     print(f"nngp-dag: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

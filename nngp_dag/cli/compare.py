@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable
 from nngp_dag.cli.options import (
     DATA,
     TRAINING,
@@ -18,8 +19,10 @@ from nngp_dag.cli.options import (
     OverwriteOption,
     ParameterisationOption,
     QuietOption,
+    ResumeOption,
     ScaleOption,
     count,
+    exclusive,
     out_option,
     output,
     parse_dag,
@@ -56,6 +59,7 @@ def compare(
     order: OrderFlag = OrderOption.LINEAR_ACT,
     parameterisation: ParameterisationOption = "ntk",
     out: Annotated[Path | None, out_option("Folder for compare.json, curves.csv, compare.png.", _OUT)] = None,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -63,55 +67,45 @@ def compare(
     """Train real networks and put their loss beside the bounds and the exact expectation."""
     from nngp_dag import report
     from nngp_dag.graph import zoo
-    from nngp_dag.report.compare import write_curves, write_json
-    from nngp_dag.report.environment import environment
+    from nngp_dag.report.compare_files import finished_in
     from nngp_dag.report.tables import compare_table
 
+    exclusive(resume, overwrite)
     names = list(dag or zoo.FIGURE3)
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {text: parse_dag(text) for text in names}
     eta = parse_rate("--learning-rate", learning_rate)
     load = choose_samples(data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs)
-    out = output(_OUT, out, again=overwrite)
-    with report.output_directory(out, overwrite=overwrite) as staging:
-        samples = load()
-        x, y = samples.x, samples.targets
-        config = {
-            "dags": {name: str(graph) for name, graph in dags.items()},
-            "dataset": samples.name,
-            "split": "train",
-            "subset": len(x),
-            "features": x.shape[1],
-            "classes": len(samples.classes) or None,
-            "scale_inputs": scale_inputs,
-            "width": width,
-            "seeds": list(range(seeds)),
-            "steps": steps,
-            "learning_rate": eta,
-            "order": order.value,
-            "parameterisation": parameterisation,
-            **environment(),
-        }
-        with progress() as on_progress:
-            results = report.compare(
-                dags,
-                x,
-                y,
-                width=width,
-                seeds=range(seeds),
-                steps=steps,
-                learning_rate=eta,
-                order=order.value,
-                parameterisation=parameterisation,
-                on_progress=on_progress,
-            )
-        write_json(staging / "compare.json", results, config)
-        write_curves(staging / "curves.csv", results)
-        networks = f"{seeds} network{'s' if seeds > 1 else ''} of width {width}"
-        title = f"{len(x)} inputs of {samples.name}: bound, exact expectation, and {networks}"
-        report.plot_compare(results, staging / "compare.png", title)
-        show(compare_table(results))
+    out = output(_OUT, out, again=resume or overwrite)
+    Resumable(out / "unfinished" / "settings.json", lambda: f"{finished_in(out)} of {len(names)} DAGs")
+    samples = load()
+    config = {
+        "dataset": samples.name,
+        "split": "train",
+        "subset": len(samples.x),
+        "features": samples.x.shape[1],
+        "classes": len(samples.classes) or None,
+        "scale_inputs": scale_inputs,
+    }
+    with progress() as on_progress:
+        results = report.compare(
+            dags,
+            samples.x,
+            samples.targets,
+            width=width,
+            seeds=seeds,
+            steps=steps,
+            learning_rate=eta,
+            order=order.value,
+            parameterisation=parameterisation,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            config=config,
+            on_progress=on_progress,
+        )
+    show(compare_table(results))
     files = [out / name for name in ("compare.json", "curves.csv", "compare.png")]
     say(f"wrote {', '.join(map(str, files[:2]))} and {files[2]}")
     result({"config": config, "rows": [row.as_row() for row in results], "files": files})

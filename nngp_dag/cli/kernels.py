@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nngp_dag.cli.last_words import counted, once, same_command
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
@@ -38,7 +39,7 @@ from nngp_dag.cli.options import (
     output,
     parse_dag,
 )
-from nngp_dag.cli.screen import result, say, show
+from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
 
@@ -56,6 +57,7 @@ def show_command(
     quiet: QuietOption = False,
 ) -> None:
     """Print a graph, its paths, depth histogram, effective depth and width."""
+    once(*([] if png is None else [png]))
     from nngp_dag.graph.codes import nasbench201_edges
     from nngp_dag.report import output_file, plot_dag
     from nngp_dag.report.tables import dag_facts, dag_table
@@ -121,19 +123,25 @@ def kernel_command(
     )
     out = output(_KERNEL, out, again=overwrite)
     picture = out.with_suffix(".png")
+    once(out, picture)
     with output_file(out, overwrite=overwrite) as npz, output_file(picture, overwrite=overwrite) as png:
         samples = load()
-        k = kernel(
-            graph,
-            samples.x.astype(dtype.value),
-            layer=layer,
-            aggregation=aggregation,
-            image_readout=image_readout,
-            parameterisation=parameterisation,
-            width=width,
-            readout=readout,
-        )
-        spectra = {"NNGP": spectrum(k.nngp), "NTK": spectrum(k.ntk)}
+        with progress() as on_progress:
+            on_progress("kernels and spectra", 0, 3)
+            k = kernel(
+                graph,
+                samples.x.astype(dtype.value),
+                layer=layer,
+                aggregation=aggregation,
+                image_readout=image_readout,
+                parameterisation=parameterisation,
+                width=width,
+                readout=readout,
+            )
+            spectra = {}
+            for done, (name, matrix) in enumerate({"NNGP": k.nngp, "NTK": k.ntk}.items(), start=1):
+                on_progress("kernels and spectra", done, 3)
+                spectra[name] = spectrum(matrix)
         show(spectrum_table(spectra))
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
         arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
@@ -181,7 +189,6 @@ def gram_command(
 
     Interrupted, the same command continues; --resume says that there must be something to go on with.
     """
-    from nngp_dag.cli.screen import screen
     from nngp_dag.kernels import gram
     from nngp_dag.kernels.gram import bytes_of
 
@@ -196,20 +203,22 @@ def gram_command(
     load = choose_samples(
         data, dataset, data_dir, subset, usual=_GRAM_SUBSET, scale_inputs=scale_inputs, images=conv is not None
     )
-    k = gram(
-        graph,
-        load().x.astype(dtype.value),
-        memory_budget=memory_budget,
-        out=out,
-        overwrite=overwrite,
-        progress=not screen.quiet,
-        tile=tile,
-        layer=layer,
-        aggregation=aggregation,
-        image_readout=image_readout,
-        parameterisation=parameterisation,
-        width=width,
-    )
+    same_command(counted("tiles"))
+    with progress() as on_progress:
+        k = gram(
+            graph,
+            load().x.astype(dtype.value),
+            memory_budget=memory_budget,
+            out=out,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            tile=tile,
+            layer=layer,
+            aggregation=aggregation,
+            image_readout=image_readout,
+            parameterisation=parameterisation,
+            width=width,
+        )
     rows, columns = k.nngp.shape
     files = [out / name for name in ("nngp.npy", "ntk.npy", "gram.json")]
     say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {', '.join(map(str, files[:2]))} and {files[2]}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nngp_dag.cli.last_words import latest_progress, once, same_command
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
@@ -75,6 +76,12 @@ def score(
 
     --resume says that there must be scores to go on with.
     """
+    same_command(
+        lambda: (
+            ", ".join(f"{done} of {total} cells by {name}" for name, (done, total) in latest_progress.items())
+            or "nothing new"
+        )
+    )
     from nngp_dag.nas import Cell, Setting, sample_cells
     from nngp_dag.nas import cells as every_cell
     from nngp_dag.nas.cells import NUM_CELLS
@@ -130,6 +137,7 @@ def search(
     quiet: QuietOption = False,
 ) -> None:
     """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
+    once(scores / "search.csv", scores / "accuracy.csv")
     import pandas
 
     from nngp_dag.nas import Benchmark
@@ -173,6 +181,7 @@ def plot(
     quiet: QuietOption = False,
 ) -> None:
     """Draw accuracy over effective depth and width, and over scores."""
+    once(scores / "depth-width.png", scores / "scores.png")
     from nngp_dag.nas import SCORES, Benchmark
     from nngp_dag.report import output_file
     from nngp_dag.report.nas_files import read_scores

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import same_command
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
@@ -87,6 +88,8 @@ def tenas(
 
     --resume says that there must be a search to go on with.
     """
+    rounds = None
+    same_command(lambda: "nothing new" if rounds is None else f"{rounds} round{'' if rounds == 1 else 's'}")
     import hashlib
     import math
     from dataclasses import asdict
@@ -123,6 +126,7 @@ def tenas(
     config = {"measures": measure, **asdict(pruning), **options, "batch": sizes, "images": images.shape}
     folder = SearchDirectory(out, searched, config | {"sha256": digest})
     state = start = folder.state()
+    rounds = 0 if start is None else start.round - 1
     with progress() as bar:
 
         def on_progress(number: int, done: int, total: int) -> None:
@@ -130,6 +134,7 @@ def tenas(
 
         for state in prune(searched, measures, pruning, start, on_progress=on_progress):
             folder.save(state)
+            rounds = state.round - 1
     assert state is not None
     cell = searched.cell_of(state.mask)
     with output_file(out / "trajectory.png", overwrite=True) as path:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, epochs_in
 from nngp_dag.cli.options import (
     NETWORK,
     TRAINING,
@@ -115,6 +116,7 @@ def train_cell_command(
     CellRecipe.of(cell, (), **options)
     load = choose_splits(data, dataset, data_dir, subset=subset, eval_subset=eval_subset, default="cifar10")
     out = output(_OUT, out, again=resume or overwrite)
+    Resumable(out / "config.json", epochs_in(out, epochs))
     check_free(out, resume=resume, overwrite=overwrite)
     splits = load()
     recipe = CellRecipe.of(cell, splits.train.x.shape[1:], **options)

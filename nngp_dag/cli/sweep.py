@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, counted
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
@@ -108,6 +109,7 @@ def sweep(
         data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs, images=conv is not None
     )
     out = output(_OUT, out, again=resume or overwrite)
+    Resumable(out / "config.json", counted("kernel classes"))
     samples = load()
     with progress() as on_progress:
         table = sweep_dags(

@@ -1,10 +1,12 @@
 """The command train."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nngp_dag.cli.last_words import Resumable, epochs_in, once
 from nngp_dag.cli.options import (
     DATA,
     NETWORK,
@@ -35,6 +37,7 @@ from nngp_dag.cli.options import (
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
 from nngp_dag.errors import InputError
+from nngp_dag.interrupt import program
 
 if TYPE_CHECKING:
     from typer import Context
@@ -149,6 +152,7 @@ def train(
     )
 
     if evaluate is not None:
+        once()
         beside = ("evaluate", "data_dir", "json", "quiet")
         if others := [name for name in context.params if name not in beside and _given(context, name)]:
             raise InputError(f"Expected only --data-dir beside --evaluate, got {', '.join(others)}; leave them out")
@@ -181,6 +185,8 @@ def train(
         }
     )
     get_activation(recipe.activation)
+    again = f"{program()} train --resume --out {shlex.quote(str(out))}"
+    Resumable(out / "config.json", epochs_in(out, recipe.epochs * len(dags)), again)
     load = choose_splits(
         None if source["data"] is None else Path(source["data"]),
         source["dataset"],

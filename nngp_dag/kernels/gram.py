@@ -51,7 +51,7 @@ class _Memory:
         self.matrices[name][i : i + block.shape[0], j : j + block.shape[1]] = block
 
     def commit(self) -> None:
-        pass
+        self.tiles_done += 1
 
 
 def gram(
@@ -63,6 +63,7 @@ def gram(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    on_progress: Callable[[str, int, int], None] | None = None,
     tile: int | None = None,
     **options: Any,
 ) -> Kernel:
@@ -97,6 +98,7 @@ def gram(
       out: Directory for the results; None keeps them in memory.
       overwrite: Whether the result of another call, finished or not, is deleted where it is in the way.
       progress: Whether to show a bar with the time left on the error stream, if that is a terminal.
+      on_progress: Called with ("tiles", tiles done, tiles) instead.
       tile: Rows of a tile at most; None for what the budget allows.
       **options: Those of `kernel`: `activation`, `order`, `readout` and so on.
 
@@ -124,14 +126,14 @@ def gram(
     plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None)
     if out is None:
         memory = _Memory(plan.shape, plan.dtype)
-        _fill(memory, plan, dag, arrays1, arrays2, options, progress)
+        _fill(memory, plan, dag, arrays1, arrays2, options, progress, on_progress)
         return Kernel(**memory.matrices)
     path = Path(out).resolve()
     configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
     done = load_finished(path, configuration, overwrite)
     if done is None:
         with unfinished(path, configuration, overwrite) as files:
-            _fill(files, plan, dag, arrays1, arrays2, options, progress)
+            _fill(files, plan, dag, arrays1, arrays2, options, progress, on_progress)
             files.finish()
         done = load_finished(path, configuration)
     assert done is not None
@@ -146,10 +148,13 @@ def _fill(
     arrays2: list[np.ndarray] | None,
     options: Mapping[str, Any],
     progress: bool,
+    on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """Computes the tiles that are not there yet."""
     corners = plan.corners()
-    with _progress_bar(len(corners), results.tiles_done, progress) as advance:
+    report = on_progress or (lambda task, done, total: None)
+    report("tiles", results.tiles_done, len(corners))
+    with _progress_bar(len(corners), results.tiles_done, progress and on_progress is None) as advance:
         for i, j in corners[results.tiles_done :]:
             for name, block in _compute(dag, arrays1, arrays2, i, j, plan, options).items():
                 results.put(name, i, j, block)
@@ -157,6 +162,7 @@ def _fill(
                     results.put(name, j, i, block.T)
             results.commit()
             advance()
+            report("tiles", results.tiles_done, len(corners))
 
 
 def _compute(

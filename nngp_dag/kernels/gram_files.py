@@ -23,6 +23,7 @@ import numpy as np
 
 from nngp_dag.errors import OutputError
 from nngp_dag.graph import Dag
+from nngp_dag.interrupt import UNFINISHED
 
 MATRICES = ("nngp", "ntk")
 _DESCRIPTION, _JOURNAL, _LOCK = "gram.json", "journal", "lock"
@@ -165,6 +166,7 @@ class GramFiles:
             os.fsync(descriptor)
         os.write(self._journal, b".")
         os.fsync(self._journal)
+        UNFINISHED.pop(self._partial, None)
         self.tiles_done += 1
 
     def finish(self) -> None:
@@ -210,12 +212,14 @@ def unfinished(path: Path, configuration: Mapping[str, Any], overwrite: bool) ->
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
             if fresh or difference:
+                UNFINISHED[partial] = made[1:]
                 _create(partial, configuration)
             files = GramFiles(path, partial, configuration, overwrite, stack)
             yield files
         except BaseException:
             if files is None or files.tiles_done == 0:
                 shutil.rmtree(partial, ignore_errors=True)
+                UNFINISHED.pop(partial, None)
                 for folder in made:
                     with contextlib.suppress(OSError):
                         folder.rmdir()

@@ -1,6 +1,6 @@
 """Finite networks: flax modules for any DAG, what they cost, and full-batch descent with optax."""
 
-from nngp_dag.nets.descent import Descent, descend, squared_loss
+from nngp_dag.nets.descent import Descent, chosen_seeds, descend, squared_loss
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet, as_functions, as_stateful_functions
 from nngp_dag.nets.summary import LayerSummary, ModelSummary, summarise
@@ -13,6 +13,7 @@ __all__ = [
     "WeightedLayer",
     "as_functions",
     "as_stateful_functions",
+    "chosen_seeds",
     "descend",
     "squared_loss",
     "summarise",

@@ -3,8 +3,10 @@
 Training on batches of a data set, with checkpoints and evaluation, is `nngp_dag.training`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,21 @@ from nngp_dag.errors import InputError
 from nngp_dag.nets.model import Params, as_functions
 
 Loss = Callable[[Array, Array], Array]
+
+
+def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
+    """Returns the seeds 0 to S - 1 for a number S, or the seeds themselves.
+
+    Raises:
+      InputError: There is none, one twice, or one that is no 32-bit number.
+    """
+    try:
+        chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, SupportsIndex) else seeds)]
+    except TypeError:
+        raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {seeds!r}") from None
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
+        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {seeds}")
+    return chosen
 
 
 def squared_loss(f: Float[Array, "n c"], y: Float[Array, "n c"]) -> Float[Array, ""]:

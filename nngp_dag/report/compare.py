@@ -1,21 +1,23 @@
 """Theory beside experiment: bound, exact expectation and measured training of several DAGs on one data set."""
 
-import csv
-import json
+import contextlib
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import optax
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag
+from nngp_dag.errors import InputError, OutputError
+from nngp_dag.graph import Dag, zoo
 from nngp_dag.kernels import Kernel, kernel
-from nngp_dag.nets import DagNet, descend
+from nngp_dag.nets import DagNet, chosen_seeds, descend
+from nngp_dag.report.compare_files import CompareDirectory
+from nngp_dag.report.environment import environment
 from nngp_dag.theory import (
     Bracket,
     LossCurve,
@@ -146,16 +148,20 @@ def _lower(s: Spectrum) -> float:
 
 
 def compare(
-    dags: Mapping[str, Dag],
-    x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "n c"],
+    dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str],
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     width: int = 1024,
-    seeds: Sequence[int] = range(5),
+    seeds: SupportsIndex | Sequence[int] = 5,
     steps: int = 100,
     learning_rate: LearningRate = "auto",
     order: str = "linear-act",
     parameterisation: str = "ntk",
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> list[Comparison]:
     """Puts bounds, exact expectation and measurement of full-batch gradient descent side by side.
@@ -164,100 +170,170 @@ def compare(
     N x N matrices per DAG.
 
     Args:
-      dags: Distinct DAGs by name.
+      dags: One DAG, several, or several by name, each a `Dag`, a code, a name of `zoo.FIGURE3` or a NAS-Bench-201
+        cell; without names they are called by their texts.
       x: Inputs, (N, d), N >= 2.
-      y: Targets, (N, C).
+      y: Targets, (N, C), such as `nngp_dag.data.one_hot` makes of labels.
       width: Units of every node.
-      seeds: One network each.
+      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves; one network each.
       steps: Steps of gradient descent.
       learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each DAG, "shared" for the smallest of these for all.
       order: "linear-act" or "act-linear".
       parameterisation: "ntk", or "standard", in which the NTK grows with the width.
+      out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all DAGs are done, those
+        that are lie in its folder `unfinished`.
+      resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
+        are those of one that was not interrupted.
+      overwrite: Replace the comparison in `out`.
+      config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the
+        picture.
       on_progress: Called with (what is being done, steps done, steps in all).
 
     Returns:
       One `Comparison` for each DAG, in the given order.
 
     Raises:
+      GraphError: A text is no DAG.
       InputError: Fewer than 2 inputs, equal DAGs, a learning rate at which training diverges, or any bad argument.
+      OutputError: `out` is not free, or cannot be written.
+      CheckpointError: There is nothing to resume, or another comparison.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(4, 6))
-      >>> (row,) = nd.report.compare({"chain": nd.zoo.chain(2)}, x, np.eye(4), width=32, seeds=[0], steps=3)
-      >>> row.curves.shape
-      (1, 4)
+      >>> chain, mixed = nd.compare(["2_02", "DAG#3"], x, np.eye(4), width=32, seeds=2, steps=3)
+      >>> mixed.name, mixed.curves.shape, chain.learning_rate > mixed.learning_rate
+      ('DAG#3', (2, 4), True)
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if not dags or len(set(dags.values())) < len(dags):
-        raise InputError(f"Expected distinct DAGs, at least one, got {', '.join(dags) or 'none'}")
+    named = _named(dags)
+    x, y = _numbers("x", x), _numbers("y", y)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise InputError(
+            f"Expected `x` (N, d) and `y` (N, C) with equal N, got {x.shape} and {y.shape}; flatten images, and make "
+            "labels one-hot with `nngp_dag.data.one_hot`"
+        )
     if len(x) < 2:
         raise InputError(f"Expected at least 2 inputs to compare, got {len(x)}; take a larger subset")
-    for name, value in (("width", width), ("steps", steps), ("number of seeds", len(seeds))):
+    for name, value in (("width", width), ("steps", steps)):
         if value < 1:
             raise InputError(f"Expected the {name} to be at least 1, got {value}")
+    chosen = chosen_seeds(seeds)
     if isinstance(learning_rate, str) and learning_rate not in ("auto", "shared"):
         raise InputError(f"Expected `learning_rate` to be 'auto', 'shared' or a number, got {learning_rate!r}")
     if not isinstance(learning_rate, str) and not (math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(f"Expected `learning_rate` to be finite and above 0, got {learning_rate}")
+    if resume and (out is None or overwrite):
+        raise InputError(
+            "Expected `resume` beside `out`, the folder of the comparison, and without `overwrite`, got "
+            + ("no `out`" if out is None else "both")
+        )
     report = on_progress or (lambda task, done, total: None)
 
-    gradients = {"parameterisation": parameterisation, "width": width}
+    settings = {
+        "dags": {name: str(dag) for name, dag in named.items()},
+        **(config or {}),
+        "width": int(width),
+        "seeds": chosen,
+        "steps": int(steps),
+        "learning_rate": learning_rate,
+        "order": order,
+        "parameterisation": parameterisation,
+        **environment(),
+    }
+    directory = None if out is None else CompareDirectory(Path(out), list(named))
+    found: dict[str, Comparison] = {}
+    if directory is not None:
+        digests = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in (("x", x), ("y", y))}
+        kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
+        found = {name: Comparison(dag=named[name], **fields) for name, fields in kept.items()}
+    try:
+        options = {"width": width, "order": order, "parameterisation": parameterisation}
+        for result in _compared(named, found, x, y, chosen, steps, learning_rate, options, report):
+            found[result.name] = result
+            if directory is not None:
+                directory.add(result)
+    except BaseException:
+        if directory is not None and not resume and not found:
+            # The error at hand says more than what follows from it.
+            with contextlib.suppress(OutputError):
+                directory.discard()
+        raise
+    results = [found[name] for name in named]
+    if directory is not None:
+        networks = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {width}"
+        what = f"{len(x)} inputs" + (f" of {settings['dataset']}" if "dataset" in settings else "")
+        directory.finish(results, settings, f"{what}: bound, exact expectation, and {networks}")
+    return results
+
+
+def _compared(
+    dags: Mapping[str, Dag],
+    found: Mapping[str, Comparison],
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "n c"],
+    seeds: list[int],
+    steps: int,
+    learning_rate: LearningRate,
+    options: Mapping[str, Any],
+    report: Progress,
+) -> Iterator[Comparison]:
+    """Yields the DAGs that are not found."""
+    order, parameterisation = options["order"], options["parameterisation"]
+    left = {name: dag for name, dag in dags.items() if name not in found}
     nodes: dict[str, Kernel] = {}
     outputs: dict[str, Kernel] = {}
-    spectra: dict[str, tuple[Spectrum, Spectrum]] = {}
-    for i, (name, dag) in enumerate(dags.items()):
-        report("kernels", i, len(dags))
+    spectra = {name: (result.nngp, result.ntk) for name, result in found.items()}
+    for i, (name, dag) in enumerate(left.items()):
+        report("kernels", i, len(left))
         nodes[name] = kernel(dag, x, order=order, readout=False)
-        outputs[name] = kernel(dag, x, order=order, **gradients)
+        outputs[name] = kernel(dag, x, **options)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
-    report("kernels", len(dags), len(dags))
+    report("kernels", len(left), len(left))
     rates = learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
+    for name, eta in rates.items():
+        limit = 2 / spectra[name][1].lambda_max
+        if eta >= limit:
+            raise InputError(
+                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {limit:.4g} of {name}, got {eta}; "
+                "gradient descent diverges beyond"
+            )
     stem = kernel(Dag.from_code("1"), x, order=order, readout=False)
 
-    results = []
-    for name, dag in dags.items():
+    for i, (name, dag) in enumerate(left.items(), start=1):
         nngp, ntk = spectra[name]
         eta = rates[name]
-        if eta >= 2 / ntk.lambda_max:
-            raise InputError(
-                f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / ntk.lambda_max:.4g} of {name}, got "
-                f"{eta}; gradient descent diverges beyond"
-            )
+        report(f"training {name}", 0, steps)
         run = descend(
-            lambda rngs, dag=dag: DagNet(
-                dag, x.shape[1], y.shape[1], width=width, order=order, parameterisation=parameterisation, rngs=rngs
-            ),
+            lambda rngs, dag=dag: DagNet(dag, x.shape[1], y.shape[1], rngs=rngs, **options),
             x.astype(np.float32),
             y.astype(np.float32),
             optimiser=optax.sgd(eta),
             steps=steps,
-            seeds=list(seeds),
+            seeds=seeds,
             on_progress=lambda done, total, name=name: report(f"training {name}", done, total),
         )
         curves = run.curve.astype(np.float64)
-        results.append(
-            Comparison(
-                name=name,
-                dag=dag,
-                nngp=nngp,
-                ntk=ntk,
-                nngp_bracket=lambda_min_bracket(dag, x, order=order, readout=False).nngp,
-                ntk_bracket=(
-                    lambda_min_bracket(dag, x, order=order).ntk
-                    if parameterisation == "ntk"
-                    else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
-                ),
-                path_bound=path_bound(dag, stem.nngp, order=order),
-                ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterisation == "ntk" else None,
-                learning_rate=eta,
-                conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
-                bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
-                expected=loss_curve(outputs[name], y, eta, steps),
-                curves=curves,
-            )
+        report("bounds and expectations", i - 1, len(left))
+        yield Comparison(
+            name=name,
+            dag=dag,
+            nngp=nngp,
+            ntk=ntk,
+            nngp_bracket=lambda_min_bracket(dag, x, order=order, readout=False).nngp,
+            ntk_bracket=(
+                lambda_min_bracket(dag, x, order=order).ntk
+                if parameterisation == "ntk"
+                else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
+            ),
+            path_bound=path_bound(dag, stem.nngp, order=order),
+            ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterisation == "ntk" else None,
+            learning_rate=eta,
+            conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
+            bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
+            expected=loss_curve(outputs[name], y, eta, steps),
+            curves=curves,
         )
-    return results
+        report("bounds and expectations", i, len(left))
 
 
 def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
@@ -269,19 +345,37 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
     return dict.fromkeys(spectra, float(learning_rate))
 
 
-def write_json(path: Path, results: Sequence[Comparison], config: Mapping[str, Any]) -> None:
-    """Writes {"config": ..., "rows": [...]}."""
-    rows = [result.as_row() for result in results]
-    path.write_text(json.dumps({"config": dict(config), "rows": rows}, indent=2, allow_nan=False) + "\n")
+def _named(dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str]) -> dict[str, Dag]:
+    if isinstance(dags, (Dag, str)):
+        dags = [dags]
+    if not isinstance(dags, Iterable):
+        raise InputError(f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {type(dags).__name__}")
+    given: Any = dags.items() if isinstance(dags, Mapping) else [(str(dag), dag) for dag in dags]
+    parsed = [(name, _dag(dag)) for name, dag in given]
+    if not parsed or len({dag for _, dag in parsed}) < len(parsed):
+        names = ", ".join(name for name, _ in parsed)
+        raise InputError(f"Expected distinct DAGs, at least one, got {names or 'none'}; name every graph once")
+    return dict(parsed)
 
 
-def write_curves(path: Path, results: Sequence[Comparison]) -> None:
-    """Writes the curves as CSV: dag, step, bound, expected, empirical_mean, empirical_std, expected_std."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
-        for result in results:
-            expected = result.expected
-            columns = zip(result.bound, expected.mean, result.mean, result.std, expected.std, strict=True)
-            for step, values in enumerate(columns):
-                writer.writerow([str(result.dag), step, *(f"{value:.9g}" for value in values)])
+def _dag(given: Dag | str) -> Dag:
+    if isinstance(given, Dag):
+        return given
+    if not isinstance(given, str):
+        raise InputError(
+            f"Expected `dags` to hold `Dag`s, codes, names or cells, got {type(given).__name__}; build a `Dag` of it"
+        )
+    if given.upper() in zoo.FIGURE3:
+        return zoo.named(given)
+    return Dag.from_nasbench201(given) if given.startswith("|") else Dag.from_code(given)
+
+
+def _numbers(name: str, array: ArrayLike) -> np.ndarray:
+    """Returns an array in float64, all of it finite."""
+    try:
+        found = np.asarray(array, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Expected `{name}` to be an array of numbers, got {type(array).__name__}: {error}") from None
+    if not np.isfinite(found).all():
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop or repair those inputs")
+    return found

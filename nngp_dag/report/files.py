@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from nngp_dag.errors import OutputError
+from nngp_dag.interrupt import UNFINISHED
 
 
 @contextlib.contextmanager
@@ -62,11 +63,15 @@ def _staging(target: Path, place: Path) -> Iterator[Path]:
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         try:
             place.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=place))
+            staging = place / f".{target.name}.{secrets.token_hex(4)}.partial"
+            # Before it is there, so that an interruption finds it in any case.
+            UNFINISHED[staging] = made
             try:
+                staging.mkdir()
                 yield staging
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+                del UNFINISHED[staging]
         except BaseException:
             for folder in made:
                 with contextlib.suppress(OSError):

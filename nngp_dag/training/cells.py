@@ -87,7 +87,7 @@ def train_cell(
       resume: Go on with the run in `out`.
       overwrite: Replace the run in `out`.
       config: What else to write to config.json.
-      on_progress: Called with ("cell", epochs done, epochs).
+      on_progress: Called with ("cell", epochs done, epochs, training loss).
       **choices: Fields of `CellRecipe` to replace.
 
     Raises:
@@ -194,7 +194,7 @@ class _CellRun:
         if self.history.epochs_done < 0:
             self._record(0, jnp.stack([self._evaluate(self.state, *device[part]) for part in PARTS]))
         if on_progress is not None:
-            on_progress(_NAME, self.history.epochs_done, recipe.epochs)
+            on_progress(_NAME, self.history.epochs_done, recipe.epochs, self._loss(self.history.epochs_done))
         for epoch in range(self.history.epochs_done + 1, recipe.epochs + 1):
             self.state, train = self._epoch(self.state, jnp.asarray(epoch - 1), device)
             metrics = jnp.stack([train, *(self._evaluate(self.state, *device[part]) for part in PARTS[1:])])
@@ -208,8 +208,11 @@ class _CellRun:
                 folder = self.directory.checkpoints(_NAME, "last")
                 checkpoints.save(folder, epoch, (self.state, self.history.values), self.about)
             if on_progress is not None:
-                on_progress(_NAME, epoch, recipe.epochs)
+                on_progress(_NAME, epoch, recipe.epochs, self._loss(epoch))
         return self.state
+
+    def _loss(self, epoch: int) -> float:
+        return float(self.history.of("train", "loss")[epoch, 0])
 
     def _record(self, epoch: int, metrics: Array) -> None:
         self.history.values[epoch, :, :, 0] = np.asarray(metrics, np.float64)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from flax import nnx
 from nngp_dag.data import Splits
 from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError, OutputError
 from nngp_dag.graph import Dag
-from nngp_dag.nets import ModelSummary
+from nngp_dag.nets import ModelSummary, chosen_seeds
 from nngp_dag.nets.model import Params
 from nngp_dag.report import output_file
 from nngp_dag.report.environment import environment
@@ -27,7 +26,7 @@ from nngp_dag.training.program import Best, Device, Program, State, on_device
 from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.rundir import RunDirectory
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int, float], None]
 
 # 128 GiB of float32, with gradients, momentum and the best state.
 _MOST_PARAMETERS = 1 << 33
@@ -91,7 +90,7 @@ def train(
       overwrite: Replace the run in `out`.
       checkpoint_every: Save the state whenever so many epochs are done, and at the end.
       config: What else to write to config.json.
-      on_progress: Called with (DAG, epochs done, epochs).
+      on_progress: Called with (DAG, epochs done, epochs, training loss, mean over seeds).
       **choices: Fields of `Recipe` to replace, such as `width=256`.
 
     Returns:
@@ -118,9 +117,7 @@ def train(
         recipe = dataclasses.replace(recipe or Recipe(), **choices)
     except TypeError as error:
         raise InputError(f"Expected options of `Recipe`, got {', '.join(choices)}: {error}") from None
-    chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, SupportsIndex) else seeds)]
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
-        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {seeds}")
+    chosen = chosen_seeds(seeds)
     if checkpoint_every < 1:
         raise InputError(f"Expected `checkpoint_every` to be at least 1, got {checkpoint_every}")
     if resume and out is None:
@@ -192,7 +189,10 @@ def _train_all(
     if directory is not None:
         directory.begin([run.history for run in runs if run.started])
     trained = []
-    with ThreadPoolExecutor(1) as pool:
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(1)
+        # Who stops training does not wait for the program of the next DAG.
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         compiling: list[Future[None]] = [pool.submit(run.program.compile) for run in runs[:1] if not run.done]
         for i, run in enumerate(runs):
             run.draw()
@@ -290,7 +290,7 @@ class _Run:
         epochs = self.recipe.epochs
         done = self.history.epochs_done
         if on_progress is not None:
-            on_progress(self.name, done, epochs)
+            on_progress(self.name, done, epochs, self._loss(done))
         for epoch in range(done + 1, epochs + 1):
             state, best, metrics, losses = self.program.run_epoch(state, best, self.seeds, epoch, device)
             if not (np.isfinite(losses).all() and np.isfinite(metrics).all()):
@@ -299,8 +299,11 @@ class _Run:
             if self.directory is not None and (epoch % self.checkpoint_every == 0 or epoch == epochs):
                 self._save(epoch, state, best)
             if on_progress is not None:
-                on_progress(self.name, epoch, epochs)
+                on_progress(self.name, epoch, epochs, self._loss(epoch))
         return state, best
+
+    def _loss(self, epoch: int) -> float:
+        return float(self.history.of("train", "loss")[epoch].mean())
 
     def _record(self, epoch: int, metrics: np.ndarray) -> None:
         self.history.values[epoch] = metrics

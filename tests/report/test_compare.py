@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from rich.console import Console
 
 import nngp_dag as nd
 from nngp_dag.data import load_dataset, normalise, one_hot, scale_to_sphere
-from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.errors import CheckpointError, GraphError, InputError, NumericalWarning, OutputError
 from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
-from nngp_dag.report.compare import learning_rates, write_curves, write_json
+from nngp_dag.report.compare import learning_rates
+from nngp_dag.report.compare_files import write_curves, write_json
 from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
 
 DATA = load_dataset("digits", subset=12)
@@ -235,3 +237,120 @@ def test_bad_arguments():
         compare({"a": chain}, X[:1], Y[:1], **SMALL)
     with pytest.raises(InputError, match=r"Expected `learning_rate` between 0 and 2 / lambda_max"):
         compare({"a": chain}, X, Y, learning_rate=10.0, **SMALL)
+
+
+def files_in(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison on disk, as arguments and the folder; a rate that all DAGs share depends on all of them."""
+    dags = {"one": "1", "chain": nd.zoo.chain(2)}
+    options = {"width": 8, "seeds": 2, "steps": 3, "learning_rate": "shared", "config": {"dataset": "digits"}}
+    out = tmp_path_factory.mktemp("whole") / "out"
+    nd.compare(dags, X, Y, out=out, **options)
+    return dags, options, out
+
+
+@pytest.fixture(scope="module")
+def _cut(whole, tmp_path_factory):
+    dags, options, _ = whole
+    out = tmp_path_factory.mktemp("cut") / "out"
+
+    def stop(task, done, total):
+        if task == "training chain":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        nd.compare(dags, X, Y, out=out, on_progress=stop, **options)
+    return out
+
+
+@pytest.fixture
+def cut(_cut, tmp_path):
+    """The same comparison, stopped when the second DAG begins to train."""
+    return shutil.copytree(_cut, tmp_path / "out")
+
+
+def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
+    dags, options, out = whole
+    assert {file.name for file in (cut / "unfinished").iterdir()} == {"settings.json", "0.json"}
+    with pytest.raises(OutputError, match="got an existing one; pass --resume to go on with it, --overwrite"):
+        nd.compare(dags, X, Y, out=cut, **options)
+    trained = []
+    nd.compare(dags, X, Y, out=cut, resume=True, on_progress=lambda task, *_: trained.append(task), **options)
+    assert {"training chain"} == {task for task in trained if task.startswith("training")}
+    assert files_in(cut) == files_in(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 9}, "to have width 9, got 8; resume with that"),
+        ({"config": {"dataset": "mnist"}}, 'to have dataset "mnist", got "digits"'),
+        ({"x": X + 1}, "to have sha256"),
+    ],
+)
+def test_another_comparison_is_not_resumed(whole, cut, change, message):
+    dags, options, _ = whole
+    arguments = {"x": X, "y": Y, **options, **change}
+    before = files_in(cut / "unfinished")
+    with pytest.raises(CheckpointError, match=message):
+        nd.compare(dags, out=cut, resume=True, **arguments)
+    assert files_in(cut / "unfinished") == before
+
+
+def test_a_damaged_journal_is_found(whole, cut):
+    dags, options, out = whole
+    file = cut / "unfinished" / "0.json"
+    file.write_text(file.read_text().replace("4", "5", 1))
+    with pytest.raises(CheckpointError, match="to hold what was written there, got something else; delete it"):
+        nd.compare(dags, X, Y, out=cut, resume=True, **options)
+    (cut / "unfinished" / "settings.json").write_text("[")
+    with pytest.raises(CheckpointError, match="to hold an unfinished comparison, got Expecting value"):
+        nd.compare(dags, X, Y, out=cut, resume=True, **options)
+    with pytest.raises(CheckpointError, match="got none; leave out --resume to start one"):
+        nd.compare(dags, X, Y, out=out, resume=True, **options)
+
+
+def test_what_has_not_begun_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="2 / lambda_max"):
+        nd.compare("1", X, Y, out=tmp_path / "new" / "out", learning_rate=10.0, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_and_seeds_in_every_form(results):
+    found = nd.compare([nd.zoo.named("DAG#1"), "dag#3"], X.tolist(), Y, width=64, seeds=2, steps=4)
+    assert [result.name for result in found] == ["2_02_002", "dag#3"]
+    for mine, theirs in zip(found, results, strict=True):
+        np.testing.assert_array_equal(mine.curves, theirs.curves)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dags": ["1", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 1, 1; name every graph once"),
+        ({"dags": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
+        (
+            {"y": DATA.labels},
+            r"Expected `x` \(N, d\) and `y` \(N, C\) with equal N, got \(12, 64\) and \(12,\); .*one_hot",
+        ),
+        ({"x": X[:3]}, "with equal N"),
+        ({"x": np.where(X.max() == X, np.nan, X)}, "Expected `x` to be finite, got NaN"),
+        ({"x": np.array([["a"]])}, "Expected `x` to be an array of numbers, got ndarray"),
+        ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2\\^32 - 1, got 0"),
+        ({"seeds": [1, 1]}, "Expected at least one seed"),
+        ({"width": 0}, "Expected the width to be at least 1, got 0"),
+        ({"resume": True}, "Expected `resume` beside `out`, .* got no `out`"),
+        ({"resume": True, "overwrite": True, "out": "out"}, "got both"),
+    ],
+)
+def test_wrong_arguments_are_one_line(change, message):
+    arguments = {"dags": "1", "x": X, "y": Y, "steps": 2, **change}
+    with pytest.raises(InputError if change.get("dags") != "2_2x" else GraphError, match=message):
+        nd.compare(**arguments)

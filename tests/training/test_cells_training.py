@@ -194,7 +194,7 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
     assert losses[2] < losses[0]
     assert whole.history.learning_rates == pytest.approx([0.025, 0.0125])
 
-    def stop(_, done, __):
+    def stop(_, done, *__):
         if done == 1:
             raise KeyboardInterrupt
 

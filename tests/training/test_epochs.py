@@ -130,7 +130,7 @@ def twins():
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    def on_progress(name, done, total):
+    def on_progress(name, done, total, loss):
         counts[name, done] = len(compiled)
 
     with pytest.MonkeyPatch.context() as patch:

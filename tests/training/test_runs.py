@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -195,7 +196,7 @@ def stop_at(monkeypatch, moment, name, epoch):
             raise StoppedError
         save(folder, at, state, description)
 
-    def on_progress(at_name, done, total):
+    def on_progress(at_name, done, total, loss):
         if (at_name, done) == (name, epoch) and moment == "after":
             raise StoppedError
 
@@ -241,7 +242,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, moment, name, e
         place = f"tensorboard/{run_name}/seed-{SEEDS[0]}"
         assert scalars(out / place) == scalars(whole_out / place)
     # It went on, and did not start again.
-    first = next(done for at, done, _ in seen if at == name)
+    first = next(done for at, done, *_ in seen if at == name)
     saved = epoch - (moment != "after")
     assert first == max(0, saved // every * every)
 
@@ -402,3 +403,24 @@ def test_parameters_keep_their_types_and_a_leading_axis(whole):
     for leaf in jax.tree.leaves((whole[1][0].params, whole[1][0].best_params)):
         assert isinstance(leaf, np.ndarray)
         assert (leaf.dtype, len(leaf)) == (np.float32, len(SEEDS))
+
+
+def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
+    first, second = DAGS["one"], Dag.from_code("2_12")
+    released, waited = threading.Event(), []
+
+    def build(dag, *rest):
+        program = shared_programs(dag, *rest)
+        if dag == second:
+            patch.setattr(program, "compile", lambda: waited.append(released.wait(60)))
+        return program
+
+    def stop(*_):
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Program", build)
+        with pytest.raises(StoppedError):
+            train([first, second], DATA, RECIPE, seeds=SEEDS, on_progress=stop)
+        assert waited == []
+        released.set()
