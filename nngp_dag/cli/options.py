@@ -58,11 +58,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace exis
 
 def parse_dag(text: str) -> "Dag":
     """Returns the graph of a name, a NAS-Bench-201 cell or a code."""
-    from nngp_dag.graph import Dag, zoo
+    from nngp_dag.graph import Dag
 
-    if text.upper() in zoo.FIGURE3:
-        return zoo.named(text)
-    return Dag.from_nasbench201(text) if text.startswith("|") else Dag.from_code(text)
+    return Dag.parse(text)
 
 
 def parse_float(option: str, text: str) -> float:

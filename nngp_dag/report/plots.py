@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nngp_dag.graph import Dag, codes
+from nngp_dag.graph import Dag, as_dag, codes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +78,9 @@ def _draw_curves(axes: "Axes", result: "Comparison") -> None:
     axes.margins(x=0.02, y=0.2)
 
 
-def plot_dag(dag: Dag, path: Path) -> None:
+def plot_dag(dag: Dag | str, path: Path) -> None:
     """Draws a graph to a PNG."""
+    dag = as_dag(dag)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(min(30.0, max(6.5, 1.1 * dag.num_nodes)), 3.2), layout="constrained")

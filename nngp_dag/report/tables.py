@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nngp_dag.graph import Dag, topology
+from nngp_dag.graph import Dag, as_dag, topology
 from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
 from nngp_dag.theory import Spectrum
@@ -87,8 +87,9 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
     return table
 
 
-def dag_table(dag: Dag) -> RenderableType:
+def dag_table(dag: Dag | str) -> RenderableType:
     """Returns a graph's edges, path statistics and depth histogram."""
+    dag = as_dag(dag)
     facts = Table(title=f"{dag!r}", show_header=False)
     inputs = "input 0" if dag.num_inputs == 1 else f"inputs 0 to {dag.num_inputs - 1}"
     outputs = f"output{'s' * (len(dag.outputs) > 1)} {', '.join(map(str, dag.outputs))}"

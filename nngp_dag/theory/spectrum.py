@@ -16,7 +16,8 @@ from jax import lax
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph.operations import check_option
+from nngp_dag.graph.operations import check_flag, check_option
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import (
     check_symmetric,
     in_unit,
@@ -134,6 +135,7 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
     Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
     """
     check_option("method", method, METHODS)
+    eigenvalues = check_flag("eigenvalues", eigenvalues)
     if eigenvalues and method == "iterative":
         raise InputError("Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'")
     values = _checked("matrix", matrix)
@@ -276,7 +278,7 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
     if jax.default_backend() == "cpu":
         return [_by_lapack(values, wanted) for values in batch]
     scaled, parts = zip(*map(_Scaled.of, batch), strict=True)
-    with jax.enable_x64(True):
+    with precision_of(np.dtype(np.float64)):
         eigenvalues, residuals = (np.asarray(v) for v in _eigenvalues_and_residuals(jnp.asarray(np.stack(parts))))
     return [
         s.spectrum([float(w[0]), float(w[-1])], r.tolist(), w if wanted else None)
