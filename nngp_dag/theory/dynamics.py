@@ -1,7 +1,6 @@
 """Exact loss curves of linearised training at infinite width."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.errors import InputError, NumericalWarning, warn
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
@@ -240,10 +239,9 @@ def _loss_curve(
     basis = eigenbasis(k, y)
     limit = math.inf if flow else _limit(basis.eigenvalues, momentum, nesterov)
     if learning_rate > limit:
-        warnings.warn(
+        warn(
             f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
             NumericalWarning,
-            stacklevel=3,
         )
     with np.errstate(over="ignore", invalid="ignore"):
         if flow:

@@ -1,14 +1,13 @@
 """Predictions at infinite width: Bayesian posteriors and infinitely trained ensembles."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning, shown
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import (
@@ -219,7 +218,11 @@ def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
     matrix = values.astype(np.float64)
     matrix[np.diag_indices_from(matrix)] += noise
     norm = float(np.linalg.norm(matrix, 1))
-    remedy = "pass a larger `noise`, drop duplicate inputs, or compute the kernels in float64"
+    eps = eps_of(values)
+    # In the 1-norm, which the estimate is in, the inverse may be a few times as large as in the 2-norm.
+    enough = 4 * len(values) * eps * norm
+    wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
+    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
     try:
         factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
     except np.linalg.LinAlgError:
@@ -229,12 +232,11 @@ def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
         ) from None
     (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
     reciprocal, _ = pocon(factor, norm, uplo="L")
-    if reciprocal < len(values) * eps_of(values):
-        warnings.warn(
+    if reciprocal < len(values) * eps:
+        warn(
             f"the posterior is not resolved: `{name}` with noise {noise:.3g} has reciprocal condition number "
             f"{reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
             NumericalWarning,
-            stacklevel=3,
         )
     # SciPy's own flag became a NumPy number.
     return (factor, True), targets
