@@ -273,7 +273,7 @@ def build_network(
 
 
 def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:
-    if not any(isinstance(op, Conv) and op is not network.stem for op in network.image_operations):
+    if not any(isinstance(edge.op, Conv) for edge in network.dag.live_edges):
         return
     dense = ["the stem"] if network.has_stem and not stem_is_given else []
     plain = [f"{edge.source}->{edge.target}" for edge in network.dag.live_edges if edge.op is Op.WEIGHTED]
