@@ -127,7 +127,8 @@ def test_only_half_of_the_tiles_are_computed_and_all_have_one_shape(monkeypatch)
 
 
 def plan(n, budget, **options):
-    return gram_module._plan([np.broadcast_to(np.float32(0), (n, 784))], None, None, budget, in_memory=False, **options)
+    inputs, dtype = [np.broadcast_to(np.float32(0), (n, 784))], np.dtype(np.float32)
+    return gram_module._plan(inputs, None, dtype, None, budget, in_memory=False, **options)
 
 
 def test_tiles_grow_with_the_budget():

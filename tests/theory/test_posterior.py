@@ -157,7 +157,7 @@ def test_a_matrix_beyond_its_precision_warns(dtype, gap):
     # Two entries below 1 keep the matrix positive definite in float64, closer to singular than the dtype resolves.
     train = kernel(np.diag([1.0, gap]))
     cross, test = kernel(np.zeros((1, 2))), kernel(np.ones((1, 1)))
-    message = rf"reciprocal condition number .* below 2 eps of {np.dtype(dtype)}; pass a larger `noise`"
+    message = rf"reciprocal condition number .* below 2 eps of {np.dtype(dtype)}; pass a `noise` of about"
     with pytest.warns(NumericalWarning, match=message):
         posterior(train, cross, test, np.ones(2))
     with pytest.warns(NumericalWarning, match=message):
