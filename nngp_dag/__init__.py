@@ -85,8 +85,8 @@ __all__ = [
     "zoo",
 ]
 
-# All of it is loaded on first use: the package comes up at once, and with it the help of the command line and its answer
-# to an interruption.
+# All of it is loaded on first use: the package comes up at once, and with it the help of the command line and what it
+# answers to an interruption.
 _MODULES = frozenset(
     ("activations", "data", "errors", "graph", "kernels", "nas", "nets", "report", "stax", "theory", "training")
 )

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.elementwise import check_elementwise
-from nngp_dag.errors import InputError, did_you_mean
-from nngp_dag.graph.operations import LARGEST
+from nngp_dag.errors import InputError, did_you_mean, shown
+from nngp_dag.graph.operations import LARGEST, as_number
 
 # What a parameter may be given as; it is kept as a float.
 Number = float | int
@@ -68,17 +68,17 @@ class Activation:
 
 
 def _number(what: str, value: Number) -> float:
-    if not math.isfinite(value):
-        raise InputError(f"Expected `{what}` to be finite, got {value}")
-    if abs(value) > LARGEST:
-        raise InputError(f"Expected `{what}` to be at most {LARGEST:g} in size, got {value}")
-    return float(value)
+    number = as_number(what, value)
+    if abs(number) > LARGEST:
+        raise InputError(f"Expected `{what}` to be at most {LARGEST:g} in size, got {shown(value)}")
+    return float(number)
 
 
 def _natural(what: str, value: int) -> int:
-    if value < 0 or value != int(value):
-        raise InputError(f"Expected `{what}` to be a whole number, at least 0, got {value}")
-    return int(value)
+    number = as_number(what, value)
+    if number < 0 or number != int(number):
+        raise InputError(f"Expected `{what}` to be a whole number, at least 0, got {shown(value)}")
+    return int(number)
 
 
 @dataclass(frozen=True)
@@ -384,11 +384,10 @@ def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activa
             return ACTIVATIONS[spec]
         names = ", ".join(ACTIVATIONS)
         remedy = did_you_mean(spec, ACTIVATIONS) or "; any other function goes in as `activations.Quadrature(fn)`"
-        raise InputError(f"Expected `activation` to be one of {names}, got {spec[:60]!r}{remedy}")
+        raise InputError(f"Expected `activation` to be one of {names}, got {shown(spec)}{remedy}")
     if isinstance(spec, type) and issubclass(spec, Activation):
         raise InputError(f"Expected `activation` to be an activation, got the class {spec.__name__}; call it first")
-    shown = getattr(spec, "__name__", repr(spec))
     raise InputError(
-        f"Expected `activation` to be a name or an `Activation`, got {shown}; "
+        f"Expected `activation` to be a name or an `Activation`, got {getattr(spec, '__name__', None) or shown(spec)}; "
         "wrap an elementwise function: `activations.Quadrature(fn)`"
     )

@@ -23,7 +23,7 @@ from nngp_dag.cli.options import QuietOption
 from nngp_dag.cli.screen import screen, show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
-from nngp_dag.errors import NngpDagError, NumericalWarning, did_you_mean
+from nngp_dag.errors import InputWarning, NngpDagError, NumericalWarning, did_you_mean, is_out_of_memory
 
 _CELL = "'|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'"
 _SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}, "no_args_is_help": True}
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> NoReturn:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", NumericalWarning)
+            for category in (NumericalWarning, InputWarning):
+                warnings.simplefilter("always", category)
             warnings.showwarning = show_warning
             status = app(args=arguments or ["--help"], prog_name="nngp-dag", standalone_mode=False)
     except NngpDagError as error:
@@ -137,8 +138,7 @@ def _run(arguments: Sequence[str]) -> NoReturn:
     except TyperException as error:
         message = _message(error)
     except Exception as error:
-        # JAX has no type of its own for it.
-        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         message = "Expected the work to fit into memory, got out of memory; lower --subset, --width or --seeds"
     else:

@@ -212,11 +212,9 @@ def exclusive(resume: bool, overwrite: bool) -> None:
 
 def parse_dag(text: str) -> "Dag":
     """Returns the graph of a name, a NAS-Bench-201 cell or a code."""
-    from nngp_dag.graph import Dag, zoo
+    from nngp_dag.graph import Dag
 
-    if text.upper() in zoo.FIGURE3:
-        return zoo.named(text)
-    return Dag.from_nasbench201(text) if text.startswith("|") else Dag.from_code(text)
+    return Dag.parse(text)
 
 
 def parse_rate(option: str, text: str) -> str | float:

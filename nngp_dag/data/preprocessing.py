@@ -116,6 +116,7 @@ def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "
         array([[0.8485, 1.1314],
                [0.    , 1.4142]])
     """
+    x = np.asanyarray(x)
     if x.ndim < 2 or x.size == 0:
         raise InputError(
             f"Expected `x` to have shape (N, ...) with at least one input and one feature, got shape "
@@ -159,6 +160,7 @@ def one_hot(labels: np.ndarray, num_classes: int, dtype: DTypeLike = np.float32)
         array([[0., 0., 1.],
                [1., 0., 0.]], dtype=float32)
     """
+    labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"Expected `labels` to be a one-dimensional array of integers, got {labels.dtype} of shape "

@@ -6,6 +6,7 @@ from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.network import Network, build_network
 from nngp_dag.graph.normal_form import NormalForm, normal_form
 from nngp_dag.graph.operations import AvgPool, Conv, Dense, Op, Operation, Scale
+from nngp_dag.graph.reading import as_dag
 
 __all__ = [
     "AvgPool",
@@ -18,6 +19,7 @@ __all__ = [
     "Op",
     "Operation",
     "Scale",
+    "as_dag",
     "build_network",
     "normal_form",
     "zoo",

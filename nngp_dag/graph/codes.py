@@ -9,11 +9,14 @@ import itertools
 import operator
 from collections.abc import Sequence
 
-from nngp_dag.errors import GraphError, did_you_mean
+from nngp_dag.errors import GraphError, did_you_mean, shorten, shown
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
 
 EXAMPLE = "2_21_112"
+
+FIGURE3: dict[str, str] = {"DAG#1": "2_02_002", "DAG#2": "1_01_222", "DAG#3": "2_21_112"}
+"""The three DAGs of Chen et al. 2022, Figure 3: a chain, three parallel layers, and a mixed one."""
 
 NASBENCH201_OPS: dict[str, Op | None] = {
     "none": None,
@@ -38,6 +41,27 @@ DARTS_OPS: dict[str, Op | None] = {
 """The same for the operations of DARTS."""
 
 
+def parse_text(text: str) -> tuple[int, tuple[Edge, ...], bool]:
+    """Reads a name of `FIGURE3`, a NAS-Bench-201 cell or a paper code; the last is whether it may be disconnected.
+
+    Raises:
+      GraphError: `text` is none of them.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise GraphError(f"Expected `text` to be a code such as {EXAMPLE!r}, a name or a cell, got {shown(text)}")
+    stripped = text.strip()
+    if stripped.startswith("|"):
+        return *parse_nasbench201(stripped), True
+    if stripped.upper() in FIGURE3:
+        stripped = FIGURE3[stripped.upper()]
+    elif stripped[0] not in "012_":
+        raise GraphError(
+            f"Expected a code such as {EXAMPLE!r}, a NAS-Bench-201 cell or a name out of {', '.join(FIGURE3)}, got "
+            f"{shorten(stripped)!r}{did_you_mean(stripped, FIGURE3)}"
+        )
+    return *parse_code(stripped), False
+
+
 def parse_code(code: str) -> tuple[int, tuple[Edge, ...]]:
     """Reads a paper code into the number of nodes and the present edges.
 
@@ -48,15 +72,16 @@ def parse_code(code: str) -> tuple[int, tuple[Edge, ...]]:
       >>> parse_code("2_01")
       (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
     """
-    if not isinstance(code, str) or not code:
-        raise GraphError(f"Expected `code` to be text such as {EXAMPLE!r}, got {code!r}")
+    if not isinstance(code, str) or not code.strip():
+        raise GraphError(f"Expected `code` to be text such as {EXAMPLE!r}, got {shown(code)}")
     edges = []
-    blocks = code.split("_")
+    blocks = code.strip().split("_")
     for target, block in enumerate(blocks, start=1):
         if len(block) != target or set(block) - set("012"):
             raise GraphError(
                 f"Expected block {target} of `code` to hold {target} digits out of 0, 1, 2 (the edges into node "
-                f"{target}), got {block!r} in {shorten(code)!r}; a valid code is {EXAMPLE!r}"
+                f"{target}), got {shorten(block)!r} in {shorten(code)!r}; a valid code is {EXAMPLE!r}, and `Dag.parse` "
+                "reads names and cells too"
             )
         edges += [Edge(source, target, Op(int(d))) for source, d in enumerate(block) if d != "0"]
     return len(blocks) + 1, tuple(edges)
@@ -123,10 +148,10 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
       >>> nasbench201_operations("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
       [['nor_conv_3x3'], ['none', 'skip_connect']]
     """
-    if not isinstance(cell, str) or not cell:
-        raise GraphError(f"Expected `cell` to be text such as '|nor_conv_3x3~0|+|...', got {cell!r}")
+    if not isinstance(cell, str) or not cell.strip():
+        raise GraphError(f"Expected `cell` to be text such as '|nor_conv_3x3~0|+|...', got {shown(cell)}")
     blocks = []
-    for target, block in enumerate(cell.split("+"), start=1):
+    for target, block in enumerate(cell.strip().split("+"), start=1):
         names = [entry.partition("~")[0] for entry in block[1:-1].split("|")]
         canonical = "|" + "".join(f"{name}~{source}|" for source, name in enumerate(names))
         if block != canonical or len(names) != target:
@@ -169,7 +194,8 @@ def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]
         pairs = []
     if not pairs or len(pairs) % 2:
         raise GraphError(
-            f"Expected `cell` to hold two (operation, input) pairs per node, such as ('sep_conv_3x3', 0), got {cell!r}"
+            f"Expected `cell` to hold two (operation, input) pairs per node, such as ('sep_conv_3x3', 0), got "
+            f"{shown(cell)}"
         )
     edges = []
     output = len(pairs) // 2 + 2
@@ -177,18 +203,13 @@ def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]
         target = index // 2 + 2
         if name not in DARTS_OPS:
             raise GraphError(
-                f"Expected operations of `cell` out of {', '.join(DARTS_OPS)}, got {shorten(name)!r}"
+                f"Expected operations of `cell` out of {', '.join(DARTS_OPS)}, got {shown(name)}"
                 f"{did_you_mean(name, DARTS_OPS)}"
             )
         if not 0 <= source < target:
-            raise GraphError(f"Expected inputs of node {target} of `cell` out of 0..{target - 1}, got {source}")
+            raise GraphError(f"Expected inputs of node {target} of `cell` out of 0..{target - 1}, got {shown(source)}")
         op = DARTS_OPS[name]
         if op is not None:
             edges.append(Edge(source, target, op))
     edges += [Edge(node, output, Op.SKIP) for node in range(2, output)]
     return output + 1, tuple(edges)
-
-
-def shorten(text: str, limit: int = 60) -> str:
-    """Cuts a long text for a message."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, shown
 from nngp_dag.graph import codes, relabel, topology
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import parse
@@ -51,17 +51,24 @@ class Dag:
     """
 
     num_nodes: int
-    edges: tuple[Edge, ...]
+    edges: tuple[Edge, ...] = ()
     allow_disconnected: InitVar[bool] = False
     num_inputs: int = 1
     outputs: tuple[int, ...] = ()
 
     def __post_init__(self, allow_disconnected: bool) -> None:
         """Validates once, so that everything else may trust the graph."""
+        if isinstance(self.num_nodes, str) and not self.edges:
+            raise GraphError(
+                f"Expected `num_nodes` to be a whole number, got {shown(self.num_nodes)}; `Dag.parse` reads codes, "
+                "names and cells"
+            )
         if _node(self.num_nodes) < 2:
             raise GraphError(f"Expected `num_nodes` to be at least 2 (input and output), got {self.num_nodes}")
-        if not all(isinstance(edge, Edge) for edge in self.edges):
-            raise GraphError(f"Expected `edges` to hold `Edge`s, got {self.edges!r}; use `Dag.from_edges` for triples")
+        if not isinstance(self.edges, Iterable) or not all(isinstance(edge, Edge) for edge in self.edges):
+            raise GraphError(
+                f"Expected `edges` to hold `Edge`s, got {shown(self.edges)}; use `Dag.from_edges` for triples"
+            )
         outputs = tuple(_node(node) for node in self.outputs) or (self.num_nodes - 1,)
         if not 1 <= _node(self.num_inputs) < self.num_nodes:
             raise GraphError(
@@ -98,6 +105,21 @@ class Dag:
                     f"Expected a path from {inputs} to the output node {output}, got none in "
                     f"{codes.shorten(str(self))}; add edges that join them"
                 )
+
+    @classmethod
+    def parse(cls, text: str) -> "Dag":
+        """Reads any text form of a graph: a paper code, a name of `zoo.FIGURE3` in any case, or a NAS-Bench-201 cell.
+
+        Functions that take a graph take such texts, too.
+
+        Raises:
+          GraphError: `text` is none of them, or its output cannot be reached.
+
+        Example:
+          >>> Dag.parse("DAG#3") == Dag.parse("2_21_112") == Dag.from_code("2_21_112")
+          True
+        """
+        return cls(*codes.parse_text(text))
 
     @classmethod
     def from_code(cls, code: str) -> "Dag":
@@ -264,4 +286,6 @@ def _node(value: object) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise GraphError(f"Expected nodes to be whole numbers, got {value!r}; use `Dag.from_edges` for names") from None
+        raise GraphError(
+            f"Expected nodes to be whole numbers, got {shown(value)}; use `Dag.from_edges` for names"
+        ) from None

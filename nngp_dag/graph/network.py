@@ -4,12 +4,14 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Hashable
+from types import NoneType
 from typing import Any
 
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, InputWarning, shown, warn
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
-from nngp_dag.graph.operations import HE_STD, AvgPool, Conv, Dense, Op, Scale, check_option, describe
+from nngp_dag.graph.operations import HE_STD, AvgPool, Conv, Dense, Op, Scale, check_flag, check_option, describe
+from nngp_dag.graph.reading import as_dag
 
 AGGREGATIONS = ("sum", "scaled-sum", "mean")
 
@@ -45,6 +47,9 @@ class Network:
     def __post_init__(self) -> None:
         """Fills in the stem and validates."""
         check_option("aggregation", self.aggregation, AGGREGATIONS)
+        object.__setattr__(self, "has_stem", check_flag("has_stem", self.has_stem))
+        if not isinstance(self.stem, (Dense, NoneType)):
+            raise InputError(f"Expected `stem` to be a `Dense` or a `Conv`, got {shown(self.stem)}")
         self.dag.require_connected()
         if self.stem is not None and not self.has_stem:
             raise InputError(f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out")
@@ -231,7 +236,7 @@ def window_output(op: object, image: tuple[int, ...], what: str) -> tuple[int, .
 
 
 def build_network(
-    dag: Dag,
+    dag: Dag | str,
     *,
     activation: Hashable = "relu",
     order: str = "linear-act",
@@ -244,17 +249,40 @@ def build_network(
 ) -> Network:
     """Builds a network from the options that kernels and finite models share.
 
+    Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
+    every pixel by itself; an `InputWarning` says so.
+
     Raises:
-      GraphError: As for `Network`.
+      GraphError: As for `Network`; or `dag` is no graph, see `as_dag`.
       InputError: As for `Network`; or both `layer` and one of the options that describe it are given.
     """
+    dag = as_dag(dag)
     described = Dense(activation=activation, order=order, w_std=w_std, b_std=b_std)
     if layer is None:
-        layer = described
-    elif described != Dense():
+        network = Network(dag, described, aggregation, stem, has_stem)
+        _warn_where_dense_beside_convolutions(network, stem_is_given=stem is not None)
+        return network
+    if described != Dense():
         raise InputError(
-            f"Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into {layer!r}"
+            "Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
+            f"{shown(layer)}"
         )
     if not isinstance(layer, Dense):
-        raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {layer!r}")
+        raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
     return Network(dag, layer, aggregation, stem, has_stem)
+
+
+def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:
+    if not any(isinstance(edge.op, Conv) for edge in network.dag.live_edges):
+        return
+    dense = ["the stem"] if network.has_stem and not stem_is_given else []
+    plain = [f"{edge.source}->{edge.target}" for edge in network.dag.live_edges if edge.op is Op.WEIGHTED]
+    if plain:
+        dense.append(f"the plain weighted edges {', '.join(plain[:3])}{', ...' * (len(plain) > 3)}")
+    if dense:
+        warn(
+            f"Expected `layer` for a graph whose edges have convolutions of their own, got none: {' and '.join(dense)} "
+            "will be dense, on every pixel by itself; pass such as layer=nngp_dag.Conv(filter_shape=(3, 3)) for "
+            "convolutions there too, or layer=nngp_dag.Dense() if dense is meant",
+            InputWarning,
+        )

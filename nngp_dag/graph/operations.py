@@ -11,7 +11,9 @@ import math
 import numbers
 from typing import Any
 
-from nngp_dag.errors import GraphError, InputError, did_you_mean
+import numpy as np
+
+from nngp_dag.errors import GraphError, InputError, did_you_mean, shown
 
 ORDERS = ("linear-act", "act-linear")
 PADDINGS = ("SAME", "VALID")
@@ -46,7 +48,7 @@ class Op(enum.IntEnum):
                 return op
         raise GraphError(
             f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` "
-            f"or `Conv`, got {value!r}{did_you_mean(value, ('skip', 'weighted')) or '; leave absent edges out'}"
+            f"or `Conv`, got {shown(value)}{did_you_mean(value, ('skip', 'weighted')) or '; leave absent edges out'}"
         )
 
 
@@ -58,7 +60,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         """Validates the factor."""
-        check_number("factor", self.factor)
+        object.__setattr__(self, "factor", check_number("factor", self.factor))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class AvgPool:
         object.__setattr__(self, "window_shape", check_window("window_shape", self.window_shape))
         object.__setattr__(self, "strides", _strides(self.strides, self.window_shape))
         check_option("padding", self.padding, PADDINGS)
+        object.__setattr__(self, "normalize_edges", check_flag("normalize_edges", self.normalize_edges))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,18 +111,19 @@ class Dense:
     def __post_init__(self) -> None:
         """Validates the options."""
         check_option("order", self.order, ORDERS)
-        check_number("w_std", self.w_std)
+        object.__setattr__(self, "layer_norm", check_flag("layer_norm", self.layer_norm))
+        object.__setattr__(self, "w_std", check_number("w_std", self.w_std))
         if self.w_std <= 0:
             raise InputError(f"Expected `w_std` to be positive, got {self.w_std}; leave the edge out instead")
         if self.b_std is not None:
-            check_number("b_std", self.b_std)
+            object.__setattr__(self, "b_std", check_number("b_std", self.b_std))
             if self.b_std < 0:
                 raise InputError(f"Expected `b_std` to be at least 0, or None for no bias, got {self.b_std}")
         try:
             hash(self.activation)
         except TypeError:
             raise InputError(
-                f"Expected `activation` to be a name or an `Activation`, got {self.activation!r}"
+                f"Expected `activation` to be a name or an `Activation`, got {shown(self.activation)}"
             ) from None
         if self.activation == "identity" or getattr(self.activation, "is_identity", False):
             object.__setattr__(self, "activation", None)
@@ -186,20 +190,56 @@ def describe(op: Operation) -> str:
 
 def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises an `InputError` unless `value` is one of `known`."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InputError(
-            f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {value!r}{did_you_mean(value, known)}"
+            f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {shown(value)}{did_you_mean(value, known)}"
         )
 
 
-def check_number(name: str, value: object) -> None:
-    """Raises an `InputError` unless `value` is a finite number whose square float64 can hold."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InputError(f"Expected `{name}` to be a finite number, got {value!r}")
-    if value and not 1 / LARGEST <= abs(float(value)) <= LARGEST:
+def check_flag(name: str, value: object) -> bool:
+    """Returns `value` as a `bool`; raises an `InputError` where it is none, such as the text "false"."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"Expected `{name}` to be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_number(name: str, value: object) -> float | int:
+    """Returns `value` as `as_number` does; raises an `InputError` where float64 does not hold its square, too."""
+    number = as_number(name, value)
+    if number and not 1 / LARGEST <= abs(number) <= LARGEST:
         raise InputError(
-            f"Expected `{name}` to be 0 or of a size between {1 / LARGEST:g} and {LARGEST:g}, got {value!r}"
+            f"Expected `{name}` to be 0 or of a size between {1 / LARGEST:g} and {LARGEST:g}, got {shown(value)}"
         )
+    return number
+
+
+def as_number(name: str, value: Any) -> float | int:
+    """Returns a finite real number, also a scalar of NumPy or JAX, as one of Python.
+
+    Raises:
+      InputError: It is none, or a value inside a transformation of JAX, which is not known yet.
+    """
+    check_not_traced(name, value)
+    number = value.item() if getattr(value, "shape", None) == () else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not _is_finite(number):
+        raise InputError(f"Expected `{name}` to be a finite number, got {shown(value)}")
+    return number if isinstance(number, int) else float(number)
+
+
+def check_not_traced(name: str, value: object) -> None:
+    """Raises an `InputError` where `value` is one inside a transformation of JAX, such as `jax.grad`."""
+    if any(base.__name__ == "Tracer" and base.__module__.startswith("jax.") for base in type(value).__mro__):
+        raise InputError(
+            f"Expected `{name}` to be a number, got {shown(value)} inside a transformation of JAX; gradients and "
+            "other transformations are supported in inputs only: pass a number from outside"
+        )
+
+
+def _is_finite(number: numbers.Real) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that float64 does not hold
+        return False
 
 
 def check_window(name: str, value: object) -> tuple[int, ...]:
@@ -209,7 +249,7 @@ def check_window(name: str, value: object) -> tuple[int, ...]:
     except (TypeError, ValueError):
         sizes = ()
     if not sizes or min(sizes) < 1 or sizes != tuple(value):  # type: ignore[arg-type]
-        raise InputError(f"Expected `{name}` to hold one positive whole number per spatial axis, got {value!r}")
+        raise InputError(f"Expected `{name}` to hold one positive whole number per spatial axis, got {shown(value)}")
     return sizes
 
 
@@ -218,5 +258,7 @@ def _strides(strides: object, window: tuple[int, ...]) -> tuple[int, ...]:
         return (1,) * len(window)
     sizes = check_window("strides", strides)
     if len(sizes) != len(window):
-        raise InputError(f"Expected `strides` to hold {len(window)} numbers, as many as the window, got {strides!r}")
+        raise InputError(
+            f"Expected `strides` to hold {len(window)} numbers, as many as the window, got {shown(strides)}"
+        )
     return sizes

@@ -4,14 +4,11 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from nngp_dag.errors import GraphError, did_you_mean
-from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201
+from nngp_dag.errors import GraphError, did_you_mean, shown
+from nngp_dag.graph.codes import FIGURE3, NASBENCH201_OPS, format_nasbench201
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
-
-FIGURE3: dict[str, str] = {"DAG#1": "2_02_002", "DAG#2": "1_01_222", "DAG#3": "2_21_112"}
-"""The three DAGs of Chen et al. 2022, Figure 3: a chain, three parallel layers, and a mixed one."""
 
 
 def named(name: str) -> Dag:
@@ -24,11 +21,12 @@ def named(name: str) -> Dag:
       >>> named("dag#3").code
       '2_21_112'
     """
-    if str(name).upper() not in FIGURE3:
+    key = str(name).strip().upper()
+    if key not in FIGURE3:
         raise GraphError(
-            f"Expected `name` to be one of {', '.join(FIGURE3)}, got {name!r}{did_you_mean(name, FIGURE3)}"
+            f"Expected `name` to be one of {', '.join(FIGURE3)}, got {shown(name)}{did_you_mean(key, FIGURE3)}"
         )
-    return Dag.from_code(FIGURE3[name.upper()])
+    return Dag.from_code(FIGURE3[key])
 
 
 def chain(num_layers: int) -> Dag:

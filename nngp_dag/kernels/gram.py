@@ -5,24 +5,29 @@ import inspect
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag
+from nngp_dag.errors import InputError, InputWarning, shown, within_memory
+from nngp_dag.graph import Dag, Network, build_network
+from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels.gram_files import GramFiles, describe, load_finished, unfinished
-from nngp_dag.kernels.kernel import Kernel, kernel
+from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
+from nngp_dag.kernels.kernel import kernel, make_rules
+from nngp_dag.kernels.result import Kernel, Origin
 
 # The interpreter with JAX (160 MB), the compiler's work on both programs (up to 240 MB) and the temporaries of the
 # engine (tens of MB), as measured, and some room.
 _RESERVE = 512 * 2**20
 # Beyond 2048 rows a tile gains no more speed, and loses more when the process is killed.
 _TILES = (2048, 1024, 512, 256, 128, 64)
+# The options of `kernel` that make a network.
+_ARCHITECTURE = ("activation", "order", "w_std", "b_std", "layer", "aggregation", "stem")
 
 
 class _Plan(NamedTuple):
@@ -55,7 +60,7 @@ class _Memory:
 
 
 def gram(
-    dag: Dag,
+    dag: Dag | str,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
@@ -91,7 +96,7 @@ def gram(
     what is there.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       x1: Inputs, (N1, features...). For a graph with several inputs a list of such arrays.
       x2: Inputs, (N2, features...), or None for x1.
       memory_budget: Bytes, or a text such as "6 GiB" or "500 MB".
@@ -100,7 +105,7 @@ def gram(
       progress: Whether to show a bar with the time left on the error stream, if that is a terminal.
       on_progress: Called with ("tiles", tiles done, tiles) instead.
       tile: Rows of a tile at most; None for what the budget allows.
-      **options: Those of `kernel`: `activation`, `order`, `readout` and so on.
+      **options: Those of `kernel`: `activation`, `order`, `readout`, `dtype` and so on.
 
     Returns:
       A `Kernel` with `nngp` and `ntk`, (N1, N2) each: NumPy arrays, or read-only memory maps of the files in `out`.
@@ -118,16 +123,26 @@ def gram(
       >>> k.ntk.shape, bool((k.ntk == k.ntk.T).all())
       ((5, 5), True)
     """
-    call = inspect.signature(kernel).bind(dag, x1, x2, **options)
+    try:
+        call = inspect.signature(kernel).bind(dag, x1, x2, **options)
+    except TypeError as error:
+        raise InputError(f"Expected options of `nngp_dag.kernel`, got {', '.join(options)}: {error}") from None
     call.apply_defaults()
+    overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
+    network = build_network(dag, **{name: call.kwargs[name] for name in _ARCHITECTURE})
+    dag = network.dag
     budget = bytes_of(memory_budget)
-    arrays1 = _arrays("x1", x1, dag)
-    arrays2 = None if x2 is None else _arrays("x2", x2, dag)
-    plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None)
+    arrays1 = _arrays("x1", x1, network)
+    arrays2 = None if x2 is None else _arrays("x2", x2, network)
+    dtype = compute_dtype(*arrays1, *(arrays2 or ()), dtype=call.kwargs["dtype"])
+    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=out is None)
+    rules = make_rules(call.kwargs["parameterisation"], call.kwargs["width"])
+    origin = Origin(network, call.kwargs["readout"], call.kwargs["image_readout"], rules, 0)
     if out is None:
-        memory = _Memory(plan.shape, plan.dtype)
+        with within_memory(f"two matrices of {plan.shape[0]:,} x {plan.shape[1]:,} entries", "pass `out`"):
+            memory = _Memory(plan.shape, plan.dtype)
         _fill(memory, plan, dag, arrays1, arrays2, options, progress, on_progress)
-        return Kernel(**memory.matrices)
+        return Kernel(**memory.matrices, origin=origin)
     path = Path(out).resolve()
     configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
     done = load_finished(path, configuration, overwrite)
@@ -137,7 +152,7 @@ def gram(
             files.finish()
         done = load_finished(path, configuration)
     assert done is not None
-    return Kernel(*done)
+    return Kernel(*done, origin=origin)
 
 
 def _fill(
@@ -179,7 +194,10 @@ def _compute(
     rows = _take(arrays1, i, plan.tile[0])
     columns = None if diagonal else _take(arrays2 or arrays1, j, plan.tile[1])
     try:
-        tile = kernel(dag, _as_given(rows), None if columns is None else _as_given(columns), **options)
+        # What looks like a mistake was said of all inputs.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)
+            tile = kernel(dag, _as_given(rows), None if columns is None else _as_given(columns), **options)
     except InputError as error:
         if i == j == 0:
             raise
@@ -209,17 +227,16 @@ def _as_given(arrays: list[np.ndarray]) -> Any:
     return arrays if len(arrays) > 1 else arrays[0]
 
 
-def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], dag: Dag) -> list[np.ndarray]:
+def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray]:
     """Returns one array per input node, with what `kernel` would find in a tile only, and name a row of that tile."""
-    several = isinstance(x, (list, tuple)) and dag.num_inputs > 1
-    arrays = [np.asarray(array) for array in (x if several else [x])]  # type: ignore[union-attr]
+    several = isinstance(x, (list, tuple)) and network.dag.num_inputs > 1
+    arrays = [np.asarray(real_array(name, array)) for array in (x if several else [x])]  # type: ignore[union-attr]
     for array in arrays:
-        if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
         if array.ndim < 2 or array.size == 0:
             raise InputError(
                 f"Expected `{name}` to have shape (N, features...) with N >= 1 and a feature, got {array.shape}"
             )
+        warn_of_likely_mistakes(name, array, network)
         for start in range(0, len(array), _TILES[0]):
             finite = np.isfinite(array[start : start + _TILES[0]]).reshape(-1, array[0].size).all(axis=1)
             if not finite.all():
@@ -233,14 +250,18 @@ def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], dag: Dag) -> list[np.
 
 
 def _plan(
-    arrays1: list[np.ndarray], arrays2: list[np.ndarray] | None, tile: int | None, budget: int, in_memory: bool
+    arrays1: list[np.ndarray],
+    arrays2: list[np.ndarray] | None,
+    dtype: np.dtype,
+    tile: int | None,
+    budget: int,
+    in_memory: bool,
 ) -> _Plan:
     """Chooses the largest tile that the budget allows."""
     n1, n2 = shape = len(arrays1[0]), len((arrays2 or arrays1)[0])
-    dtype = np.dtype(np.float64 if any(a.dtype == np.float64 for a in (*arrays1, *(arrays2 or ()))) else np.float32)
     features = sum(math.prod(array.shape[1:]) for array in arrays1)
     if tile is not None and tile < 1:
-        raise InputError(f"Expected `tile` to be at least 1 row, got {tile}")
+        raise InputError(f"Expected `tile` to be at least 1 row, got {shown(tile)}")
     matrices = 2 * n1 * n2 * dtype.itemsize if in_memory else 0
 
     def parts(size: int) -> tuple[int, int]:

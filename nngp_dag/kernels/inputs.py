@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,24 +11,83 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, InputWarning, shown, warn
 from nngp_dag.graph import Network
+from nngp_dag.graph.operations import check_option
+
+DTYPES = ("float32", "float64")
 
 
-def precision_of(dtype: np.dtype) -> contextlib.AbstractContextManager:
-    """Returns a context in which JAX computes in `dtype`: enables float64 locally where it must."""
-    return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
+@contextlib.contextmanager
+def precision_of(dtype: np.dtype) -> Iterator[None]:
+    """A context in which JAX computes in `dtype`: enables float64 locally where it must.
+
+    Constants of ours go to the device and results come back, whatever `jax.transfer_guard` forbids the caller's code.
+    """
+    with jax.transfer_guard("allow"), jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
+        yield
 
 
-def compute_dtype(*arrays: np.ndarray | jax.Array) -> np.dtype:
-    """Returns the precision in which kernels of these inputs are computed."""
+def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> np.dtype:
+    """Returns the precision in which kernels of these inputs are computed: `dtype`, or by default theirs."""
+    if dtype is not None:
+        check_option("dtype", dtype, DTYPES)
+        traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
+        if traced and dtype == "float64" and not jax.config.read("jax_enable_x64"):
+            raise InputError(
+                "Expected `dtype` 'float32' inside a transformation of JAX, which would round float64 results, got "
+                "'float64'; set jax_enable_x64, or leave the transformation"
+            )
+        return np.dtype(dtype)
     # Inside a transformation JAX's own arrays decide: NumPy constants there are float64 only by habit.
     deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
     double = any(array.dtype == np.float64 for array in deciding)
     return np.dtype(np.float64 if double else np.float32)
 
 
-def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray | jax.Array]:
+def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
+    """Returns an argument as an array of real numbers in native byte order, wider floats as float64.
+
+    Raises:
+      InputError: It is no array of real numbers, or entries are masked.
+    """
+    if isinstance(x, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(x).sum())):
+        raise InputError(
+            f"Expected `{name}` without masked entries, got {masked} of them; replace them, {name}.filled(value), or "
+            "drop their rows"
+        )
+    try:
+        array = x if isinstance(x, jax.Array) else np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"Expected `{name}` to be an array, got a {type(x).__name__} that NumPy cannot read: {shown(str(error))}"
+        ) from None
+    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
+
+
+def host_array(name: str, x: Any) -> np.ndarray:
+    """Returns an argument as `real_array` does, in NumPy, where computations with it are.
+
+    Raises:
+      InputError: As `real_array`; or it is a value inside a transformation of JAX.
+    """
+    if isinstance(x, jax.core.Tracer):
+        raise InputError(
+            f"Expected `{name}` to be an array, got {shown(x)} inside a transformation of JAX; kernels alone can be "
+            "computed there: pass the result of the transformed function"
+        )
+    return np.asarray(real_array(name, x))
+
+
+def check_inputs(
+    name: str, x: ArrayLike | Sequence[ArrayLike], network: Network, dtype: str | None = None
+) -> list[np.ndarray | jax.Array]:
     """Returns one checked array per input node; see `_check`.
 
     Raises:
@@ -41,9 +100,9 @@ def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network
         raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
     if all(array is given[0] for array in given):
         # One array stays one: kernels are then functions of one angle.
-        arrays = [_check(f"{name}[0]" if several else name, given[0], network)] * num_inputs
+        arrays = [_check(f"{name}[0]" if several else name, given[0], network, dtype)] * num_inputs
     else:
-        arrays = [_check(f"{name}[{i}]", array, network) for i, array in enumerate(given)]
+        arrays = [_check(f"{name}[{i}]", array, network, dtype) for i, array in enumerate(given)]
     if len({len(array) for array in arrays}) > 1:
         raise InputError(f"Expected all arrays of `{name}` to hold equally many inputs, got {[*map(len, arrays)]}")
     if network.image_operations:
@@ -54,11 +113,9 @@ def check_inputs(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network
     return arrays
 
 
-def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
+def _check(name: str, x: ArrayLike, network: Network, dtype: str | None) -> np.ndarray | jax.Array:
     """Returns `x` as (N, d), or as images; values inside a transformation cannot be seen and are not checked."""
-    array = x if isinstance(x, jax.Array) else np.asarray(x)
-    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"Expected `{name}` to hold real numbers, got dtype {array.dtype}")
+    array = real_array(name, x)
     if array.ndim < 2 or array.size == 0:
         raise InputError(
             f"Expected `{name}` to have shape (N, features...) with N >= 1 and a feature, got {array.shape}"
@@ -71,6 +128,7 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
             )
     else:
         array = array.reshape(array.shape[0], -1)
+    warn_of_likely_mistakes(name, array, network)
     if isinstance(array, jax.core.Tracer):
         return array
     # A constant inside a transformation is looked at, too.
@@ -82,15 +140,33 @@ def _check(name: str, x: ArrayLike, network: Network) -> np.ndarray | jax.Array:
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
     largest = largest.astype(np.float64)
     # Squares of entries outside of this range, or their sums, leave the range of the dtype.
-    limit = 1e150 if array.dtype == np.float64 else 1e17
+    double = np.dtype(dtype or array.dtype) == np.float64
+    limit, wider = (1e150, "") if double else (1e17, ", or pass dtype='float64'")
     outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise InputError(
             f"Expected the largest entry of every row of `{name}` between {1 / limit:g} and {limit:g}, got "
-            f"{largest[row]:g} in row {row}; rescale the inputs, or pass them in float64"
+            f"{largest[row]:g} in row {row}; rescale the inputs{wider}"
         )
     return array
+
+
+def warn_of_likely_mistakes(name: str, x: np.ndarray | jax.Array, network: Network) -> None:
+    """Warns of raw bytes, and of square images whose channels, one or three, come first; of nothing less certain."""
+    if network.image_operations and x.ndim == 4 and x.shape[1] in (1, 3) and 4 < x.shape[2] == x.shape[3]:
+        warn(
+            f"Expected `{name}` to hold images (N, *pixels, channels), got {x.shape}, which reads as {x.shape[1]} x "
+            f"{x.shape[2]} pixels of {x.shape[3]} channels; pass np.moveaxis({name}, 1, -1), or, if that is meant, "
+            "ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
+            InputWarning,
+        )
+    if x.dtype == np.uint8 and not isinstance(x, jax.core.Tracer) and (largest := int(x.max())) > 127:
+        warn(
+            f"Expected `{name}` to be scaled, got bytes up to {largest}, as raw images hold; shift and scale them, as "
+            f"`nngp_dag.data.normalise` does, or pass {name}.astype(np.float32) if they are meant",
+            InputWarning,
+        )
 
 
 def _ranges(x: Any, module: Any) -> tuple[Any, Any]:

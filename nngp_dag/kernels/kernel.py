@@ -2,31 +2,33 @@
 
 import functools
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, shown, within_memory
 from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, as_number, check_flag, check_option
 from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import check_quadratures
 from nngp_dag.kernels.angular import series_of, spec_of_series, together
 from nngp_dag.kernels.blocks import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
-from nngp_dag.kernels.engine import Spec, Weights
+from nngp_dag.kernels.engine import Kernels, Spec, Weights
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.law import Rules
 from nngp_dag.kernels.loop import Sizes, loop_structure, tables
+from nngp_dag.kernels.result import Origin, finished
 from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
+
+_WIDER = ", or pass dtype='float64'"
 
 # Up to so many steps a program may be written out, which runs up to twice as fast as the loop and takes a second more
 # to compile: worth it for kernels of at least so many entries.
@@ -34,20 +36,6 @@ _WRITTEN_OUT_STEPS = 4
 _WRITTEN_OUT_ENTRIES = 1 << 19
 # These take long to compile, as quadratures do; the loop holds every operation once.
 _COMPILED_ONCE = (Tanh, Silu, Softplus)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Kernel:
-    """The infinite-width kernels of one network, a JAX pytree.
-
-    Attributes:
-      nngp: E[f_k(x_i) f_k(x_j)] over initialisations, for one output unit k, (N1, N2).
-      ntk: The neural tangent kernel, (N1, N2).
-    """
-
-    nngp: Float[Array | np.ndarray, "n1 n2"]
-    ntk: Float[Array | np.ndarray, "n1 n2"]
 
 
 class Evaluation(NamedTuple):
@@ -60,7 +48,7 @@ class Evaluation(NamedTuple):
 
 
 def kernel(
-    dag: Dag,
+    dag: Dag | str,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
@@ -76,6 +64,7 @@ def kernel(
     parameterisation: str = "ntk",
     width: int | None = None,
     get: str | tuple[str, ...] = GETS,
+    dtype: str | None = None,
 ) -> Any:
     """Computes the exact NNGP and NTK of the infinitely wide network with the connectivity of `dag`.
 
@@ -99,15 +88,16 @@ def kernel(
     operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are written out, which runs
     faster. With convolutions every graph compiles for itself, in a time that grows with its edges.
 
-    Accuracy follows the dtype of the input: float64 input gives float64 results whether or not `jax_enable_x64` is
-    set; integers and floats narrower than float32 are computed in float32. Inputs that nearly coincide are no
-    exception: their distance is then summed directly, at a higher cost (see `nngp_dag.kernels.blocks`); but not images
-    under convolutions, where angles below the root of the precision are lost. The angle of inputs that are nearly
-    opposite is as good where kernels are series; elsewhere it keeps half of its digits. Results are JAX arrays, but
-    float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
+    Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
+    not `jax_enable_x64` is set, and so do wider floats; integers and floats narrower than float32 are computed in
+    float32. Inputs that nearly coincide are no exception: their distance is then summed directly, at a higher cost (see
+    `nngp_dag.kernels.blocks`); but not images under convolutions, where angles below the root of the precision are
+    lost. The angle of inputs that are nearly opposite is as good where kernels are series; elsewhere it keeps half of
+    its digits. Results are JAX arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would
+    then round them in the next operation.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
       x2: Inputs, (N2, ...) with as many features, or None for x1.
       activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`;
@@ -124,18 +114,21 @@ def kernel(
       parameterisation: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
       width: Width of the finite network, in units or channels; the NTK of the standard parameterisation grows with it.
       get: "nngp" or "ntk" for that array alone, by default both.
+      dtype: "float32" or "float64", the precision to compute in; by default that of the input.
 
     Returns:
       A `Kernel` with `nngp` and `ntk`, (N1, N2) each, or one of these arrays; a list where the graph has several
-      outputs. An input that is all zero has zero rows where there are no biases and phi(0) = 0.
+      outputs. An `InputWarning` says where inputs look like raw bytes, or like images whose channels come first. An
+      input that is all zero has zero rows where there are no biases and phi(0) = 0.
 
     Raises:
-      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, operations do not fit
-        the images, or the dtype cannot hold skip multiplicities.
+      GraphError: `dag` is no graph or no path leads through it, an activation meets a node that is not Gaussian,
+        operations do not fit the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
         an option is unknown, a `Quadrature` is worthless at the variances that are reached, or the kernels are not
         finite. Small ones are refused where they are series of which the dtype would lose digits; what underflows to 0
         altogether is 0.
+      OutOfMemoryError: The results, or covariances of pixels, do not fit into memory.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -160,18 +153,42 @@ def kernel(
         stem=stem,
     )
     wanted = _wanted(get)
+    readout = check_flag("readout", readout)
     rules = make_rules(parameterisation, width)
-    inputs1 = check_inputs("x1", x1, network)
-    inputs2 = None if x2 is None else check_inputs("x2", x2, network)
-    entries = len(inputs1[0]) * len((inputs2 or inputs1)[0])
-    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, entries >= _WRITTEN_OUT_ENTRIES)
+    inputs1 = check_inputs("x1", x1, network, dtype)
+    inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
+    rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
+    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, rows * columns >= _WRITTEN_OUT_ENTRIES)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
         if first.shape[1:] != second.shape[1:]:
             raise InputError(
                 "Expected `x1` and `x2` to have equally many features, got "
                 f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
             )
-    dtype = compute_dtype(*inputs1, *(inputs2 or ()))
+    precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
+    pixels = " and the covariances of all pairs of pixels" if plan.space.full else ""
+    needed = f"{len(wanted)} x {rows * columns * precision.itemsize / 2**30:.3g} GiB of kernels{pixels}"
+    with within_memory(
+        f"{needed} of {rows:,} x {columns:,} inputs",
+        "`nngp_dag.gram` computes them in tiles within a memory budget, and on disk with `out`",
+    ):
+        results = _results(network, inputs1, inputs2, plan, readout, rules, precision)
+        origin = functools.partial(Origin, network, readout, image_readout, rules)
+        inputs = (*inputs1, *(inputs2 or ()))
+        kernels = [finished(*pair, precision, wanted, origin(i), inputs) for i, pair in enumerate(results)]
+    return kernels if len(network.dag.outputs) > 1 else kernels[0]
+
+
+def _results(
+    network: Network,
+    inputs1: Sequence[np.ndarray | jax.Array],
+    inputs2: Sequence[np.ndarray | jax.Array] | None,
+    plan: Evaluation,
+    readout: bool,
+    rules: Rules,
+    dtype: np.dtype,
+) -> Kernels:
+    """Returns NNGP and NTK of every output, of inputs that have been checked."""
     with precision_of(dtype):
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
@@ -181,7 +198,8 @@ def kernel(
         if series is not None:
             check_range(plan.program, dtype)
             check_least(series, dtype)
-            weights, spec = weights_of_series(series, dtype), spec_of_series(len(dag.outputs), plan.spec.with_ntk)
+            outputs = len(network.dag.outputs)
+            weights, spec = weights_of_series(series, dtype), spec_of_series(outputs, plan.spec.with_ntk)
             data1, data2 = data1[:1], data2 and data2[:1]
         else:
             weights, spec = weights_of(plan, dtype), plan.spec
@@ -189,8 +207,7 @@ def kernel(
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 check_quadratures(network, weights, data, plan.spec, plan.space, readout=readout)
-    kernels = [_finished(nngp, ntk, dtype, wanted) for nngp, ntk in results]
-    return kernels if len(dag.outputs) > 1 else kernels[0]
+    return results
 
 
 def make_rules(parameterisation: str, width: int | None) -> Rules:
@@ -200,10 +217,10 @@ def make_rules(parameterisation: str, width: int | None) -> Rules:
       InputError: The parameterisation is unknown, or "standard" without a width.
     """
     check_option("parameterisation", parameterisation, PARAMETERISATIONS)
-    if (width is None and parameterisation == "standard") or (width is not None and width < 1):
+    if (width is None and parameterisation == "standard") or (width is not None and as_number("width", width) < 1):
         raise InputError(
             "Expected `width` to be at least 1, and given with parameterisation 'standard', whose NTK grows with it, "
-            f"got {width}"
+            f"got {shown(width)}"
         )
     return Rules() if parameterisation == "ntk" or width is None else Rules("standard", width)
 
@@ -325,7 +342,7 @@ def check_range(program: Program, dtype: np.dtype) -> None:
     if largest > np.finfo(dtype).max:
         raise GraphError(
             f"Expected multiplicities of skips and scales whose squares {dtype} can hold, got {largest:g}; use smaller "
-            "scales or fewer parallel skips, or pass float64 inputs"
+            f"scales or fewer parallel skips{'' if dtype == np.float64 else _WIDER}"
         )
 
 
@@ -340,39 +357,12 @@ def check_least(series: np.ndarray, dtype: np.dtype) -> None:
     if lost.any():
         raise InputError(
             f"Expected kernels that {dtype} can hold, got {largest[lost].min():g} for inputs whose squares have mean "
-            "1; use larger weights, or pass float64 inputs"
+            f"1; use larger weights{'' if dtype == np.float64 else _WIDER}"
         )
 
 
 def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
-    wanted = (get,) if isinstance(get, str) else tuple(get)
+    wanted = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, Iterable) else ()
     if not wanted or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
-        raise InputError(f"Expected `get` to be 'nngp', 'ntk' or both of them, got {get!r}")
+        raise InputError(f"Expected `get` to be 'nngp', 'ntk' or both of them, got {shown(get)}")
     return wanted
-
-
-@jax.jit
-def _is_finite(values: Any) -> jax.Array:
-    """Whether all entries are; compiled, and for one array at a time, so that nothing of its size is allocated."""
-    return (0 * values).sum() == 0
-
-
-def _finished(
-    nngp: jax.Array, ntk: jax.Array | None, dtype: np.dtype, wanted: tuple[str, ...]
-) -> "Kernel | Array | np.ndarray":
-    results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
-    if not isinstance(nngp, jax.core.Tracer):
-        # Inputs are in range, and so is every weight, but not their products along a graph.
-        with precision_of(dtype):
-            finite = [_is_finite(results[name]) for name in wanted]
-        for name, sound in zip(wanted, finite, strict=True):
-            if not sound:
-                raise InputError(
-                    f"Expected kernels that {dtype} can hold, got an {name} that is not finite; "
-                    "rescale the inputs or pass them in float64, or use fewer parallel skips"
-                )
-        if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
-            results = {name: None if v is None else np.asarray(v) for name, v in results.items()}
-    if len(wanted) == 1:
-        return results[wanted[0]]  # type: ignore[return-value]
-    return Kernel(**results)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, shown
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
-from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, check_option
+from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, as_number, check_option
 from nngp_dag.kernels.blocks import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.kernels.kernel import evaluation, weights_of
@@ -62,7 +62,7 @@ def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]
 
 @stax.layer
 def DagLayer(  # noqa: N802
-    dag: Dag,
+    dag: Dag | str,
     width: int,
     *,
     activation: Hashable = "relu",
@@ -91,7 +91,7 @@ def DagLayer(  # noqa: N802
     supported.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       width: Number of units, or channels, of every node of the finite network.
       activation: The nonlinearity phi; see `nngp_dag.kernel`, also for the next four.
       order: "linear-act", phi(W x + b) on edges and the stem Linear + phi; or "act-linear", W phi(x) + b and the stem
@@ -125,8 +125,8 @@ def DagLayer(  # noqa: N802
 
     Reference: Novak et al., ICLR 2020 (the stax language); Chen et al., NeurIPS 2022 (the architecture).
     """
-    if width < 1:
-        raise InputError(f"Expected `width` to be at least 1, got {width}")
+    if as_number("width", width) < 1:
+        raise InputError(f"Expected `width` to be at least 1, got {shown(width)}")
     check_option("parameterisation", parameterisation, PARAMETERISATIONS)
     network = build_network(
         dag,
@@ -139,6 +139,7 @@ def DagLayer(  # noqa: N802
         stem=stem,
         has_stem=has_stem,
     )
+    dag = network.dag
     several_outputs = len(dag.outputs) > 1
     stems = [_finite(network.stem_op, width, parameterisation)] * dag.num_inputs if has_stem else []
     edges = [_finite(edge.op, width, parameterisation) for edge in network.edges]

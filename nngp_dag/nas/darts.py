@@ -5,7 +5,7 @@ import itertools
 import json
 from dataclasses import dataclass
 
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, shown
 from nngp_dag.graph import Dag
 
 OPERATIONS = (
@@ -117,8 +117,8 @@ class Genotype:
             raise _no_genotype(name, fields, f"other fields than {', '.join(sorted(known))}")
         for cell in CELL_TYPES:
             concat = fields.get(f"{cell}_concat", CONCAT)
-            if not isinstance(concat, (list, tuple, range)) or tuple(concat) != CONCAT:
-                raise GraphError(f"Expected `{cell}_concat` to be nodes 2 to 5, got {concat!r}")
+            if not isinstance(concat, (list, tuple, range)) or len(concat) != len(CONCAT) or tuple(concat) != CONCAT:
+                raise GraphError(f"Expected `{cell}_concat` to be nodes 2 to 5, got {shown(concat)}")
         return cls.from_pairs(fields["normal"], fields["reduce"])
 
     def to_json(self) -> str:
@@ -147,7 +147,7 @@ class Genotype:
         """
         for name, value, known in (("cell", cell, CELL_TYPES), ("duplicates", duplicates, ("kept", "reference"))):
             if value not in known:
-                raise InputError(f"Expected `{name}` to be {' or '.join(map(repr, known))}, got {value!r}")
+                raise InputError(f"Expected `{name}` to be {' or '.join(map(repr, known))}, got {shown(value)}")
         pairs = getattr(self, cell)
         if duplicates == "reference":
             nodes = zip(pairs[::2], pairs[1::2], strict=True)
@@ -172,7 +172,7 @@ def _pairs(name: str, value: object) -> Pairs:
             case [str(operation), int(source)] if not isinstance(source, bool):
                 pairs.append((operation, source))
             case _:
-                raise GraphError(f"Expected `{name}` to hold pairs such as ('sep_conv_3x3', 0), got {str(pair)[:60]!r}")
+                raise GraphError(f"Expected `{name}` to hold pairs such as ('sep_conv_3x3', 0), got {shown(pair)}")
     return tuple(pairs)
 
 
@@ -187,5 +187,5 @@ def _literal(node: ast.expr) -> object:
 def _no_genotype(name: str, text: object, reason: object) -> GraphError:
     return GraphError(
         f"Expected `{name}` to be a genotype, Genotype(normal=[('sep_conv_3x3', 0), ...], ...) or its JSON, got "
-        f"{str(text)[:60]!r}: {reason}"
+        f"{shown(text)}: {reason}"
     )

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.nets.model import Params, as_functions
 
 Loss = Callable[[Array, Array], Array]
@@ -30,9 +30,9 @@ def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
     try:
         chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, SupportsIndex) else seeds)]
     except TypeError:
-        raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {seeds!r}") from None
+        raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}") from None
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
-        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {seeds}")
+        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {shown(seeds)}")
     return chosen
 
 

@@ -10,9 +10,17 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Dag, Dense, build_network
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option, check_window
+from nngp_dag.graph.operations import (
+    HE_STD,
+    IMAGE_READOUTS,
+    PARAMETERISATIONS,
+    as_number,
+    check_flag,
+    check_option,
+    check_window,
+)
 from nngp_dag.nets.layers import WeightedLayer, without_weights
 
 Inputs = ArrayLike | Sequence[ArrayLike]
@@ -29,7 +37,7 @@ class DagNet(nnx.Module):
     pixels that `image_shape` names: a flattening readout has as many weights as the last node has pixels and channels.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       in_features: Number of features, or of an image's channels; for a graph with several inputs a tuple of such
         numbers, or one for all.
       out_features: Number of outputs of every readout.
@@ -78,7 +86,7 @@ class DagNet(nnx.Module):
 
     def __init__(
         self,
-        dag: Dag,
+        dag: Dag | str,
         in_features: int | Sequence[int],
         out_features: int,
         *,
@@ -107,16 +115,20 @@ class DagNet(nnx.Module):
             aggregation=aggregation,
             stem=stem,
         )
+        dag = network.dag
+        batch_norm = check_flag("batch_norm", batch_norm)
+        if not isinstance(rngs, nnx.Rngs):
+            raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass such as nnx.Rngs(0)")
         check_option("image_readout", image_readout, IMAGE_READOUTS)
         check_option("parameterisation", parameterisation, PARAMETERISATIONS)
         channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
         if len(channels) != dag.num_inputs:
             raise InputError(
-                f"Expected `in_features` to hold {dag.num_inputs} numbers, one per input node, got {in_features}"
+                f"Expected `in_features` to hold {dag.num_inputs} numbers, one per input node, got {shown(in_features)}"
             )
         for name, size in (("in_features", min(channels)), ("out_features", out_features), ("width", width)):
-            if size < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {size}")
+            if as_number(name, size) != int(size) or size < 1:
+                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {shown(size)}")
         if network.image_operations and image_shape is None:
             raise InputError("Expected `image_shape` for convolutions and pooling, got None; pass (height, width)")
         if image_shape is not None and not network.image_operations:

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, OutputError
-from nngp_dag.graph import Dag, zoo
+from nngp_dag.graph import Dag, as_dag
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
@@ -351,23 +351,11 @@ def _named(dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str]) -> d
     if not isinstance(dags, Iterable):
         raise InputError(f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {type(dags).__name__}")
     given: Any = dags.items() if isinstance(dags, Mapping) else [(str(dag), dag) for dag in dags]
-    parsed = [(name, _dag(dag)) for name, dag in given]
+    parsed = [(name, as_dag(dag)) for name, dag in given]
     if not parsed or len({dag for _, dag in parsed}) < len(parsed):
         names = ", ".join(name for name, _ in parsed)
         raise InputError(f"Expected distinct DAGs, at least one, got {names or 'none'}; name every graph once")
     return dict(parsed)
-
-
-def _dag(given: Dag | str) -> Dag:
-    if isinstance(given, Dag):
-        return given
-    if not isinstance(given, str):
-        raise InputError(
-            f"Expected `dags` to hold `Dag`s, codes, names or cells, got {type(given).__name__}; build a `Dag` of it"
-        )
-    if given.upper() in zoo.FIGURE3:
-        return zoo.named(given)
-    return Dag.from_nasbench201(given) if given.startswith("|") else Dag.from_code(given)
 
 
 def _numbers(name: str, array: ArrayLike) -> np.ndarray:

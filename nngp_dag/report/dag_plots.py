@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import Dag, Edge, codes
+from nngp_dag.graph import Dag, Edge, as_dag, codes
 from nngp_dag.graph.operations import AvgPool, Op, Scale, describe
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Arc:
         return self.edge.source + (self.edge.target - self.edge.source) * t, 4 * t * (1 - t) * self.peak
 
 
-def plot_dag(dag: Dag, path: Path, *, operations: Operations = ()) -> None:
+def plot_dag(dag: Dag | str, path: Path, *, operations: Operations = ()) -> None:
     """Draws a graph to a PNG.
 
     Args:
@@ -57,6 +57,7 @@ def plot_dag(dag: Dag, path: Path, *, operations: Operations = ()) -> None:
     """
     from nngp_dag.report import style
 
+    dag = as_dag(dag)
     arcs = _arcs(dag, operations)
     low, high = _limits(arcs)
     unit = min(1.7 if any(arc.name for arc in arcs) else 1.1, 30 / (dag.num_nodes + 0.2))

@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, get_activation
-from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning
+from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, shown
 from nngp_dag.graph import Dag, Dense, Network, build_network
 from nngp_dag.graph.laws import Laws
-from nngp_dag.graph.operations import IMAGE_READOUTS, check_option
+from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.gram import bytes_of
-from nngp_dag.kernels.inputs import check_inputs
+from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
 from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.report.sweep_files import SweepDirectory
@@ -81,8 +80,8 @@ def sweep(
     rectifiers without biases on one input, other blocks of the product may move those of the NTK by 1e-10 and more.
 
     Args:
-      dags: DAGs, codes or NAS-Bench-201 cells, in a list, or by name. One that is no valid DAG, or has no kernel, gets
-        a row that says why.
+      dags: DAGs, or texts that `Dag.parse` reads, in a list, or by name. One that is no valid DAG, or has no kernel,
+        gets a row that says why.
       x: Inputs, (N, ...).
       readout: Whether kernels are those after the readout, or those of X(H), which the rate bound uses.
       bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`, where it applies (ReLU, fully
@@ -119,8 +118,18 @@ def sweep(
 
     Reference: Chen, Huang, Wang, "No Free Lunch" in Neural Architectures?, AutoML 2023 (ranking spaces by lambda_min).
     """
-    if dtype not in ("float32", "float64"):
-        raise InputError(f"Expected `dtype` to be 'float64' or 'float32', got {dtype!r}")
+    if isinstance(dags, (str, Dag)):
+        raise InputError(
+            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {shown(dags)}; pass [{shown(dags)}]"
+        )
+    if not isinstance(dags, Iterable) or getattr(getattr(dags, "dtype", None), "kind", "O") in "biufc":
+        raise InputError(
+            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {shown(dags)}; the graphs come "
+            "first, and then the data"
+        )
+    check_option("dtype", dtype, DTYPES)
+    readout, bounds = check_flag("readout", readout), check_flag("bounds", bounds)
+    resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if resume and out is None:
         raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
     if "get" in options:
@@ -136,10 +145,6 @@ def sweep(
     data = _inputs(x, dtype, plain)
     batch = _batch(bytes_of(memory_budget), data)
 
-    if isinstance(dags, (str, Dag)):
-        raise InputError(
-            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {dags!r}; pass [{dags!r}]"
-        )
     rows = list(_rows(dags))
     laws, classes = new_laws(), {}
     networks: dict[Dag, tuple[str, str]] = {}
@@ -227,7 +232,7 @@ def _rows(dags: Iterable[Dag | str] | Mapping[str, Dag | str]) -> Iterator[_Row]
         if isinstance(given, str):
             if given not in parsed:
                 try:
-                    parsed[given] = Dag.from_nasbench201(given) if given.startswith("|") else Dag.from_code(given)
+                    parsed[given] = Dag.parse(given)
                 except GraphError as error:
                     parsed[given] = str(error)
             given = parsed[given]
@@ -237,17 +242,15 @@ def _rows(dags: Iterable[Dag | str] | Mapping[str, Dag | str]) -> Iterator[_Row]
         if isinstance(given, Dag):
             yield _Row(name, given)
         else:
-            yield _Row(name, reason=f"Expected a `Dag`, a code or a cell, got {given!r}")
+            yield _Row(name, reason=f"Expected a `Dag`, a code or a cell, got {shown(given)}")
 
 
 def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.ndarray:
     if isinstance(x, (list, tuple)) and any(np.ndim(part) > 1 for part in x):
         raise InputError("Expected `x` to be one array, which all inputs of a graph read, got a list; pass one of them")
-    data = np.asarray(x)
-    if data.dtype.kind in "biuf" or jnp.issubdtype(data.dtype, jnp.floating):
-        data = data.astype(dtype)
-    check_inputs("x", data, network)
-    return data
+    given = real_array("x", x)
+    check_inputs("x", given, network, dtype)
+    return np.asarray(given).astype(dtype)
 
 
 def _classify(

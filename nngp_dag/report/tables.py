@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import Dag
+from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
 from nngp_dag.graph.operations import describe
 from nngp_dag.report.compare import Comparison
@@ -147,13 +147,14 @@ def _operations(dag: Dag, cell: str | None) -> list[str]:
     return [blocks[edge.target - 1][edge.source] for edge in dag.edges]
 
 
-def dag_table(dag: Dag, cell: str | None = None) -> RenderableType:
+def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
     """Returns a graph's edges, path statistics and depth histogram.
 
     Args:
       dag: The graph.
       cell: The NAS-Bench-201 cell that it was made of, whose operations are shown.
     """
+    dag = as_dag(dag)
     operations = _operations(dag, cell)
     facts = Table(title=f"{dag!r}", show_header=False)
     inputs = "input 0" if dag.num_inputs == 1 else f"inputs 0 to {dag.num_inputs - 1}"

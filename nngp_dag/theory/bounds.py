@@ -5,7 +5,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
+from nngp_dag.theory.symmetric import is_number
 
 
 def rate_bound(
@@ -40,8 +41,8 @@ def rate_bound(
         ("learning_rate", learning_rate),
         ("initial_loss", initial_loss),
     ):
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(f"Expected `{name}` to be finite and at least 0, got {value}")
+        if not (is_number(name, value) and math.isfinite(value) and value >= 0):
+            raise InputError(f"Expected `{name}` to be finite and at least 0, got {shown(value)}")
     check_steps(steps)
     rate = 1 - learning_rate * lambda_min / 2
     if rate < 0:
@@ -77,5 +78,5 @@ def rate_bound_holds_for(
 
 def check_steps(steps: int) -> None:
     """Raises an `InputError` unless `steps` is a whole number of at least 0."""
-    if not (math.isfinite(steps) and steps >= 0 and int(steps) == steps):
-        raise InputError(f"Expected `steps` to be a whole number of at least 0, got {steps}")
+    if not (is_number("steps", steps) and math.isfinite(steps) and steps >= 0 and int(steps) == steps):
+        raise InputError(f"Expected `steps` to be a whole number of at least 0, got {shown(steps)}")

@@ -28,6 +28,7 @@ from nngp_dag.graph.normal_form import Law
 from nngp_dag.graph.normal_form import rows as tables_of
 from nngp_dag.graph.operations import HE_STD
 from nngp_dag.kernels import Kernel, kernel
+from nngp_dag.kernels.inputs import real_array
 from nngp_dag.theory.spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
@@ -90,7 +91,7 @@ def principal_minor_bound(matrix: ArrayLike) -> float:
 
 
 def lambda_min_bracket(
-    dag: Dag,
+    dag: Dag | str,
     x: ArrayLike,
     *,
     order: str = "linear-act",
@@ -108,7 +109,8 @@ def lambda_min_bracket(
     matrices.
 
     Args:
-      dag: The connectivity: skips, scales and fully connected edges with ReLU, no biases.
+      dag: The connectivity, a `Dag` or a text that `Dag.parse` reads: skips, scales and fully connected edges with
+        ReLU, no biases.
       x: Inputs, (N, ...).
       order: As in `nngp_dag.kernel`, like `w_std`, `layer` and `aggregation`.
       w_std: Standard deviation of weights, times sqrt(fan-in).
@@ -133,8 +135,8 @@ def lambda_min_bracket(
     """
     network = build_network(dag, order=order, w_std=w_std, layer=layer, aggregation=aggregation)
     _check_relu(network)
-    data = np.asarray(x, np.float64)
-    exact = kernel(dag, data, layer=network.layer, aggregation=aggregation, readout=readout)
+    data = np.asarray(real_array("x", x), np.float64)
+    exact = kernel(network.dag, data, layer=network.layer, aggregation=aggregation, readout=readout)
     lower = _lower(network, data.reshape(len(data), -1), readout)
     return Brackets(*(_rounded(low, np.asarray(k)) for low, k in zip(lower, (exact.nngp, exact.ntk), strict=True)))
 

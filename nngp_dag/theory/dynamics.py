@@ -1,20 +1,20 @@
 """Exact loss curves of linearised training at infinite width."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.errors import InputError, NumericalWarning, warn
+from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.bounds import check_steps
 from nngp_dag.theory.modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
-from nngp_dag.theory.symmetric import check_cross, check_kernel, check_symmetric, check_targets, is_number
+from nngp_dag.theory.symmetric import check_cross, check_same_network, check_symmetric, check_targets, is_number
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def loss_curve(
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C).
+      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
       learning_rate: eta, of gradient descent on L as above (not on a mean over samples).
       steps: Number of steps.
       momentum: mu, in [0, 1).
@@ -102,7 +102,7 @@ def loss_curve(
     Raises:
       InputError: Shapes do not match, a value is not finite, an option is out of range, NNGP or NTK has a negative
         eigenvalue, `k_test_train` does not fit the other kernels, or one but not all of the three arguments for the
-        test loss are given.
+        test loss are given; or `y` holds class labels.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -146,7 +146,7 @@ def expected_loss(
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C).
+      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
       learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2, summed over samples and output columns.
       steps: Number of steps.
       momentum: mu, in [0, 1).
@@ -201,9 +201,10 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
     z-Transform Method, 1964 (the condition).
     """
     _check_momentum(momentum)
+    nesterov = check_flag("nesterov", nesterov)
     name, matrix = ("ntk.ntk", ntk.ntk) if isinstance(ntk, Kernel) else ("ntk", ntk)
     values = check_symmetric(name, matrix)
-    with jax.enable_x64(True):
+    with precision_of(np.dtype(np.float64)):
         eigenvalues = np.asarray(jnp.linalg.eigvalsh(jnp.asarray(values, jnp.float64)))
     return _limit(without_rounding(name, values, eigenvalues), momentum, nesterov)
 
@@ -232,13 +233,15 @@ def _loss_curve(
         raise InputError(
             f"Expected `k_test_train`, `k_test_test` and `y_test` together, got {given} of them; pass all or none"
         )
+    flow, nesterov = check_flag("flow", flow), check_flag("nesterov", nesterov)
+    if given:
+        check_same_network(k=k, k_test_train=test[0], k_test_test=test[1])  # type: ignore[arg-type]
     basis = eigenbasis(k, y)
     limit = math.inf if flow else _limit(basis.eigenvalues, momentum, nesterov)
     if learning_rate > limit:
-        warnings.warn(
+        warn(
             f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
             NumericalWarning,
-            stacklevel=3,
         )
     with np.errstate(over="ignore", invalid="ignore"):
         if flow:
@@ -286,8 +289,6 @@ def _test_moments(
     basis: Eigenbasis, h: np.ndarray, k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
-    check_kernel("k_test_train", k_test_train)
-    check_kernel("k_test_test", k_test_test)
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp).astype(np.float64)
     shape = (len(prior), len(basis.eigenvalues))
     moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
@@ -331,5 +332,5 @@ def _limit(eigenvalues: np.ndarray, momentum: float, nesterov: bool) -> float:
 
 
 def _check_momentum(momentum: float) -> None:
-    if not (is_number(momentum) and 0 <= momentum < 1):
+    if not (is_number("momentum", momentum) and 0 <= momentum < 1):
         raise InputError(f"Expected `momentum` to be at least 0 and below 1, got {momentum}; 0 is plain descent")

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -12,6 +11,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError
 from nngp_dag.kernels import Kernel
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
 
 
@@ -57,7 +57,7 @@ def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C).
+      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
       learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2; None for gradient flow.
 
     Raises:
@@ -97,7 +97,7 @@ def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
         raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
     _check_semi_definite("k.nngp", nngp)
     targets = check_targets("y", y, len(ntk))
-    with jax.enable_x64(True):
+    with precision_of(np.dtype(np.float64)):
         eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
         rotated = np.asarray(vectors.T @ jnp.asarray(nngp, jnp.float64) @ vectors)
     vectors = np.asarray(vectors)
@@ -133,7 +133,7 @@ def _check_semi_definite(name: str, values: np.ndarray) -> None:
 
 def check_learning_rate(learning_rate: float) -> None:
     """Raises an `InputError` unless `learning_rate` is finite and above 0."""
-    if not (is_number(learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
+    if not (is_number("learning_rate", learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(
             f"Expected `learning_rate` to be finite and above 0, got {learning_rate}; "
             "pass a fraction of `largest_stable_learning_rate`"

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, normal_form, topology
-from nngp_dag.graph.operations import ORDERS, check_option
+from nngp_dag.graph import Dag, as_dag, normal_form, topology
+from nngp_dag.graph.operations import ORDERS, check_flag, check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_kernel, check_symmetric, eps_of, row_blocks
 
@@ -33,7 +33,7 @@ class PathBound:
         return not self.violated_assumptions
 
 
-def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -> PathBound:
+def path_bound(dag: Dag | str, stem_kernel: ArrayLike, *, order: str = "linear-act") -> PathBound:
     """Evaluates the published path formula for the smallest eigenvalue of the NNGP at the last node.
 
         lambda_min(K(H)) <= min over i != j of h_ij (P - sum over paths p of f^(d_p)(rho_ij)),
@@ -51,7 +51,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
     lambda_min above the formula where inputs are nearly parallel.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       stem_kernel: K(0), the NNGP of the stem's output, (N, N) with N >= 2.
       order: "linear-act" or "act-linear", the order of the kernel that is bounded.
 
@@ -67,6 +67,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
     Reference: Chen et al., NeurIPS 2022, Section 3.3; Chen, Huang, Wang, AutoML 2023, Theorem 4.4.
     """
     check_option("order", order, ORDERS)
+    dag = as_dag(dag)
     dag.require_connected()
     k0 = _with_diagonal("stem_kernel", stem_kernel)
     values = []
@@ -81,7 +82,7 @@ def path_bound(dag: Dag, stem_kernel: ArrayLike, *, order: str = "linear-act") -
     return PathBound(min(values), _violated_assumptions(dag, order, activated_readout=False))
 
 
-def ntk_path_bound(dag: Dag, stem: Kernel, *, order: str = "linear-act", readout: bool = True) -> PathBound:
+def ntk_path_bound(dag: Dag | str, stem: Kernel, *, order: str = "linear-act", readout: bool = True) -> PathBound:
     """Evaluates the published path formula for the smallest eigenvalue of the NTK.
 
         lambda_min(NTK) <= min over i != j of h_ij sum over paths p of ((S^(d_p)_ii + S^(d_p)_jj) / 2 - S^(d_p)_ij),
@@ -91,7 +92,7 @@ def ntk_path_bound(dag: Dag, stem: Kernel, *, order: str = "linear-act", readout
     the graph differs. Differences are formed without cancellation.
 
     Args:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
       stem: K(0) and T(0), the kernels of the stem's output, (N, N) each, N >= 2, as
         `nngp_dag.kernel(Dag.from_code("1"), x, readout=False)` gives them.
       order: "linear-act" or "act-linear".
@@ -116,8 +117,10 @@ def ntk_path_bound(dag: Dag, stem: Kernel, *, order: str = "linear-act", readout
     Reference: Chen, Huang, Wang, AutoML 2023, Theorem 4.6.
     """
     check_option("order", order, ORDERS)
+    dag = as_dag(dag)
     dag.require_connected()
     check_kernel("stem", stem)
+    readout = check_flag("readout", readout)
     k0, t0 = _with_diagonal("stem.nngp", stem.nngp), _with_diagonal("stem.ntk", stem.ntk)
     if k0.shape != t0.shape:
         raise InputError(f"Expected `stem.nngp` and `stem.ntk` of one shape, got {k0.shape} and {t0.shape}")

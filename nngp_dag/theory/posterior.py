@@ -1,17 +1,23 @@
 """Predictions at infinite width: Bayesian posteriors and infinitely trained ensembles."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
-from nngp_dag.theory.symmetric import check_cross, check_kernel, check_symmetric, check_targets, eps_of
+from nngp_dag.theory.symmetric import (
+    check_cross,
+    check_same_network,
+    check_symmetric,
+    check_targets,
+    eps_of,
+    is_number,
+)
 
 KINDS = ("nngp", "ntk")
 
@@ -64,7 +70,7 @@ def posterior(
       k_train_train: The kernel of the training inputs, after the readout, (N, N).
       k_test_train: The kernel of test against training inputs, (Nt, N).
       k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
-      y: Targets, (N,) or (N, C).
+      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
       kind: "nngp" or "ntk".
       noise: For "nngp", the variance of independent noise on the targets. For "ntk" a ridge: training minimises
         0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2, over weights theta of the kernel's parameterisation; the
@@ -76,7 +82,8 @@ def posterior(
 
     Raises:
       InputError: Shapes do not match, a value is not finite, `kind` is unknown, `noise` is negative, the matrix
-        with noise is singular, or the three kernels are not those of the same inputs.
+        with noise is singular, the three kernels are not those of the same inputs, or are of different networks, or
+        `y` holds class labels.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -90,6 +97,7 @@ def posterior(
     Reference: Rasmussen and Williams 2006, equations 2.23 and 2.24 ("nngp"); Lee et al., NeurIPS 2019, Corollary 1 at
     infinite time ("ntk").
     """
+    check_same_network(k_train_train=k_train_train, k_test_train=k_test_train, k_test_test=k_test_test)
     factor, targets = _factorised(k_train_train, y, kind, noise)
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp)
     nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp)
@@ -158,6 +166,7 @@ def kernel_regression_accuracy(
     """
     if num_classes < 2:
         raise InputError(f"Expected `num_classes` to be at least 2, got {num_classes}; pass the number of classes")
+    check_same_network(k_train_train=k_train_train, k_test_train=k_test_train)
     num_classes = int(num_classes)
     train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
     if len(train) != len(k_train_train.nngp):
@@ -200,16 +209,20 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
 def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
     """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
     check_option("kind", kind, KINDS)
-    check_kernel("k_train_train", k)
-    if not (math.isfinite(noise) and noise >= 0):
-        raise InputError(f"Expected `noise` to be finite and at least 0, got {noise}; pass a variance")
+    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):
+        raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
+    noise = float(noise)
     name = f"k_train_train.{kind}"
     values = check_symmetric(name, getattr(k, kind))
     targets = check_targets("y", y, len(values))
     matrix = values.astype(np.float64)
     matrix[np.diag_indices_from(matrix)] += noise
     norm = float(np.linalg.norm(matrix, 1))
-    remedy = "pass a larger `noise`, drop duplicate inputs, or compute the kernels in float64"
+    eps = eps_of(values)
+    # In the 1-norm, which the estimate is in, the inverse may be a few times as large as in the 2-norm.
+    enough = 4 * len(values) * eps * norm
+    wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
+    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
     try:
         factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
     except np.linalg.LinAlgError:
@@ -219,12 +232,11 @@ def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
         ) from None
     (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
     reciprocal, _ = pocon(factor, norm, uplo="L")
-    if reciprocal < len(values) * eps_of(values):
-        warnings.warn(
+    if reciprocal < len(values) * eps:
+        warn(
             f"the posterior is not resolved: `{name}` with noise {noise:.3g} has reciprocal condition number "
             f"{reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
             NumericalWarning,
-            stacklevel=3,
         )
     # SciPy's own flag became a NumPy number.
     return (factor, True), targets

@@ -9,10 +9,11 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
-from nngp_dag.theory.symmetric import check_symmetric, symmetric_part
+from nngp_dag.kernels.inputs import host_array, precision_of
+from nngp_dag.theory.symmetric import check_kernel, check_symmetric, is_number, symmetric_part
 
 LOSSES = ("cross-entropy", "squared")
 
@@ -85,8 +86,9 @@ def linearised_sgd(
 
     Reference: Lee et al., NeurIPS 2019, Sections 2.2 and 2.3 (linearised training, also under other losses).
     """
+    check_kernel("k", k)
     nngp, ntk = check_symmetric("k.nngp", k.nngp), check_symmetric("k.ntk", k.ntk)
-    classes = np.asarray(labels)
+    classes = host_array("labels", labels)
     if classes.shape != (len(ntk),) or not np.issubdtype(classes.dtype, np.integer):
         raise InputError(f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}")
     columns = int(classes.max()) + 1 if num_classes is None else num_classes
@@ -97,12 +99,14 @@ def linearised_sgd(
     if epochs < 1 or draws < 1:
         raise InputError(f"Expected `epochs` and `draws` to be at least 1, got {epochs} and {draws}")
     check_option("loss", loss, LOSSES)
-    if not (np.isfinite(learning_rate) and learning_rate > 0 and 0 <= momentum < 1):
+    numbers = is_number("learning_rate", learning_rate) and is_number("momentum", momentum)
+    if not (numbers and np.isfinite(learning_rate) and learning_rate > 0 and 0 <= momentum < 1):
         raise InputError(
-            f"Expected `learning_rate` finite and above 0 and `momentum` in [0, 1), got {learning_rate} and {momentum}"
+            f"Expected `learning_rate` finite and above 0 and `momentum` in [0, 1), got "
+            f"{shown(learning_rate)} and {shown(momentum)}"
         )
     start = _draw(nngp, draws * columns, seed).T.reshape(draws, columns, len(ntk))
-    with jax.enable_x64(ntk.dtype == np.float64):
+    with precision_of(ntk.dtype):
         carry = jnp.asarray(start, ntk.dtype), jnp.zeros(start.shape, ntk.dtype)
         fixed = jnp.asarray(ntk), jnp.asarray(classes, jnp.int32)
         losses, hits = [], []

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph.operations import check_option
+from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
+from nngp_dag.graph.operations import check_flag, check_option
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import (
     check_symmetric,
     in_unit,
@@ -134,12 +134,14 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
     Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
     """
     check_option("method", method, METHODS)
+    eigenvalues = check_flag("eigenvalues", eigenvalues)
     if eigenvalues and method == "iterative":
         raise InputError("Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'")
     values = _checked("matrix", matrix)
-    result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))
+    with within_memory(f"a decomposition of {len(values):,} rows", "take fewer inputs, or method='iterative'"):
+        result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))
     if not result.resolved:
-        warnings.warn(_unresolved(result, values.dtype), NumericalWarning, stacklevel=2)
+        warn(_unresolved(result, values.dtype), NumericalWarning)
     return result
 
 
@@ -169,9 +171,12 @@ def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = Fa
         results = [result for batch in batches for result in _dense(batch, eigenvalues)]
     else:
         results = [_decomposed(f"matrices[{i}]", v, "auto", eigenvalues) for i, v in enumerate(checked)]
-    for i, (values, result) in enumerate(zip(checked, results, strict=True)):
-        if not _semi_definite(f"matrices[{i}]", result).resolved:
-            warnings.warn(_unresolved(result, values.dtype), NumericalWarning, stacklevel=2)
+    for i, result in enumerate(results):
+        _semi_definite(f"matrices[{i}]", result)
+    if unresolved := [i for i, result in enumerate(results) if not result.resolved]:
+        first, others = unresolved[0], len(unresolved) - 1
+        which = f"matrices[{first}]" + (f" and {others} others" if others else "")
+        warn(f"of {which}, {_unresolved(results[first], checked[first].dtype)}", NumericalWarning)
     return tuple(results)
 
 
@@ -193,9 +198,10 @@ def _semi_definite(name: str, result: Spectrum) -> Spectrum:
 
 def _unresolved(result: Spectrum, dtype: np.dtype) -> str:
     reason = f"its residual {result.residual_min:.2e} reaches" if result.lambda_min > result.floor else "it lies"
+    wider = "" if dtype == np.float64 else "compute the kernel with dtype='float64', "
     return (
         f"lambda_min is not resolved: {reason} below the floor {result.floor:.2e} of a {dtype} matrix; "
-        "compute the kernel in float64, or drop duplicate inputs"
+        f"{wider}drop duplicate inputs, or add a noise of {3 * result.floor:.1g} or more to the diagonal"
     )
 
 
@@ -276,7 +282,7 @@ def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
     if jax.default_backend() == "cpu":
         return [_by_lapack(values, wanted) for values in batch]
     scaled, parts = zip(*map(_Scaled.of, batch), strict=True)
-    with jax.enable_x64(True):
+    with precision_of(np.dtype(np.float64)):
         eigenvalues, residuals = (np.asarray(v) for v in _eigenvalues_and_residuals(jnp.asarray(np.stack(parts))))
     return [
         s.spectrum([float(w[0]), float(w[-1])], r.tolist(), w if wanted else None)

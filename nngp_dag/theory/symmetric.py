@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import check_not_traced
 from nngp_dag.kernels import Kernel
+from nngp_dag.kernels.inputs import host_array
 
 # Relative accuracy of the entries of kernels, in units of the precision, which `nngp_dag.kernel` keeps to.
 ENTRY_EPS = 16
@@ -75,7 +77,7 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
     """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
     if isinstance(matrix, Kernel):
         raise InputError(f"Expected `{name}` to be one matrix, got a `Kernel`; pass its .nngp or .ntk")
-    values = np.asarray(matrix)
+    values = host_array(name, matrix)
     if values.dtype.kind in "biu":
         values = values.astype(np.float64)
     if values.dtype not in (np.float32, np.float64):
@@ -99,20 +101,33 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
 
 
 def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None) -> np.ndarray:
-    """Returns targets as float64, (rows, C), checked to be finite; C is `columns` unless that is None."""
-    targets = np.asarray(y, np.float64)
+    """Returns targets as float64, (rows, C), checked to be finite; C is `columns` unless that is None.
+
+    Whole numbers of an integer dtype in one column are refused unless one is negative: they look like classes, whose
+    numbers mean nothing to a regression.
+    """
+    given = host_array(name, y)
+    if given.dtype.kind in "biu" and given.size and given.size == len(given) and (least := int(given.min())) >= 0:
+        largest = int(given.max())
+        raise InputError(
+            f"Expected `{name}` to be numbers to regress on, got integers from {least} to {largest}, which look like "
+            f"class labels; pass nngp_dag.data.one_hot({name}, {largest + 1}) for classes, or floats to regress on "
+            "these numbers"
+        )
+    targets = given.astype(np.float64)
     if targets.ndim == 1:
         targets = targets[:, None]
     if targets.ndim != 2 or len(targets) != rows or targets.shape[1] < 1 or columns not in (None, targets.shape[1]):
         wanted = f"({rows},) or ({rows}, C)" if columns in (None, 1) else f"({rows}, {columns})"
-        raise InputError(f"Expected `{name}` to have shape {wanted}, got {np.shape(y)}; pass one target per input")
+        raise InputError(f"Expected `{name}` to have shape {wanted}, got {given.shape}; pass one target per input")
     if not np.isfinite(targets).all():
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop such samples")
     return targets
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is one number, of Python, NumPy or JAX."""
+def is_number(name: str, value: Any) -> bool:
+    """Whether a value is one number, of Python, NumPy or JAX; raises an `InputError` inside a transformation."""
+    check_not_traced(name, value)
     return not isinstance(value, str) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
 
 
@@ -122,9 +137,23 @@ def check_kernel(name: str, k: Kernel) -> None:
         raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
 
 
+def check_same_network(**kernels: Kernel) -> None:
+    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know it; see `Kernel.origin`."""
+    for name, k in kernels.items():
+        check_kernel(name, k)
+    known = [(name, k.origin) for name, k in kernels.items() if k.origin is not None]
+    for name, origin in known[1:]:
+        first, expected = known[0]
+        if difference := expected.difference(origin):
+            raise InputError(
+                f"Expected `{first}` and `{name}` to be kernels of one network, got {difference}; compute them with "
+                "the same graph and options"
+            )
+
+
 def check_cross(name: str, matrix: Array | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Returns the kernel of test against training inputs as float64, checked for shape and finiteness."""
-    values = np.asarray(matrix, np.float64)
+    values = host_array(name, matrix).astype(np.float64)
     if values.shape != shape:
         raise InputError(f"Expected `{name}` to have shape {shape}, got {values.shape}; pass test inputs first")
     if not np.isfinite(values).all():

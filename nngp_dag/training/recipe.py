@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Conv, Dag, Dense
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, check_option
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, as_number, check_flag, check_option
 from nngp_dag.nets import DagNet, ModelSummary, summarise
 from nngp_dag.theory.sgd import LOSSES
 
@@ -88,7 +88,12 @@ class Recipe:
         for name in ("width", "epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {value}")
+                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {shown(value)}")
+        for name in ("nesterov", "batch_norm"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            if not isinstance(value := getattr(self, name), float):
+                object.__setattr__(self, name, as_number(name, value))
         if self.epochs > _MOST_EPOCHS:
             raise InputError(f"Expected `epochs` to be at most {_MOST_EPOCHS:,}, got {self.epochs}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -12,8 +12,17 @@ import numpy as np
 from flax import nnx
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import CheckpointError, DivergenceError, InputError, NngpDagError, OutputError
-from nngp_dag.graph import Dag
+from nngp_dag.errors import (
+    CheckpointError,
+    DivergenceError,
+    InputError,
+    NngpDagError,
+    OutputError,
+    shown,
+    within_memory,
+)
+from nngp_dag.graph import Dag, as_dag
+from nngp_dag.graph.operations import as_number, check_flag
 from nngp_dag.nets import ModelSummary, chosen_seeds
 from nngp_dag.nets.model import Params
 from nngp_dag.report import output_file
@@ -60,7 +69,7 @@ class Trained:
 
 
 def train(
-    dags: Dag | Sequence[Dag] | Mapping[str, Dag],
+    dags: Dag | str | Sequence[Dag | str] | Mapping[str, Dag | str],
     data: Splits,
     recipe: Recipe | None = None,
     *,
@@ -81,7 +90,8 @@ def train(
     XLA is told to be deterministic: XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
     Args:
-      dags: One DAG, several, or several by name; without names they are called by their codes.
+      dags: One DAG or text that `Dag.parse` reads, several, or several by name; without names they are called by
+        their codes.
       data: What to train on, such as `nngp_dag.data.load_splits("mnist")`.
       recipe: Network and optimiser; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
@@ -113,13 +123,15 @@ def train(
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
     named = _named(dags)
+    _check_data(data)
+    resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     try:
         recipe = dataclasses.replace(recipe or Recipe(), **choices)
     except TypeError as error:
         raise InputError(f"Expected options of `Recipe`, got {', '.join(choices)}: {error}") from None
     chosen = chosen_seeds(seeds)
-    if checkpoint_every < 1:
-        raise InputError(f"Expected `checkpoint_every` to be at least 1, got {checkpoint_every}")
+    if as_number("checkpoint_every", checkpoint_every) < 1:
+        raise InputError(f"Expected `checkpoint_every` to be at least 1, got {shown(checkpoint_every)}")
     if resume and out is None:
         raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
 
@@ -168,7 +180,8 @@ def train(
             directory.log(data.statement)
             for name, summary in summaries.items():
                 directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
-        return _train_all(runs, summaries, directory, on_progress)
+        with within_memory(f"{len(chosen)} networks of width {recipe.width}", "lower `width`, `seeds` or `batch_size`"):
+            return _train_all(runs, summaries, directory, on_progress)
     except BaseException:
         if directory is not None:
             # The error at hand says more than what follows from it.
@@ -378,11 +391,24 @@ def _check_batches(recipe: Recipe, num_examples: int) -> None:
         )
 
 
-def _named(dags: Dag | Sequence[Dag] | Mapping[str, Dag]) -> dict[str, Dag]:
+def _check_data(data: object) -> None:
+    if not isinstance(data, Splits):
+        got = f"an array of shape {data.shape}" if isinstance(data, (np.ndarray, jax.Array)) else shown(data)
+        raise InputError(
+            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; make them of arrays x and labels, "
+            "Splits('mine', Part(x, labels), Part(x_validation, ...), Part(x_test, ...), num_classes=10), or load a "
+            "data set, `nngp_dag.data.load_splits('digits')`"
+        )
+
+
+def _named(dags: Dag | str | Sequence[Dag | str] | Mapping[str, Dag | str]) -> dict[str, Dag]:
     if isinstance(dags, Mapping):
-        named = dict(dags)
+        named = {name: as_dag(dag, f"dags[{name!r}]") for name, dag in dags.items()}
     else:
-        listed = [dags] if isinstance(dags, Dag) else list(dags)
+        if isinstance(dags, Iterable) and not isinstance(dags, str) and not hasattr(dags, "shape"):
+            listed = [as_dag(dag, f"dags[{i}]") for i, dag in enumerate(dags)]
+        else:
+            listed = [as_dag(dags, "dags")]
         named = {str(dag): dag for dag in listed}
         if len(named) < len(listed):
             raise InputError(f"Expected every DAG once, got {', '.join(map(str, listed))}")

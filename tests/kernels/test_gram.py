@@ -127,7 +127,8 @@ def test_only_half_of_the_tiles_are_computed_and_all_have_one_shape(monkeypatch)
 
 
 def plan(n, budget, **options):
-    return gram_module._plan([np.broadcast_to(np.float32(0), (n, 784))], None, None, budget, in_memory=False, **options)
+    inputs, dtype = [np.broadcast_to(np.float32(0), (n, 784))], np.dtype(np.float32)
+    return gram_module._plan(inputs, None, dtype, None, budget, in_memory=False, **options)
 
 
 def test_tiles_grow_with_the_budget():
@@ -273,7 +274,7 @@ def test_a_full_disk(unbroken, tmp_path, monkeypatch):
 def test_nothing_is_left_after_a_bad_argument(tmp_path):
     with pytest.raises(InputError, match=r"`order` to be one of .*, got 'other'"):
         gram(DAG, X, out=tmp_path / "a" / "out", order="other")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+    with pytest.raises(InputError, match="unexpected keyword argument 'nonsense'"):
         gram(DAG, X, out=tmp_path / "a" / "out", nonsense=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -450,7 +451,7 @@ def test_what_only_the_kernel_refuses_is_located():
     x = X.copy()
     x[18] = 1e20
     message = (
-        r"of `x2` between .*, got 1e\+20 in row 4; rescale the inputs, or pass them in float64 \(in the tile whose "
+        r"of `x2` between .*, got 1e\+20 in row 4; rescale the inputs, or pass dtype='float64' \(in the tile whose "
         r"rows begin with input 0 and whose columns, `x2` there, with input 14\)"
     )
     with pytest.raises(InputError, match=message):

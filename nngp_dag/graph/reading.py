@@ -1,0 +1,45 @@
+"""What is given for a graph, read into a `Dag` or refused in one line."""
+
+from typing import Any
+
+from nngp_dag.errors import GraphError, shown
+from nngp_dag.graph.codes import EXAMPLE
+from nngp_dag.graph.dag import Dag
+
+# Libraries whose models describe networks.
+_MODELS = ("flax", "torch", "equinox", "haiku", "keras", "tensorflow")
+
+
+def as_dag(value: Any, name: str = "dag") -> Dag:
+    """Returns the graph that an argument stands for: a `Dag`, or a text that `Dag.parse` reads.
+
+    Args:
+      value: What the caller gave.
+      name: The argument.
+
+    Raises:
+      GraphError: It is neither, or the text is no graph; the message says what to pass instead.
+
+    Example:
+      >>> as_dag("2_21_112")
+      Dag('2_21_112')
+    """
+    if isinstance(value, Dag):
+        return value
+    if isinstance(value, str):
+        return Dag.parse(value)
+    origins = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    if isinstance(getattr(value, "dag", None), Dag):
+        got, remedy = f"a {type(value).__name__}", "pass its `.dag`, and the options of its layers beside it"
+    elif hasattr(value, "shape") and hasattr(value, "dtype"):
+        got, remedy = f"an array of shape {value.shape}", f"the graph comes first, and then the data: ({EXAMPLE!r}, x)"
+    elif origins.intersection(_MODELS):
+        got = f"a model, {type(value).__name__}"
+        remedy = "models cannot be read yet: describe its graph by `Dag.from_edges` and its layers by `layer`"
+    elif "networkx" in origins:
+        got, remedy = f"a {type(value).__name__}", "`Dag.from_networkx` reads it"
+    elif isinstance(value, (list, tuple)):
+        got, remedy = shown(value), "`Dag.from_edges` reads (source, target, op) triples; this takes one graph"
+    else:
+        got, remedy = shown(value), f"pass `Dag.from_code({EXAMPLE!r})`, or that text"
+    raise GraphError(f"Expected `{name}` to be a `Dag`, or a code, name or cell as text, got {got}; {remedy}")

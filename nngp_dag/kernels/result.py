@@ -1,0 +1,175 @@
+"""What `kernel` returns: two matrices, and the network that they belong to."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import numpy as np
+from jaxtyping import Array, Float
+
+from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
+from nngp_dag.errors import InputError, shorten
+from nngp_dag.graph import Dense, Network, Operation, Scale
+from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.kernels.law import Rules
+
+# A cause of an overflow is named where it alone takes up so much of the exponents of a dtype.
+_SHARE = 0.25
+
+
+class Origin(NamedTuple):
+    """The network of a kernel, and what was taken of it; everything but the inputs that the numbers depend on."""
+
+    network: Network
+    readout: bool
+    image_readout: str
+    rules: Rules
+    output: int
+
+    def difference(self, other: "Origin") -> str:
+        """Names the first option in which two differ, with both values; nothing where they are equal."""
+        pairs = zip(_OPTIONS, self._all, other._all, strict=True)
+        return next(
+            (f"`{name}` {shorten(str(a), 160)} and {shorten(str(b), 160)}" for name, a, b in pairs if a != b), ""
+        )
+
+    @property
+    def _all(self) -> tuple[Any, ...]:
+        n = self.network
+        return n.dag, n.layer, n.aggregation, n.stem, *self[1:3], *self.rules, self.output
+
+
+_OPTIONS = ("dag", "layer", "aggregation", "stem", "readout", "image_readout", "parameterisation", "width", "output")
+
+
+# Dropped by transformations, or functions of kernels would compile anew for every network, and `jax.tree.map` would
+# refuse kernels of two.
+@partial(jax.tree_util.register_dataclass, data_fields=["nngp", "ntk"], meta_fields=[], drop_fields=["origin"])
+@dataclass(frozen=True)
+class Kernel:
+    """The infinite-width kernels of one network, a JAX pytree.
+
+    Attributes:
+      nngp: E[f_k(x_i) f_k(x_j)] over initialisations, for one output unit k, (N1, N2).
+      ntk: The neural tangent kernel, (N1, N2).
+      origin: The network and its options, as `nngp_dag.kernel` and `nngp_dag.gram` note them, so that what takes
+        several kernels can refuse those of different networks. None for kernels made by hand, or by transformations
+        such as `jax.jit` and `jax.tree.map`, which are taken as they are.
+    """
+
+    nngp: Float[Array | np.ndarray, "n1 n2"]
+    ntk: Float[Array | np.ndarray, "n1 n2"]
+    origin: Origin | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@jax.jit
+def _is_finite(values: Any) -> jax.Array:
+    """Whether all entries are; compiled, and for one array at a time, so that nothing of its size is allocated."""
+    return (0 * values).sum() == 0
+
+
+def finished(
+    nngp: jax.Array,
+    ntk: jax.Array | None,
+    dtype: np.dtype,
+    wanted: Sequence[str],
+    origin: Origin,
+    inputs: Sequence[np.ndarray | jax.Array],
+) -> Kernel | Array | np.ndarray:
+    """Returns the matrices that are wanted, checked to be finite, as what the caller is given.
+
+    Args:
+      nngp: The NNGP, (N1, N2).
+      ntk: The NTK, or None.
+      dtype: Their precision.
+      wanted: "nngp", "ntk" or both.
+      origin: The network and its options.
+      inputs: What they were computed of, to say why they are not finite.
+
+    Raises:
+      InputError: They are not finite.
+    """
+    results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
+    if not isinstance(nngp, jax.core.Tracer):
+        # Inputs are in range, and so is every weight, but not their products along a graph.
+        with precision_of(dtype):
+            broken = [name for name in wanted if not _is_finite(results[name])]
+        if broken:
+            what = " and ".join(f"an {name.upper()}" for name in broken)
+            raise InputError(
+                f"Expected kernels that {dtype} can hold, got {what} with entries that are not finite; "
+                f"{_cause(origin.network, inputs, dtype)}"
+            )
+        if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+            results = {name: None if v is None else np.asarray(v) for name, v in results.items()}
+    if len(wanted) == 1:
+        return results[wanted[0]]  # type: ignore[return-value]
+    return Kernel(**results, origin=origin)  # type: ignore[arg-type]
+
+
+def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np.dtype) -> str:
+    """Says what makes kernels of a network overflow, and what helps."""
+    along = partial(_most_along_a_path, network)
+    depth = along(lambda op: isinstance(op, Dense))
+    largest = max(float(abs(np.asarray(x, np.float64)).max()) for x in inputs)
+    stds = [op.w_std for op in network.weighted_operations]
+    # How many powers of two each may put into a kernel, what it is, and what helps.
+    causes = [
+        (
+            along(lambda op: math.log2(_gain(op)) if isinstance(op, Dense) else 0),
+            f"gradients and variances grow along its {depth:,.0f} weighted edges in a row, at `w_std` {max(stds):g}",
+            "lower `w_std`, or take fewer layers",
+        ),
+        (
+            2 * math.log2(max(1, network.dag.num_paths)) if network.aggregation == "sum" else 0,
+            f"its {_count(network.dag.num_paths)} paths, through skips and parallel edges, add up",
+            "aggregation='mean' or 'scaled-sum', or fewer parallel skips",
+        ),
+        (
+            along(lambda op: 2 * math.log2(abs(op.factor)) if isinstance(op, Scale) and op.factor else 0),
+            "the factors of its `Scale` edges multiply",
+            "smaller factors",
+        ),
+        (2 * math.log2(max(1.0, largest)), f"entries of the inputs reach {largest:.3g}", "rescale the inputs"),
+    ]
+    found = [cause for cause in causes if cause[0] > _SHARE * np.finfo(dtype).maxexp]
+    if not found:
+        steep = [
+            phi for phi in map(get_activation, (op.activation for op in network.weighted_operations)) if _grows(phi)
+        ]
+        grow = (
+            f"the activation {steep[0].name} grows faster than its input"
+            if steep
+            else "its values grow along the graph"
+        )
+        found = [(0, grow, "lower `w_std`, scale the inputs down, or take fewer layers")]
+    needed = sum(powers for powers, *_ in causes)
+    wider = ["dtype='float64'"] if dtype == np.float32 and found[0][0] and needed < np.finfo(np.float64).maxexp else []
+    reasons, remedies = zip(*(cause[1:] for cause in sorted(found, reverse=True)), strict=True)
+    return f"{' and '.join(reasons)}: {', or '.join([*remedies, *wider])}"
+
+
+def _most_along_a_path(network: Network, size: Callable[[Operation], float]) -> float:
+    """Returns the largest sum over a path of what its operations have of something."""
+    most = [0.0] * network.dag.num_nodes
+    for node, into in enumerate(network.into):
+        most[node] = max((most[edge.source] + size(edge.op) for edge in into), default=0.0)
+    return max(most[output] for output in network.dag.outputs)
+
+
+def _gain(op: Dense) -> float:
+    """What a layer multiplies gradients by, squared: exactly for ReLU-type activations; at slopes of 1 for others."""
+    phi = get_activation(op.activation)
+    return op.w_std**2 * ((phi.a**2 + phi.b**2) / 2 if isinstance(phi, ABRelu) else 1)
+
+
+def _grows(phi: Any) -> bool:
+    return isinstance(phi, Exp) or (isinstance(phi, Polynomial) and len(phi.coefficients) > 2)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**9 else f"10^{math.log10(number):.0f}"

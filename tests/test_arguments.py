@@ -1,0 +1,405 @@
+"""What people give by mistake: refused or warned of in one line by the function that they called."""
+
+import functools
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+import nngp_dag as nd
+from nngp_dag.errors import (
+    GraphError,
+    InputError,
+    InputWarning,
+    NngpDagError,
+    NumericalWarning,
+    OutOfMemoryError,
+    shown,
+)
+from nngp_dag.graph import as_dag
+from nngp_dag.report.tables import dag_table
+
+X = np.random.default_rng(0).normal(size=(6, 5))
+IMAGES = np.random.default_rng(1).normal(size=(2, 6, 6, 3))
+DAG = nd.Dag.from_code("2_12")
+CONV = nd.Conv(filter_shape=(3, 3))
+RNGS = nnx.Rngs(0)
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Turns the tests' type checker off: users do not have it, so wrong types must meet an error of the package."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@functools.cache
+def stem():
+    x = X / np.linalg.norm(X, axis=1, keepdims=True)
+    return nd.kernel("1", x, readout=False)
+
+
+ENTRIES = {
+    "kernel": lambda dag: nd.kernel(dag, X).ntk,
+    "gram": lambda dag: nd.gram(dag, X).ntk,
+    "lambda_min_bracket": lambda dag: nd.lambda_min_bracket(dag, X).ntk.upper,
+    "path_bound": lambda dag: nd.path_bound(dag, stem().nngp).value,
+    "ntk_path_bound": lambda dag: nd.ntk_path_bound(dag, stem()).value,
+    "DagNet": lambda dag: nd.nets.DagNet(dag, 5, 1, width=3, rngs=nnx.Rngs(0))(X),
+    "DagLayer": lambda dag: nd.stax.DagLayer(dag, 3)[0](jax.random.key(0), (6, 5))[0][1],
+    "dag_table": lambda dag: dag_table(dag) is not None,
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_entry_points_take_texts_and_refuse_what_is_no_graph(entry):
+    np.testing.assert_array_equal(ENTRIES[entry](" dag#1 "), ENTRIES[entry](nd.zoo.named("DAG#1")))
+    with pytest.raises(GraphError, match=r"Expected `dag` to be a `Dag`.*got an array of shape \(6, 5\); the graph"):
+        ENTRIES[entry](X)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (7, "got 7; pass `Dag.from_code"),
+        (X, r"an array of shape \(6, 5\); the graph comes first"),
+        (jnp.ones(3), r"an array of shape \(3,\)"),
+        (nnx.Linear(2, 3, rngs=RNGS), "a model, Linear; models cannot be read yet"),
+        (nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), "a DagNet; pass its `.dag`"),
+        (DAG.to_networkx(), "`Dag.from_networkx` reads it"),
+        ([(0, 1, "skip")], "`Dag.from_edges` reads"),
+        ("DGA#1", "did you mean 'DAG#1'"),
+        ("2_3", "block 2 of `code`"),
+        ("  ", "Expected `text` to be a code"),
+    ],
+)
+def test_what_is_no_graph_is_named_with_a_remedy(value, message):
+    with pytest.raises(GraphError, match=message):
+        as_dag(value)
+
+
+def test_any_text_form_is_read_and_blanks_are_no_part_of_it():
+    cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|"
+    texts = (" 2_21_112\n", "DAG#3", "dag#3 ", "2_21_121 ", f"{cell}\n")
+    assert [nd.Dag.parse(text).code for text in texts] == ["2_21_112"] * 3 + ["2_21_121"] * 2
+    assert nd.Dag.from_code("2_21_112 ") == nd.Dag.parse("DAG#3")
+    with pytest.raises(GraphError, match=r"`Dag\.parse` reads names and cells too"):
+        nd.Dag.from_code("DAG#1")
+    with pytest.raises(GraphError, match=r"got '2_12'; `Dag\.parse` reads codes"):
+        nd.Dag("2_12")  # type: ignore[arg-type]
+
+
+def test_arrays_are_no_splits_and_numbers_are_no_streams():
+    with pytest.raises(
+        InputError, match=r"`data` to be `nngp_dag\.data\.Splits`, got an array of shape \(6, 5\); make"
+    ):
+        nd.train(DAG, X, epochs=1)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=r"Expected `dags` to be a `Dag`.*an array of shape \(6, 5\)"):
+        nd.train(X, DAG)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"`dags` to be a list of DAGs.*; the graphs come first"):
+        nd.sweep(X, ["2_12"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
+        nd.nets.DagNet(DAG, 5, 1, width=3, rngs=0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"Expected options of `nngp_dag\.kernel`, got actvation"):
+        nd.gram(DAG, X, actvation="erf")
+
+
+# Kernels of one network.
+
+
+def test_kernels_of_different_networks_are_refused_together():
+    train, test = X[:4], X[4:]
+    y = np.arange(4.0)
+
+    def kernels(**options):
+        return nd.kernel(DAG, train, **options), nd.kernel(DAG, test, train, **options), nd.kernel(DAG, test, **options)
+
+    tt, xt, xx = kernels()
+    expected = nd.posterior(tt, xt, xx, y, noise=0.1)
+    gram = nd.gram(DAG, test, train), nd.gram(DAG, test)
+    np.testing.assert_allclose(nd.posterior(tt, *gram, y, noise=0.1).mean, expected.mean, rtol=1e-12)
+    for i, (options, name) in enumerate(
+        [({"w_std": 1.0}, "layer"), ({"aggregation": "mean"}, "aggregation"), ({"readout": False}, "readout")]
+    ):
+        other = kernels(**options)
+        with pytest.raises(
+            InputError, match=f"`k_train_train` and `k_test.*` to be kernels of one network, got `{name}`"
+        ):
+            nd.posterior(tt, *((other[1], xx) if i % 2 else (xt, other[2])), y, noise=0.1)
+    other = nd.kernel("2_02", test, train)
+    with pytest.raises(InputError, match="got `dag` 2_12 and 2_02; compute them with"):
+        nd.kernel_regression_accuracy(tt, other, np.array([0, 1, 0, 1]), np.array([0, 1]), 2, noise=0.1)
+    with pytest.raises(InputError, match="got `dag` 2_12 and 2_02"):
+        nd.loss_curve(tt, y, 0.1, 2, k_test_train=other, k_test_test=xx, y_test=np.arange(2.0))
+    with pytest.raises(InputError, match="Expected `k_test_train` to be a `Kernel`, got ndarray"):
+        nd.posterior(tt, np.asarray(xt.nngp), xx, y)  # type: ignore[arg-type]
+    # Made by hand, or by a transformation, kernels know no network, and compile once for all.
+    by_hand = nd.Kernel(xt.nngp, xt.ntk), jax.tree.map(np.asarray, xx)
+    np.testing.assert_array_equal(nd.posterior(tt, *by_hand, y, noise=0.1).mean, expected.mean)
+    difference = jax.tree.map(lambda a, b: a - b, xt, other)
+    assert difference.origin is None
+    assert jax.tree.structure(xt) == jax.tree.structure(other)
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("y", [np.array([0, 1, 2, 0]), [3, 1, 0, 2], np.array([[0], [1], [1], [0]]), [True, False] * 2])
+def test_integers_that_look_like_labels_are_no_targets(y):
+    k = nd.Kernel(nngp=np.eye(4), ntk=np.eye(4))
+    calls = [
+        lambda y: nd.expected_loss(k, y, 0.1, 1),
+        lambda y: nd.loss_curve(k, y, 0.1, 1).mean,
+        lambda y: nd.modes(k, y).losses,
+        lambda y: nd.posterior(k, k, k, y).mean,
+    ]
+    largest = int(np.max(y))
+    message = rf"`y` to be numbers to regress on, got integers from 0 to {largest}, .*one_hot\(y, {largest + 1}\) for"
+    for call in calls:
+        with pytest.raises(InputError, match=message):
+            call(y)
+        call(np.asarray(y, np.float64))
+        call(nd.data.one_hot(np.ravel(y).astype(int), largest + 1).astype(int))
+        call(np.array([-1, 1, 1, -1]))
+
+
+# Inputs.
+
+
+def test_images_whose_channels_come_first_are_named():
+    first = np.moveaxis(IMAGES, -1, 1)
+    for call in (nd.kernel, nd.gram):
+        with pytest.warns(
+            InputWarning, match=r"got \(2, 3, 6, 6\), which reads as 3 x 6 pixels of 6 channels"
+        ) as caught:
+            call(DAG, first, layer=CONV)
+        assert len(caught) == 1
+    # Where it may be meant, or does not matter, nothing is said.
+    nd.kernel(DAG, first)
+    nd.kernel(DAG, IMAGES, layer=CONV)
+    nd.kernel(DAG, np.ones((2, 3, 6, 5)), layer=CONV)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=InputWarning)
+        nd.kernel(DAG, first, layer=CONV)
+
+
+def test_raw_bytes_are_named():
+    raw = np.linspace(0, 255, 30).reshape(6, 5).astype(np.uint8)
+    for call in (nd.kernel, nd.gram, lambda dag, x: nd.sweep([dag], x)):
+        with pytest.warns(InputWarning, match=r"to be scaled, got bytes up to 255.*astype\(np\.float32\) if they are"):
+            call(DAG, raw)
+    nd.kernel(DAG, raw.astype(np.float32))
+    nd.kernel(DAG, (raw > 99).astype(np.uint8))
+
+
+@pytest.mark.parametrize("call", [nd.kernel, nd.gram, nd.lambda_min_bracket, lambda dag, x: nd.sweep([dag], x)])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ma.masked_greater(X, 1), "without masked entries, got 3 of them"),
+        ([[1.0, 2.0], [3.0]], "to be an array, got a list that NumPy cannot read"),
+        (X + 1j, "real numbers, got dtype complex128"),
+    ],
+)
+def test_no_input_is_changed_silently(call, x, message):
+    with pytest.raises(InputError, match=message):
+        call(DAG, x)
+
+
+def test_masked_targets_and_kernels_are_refused():
+    k = nd.Kernel(nngp=np.eye(2), ntk=np.eye(2))
+    with pytest.raises(InputError, match="`y` without masked entries, got 1"):
+        nd.expected_loss(k, np.ma.masked_equal([0.5, 1.0], 1), 0.1, 1)
+    with pytest.raises(InputError, match="`matrix` without masked entries, got 2"):
+        nd.spectrum(np.ma.masked_equal(np.eye(2), 1))
+    with pytest.raises(InputError, match=r"`matrix` to be an array, got .*Tracer.* inside a transformation of JAX"):
+        jax.jit(nd.spectrum)(np.eye(2))
+
+
+@pytest.mark.parametrize("dtype", [">f8", np.longdouble, ">f4", np.float16])
+def test_precision_does_not_depend_on_byte_order(dtype):
+    x = X.astype(dtype)
+    native = x.astype(np.float64 if x.dtype.itemsize >= 8 else np.float32)
+    k, expected = nd.kernel(DAG, x), nd.kernel(DAG, native)
+    assert k.ntk.dtype == native.dtype
+    np.testing.assert_array_equal(k.ntk, expected.ntk)
+
+
+def test_the_precision_may_be_named():
+    single = X.astype(np.float32)
+    expected = nd.kernel(DAG, single.astype(np.float64)).ntk
+    for x in (single, jnp.asarray(single)):
+        for call in (nd.kernel, nd.gram):
+            k = call(DAG, x, dtype="float64")
+            assert k.ntk.dtype == np.float64
+            np.testing.assert_allclose(k.ntk, expected, rtol=1e-14)
+    assert nd.kernel(DAG, X, dtype="float32").ntk.dtype == np.float32
+    with pytest.raises(InputError, match="`dtype` to be one of 'float32', 'float64', got 'float16'"):
+        nd.kernel(DAG, X, dtype="float16")
+    with pytest.raises(InputError, match="rescale the inputs, or pass dtype='float64'"):
+        nd.kernel(DAG, 1e30 * X, dtype="float32")
+    with pytest.raises(InputError, match="'float32' inside a transformation of JAX"):
+        jax.grad(lambda x: nd.kernel(DAG, x, dtype="float64").ntk.sum())(jnp.asarray(single))
+
+
+@pytest.mark.parametrize("b_std", [None, 0.1])
+def test_a_transfer_guard_of_the_caller_does_not_reach_inside(b_std):
+    x, y = jnp.asarray(X, jnp.float32), np.arange(6.0)
+    with jax.transfer_guard("disallow"):
+        k = nd.kernel(DAG, x, b_std=b_std, dtype="float64")
+        nd.expected_loss(k, y, 1e-3, 1)
+
+
+# Networks.
+
+
+def test_dense_layers_beside_convolutions_are_named():
+    mixed = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", "weighted"), ("in", "out", "skip")])
+    own = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", nd.Dense())])
+    message = "`layer` for a graph whose edges have convolutions of their own, got none: the stem"
+    for dag, what in ((mixed, f"{message} and the plain weighted edges 1->2"), (own, f"{message} will")):
+        with pytest.warns(InputWarning, match=what):
+            default = nd.kernel(dag, IMAGES).ntk
+        # That is what it computes.
+        np.testing.assert_array_equal(default, nd.kernel(dag, IMAGES, layer=nd.Dense()).ntk)
+    with pytest.warns(InputWarning, match="got none: the plain weighted edges 1->2 will"):
+        nd.kernel(mixed, IMAGES, stem=CONV)
+    nd.kernel(mixed, IMAGES, layer=CONV)
+    nd.kernel(own, IMAGES, stem=CONV)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda v: nd.Dense(layer_norm=v), "layer_norm"),
+        (lambda v: nd.AvgPool((2, 2), normalize_edges=v), "normalize_edges"),
+        (lambda v: nd.kernel(DAG, X, readout=v), "readout"),
+        (lambda v: nd.gram(DAG, X, overwrite=v), "overwrite"),
+        (lambda v: nd.ntk_path_bound(DAG, stem(), readout=v), "readout"),
+        (lambda v: nd.sweep([DAG], X, resume=v), "resume"),
+        (lambda v: nd.spectrum(np.eye(2), eigenvalues=v), "eigenvalues"),
+        (lambda v: nd.largest_stable_learning_rate(np.eye(2), nesterov=v), "nesterov"),
+        (lambda v: nd.expected_loss(nd.Kernel(np.eye(2), np.eye(2)), np.ones(2), 0.1, 1, flow=v), "flow"),
+        (lambda v: nd.Recipe(batch_norm=v), "batch_norm"),
+        (lambda v: nd.nets.DagNet(DAG, 5, 1, width=2, batch_norm=v, rngs=nnx.Rngs(0)), "batch_norm"),
+    ],
+)
+def test_texts_and_numbers_are_no_truth_values(call, name):
+    for value in ("false", 0, None):
+        with pytest.raises(InputError, match=f"Expected `{name}` to be True or False, got {value!r}"):
+            call(value)
+    call(np.bool_(False))
+
+
+@pytest.mark.parametrize(
+    "number", [jnp.float32(1.5), np.array(1.5), np.float32(1.5), np.float64(1.5), jnp.asarray(1.5)]
+)
+def test_scalars_of_numpy_and_jax_are_numbers(number):
+    assert nd.Dense(w_std=number, b_std=number) == nd.Dense(w_std=1.5, b_std=1.5)
+    assert nd.Scale(number) == nd.Scale(1.5)
+    assert nd.activations.Erf(number) == nd.activations.Erf(1.5)
+    assert type(nd.Dense(w_std=number).w_std) is float
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda v: nd.kernel(DAG, X, w_std=v),
+        lambda v: nd.kernel(DAG, X, b_std=v),
+        lambda v: nd.Scale(v),
+        lambda v: nd.activations.rbf(v),
+        lambda v: nd.activations.Polynomial((1.0, v)),
+        lambda v: nd.Recipe(learning_rate=v),
+        lambda v: nd.expected_loss(nd.Kernel(np.eye(2), np.eye(2)), np.ones(2), v, 1),
+        lambda v: nd.largest_stable_learning_rate(np.eye(2), momentum=v),
+        lambda v: nd.rate_bound(0.1, v, 1, 1.0),
+        lambda v: nd.posterior(*[nd.Kernel(np.eye(2), np.eye(2))] * 3, np.ones(2), noise=v),
+    ],
+)
+def test_gradients_in_parameters_are_refused_in_one_line(use):
+    for transform in (jax.grad, jax.jit):
+        with pytest.raises(InputError, match="inside a transformation of JAX; gradients and other transformations are"):
+            transform(use)(0.5)
+
+
+# Memory and overflow.
+
+
+def test_kernels_beyond_memory_name_their_size_and_gram():
+    with pytest.raises(OutOfMemoryError, match=r"2 x 596 GiB of kernels of 400,000 x 400,000 inputs.*`nngp_dag\.gram`"):
+        nd.kernel(DAG, np.ones((400_000, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("dag", "x", "options", "message"),
+    [
+        (nd.zoo.chain(1000), X, {"activation": "erf", "w_std": 3.0}, r"an NTK with.*1,000 weighted edges in a row"),
+        (nd.zoo.ladder(1000), X, {}, r"an NNGP and an NTK with .*10\^209 paths, .* add up: aggregation='mean'"),
+        (nd.Dag.from_edges([(0, 1, 2), (1, 2, nd.Scale(1e12)), (2, 3, nd.Scale(1e12))]), X.astype(np.float32), {},
+         "`Scale` edges multiply: smaller factors, or dtype='float64'"),
+        (nd.zoo.chain(5), 10 * X, {"activation": "exp"}, "the activation exp grows faster than its input"),
+        (nd.zoo.chain(3), 1e16 * X.astype(np.float32), {"w_std": 1e4}, r"inputs reach .*or dtype='float64'"),
+    ],
+)  # fmt: skip
+def test_an_overflow_names_a_cause_that_the_graph_has(dag, x, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        nd.kernel(dag, x, **options)
+    assert ("skips" in str(caught.value)) == (dag == nd.zoo.ladder(1000))
+
+
+# Messages.
+
+
+def test_values_in_messages_are_short():
+    assert shown(10**5000) == "an integer of 16610 bits"
+    assert len(shown([[10**5000]])) < 100
+    assert len(shown("2" * 10**6)) < 200
+    for bad in ("2_" * 50_000, 10**5000, 10**400, [1.0] * 10**5):
+        for call in (nd.Dag.parse, lambda v: nd.Dense(w_std=v), lambda v: nd.kernel(DAG, X, order=v), as_dag):
+            with pytest.raises(NngpDagError) as caught:
+                call(bad)
+            assert len(str(caught.value)) < 800
+    # Whatever a message is made of, it keeps its remedy.
+    error = NngpDagError(f"Expected little, got {'x' * 10**5}; take less")
+    assert len(str(error)) < 2100
+    assert re.match(r"Expected little, got x+ \.\.\. x+; take less$", str(error))
+
+
+def test_a_long_range_is_no_list_of_nodes():
+    cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
+    text = f"Genotype(normal={cell}, normal_concat=range(0, {10**9}), reduce={cell}, reduce_concat=range(2, 6))"
+    with pytest.raises(GraphError, match=r"`normal_concat` to be nodes 2 to 5, got range\(0, 1000000000\)"):
+        nd.nas.Genotype.from_text(text)
+    with pytest.raises(GraphError, match="normal"):
+        nd.nas.Genotype.from_text(text.replace("range(0, 1000000000)", "0x" + "f" * 5000))
+
+
+# Warnings of one cause come once, and their remedies help.
+
+
+def test_warnings_of_resolution_name_the_noise_that_resolves():
+    data = nd.data.load_dataset("digits", subset=160)
+    x = nd.data.normalise(data).reshape(160, -1)
+    y = nd.data.one_hot(data.labels, 10)
+    kernels = [nd.kernel(DAG, *pair) for pair in ((x[:120],), (x[120:], x[:120]), (x[120:],))]
+    singular = nd.Kernel(*(np.asarray(v) @ np.asarray(v).T / 1e3 for v in (kernels[0].nngp, kernels[0].ntk)))
+    for call in (
+        lambda noise: nd.posterior(
+            singular, nd.Kernel(kernels[1].nngp, kernels[1].ntk), kernels[2], y[:120], noise=noise
+        ),
+        lambda noise: nd.spectrum(np.asarray(singular.ntk) + np.float32(noise) * np.eye(120, dtype=np.float32)),
+    ):
+        with pytest.warns(NumericalWarning, match="not resolved.*dtype='float64'") as caught:
+            call(1e-4)
+        assert len(caught) == 1
+        call(float(re.search(r"noise`? of (?:about )?([0-9.e+-]+) or more", str(caught[0].message))[1]))
+
+
+def test_spectra_warn_once_of_all_that_is_not_resolved():
+    with pytest.warns(NumericalWarning, match=r"of matrices\[1\] and 1 others, lambda_min is not") as caught:
+        nd.spectra(np.stack([np.eye(3), np.ones((3, 3)), np.ones((3, 3))]))
+    assert len(caught) == 1
