@@ -50,8 +50,8 @@ def compare(
     from nngp_dag.data import one_hot
     from nngp_dag.graph import zoo
     from nngp_dag.report.compare import write_curves, write_json
-    from nngp_dag.report.environment import environment
     from nngp_dag.report.tables import compare_table
+    from nngp_dag.storage import environment
 
     names = list(dag or zoo.FIGURE3)
     if len(set(names)) < len(names):

@@ -13,8 +13,7 @@ import numpy as np
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import SCORES, Cell, Scored, Setting, score_cells
 from nngp_dag.nas.scores import measures_of
-from nngp_dag.report.environment import environment
-from nngp_dag.report.files import as_output_error, output_file
+from nngp_dag.storage import as_output_error, environment, output_file
 
 if TYPE_CHECKING:
     import pandas

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.report.environment import environment
-from nngp_dag.report.files import as_output_error, output_file
+from nngp_dag.storage import as_output_error, environment, output_file
 
 if TYPE_CHECKING:
     import pandas

@@ -9,8 +9,7 @@ from typing import Any
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import Cell, Genotype, SearchSpace
 from nngp_dag.nas.pruning import State
-from nngp_dag.report.environment import environment
-from nngp_dag.report.files import output_file
+from nngp_dag.storage import environment, output_file
 
 
 class SearchDirectory:

@@ -19,7 +19,7 @@ from nngp_dag.errors import DivergenceError, InputError, OutputError
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import Genotype
 from nngp_dag.report import output_file
-from nngp_dag.report.environment import environment
+from nngp_dag.storage import environment
 from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe, with_choices
 from nngp_dag.training.history import METRICS, PARTS, History

@@ -18,7 +18,7 @@ from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary
 from nngp_dag.nets.model import Params
 from nngp_dag.report import output_file
-from nngp_dag.report.environment import environment
+from nngp_dag.storage import environment
 from nngp_dag.training import checkpoints
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.history import METRICS, PARTS, History

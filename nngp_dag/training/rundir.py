@@ -12,7 +12,7 @@ from typing import Any
 
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.report import output_file
-from nngp_dag.report.files import as_output_error
+from nngp_dag.storage import as_output_error
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
