@@ -35,3 +35,8 @@ class DivergenceError(NngpDagError):
 
 class NumericalWarning(UserWarning):
     """A result that holds, with a limit on its accuracy that the message states."""
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """Cuts a long text for a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nngp_dag.cli.options import DataDirOption, DatasetOption, OverwriteOption, SplitsOption
+from nngp_dag.cli.outputs import claims
 from nngp_dag.cli.screen import console, progress, say
 
 nas = typer.Typer(
@@ -22,6 +23,7 @@ BenchmarkOption = Annotated[Path, typer.Option("--benchmark", help="CSV or JSON 
 
 
 @nas.command()
+@claims("out")
 def score(
     score: ScoreOption = ["naswot", "parameters", "nngp_lambda_min_exact"],  # noqa: B006
     sample: Annotated[int | None, typer.Option(help="So many random cells; by default all 15,625.")] = None,
@@ -67,6 +69,7 @@ def score(
 
 
 @nas.command()
+@claims("scores")
 def search(
     benchmark: BenchmarkOption,
     scores: ScoresOption = Path("nngp-dag-nas"),
@@ -106,6 +109,7 @@ def search(
 
 
 @nas.command()
+@claims("scores")
 def plot(
     benchmark: BenchmarkOption,
     scores: ScoresOption = Path("nngp-dag-nas"),

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from nngp_dag.cli.options import DataDirOption, DatasetOption
+from nngp_dag.cli.outputs import claims
 from nngp_dag.cli.screen import progress, say
 
 
+@claims("out")
 def tenas(
     space: Annotated[str, typer.Option(help="nasbench201 or darts.")] = "nasbench201",
     dataset: DatasetOption = "cifar10",

@@ -26,12 +26,14 @@ from nngp_dag.cli.options import (
     layer_of,
     load,
 )
+from nngp_dag.cli.outputs import claims
 from nngp_dag.cli.screen import console, progress, say
 from nngp_dag.errors import InputError
 
 _SPACES = ("nasbench201",)
 
 
+@claims("out")
 def sweep(
     dag: Annotated[list[str] | None, typer.Option(help="A code or a NAS-Bench-201 cell; repeat for several.")] = None,
     nodes: Annotated[int | None, typer.Option(help="All codes with so many blocks, 1 to 4: 3 for the 729.")] = None,

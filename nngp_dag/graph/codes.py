@@ -9,7 +9,7 @@ import itertools
 import operator
 from collections.abc import Sequence
 
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, shorten
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
 
@@ -170,8 +170,3 @@ def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]
             edges.append(Edge(source, target, op))
     edges += [Edge(node, output, Op.SKIP) for node in range(2, output)]
     return output + 1, tuple(edges)
-
-
-def shorten(text: str, limit: int = 60) -> str:
-    """Cuts a long text for a message."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nngp_dag.errors import DataError, GraphError
-from nngp_dag.graph.codes import shorten
+from nngp_dag.errors import DataError, GraphError, shorten
 from nngp_dag.nas.cells import Cell
 
 _NAMES = ("arch_str", "arch", "architecture", "cell")

@@ -321,7 +321,7 @@ def test_folders_that_are_not_free(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"settings": null, "recipe": {}}')
     with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
-    with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got a configuration of something"):
+    with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got null for settings, not an"):
         nd.sweep(["2"], X, out=tmp_path / "other", resume=True)
     with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got none"):
         nd.sweep(["2"], X, out=tmp_path / "nowhere", resume=True)
