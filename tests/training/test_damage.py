@@ -261,7 +261,9 @@ def test_a_missing_best_checkpoint_is_said(copy, capfd):
     shutil.rmtree(copy / "checkpoints" / CODE / "best")
     # As if it had begun elsewhere, which a resumed run would note.
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"environment": {}}))
+    (copy / "config.json").write_text(
+        json.dumps(config | {"environment": config["environment"] | {"device": "another"}})
+    )
     before = files(copy)
     line = run(capfd, "train", "--resume", "--out", copy)
     assert f"Expected {copy / 'checkpoints' / CODE / 'best'} to hold an intact checkpoint" in line
