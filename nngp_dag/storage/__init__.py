@@ -2,7 +2,7 @@
 
 from nngp_dag.storage.documents import misfit, read_json, reason_of, write_json
 from nngp_dag.storage.environment import environment, environments
-from nngp_dag.storage.files import as_output_error, claimed, is_occupied, output_directory, output_file
+from nngp_dag.storage.files import as_output_error, claimed, gone, is_occupied, made, output_directory, output_file
 from nngp_dag.storage.lock import LOCK, busy, locked
 from nngp_dag.storage.rows import Rows
 
@@ -14,8 +14,10 @@ __all__ = [
     "claimed",
     "environment",
     "environments",
+    "gone",
     "is_occupied",
     "locked",
+    "made",
     "misfit",
     "output_directory",
     "output_file",

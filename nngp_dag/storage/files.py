@@ -96,14 +96,14 @@ def claimed(folder: Path) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         with as_output_error(folder):
-            stack.enter_context(_made(folder))
+            stack.enter_context(made(folder))
             stack.enter_context(locked(folder, folder))
             _clean(folder)
         _claims[key] = threading.get_ident()
         stack.callback(_claims.pop, key)
         yield
         if not (folder / LOCK).exists():
-            raise _gone(key)
+            raise gone(key)
 
 
 def is_occupied(folder: Path) -> bool:
@@ -119,22 +119,23 @@ def is_occupied(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def as_output_error(target: Path) -> Iterator[None]:
-    """Turns the operating system's errors into an `OutputError` that names the output."""
+def as_output_error(target: Path, option: str = "--out") -> Iterator[None]:
+    """Turns the operating system's errors into an `OutputError` that names the output, and the option for another."""
     try:
         yield
     except OSError as error:
         for folder in _claims:
             if target.absolute().is_relative_to(folder) and not folder.exists():
-                raise _gone(folder) from error
+                raise gone(folder) from error
         remedy = "free some space, or choose" if error.errno == errno.ENOSPC else "choose"
         raise OutputError(
             f"Expected the output {shorten(str(target), 200)} to be writable, got {error.strerror or error}; {remedy} "
-            "another --out"
+            f"another {option}"
         ) from error
 
 
-def _gone(folder: Path) -> OutputError:
+def gone(folder: Path) -> OutputError:
+    """Returns the error for a folder that is no longer there."""
     return OutputError(
         f"Expected the output {shorten(str(folder), 200)} to stay while it is written, got one that was deleted or "
         "moved; run the same again"
@@ -148,7 +149,7 @@ def _staging(target: Path, place: Path) -> Iterator[Path]:
         stack.enter_context(as_output_error(target))
         # A claimed folder that is gone is not made again.
         if place.absolute() not in _claims:
-            stack.enter_context(_made(place))
+            stack.enter_context(made(place))
         staging = place / f".{target.name}{_STAGING}"
         staging.mkdir(exist_ok=True)
         stack.callback(_remove, staging)
@@ -167,14 +168,14 @@ def _remove(empty: Path) -> None:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def made(folder: Path) -> Iterator[None]:
     """Makes a folder; after an error neither it nor those above it that were made stay, where they are empty."""
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for one in made:
+        for one in new:
             _remove(one)
         raise
 
