@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.errors import InputError, shorten
-from nngp_dag.graph import Dag
+from nngp_dag.graph import Dag, build_network
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.kernel import Kernel, kernel
 
@@ -24,6 +24,11 @@ from nngp_dag.kernels.kernel import Kernel, kernel
 _RESERVE = 512 * 2**20
 # Beyond 2048 rows a tile gains no more speed, and loses more when the process is killed.
 _TILES = (2048, 1024, 512, 256, 128, 64)
+# Covariances of all pixels with all others take so much that fewer rows may be all that fits.
+_SMALL_TILES = (32, 16, 8, 4, 2, 1)
+# Arrays of covariances of pixels that are there at once: those of inputs with themselves and what convolutions, dual
+# activations and readouts make of one of them, and three for every node that is still needed; as measured on a CPU.
+_ARRAYS, _ARRAYS_OF_A_NODE = 14, 3
 
 
 class _Plan(NamedTuple):
@@ -87,10 +92,11 @@ def gram(
 
         512 MiB               the interpreter, JAX, the compiler, the temporaries of `kernel`; as measured on a CPU
         b (6 T^2 + 8 T d)     a tile: both results, their copies, and its inputs
+        b (14 + 3 L) T P      covariances of pixels, for L nodes that are needed at once and P pixels, or all P^2 pairs
+                              of them in networks with pooling or a "global-average" readout, whose tiles may be smaller
         2 b N1 N2             both matrices, unless they are written to disk
 
-    Not counted are the inputs, what else the process holds, and the covariances of pixels in networks that pool images,
-    for which choose a small `tile`.
+    Not counted are the inputs, and what else the process holds.
 
     On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy, gram.json, which states the call: graph,
     options, shapes, dtype, tile, versions, and the SHA-256 of the inputs; and tiles.crc, a checksum of every tile. It
@@ -132,7 +138,8 @@ def gram(
     budget = bytes_of(memory_budget)
     arrays1 = _arrays("x1", x1, dag)
     arrays2 = None if x2 is None else _arrays("x2", x2, dag)
-    plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None)
+    per_column = _numbers_per_column(dag, call.arguments, arrays1[0].shape[1:-1])
+    plan = _plan(arrays1, arrays2, tile, budget, in_memory=out is None, per_column=per_column)
     if out is None:
         memory = _Memory(plan.shape, plan.dtype)
         _fill(memory, plan, dag, arrays1, arrays2, options, progress)
@@ -239,7 +246,12 @@ def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], dag: Dag) -> list[np.
 
 
 def _plan(
-    arrays1: list[np.ndarray], arrays2: list[np.ndarray] | None, tile: int | None, budget: int, in_memory: bool
+    arrays1: list[np.ndarray],
+    arrays2: list[np.ndarray] | None,
+    tile: int | None,
+    budget: int,
+    in_memory: bool,
+    per_column: int = 0,
 ) -> _Plan:
     """Chooses the largest tile that the budget allows."""
     n1, n2 = shape = len(arrays1[0]), len((arrays2 or arrays1)[0])
@@ -255,9 +267,9 @@ def _plan(
 
     def needed(size: int) -> int:
         rows = max(parts(size))
-        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + 8 * rows * features)
+        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + (8 * features + per_column) * rows)
 
-    sizes = _TILES if tile is None else (tile,)
+    sizes = (*_TILES, *(_SMALL_TILES if per_column else ())) if tile is None else (tile,)
     fitting = [size for size in sizes if needed(size) <= budget]
     if not fitting:
         least = needed(sizes[-1])
@@ -267,6 +279,20 @@ def _plan(
             remedy += f", or pass `out=` to write the matrices to disk, which takes {least - matrices:,} bytes"
         raise InputError(f"Expected `memory_budget` to hold {what}, {least:,} bytes, got {budget:,}; {remedy}")
     return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
+
+
+def _numbers_per_column(dag: Dag, options: Mapping[str, Any], pixels: Sequence[int]) -> int:
+    """Returns how many covariances of pixels are there at once for each column of a tile, if for a single row."""
+    names = ("activation", "order", "w_std", "b_std", "layer", "aggregation", "stem")
+    network = build_network(dag, **{name: options[name] for name in names})
+    if not network.image_operations:
+        return 0
+    last = dict.fromkeys(dag.outputs, dag.num_nodes)
+    for edge in dag.edges:
+        last[edge.source] = max(last.get(edge.source, 0), edge.target)
+    live = max(sum(node <= at <= end for node, end in last.items()) for at in range(dag.num_nodes))
+    pairs = math.prod(pixels) ** (2 if network.pools or options["image_readout"] == "global-average" else 1)
+    return (_ARRAYS + _ARRAYS_OF_A_NODE * live) * pairs
 
 
 def bytes_of(memory_budget: Any) -> int:

@@ -79,10 +79,7 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
 def latest(folder: Path) -> int | None:
     """Returns the epoch of the newest complete checkpoint, None where there is none."""
     with _readable(folder):
-        if not folder.is_dir():
-            return None
-        with _manager(folder, read_only=True) as manager:
-            return manager.latest_step()
+        return _latest(folder)
 
 
 def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     with _readable(folder):
-        epoch = latest(folder)
+        epoch = _latest(folder)
         if epoch is None:
             raise FileNotFoundError("none")
         with _manager(folder, read_only=True) as manager:
@@ -142,6 +139,13 @@ def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
         if _digest(arrays, document) != document["digest"]:
             raise ValueError("bytes that differ from those saved")
         return jax.tree.unflatten(structure, [arrays[name] for name, *_ in layout]), document
+
+
+def _latest(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
+    with _manager(folder, read_only=True) as manager:
+        return manager.latest_step()
 
 
 @contextlib.contextmanager

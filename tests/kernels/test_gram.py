@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nngp_dag import Dag, Edge, Kernel, Op, kernel
+from nngp_dag import Conv, Dag, Edge, Kernel, Op, kernel
 from nngp_dag.errors import InputError, OutputError
 from nngp_dag.kernels import gram_files
 
@@ -156,7 +156,22 @@ def test_budget_texts(text, number):
 
 @pytest.mark.parametrize(
     "budget",
-    ["lots", "6", "6 Gi", "6 iB", "-1 GB", "1 PB", "9" * 400 + " GB", "٦ GB", 1.5, None, True, 0, -(10**5000), 2**63],
+    [
+        "lots",
+        "6",
+        "6 Gi",
+        "6 iB",
+        "-1 GB",
+        "1 PB",
+        "9" * 400 + " GB",
+        "٦ GB",
+        1.5,
+        None,
+        True,
+        0,
+        2**63,
+        pytest.param(-(10**5000), id="digits"),
+    ],
 )
 def test_a_budget_that_cannot_be_read(budget):
     with pytest.raises(InputError, match=r"^Expected `memory_budget` to be bytes, from 1 to 2.63, or .{,120}$"):
@@ -198,6 +213,41 @@ def test_the_process_stays_within_the_budget(tmp_path):
     peak = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) * 1024
     assert json.loads((tmp_path / "out" / "gram.json").read_text())["tile"] == [1000, 1000]
     assert peak < 545 * 2**20
+
+
+# The same with covariances of all pairs of 144 pixels: 80 KB for each pair of images, in tiles of 65 rows.
+MEASURE_PIXELS = """
+    import sys
+    import numpy as np
+    from nngp_dag import Conv, Dag
+    from nngp_dag.kernels.gram import gram
+    x = np.random.default_rng(0).normal(size=(130, 12, 12, 3)).astype(np.float32)
+    options = {"layer": Conv(filter_shape=(3, 3)), "image_readout": "global-average"}
+    gram(Dag.from_code("2_21_112"), x, memory_budget="680 MiB", out=sys.argv[1], **options)
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@pytest.mark.slow
+def test_covariances_of_pixels_stay_within_the_budget(tmp_path):
+    run = [sys.executable, "-c", textwrap.dedent(MEASURE_PIXELS), str(tmp_path / "out")]
+    peak = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) * 1024
+    assert json.loads((tmp_path / "out" / "gram.json").read_text())["tile"] == [65, 65]
+    assert peak < 680 * 2**20
+
+
+def test_covariances_of_pixels_are_counted():
+    x, dag = np.zeros((100, 32, 32, 3), np.float32), Dag.from_code("2_12")
+    options = {"layer": Conv(filter_shape=(3, 3)), "image_readout": "global-average"}
+    # A single row and column: 4 bytes times 14 + 3 * 3 arrays of 1024^2 pairs, beside 512 MiB.
+    with pytest.raises(InputError, match=r"the work on a tile, 633,\d\d\d,\d\d\d bytes, got 600,000,000; raise"):
+        gram(dag, x, memory_budget="600 MB", out="nowhere", **options)
+    with pytest.raises(InputError, match=r"5,3\d\d,\d\d\d,\d\d\d bytes, got 4,294,967,296; raise it or lower `tile`"):
+        gram(dag, x, out="nowhere", tile=64, **options)
+    # Those of equal pixels alone are few.
+    with pytest.raises(InputError, match=r"to hold the work on a tile, 54\d,\d\d\d,\d\d\d bytes, got 1,000;"):
+        gram(dag, x, memory_budget=1000, out="nowhere", tile=64, layer=options["layer"])
 
 
 # On disk
