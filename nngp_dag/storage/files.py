@@ -124,7 +124,7 @@ def as_output_error(target: Path, option: str = "--out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        for folder in _claims:
+        for folder in list(_claims):
             if target.absolute().is_relative_to(folder) and not folder.exists():
                 raise gone(folder) from error
         remedy = "free some space, or choose" if error.errno == errno.ENOSPC else "choose"

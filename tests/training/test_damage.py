@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.graph import Dag
 from nngp_dag.storage import locked
-from nngp_dag.training import Recipe, checkpoints, evaluate, evaluation, train
+from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
 from nngp_dag.training.rundir import RunDirectory
 
 
@@ -253,6 +254,13 @@ def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
     checkpoints.save(tmp_path / "last", 1, state, description)
     with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*colour"):
         evaluate(tmp_path / "last")
+
+
+def test_the_checkpoint_of_another_cell(tmp_path):
+    directory = RunDirectory(tmp_path, ["cell"])
+    checkpoints.save(directory.checkpoints("cell", "last"), 1, {"a": np.zeros(2)}, {"seeds": [0]})
+    with pytest.raises(CheckpointError, match=r"last to have seeds \[1\], got \[0\]; it belongs to another run: put"):
+        cells._CellRun.load(SimpleNamespace(directory=directory, about={"seeds": [1]}))
 
 
 def test_another_process_at_work_and_a_folder_that_is_deleted(copy, monkeypatch):
