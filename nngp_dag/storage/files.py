@@ -172,6 +172,8 @@ def made(folder: Path) -> Iterator[None]:
     """Makes a folder; after an error neither it nor those above it that were made stay, where they are empty."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
