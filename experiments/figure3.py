@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     settings = {**recipe.as_dict(), "seeds": options.seeds, "draws": options.draws, "threshold": options.threshold}
-    from nngp_dag.report.environment import environment
+    from nngp_dag.storage import environment
 
     document = {"settings": settings, "data": statements, "environment": environment(), "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")

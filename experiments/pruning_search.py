@@ -25,8 +25,8 @@ from nngp_dag.nas import Benchmark, Cell, get_space
 from nngp_dag.nas.pruning import Pruning, prune
 from nngp_dag.nas.tenas import batch_sizes, tenas_measures
 from nngp_dag.report import output_file
-from nngp_dag.report.environment import environment
 from nngp_dag.report.tenas_files import SearchDirectory
+from nngp_dag.storage import environment
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -20,6 +20,7 @@ from nngp_dag.cli.nas import plot, score, search
 from nngp_dag.cli.nas_tenas import tenas
 from nngp_dag.cli.nas_train import train_cell_command
 from nngp_dag.cli.options import QuietOption
+from nngp_dag.cli.outputs import released
 from nngp_dag.cli.screen import screen, show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> NoReturn:
     try:
-        with warnings.catch_warnings():
+        with released(), warnings.catch_warnings():
             for category in (NumericalWarning, InputWarning):
                 warnings.simplefilter("always", category)
             warnings.showwarning = show_warning

@@ -20,6 +20,7 @@ from nngp_dag.cli.options import (
     count,
     out_option,
 )
+from nngp_dag.cli.outputs import hold
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -86,7 +87,7 @@ def score(
     from nngp_dag.nas import cells as every_cell
     from nngp_dag.nas.cells import NUM_CELLS
     from nngp_dag.nas.scores import measures_of
-    from nngp_dag.report.nas_files import ScoreDirectory, read_scores, read_settings
+    from nngp_dag.report.nas_files import ScoreDirectory, read_scores, read_config
 
     measures_of(score)
     if sample is not None and cell:
@@ -96,7 +97,8 @@ def score(
     chosen = [Cell.parse(text) for text in cell] if cell else []
     out = Path(_SCORES) if out is None else out
     if resume:
-        read_settings(out)
+        read_config(out)
+    hold(out)
     samples = choose_samples(data, dataset, data_dir, batch, usual=_BATCH, images=True, default="cifar10")()
     sizes = {"channels": channels, "cells": cells, "seed": seed, "cells_at_once": cells_at_once}
     if samples.classes:
@@ -138,6 +140,7 @@ def search(
 ) -> None:
     """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
     once(scores / "search.csv", scores / "accuracy.csv")
+    hold(scores)
     import pandas
 
     from nngp_dag.nas import Benchmark
@@ -182,6 +185,7 @@ def plot(
 ) -> None:
     """Draw accuracy over effective depth and width, and over scores."""
     once(scores / "depth-width.png", scores / "scores.png")
+    hold(scores)
     from nngp_dag.nas import SCORES, Benchmark
     from nngp_dag.report import output_file
     from nngp_dag.report.nas_files import read_scores

@@ -18,6 +18,7 @@ from nngp_dag.cli.options import (
     count,
     out_option,
 )
+from nngp_dag.cli.outputs import hold
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -115,6 +116,7 @@ def tenas(
     out = Path(_OUT) if out is None else out
     if resume and not (out / "config.json").exists():
         raise InputError(f"Expected {out} to hold a search to go on with, got none; leave out --resume to start one")
+    hold(out)
     usual = max(sizes.values(), default=1)
     samples = choose_samples(data, dataset, data_dir, batch, usual=usual, images=True, default="cifar10")()
     images = samples.x

@@ -38,6 +38,7 @@ from nngp_dag.cli.options import (
     out_option,
     output,
 )
+from nngp_dag.cli.outputs import hold
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -110,6 +111,7 @@ def sweep(
     )
     out = output(_OUT, out, again=resume or overwrite)
     Resumable(out / "config.json", counted("kernel classes"))
+    hold(out)
     samples = load()
     with progress() as on_progress:
         table = sweep_dags(

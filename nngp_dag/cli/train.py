@@ -1,8 +1,10 @@
 """The command train."""
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -36,8 +38,9 @@ from nngp_dag.cli.options import (
 )
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
-from nngp_dag.errors import InputError
+from nngp_dag.errors import CheckpointError, InputError
 from nngp_dag.interrupt import program
+from nngp_dag.storage import misfit
 
 if TYPE_CHECKING:
     from typer import Context
@@ -227,8 +230,25 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
     stored = read_config(out).get("options")
     if stored is None or not set(options) <= set(stored):
         raise InputError(f"Expected the run in {out} to be one of nngp-dag train, got another; resume it in Python")
+    hints = get_type_hints(train)
+    if wrong := misfit(stored, {name: _shape(hints[name], stored[name]) for name in options}, "options"):
+        raise CheckpointError(
+            f"Expected {out / 'config.json'} to hold options of nngp-dag train, got {wrong}; mend it, or start anew "
+            "with --overwrite"
+        )
 
     return {name: value if _given(context, name) else stored[name] for name, value in options.items()}
+
+
+def _shape(hint: Any, value: object) -> Any:
+    """Returns the shape that the stored value of an option has."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return type(None)
+    if get_origin(kinds[0]) is list:
+        return [*get_args(kinds[0])]
+    as_text = get_origin(kinds[0]) is Literal or issubclass(kinds[0], (Path, StrEnum))
+    return str if as_text else kinds[0]
 
 
 def _given(context: Context, name: str) -> bool:

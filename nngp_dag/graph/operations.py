@@ -191,9 +191,8 @@ def describe(op: Operation) -> str:
 def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises an `InputError` unless `value` is one of `known`."""
     if not isinstance(value, str) or value not in known:
-        raise InputError(
-            f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {shown(value)}{did_you_mean(value, known)}"
-        )
+        hint = did_you_mean(value, known)
+        raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {shown(value)}{hint}")
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -3,12 +3,13 @@
 import contextlib
 import inspect
 import math
+import operator
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -16,7 +17,7 @@ from jaxtyping import ArrayLike
 from nngp_dag.errors import InputError, InputWarning, shown, within_memory
 from nngp_dag.graph import Dag, Network, build_network
 from nngp_dag.graph.operations import check_flag
-from nngp_dag.kernels.gram_files import GramFiles, describe, load_finished, unfinished
+from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
 from nngp_dag.kernels.kernel import kernel, make_rules
 from nngp_dag.kernels.result import Kernel, Origin
@@ -26,6 +27,11 @@ from nngp_dag.kernels.result import Kernel, Origin
 _RESERVE = 512 * 2**20
 # Beyond 2048 rows a tile gains no more speed, and loses more when the process is killed.
 _TILES = (2048, 1024, 512, 256, 128, 64)
+# Covariances of all pixels with all others take so much that fewer rows may be all that fits.
+_SMALL_TILES = (32, 16, 8, 4, 2, 1)
+# Arrays of covariances of pixels that are there at once: those of inputs with themselves and what convolutions, dual
+# activations and readouts make of one of them, and three for every node that is still needed; as measured on a CPU.
+_ARRAYS, _ARRAYS_OF_A_NODE = 14, 3
 # The options of `kernel` that make a network.
 _ARCHITECTURE = ("activation", "order", "w_std", "b_std", "layer", "aggregation", "stem")
 
@@ -42,6 +48,15 @@ class _Plan(NamedTuple):
         """Returns the first row and column of every tile, in the order of computation."""
         (n1, n2), (rows, columns) = self.shape, self.tile
         return [(i, j) for i in range(0, n1, rows) for j in range(i if self.symmetric else 0, n2, columns)]
+
+    def tiles(self) -> list[Tile]:
+        """Returns the blocks that every tile fills, in the order in which they are written."""
+        (n1, n2), (rows, columns) = self.shape, self.tile
+        sized = [(i, j, min(rows, n1 - i), min(columns, n2 - j)) for i, j in self.corners()]
+        return [
+            [(i, j, height, width), (j, i, width, height)] if self.symmetric and i != j else [(i, j, height, width)]
+            for i, j, height, width in sized
+        ]
 
 
 class _Memory:
@@ -83,17 +98,19 @@ def gram(
 
         512 MiB               the interpreter, JAX, the compiler, the temporaries of `kernel`; as measured on a CPU
         b (6 T^2 + 8 T d)     a tile: both results, their copies, and its inputs
+        b (14 + 3 L) T P      covariances of pixels, for L nodes that are needed at once and P pixels, or all P^2 pairs
+                              of them in networks with pooling or a "global-average" readout, whose tiles may be smaller
         2 b N1 N2             both matrices, unless they are written to disk
 
-    Not counted are the inputs, what else the process holds, and the covariances of pixels in networks that pool images,
-    for which choose a small `tile`.
+    Not counted are the inputs, and what else the process holds.
 
-    On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy and gram.json, which states the call:
-    graph, options, shapes, dtype, tile, versions, and the SHA-256 of the inputs. It appears when everything is done.
-    Until then a directory `.<name>.partial` beside it takes up the same space. Killed at any time and called again with
-    the same arguments, by the same versions on the same kind of device, `gram` continues after the last tile that
-    reached the disk, and the files have the bits of an unbroken run. Called again when `out` is finished, it returns
-    what is there.
+    On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy, gram.json, which states the call: graph,
+    options, shapes, dtype, tile, versions, and the SHA-256 of the inputs; and tiles.crc, a checksum of every tile. It
+    appears when everything is done. Until then a directory `.<name>.partial` beside it takes up the same space. Killed
+    at any time and called again with the same arguments, by the same versions on the same kind of device, `gram`
+    continues after the last tile that reached the disk, and the files have the bits of an unbroken run. Called again
+    when `out` is finished, it returns what is there. Either way it reads all tiles that are there first, and refuses
+    any that differ from what was written: about 3 s for 20,000 inputs in float32, once the disk has them in memory.
 
     Args:
       dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
@@ -113,8 +130,8 @@ def gram(
     Raises:
       GraphError: As `kernel`.
       InputError: The budget cannot be read or is too small, or as `kernel`.
-      OutputError: `out` cannot be written, is being computed by another process, or holds something else; or the
-        unfinished result of another call is in the way.
+      OutputError: `out` cannot be written, is being computed by another process, or holds something else or damaged
+        tiles; or the unfinished result of another call is in the way.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -135,7 +152,8 @@ def gram(
     arrays1 = _arrays("x1", x1, network)
     arrays2 = None if x2 is None else _arrays("x2", x2, network)
     dtype = compute_dtype(*arrays1, *(arrays2 or ()), dtype=call.kwargs["dtype"])
-    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=out is None)
+    per_column = _numbers_per_column(network, call.arguments["image_readout"], arrays1[0].shape[1:-1])
+    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=out is None, per_column=per_column)
     rules = make_rules(call.kwargs["parameterisation"], call.kwargs["width"])
     origin = Origin(network, call.kwargs["readout"], call.kwargs["image_readout"], rules, 0)
     if out is None:
@@ -145,9 +163,10 @@ def gram(
         return Kernel(**memory.matrices, origin=origin)
     path = Path(out).resolve()
     configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
-    done = load_finished(path, configuration, overwrite)
+    tiles = plan.tiles()
+    done = load_finished(path, configuration, overwrite, tiles)
     if done is None:
-        with unfinished(path, configuration, overwrite) as files:
+        with unfinished(path, configuration, overwrite, tiles) as files:
             _fill(files, plan, dag, arrays1, arrays2, options, progress, on_progress)
             files.finish()
         done = load_finished(path, configuration)
@@ -256,6 +275,7 @@ def _plan(
     tile: int | None,
     budget: int,
     in_memory: bool,
+    per_column: int = 0,
 ) -> _Plan:
     """Chooses the largest tile that the budget allows."""
     n1, n2 = shape = len(arrays1[0]), len((arrays2 or arrays1)[0])
@@ -270,9 +290,9 @@ def _plan(
 
     def needed(size: int) -> int:
         rows = max(parts(size))
-        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + 8 * rows * features)
+        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + (8 * features + per_column) * rows)
 
-    sizes = _TILES if tile is None else (tile,)
+    sizes = (*_TILES, *(_SMALL_TILES if per_column else ())) if tile is None else (tile,)
     fitting = [size for size in sizes if needed(size) <= budget]
     if not fitting:
         least = needed(sizes[-1])
@@ -284,21 +304,39 @@ def _plan(
     return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
 
 
-def bytes_of(memory_budget: int | str) -> int:
-    """Returns a budget in bytes.
+def _numbers_per_column(network: Network, image_readout: str, pixels: Sequence[int]) -> int:
+    """Returns how many covariances of pixels are there at once for each column of a tile, if for a single row."""
+    dag = network.dag
+    if not network.image_operations:
+        return 0
+    last = dict.fromkeys(dag.outputs, dag.num_nodes)
+    for edge in dag.edges:
+        last[edge.source] = max(last.get(edge.source, 0), edge.target)
+    live = max(sum(node <= at <= end for node, end in last.items()) for at in range(dag.num_nodes))
+    pairs = math.prod(pixels) ** (2 if network.pools or image_readout == "global-average" else 1)
+    return (_ARRAYS + _ARRAYS_OF_A_NODE * live) * pairs
+
+
+def bytes_of(memory_budget: Any) -> int:
+    """Returns a budget in bytes: of a number, or of a text such as "6 GiB".
 
     Raises:
-      InputError: It cannot be read.
+      InputError: It cannot be read, or is none that a machine can have.
     """
-    if isinstance(memory_budget, int):
-        return memory_budget
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", memory_budget.strip().lower())
-    if match is None:
+    number: float | None = None
+    if isinstance(memory_budget, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", memory_budget.strip().lower(), re.ASCII)
+        if match is not None:
+            size, prefix, binary = match.groups()
+            number = float(size) * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+    elif isinstance(memory_budget, SupportsIndex) and not isinstance(memory_budget, bool):
+        number = operator.index(memory_budget)
+    if number is None or not 0 < number < 2**63:
         raise InputError(
-            f"Expected `memory_budget` to be bytes or a text such as '6 GiB' or '500 MB', got {memory_budget!r}"
+            "Expected `memory_budget` to be bytes, from 1 to 2^63, or a text such as '6 GiB' or '500 MB', got "
+            f"{shown(memory_budget)}"
         )
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    return int(number)
 
 
 @contextlib.contextmanager

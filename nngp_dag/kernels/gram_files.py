@@ -1,7 +1,7 @@
 """The results of `gram` on disk: filled tile by tile, safe against a kill at any moment, renamed when whole.
 
-A directory holds nngp.npy, ntk.npy and gram.json. While it is filled it has another name, and two more files: a journal
-with one character for each finished tile, and a lock. Tiles are written through the file system's calls and not
+A directory holds nngp.npy, ntk.npy, gram.json and tiles.crc, a journal with a checksum of each finished tile. While it
+is filled it has another name, and a lock. Tiles are written through the file system's calls and not
 through memory maps, whose pages would count as memory of the process, and whose owner a full disk would kill.
 """
 
@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,19 @@ import numpy as np
 from nngp_dag.errors import OutputError
 from nngp_dag.graph import Dag
 from nngp_dag.interrupt import UNFINISHED
+from nngp_dag.storage import LOCK, as_output_error, busy, gone, locked, made, read_json
 
 MATRICES = ("nngp", "ntk")
-_DESCRIPTION, _JOURNAL, _LOCK = "gram.json", "journal", "lock"
-_OURS = {_DESCRIPTION, _JOURNAL, _LOCK, *(f"{name}.npy" for name in MATRICES)}
+_DESCRIPTION, _JOURNAL = "gram.json", "tiles.crc"
+_OURS = {_DESCRIPTION, _JOURNAL, LOCK, *(f"{name}.npy" for name in MATRICES)}
 
 # Rows that are hashed at once.
 _CHUNK = 4096
+# Bytes of a line of the journal: CRC-32, which finds every flipped byte, is faster than SHA-256 on any machine.
+_LINE = 9
+
+# The blocks of both matrices that a tile fills: the first row and column, and how many.
+Tile = Sequence[tuple[int, int, int, int]]
 
 
 def describe(
@@ -76,15 +83,21 @@ def _describe_array(array: np.ndarray) -> dict[str, Any]:
 
 
 def load_finished(
-    path: Path, configuration: Mapping[str, Any], overwrite: bool = False
+    path: Path, configuration: Mapping[str, Any], overwrite: bool = False, tiles: Sequence[Tile] | None = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns both matrices as read-only memory maps if `path` holds them, or None if they are to be computed.
+
+    Args:
+      path: The directory.
+      configuration: As `describe` returns it.
+      overwrite: Whether other results are to be replaced.
+      tiles: All tiles, to read them and compare them with their checksums; None for files that were just written.
 
     Raises:
       OutputError: `path` is no directory, or holds something else than the results of `gram`; or results of another
         call, unless `overwrite`.
     """
-    with _as_output_error(path):
+    with as_output_error(path, "`out`"):
         if path.exists() and not path.is_dir():
             raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another `out`")
         found = {file.name for file in path.iterdir()} if path.is_dir() else set()
@@ -96,6 +109,11 @@ def load_finished(
             "another `out`"
         )
     difference = _difference(path, configuration)
+    if not difference and tiles is not None:
+        with as_output_error(path, "`out`"):
+            done = _tiles_done(path)
+            whole = "" if done >= len(tiles) else f"checksums of {done} of {len(tiles)} tiles"
+            difference = _damage(path, tiles) or whole
     if not difference:
         nngp, ntk = (_load(path, name) for name in MATRICES)
         return nngp, ntk
@@ -119,15 +137,48 @@ def _load(directory: Path, name: str) -> np.ndarray:
 def _difference(directory: Path, configuration: Mapping[str, Any]) -> str:
     """Says in which respects a directory is not of this call; nothing if it is."""
     try:
-        found = json.loads((directory / _DESCRIPTION).read_text())
+        found = read_json(directory / _DESCRIPTION, {"shape": [int], "dtype": str}, "a result of `gram`", "")
         matrices = [_load(directory, name) for name in MATRICES]
         whole = all(list(m.shape) == found["shape"] and str(m.dtype) == found["dtype"] for m in matrices)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    # Broad because NumPy meets damaged heads in many ways.
+    except Exception:
         return "damaged files"
     names = [name for name, value in configuration.items() if found.get(name) != value]
     if names:
         return f"another {', '.join(names)}"
     return "" if whole else "damaged files"
+
+
+def _tiles_done(directory: Path) -> int:
+    """Returns how many tiles the journal names; a line that was cut off does not count."""
+    journal = directory / _JOURNAL
+    return journal.stat().st_size // _LINE if journal.exists() else 0
+
+
+def _damage(directory: Path, tiles: Sequence[Tile]) -> str:
+    """Says which tile is not as it was written; nothing if there is none."""
+    done = _tiles_done(directory)
+    if done > len(tiles):
+        return "damaged files"
+    lines = (directory / _JOURNAL).read_bytes() if done else b""
+    with contextlib.ExitStack() as stack:
+        files = [
+            (stack.enter_context((directory / f"{name}.npy").open("rb")), _load(directory, name)) for name in MATRICES
+        ]
+        for number, tile in enumerate(tiles[:done]):
+            found = 0
+            for file, whole in files:
+                for i, j, height, width in tile:
+                    for row in range(i, i + height):
+                        start = whole.offset + row * whole.strides[0] + j * whole.strides[1]  # type: ignore[attr-defined]
+                        found = zlib.crc32(os.pread(file.fileno(), width * whole.itemsize, start), found)
+            if lines[_LINE * number :][:_LINE] != _line(found):
+                return f"a damaged tile, number {number}"
+    return ""
+
+
+def _line(checksum: int) -> bytes:
+    return b"%08x\n" % checksum
 
 
 class GramFiles:
@@ -149,8 +200,9 @@ class GramFiles:
             return descriptor
 
         self._files = {name: (opened(f"{name}.npy", os.O_RDWR), _load(partial, name)) for name in MATRICES}
+        self.tiles_done, self._checksum = _tiles_done(partial), 0
         self._journal = opened(_JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.tiles_done = os.fstat(self._journal).st_size
+        os.ftruncate(self._journal, _LINE * self.tiles_done)
 
     def put(self, name: str, i: int, j: int, block: np.ndarray) -> None:
         """Writes a block of the matrix `name` from row i and column j on."""
@@ -159,18 +211,22 @@ class GramFiles:
             start = whole.offset + (i + r) * whole.strides[0] + j * whole.strides[1]  # type: ignore[attr-defined]
             if os.pwrite(descriptor, row.data, start) < row.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._checksum = zlib.crc32(row.data, self._checksum)
 
     def commit(self) -> None:
         """Counts one more tile as done, once its data are on disk."""
         for descriptor, _ in self._files.values():
             os.fsync(descriptor)
-        os.write(self._journal, b".")
+        os.write(self._journal, _line(self._checksum))
         os.fsync(self._journal)
+        # What is kept from now on is not removed by an interruption.
         UNFINISHED.pop(self._partial, None)
-        self.tiles_done += 1
+        self.tiles_done, self._checksum = self.tiles_done + 1, 0
 
     def finish(self) -> None:
         """Gives the directory its name; with `overwrite` an older result there is deleted."""
+        if not self._partial.exists():
+            raise gone(self._partial)
         load_finished(self._path, self._configuration, self._overwrite)
         old = self._path.with_name(f".{self._path.name}.replaced")
         if self._path.exists():
@@ -178,28 +234,29 @@ class GramFiles:
             os.rename(self._path, old)
         os.rename(self._partial, self._path)
         _sync(self._path.parent)
-        for name in (_JOURNAL, _LOCK):
-            (self._path / name).unlink()
+        (self._path / LOCK).unlink()
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def unfinished(path: Path, configuration: Mapping[str, Any], overwrite: bool) -> Iterator[GramFiles]:
+def unfinished(
+    path: Path, configuration: Mapping[str, Any], overwrite: bool, tiles: Sequence[Tile]
+) -> Iterator[GramFiles]:
     """Yields the directory that will be `path`: the one that an earlier call left, or a new one.
 
     After an error it stays if it holds a tile.
 
     Raises:
-      OutputError: The one there is of another call (unless `overwrite`) or another process is at work on it; or it
-        cannot be written.
+      OutputError: The one there is of another call or damaged (unless `overwrite`) or another process is at work on it;
+        or it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    made = [folder for folder in (partial, *partial.parents) if not folder.exists()]
-    with _as_output_error(path), contextlib.ExitStack() as stack:
-        partial.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_locked(partial, path))
+    new = [folder for folder in path.parents if not folder.exists()]
+    with as_output_error(path, "`out`"), made(path.parent), contextlib.ExitStack() as stack:
+        partial.mkdir(exist_ok=True)
+        stack.enter_context(locked(partial, path))
         fresh = not (partial / _DESCRIPTION).exists()
-        difference = "" if fresh else _difference(partial, configuration)
+        difference = "" if fresh else _difference(partial, configuration) or _damage(partial, tiles)
         if difference and not overwrite:
             raise OutputError(
                 f"Expected the unfinished result in {partial} to be of this call, got {difference}; pass "
@@ -207,12 +264,12 @@ def unfinished(path: Path, configuration: Mapping[str, Any], overwrite: bool) ->
             )
         files = None
         try:
-            if load_finished(path, configuration, overwrite) is not None:
-                raise _busy(path)  # until a moment ago
+            if load_finished(path, configuration, overwrite, tiles) is not None:
+                raise busy(path, path / LOCK)  # until a moment ago
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
             if fresh or difference:
-                UNFINISHED[partial] = made[1:]
+                UNFINISHED[partial] = new
                 _create(partial, configuration)
             files = GramFiles(path, partial, configuration, overwrite, stack)
             yield files
@@ -220,9 +277,6 @@ def unfinished(path: Path, configuration: Mapping[str, Any], overwrite: bool) ->
             if files is None or files.tiles_done == 0:
                 shutil.rmtree(partial, ignore_errors=True)
                 UNFINISHED.pop(partial, None)
-                for folder in made:
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
             raise
 
 
@@ -249,41 +303,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(partial: Path, path: Path) -> Iterator[None]:
-    """Keeps other processes away from a directory; the lock goes with the process, however that ends."""
-    import fcntl  # absent on Windows
-
-    lock = partial / _LOCK
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy = True
-        else:
-            # The other process may have ended, and its directory moved, since the file was opened.
-            busy = not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat())
-        if busy:
-            raise _busy(path)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _busy(path: Path) -> OutputError:
-    return OutputError(
-        f"Expected no other process to compute {path}, got one at work; wait for it, or choose another `out`"
-    )
-
-
-@contextlib.contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"Expected the output {path} to be writable, got {error.strerror or error}; choose another `out`"
-        ) from error

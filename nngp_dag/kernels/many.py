@@ -52,7 +52,15 @@ def new_laws() -> Laws:
 
 
 def kernels_of_laws(
-    laws: Laws, outputs: Sequence[str], network: Network, x: ArrayLike, *, readout: bool, rules: Rules, batch: int
+    laws: Laws,
+    outputs: Sequence[str],
+    network: Network,
+    x: ArrayLike,
+    *,
+    readout: bool,
+    rules: Rules,
+    batch: int,
+    known: frozenset[str] = frozenset(),
 ) -> Iterator[Stack]:
     """Computes the kernels of networks without convolutions and pooling, in batches.
 
@@ -67,6 +75,8 @@ def kernels_of_laws(
       readout: Whether the readout follows.
       rules: The parameterisation.
       batch: How many kernels come at once.
+      known: Outputs that are not wanted. Batches of nothing else are left out; the others are what they are without it,
+        and so are the bits of their kernels.
 
     Yields:
       A `Stack` for each batch, in the order of `outputs`, but those that have no series last.
@@ -85,6 +95,8 @@ def kernels_of_laws(
     if with_series:
         all_series, size = together([series[law] for law in with_series]), _size(with_series, batch, data)
         for part in _parts(range(len(with_series)), batch):
+            if all(with_series[i] in known for i in part):
+                continue
             with precision_of(dtype):
                 weights = weights_of_series(all_series[_filled(part, size)], dtype)
                 spec = spec_of_series(size, True, stacked=True)
@@ -99,6 +111,8 @@ def kernels_of_laws(
     programs = [laws.program(tuple(_filled(part, size)), operation) for part in _parts(without, batch)]
     least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
     for part, program in zip(_parts(without, batch), programs, strict=True):
+        if known.issuperset(part):
+            continue
         plan = _plan(program, network, rules)
         with precision_of(dtype):
             weights = weights_of(plan, dtype, least)

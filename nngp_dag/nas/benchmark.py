@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nngp_dag.errors import DataError, GraphError, did_you_mean
-from nngp_dag.graph.codes import shorten
+from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
 from nngp_dag.nas.cells import Cell
 
 _NAMES = ("arch_str", "arch", "architecture", "cell")
 # The last two are how pandas writes its row numbers.
 _NUMBERS = ("index", "arch_index", "", "Unnamed: 0")
+_NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
@@ -34,7 +35,7 @@ class Benchmark:
       accuracies: {column: (cells,)}; NaN where a cell has none.
 
     Raises:
-      DataError: A cell stands there twice, a column has the wrong length or infinite numbers, or there are none.
+      DataError: A cell stands there twice, a column has the wrong length or numbers that are no per cent, or none.
 
     Example:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
@@ -58,6 +59,12 @@ class Benchmark:
                 raise DataError(f"Expected column {name!r} to hold {len(self.cells)} numbers, got {np.shape(column)}")
             if np.isinf(column).any():
                 raise DataError(f"Expected column {name!r} to be finite, got inf in row {np.isinf(column).argmax()}")
+            if (outside := (np.asarray(column) < 0) | (np.asarray(column) > 100)).any():
+                row = int(outside.argmax())
+                raise DataError(
+                    f"Expected column {name!r} to hold accuracies in per cent, from 0 to 100, got {column[row]:g} in "
+                    f"row {row}; mend it, or leave a column of something else out"
+                )
         rows: dict[Cell, int] = {}
         for row, cell in enumerate(self.cells):
             if rows.setdefault(cell, row) != row:
@@ -227,7 +234,10 @@ def _number(value: Any) -> float | None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
+    # More than Python's own numbers would pass: "9_3", and digits of other scripts.
+    if isinstance(value, str) and not re.fullmatch(_NUMBER, value.strip(), re.ASCII | re.IGNORECASE):
+        return None
     try:
         return float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return None

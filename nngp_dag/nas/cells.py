@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, shorten
 from nngp_dag.graph import Dag
-from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201, nasbench201_operations, shorten
+from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201, nasbench201_operations
 from nngp_dag.graph.topology import live_edges
 
 OPERATIONS = tuple(NASBENCH201_OPS)

@@ -17,7 +17,7 @@ from nngp_dag.graph import Dag, as_dag
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
-from nngp_dag.report.environment import environment
+from nngp_dag.storage import claimed, environment
 from nngp_dag.theory import (
     Bracket,
     LossCurve,
@@ -241,28 +241,29 @@ def compare(
         **environment(),
     }
     directory = None if out is None else CompareDirectory(Path(out), list(named))
-    found: dict[str, Comparison] = {}
-    if directory is not None:
-        digests = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in (("x", x), ("y", y))}
-        kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
-        found = {name: Comparison(dag=named[name], **fields) for name, fields in kept.items()}
-    try:
-        options = {"width": width, "order": order, "parameterisation": parameterisation}
-        for result in _compared(named, found, x, y, chosen, steps, learning_rate, options, report):
-            found[result.name] = result
-            if directory is not None:
-                directory.add(result)
-    except BaseException:
-        if directory is not None and not resume and not found:
-            # The error at hand says more than what follows from it.
-            with contextlib.suppress(OutputError):
-                directory.discard()
-        raise
-    results = [found[name] for name in named]
-    if directory is not None:
-        networks = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {width}"
-        what = f"{len(x)} inputs" + (f" of {settings['dataset']}" if "dataset" in settings else "")
-        directory.finish(results, settings, f"{what}: bound, exact expectation, and {networks}")
+    with contextlib.nullcontext() if directory is None else claimed(directory.path):
+        found: dict[str, Comparison] = {}
+        if directory is not None:
+            digests = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in (("x", x), ("y", y))}
+            kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
+            found = {name: Comparison(dag=named[name], **fields) for name, fields in kept.items()}
+        try:
+            options = {"width": width, "order": order, "parameterisation": parameterisation}
+            for result in _compared(named, found, x, y, chosen, steps, learning_rate, options, report):
+                found[result.name] = result
+                if directory is not None:
+                    directory.add(result)
+        except BaseException:
+            if directory is not None and not resume and not found:
+                # The error at hand says more than what follows from it.
+                with contextlib.suppress(OutputError):
+                    directory.discard()
+            raise
+        results = [found[name] for name in named]
+        if directory is not None:
+            networks = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {width}"
+            what = f"{len(x)} inputs" + (f" of {settings['dataset']}" if "dataset" in settings else "")
+            directory.finish(results, settings, f"{what}: bound, exact expectation, and {networks}")
     return results
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.report.files import as_output_error, output_directory, output_file
 from nngp_dag.report.plots import plot_compare
+from nngp_dag.storage import as_output_error, is_occupied, output_directory, output_file
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 
 if TYPE_CHECKING:
@@ -58,10 +58,8 @@ class CompareDirectory:
         """
         if resume:
             return self._read(json.loads(json.dumps(settings)))
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"Expected the output {self.path} to be a directory, got a file; choose another --out")
         with as_output_error(self.path):
-            if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            if is_occupied(self.path) and not overwrite:
                 remedy = "pass --resume to go on with it, --overwrite" if self._journal.is_dir() else "pass --overwrite"
                 raise OutputError(
                     f"Expected the output directory {self.path} to be new or empty, got an existing one; {remedy} to "

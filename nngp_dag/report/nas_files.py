@@ -1,10 +1,7 @@
 """Scores of cells on disk: a file for every measure, which grows by a line whenever a cell is scored."""
 
-import csv
 import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +10,16 @@ import numpy as np
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import SCORES, Cell, Scored, Setting, score_cells
 from nngp_dag.nas.scores import measures_of
-from nngp_dag.report.environment import environment
-from nngp_dag.report.files import as_output_error, output_file
+from nngp_dag.storage import Rows, claimed, environments, is_occupied, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas
+
+_SHAPE = {
+    "settings": {"images": list, "sha256": str, "ntk_images": int},
+    "environment": dict,
+    "resumed_in?": [dict],
+}
 
 
 class ScoreDirectory:
@@ -31,51 +33,57 @@ class ScoreDirectory:
       setting: Data and sizes; a folder of others is refused.
 
     Raises:
-      CheckpointError: The folder holds scores of another setting.
-      OutputError: It holds something else, or cannot be written.
+      CheckpointError: The folder holds scores of another setting, of other versions, or damaged ones.
+      OutputError: It holds something else, cannot be written, or another process writes it.
     """
 
     def __init__(self, path: str | Path, setting: Setting) -> None:
         """Makes the folder, or checks the one that is there."""
         self.path, self._setting = Path(path), setting
-        config, settings = self.path / "config.json", settings_of(setting)
-        if config.exists():
-            before = read_settings(self.path)
-            for name, value in settings.items():
-                if before.get(name) != value:
-                    raise CheckpointError(
-                        f"Expected the scores in {self.path} to have {name} {value}, got {before.get(name)}; use that, "
-                        "or choose another --out"
-                    )
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputError(f"Expected {self.path} to be new or hold scores, got other files; choose another --out")
-        with output_file(config) as file:
-            file.write_text(json.dumps({"settings": settings, "environment": environment()}, indent=2) + "\n")
+        config, settings, before = self.path / "config.json", settings_of(setting), None
+        with claimed(self.path):
+            if config.exists():
+                before = read_config(self.path)
+                for name, value in settings.items():
+                    if (found := before["settings"].get(name)) != value:
+                        raise CheckpointError(
+                            f"Expected the scores in {self.path} to have {name} {value}, got {found}; use that, or "
+                            "choose another --out"
+                        )
+            elif is_occupied(self.path):
+                raise OutputError(
+                    f"Expected {self.path} to be new or hold scores, got other files; choose another --out"
+                )
+            document = {"settings": settings, **environments(before, self.path)}
+            if document != before:
+                write_json(config, document)
 
     def score(self, cells: Sequence[Cell], scores: Sequence[str]) -> Iterator[tuple[str, int, int]]:
         """Scores those cells that the folder does not have, and keeps each as soon as it is known.
 
         Yields:
           (measure, cells done, cells) after every cell.
+
+        Raises:
+          CheckpointError: Scores that are there are damaged.
+          OutputError: The folder cannot be written, or another process writes it.
         """
         cells = list(dict.fromkeys(cells))
-        for measure, wanted in measures_of(scores).items():
-            # All scores of a measure, since they come at no further cost.
-            names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
-            path = self.path / f"scores-{measure.__name__}.csv"
-            done = {row["cell"] for row in _rows(path)}
-            left = [cell for cell in cells if str(cell) not in done]
-            yield measure.__name__, len(cells) - len(left), len(cells)
-            if not left:
-                continue
-            _without_cut_off_line(path, ["cell", *names, "seconds", "reason"])
-            with as_output_error(path), path.open("a", newline="") as file:
-                writer = csv.writer(file)
+        with claimed(self.path):
+            for measure, wanted in measures_of(scores).items():
+                # All scores of a measure, since they come at no further cost.
+                names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
+                table = Rows(self.path / f"scores-{measure.__name__}.csv", ["cell", *names, "seconds", "reason"])
+                known = table.read()
+                done = {row["cell"] for row in known}
+                left = [cell for cell in cells if str(cell) not in done]
+                yield measure.__name__, len(cells) - len(left), len(cells)
+                if not left:
+                    continue
+                # Without a last line that was cut off.
+                table.write(known)
                 for number, scored in enumerate(score_cells(left, names, self._setting), start=1):
-                    writer.writerow(_line(scored, names))
-                    file.flush()
-                    os.fsync(file.fileno())
+                    table.add(_row(scored, names))
                     yield measure.__name__, len(cells) - len(left) + number, len(cells)
 
 
@@ -93,22 +101,8 @@ def settings_of(setting: Setting) -> dict[str, Any]:
     }
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the setting of a folder of scores.
-
-    Raises:
-      CheckpointError: It is none.
-    """
-    try:
-        found = json.loads((path / "config.json").read_text())["settings"]
-        if "ntk_images" not in found:
-            raise ValueError("a configuration of something else")
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "none" if isinstance(error, FileNotFoundError) else str(error)
-        raise CheckpointError(
-            f"Expected {path / 'config.json'} to describe scores, got {reason}; make them with nngp-dag nas score"
-        ) from error
+def read_config(path: Path) -> dict[str, Any]:
+    return read_json(path / "config.json", _SHAPE, "scores", "make them with nngp-dag nas score")
 
 
 def read_scores(path: str | Path) -> "pandas.DataFrame":
@@ -125,19 +119,15 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
     import pandas
 
     path = Path(path)
-    read_settings(path)
-    files = sorted(path.glob("scores-*.csv"))
+    read_config(path)
     found: dict[Cell, dict[str, Any]] = {}
-    for file in files:
+    for file in sorted(path.glob("scores-*.csv")):
         measure = file.stem.removeprefix("scores-")
-        for row in _rows(file):
-            try:
-                record = found.setdefault(Cell.parse(row.pop("cell")), {"reason": []})
-                record["reason"] += [reason] if (reason := row.pop("reason")) else []
-                record[f"seconds_{measure}"] = float(row.pop("seconds"))
-                record |= {name: float(value) for name, value in row.items()}
-            except ValueError as error:
-                raise _damaged(file, error) from None
+        for row in Rows(file).read():
+            record = found.setdefault(Cell.parse(row.pop("cell")), {"reason": []})
+            record["reason"] += [reason] if (reason := row.pop("reason")) else []
+            record[f"seconds_{measure}"] = float(row.pop("seconds"))
+            record |= {name: float(value) for name, value in row.items()}
     records = []
     for cell, record in found.items():
         facts = {"cell": str(cell), "index": cell.index, "status": cell.status}
@@ -148,36 +138,9 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
     return pandas.DataFrame.from_records(records)
 
 
-def _line(scored: Scored, names: Sequence[str]) -> list[str]:
+def _row(scored: Scored, names: Sequence[str]) -> dict[str, Any]:
     reason, *others = scored.reasons.values() or [""]
     if others:
         reason = f"{reason} (and {len(others)} more scores of it)"
-    return [str(scored.cell), *(repr(float(scored.values[name])) for name in names), f"{scored.seconds:.6f}", reason]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    # Without a last line that was cut off.
-    try:
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        rows: list[Mapping[str, Any]] = list(csv.DictReader(lines))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise _damaged(path, error) from None
-    if rows and not {"cell", "seconds", "reason"} <= rows[0].keys():
-        raise _damaged(path, "another first line")
-    return [dict(row) for row in rows if None not in row and None not in row.values()]
-
-
-def _damaged(path: Path, reason: object) -> CheckpointError:
-    return CheckpointError(f"Expected {path} to hold scores, got {reason}; mend or delete it")
-
-
-def _without_cut_off_line(path: Path, fields: Sequence[str]) -> None:
-    rows = _rows(path)
-    if rows and list(rows[0]) != list(fields):
-        raise _damaged(path, f"columns {', '.join(rows[0])}, not {', '.join(fields)}")
-    with output_file(path, overwrite=True) as file, file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fields)
-        writer.writeheader()
-        writer.writerows(rows)
+    values = {name: float(scored.values[name]) for name in names}
+    return {"cell": scored.cell, **values, "seconds": f"{scored.seconds:.6f}", "reason": reason}

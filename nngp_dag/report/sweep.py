@@ -1,5 +1,6 @@
 """Whole spaces of architectures: kernels and spectra of many DAGs on the same data, one row each."""
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -24,6 +25,7 @@ from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
 from nngp_dag.kernels.kernel import make_rules
 from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.report.sweep_files import SweepDirectory
+from nngp_dag.storage import claimed
 from nngp_dag.theory import lambda_min_bracket, spectrum
 
 if TYPE_CHECKING:
@@ -89,8 +91,8 @@ def sweep(
       dtype: Precision of the kernels, "float64" or "float32"; spectra are in float64.
       memory_budget: Bytes, or a text such as "6 GiB".
       out: Directory for the results: sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
-      resume: Go on with the sweep in `out`: kernel classes that stand in its classes.csv are not computed again. The
-        data and options must be the same, the DAGs need not.
+      resume: Go on with the sweep in `out`: kernel classes that stand in its classes.csv are not computed again. Data,
+        options and versions must be the same, the DAGs need not; where they and `memory_budget` are, so are the bits.
       overwrite: Replace the sweep in `out`.
       on_progress: Called with (what is done, kernel classes done, classes).
       **options: Those of `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`, `parameterisation`, ...
@@ -103,8 +105,8 @@ def sweep(
 
     Raises:
       InputError: The inputs, an option or the budget does not fit.
-      OutputError: `out` holds something else or cannot be written.
-      CheckpointError: There is no sweep to resume, or one of other data or options.
+      OutputError: `out` holds something else, cannot be written, or another process writes it.
+      CheckpointError: There is no sweep to resume, or one of other data, options or versions, or a damaged one.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -174,54 +176,60 @@ def sweep(
         "dtype": dtype,
         "inputs": {"shape": list(data.shape), "sha256": hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()},
     }
-    directory = None if out is None else SweepDirectory(Path(out))
-    found: dict[str, dict[str, Any]] = {}
-    if directory is not None:
-        found = directory.prepare(settings, _class_fields(bounds), resume=resume, overwrite=overwrite)
-
-    def keep(law: str, result: dict[str, Any]) -> None:
-        found[law] = result
-        if directory is not None:
-            directory.add(law, result)
-
-    left = [law for law in classes if law not in found]
+    directory = None if out is None else SweepDirectory(Path(out), _class_fields(bounds))
     report = on_progress or (lambda task, done, total: None)
-    report("kernels and spectra", len(classes) - len(left), len(classes))
-    alone = {law for law in left if _is_alone(build_network(classes[law], **options))}
-    together = [law for law in left if law not in alone]
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.nullcontext() if directory is None else claimed(directory.path):
+        if directory is not None:
+            found = directory.prepare(settings, resume=resume, overwrite=overwrite)
+        known = frozenset(found)
+        alone = {law for law in classes if _is_alone(build_network(classes[law], **options))}
+        together = [law for law in classes if law not in alone]
 
-    def num_inputs(law: str) -> int:
-        return classes[law].num_inputs
+        def num_inputs(law: str) -> int:
+            return classes[law].num_inputs
 
-    def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
-        # Networks of several inputs have other scales; beside them the others would round otherwise.
-        for _, group in itertools.groupby(sorted(together, key=num_inputs), num_inputs):
-            for stack in kernels_of_laws(laws, [*group], plain, data, readout=readout, rules=rules, batch=batch):
-                yield from zip(stack.laws, zip(stack.nngp, stack.ntk, strict=True), strict=True)
-        for law in (law for law in left if law in alone):
-            yield (
-                law,
-                _one_kernel(
-                    classes[law],
-                    data,
-                    readout=readout,
-                    image_readout=image_readout,
-                    parameterisation=parameterisation,
-                    width=width,
-                    **options,
-                ),
-            )
+        def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
+            # Networks of several inputs have other scales; beside them the others would round otherwise.
+            for _, listed in itertools.groupby(sorted(together, key=num_inputs), num_inputs):
+                group = [*listed]
+                if known.issuperset(group):
+                    continue
+                for stack in kernels_of_laws(
+                    laws, group, plain, data, readout=readout, rules=rules, batch=batch, known=known
+                ):
+                    yield from zip(stack.laws, zip(stack.nngp, stack.ntk, strict=True), strict=True)
+            for law in (law for law in classes if law in alone and law not in known):
+                yield (
+                    law,
+                    _one_kernel(
+                        classes[law],
+                        data,
+                        readout=readout,
+                        image_readout=image_readout,
+                        parameterisation=parameterisation,
+                        width=width,
+                        **options,
+                    ),
+                )
 
-    for done, (law, matrices) in enumerate(pairs(), start=len(classes) - len(left) + 1):
-        result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
-        if bounds:
-            result |= _bounds(classes[law], data, readout, options, parameterisation)
-        keep(law, result)
+        done = sum(law in known for law in classes)
         report("kernels and spectra", done, len(classes))
+        for law, matrices in pairs():
+            if law in known:
+                continue
+            result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
+            if bounds:
+                result |= _bounds(classes[law], data, readout, options, parameterisation)
+            found[law] = result
+            if directory is not None:
+                directory.add(law, result)
+            done += 1
+            report("kernels and spectra", done, len(classes))
 
-    table = _table(rows, found, bounds)
-    if directory is not None:
-        directory.finish(table)
+        table = _table(rows, found, bounds)
+        if directory is not None:
+            directory.finish(table)
     return table
 
 

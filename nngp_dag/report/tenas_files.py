@@ -1,6 +1,7 @@
 """A search by pruning on disk: its configuration, where it stands after every round, its log and its result."""
 
 import csv
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import Cell, Genotype, SearchSpace
 from nngp_dag.nas.pruning import State
-from nngp_dag.report.environment import environment
-from nngp_dag.report.files import output_file
+from nngp_dag.storage import claimed, environments, is_occupied, output_file, read_json, write_json
+
+_SHAPE = {"search": {"space": str}, "environment": dict, "resumed_in?": [dict]}
 
 
 class SearchDirectory:
@@ -27,33 +29,33 @@ class SearchDirectory:
       config: All that the result depends on, as JSON; a folder of another search is refused.
 
     Raises:
-      CheckpointError: The folder holds another search.
-      OutputError: It holds something else, or cannot be written.
+      CheckpointError: The folder holds another search, one of other versions, or a damaged one.
+      OutputError: It holds something else, cannot be written, or another process writes it.
     """
 
     def __init__(self, path: str | Path, space: SearchSpace, config: dict[str, Any]) -> None:
         """Makes the folder, or checks the one that is there."""
         self.path, self._space = Path(path), space
         # As JSON has it: tuples are lists.
-        config = json.loads(json.dumps({"space": space.name, **config}))
+        config, before = json.loads(json.dumps({"space": space.name, **config})), None
         file = self.path / "config.json"
-        if file.exists():
-            before = self._read("config.json").get("search")
-            if not isinstance(before, dict):
-                raise CheckpointError(f"Expected {file} to describe a search, got something else; choose another --out")
-            for name in sorted({*before, *config}):
-                if before.get(name) != config.get(name):
-                    raise CheckpointError(
-                        f"Expected the search in {self.path} to have {name} {config.get(name)}, got {before.get(name)};"
-                        " use that, or choose another --out"
-                    )
-            return
-        # Hidden files are what a killed process may leave.
-        if self.path.exists() and not (
-            self.path.is_dir() and all(file.name.startswith(".") for file in self.path.iterdir())
-        ):
-            raise OutputError(f"Expected {self.path} to be new or hold a search, got other files; choose another --out")
-        self._write("config.json", {"search": config, "environment": environment()})
+        with claimed(self.path):
+            if file.exists():
+                before = read_json(file, _SHAPE, "a search", "choose another --out, or delete it to start anew there")
+                searched = before["search"]
+                for name in sorted({*searched, *config}):
+                    if searched.get(name) != config.get(name):
+                        raise CheckpointError(
+                            f"Expected the search in {self.path} to have {name} {config.get(name)}, got "
+                            f"{searched.get(name)}; use that, or choose another --out"
+                        )
+            elif is_occupied(self.path):
+                raise OutputError(
+                    f"Expected {self.path} to be new or hold a search, got other files; choose another --out"
+                )
+            document = {"search": config, **environments(before, self.path)}
+            if document != before:
+                write_json(file, document)
 
     def state(self) -> State | None:
         """Returns where the search stands; None before the first round.
@@ -61,8 +63,14 @@ class SearchDirectory:
         Raises:
           CheckpointError: The file is damaged.
         """
-        file = self.path / "state.json"
-        return State.from_json(file.read_text(), self._space) if file.exists() else None
+        file, remedy = self.path / "state.json", "delete it to start anew"
+        if not file.exists():
+            return None
+        document = read_json(file, {"state": dict, "sha256": str}, "where a search stands", remedy)
+        text = json.dumps(document["state"])
+        if document["sha256"] != _digest(text):
+            raise CheckpointError(f"Expected {file} to hold what was written there, got other bytes; {remedy}")
+        return State.from_json(text, self._space)
 
     def save(self, state: State, accuracy: float | None = None) -> None:
         """Writes the log, once there is one the result and its cell, and the state.
@@ -71,17 +79,18 @@ class SearchDirectory:
           state: After a round.
           accuracy: Of the cell that is found, in per cent, if some table knows it; NaN counts as None.
         """
-        self._write_log(state)
-        if state.finished:
-            cell = self._space.cell_of(state.mask)
-            self._write("result.json", self._result(state, cell, accuracy))
-            if isinstance(cell, Genotype):
-                self._write("genotype.json", json.loads(cell.to_json()))
-            else:
-                with output_file(self.path / "cell.txt", overwrite=True) as file:
-                    file.write_text(f"{cell}\n")
-        with output_file(self.path / "state.json", overwrite=True) as file:
-            file.write_text(state.to_json() + "\n")
+        with claimed(self.path):
+            self._write_log(state)
+            if state.finished:
+                cell = self._space.cell_of(state.mask)
+                write_json(self.path / "result.json", self._result(state, cell, accuracy))
+                if isinstance(cell, Genotype):
+                    write_json(self.path / "genotype.json", json.loads(cell.to_json()))
+                else:
+                    with output_file(self.path / "cell.txt", overwrite=True) as file:
+                        file.write_text(f"{cell}\n")
+            found = json.loads(state.to_json())
+            write_json(self.path / "state.json", {"state": found, "sha256": _digest(json.dumps(found))})
 
     def _result(self, state: State, cell: Cell | Genotype, accuracy: float | None) -> dict[str, Any]:
         depth_and_width = self._space.expected_depth_and_width(state.mask).tolist()
@@ -111,13 +120,6 @@ class SearchDirectory:
                     [d.round, d.cell_type, d.edge, d.operation, d.outcome, *found, d.depth, d.width, d.reason]
                 )
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        with output_file(self.path / name, overwrite=True) as file:
-            file.write_text(json.dumps(content, indent=2) + "\n")
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"Expected {self.path / name} to be whole, got {error}; delete it") from None
-        return found if isinstance(found, dict) else {}
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -15,11 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import DivergenceError, InputError, OutputError
+from nngp_dag.errors import CheckpointError, DivergenceError, InputError, OutputError
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import Genotype
-from nngp_dag.report import output_file
-from nngp_dag.report.environment import environment
+from nngp_dag.storage import claimed, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe, with_choices
 from nngp_dag.training.history import METRICS, PARTS, History
@@ -93,8 +92,8 @@ def train_cell(
     Raises:
       InputError: An option is out of range or does not fit the data.
       DivergenceError: A loss is no longer finite.
-      OutputError: `out` holds another run or cannot be written.
-      CheckpointError: What `resume` finds is damaged or another run.
+      OutputError: `out` holds another run, cannot be written, or another process writes it.
+      CheckpointError: What `resume` finds is damaged, another run, or one of other versions.
 
     Example:
       >>> import nngp_dag as nd
@@ -127,30 +126,31 @@ def train_cell(
         "dags": {_NAME: str(cell)},
     }
     directory = None if out is None else RunDirectory(Path(out), [_NAME])
-    document = {**(config or {}), **about, "environment": environment()}
-    if directory is not None:
-        directory.prepare(document, resume=resume, overwrite=overwrite)
-    run = _CellRun(net, recipe, seed, data, directory, about)
-    try:
-        if resume:
-            run.load()
+    document = {**(config or {}), **about}
+    with contextlib.nullcontext() if directory is None else claimed(directory.path):
         if directory is not None:
-            directory.write_config(document, resume=resume)
-            directory.log(data.statement)
-            directory.log(f"{_NAME}: {run.parameters:,} parameters")
-            directory.begin([run.history] if run.history.epochs_done >= 0 else [])
-        state = run.train(on_progress)
-    except BaseException:
-        if directory is not None and not resume and run.history.epochs_done < 0:
-            with contextlib.suppress(OutputError):
-                directory.discard()
-        raise
-    if directory is not None:
-        directory.finish([run.history])
-        with output_file(directory.path / "curves.png", overwrite=True) as path:
-            title = f"{_NAME} on {data.name}, {recipe.channels} channels, {recipe.layers} layers"
-            loss = "cross entropy" + " with smoothed labels" * bool(recipe.label_smoothing)
-            plot_training([run.history], path, title, loss=loss)
+            directory.prepare(document, resume=resume, overwrite=overwrite)
+        run = _CellRun(net, recipe, seed, data, directory, about)
+        try:
+            if resume:
+                run.load()
+            if directory is not None:
+                directory.write_config(document, resume=resume)
+                directory.log(data.statement)
+                directory.log(f"{_NAME}: {run.parameters:,} parameters")
+                directory.begin([run.history] if run.history.epochs_done >= 0 else [])
+            state = run.train(on_progress)
+        except BaseException:
+            if directory is not None and not resume and run.history.epochs_done < 0:
+                with contextlib.suppress(OutputError):
+                    directory.discard()
+            raise
+        if directory is not None:
+            directory.finish([run.history])
+            with output_file(directory.path / "curves.png", overwrite=True) as path:
+                title = f"{_NAME} on {data.name}, {recipe.channels} channels, {recipe.layers} layers"
+                loss = "cross entropy" + " with smoothed labels" * bool(recipe.label_smoothing)
+                plot_training([run.history], path, title, loss=loss)
     return TrainedCell(run.history, run.parameters, jax.device_get(state))
 
 
@@ -184,6 +184,13 @@ class _CellRun:
         assert self.directory is not None
         folder = self.directory.checkpoints(_NAME, "last")
         if checkpoints.latest(folder) is not None:
+            found = checkpoints.describe(folder)["description"]
+            for name, value in self.about.items():
+                if found.get(name) != value:
+                    raise CheckpointError(
+                        f"Expected the checkpoint {folder} to have {name} {value}, got {found.get(name)}; it belongs "
+                        "to another run: put the right one there, or start anew with --overwrite"
+                    )
             (state, values), _ = checkpoints.restore(folder, (self.state, self.history.values))
             self.state = state
             self.history.values[:] = values

@@ -17,10 +17,21 @@ import jax
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.storage import misfit
 
 Tree = TypeVar("Tree")
 
 _FORMAT = 2
+# What `nngp_dag.train` says of its checkpoints.
+OF_DAG = {
+    "kind": str,
+    "name": str,
+    "dag": str,
+    "recipe": {"epochs": int},
+    "seeds": [int],
+    "data": {"sha256": str, "source?": (dict, type(None))},
+}
+_SHAPE = {"epoch": int, "layout": [list], "arrays": str, "digest": str, "description": dict}
 
 
 def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> None:
@@ -55,7 +66,7 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
     except Exception as error:
         raise OutputError(
             f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
-            "stays: free some space and pass --resume"
+            f"stays: {'free some space' if 'space' in str(error) else 'mend that'} and pass --resume"
         ) from error
     # A process that died before its last step has saved this one; the same training finds the same state again.
     if known and describe(folder)["arrays"] != document["arrays"]:
@@ -67,28 +78,32 @@ def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> N
 
 def latest(folder: Path) -> int | None:
     """Returns the epoch of the newest complete checkpoint, None where there is none."""
-    if not folder.is_dir():
-        return None
-    with _manager(folder, read_only=True) as manager:
-        return manager.latest_step()
+    with _readable(folder):
+        return _latest(folder)
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
     """Returns the document of the newest checkpoint: epoch, digest and description.
 
+    Args:
+      folder: As in `save`.
+      about: The shape that its description must have, as `nngp_dag.storage.misfit` takes it.
+
     Raises:
-      CheckpointError: There is none, or it cannot be read.
+      CheckpointError: There is none, or it cannot be read or has another shape.
     """
     import orbax.checkpoint as ocp
 
     with _readable(folder):
-        epoch = latest(folder)
+        epoch = _latest(folder)
         if epoch is None:
             raise FileNotFoundError("none")
         with _manager(folder, read_only=True) as manager:
             document = manager.restore(epoch, args=ocp.args.Composite(document=ocp.args.JsonRestore()))["document"]
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise ValueError("one of another program or version")
+        if wrong := misfit(document, _SHAPE | {"description": about}):
+            raise ValueError(wrong)
         return document
 
 
@@ -124,6 +139,13 @@ def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
         if _digest(arrays, document) != document["digest"]:
             raise ValueError("bytes that differ from those saved")
         return jax.tree.unflatten(structure, [arrays[name] for name, *_ in layout]), document
+
+
+def _latest(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
+    with _manager(folder, read_only=True) as manager:
+        return manager.latest_step()
 
 
 @contextlib.contextmanager

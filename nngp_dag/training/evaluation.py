@@ -10,6 +10,7 @@ from jaxtyping import Float
 from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, GraphError
 from nngp_dag.graph import Dag
+from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.program import Best, Program, State, on_device
@@ -69,10 +70,13 @@ def evaluate(
       True
     """
     folder = Path(checkpoint)
-    about = checkpoints.describe(folder)["description"]
-    recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]
+    about = checkpoints.describe(folder, checkpoints.OF_DAG)["description"]
+    try:
+        recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"Expected {folder} to state the recipe of a run, got {reason_of(error)}") from None
     if data is None:
-        source: dict[str, Any] = about["data"]["source"]
+        source: dict[str, Any] | None = about["data"].get("source")
         if not source:
             raise CheckpointError(
                 f"Expected {folder} to name a data set that can be loaded, got data of your own; pass `data`"

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -25,8 +25,7 @@ from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.operations import as_number, check_flag
 from nngp_dag.nets import ModelSummary, chosen_seeds
 from nngp_dag.nets.model import Params
-from nngp_dag.report import output_file
-from nngp_dag.report.environment import environment
+from nngp_dag.storage import claimed, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.history import METRICS, PARTS, History
@@ -110,8 +109,9 @@ def train(
       InputError: An option is out of range or does not fit the data.
       GraphError: A DAG has no path.
       DivergenceError: A loss is no longer finite.
-      OutputError: `out` holds another run or cannot be written; checkpoints written before stay.
-      CheckpointError: What `resume` finds is damaged or another run.
+      OutputError: `out` holds another run, cannot be written, or another process writes it; checkpoints written before
+        stay.
+      CheckpointError: What `resume` finds is damaged, another run, or one of other versions.
 
     Example:
       >>> import nngp_dag as nd
@@ -162,34 +162,35 @@ def train(
             name: {"parameters": summary.parameters, "flops_per_example": summary.flops}
             for name, summary in summaries.items()
         },
-        "environment": environment(),
     }
-    if directory is not None:
-        directory.prepare(document, resume=resume, overwrite=overwrite)
+    with contextlib.nullcontext() if directory is None else claimed(directory.path):
+        if directory is not None:
+            directory.prepare(document, resume=resume, overwrite=overwrite)
 
-    runs = [
-        _Run(name, dag, of_dag[name], recipe, chosen, data, directory, checkpoint_every, about)
-        for name, dag in named.items()
-    ]
-    try:
-        if resume:
-            for run in runs:
-                run.load()
-        if directory is not None:
-            directory.write_config(document, resume=resume)
-            directory.log(data.statement)
-            for name, summary in summaries.items():
-                directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
-        with within_memory(f"{len(chosen)} networks of width {recipe.width}", "lower `width`, `seeds` or `batch_size`"):
-            return _train_all(runs, summaries, directory, on_progress)
-    except BaseException:
-        if directory is not None:
-            # The error at hand says more than what follows from it.
-            with contextlib.suppress(OutputError):
-                # What has not begun leaves nothing, so that the next try meets no old run.
-                if not resume and not any(run.started for run in runs):
-                    directory.discard()
-        raise
+        runs = [
+            _Run(name, dag, of_dag[name], recipe, chosen, data, directory, checkpoint_every, about)
+            for name, dag in named.items()
+        ]
+        try:
+            if resume:
+                for run in runs:
+                    run.load()
+            if directory is not None:
+                directory.write_config(document, resume=resume)
+                directory.log(data.statement)
+                for name, summary in summaries.items():
+                    directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
+            what = f"{len(chosen)} networks of width {recipe.width}"
+            with within_memory(what, "lower `width`, `seeds` or `batch_size`"):
+                return _train_all(runs, summaries, directory, on_progress)
+        except BaseException:
+            if directory is not None:
+                # The error at hand says more than what follows from it.
+                with contextlib.suppress(OutputError):
+                    # What has not begun leaves nothing, so that the next try meets no old run.
+                    if not resume and not any(run.started for run in runs):
+                        directory.discard()
+            raise
 
 
 def _train_all(
@@ -274,7 +275,7 @@ class _Run:
         if checkpoints.latest(last) is None:
             return
         for folder in (last, best):
-            self._check(checkpoints.describe(folder)["description"], folder)
+            self._check(checkpoints.describe(folder, checkpoints.OF_DAG)["description"], folder)
         abstract_state, abstract_best = self.program.abstract_state
         epochs = checkpoints.describe(last)["description"]["recipe"]["epochs"]
         if epochs > self.recipe.epochs:

@@ -13,15 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.report import output_file
-from nngp_dag.report.files import as_output_error
+from nngp_dag.errors import CheckpointError, OutputError, shorten
+from nngp_dag.storage import as_output_error, environments, is_occupied, output_file, read_json, write_json
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
 # Also the empty name, which is none.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?)?", re.IGNORECASE)
-_KINDS = {"dags": dict, "recipe": dict, "seeds": list, "data": dict}
+_SHAPE = {
+    "dags": dict,
+    "recipe": {"epochs": int},
+    "seeds": [int],
+    "data": dict,
+    "environment": dict,
+    "resumed_in?": [dict],
+    "options?": dict,
+}
 
 
 class RunDirectory:
@@ -54,15 +61,17 @@ class RunDirectory:
         return self.path / "checkpoints" / self._folders[name] / kind
 
     def prepare(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Clears the folder for a new run, or checks that the run in it is the one to resume, and writes nothing.
+        """Clears the folder, which is claimed, for a new run, or checks the one to resume; writes nothing.
 
         Raises:
           OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be cleared.
-          CheckpointError: There is nothing to resume, or it was another run.
+          CheckpointError: There is nothing to resume, or it was another run, or one of other versions.
         """
         check_free(self.path, resume=resume, overwrite=overwrite)
         if resume:
-            check_same(read_config(self.path), config, self.path)
+            before = read_config(self.path)
+            check_same(before, config, self.path)
+            environments(before, self.path)
         elif overwrite:
             self.discard()
 
@@ -72,17 +81,11 @@ class RunDirectory:
         Raises:
           OutputError: It cannot be written.
         """
-        document = dict(config)
-        if resume:
-            before = read_config(self.path)
-            # Where it began, and where else it went on.
-            places = [before.get("environment"), *before.get("resumed_in", [])]
-            if document["environment"] not in places:
-                places.append(document["environment"])
-                self.log(f"resumed with {json.dumps(document['environment'])}: bits may differ from an unbroken run")
-            document = {**before, **document, "environment": places[0], "resumed_in": places[1:]}
-        with output_file(self.path / CONFIG, overwrite=True) as path:
-            path.write_text(json.dumps(document, indent=2) + "\n")
+        before = read_config(self.path) if resume else None
+        document = {**(before or {}), **config, **environments(before, self.path)}
+        if before is not None and document["resumed_in"] != before.get("resumed_in", []):
+            self.log(f"resumed with {json.dumps(document['resumed_in'][-1])}: bits may differ from an unbroken run")
+        write_json(self.path / CONFIG, document)
 
     def discard(self) -> None:
         """Removes what a run writes."""
@@ -181,10 +184,7 @@ def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> byte
 
 def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises an `OutputError` where a new run would meet an old one, and reads nothing."""
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another --out")
-    # Hidden files are what a killed process may leave.
-    occupied = path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir())
+    occupied = is_occupied(path)
     if occupied and not resume and not overwrite:
         raise OutputError(
             f"Expected the output directory {path} to be new or empty, got an existing one; pass --resume to go on "
@@ -205,16 +205,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: There is none, or it cannot be read.
     """
-    try:
-        config = json.loads((path / CONFIG).read_text())
-        if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in _KINDS.items()):
-            raise ValueError("a configuration of something else")
-    except (OSError, ValueError) as error:
-        reason = "none" if isinstance(error, FileNotFoundError) else str(error)
-        raise CheckpointError(
-            f"Expected {path / CONFIG} to describe a run to go on with, got {reason}; leave out --resume to start one"
-        ) from error
-    return config
+    return read_json(path / CONFIG, _SHAPE, "a run to go on with", "leave out --resume to start one")
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
@@ -232,8 +223,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
                 else "resume with that"
             )
             raise CheckpointError(
-                f"Expected the run in {path} to have {name} {value!r}, got {recipe.get(name)!r}; {remedy}, or choose "
-                "another --out"
+                f"Expected the run in {path} to have {name} {value!r}, got {_short(recipe.get(name))}; {remedy}, or "
+                "choose another --out"
             )
     for name in ("dags", "seeds", "data"):
         if before[name] != now[name]:
@@ -244,5 +235,4 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 300 else text[:297] + "..."
+    return shorten(json.dumps(value), 300)

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nngp_dag import Dag, Edge, Kernel, Op, kernel
+from nngp_dag import Conv, Dag, Edge, Kernel, Op, kernel
 from nngp_dag.errors import InputError, OutputError
 from nngp_dag.kernels import gram_files
 
@@ -140,16 +141,42 @@ def test_tiles_grow_with_the_budget():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("6 GiB", 6 * 2**30), ("500 MB", 500_000_000), ("1.5kB", 1500), (" 1 TIB ", 2**40), ("10 B", 10), (7, 7)],
+    [
+        ("6 GiB", 6 * 2**30),
+        ("500 MB", 500_000_000),
+        ("1.5kB", 1500),
+        (" 1 TIB ", 2**40),
+        ("10 B", 10),
+        (7, 7),
+        (np.int64(8), 8),
+    ],
 )
 def test_budget_texts(text, number):
     assert gram_module.bytes_of(text) == number
 
 
-@pytest.mark.parametrize("text", ["lots", "6", "6 Gi", "6 iB", "-1 GB", "1 PB"])
-def test_a_budget_that_cannot_be_read(text):
-    with pytest.raises(InputError, match="`memory_budget` to be bytes or a text such as '6 GiB' or '500 MB', got"):
-        gram(DAG, X, memory_budget=text)
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "lots",
+        "6",
+        "6 Gi",
+        "6 iB",
+        "-1 GB",
+        "1 PB",
+        "9" * 400 + " GB",
+        "٦ GB",
+        1.5,
+        None,
+        True,
+        0,
+        2**63,
+        pytest.param(-(10**5000), id="digits"),
+    ],
+)
+def test_a_budget_that_cannot_be_read(budget):
+    with pytest.raises(InputError, match=r"^Expected `memory_budget` to be bytes, from 1 to 2.63, or .{,120}$"):
+        gram_module.bytes_of(budget)
 
 
 def test_a_budget_that_is_too_small(tmp_path):
@@ -189,6 +216,41 @@ def test_the_process_stays_within_the_budget(tmp_path):
     assert peak < 545 * 2**20
 
 
+# The same with covariances of all pairs of 144 pixels: 80 KB for each pair of images, in tiles of 65 rows.
+MEASURE_PIXELS = """
+    import sys
+    import numpy as np
+    from nngp_dag import Conv, Dag
+    from nngp_dag.kernels.gram import gram
+    x = np.random.default_rng(0).normal(size=(130, 12, 12, 3)).astype(np.float32)
+    options = {"layer": Conv(filter_shape=(3, 3)), "image_readout": "global-average"}
+    gram(Dag.from_code("2_21_112"), x, memory_budget="680 MiB", out=sys.argv[1], **options)
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@pytest.mark.slow
+def test_covariances_of_pixels_stay_within_the_budget(tmp_path):
+    run = [sys.executable, "-c", textwrap.dedent(MEASURE_PIXELS), str(tmp_path / "out")]
+    peak = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) * 1024
+    assert json.loads((tmp_path / "out" / "gram.json").read_text())["tile"] == [65, 65]
+    assert peak < 680 * 2**20
+
+
+def test_covariances_of_pixels_are_counted():
+    x, dag = np.zeros((100, 32, 32, 3), np.float32), Dag.from_code("2_12")
+    options = {"layer": Conv(filter_shape=(3, 3)), "image_readout": "global-average"}
+    # A single row and column: 4 bytes times 14 + 3 * 3 arrays of 1024^2 pairs, beside 512 MiB.
+    with pytest.raises(InputError, match=r"the work on a tile, 633,\d\d\d,\d\d\d bytes, got 600,000,000; raise"):
+        gram(dag, x, memory_budget="600 MB", out="nowhere", **options)
+    with pytest.raises(InputError, match=r"5,3\d\d,\d\d\d,\d\d\d bytes, got 4,294,967,296; raise it or lower `tile`"):
+        gram(dag, x, out="nowhere", tile=64, **options)
+    # Those of equal pixels alone are few.
+    with pytest.raises(InputError, match=r"to hold the work on a tile, 54\d,\d\d\d,\d\d\d bytes, got 1,000;"):
+        gram(dag, x, memory_budget=1000, out="nowhere", tile=64, layer=options["layer"])
+
+
 # On disk
 
 
@@ -196,7 +258,7 @@ def test_files(unbroken, tmp_path):
     path = tmp_path / "new" / "out"
     result = gram(DAG, X, out=path, tile=TILE)
     assert files_of(path) == unbroken
-    assert sorted(unbroken) == ["gram.json", "nngp.npy", "ntk.npy"]
+    assert sorted(unbroken) == ["gram.json", "nngp.npy", "ntk.npy", "tiles.crc"]
     assert os.listdir(path.parent) == ["out"]
     for name in ("nngp", "ntk"):
         mapped = getattr(result, name)
@@ -308,7 +370,7 @@ def test_killed_and_resumed_gives_the_same_bits(unbroken, tmp_path, monkeypatch)
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not path.exists()
-    assert (partial_of(path) / "journal").read_bytes() == b".."
+    assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 2
     with pytest.raises(
         OutputError, match=r"the unfinished result in .* to be of this call, got another x1, tile; pass "
     ):
@@ -376,13 +438,13 @@ def test_a_result_that_appears_meanwhile_is_not_deleted(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="to be new, empty or a result of `gram`, got other files"):
         gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert os.listdir(path) == ["mine.txt"]
-    assert (partial_of(path) / "journal").read_bytes() == b"......"
+    assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 6
 
 
 def test_two_processes_at_once(unbroken, tmp_path, monkeypatch):
-    path, message = tmp_path / "out", "no other process to compute .*, got one at work; wait for it, or choose another"
+    path, message = tmp_path / "out", "no other process to write .*, got .* at work; wait for it to end, or choose"
     interrupt_second_tile(monkeypatch, path, tile=TILE)
-    with (partial_of(path) / "lock").open() as lock:
+    with (partial_of(path) / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match=message):
             gram(DAG, X, out=path, tile=TILE)
@@ -391,7 +453,7 @@ def test_two_processes_at_once(unbroken, tmp_path, monkeypatch):
     def too_late(
         descriptor, operation
     ):  # the other process finishes between this one's opening the file and locking it
-        (partial_of(path) / "lock").unlink()
+        (partial_of(path) / ".lock").unlink()
         flock(descriptor, operation)
 
     with monkeypatch.context() as patched:
@@ -405,6 +467,73 @@ def test_two_processes_at_once(unbroken, tmp_path, monkeypatch):
             gram(DAG, X, out=path, tile=TILE)
     assert files_of(path) == unbroken
     assert os.listdir(tmp_path) == ["out"]
+
+
+# Damage
+
+
+def flip(file, at):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped in the data": lambda folder: flip(folder / "ntk.npy", 130),
+    "flipped in the head": lambda folder: flip(folder / "ntk.npy", 20),
+    "flipped checksum": lambda folder: flip(folder / "tiles.crc", 2),
+    "truncated": lambda folder: os.truncate(folder / "nngp.npy", 500),
+    "no matrix": lambda folder: (folder / "nngp.npy").unlink(),
+    "nested": lambda folder: (folder / "gram.json").write_text("[" * 100_000),
+    "wrong type": lambda folder: (folder / "gram.json").write_text('{"shape": 5, "dtype": 5}'),
+    "too long a journal": lambda folder: (folder / "tiles.crc").write_bytes(b"00000000\n" * 7),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_never_returned(damage, unbroken, tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    gram(DAG, X, out=path, tile=TILE)
+    DAMAGES[damage](path)
+    with pytest.raises(OutputError, match=r"to be of this call, got .*damaged .*; pass overwrite=True"):
+        gram(DAG, X, out=path, tile=TILE)
+    gram(DAG, X, out=path, tile=TILE, overwrite=True)
+    assert files_of(path) == unbroken
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_never_continued(damage, unbroken, tmp_path, monkeypatch):
+    interrupt_second_tile(monkeypatch, tmp_path / "out", tile=TILE)
+    DAMAGES[damage](partial_of(tmp_path / "out"))
+    with pytest.raises(OutputError, match=r"unfinished result .* to be of this call, got .*damaged .*; pass over"):
+        gram(DAG, X, out=tmp_path / "out", tile=TILE)
+    gram(DAG, X, out=tmp_path / "out", tile=TILE, overwrite=True)
+    assert files_of(tmp_path / "out") == unbroken
+
+
+def test_a_journal_that_is_cut_off_counts_whole_lines(unbroken, tmp_path, monkeypatch):
+    interrupt_second_tile(monkeypatch, tmp_path / "out", tile=TILE)
+    with (partial_of(tmp_path / "out") / "tiles.crc").open("ab") as journal:
+        journal.write(b"......")
+    calls = counting(monkeypatch)
+    gram(DAG, X, out=tmp_path / "out", tile=TILE)
+    assert len(calls) == 5
+    assert files_of(tmp_path / "out") == unbroken
+    with (tmp_path / "out" / "tiles.crc").open("r+b") as journal:
+        journal.truncate(20)
+    with pytest.raises(OutputError, match="to be of this call, got checksums of 2 of 6 tiles; pass overwrite=True"):
+        gram(DAG, X, out=tmp_path / "out", tile=TILE)
+
+
+def test_a_directory_that_is_deleted_meanwhile(tmp_path, monkeypatch):
+    def deleted(self):
+        shutil.rmtree(partial_of(tmp_path / "out"), ignore_errors=True)
+        commit(self)
+
+    commit = gram_files.GramFiles.commit
+    monkeypatch.setattr(gram_files.GramFiles, "commit", deleted)
+    with pytest.raises(OutputError, match=r"out\.partial to stay while it is written, got one that was deleted or"):
+        gram(DAG, X, out=tmp_path / "out", tile=TILE)
 
 
 # Progress

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,9 +12,11 @@ from training_cases import CODE, EPOCHS, assert_same_bits, command, error_line, 
 
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
-from nngp_dag.errors import CheckpointError
+from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.graph import Dag
-from nngp_dag.training import Recipe, checkpoints, evaluate, evaluation, train
+from nngp_dag.storage import locked
+from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
+from nngp_dag.training.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,54 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
         resume(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": None}, "got null for description.recipe, not an object"),
+        ({"seeds": [1.5]}, "got 1.5 for an item of description.seeds, not an integer"),
+        ({"data": 5}, "got 5 for description.data, not an object"),
+    ],
+)
+def test_checkpoints_of_wrong_types(saved, copy, change, message):
+    state, document = saved
+    shutil.rmtree(last(copy))
+    checkpoints.save(last(copy), EPOCHS, state, document["description"] | change)
+    for call in (resume, lambda out: evaluate(last(out))):
+        with pytest.raises(CheckpointError, match=f"to hold an intact checkpoint of this network, {message}; put"):
+            call(copy)
+
+
+def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
+    state, document = saved
+    description = document["description"] | {"recipe": {"epochs": 1, "width": "a", "colour": 3}}
+    checkpoints.save(tmp_path / "last", 1, state, description)
+    with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*colour"):
+        evaluate(tmp_path / "last")
+
+
+def test_the_checkpoint_of_another_cell(tmp_path):
+    directory = RunDirectory(tmp_path, ["cell"])
+    checkpoints.save(directory.checkpoints("cell", "last"), 1, {"a": np.zeros(2)}, {"seeds": [0]})
+    with pytest.raises(CheckpointError, match=r"last to have seeds \[1\], got \[0\]; it belongs to another run: put"):
+        cells._CellRun.load(SimpleNamespace(directory=directory, about={"seeds": [1]}))
+
+
+def test_another_process_at_work_and_a_folder_that_is_deleted(copy, monkeypatch):
+    before = files(copy)
+    with locked(copy, copy), pytest.raises(OutputError, match=f"no other process to write {copy}, got process"):
+        resume(copy)
+    assert files(copy) == before
+
+    def deleted(self, *_):
+        shutil.rmtree(copy)
+        self.log("here")
+
+    monkeypatch.setattr(RunDirectory, "begin", deleted)
+    with pytest.raises(OutputError, match=f"Expected the output {copy} to stay while it is written, got one that was"):
+        resume(copy)
+    assert not copy.exists()
+
+
 def resume(out):
     config = json.loads((out / "config.json").read_text())
     data = load_splits("sphere", subset=40)
@@ -261,7 +312,9 @@ def test_a_missing_best_checkpoint_is_said(copy, capfd):
     shutil.rmtree(copy / "checkpoints" / CODE / "best")
     # As if it had begun elsewhere, which a resumed run would note.
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"environment": {}}))
+    (copy / "config.json").write_text(
+        json.dumps(config | {"environment": config["environment"] | {"device": "another"}})
+    )
     before = files(copy)
     line = run(capfd, "train", "--resume", "--out", copy)
     assert f"Expected {copy / 'checkpoints' / CODE / 'best'} to hold an intact checkpoint" in line

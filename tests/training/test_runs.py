@@ -326,8 +326,8 @@ def test_a_folder_with_a_run_is_not_touched_unasked(copy, tmp_path):
     [
         (None, r"Expected .*config.json to describe a run to go on with, got none; leave out --resume to start one"),
         ("{", "to describe a run to go on with, got Expecting property name"),
-        ("[]", "to describe a run to go on with, got a configuration of something else"),
-        ('{"recipe": {}}', "to describe a run to go on with, got a configuration of something else"),
+        ("[]", r"to describe a run to go on with, got \[\] for the whole, not an object"),
+        ('{"recipe": {}}', "to describe a run to go on with, got no dags"),
         ("3", "to describe a run to go on with, got "),
     ],
 )

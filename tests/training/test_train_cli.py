@@ -191,7 +191,7 @@ def test_a_file_is_no_folder(capsys, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"dags": {}, "recipe": {}, "seeds": [], "data": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"dags": {}, "recipe": {}, "seeds": [], "data": {}}'])
 def test_a_configuration_that_is_none(capsys, copy, text):
     (copy / "config.json").write_text(text)
     status, _, err = run(capsys, "train", "--resume", "--out", copy)
@@ -201,7 +201,7 @@ def test_a_configuration_that_is_none(capsys, copy, text):
 
 def test_a_resumed_run_says_where_it_went_on(capsys, copy):
     config = json.loads((copy / "config.json").read_text())
-    before = config["environment"] | {"jax": "0.0.1"}
+    before = config["environment"] | {"device": "another"}
     (copy / "config.json").write_text(json.dumps(config | {"environment": before}))
     for _ in range(2):
         assert run(capsys, "train", "--resume", "--out", copy)[0] == 0
@@ -210,6 +210,40 @@ def test_a_resumed_run_says_where_it_went_on(capsys, copy):
     assert found["resumed_in"] == [config["environment"]]
     lines = (copy / "train.log").read_text().splitlines()
     assert sum("bits may differ from an unbroken run" in line for line in lines) == 1
+
+
+def test_other_versions_do_not_resume(capsys, copy):
+    config = json.loads((copy / "config.json").read_text())
+    before = config["environment"] | {"jax": "0.0.1"}
+    (copy / "config.json").write_text(json.dumps(config | {"environment": before}))
+    status, _, err = run(capsys, "train", "--resume", "--out", copy)
+    assert status == 2
+    assert f"Expected jax 0.0.1, by which the results in {copy} were computed, got" in error_line(err)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resumed_in": 5}, "got 5 for resumed_in, not a list"),
+        ({"seeds": [1.5]}, "got 1.5 for an item of seeds, not an integer"),
+        ({"seeds": None}, "got null for seeds, not a list"),
+        ({"environment": "here"}, "for environment, not an object"),
+        ({"recipe": {"epochs": "6"}}, 'got "6" for recipe.epochs, not an integer'),
+        ({"options": {"dag": 5}}, "got 5 for options.dag, not a list"),
+        ({"options": {"seeds": 1.5}}, "got 1.5 for options.seeds, not an integer"),
+        ({"options": {"order": None}}, "got null for options.order, not text"),
+        ({"options": {"width": True}}, "got true for options.width, not an integer"),
+        ({"options": {"milestone": ["1"]}}, 'got "1" for an item of options.milestone, not an integer'),
+    ],
+)
+def test_configurations_of_wrong_types(capsys, copy, change, message):
+    config = json.loads((copy / "config.json").read_text())
+    if "options" in change:
+        change = {"options": config["options"] | change["options"]}
+    (copy / "config.json").write_text(json.dumps(config | change))
+    status, _, err = run(capsys, "train", "--resume", "--out", copy)
+    assert status == 2
+    assert message in error_line(err)
 
 
 def test_only_runs_are_overwritten(capsys, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nngp_dag.errors import OutputError
-from nngp_dag.report import output_directory, output_file
+from nngp_dag.storage import output_directory, output_file
 
 
 def test_directory_appears_whole_at_the_end(tmp_path):

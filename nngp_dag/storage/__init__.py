@@ -1,0 +1,27 @@
+"""What all results on disk share; the ground floor, which knows nothing of kernels, training or reports."""
+
+from nngp_dag.storage.documents import misfit, read_json, reason_of, write_json
+from nngp_dag.storage.environment import environment, environments
+from nngp_dag.storage.files import as_output_error, claimed, gone, is_occupied, made, output_directory, output_file
+from nngp_dag.storage.lock import LOCK, busy, locked
+from nngp_dag.storage.rows import Rows
+
+__all__ = [
+    "LOCK",
+    "Rows",
+    "as_output_error",
+    "busy",
+    "claimed",
+    "environment",
+    "environments",
+    "gone",
+    "is_occupied",
+    "locked",
+    "made",
+    "misfit",
+    "output_directory",
+    "output_file",
+    "read_json",
+    "reason_of",
+    "write_json",
+]

@@ -1,0 +1,48 @@
+"""What results depend on beside their options."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nngp_dag.errors import CheckpointError
+
+# Another version may give other bits.
+_COMPUTING = ("nngp-dag", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+
+
+def environment() -> dict[str, str]:
+    """Returns the device and the versions of Python and of the packages that compute."""
+    import jax
+
+    return {
+        "device": str(jax.devices()[0].device_kind),
+        "python": platform.python_version(),
+        **{name: version(name) for name in (*_COMPUTING, "orbax-checkpoint")},
+    }
+
+
+def environments(before: Mapping[str, Any] | None, path: Path) -> dict[str, Any]:
+    """Returns what a configuration says of where results come from: where they began, and where else they went on.
+
+    Args:
+      before: The configuration of results that go on, or None for new ones.
+      path: Their folder, for messages.
+
+    Raises:
+      CheckpointError: They were computed by other versions, which may give other bits.
+    """
+    now = environment()
+    if before is None:
+        return {"environment": now}
+    began, later = before["environment"], before.get("resumed_in", [])
+    for name in _COMPUTING:
+        if began.get(name) != now[name]:
+            raise CheckpointError(
+                f"Expected {name} {began.get(name)}, by which the results in {path} were computed, got {now[name]}, "
+                "which may give other bits; install that version, or start anew in another --out"
+            )
+    if now != began and now not in later:
+        later = [*later, now]
+    return {"environment": began, "resumed_in": later}

@@ -1,0 +1,90 @@
+"""Tables that grow by a row whenever something is known; every row has a checksum, so that damage is found."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nngp_dag.errors import CheckpointError, shorten
+from nngp_dag.storage.documents import reason_of
+from nngp_dag.storage.files import as_output_error, output_file
+
+_CHECKSUM = "checksum"
+
+
+class Rows:
+    """A CSV file whose last column is a checksum of the others and of their names.
+
+    Args:
+      path: The file.
+      fields: The columns before the checksum; left out, those of the file, which can then only be read.
+    """
+
+    def __init__(self, path: Path, fields: Sequence[str] = ()) -> None:
+        """Touches nothing."""
+        self.path, self._fields = path, list(fields)
+
+    def read(self) -> list[dict[str, str]]:
+        """Returns all rows, but for a last one that was cut off; none where there is no file.
+
+        Raises:
+          CheckpointError: It cannot be read, has other columns, or rows that are not as they were written.
+        """
+        try:
+            # Line ends within a field stay as they are.
+            with self.path.open(encoding="utf-8", newline="") as file:
+                text = file.read()
+            lines = list(csv.reader(io.StringIO(text, newline="")))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, csv.Error) as error:
+            raise self._damaged(reason_of(error)) from None
+        if text and not text.endswith("\n"):
+            lines.pop()
+        [*fields, last], *rows = lines or [[*self._fields, _CHECKSUM]]
+        if last != _CHECKSUM or (self._fields and fields != self._fields):
+            found, wanted = (", ".join(names) for names in ([*fields, last], [*self._fields, _CHECKSUM]))
+            raise self._damaged(f"columns {shorten(found, 200)}, not {shorten(wanted, 200)}")
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(fields) + 1 or row[-1] != _checksum(fields, row[:-1]):
+                raise self._damaged(f"row {number} that does not match its checksum")
+        return [dict(zip(fields, row, strict=False)) for row in rows]
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the file anew.
+
+        Raises:
+          OutputError: It cannot be written.
+        """
+        with output_file(self.path, overwrite=True) as path, path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([[*self._fields, _CHECKSUM], *map(self._line, rows)])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to the file, which exists, and sees it to the disk.
+
+        Raises:
+          OutputError: It cannot be written.
+        """
+        # Without "a", which would make the file anew in a folder that was deleted.
+        with as_output_error(self.path), self.path.open("r+", encoding="utf-8", newline="") as file:
+            file.seek(0, os.SEEK_END)
+            csv.writer(file).writerow(self._line(row))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _line(self, row: Mapping[str, Any]) -> list[str]:
+        values = ["" if (value := row.get(field)) is None else str(value) for field in self._fields]
+        return [*values, _checksum(self._fields, values)]
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"Expected {self.path} to hold what was written there, got {reason}; delete that row, or the file"
+        )
+
+
+def _checksum(fields: Sequence[str], values: Sequence[str]) -> str:
+    return hashlib.blake2b(json.dumps([fields, values]).encode(), digest_size=6).hexdigest()
