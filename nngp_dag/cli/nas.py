@@ -87,7 +87,7 @@ def score(
     from nngp_dag.nas import cells as every_cell
     from nngp_dag.nas.cells import NUM_CELLS
     from nngp_dag.nas.scores import measures_of
-    from nngp_dag.report.nas_files import ScoreDirectory, read_scores, read_config
+    from nngp_dag.report.nas_files import ScoreDirectory, read_config, read_scores
 
     measures_of(score)
     if sample is not None and cell:

@@ -102,6 +102,11 @@ def settings_of(setting: Setting) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """Returns what config.json of a folder of scores says.
+
+    Raises:
+      CheckpointError: There is none, or it says something else.
+    """
     return read_json(path / "config.json", _SHAPE, "scores", "make them with nngp-dag nas score")
 
 
