@@ -90,10 +90,10 @@ def kernel(
 
     Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
     not `jax_enable_x64` is set, and so do wider floats; integers and floats narrower than float32 are computed in
-    float32. Inputs that nearly coincide are no exception: their distance is then summed directly, at a higher cost (see
-    `nngp_dag.kernels.blocks`); but not images under convolutions, where angles below the root of the precision are
-    lost. The angle of inputs that are nearly opposite is as good where kernels are series; elsewhere it keeps half of
-    its digits. Results are JAX arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would
+    float32. Inputs that are nearly equal, parallel or opposite are no exception, whatever their norms: the squares of
+    their differences or sums are then added up directly, at a higher cost (see `nngp_dag.kernels.blocks`). Angles
+    below the root of the precision are lost where covariances of all pixels are kept (pooling, "global-average"), and
+    under convolutions of images with more than four channels. Results are JAX arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would
     then round them in the next operation.
 
     Args:

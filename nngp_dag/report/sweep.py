@@ -78,8 +78,7 @@ def sweep(
     `nngp_dag.spectrum` says, `bounds`, and covariances of pixels.
 
     Whatever the order of the DAGs and the number of kernels at once, results agree to rounding: eigenvalues to 1e-12 of
-    the largest one. Where inputs are nearly opposite, whose angle keeps half of its digits in networks other than
-    rectifiers without biases on one input, other blocks of the product may move those of the NTK by 1e-10 and more.
+    the largest one. (Two jumps, of `sign` or a step, turn rounding of the inputs into its root.)
 
     Args:
       dags: DAGs, or texts that `Dag.parse` reads, in a list, or by name. One that is no valid DAG, or has no kernel,

@@ -67,8 +67,9 @@ def diagonal(name, exponent):
 def test_the_diagonal_in_high_precision(name, dtype, exponent):
     with jax.enable_x64(True):
         q = jnp.asarray(10.0**exponent, dtype)
-        f, _, fd = dual(get_activation(name), q, jnp.zeros_like(q), q, q)
-        found = [float(v) for v in (f, fd, mean(get_activation(name), q))]
+        c, _, fd = dual(get_activation(name), q, jnp.zeros_like(q), q, q)
+        m = mean(get_activation(name), q)
+        found = [float(v) for v in (c + m**2, fd, m)]
     np.testing.assert_allclose(found, diagonal(name, exponent), rtol=ACCURACY[dtype], atol=1e-30)
 
 
@@ -85,13 +86,17 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
     pairs = [(f(u), f(v)), (df(u), df(v))]
     exact = [density @ (a * b) @ density for a, b in pairs]
     scale = [np.sqrt((density @ (a**2 * b**0) @ density) * (density @ b**2 @ density)) for a, b in pairs]
-    half_distance = density @ ((pairs[0][0] - pairs[0][1]) ** 2) @ density / 2
+    means = [float(density @ np.broadcast_to(v, (len(z), len(z))) @ density) for v in pairs[0]]
+    variances = [float(density @ np.broadcast_to(v**2, (len(z), len(z))) @ density) for v in pairs[0]]
+    variances = [second - m**2 for second, m in zip(variances, means, strict=True)]
+    covariance = exact[0] - means[0] * means[1]
+    gap = np.sqrt(variances[0] * variances[1]) - abs(covariance)
     for dtype, accuracy in ACCURACY.items():
         with jax.enable_x64(True):
-            k = rho * np.sqrt(q1) * np.sqrt(q2)
-            found = dual(get_activation(name), *(dtype(value) for value in (k, (q1 + q2) / 2 - k, q1, q2)))
+            r = np.sqrt(q1) * np.sqrt(q2)
+            found = dual(get_activation(name), *(dtype(value) for value in (rho * r, (1 - abs(rho)) * r, q1, q2)))
         for value, expected, limit in zip(
-            found, (exact[0], half_distance, exact[1]), (scale[0], half_distance, scale[1]), strict=True
+            found, (covariance, gap, exact[1]), (scale[0], scale[0], scale[1]), strict=True
         ):
             assert float(value) == pytest.approx(expected, abs=2 * accuracy * limit)
 
@@ -100,15 +105,16 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("exponent", [-2, 0, 2])
 def test_nearly_equal_inputs_keep_their_angle(name, dtype, exponent):
-    """D_F = Fd D + O(D^2), where F itself has rounded the difference away."""
-    own, slope, _ = diagonal(name, exponent)
+    """The gap grows with slope Fd, where the covariance itself has rounded it away."""
+    own, slope, m = diagonal(name, exponent)
     with jax.enable_x64(True):
         q = dtype(10.0**exponent)
         for angle in (1e-8, 1e-6):
             d = dtype(10.0**exponent * angle**2 / 2)
-            f, half_distance, _ = dual(get_activation(name), q - d, d, q, q)
-            assert float(f) == pytest.approx(own - slope * float(d), rel=ACCURACY[dtype])
-            assert float(half_distance) == pytest.approx(slope * float(d), rel=max(4 * ACCURACY[dtype], 1e-10))
+            c, gap, _ = dual(get_activation(name), q - d, d, q, q)
+            expected = own - m**2 - slope * float(d)
+            assert float(c) == pytest.approx(expected, rel=ACCURACY[dtype], abs=1e-15 * own)
+            assert float(gap) == pytest.approx(slope * float(d), rel=max(4 * ACCURACY[dtype], 1e-10))
         assert float(dual(get_activation(name), q, 0 * q, q, q)[1]) == 0
 
 
@@ -118,9 +124,10 @@ def test_samples_agree_to_a_per_cent(name):
     z = np.random.default_rng(0).normal(size=(2, 400_000))
     q1, q2, rho = 2.0, 0.5, 0.7
     u, v = np.sqrt(q1) * z[0], np.sqrt(q2) * (rho * z[0] + np.sqrt(1 - rho**2) * z[1])
-    k = rho * np.sqrt(q1 * q2)
-    found = dual(get_activation(name), *map(jnp.float32, (k, (q1 + q2) / 2 - k, q1, q2)))
-    for value, samples in zip(found, (f(u) * f(v), (f(u) - f(v)) ** 2 / 2, df(u) * df(v)), strict=True):
+    r = np.sqrt(q1 * q2)
+    c, _, slope = dual(get_activation(name), *map(jnp.float32, (rho * r, (1 - rho) * r, q1, q2)))
+    product = mean(get_activation(name), jnp.float32(q1)) * mean(get_activation(name), jnp.float32(q2))
+    for value, samples in ((c + product, f(u) * f(v)), (slope, df(u) * df(v))):
         standard_error = samples.std() / len(z[0]) ** 0.5
         assert 5 * standard_error < 0.05 * samples.mean()
         assert abs(float(value) - samples.mean()) < 5 * standard_error
