@@ -93,8 +93,8 @@ def kernel(
     float32. Inputs that are nearly equal, parallel or opposite are no exception, whatever their norms: the squares of
     their differences or sums are then added up directly, at a higher cost (see `nngp_dag.kernels.blocks`). Angles
     below the root of the precision are lost where covariances of all pixels are kept (pooling, "global-average"), and
-    under convolutions of images with more than four channels. Results are JAX arrays, but float64 ones are NumPy arrays while `jax_enable_x64` is off, since JAX would
-    then round them in the next operation.
+    under convolutions of images with more than four channels. Results are JAX arrays, but float64 ones are NumPy
+    arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
 
     Args:
       dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
