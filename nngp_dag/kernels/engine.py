@@ -304,18 +304,20 @@ def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
 
 
 def _read_out(spec: Spec, value: Value, sides: Sides, space: Space) -> tuple[jax.Array, jax.Array | None]:
-    """Applies the readout to a node's second moments."""
+    """Applies the readout to a node's covariances; returns second moments."""
     if spec.readout is not None and spec.readout_activation is not None:
-        value, sides = law.uncentre(*law.activate(spec.readout_activation, value, sides))
+        value, sides = law.activate(spec.readout_activation, *law.uncentre(value, sides), space)
     width = spec.rules.width
     if spec.pixels is not None:
         if spec.pixels == "flatten":
             width *= math.prod(space.vector(sides.v1).shape[1:])
+        value, sides = law.uncentre(value, sides)
         k, ntk = (None if v is None else space.read_out(v, spec.pixels) for v in (value.k, value.ntk))
         assert k is not None
         value, sides, space = Value(k, None, ntk), Sides(k, k), Space()
     if spec.readout is not None:
-        value, _ = law.linear(spec.readout, value, sides, space, spec.rules, width)
+        value, sides = law.linear(spec.readout, value, sides, space, spec.rules, width)
+    value, _ = law.uncentre(value, sides)
     return value.k, value.ntk
 
 
@@ -358,16 +360,13 @@ def propagate(
         assert weights.tables is not None
         outputs = run_loop(weights.tables, spec.structure, fields, first, second, spec.rules, spec.equal_norms)
         sides = sides_of_outputs(weights.tables, first, second)
-        value, sides = law.uncentre(outputs, sides)
         if spec.stacked:
+            value, _ = law.uncentre(outputs, sides)
             return [(value.k, value.ntk)]
-        one_by_one = [jax.tree.map(lambda v, i=i: v[i], (value, sides)) for i in spec.structure.outputs]
+        one_by_one = [jax.tree.map(lambda v, i=i: v[i], (outputs, sides)) for i in spec.structure.outputs]
         return [_read_out(spec, of_output, of_both, space) for of_output, of_both in one_by_one]
     nodes = _evaluate(
         spec, weights, fields, space, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
     )
     slots = {step.node: step.slot for step in spec.structure.steps}
-    return [
-        _read_out(spec, *law.uncentre(nodes[output], sides_of(slots[output], output)), space)
-        for output in spec.structure.outputs
-    ]
+    return [_read_out(spec, nodes[output], sides_of(slots[output], output), space) for output in spec.structure.outputs]

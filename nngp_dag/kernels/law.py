@@ -14,7 +14,7 @@ over its filter first. Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, a
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from nngp_dag.activations import get_activation
 from nngp_dag.graph import Conv, Dense
-from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, variance
+from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, traced_variance
 from nngp_dag.kernels.space import Space, window_means
 
 # As in neural-tangents; keeps an input of zeros at zero.
@@ -87,12 +87,7 @@ class Summand(NamedTuple):
     v2: jax.Array | None
 
 
-def total(terms: Sequence[Any]) -> Any:
-    """Adds up; None where the terms are."""
-    return None if terms[0] is None else functools.reduce(operator.add, terms)
-
-
-def add_up(summands: Sequence[Summand], v1: jax.Array | None = None, v2: jax.Array | None = None) -> Value:
+def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v2: jax.Array | None = None) -> Value:
     """Adds independent fields up, with weights that are not negative.
 
     With r = sqrt(v1 v2), and g = sqrt(v_s / v) the share of the summand s in the variance of an input,
@@ -102,17 +97,26 @@ def add_up(summands: Sequence[Summand], v1: jax.Array | None = None, v2: jax.Arr
     sums of positive numbers, none of which cancels.
 
     Args:
-      summands: What to add up.
+      summands: What to add up; or one summand of arrays with a leading axis, along which it is added up.
       v1: Variances of the sum at the first input; None where all shares agree, so that the last sum is 0.
       v2: Those at the second input.
     """
-    k = total([s.weight * s.value.k for s in summands])
-    ntk = total([None if s.value.ntk is None else s.weight * s.value.ntk for s in summands])
-    gap = total([None if s.value.gap is None else s.weight * s.value.gap for s in summands])
-    if gap is not None and len(summands) > 1:
-        gap += total([s.weight * _against(s.value.k, k) for s in summands])
-        if v1 is not None and v2 is not None:
-            gap += root(v1) * root(v2) / 2 * total([s.weight * _square_of_shares(s, v1, v2) for s in summands])
+
+    def total(of: Callable[[Summand], jax.Array]) -> jax.Array:
+        if isinstance(summands, Summand):
+            return of(summands).sum(axis=0)
+        return functools.reduce(operator.add, map(of, summands))
+
+    first = summands if isinstance(summands, Summand) else summands[0]
+    k = total(lambda s: s.weight * s.value.k)
+    ntk = None if first.value.ntk is None else total(lambda s: s.weight * s.value.ntk)  # type: ignore[operator]
+    if first.value.gap is None:
+        return Value(k, None, ntk)
+    if first is not summands and len(summands) == 1:
+        return Value(k, first.weight * first.value.gap, ntk)
+    gap = total(lambda s: s.weight * (s.value.gap + _against(s.value.k, k)))  # type: ignore[operator]
+    if v1 is not None and v2 is not None:
+        gap += root(v1) * root(v2) / 2 * total(lambda s: s.weight * _square_of_shares(s, v1, v2))
     return Value(k, gap, ntk)
 
 
@@ -143,7 +147,12 @@ def _convolve(value: Value, sides: Sides, op: Dense, space: Space) -> tuple[Valu
 
     for axis, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
         terms, pixels = window_means((value, sides), space.batch + axis, size, stride, op.padding)
-        sides = Sides(*(total([getattr(of, name) for _, of in terms]) / pixels for name in ("v1", "v2")))
+        sides = Sides(
+            *(
+                functools.reduce(operator.add, v) / pixels
+                for v in ([of.v1 for _, of in terms], [of.v2 for _, of in terms])
+            )
+        )
         value = add_up([Summand(1 / pixels, of, s.v1, s.v2) for of, s in terms], sides.v1, sides.v2)
     return value, sides
 
@@ -151,26 +160,33 @@ def _convolve(value: Value, sides: Sides, op: Dense, space: Space) -> tuple[Valu
 def linear(
     op: Dense, value: Value, sides: Sides, space: Space, rules: Rules, fan_in: int | None = None
 ) -> tuple[Value, Sides]:
-    """Applies fresh weights to second moments; the output is a centred Gaussian process."""
+    """Applies fresh weights to covariances and means; the output is a centred Gaussian process."""
     weight, bias = op.w_std**2, (op.b_std or 0.0) ** 2
     a_w, a_b = rules.tangent_weights(op, fan_in)
-    value, sides = _convolve(value, sides, op, space)
-    ntk = None if value.ntk is None else a_w * value.k + a_b + weight * value.ntk
-    v1, v2 = weight * sides.v1 + bias, weight * sides.v2 + bias
-    summands = [Summand(weight, value._replace(ntk=None), sides.v1, sides.v2)]
+    if isinstance(op, Conv):
+        value, sides = _convolve(*uncentre(value, sides), op, space)
+    second = _second_moments(value, sides)
+    v1, v2 = (weight * functools.reduce(operator.add, of) + bias for of in _variances(second))
+    ntk = None
+    if value.ntk is not None:
+        ntk = a_w * functools.reduce(operator.add, [s.value.k for s in second]) + a_b + weight * value.ntk
+    summands = [s._replace(weight=weight, value=s.value._replace(ntk=None)) for s in second]
     if bias:
         same = jnp.full((1,) * value.k.ndim, bias, value.k.dtype)
         summands.append(Summand(1, Value(same, None if value.gap is None else jnp.zeros_like(same), None), same, same))
     return add_up(summands, v1, v2)._replace(ntk=ntk), Sides(v1, v2)
 
 
-def activate(activation: object, value: Value, sides: Sides) -> tuple[Value, Sides]:
+def activate(activation: object, value: Value, sides: Sides, space: Space) -> tuple[Value, Sides]:
     """Applies the activation to a centred Gaussian process; returns covariances, variances and means of the output."""
     phi = get_activation(activation)  # type: ignore[arg-type]
+    if space.paired and value.gap is not None:  # inputs with themselves
+        v, m = traced_variance(phi, sides.v1), mean(phi, sides.v1)
+        return Value(v, value.gap, None), Sides(v, v, m, m)
     c, gap, slope = _dual(phi, value.k, gap_from(value, sides), sides.v1, sides.v2)
     ntk = None if value.ntk is None else slope * value.ntk
     return Value(c, None if value.gap is None else gap, ntk), Sides(
-        variance(phi, sides.v1), variance(phi, sides.v2), mean(phi, sides.v1), mean(phi, sides.v2)
+        traced_variance(phi, sides.v1), traced_variance(phi, sides.v2), mean(phi, sides.v1), mean(phi, sides.v2)
     )
 
 
@@ -181,17 +197,24 @@ def normalise(value: Value, sides: Sides) -> tuple[Value, Sides]:
     return scaled, Sides(sides.v1 / std1**2, sides.v2 / std2**2)
 
 
+def _second_moments(value: Value, sides: Sides) -> list[Summand]:
+    """Returns what second moments are the sum of: covariances, and products of means where there are any."""
+    summands = [Summand(1, value, sides.v1, sides.v2)]
+    if sides.m1 is not None and sides.m2 is not None:
+        product = sides.m1 * sides.m2
+        gap = None if value.gap is None else jnp.zeros_like(product)
+        summands.append(Summand(1, Value(product, gap, None), sides.m1**2, sides.m2**2))
+    return summands
+
+
+def _variances(summands: Sequence[Summand]) -> tuple[list[Any], list[Any]]:
+    return [s.v1 for s in summands], [s.v2 for s in summands]
+
+
 def uncentre(value: Value, sides: Sides) -> tuple[Value, Sides]:
     """Turns covariances into second moments, with second moments in the place of variances."""
-    if sides.m1 is None or sides.m2 is None:
-        return value, Sides(sides.v1, sides.v2)
-    q1, q2 = sides.v1 + sides.m1**2, sides.v2 + sides.m2**2
-    product = sides.m1 * sides.m2
-    means = Value(product, None if value.gap is None else jnp.zeros_like(product), None)
-    summands = [
-        Summand(1, value._replace(ntk=None), sides.v1, sides.v2),
-        Summand(1, means, sides.m1**2, sides.m2**2),
-    ]
+    summands = [s._replace(value=s.value._replace(ntk=None)) for s in _second_moments(value, sides)]
+    q1, q2 = (functools.reduce(operator.add, of) for of in _variances(summands))
     return add_up(summands, q1, q2)._replace(ntk=value.ntk), Sides(q1, q2)
 
 
@@ -201,10 +224,9 @@ def apply(
     """Applies a weighted operation to covariances; the output has means only after an activation."""
     if op.layer_norm:
         value, sides = normalise(value, sides)
-    value, sides = uncentre(value, sides)
     if op.order == "act-linear" and op.activation is not None:
-        value, sides = uncentre(*activate(op.activation, value, sides))
+        value, sides = activate(op.activation, *uncentre(value, sides), space)
     value, sides = linear(op, value, sides, space, rules, fan_in)
     if op.order == "linear-act" and op.activation is not None:
-        value, sides = activate(op.activation, value, sides)
+        value, sides = activate(op.activation, value, sides, space)
     return value, sides

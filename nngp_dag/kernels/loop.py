@@ -357,12 +357,10 @@ def run_loop(
 
     def turn(i: jax.Array, stacks: Value) -> Value:
         of_sum = v1[count + 2 * i][:, None], v2[count + 2 * i][None]
-        summands = []
-        for term in range(_TERMS):
-            place = tables.term_places[i, term]
-            value = jax.tree.map(lambda stack, t=term: stack[tables.terms[i, t]], stacks)
-            shares = (None, None) if equal_norms else (v1[place][:, None], v2[place][None])
-            summands.append(Summand(tables.weights[i, term], value, *shares))
+        places = tables.term_places[i]
+        shares = (None, None) if equal_norms else (v1[places][:, :, None], v2[places][:, None])
+        values = jax.tree.map(lambda stack: stack[tables.terms[i]], stacks)
+        summands = Summand(tables.weights[i][:, None, None], values, *shares)
         total = law.add_up(summands, *((None, None) if equal_norms else of_sum))
         node = tables.node[i]
         sides = Sides(*of_sum)

@@ -197,3 +197,14 @@ def test_products_of_variances_do_not_overflow(scale):
         single = nd.kernel(nd.Dag.from_code("1"), x, **options, get="nngp")
         double = nd.kernel(nd.Dag.from_code("1"), x.astype(np.float64), **options, get="nngp")
         np.testing.assert_allclose(single, double, rtol=3e-6, atol=2e-6 * double[0, 0], err_msg=activation)
+
+
+@pytest.mark.parametrize("options", [{}, {"b_std": 0.1}], ids=["series", "recursion"])
+def test_entries_keep_within_the_resolution_floor(options):
+    """`spectrum` takes entries to be right to 16 eps: angles of a few hundredths must not cost more."""
+    rng = np.random.default_rng(5)
+    along, across = np.linalg.qr(rng.normal(size=(100, 2)))[0].T
+    x = 10 * np.array([np.cos(a) * along + np.sin(a) * across for a in (0, *np.geomspace(1e-3, 0.5, 10))])
+    network = build_network(nd.Dag.from_code("2_02"), **options)
+    k = nd.kernel(network.dag, x, **options)
+    assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps

@@ -22,7 +22,7 @@ Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and b
 
 # Importing a module registers its activations.
 from nngp_dag.kernels.dual import kinked, sigmoidal, smooth
-from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, variance
+from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, traced_variance
 from nngp_dag.kernels.dual.quadrature_error import quadrature_error
 
 __all__ = [
@@ -36,5 +36,5 @@ __all__ = [
     "sigmoidal",
     "size",
     "smooth",
-    "variance",
+    "traced_variance",
 ]

@@ -118,9 +118,14 @@ def mean(phi: Activation, q: jax.Array) -> jax.Array:
     raise InputError(f"Expected an activation whose mean is known, got {phi!r}; wrap it in `activations.Quadrature`")
 
 
+@functools.singledispatch
 def variance(phi: Activation, q: jax.Array) -> jax.Array:
     """Computes the variance of phi(u) for u ~ N(0, q)."""
     return dual(phi, q, jnp.zeros_like(q), q, q).covariance
+
+
+# Traced once for an activation and a shape: duals and layers ask for the same.
+traced_variance = jax.jit(variance, static_argnums=0, inline=True)
 
 
 Formula = Callable[[Any, Pair], tuple[jax.Array, jax.Array, jax.Array]]
@@ -155,7 +160,7 @@ def register_smooth(
                 below, above = jnp.where(opposite, r - k, gap), jnp.where(opposite, gap, r + k)
             pair = Pair(k, q1, q2, s1, s2, r, difference_of_roots(q1, q2), below, above)
             c, distance, slope = formula(phi, pair)
-            own1, own2 = (_own_variance(formula, phi, q) for q in (q1, q2))
+            own1, own2 = traced_variance(phi, q1), traced_variance(phi, q2)
             r_of_outputs = root(own1) * root(own2)
             if gives_gap:
                 found = jnp.where(c < 0, r_of_outputs + c, distance)
@@ -171,14 +176,14 @@ def register_smooth(
                 slope = jnp.where(opposite, -slope, slope)
             return Dual(c, found, slope)
 
+        @variance.register(cls)
+        def of_input(phi: Activation, q: jax.Array) -> jax.Array:
+            zero = jnp.zeros_like(q)
+            return formula(phi, Pair(q, q, q, root(q), root(q), q, zero, zero, 2 * q))[0]
+
         return formula
 
     return decorator
-
-
-def _own_variance(formula: Formula, phi: Activation, q: jax.Array) -> jax.Array:
-    zero = jnp.zeros_like(q)
-    return formula(phi, Pair(q, q, q, root(q), root(q), q, zero, zero, 2 * q))[0]
 
 
 def gap_of_series(rise: jax.Array, left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
