@@ -101,22 +101,26 @@ def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v
       v1: Variances of the sum at the first input; None where all shares agree, so that the last sum is 0.
       v2: Those at the second input.
     """
+    stacked = isinstance(summands, Summand)
+    parts: Sequence[Summand] = [summands] if isinstance(summands, Summand) else summands
 
     def total(of: Callable[[Summand], jax.Array]) -> jax.Array:
-        if isinstance(summands, Summand):
-            return of(summands).sum(axis=0)
-        return functools.reduce(operator.add, map(of, summands))
+        return of(parts[0]).sum(axis=0) if stacked else functools.reduce(operator.add, map(of, parts))
 
-    first = summands if isinstance(summands, Summand) else summands[0]
+    def beside(v: jax.Array) -> jax.Array:
+        return v[None] if stacked else v
+
+    first = parts[0]
     k = total(lambda s: s.weight * s.value.k)
     ntk = None if first.value.ntk is None else total(lambda s: s.weight * s.value.ntk)  # type: ignore[operator]
     if first.value.gap is None:
         return Value(k, None, ntk)
-    if first is not summands and len(summands) == 1:
+    if not stacked and len(parts) == 1:
         return Value(k, first.weight * first.value.gap, ntk)
-    gap = total(lambda s: s.weight * (s.value.gap + _against(s.value.k, k)))  # type: ignore[operator]
+    gap = total(lambda s: s.weight * (s.value.gap + _against(s.value.k, beside(k))))  # type: ignore[operator]
     if v1 is not None and v2 is not None:
-        gap += root(v1) * root(v2) / 2 * total(lambda s: s.weight * _square_of_shares(s, v1, v2))
+        of_sum = beside(v1), beside(v2)
+        gap += root(v1) * root(v2) / 2 * total(lambda s: s.weight * _square_of_shares(s, *of_sum))
     return Value(k, gap, ntk)
 
 

@@ -99,7 +99,7 @@ CASES = {
     "biases": ("2_12", {"b_std": 0.1}),
     "biases of 0": ("2_02", {"b_std": 0.0}),
     "layer norm": ("2_02", {"layer": Dense(activation="relu", layer_norm=True)}),
-    "rectified": ("2_12", {"activation": nd.activations.RectifiedMonomial(2)}),
+    "rectified": ("2", {"activation": nd.activations.RectifiedMonomial(2)}),
     # A jump makes an angle of its root: after a second one, rounding of the inputs' norms would show.
     "sign": ("1", {"activation": "sign"}),
     "mixed": ("2_21_112", {"layer": Dense(activation="abs", b_std=0.3), "stem": Dense(activation=None, b_std=1.0)}),
