@@ -214,7 +214,7 @@ class _Between:
         """Scales and centres data, late, so that no copy of all of them is kept."""
         (data, of_centres, of_nodes), scale, q, moments = taken
         # A quotient: numbers over their sizes are exactly 1 or -1.
-        over_norms = [over(x, norm) for x, norm in zip(data, of_nodes, strict=True)]
+        over_norms = [over(x, norm, scale) for x, norm in zip(data, of_nodes, strict=True)]
         if not self.space.ndim:
             centres = zip(over_norms, self.centres, strict=True)
             over_norms = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
@@ -263,8 +263,10 @@ class _Between:
         gap = lax.cond(jnp.any(close(False) | close(True)), summed, lambda: coarse)
         if self.spec.equal_norms:
             return Value(rho, gap, None)
-        r = root(left) * root(right)
-        return Value(r * rho, r * gap, None)
+        # An input 0 lies over its scale, not over its norm; what is rounded away elsewhere is its derivative here.
+        s1, s2 = root(left), root(right)
+        k = jnp.where(self._on_diagonal(i, j), left, jnp.where(s1 > 0, s1, 1) * jnp.where(s2 > 0, s2, 1) * rho)
+        return Value(k, jnp.where((s1 > 0) & (s2 > 0), s1 * s2 * gap, s1 * s2 - absolute(k)), None)
 
     def _opposite(self, first: Any, second: Any) -> tuple[list[jax.Array], list[jax.Array]]:
         """Returns rows, and columns with the other sign; both with their centre, so that sums are symmetric."""

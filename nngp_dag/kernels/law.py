@@ -90,9 +90,9 @@ class Summand(NamedTuple):
 def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v2: jax.Array | None = None) -> Value:
     """Adds independent fields up, with weights that are not negative.
 
-    With r = sqrt(v1 v2), and g = sqrt(v_s / v) the share of the summand s in the variance of an input,
+    With r = sqrt(v1 v2), and g = sqrt(w_s v_s / v), whose square is the share of a summand in the variance of an input,
 
-        r - |k| = sum_s w_s (r_s - |k_s|) + sum_s w_s (|k_s| - sgn(k) k_s) + r / 2 sum_s w_s (g1_s - g2_s)^2,
+        r - |k| = sum_s w_s (r_s - |k_s|) + sum_s w_s (|k_s| - sgn(k) k_s) + r / 2 sum_s (g1_s - g2_s)^2,
 
     sums of positive numbers, none of which cancels.
 
@@ -120,7 +120,7 @@ def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v
     gap = total(lambda s: s.weight * (s.value.gap + _against(s.value.k, beside(k))))  # type: ignore[operator]
     if v1 is not None and v2 is not None:
         of_sum = beside(v1), beside(v2)
-        gap += root(v1) * root(v2) / 2 * total(lambda s: s.weight * _square_of_shares(s, *of_sum))
+        gap += root(v1) * root(v2) / 2 * total(lambda s: _square_of_shares(s, *of_sum))
     return Value(k, gap, ntk)
 
 
@@ -132,7 +132,7 @@ def _against(k: jax.Array, of_sum: jax.Array) -> jax.Array:
 def _square_of_shares(summand: Summand, v1: jax.Array, v2: jax.Array) -> jax.Array:
     assert summand.v1 is not None
     assert summand.v2 is not None
-    return (root(ratio(summand.v1, v1)) - root(ratio(summand.v2, v2))) ** 2
+    return (root(ratio(summand.weight * summand.v1, v1)) - root(ratio(summand.weight * summand.v2, v2))) ** 2
 
 
 def gap_from(value: Value, sides: Sides) -> jax.Array:

@@ -192,7 +192,9 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
     op = np.full(rows, len(ops), np.int32)
     mean, field_mean = np.full((2, rows), nowhere, np.int32)
     # A sum of many terms is stored by several turns; the place of a slot is that of the last one.
-    term_places, place_of = np.zeros((rows, _TERMS), np.int32), {i: i for i in range(structure.num_inputs)}
+    # Those of terms of weight 0 are the sum's own, whose share is the same for all inputs.
+    own_places = structure.num_inputs + 2 * np.arange(rows, dtype=np.int32)
+    term_places, place_of = np.repeat(own_places[:, None], _TERMS, axis=1), {i: i for i in range(structure.num_inputs)}
     node_places = np.zeros(node_count + 1, np.int32)
     for index, turn in enumerate(turns):
         for column, (slot, weight) in enumerate(turn.terms):

@@ -32,10 +32,10 @@ def inverse_of(scale: jax.Array, ndim: int = 1) -> jax.Array:
     return inverse.reshape(-1, *[1] * (ndim - 1))
 
 
-def over(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns inputs over their scales (N,); those of scale 0 are 0."""
-    scale = scale.reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(scale > 0, x / jnp.where(scale > 0, scale, 1), 0)
+def over(x: jax.Array, norm: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns inputs over their norms (N,); those of norm 0 over their scale, so that their derivative is kept."""
+    divisor = jnp.where(norm > 0, norm, jnp.where(scale > 0, scale, 1))
+    return x / divisor.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def is_long(x: jax.Array) -> bool:

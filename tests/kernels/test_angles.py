@@ -208,3 +208,42 @@ def test_entries_keep_within_the_resolution_floor(options):
     network = build_network(nd.Dag.from_code("2_02"), **options)
     k = nd.kernel(network.dag, x, **options)
     assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps
+
+
+SMOOTH_ENOUGH = {
+    "no biases": {},
+    "biases of 0": {"b_std": 0.0},
+    "biases": {"b_std": 0.3},
+    "rectified": {"activation": nd.activations.RectifiedMonomial(2)},
+    "gelu": {"activation": "gelu", "b_std": 0.3},
+}
+
+
+@pytest.mark.parametrize("case", SMOOTH_ENOUGH)
+def test_gradients_at_orthogonal_inputs_and_at_zero(case):
+    """At k = 0 two formulas meet; an input 0 has a gradient where there are biases."""
+    options = SMOOTH_ENOUGH[case]
+    x = np.array([[1.0, 0, 0], [0, 2.0, 0], [1, 1, 0], [2, -2, 0], [0, 0, 0]])
+    pairs = [(0, 1), (2, 3)] + ([(0, 4)] if options.get("b_std") else [])
+    with jax.enable_x64(True):
+        for i, j in pairs:
+            for row in (i, j):
+                for get in ("nngp", "ntk"):
+
+                    def entry(v, i=i, j=j, row=row, get=get):
+                        inputs = jnp.asarray(x).at[row].set(v)
+                        return nd.kernel(nd.Dag.from_code("1"), inputs, get=get, **options)[i, j]
+
+                    slope = jax.grad(entry)(jnp.asarray(x[row]))
+                    steps = 1e-5 * np.eye(3)
+                    expected = [(float(entry(x[row] + h)) - float(entry(x[row] - h))) / 2e-5 for h in steps]
+                    np.testing.assert_allclose(slope, expected, atol=2e-5)
+
+
+def test_variances_far_below_those_of_the_data_are_numbers():
+    dag = nd.zoo.chain(3)
+    x = (1e9 * np.random.default_rng(0).normal(size=(3, 4))).astype(np.float32)
+    options = {"layer": Dense(activation="relu", w_std=1e-4, b_std=0.0), "stem": Dense(activation=None, w_std=1.0)}
+    k = nd.kernel(dag, x, **options)
+    exact = nd.kernel(dag, x.astype(float), **options)
+    np.testing.assert_allclose(k.ntk, exact.ntk, rtol=1e-5)

@@ -247,7 +247,7 @@ def angle(k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[j
     r = root(q1) * root(q2)
     positive = r > 0
     apart = jnp.where((q1 > 0) | (q2 > 0), jnp.ones((), k.dtype), 0)
-    near = jnp.where(positive, jnp.minimum(ratio(gap, r), 1), apart)
+    near = jnp.where(positive, ratio(gap, r), apart)
     cos = jnp.where(positive & (k < 0), near - 1, 1 - near)
     square = near / 2
     return r, cos, root(near * (2 - near)), double_arcsine(square, root(square)), near

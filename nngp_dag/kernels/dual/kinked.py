@@ -73,10 +73,11 @@ def _dual_rectified(phi: RectifiedMonomial, k: jax.Array, gap: jax.Array, q1: ja
     if n == 1:
         return _dual_ab_relu(ABRelu(0, 1), k, gap, q1, q2)
     r, cos, sin, t, near = angle(k, gap, q1, q2)
-    lower, j, e = _arc_cosine(n, cos, sin, near, t)
+    obtuse = k < 0
+    lower, j, e = _arc_cosine(n, obtuse, cos, sin, near, t)
     if n == 0:
         # The step has 1 at 0, so an input 0 is always on. Those of opposite inputs add up to 1.
-        c, gap = (jnp.where(r > 0, v, 0) for v in ((j - e) / 4, jnp.where(cos < 0, j, e) / 2))
+        c, gap = (jnp.where(r > 0, v, 0) for v in ((j - e) / 4, jnp.where(obtuse, j, e) / 2))
         return Dual(c, gap, jnp.zeros_like(k))
     power = r**n
     squared_mean = _mean_of_unit(n) ** 2
@@ -98,7 +99,7 @@ def _mean_rectified(phi: RectifiedMonomial, q: jax.Array) -> jax.Array:
 
 
 def _arc_cosine(
-    n: int, cos: jax.Array, sin: jax.Array, near: jax.Array, t: jax.Array
+    n: int, obtuse: jax.Array, cos: jax.Array, sin: jax.Array, near: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns J_(n-1) / pi, J_n / pi and (2 n - 1)!! - J_n / pi, with the J of Cho and Saul 2009, eq. (4).
 
@@ -114,7 +115,6 @@ def _arc_cosine(
         j.append((2 * m + 1) * acute_cos * j[m] + m**2 * sin**2 * j[m - 1])
         bracket = odd_factorial(m - 1) * near * (2 * m**2 - 1 + m**2 * near)
         e.append((2 * m + 1) * acute_cos * e[m] + m**2 * sin**2 * e[m - 1] + bracket)
-    obtuse = cos < 0
     w = jnp.where(obtuse, near / 2, 0.5)
 
     def beyond(m: int) -> jax.Array:
