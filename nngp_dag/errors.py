@@ -65,7 +65,9 @@ class InputWarning(UserWarning):
 def warn(message: str, category: type[Warning]) -> None:
     """Issues a warning that points at the line which called this package."""
     level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+    # Checks of types, which tests switch on, lie between.
+    passed = (__name__.partition(".")[0], "jaxtyping", "beartype")
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in passed:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

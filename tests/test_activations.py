@@ -311,9 +311,9 @@ def test_get_activation():
 
 def test_bad_names():
     with pytest.raises(
-        InputError, match=r"one of relu, .*, got 'mish'; any other function .*activations.Quadrature\(fn"
+        InputError, match=r"one of relu, .*, got 'sech'; any other function .*activations.Quadrature\(fn"
     ):
-        get_activation("mish")
+        get_activation("sech")
     with pytest.raises(InputError, match=r"got tanh; wrap an elementwise function: `activations.Quadrature\(fn\)`"):
         get_activation(jnp.tanh)
     with pytest.raises(InputError, match="got the class Gelu; call it first"):

@@ -121,7 +121,7 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
     ("arguments", "message"),
     [
         (("show", "2_2x"), "Expected block 2 of `code` to hold 2 digits"),
-        (("show", ""), "Expected `code` to be text"),
+        (("show", ""), "Expected `text` to be a code"),
         (("show", "2_00_000"), "Expected a path from node 0 to the output node 3"),
         (("compare", "--dag", "2_12", "--dataset", "nothing"), "Expected `name` to be one of digits"),
         (("compare", "--dag", "2_12", "--subset", "1"), "Expected at least 2 inputs to compare, got 1"),

@@ -241,7 +241,7 @@ main()
     process = run_command([sys.executable, "-c", code, *COMMANDS["kernel"]], tmp_path)
     _, err = process.communicate(timeout=60)
     command = f"nngp-dag {' '.join(COMMANDS['kernel'])}"
-    assert err == f"nngp-dag: interrupted; written: nothing; start again with: {command}\n"
+    assert err == f"nngp-dag: interrupted; nothing was begun; start again with: {command}\n"
     assert process.returncode == 143
     assert list(tmp_path.iterdir()) == []
 

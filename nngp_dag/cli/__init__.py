@@ -21,7 +21,8 @@ from nngp_dag.cli.nas_tenas import tenas
 from nngp_dag.cli.nas_train import train_cell_command
 from nngp_dag.cli.options import QuietOption
 from nngp_dag.cli.outputs import released
-from nngp_dag.cli.screen import screen, show_warning
+from nngp_dag.cli.screen import screen as wanted
+from nngp_dag.cli.screen import show_warning
 from nngp_dag.cli.sweep import sweep
 from nngp_dag.cli.train import train
 from nngp_dag.errors import InputWarning, NngpDagError, NumericalWarning, did_you_mean, is_out_of_memory
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a bad input prints one line and exits with status 2, an interruption 128 + signal."""
     if arguments is None:
         arguments = sys.argv[1:]
-    screen.reset()
+    wanted.reset()
     with interrupt.handled(arguments):
         _run(arguments)
 

@@ -334,7 +334,7 @@ def bytes_of(memory_budget: Any) -> int:
     if number is None or not 0 < number < 2**63:
         raise InputError(
             "Expected `memory_budget` to be bytes, from 1 to 2^63, or a text such as '6 GiB' or '500 MB', got "
-            f"{shown(memory_budget)}"
+            f"{shown(memory_budget, 20)}"
         )
     return int(number)
 

@@ -39,7 +39,8 @@ class CompareDirectory:
         """Touches nothing."""
         self.path, self._names = path, list(names)
         self._journal = path / _JOURNAL
-        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        with as_output_error(path):
+            self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
 
     def prepare(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> dict[str, dict[str, Any]]:
         """Begins a comparison, or reads the one to resume.

@@ -186,7 +186,7 @@ def test_raw_data_without_a_stem_have_no_known_mean():
             r"no edge into the input nodes 0\.\.1, got 0->1",
         ),
         (lambda: Dag(3, ((0, 2, "skip"),)), r"`edges` to hold `Edge`s, got .*; use `Dag.from_edges` for triples"),
-        (lambda: Dag("3", ()), r"nodes to be whole numbers, got '3'; use `Dag.from_edges` for names"),
+        (lambda: Dag("3", ()), r"`num_nodes` to be a whole number, got '3'; `Dag.parse` reads codes"),
         (
             lambda: Dag(4, (Edge(0, 2, SKIP), Edge(2, 3, SKIP)), num_inputs=2, outputs=(3,)).code,
             r"one input, and node 3",

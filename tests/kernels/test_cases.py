@@ -203,7 +203,7 @@ IMAGES = {
     ),
     "lines": (
         [(0, 1, Conv(filter_shape=(3,), strides=(2,), activation="relu")), (0, 1, AvgPool((3,), strides=(2,)))],
-        {},
+        {"stem": Dense(activation="relu")},
     ),
 }
 

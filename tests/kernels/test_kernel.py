@@ -396,9 +396,9 @@ def test_bad_options():
     with pytest.raises(InputError, match="Expected `order` to be one of 'linear-act', 'act-linear', got 'relu'"):
         nd.kernel(dag, X, order="relu")
     with pytest.raises(
-        InputError, match=r"Expected `activation` to be one of relu, .*, got 'tanh'; any other function"
+        InputError, match=r"Expected `activation` to be one of relu, .*, got 'sech'; any other function"
     ):
-        nd.kernel(dag, X, activation="tanh")
+        nd.kernel(dag, X, activation="sech")
     disconnected = nd.Dag.from_nasbench201("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
     with pytest.raises(GraphError, match="Expected a path from node 0 to the output node 3"):
         nd.kernel(disconnected, X)

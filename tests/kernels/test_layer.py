@@ -608,7 +608,7 @@ def test_shapes_that_do_not_meet():
         DagLayer(Dag.from_code("2_12"), 8, has_stem=False)[0](jax.random.key(0), X.shape)
     strided = Dag.from_edges([(0, 1, Conv(filter_shape=(3, 3), strides=(2, 2))), (0, 1, "skip")])
     with pytest.raises(GraphError, match="Expected all edges into node 1 to put out images of one shape"):
-        DagLayer(strided, 8)[0](jax.random.key(0), IMAGES.shape)
+        DagLayer(strided, 8, stem=Dense())[0](jax.random.key(0), IMAGES.shape)
 
 
 def test_raw_inputs_are_not_gaussian():

@@ -77,7 +77,7 @@ def test_seeds_decide():
 
 
 def test_bad_arguments():
-    with pytest.raises(InputError, match="Expected `width` to be at least 1, got 0"):
+    with pytest.raises(InputError, match="Expected `width` to be a whole number, at least 1, got 0"):
         net(width=0)
     with pytest.raises(InputError, match="Expected `order` to be one of 'linear-act', 'act-linear', got 'other'"):
         net(order="other")
@@ -136,7 +136,7 @@ CASES = {
     "act-linear convolutions": (Dag.from_code("2_12"), [(5, 4, 2)], {"layer": ACT_CONV, "aggregation": "mean"}),
     "strides and pooling": (Dag.from_edges(IMAGES), [(5, 5, 2)], {"stem": Dense(activation="relu")}),
     "strided stem": (Dag.from_edges(IMAGES[3:]), [(5, 6, 2)], {"layer": STRIDED, "image_readout": "global-average"}),
-    "lines": (LINES, [(7, 2)], {}),
+    "lines": (LINES, [(7, 2)], {"stem": Dense()}),
     "images of two inputs": (TWO_INPUTS, [(3, 4, 1), (3, 4, 2)], {"layer": CONV}),
 }
 each_case = pytest.mark.parametrize("name", CASES)

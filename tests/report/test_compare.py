@@ -325,7 +325,7 @@ def test_what_has_not_begun_leaves_nothing(tmp_path):
 
 
 def test_graphs_and_seeds_in_every_form(results):
-    found = nd.compare([nd.zoo.named("DAG#1"), "dag#3"], X.tolist(), Y, width=64, seeds=2, steps=4)
+    found = nd.compare([nd.zoo.named("DAG#1"), "dag#3"], X, Y, width=64, seeds=2, steps=4)
     assert [result.name for result in found] == ["2_02_002", "dag#3"]
     for mine, theirs in zip(found, results, strict=True):
         np.testing.assert_array_equal(mine.curves, theirs.curves)

@@ -164,7 +164,7 @@ def test_evaluation_on_data_that_do_not_fit(finished, features, classes):
 
 
 def test_evaluation_on_data_that_were_others_then(finished, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_splits", lambda *_, **__: load_splits("sphere", subset=39))
+    monkeypatch.setattr(evaluation, "load_source", lambda *_, **__: load_splits("sphere", subset=39))
     with pytest.raises(
         CheckpointError, match=r"Expected sphere to hold the data that .* was trained on, got others; pass"
     ):

@@ -38,9 +38,9 @@ def quick_picture():
     """Draws curves once, since matplotlib takes half a second."""
     draw, drawn = run.plot_training, []
 
-    def plot(histories, path, title):
+    def plot(histories, path, title, **options):
         if not drawn:
-            draw(histories, path, title)
+            draw(histories, path, title, **options)
             drawn.append(path.read_bytes())
         path.write_bytes(drawn[0])
 

@@ -1,6 +1,7 @@
 """What the tests of training share: synthetic data, equal states, and commands in processes of their own."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def command(arguments, cache, *, code="from nngp_dag.cli import main; main()"):
 
 def error_line(text):
     """Returns the only line of an error stream, which must be the command's own."""
-    lines = text.strip().splitlines()
+    progress = re.compile(r"nngp-dag: (\d+ h )?(\d+ min )?\d+ s: ")
+    lines = [line for line in text.strip().splitlines() if not progress.match(line)]
     assert len(lines) == 1, text
     assert lines[0].startswith("nngp-dag: error: ")
     return lines[0]

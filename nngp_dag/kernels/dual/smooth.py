@@ -147,14 +147,15 @@ def _dual_gaussian(phi: Gaussian, pair: Pair) -> Triple:
     sigma1, sigma2, rho, cofactor, own1, own2 = widened(scale, pair)
     product = sigma1 * sigma2
     excess = rho**2 / (cofactor * (1 + cofactor))
+    # Cofactors may be as small as 1 / sigma: products of such pairs alone stay in range.
     # sigma2 - sigma1
     ahead = scale * (pair.q2 - pair.q1) / (sigma1 + sigma2)
     half_distance = jnp.zeros_like(rho)
     for (rho1, cofactor1, rise), sigma, lead in ((own1, sigma1, ahead), (own2, sigma2, -ahead)):
         # excess1 / sigma^2 - excess / product
-        fall = rise * (rho1 + rho) / ((cofactor + cofactor1) * cofactor * cofactor1)
-        half_distance += (fall / sigma + excess * (lead / product)) / sigma
-    slope = (scale / product) * (rho / cofactor**3) / product
+        fall = rise * (rho1 + rho) / (sigma * (cofactor + cofactor1)) / (sigma * cofactor) / cofactor1
+        half_distance += fall + excess * (lead / product) / sigma
+    slope = (scale / product) * (rho / (product * cofactor) / cofactor) / cofactor
     return phi.a**2 * (excess / product), phi.a**2 / 2 * half_distance, phi.a**2 * slope
 
 
