@@ -167,7 +167,7 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
     for code in ("2_21_112", "1_11_212"):
         monkeypatch.undo()
         loop = nd.kernel(nd.Dag.from_code(code), x, **options)
-        monkeypatch.setattr(sys.modules["nngp_dag.kernels.result"], "_WRITTEN_OUT_ENTRIES", 0)
+        monkeypatch.setattr(sys.modules["nngp_dag.kernels.kernel"], "_WRITTEN_OUT_ENTRIES", 0)
         written_out = nd.kernel(nd.Dag.from_code(code), x, **options)
         np.testing.assert_allclose(written_out.nngp, loop.nngp, rtol=1e-14)
         np.testing.assert_allclose(written_out.ntk, loop.ntk, rtol=1e-14)

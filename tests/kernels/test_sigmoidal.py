@@ -95,10 +95,12 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
         with jax.enable_x64(True):
             r = np.sqrt(q1) * np.sqrt(q2)
             found = dual(get_activation(name), *(dtype(value) for value in (rho * r, (1 - abs(rho)) * r, q1, q2)))
-        for value, expected, limit in zip(
-            found, (covariance, gap, exact[1]), (scale[0], scale[0], scale[1]), strict=True
+        # Of variances far below the means' squares trapezoids leave few digits.
+        rounding = 0, 1e-8 * gap, 0
+        for value, expected, limit, lost in zip(
+            found, (covariance, gap, exact[1]), (scale[0], scale[0], scale[1]), rounding, strict=True
         ):
-            assert float(value) == pytest.approx(expected, abs=2 * accuracy * limit)
+            assert float(value) == pytest.approx(expected, abs=2 * accuracy * limit + lost)
 
 
 @every_name

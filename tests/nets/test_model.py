@@ -390,8 +390,8 @@ def test_float64_is_kept():
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("plain", {"out_features": 0}, "Expected `out_features` to be at least 1, got 0"),
-        ("two inputs", {"in_features": (6, 0)}, "Expected `in_features` to be at least 1, got 0"),
+        ("plain", {"out_features": 0}, "Expected `out_features` to be a whole number, at least 1, got 0"),
+        ("two inputs", {"in_features": (6, 0)}, "Expected `in_features` to be a whole number, at least 1, got 0"),
         (
             "two inputs",
             {"in_features": (6,)},

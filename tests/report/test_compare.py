@@ -334,7 +334,7 @@ def test_graphs_and_seeds_in_every_form(results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dags": ["1", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 1, 1; name every graph once"),
+        ({"dags": ["2", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 2, 2; name every graph once"),
         ({"dags": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
         (
             {"y": DATA.labels},

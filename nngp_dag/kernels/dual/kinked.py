@@ -108,7 +108,7 @@ def _arc_cosine(
     gives the complement E_n = (2 n - 1)!! - J_n / pi, which is small at small angles. Beyond pi / 2, J_n is
     2 w^(n + 1/2) prod_j j^2 / (j / 2 + 1/4) 2F1(1/2, 1/2; n + 3/2; w), w = (1 + cos) / 2, again of positive terms.
     """
-    acute_cos = positive_part(cos)
+    acute_cos = jnp.where(obtuse, 0, cos)
     j = [1 - t / jnp.pi, acute_cos + _h(t)]
     e = [t / jnp.pi, near - _h(t)]
     for m in range(1, n):
