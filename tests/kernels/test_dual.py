@@ -241,7 +241,8 @@ def test_extreme_scales_pass_in_float32(case):
 @pytest.mark.slow
 @every_case
 def test_gradients_are_numbers(case):
-    moderate = [p for p in EXTREMES if max(p[:2]) <= 1]
+    # Derivatives of quotients take squares, which float32 does not hold below.
+    moderate = [p for p in EXTREMES if max(p[:2]) <= 1 and not {1e-30} & set(p[:2])]
     args = arrays([*POINTS, *moderate], jnp.float32)
     gradients = jax.grad(lambda *args: total(case.phi)(*args).sum(), (0, 1, 2, 3))(*args)
     assert all(np.isfinite(v).all() for v in gradients)
