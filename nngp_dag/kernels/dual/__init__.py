@@ -15,7 +15,8 @@ in float32.
 
 Where phi is smooth, formulas are those of half distances, D_C = (C11 + C22) / 2 - C: the gap of the outputs plus half
 the squared difference of their norms. Parallel inputs of unequal norms, of variances q at which phi is nearly linear,
-give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost.
+give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost. Digits of it are lost
+by gelu, silu and softplus at large variances, too, where they are nearly ReLUs.
 
 Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and broadcast to the shape of `k`.
 """
