@@ -140,7 +140,7 @@ def tenas(
     assert state is not None
     cell = searched.cell_of(state.mask)
     with output_file(out / "trajectory.png", overwrite=True) as path:
-        title = f"Search of {space} by pruning, images of {dataset}"
+        title = f"Search of {space} by pruning, images of {samples.name}"
         plot_trajectory(state.trajectory, path, title)
     with output_file(out / "cell.png", overwrite=True) as path:
         plot_cell(cell, path)
