@@ -146,6 +146,55 @@ def test_the_lower_end_of_a_layer_holds_both_kernels_below_it():
     assert ntk.lower > (2 - 1 / math.pi) * (1 - 1e-6)
 
 
+def correlated(rho, roots):
+    return np.outer(roots, roots) * (rho + (1 - rho) * np.eye(len(roots)))
+
+
+FIELDS = {
+    # Unequal norms, correlations that leave Gershgorin's discs nothing for small powers.
+    "unequal norms": (correlated(0.9, np.array([1.0, 1.5, 2.0])), correlated(0.5, np.array([2.0, 1.0, 1.5]))),
+    "weak correlations": (correlated(0.2, np.array([1.0, 1.2, 1.1])), correlated(0.1, np.array([2.0, 1.0, 1.5]))),
+    # T is singular: only K and the diagonal of T hold the NTK.
+    "singular tangents": (correlated(0.3, np.array([1.0, 1.0, 1.0])), correlated(1.0, np.array([2.0, 2.0, 2.0]))),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_bounds_of_one_edge_are_what_the_derivation_says(name, order):
+    """Against the same inequalities with every power by itself; powers that stand in for others make up 2 %."""
+    k, t = FIELDS[name]
+    low_k, low_t = (max(0.0, float(np.linalg.eigvalsh(m)[0])) for m in (k, t))
+    found = bracket._field(nd.Dense(order=order, w_std=1.3), bracket._Node(nd.Kernel(k, t), low_k, low_t))
+    slope = np.array([float(c) for c in mp.taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 80)])
+    value = np.append(1 / math.pi, slope[:-1] / np.arange(1, 81))
+    for series in (value, slope):
+        series[80] = 1 - series[:80].sum()  # all that follows
+    norms = np.diag(k)
+    powers = np.abs(k / np.sqrt(np.outer(norms, norms)))[None] ** np.arange(81)[:, None, None]
+    discs = 2 - powers.sum(axis=2)  # 1 less the sum over the others
+
+    def best(series, schur, scale):
+        series = series * (np.arange(81) > 0)
+        tails = [max(0.0, (series[p:, None] * discs[p:]).sum(axis=0).min()) for p in range(1, 81)]
+        return max(series[:p].sum() * schur + scale * tail for p, tail in enumerate(tails, start=1))
+
+    covariance = norms.min() * best(value, low_k / norms.max(), 1.0)
+    m, m_low = (k + t, low_k + low_t) if order == "linear-act" else (t, low_t)
+    smallest = np.diag(m).min()
+    tangents = m_low / 2 + best(slope, max(m_low, low_k / norms.max() * smallest), smallest)
+    tangents += covariance * (order == "act-linear")
+    for bound, expected in zip(found, (covariance, tangents), strict=True):
+        assert 0 < bound <= 1.3**2 / 2 * expected * (1 + 1e-9)
+        assert bound == pytest.approx(1.3**2 / 2 * expected, rel=0.02)
+
+
+def test_the_bounds_of_an_edge_without_activation_are_those_of_what_enters():
+    k, t = FIELDS["unequal norms"]
+    found = bracket._field(nd.Dense(activation=None, w_std=1.3), bracket._Node(nd.Kernel(k, t), 0.25, 0.5))
+    assert found == pytest.approx((1.3**2 * 0.25, 1.3**2 * 0.75))
+
+
 @pytest.mark.slow
 def test_pairs_are_bounded_tightly_from_above():
     x = SPHERE[:2]
