@@ -191,7 +191,7 @@ IMAGES = {
             (2, 3, Dense(activation="relu", b_std=0.2)),
             (2, 3, Scale(-0.5)),
         ],
-        {"aggregation": "mean"},
+        {"aggregation": "mean", "layer": Dense()},
     ),
     "activation first, pooling, averaged": (
         [(0, 1, WEIGHTED), (0, 1, AvgPool((2, 2))), (1, 2, AvgPool((3, 1))), (0, 2, SKIP)],

@@ -13,22 +13,24 @@ sqrt(q1 q2). Means are left out, since a covariance that they dominate could not
 of the terms are such that sums do not cancel, and roots come before products, so that variances from 1e-30 to 1e30 pass
 in float32.
 
-Where phi is smooth, formulas are those of half distances, D_C = (C11 + C22) / 2 - C: the gap of the outputs plus half
-the squared difference of their norms. Parallel inputs of unequal norms, of variances q at which phi is nearly linear,
-give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost. Digits of it are lost
-by gelu, silu and softplus at large variances, too, where they are nearly ReLUs.
+Where phi is smooth, most formulas are those of half distances, D_C = (C11 + C22) / 2 - C: the gap of the outputs plus
+half the squared difference of their norms. Parallel inputs of unequal norms, of variances q at which phi is nearly
+linear, give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost. The distances of
+gelu and silu are over the norms of inputs, so that nothing is lost at large variances, where they are nearly ReLUs;
+that of softplus is good at all.
 
 Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and broadcast to the shape of `k`.
 """
 
 # Importing a module registers its activations.
-from nngp_dag.kernels.dual import kinked, sigmoidal, smooth
+from nngp_dag.kernels.dual import gated, kinked, sigmoidal, smooth
 from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, traced_variance
 from nngp_dag.kernels.dual.quadrature_error import quadrature_error
 
 __all__ = [
     "dual",
     "gap_of",
+    "gated",
     "kinked",
     "mean",
     "quadrature_error",

@@ -41,6 +41,12 @@ def polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     return value
 
 
+def _excess(y: jax.Array) -> jax.Array:
+    """Returns (arcsin(sqrt(y)) / sqrt(y) - 1) / y for 0 <= y <= 1/2."""
+    p, q = (polynomial(c, y) for c in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64))
+    return p / q
+
+
 def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
     """Returns 2 arcsin(sqrt(y)) for 0 <= y <= 1/2, to a few units in the last place.
 
@@ -51,3 +57,20 @@ def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
     p, q = (polynomial(c, y) for c in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64))
     # The division comes last: XLA evaluates an operation that costs as much once, even where several results need it.
     return 2 * root_of_y * (q + y * p) / q
+
+
+def acute(sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Returns the angle, from -pi / 2 to pi / 2, of a sine and a cosine."""
+    root_of_y = sin / jnp.sqrt(2 * (1 + cos))
+    return double_arcsine(root_of_y**2, root_of_y)
+
+
+def less_arctan(x: jax.Array) -> jax.Array:
+    """Returns x - arctan(x), to a few units in the last place.
+
+    With y = sin(theta / 2)^2 and theta = arctan(x), tan(theta) - theta is y sqrt(y) times a function that is not small.
+    """
+    secant = jnp.sqrt(1 + x**2)
+    root_of_y = x / jnp.sqrt(2 * secant * (1 + secant))
+    y = root_of_y**2
+    return 2 * root_of_y * y * (secant * (2 - 1 / (1 + jnp.sqrt(1 - y))) - _excess(y))

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,23 +128,29 @@ def variance(phi: Activation, q: jax.Array) -> jax.Array:
 traced_variance = jax.jit(variance, static_argnums=0, inline=True)
 
 
-Formula = Callable[[Any, Pair], tuple[jax.Array, jax.Array, jax.Array]]
+# C, how far apart the outputs are, and Fd.
+Triple = tuple[jax.Array, jax.Array, jax.Array]
+Formula = Callable[[Any, Pair], Triple]
 
 
 def register_smooth(
-    cls: type[Activation], parity: Callable[[Any], int] = lambda phi: 0, gives_gap: bool = False
+    cls: type[Activation],
+    parity: Callable[[Any], int] = lambda phi: 0,
+    gives: Literal["distance", "scaled distance", "gap"] = "distance",
 ) -> Callable[[Formula], Formula]:
-    """Registers the dual of a smooth function from a formula for half distances, or for gaps.
+    """Registers the dual of a smooth function from a formula.
 
     Args:
       cls: The class of the activation.
       parity: 1 where phi - phi(0) is odd, -1 where phi is even, else 0. Inputs that are nearly opposite are then
         computed as nearly equal ones.
-      gives_gap: Whether the formula returns sqrt(C11 C22) - C instead of D_C.
+      gives: How far apart outputs are, in the terms of the formula: half the squared distance (C11 + C22) / 2 - C;
+        the same for outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2); or the gap
+        sqrt(C11 C22) - C. It is to be 0 where the inputs coincide, and no difference of nearly equal numbers close to
+        it.
 
     Returns:
-      A decorator of (phi, pair) -> C, D_C = (C11 + C22) / 2 - C, and Fd. D_C is to be 0 where the inputs coincide, and
-      no difference of nearly equal numbers close to it.
+      A decorator of (phi, pair) -> C, that number, and Fd.
     """
 
     def decorator(formula: Formula) -> Formula:
@@ -162,12 +168,15 @@ def register_smooth(
             c, distance, slope = formula(phi, pair)
             own1, own2 = traced_variance(phi, q1), traced_variance(phi, q2)
             r_of_outputs = root(own1) * root(own2)
-            if gives_gap:
+            if gives == "gap":
                 found = jnp.where(c < 0, r_of_outputs + c, distance)
             else:
-                # Where norms differ much, half the distance is mostly that difference.
-                near = distance - difference_of_roots(own1, own2) ** 2 / 2
-                found = jnp.where(distance < r_of_outputs / 2, near, r_of_outputs - size(c))
+                # The rest of a distance is a difference of norms. Where they differ much, it is mostly that.
+                if gives == "distance":
+                    rest = difference_of_roots(own1, own2) ** 2 / 2
+                else:
+                    rest = r / 2 * difference_of_roots(ratio(own1, q1), ratio(own2, q2)) ** 2
+                found = jnp.where(distance < r_of_outputs / 2, distance - rest, r_of_outputs - size(c))
             # Nothing lies between inputs that coincide, whatever was rounded.
             found = jnp.where((below == 0) & (q1 == q2), 0, positive_part(found))
             if sign > 0:

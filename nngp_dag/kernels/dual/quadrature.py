@@ -10,12 +10,10 @@ from jax import lax
 
 from nngp_dag.activations import Quadrature
 from nngp_dag.elementwise import slope_of
-from nngp_dag.kernels.dual.base import Pair, mean, ratio, register_smooth, root
-
-Triple = tuple[jax.Array, jax.Array, jax.Array]
+from nngp_dag.kernels.dual.base import Pair, Triple, mean, ratio, register_smooth, root
 
 
-@register_smooth(Quadrature, gives_gap=True)
+@register_smooth(Quadrature, gives="gap")
 def _dual_quadrature(phi: Quadrature, pair: Pair) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Uses the Hermite series (Mehler) C = sum_(n > 0) a_n(q1) a_n(q2) rho^n, a_n(q) = E[phi(sqrt(q) z) h_n(z)].
 

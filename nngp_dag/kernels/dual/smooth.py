@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from nngp_dag.activations import Erf, Exp, Gabor, Gaussian, Gelu, Polynomial, Sin
+from nngp_dag.activations import Erf, Exp, Gabor, Gaussian, Polynomial, Sin
 from nngp_dag.kernels.dual.arcsine import polynomial
 from nngp_dag.kernels.dual.base import (
     Pair,
+    Triple,
     gap_of_series,
     mean,
     odd_factorial,
@@ -18,14 +19,6 @@ from nngp_dag.kernels.dual.base import (
     size,
     widened,
 )
-
-# C, D_C and Fd, see `nngp_dag.kernels.dual`.
-Triple = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def _half_square(difference: jax.Array) -> jax.Array:
-    """What two means add to half a mean squared distance."""
-    return difference**2 / 2
 
 
 @register_smooth(Erf, parity=lambda phi: 1)
@@ -46,41 +39,6 @@ def _dual_erf(phi: Erf, pair: Pair) -> Triple:
 @mean.register(Erf)
 def _mean_erf(phi: Erf, q: jax.Array) -> jax.Array:
     return jnp.full_like(q, phi.c)
-
-
-@register_smooth(Gelu)
-def _dual_gelu(phi: Gelu, pair: Pair) -> Triple:
-    # Tsuchida et al. 2021 (arXiv:2002.08517), rewritten: with y = 1 / (1 + q), rho = k sqrt(y1 y2),
-    # delta = sqrt((1 - rho^2) / (y1 y2)) and alpha = pi / 2 + arcsin(rho),
-    # 2 pi F = k alpha + rho^2 / delta + q1 q2 y1 y2 delta = k alpha + 1 / delta + delta (1 - y1 - y2);
-    # of the last term q1 q2 sqrt(y1 y2) is 2 pi times the product of the means.
-    k, q1, q2 = pair.k, pair.q1, pair.q2
-    with_noise = widened(1.0, pair)
-    sigma, cofactor, rho = (with_noise.sigma1, with_noise.sigma2), with_noise.cofactor, with_noise.rho
-    product = sigma[0] * sigma[1]
-    delta = product * cofactor
-    alpha = jnp.arctan2(cofactor, -rho)
-    means = q1 / sigma[0], q2 / sigma[1]
-    c = k * alpha + rho**2 * (1 / delta - means[0] * means[1] / (1 + cofactor))
-    # The first form does not cancel; the second, whose terms differ by little, gives D_F.
-    total = jnp.zeros_like(k)
-    for q, other, s, side in ((q1, q2, pair.s1, 1), (q2, q1, pair.s2, -1)):
-        variance = 1 + q
-        delta1 = jnp.sqrt(1 + 2 * q)
-        q_minus_k = s * (side * pair.difference) + pair.below
-        rise = (other - q) / (delta1 + delta) + pair.below * (pair.above / (delta1 + delta))
-        # arctan(q / delta1) - arctan(k / delta)
-        sine = (q / variance) * (rise / product) + (q_minus_k / product) * (delta1 / variance)
-        turn = jnp.arctan2(sine, (q / variance) * rho + (delta1 / variance) * cofactor)
-        total += q_minus_k * jnp.arctan2(delta1, -q) + k * turn + rise * (1 / delta1 / delta - 1 + 2 / variance)
-    half_distance = total / (4 * jnp.pi) - _half_square(means[0] - means[1]) / (2 * jnp.pi)
-    slope = alpha + rho / cofactor * (1 / delta**2 + 1 / (1 + q1) + 1 / (1 + q2))
-    return c / (2 * jnp.pi), half_distance, slope / (2 * jnp.pi)
-
-
-@mean.register(Gelu)
-def _mean_gelu(phi: Gelu, q: jax.Array) -> jax.Array:
-    return q / jnp.sqrt(2 * jnp.pi * (1 + q))
 
 
 def _difference_of_exponentials(x: jax.Array, y: jax.Array, difference: jax.Array) -> jax.Array:
@@ -204,7 +162,7 @@ def _parity_of_polynomial(phi: Polynomial) -> int:
     return 0 if odd and even else -1 if even else 1
 
 
-@register_smooth(Polynomial, _parity_of_polynomial, gives_gap=True)
+@register_smooth(Polynomial, _parity_of_polynomial, gives="gap")
 def _dual_polynomial(phi: Polynomial, pair: Pair) -> Triple:
     # C = sum_(l > 0) A_l(q1) A_l(q2) k^l / l!, with A_l(q) = E[phi^(l)(u)]; Price's theorem l times at k = 0.
     zero = jnp.zeros_like(pair.q1 + pair.q2)
