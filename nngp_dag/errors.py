@@ -65,8 +65,8 @@ class InputWarning(UserWarning):
 def warn(message: str, category: type[Warning]) -> None:
     """Issues a warning that points at the line which called this package."""
     level, frame = 1, sys._getframe()
-    # Checks of types, which tests switch on, lie between.
-    passed = (__name__.partition(".")[0], "jaxtyping", "beartype")
+    # Decorators, and checks of types, which tests switch on, lie between.
+    passed = (__name__.partition(".")[0], "contextlib", "jaxtyping", "beartype")
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in passed:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

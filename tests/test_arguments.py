@@ -254,6 +254,36 @@ def test_a_transfer_guard_of_the_caller_does_not_reach_inside(b_std):
         nd.expected_loss(k, y, 1e-3, 1)
 
 
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (
+            lambda k: nd.posterior(k, k, k, np.arange(6.0), noise=0.1),
+            "scipy.linalg.cho_factor",
+        ),
+        (lambda k: nd.expected_loss(k, np.arange(6.0), 1e-3, 1), "jax.numpy.linalg.eigh"),
+        (lambda k: nd.sweep([DAG], X), "nngp_dag.kernels.many.kernel_of_inputs"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_named(monkeypatch, call, part):
+    k = nd.kernel(DAG, X)
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(part, full)
+    with pytest.raises(OutOfMemoryError, match=r"Expected .* to fit into memory, got: .*take fewer inputs"):
+        call(k)
+
+
+def test_inputs_on_explicit_axes_of_a_mesh_are_named():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("i")))
+    for call in (lambda v: nd.kernel(DAG, v), jax.jit(lambda v: nd.kernel(DAG, v).ntk)):
+        with pytest.raises(InputError, match=r"axes are of type Auto, got float32\[6@i,5\] on explicit axes"):
+            call(x)
+
+
 # Networks.
 
 

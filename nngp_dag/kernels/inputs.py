@@ -9,6 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jaxtyping import ArrayLike
 
 from nngp_dag.errors import InputError, InputWarning, shown, warn
@@ -49,7 +50,7 @@ def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
     """Returns an argument as an array of real numbers in native byte order, wider floats as float64.
 
     Raises:
-      InputError: It is no array of real numbers, or entries are masked.
+      InputError: It is no array of real numbers, entries are masked, or it is sharded over explicit axes of a mesh.
     """
     if isinstance(x, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(x).sum())):
         raise InputError(
@@ -68,6 +69,12 @@ def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
+    of = jax.typeof(array)
+    if any(axis is not None for axis in of.sharding.spec) and AxisType.Explicit in of.sharding.mesh.axis_types:
+        raise InputError(
+            f"Expected `{name}` on one device, or on a mesh whose axes are of type Auto, got {of} on explicit axes; "
+            f"pass jax.device_put({name}, sharding) for another mesh, or reshard it inside jax.jit"
+        )
     return array
 
 

@@ -1,6 +1,7 @@
 """Kernels of many networks on the same data, several at once: what they share is evaluated once."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag.errors import within_memory
 from nngp_dag.graph import Dense, Network
 from nngp_dag.graph.laws import Laws
 from nngp_dag.graph.program import Program
@@ -97,7 +99,7 @@ def kernels_of_laws(
         for part in _parts(range(len(with_series)), batch):
             if all(with_series[i] in known for i in part):
                 continue
-            with precision_of(dtype):
+            with precision_of(dtype), _fitting(part, data):
                 weights = weights_of_series(all_series[_filled(part, size)], dtype)
                 spec = spec_of_series(size, True, stacked=True)
                 found = kernel_of_inputs(weights, [inputs], None, spec=spec, space=Space())
@@ -114,12 +116,18 @@ def kernels_of_laws(
         if known.issuperset(part):
             continue
         plan = _plan(program, network, rules)
-        with precision_of(dtype):
+        with precision_of(dtype), _fitting(part, data):
             weights = weights_of(plan, dtype, least)
             several = [inputs] * program.structure.num_inputs
             found = kernel_of_inputs(weights, several, None, spec=plan.spec, space=Space())
         yield _stack(part, found)
         del found
+
+
+def _fitting(part: Sequence[Any], data: np.ndarray | jax.Array) -> AbstractContextManager[None]:
+    return within_memory(
+        f"{len(part)} kernels of {len(data):,} inputs at once", "lower `memory_budget`, or take fewer inputs"
+    )
 
 
 def _series(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from nngp_dag.errors import InputError, NumericalWarning, warn
+from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
@@ -54,6 +54,7 @@ class LossCurve:
         return self.learning_rate > self.stable_learning_rate
 
 
+@within_memory("`loss_curve`", "take fewer inputs")
 def loss_curve(
     k: Kernel,
     y: ArrayLike,
@@ -126,6 +127,7 @@ def loss_curve(
     )
 
 
+@within_memory("`expected_loss`", "take fewer inputs")
 def expected_loss(
     k: Kernel,
     y: ArrayLike,
@@ -171,6 +173,7 @@ def expected_loss(
     return _loss_curve(k, y, learning_rate, steps, momentum=momentum, nesterov=nesterov, flow=flow).mean
 
 
+@within_memory("`largest_stable_learning_rate`", "take fewer inputs")
 def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> float:
     """Returns the learning rate above which linearised training diverges.
 

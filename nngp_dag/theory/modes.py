@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, within_memory
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
@@ -49,6 +49,7 @@ class Modes:
             return math.log(2) / np.maximum(rates, 0)
 
 
+@within_memory("`modes`", "take fewer inputs")
 def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
     """Splits linearised training into its modes: how fast each shrinks, and how much of the loss it holds.
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning, shown, warn
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import (
@@ -45,6 +45,7 @@ class Posterior:
         return np.sqrt(self.variance)
 
 
+@within_memory("`posterior`", "take fewer inputs")
 def posterior(
     k_train_train: Kernel,
     k_test_train: Kernel,
@@ -127,6 +128,7 @@ def posterior(
     return Posterior(cross @ scipy.linalg.cho_solve(factor, targets), covariance)
 
 
+@within_memory("`kernel_regression_accuracy`", "take fewer inputs")
 def kernel_regression_accuracy(
     k_train_train: Kernel,
     k_test_train: Kernel,
