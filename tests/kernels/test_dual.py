@@ -8,7 +8,7 @@ from test_activations import CASES
 from nngp_dag.activations import RELU, Activation, Polynomial, Quadrature, RectifiedMonomial
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.dual import dual, gap_of, mean, quadrature_error, root
-from nngp_dag.kernels.dual.arcsine import double_arcsine
+from nngp_dag.kernels.dual.arcsine import double_arcsine, less_arctan
 from nngp_dag.kernels.neural_tangents import stax
 
 CLOSED = [case for case in CASES if case.exact is not None]
@@ -378,6 +378,17 @@ def test_arcsine_against_high_precision(dtype, units):
         exact = [2 * mp.asin(mp.sqrt(mp.mpf(float(v)))) for v in y]
         for value, expected in zip(found, exact, strict=True):
             assert abs(mp.mpf(float(value)) - expected) <= units * eps * expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_less_their_arctangent_against_high_precision(dtype):
+    x = np.concatenate([-np.geomspace(1e-3, 1, 20), np.geomspace(1e-8, 1e8, 200)]).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        found = np.asarray(less_arctan(jnp.asarray(x)), np.float64)
+    with mp.workdps(40):
+        exact = [mp.mpf(float(v)) - mp.atan(mp.mpf(float(v))) for v in x]
+        for value, expected in zip(found, exact, strict=True):
+            assert abs(mp.mpf(float(value)) - expected) <= 8 * np.finfo(dtype).eps * abs(expected)
 
 
 def test_the_angle_has_its_slope_at_right_angles():
