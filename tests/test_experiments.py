@@ -38,7 +38,7 @@ def test_brackets(tmp_path, capsys):
     assert "ratio to the exact value" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_width_convergence(tmp_path, capsys):
     out = tmp_path / "width"
     widths = ["64", "128", "256", "512"]

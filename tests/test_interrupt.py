@@ -301,7 +301,7 @@ def prepared(name, folder, cache):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("moment", "number"), [("random", 2), ("random", 15), ("writing", 2)])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_at_any_moment(tmp_path, compiled, seconds, name, moment, number):

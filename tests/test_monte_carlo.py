@@ -49,7 +49,7 @@ PARALLEL = nd.Dag.from_edges([(0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 2, 1), (1, 3,
 @example(dag=SIX_NODES)
 @example(dag=PARALLEL)
 @given(dag=dags())
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("order", ORDERS)
 def test_random_dags(order, dag):
     check(dag, order)
@@ -62,7 +62,7 @@ def test_many_random_dags(order, dag):
     check(dag, order)
 
 
-@pytest.mark.parametrize("code", ["1_11", pytest.param("1_01_222", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("code", ["1_11", pytest.param("1_01_222", marks=pytest.mark.nightly)])
 def test_the_check_is_two_sided_and_sees_five_per_cent(code):
     dag = nd.Dag.from_code(code)
     k = nd.kernel(dag, X)
@@ -213,9 +213,11 @@ LATER = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LATER else ()) for n in dict.fromkeys([*GENERAL, *SLOW])]
-)
+def marks_of(name):
+    return pytest.mark.slow if name == "pooling" else pytest.mark.nightly if name in LATER else ()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=marks_of(n)) for n in dict.fromkeys([*GENERAL, *SLOW])])
 def test_general_networks(name):
     kernels, drawn, width = general(name)
     for k, (nngp, ntk) in zip(kernels, drawn, strict=True):

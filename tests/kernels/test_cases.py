@@ -1,7 +1,7 @@
 """Every combination of graph, activation, order, aggregation, dtype and parameterisation against a second derivation.
 
 The default run takes a selection in which every two values of different factors meet, about one compilation per
-activation and structure; `-m slow` takes the rest of the product.
+activation and structure; `-m nightly` takes the rest of the product.
 """
 
 import itertools
@@ -125,7 +125,7 @@ def compare(dag, inputs, tolerance, *, parameterisation="ntk", image_readout="fl
 
 @pytest.mark.parametrize(
     ("structure", "dag", "activation", "order", "aggregation", "dtype", "parameterisation"),
-    [case if case in DEFAULT else pytest.param(*case, marks=pytest.mark.slow) for case in PRODUCT],
+    [case if case in DEFAULT else pytest.param(*case, marks=pytest.mark.nightly) for case in PRODUCT],
 )
 def test_case(structure, dag, activation, order, aggregation, dtype, parameterisation):
     # Squares and cubes explode with depth unless weights are small.
@@ -231,7 +231,7 @@ def test_images(name, parameterisation):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("image_readout", ["flatten", "global-average"])
 def test_images_of_two_inputs(image_readout):
     edges = [(0, 2, WEIGHTED), (1, 2, WEIGHTED), (1, 2, SKIP), (2, 3, WEIGHTED), (0, 3, AvgPool((3, 3)))]

@@ -95,12 +95,12 @@ CASES = {
     "lines": (LINES, [(7, 2)], {}),
     "images of two inputs": (TWO_INPUTS, [(4, 3, 1), (4, 3, 2)], {"layer": CONV}),
 }
-# In the first run of tests; the others, which compile for as long again, are marked slow.
+# In the first run of tests; the others, which compile for as long again, are nightly.
 QUICK = {"mixed"}
 
 
 def cases(quick):
-    return [pytest.param(name, id=name, marks=() if name in quick else pytest.mark.slow) for name in CASES]
+    return [pytest.param(name, id=name, marks=() if name in quick else pytest.mark.nightly) for name in CASES]
 
 
 def case(name):
@@ -125,8 +125,8 @@ def listed(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", ["2_21_112", pytest.param("0_22_012", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("code", ["2_21_112", pytest.param("0_22_012", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.nightly)])
 def test_layer_and_readout_give_the_kernel(order, code):
     dag = Dag.from_code(code)
     _, _, kernel_fn = with_readout(dag, order)
@@ -155,7 +155,7 @@ def test_layer_gives_the_kernel_without_readout(name):
             assert_same(value, reference, 1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_to_get():
     dag, x, z, options, _ = case("mixed")
     _, _, kernel_fn = DagLayer(dag, 16, **options)
@@ -225,7 +225,7 @@ FIRST_CHAINS = {("dense", "standard")}
 @pytest.mark.parametrize(
     ("name", "parameterisation"),
     [
-        pytest.param(name, of, marks=() if (name, of) in FIRST_CHAINS else pytest.mark.slow)
+        pytest.param(name, of, marks=() if (name, of) in FIRST_CHAINS else pytest.mark.nightly)
         for name in CHAINS
         for of in PARAMETERISATIONS
     ],
@@ -254,7 +254,7 @@ def test_relu_chains_equal_plain_stax(layers):
             assert relative(getattr(k, get), getattr(plain, get)) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_convolutions_before_and_after_turn_kernels_around():
     # stax leaves the spatial axes of a kernel in reverse after every convolution.
     before = [stax.Conv(16, (3, 2), b_std=0.1), stax.Relu()]
@@ -269,7 +269,7 @@ def test_convolutions_before_and_after_turn_kernels_around():
     assert not DagLayer(dag, 16, stem=ops[0])[2](reversed_kernel).is_reversed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_only_the_diagonal_of_pixels_is_kept_where_the_graph_permits():
     seen = []
 
@@ -378,7 +378,7 @@ def test_a_graph_on_an_edge_is_that_graph_in_its_place():
     assert_same(reference, nd.kernel(flat, X, Z, readout=False), 1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_repeat():
     layer = DagLayer(CELL, 7, activation="erf", b_std=0.1)
     repeated, row = stax.repeat(layer, 2), stax.serial(layer, layer)
@@ -399,7 +399,7 @@ def test_parallel_branches():
         assert_same(value, jax.tree.map(lambda *k, weight=weight: weight * sum(k), *kernels), 1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @ANY_FAN_IN_WARNS
 def test_several_inputs_and_outputs():
     # After FanOut both inputs are the same data; outputs are read by weights of their own and then added up.
@@ -415,7 +415,7 @@ def test_several_inputs_and_outputs():
     assert summed[1](params, X).shape == (5, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_stem_what_comes_in_is_node_0():
     chain, residual = nd.zoo.chain(2), Dag.from_code("2_12")
     weighted = [stax.Relu(), stax.Dense(7, W_std=HE)]
@@ -437,7 +437,7 @@ def test_without_stem_what_comes_in_is_node_0():
     assert len(params) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_gaussian():
     for order in ORDERS:
         assert DagLayer(CELL, 8, order=order)[2](X).is_gaussian is (order == "act-linear")
@@ -457,7 +457,7 @@ def test_batches():
     assert_same(batched, kernel_fn(X[:4], None, BOTH), 1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradient_descent_ensemble_equals_the_closed_form():
     kernel_fn = with_readout(CELL, "linear-act")[2]
     y = np.random.default_rng(5).normal(size=(5, 1))
@@ -486,8 +486,8 @@ def assert_samples_agree(layer, x, exact, get, draws):
         assert agrees.all() == (factor == 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixed", pytest.param("pooled", marks=pytest.mark.slow)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["mixed", pytest.param("pooled", marks=pytest.mark.nightly)])
 def test_kernel_fn_describes_the_layers_own_finite_network(name):
     dag, x, _, options, _ = case(name)
     layer, draws = DagLayer(dag, 256, **options), 160
@@ -496,7 +496,7 @@ def test_kernel_fn_describes_the_layers_own_finite_network(name):
     assert_samples_agree(layer, x, np.asarray(layer[2](x, None, "nngp")), "nngp", draws)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kernel_fn_describes_the_tangents_of_the_layers_own_finite_network():
     dag, x, _, options, _ = case("mixed")
     layer = stax.serial(DagLayer(dag, 256, **options), stax.Dense(1, W_std=HE))
@@ -524,7 +524,7 @@ def give_layer(layer, drawn):
         layer.linear.bias = nnx.Param(biases.reshape(-1))
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", cases(QUICK))
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterisation):
     dag, x, _, options, pixels = case(name)

@@ -196,7 +196,11 @@ def test_a_degenerate_cell_never_ranks_above_a_sound_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("grad_norm", 1e-4), ("synflow", 1e-10), ("jacob_cov", 1e-3), ("ntk_condition", 1e-2)]
+    ("name", "tolerance"),
+    [
+        *(("grad_norm", 1e-4), ("synflow", 1e-10)),
+        *(pytest.param(*of, marks=pytest.mark.nightly) for of in (("jacob_cov", 1e-3), ("ntk_condition", 1e-2))),
+    ],
 )
 def test_gradients_of_several_cells_at_once_are_those_of_one_by_one(setting, gradient_scores, name, tolerance):
     found, reasons = values_of(replace(setting, cells_at_once=2), name)

@@ -20,7 +20,7 @@ def small_measures(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+@pytest.mark.parametrize("name", ["nasbench201", pytest.param("darts", marks=pytest.mark.nightly)])
 def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
     space, pruning = get_space(name), Pruning(repeats=2, shortcut=True, per_round=3)
     before = measures._ntks._cache_size(), measures._patterns._cache_size()

@@ -254,7 +254,7 @@ def listed(value):
     return value if isinstance(value, list) else [value]
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @each_case
 def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterisation):
     _, x, build = case(name)
@@ -377,7 +377,7 @@ def test_vectors_may_have_any_shape_and_integers_count_as_floats():
     np.testing.assert_array_equal(images(integers), images(integers.astype(np.float32)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_float64_is_kept():
     _, x, build = case("strides and pooling")
     with jax.enable_x64(True):

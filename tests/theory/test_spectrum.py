@@ -345,8 +345,8 @@ def test_what_is_singular_to_rounding_is_not_resolved(name, dtype, method):
     [
         ("linear-act", np.float64),
         ("act-linear", np.float32),
-        pytest.param("linear-act", np.float32, marks=pytest.mark.slow),
-        pytest.param("act-linear", np.float64, marks=pytest.mark.slow),
+        pytest.param("linear-act", np.float32, marks=pytest.mark.nightly),
+        pytest.param("act-linear", np.float64, marks=pytest.mark.nightly),
     ],
 )
 def test_duplicate_inputs_are_not_resolved(order, dtype):

@@ -208,7 +208,7 @@ def test_a_batch_of_one_with_batch_norm():
         train(Dag.from_code("2"), DATA, width=4, batch_size=7, batch_norm=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("readout", ["flatten", "global-average"])
 def test_convolutional_epochs_equal_a_plain_loop_of_gradients(readout):
     data = splits(train=22, classes=3, features=48)

@@ -43,7 +43,9 @@ def data(tfds_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, marks=() if code == "2_21_112" else pytest.mark.nightly) for code in CODES]
+)
 def test_the_authors_curve_lies_among_ours(golden, data, code):
     theirs = golden[code]
     recipe = {"width": 1024, "batch_size": 128, "learning_rate": 1e-5, "b_std": 0.0, "parameterisation": "standard"}
@@ -69,7 +71,7 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     assert abs(reference - fall.mean()) < bound
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("code", CODES)
 def test_the_authors_curve_lies_among_draws_at_infinite_width(golden, data, code):
     """Loss and accuracy of every epoch within the prediction interval of the kernel's own learning curves."""

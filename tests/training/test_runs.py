@@ -165,7 +165,7 @@ def test_evaluation_finds_what_the_run_found(whole):
                 assert (best.of(part, metric) == curve[result.best_epoch, [0, 1]]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluation_on_other_data_without_training_examples_to_spare(whole):
     small = splits(train=3, validation=2, test=5, classes=4, seed=9)
     found = evaluate(whole[0] / "checkpoints" / "one" / "last", small)
@@ -212,7 +212,7 @@ def stop_at(monkeypatch, moment, name, epoch):
         ("after", "one", 3, 2),
         ("before last", "twin", 3, 1),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.nightly)
             for case in (
                 ("before last", "one", 1, 1),
                 ("before best", "one", 3, 1),
@@ -254,7 +254,7 @@ def test_resuming_twice_and_resuming_what_is_done(whole, copy):
     assert (states(copy), (copy / "curves.csv").read_bytes()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_more_epochs_under_a_constant_schedule(tmp_path):
     longer = dataclasses.replace(CONSTANT, epochs=6)
     long = go(tmp_path / "long", recipe=longer)

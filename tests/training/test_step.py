@@ -35,7 +35,7 @@ ALL = tuple(itertools.product(CODES, LOSSES, PARAMETERISATIONS, OPTIMISERS, (Fal
 
 @pytest.mark.parametrize(
     ("code", "loss", "parameterisation", "optimiser", "batch_norm"),
-    [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in SOME)],
+    [*SOME, *(pytest.param(*case, marks=pytest.mark.nightly) for case in ALL if case not in SOME)],
 )
 def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
     rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * {"standard": 1, "ntk": 4}[parameterisation]

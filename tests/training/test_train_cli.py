@@ -281,7 +281,7 @@ def test_divergence_is_one_line(capsys, tmp_path, monkeypatch, stable, options, 
 # --- options that only a long run shows -----------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_three_dags_of_the_paper_and_every_option(capsys, tmp_path):
     out = tmp_path / "run"
     options = ("--subset", "40", "--batch-size", "16", "--width", "4", "--epochs", "4", "--seeds", "2", "--conv", "3")
