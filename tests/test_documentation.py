@@ -70,7 +70,7 @@ SMALL = {
     "gram": ("--subset", "40"),
     "compare": ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3"),
     "sweep": ("--subset", "8"),
-    "train": ("--subset", "40", "--eval-subset", "20", "--width", "8", "--epochs", "1"),
+    "train": ("--subset", "40", "--eval-subset", "20", "--batch-size", "16", "--width", "8", "--epochs", "1"),
     "nas score": ("--sample", "2", "--batch", "8", "--channels", "4", "--cells", "1"),
     "nas tenas": ("--measure", "exact", "--batch", "8", "--repeats", "1"),
     "nas train": ("--subset", "32", "--eval-subset", "20", "--epochs", "1", "--channels", "2", "--layers", "1"),
