@@ -190,10 +190,12 @@ def train(
     get_activation(recipe.activation)
     again = f"{program()} train --resume --out {shlex.quote(str(out))}"
     Resumable(out / "config.json", epochs_in(out, recipe.epochs * len(dags)), again)
+    # As texts, where config.json has them.
+    data, data_dir = (None if source[name] is None else Path(source[name]) for name in ("data", "data_dir"))
     load = choose_splits(
-        None if source["data"] is None else Path(source["data"]),
+        data,
         source["dataset"],
-        source["data_dir"],
+        data_dir,
         subset=source["subset"],
         eval_subset=source["eval_subset"],
         scale_inputs=source["scale_inputs"],
