@@ -1,9 +1,10 @@
 """Exact infinite-width kernels of networks with any DAG connectivity, their theory and finite counterparts."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: until the command line can answer an interruption, every import counts.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     # Graphs and their operations
     from nngp_dag import activations
     from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
@@ -98,7 +99,9 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in __all__:

@@ -1,14 +1,19 @@
 """The command `nngp-dag`, also as `python -m nngp_dag`."""
 
-import contextlib
 import os
+import signal
 import sys
-
-from nngp_dag import interrupt
 
 
 def main() -> None:
     """Runs the command line; an interruption is answered from here on, also while modules load."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _nothing_begun)
+    import contextlib
+
+    from nngp_dag import interrupt
+
     interrupt.install(sys.argv[1:])
     from nngp_dag.cli import main
 
@@ -21,6 +26,13 @@ def main() -> None:
                 stream.flush()
         # The interpreter's finalizers would wait for what XLA still compiles, and no longer hear of signals.
         os._exit(stop.code if isinstance(stop.code, int) else 0)
+
+
+def _nothing_begun(number: int, frame: object) -> None:
+    """Ends the process while what does it properly is still loaded."""
+    words = " ".join(["nngp-dag", *sys.argv[1:]])
+    os.write(2, f"nngp-dag: interrupted; nothing was begun; start again with: {words}\n".encode(errors="replace"))
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

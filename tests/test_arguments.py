@@ -356,6 +356,27 @@ def test_gradients_in_parameters_are_refused_in_one_line(use):
             transform(use)(0.5)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, got 1.5"),
+        (lambda: nd.gram(DAG, X, tile=True), "`tile` to be a whole number, got True"),
+        (lambda: nd.gram(DAG, X, out="a\0b"), "`out` to be a path"),
+        (lambda: nd.gram(DAG, X, on_progress=3), "`on_progress` to be a function, got 3"),
+        (lambda: nd.sweep([DAG], X, out=3), "`out` to be a path, got 3"),
+        (lambda: nd.sweep([DAG], X, on_progress=3), "`on_progress` to be a function"),
+        (lambda: nd.kernel_regression_accuracy(stem(), stem(), [0] * 6, [0] * 6, "3"), "`num_classes` to be a whole"),
+        (lambda: nd.linearised_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1), "`batch_size` to be a whole"),
+        (lambda: nd.nas.sample_cells("3", 0), "`count` to be a whole number"),
+        (lambda: nd.nas.Setting(IMAGES[:, :4, :4], channels="2"), "`channels` to be a whole number"),
+        (lambda: list(nd.nas.score_cells(["|x|"], [], nd.nas.Setting(IMAGES[:, :4, :4]))), "of type `Cell`, got"),
+    ],
+)
+def test_numbers_paths_and_functions_of_another_type(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
 # Memory and overflow.
 
 

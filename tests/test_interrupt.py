@@ -237,13 +237,14 @@ def half_written(tmp_path):
     return [path for path in tmp_path.rglob("*.partial") if path.name != ".out.partial"]
 
 
-def test_while_modules_load(tmp_path):
-    # The first import of JAX interrupts the command.
-    code = """
+@pytest.mark.parametrize("module", ["nngp_dag.interrupt", "jax"])
+def test_while_modules_load(tmp_path, module):
+    # The first import of a module interrupts the command.
+    code = f"""
 import os, signal, sys
 class Finder:
     def find_spec(name, *_):
-        if name == "jax":
+        if name == "{module}":
             os.kill(os.getpid(), signal.SIGTERM)
 sys.meta_path.insert(0, Finder)
 from nngp_dag.__main__ import main

@@ -1,7 +1,7 @@
 """The command train."""
 
 import shlex
-from enum import StrEnum
+from enum import EnumType, StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -38,7 +38,7 @@ from nngp_dag.cli.options import (
 )
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
-from nngp_dag.errors import CheckpointError, InputError
+from nngp_dag.errors import CheckpointError, InputError, shown
 from nngp_dag.interrupt import program
 from nngp_dag.storage import misfit
 
@@ -233,7 +233,12 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
     if stored is None or not set(options) <= set(stored):
         raise InputError(f"Expected the run in {out} to be one of nngp-dag train, got another; resume it in Python")
     hints = get_type_hints(train)
-    if wrong := misfit(stored, {name: _shape(hints[name], stored[name]) for name in options}, "options"):
+    wrong = misfit(stored, {name: _shape(hints[name], stored[name]) for name in options}, "options")
+    for name in options:
+        choices = _choices(hints[name])
+        if not wrong and choices and stored[name] not in (None, *choices):
+            wrong = f"{shown(stored[name])} as {name}, which is one of {', '.join(choices)}"
+    if wrong:
         raise CheckpointError(
             f"Expected {out / 'config.json'} to hold options of nngp-dag train, got {wrong}; mend it, or start anew "
             "with --overwrite"
@@ -251,6 +256,14 @@ def _shape(hint: Any, value: object) -> Any:
         return [*get_args(kinds[0])]
     as_text = get_origin(kinds[0]) is Literal or issubclass(kinds[0], (Path, StrEnum))
     return str if as_text else kinds[0]
+
+
+def _choices(hint: Any) -> list[str]:
+    """Returns the values of an option that has a few; none for others."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if get_origin(kinds[0]) is Literal:
+        return [str(choice) for choice in get_args(kinds[0])]
+    return [choice.value for choice in kinds[0]] if isinstance(kinds[0], EnumType) else []
 
 
 def _given(context: Context, name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.errors import InputError, InputWarning, shown, within_memory
+from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, whole_number, within_memory
 from nngp_dag.graph import Dag, Network, build_network
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
@@ -148,20 +148,22 @@ def gram(
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
     network = build_network(dag, **{name: call.kwargs[name] for name in _ARCHITECTURE})
     dag = network.dag
+    check_callable("on_progress", on_progress)
+    tile = None if tile is None else whole_number("tile", tile)
+    path = None if out is None else as_path("out", out).resolve()
     budget = bytes_of(memory_budget)
     arrays1 = _arrays("x1", x1, network)
     arrays2 = None if x2 is None else _arrays("x2", x2, network)
     dtype = compute_dtype(*arrays1, *(arrays2 or ()), dtype=call.kwargs["dtype"])
     per_column = _numbers_per_column(network, call.arguments["image_readout"], arrays1[0].shape[1:-1])
-    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=out is None, per_column=per_column)
+    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=path is None, per_column=per_column)
     rules = make_rules(call.kwargs["parameterisation"], call.kwargs["width"])
     origin = Origin(network, call.kwargs["readout"], call.kwargs["image_readout"], rules, 0)
-    if out is None:
+    if path is None:
         with within_memory(f"two matrices of {plan.shape[0]:,} x {plan.shape[1]:,} entries", "pass `out`"):
             memory = _Memory(plan.shape, plan.dtype)
         _fill(memory, plan, dag, arrays1, arrays2, options, progress, on_progress)
         return Kernel(**memory.matrices, origin=origin)
-    path = Path(out).resolve()
     configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
     tiles = plan.tiles()
     done = load_finished(path, configuration, overwrite, tiles)

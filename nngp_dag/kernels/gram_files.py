@@ -29,6 +29,7 @@ from nngp_dag.storage import LOCK, as_output_error, busy, gone, locked, made, re
 
 MATRICES = ("nngp", "ntk")
 _DESCRIPTION, _JOURNAL = "gram.json", "tiles.crc"
+_NEW_DESCRIPTION = f"{_DESCRIPTION}.new"
 _OURS = {_DESCRIPTION, _JOURNAL, LOCK, *(f"{name}.npy" for name in MATRICES)}
 
 # Rows that are hashed at once.
@@ -256,6 +257,11 @@ def unfinished(
         partial.mkdir(exist_ok=True)
         stack.enter_context(locked(partial, path))
         fresh = not (partial / _DESCRIPTION).exists()
+        if fresh and (others := {file.name for file in partial.iterdir()} - _OURS - {_NEW_DESCRIPTION}):
+            raise OutputError(
+                f"Expected {partial} to hold unfinished results of `gram` alone, got {', '.join(sorted(others)[:3])}; "
+                "move other files away, or choose another `out`"
+            )
         difference = "" if fresh else _difference(partial, configuration) or _damage(partial, tiles)
         if difference and not overwrite:
             raise OutputError(
@@ -290,7 +296,7 @@ def _create(partial: Path, configuration: Mapping[str, Any]) -> None:
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    temporary = partial / f"{_DESCRIPTION}.new"
+    temporary = partial / _NEW_DESCRIPTION
     temporary.write_text(json.dumps(configuration, indent=2) + "\n")
     _sync(temporary)
     os.replace(temporary, partial / _DESCRIPTION)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_dag.errors import InputError, did_you_mean
+from nngp_dag.errors import InputError, did_you_mean, shown
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.setting import Setting
 
@@ -142,6 +142,9 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
       >>> dict(scored.values)
       {'parameters': 73306.0, 'effective_depth': 0.0}
     """
+    for cell in cells:
+        if not isinstance(cell, Cell):
+            raise InputError(f"Expected `cells` to be of type `Cell`, got {shown(cell)}; `Cell.parse` reads a text")
     running = [_timed(measure, cells, wanted, setting) for measure, wanted in measures_of(scores).items()]
     for cell, *parts in zip(cells, *running, strict=True):
         values = {name: value for part in parts for name, value in part.values.items()}

@@ -53,7 +53,8 @@ def search_table(
     # Methods compare on cells that all of them have seen.
     for name in names:
         if name not in frame:
-            raise InputError(f"Expected scores that were computed, got {name!r}; run nngp-dag nas score with it first")
+            known = get_score(name).name
+            raise InputError(f"Expected scores that were computed, got {known!r}; run nngp-dag nas score with it first")
         frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
     accuracy = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
     known = np.isfinite(accuracy)

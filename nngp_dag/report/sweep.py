@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, get_activation
-from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, shown
+from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense, Network, build_network
 from nngp_dag.graph.laws import Laws
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
@@ -175,7 +175,8 @@ def sweep(
         "dtype": dtype,
         "inputs": {"shape": list(data.shape), "sha256": hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()},
     }
-    directory = None if out is None else SweepDirectory(Path(out), _class_fields(bounds))
+    directory = None if out is None else SweepDirectory(as_path("out", out), _class_fields(bounds))
+    check_callable("on_progress", on_progress)
     report = on_progress or (lambda task, done, total: None)
     found: dict[str, dict[str, Any]] = {}
     with contextlib.nullcontext() if directory is None else claimed(directory.path):

@@ -153,12 +153,12 @@ def _staging(target: Path, place: Path) -> Iterator[Path]:
         if place.absolute() not in _claims:
             stack.enter_context(made(place))
         staging = place / f".{target.name}{_STAGING}"
-        # Before it is there, so that an interruption finds it in any case.
-        UNFINISHED[staging] = new
-        stack.callback(UNFINISHED.pop, staging, None)
         staging.mkdir(exist_ok=True)
         stack.callback(_remove, staging)
         with locked(staging, target):
+            # Not before: until then it may be another process's.
+            UNFINISHED[staging] = new
+            stack.callback(UNFINISHED.pop, staging, None)
             _empty(staging)
             try:
                 yield staging

@@ -18,6 +18,8 @@ from nngp_dag.errors import (
     InputError,
     NngpDagError,
     OutputError,
+    as_path,
+    check_callable,
     shown,
     within_memory,
 )
@@ -152,7 +154,8 @@ def train(
                 f"with {summary.parameters:,} each; lower `width` or `seeds`"
             )
 
-    directory = None if out is None else RunDirectory(Path(out), list(named))
+    check_callable("on_progress", on_progress)
+    directory = None if out is None else RunDirectory(as_path("out", out), list(named))
     about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
     document = {
         **(config or {}),

@@ -441,6 +441,17 @@ def test_a_result_that_appears_meanwhile_is_not_deleted(tmp_path, monkeypatch):
     assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 6
 
 
+def test_files_of_others_in_the_hidden_folder_are_not_taken_over(tmp_path):
+    partial = partial_of(tmp_path / "out")
+    partial.mkdir()
+    (partial / "mine.txt").write_text("mine")
+    with pytest.raises(
+        OutputError, match=r"to hold unfinished results of `gram` alone, got mine\.txt; move other files"
+    ):
+        gram(DAG, X, out=tmp_path / "out", tile=TILE)
+    assert (partial / "mine.txt").read_text() == "mine"
+
+
 def test_two_processes_at_once(unbroken, tmp_path, monkeypatch):
     path, message = tmp_path / "out", "no other process to write .*, got .* at work; wait for it to end, or choose"
     interrupt_second_tile(monkeypatch, path, tile=TILE)

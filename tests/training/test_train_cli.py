@@ -232,6 +232,7 @@ def test_other_versions_do_not_resume(capsys, copy):
         ({"options": {"dag": 5}}, "got 5 for options.dag, not a list"),
         ({"options": {"seeds": 1.5}}, "got 1.5 for options.seeds, not an integer"),
         ({"options": {"order": None}}, "got null for options.order, not text"),
+        ({"options": {"order": "x"}}, "got 'x' as order, which is one of linear-act, act-linear"),
         ({"options": {"width": True}}, "got true for options.width, not an integer"),
         ({"options": {"milestone": ["1"]}}, 'got "1" for an item of options.milestone, not an integer'),
     ],
