@@ -65,7 +65,7 @@ def show_command(
     dag, cell = parse_dag(code), code if code.startswith("|") else None
     if png is not None:
         # A cell's graph counts pooling as a skip.
-        with output_file(png, overwrite=overwrite) as path:
+        with output_file(png, overwrite=overwrite, option="--png") as path:
             plot_dag(dag, path, operations=nasbench201_edges(cell) if cell else [])
     show(dag_table(dag, cell))
     if png is not None:

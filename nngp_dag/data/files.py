@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from nngp_dag.data.paths import as_path, found_at
 from nngp_dag.data.preprocessing import one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
-from nngp_dag.errors import DataError, did_you_mean
+from nngp_dag.errors import DataError, did_you_mean, shorten
 
 TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
 """Names of the column of a .csv file that holds the targets; without one of these it is the last column."""
@@ -156,12 +157,14 @@ def load_file(path: str | Path) -> Samples:
       >>> samples.x.shape, samples.y, samples.classes
       ((3, 3), array([1, 0, 1]), ('3', '7'))
     """
-    path = Path(path)
+    path = as_path("path", path)
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise DataError(f"Expected a file .npz or .csv of your data, got {path}; save it as one of these")
-    if not path.is_file():
-        raise DataError(f"Expected {path} to be a file, got {'a folder' if path.is_dir() else 'none of that name'}")
+        raise DataError(
+            f"Expected a file .npz or .csv of your data, got {shorten(str(path), 200)}; save it as one of these"
+        )
+    if (found_there := found_at(path)) != "a file":
+        raise DataError(f"Expected {shorten(str(path), 200)} to be a file, got {found_there}; check its name")
     arrays = readers[path.suffix.lower()](path)
     x, x_test = (None if arrays.get(key) is None else _inputs(path, key, arrays[key]) for key in ("x", "x_test"))
     assert x is not None

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -135,6 +136,20 @@ def test_a_file_that_is_none(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             load_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (3, "Expected `path` to be a path, got 3"),
+        (f"{'x' * 300}.npz", r"Expected xxx.*\.\.\. to be a file, got File name too long"),
+        ("a\0b.csv", "to be a file, got a name with a NUL character"),
+    ],
+)
+def test_what_is_no_path(monkeypatch, path, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' checks of types
+    with pytest.raises(DataError, match=message):
+        load_file(path)
 
 
 def test_splits(tmp_path):
