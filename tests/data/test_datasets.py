@@ -268,7 +268,9 @@ def test_a_failed_download_leaves_nothing(monkeypatch, tmp_path, error, message)
 
 
 def test_data_dir_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere, none of that name;") as info:
+    with pytest.raises(
+        DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere, none of that name;"
+    ) as info:
         load_dataset("mnist", data_dir=tmp_path / "nowhere")
     one_line(info)
     assert not (tmp_path / "nowhere").exists()
