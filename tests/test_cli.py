@@ -247,10 +247,12 @@ def test_kernels_of_ones_own_data(capsys, mine):
             capsys, "kernel", "--dag", "2", "--data", str(folder / file), "--subset", "30", *more, "--out", str(out)
         )
         assert (status, err) == (0, "")
-        assert f"{file}: 40 inputs of 4, used as they are (not normalised); 2 classes, numbered anew: 3 is 0, 7" in text
+        assert f"{file}: 40 inputs of 4, used as they are (not normalised)" in text
+        assert f"{'; target: label' if file == 'my.csv' else ''}; 2 classes, numbered anew: 3 is 0, 7 is 1" in text
         with np.load(out, allow_pickle=False) as saved:
             np.testing.assert_allclose(saved["ntk"], nd.kernel(dag, (x if more else sphere)[:30]).ntk, rtol=1e-12)
             np.testing.assert_array_equal(saved["labels"], labels[:30])
+            assert saved["classes"].tolist() == ["3", "7"]
             assert str(saved["dataset"]) == file
 
 

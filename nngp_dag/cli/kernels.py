@@ -146,12 +146,12 @@ def kernel_command(
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
         arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
         arrays |= {} if samples.y is None else {"labels": samples.y}
-        np.savez_compressed(npz, **arrays)
         # Targets of a regression name no classes.
-        classes = samples.y if samples.y is not None and samples.y.dtype.kind in "iub" and samples.y.ndim == 1 else None
+        arrays |= {"classes": np.array(samples.classes)} if samples.classes else {}
+        np.savez_compressed(npz, **arrays)
         place = "after the readout" if readout else "at the last node"
         title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(samples.x)} inputs of {samples.name}"
-        plot_kernel(k, png, title, labels=classes)
+        plot_kernel(k, png, title, labels=samples.y if samples.classes else None, classes=samples.classes)
     say(f"wrote {out} and {picture}")
     result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})
 
