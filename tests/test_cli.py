@@ -24,6 +24,7 @@ def run(capsys, *arguments):
 
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
+LONG = "x" * 300
 SMALL = ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3")
 
 
@@ -152,6 +153,12 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
         (("show", "|nor_conv_3x~0|"), "did you mean 'nor_conv_3x3'?"),
         (("compare", "--data", "my.npz", "--dataset", "digits"), "Expected --data or --dataset, got both"),
         (("kernel", "--dag", "2", "--data", "my.npz"), "Expected my.npz to be a file, got none of that name"),
+        (("kernel", "--dag", "2", "--data", f"{LONG}.npz"), "to be a file, got File name too long"),
+        (("kernel", "--dag", "2", "--dataset", "mnist", "--data-dir", LONG), "xxx..., File name too long; create it"),
+        (("kernel", "--dag", "2", "--dataset", LONG, "--data-dir", "."), "a set of tensorflow-datasets, got 'xxx"),
+        (("show", "2", "--png", f"{LONG}.png"), "got File name too long; choose another --png"),
+        (("nas", "search", "--benchmark", "b.csv", "--scores", LONG), "too long; choose another --scores"),
+        (("nas", "plot", "--benchmark", "b.csv", "--scores", LONG), "too long; choose another --scores"),
         (("gram", "--dag", "2", "--resume"), "to hold kernels to go on with, got none; leave out --resume"),
         (("nas", "score", "--cell", f"{CELL}", "--resume"), "to describe scores, got none"),
         (("nas", "tenas", "--resume"), "to hold a search to go on with, got none; leave out --resume"),
@@ -240,10 +247,12 @@ def test_kernels_of_ones_own_data(capsys, mine):
             capsys, "kernel", "--dag", "2", "--data", str(folder / file), "--subset", "30", *more, "--out", str(out)
         )
         assert (status, err) == (0, "")
-        assert f"{file}: 40 inputs of 4, used as they are (not normalised); 2 classes, numbered anew: 3 is 0, 7" in text
+        assert f"{file}: 40 inputs of 4, used as they are (not normalised)" in text
+        assert f"{'; target: label' if file == 'my.csv' else ''}; 2 classes, numbered anew: 3 is 0, 7 is 1" in text
         with np.load(out, allow_pickle=False) as saved:
             np.testing.assert_allclose(saved["ntk"], nd.kernel(dag, (x if more else sphere)[:30]).ntk, rtol=1e-12)
             np.testing.assert_array_equal(saved["labels"], labels[:30])
+            assert saved["classes"].tolist() == ["3", "7"]
             assert str(saved["dataset"]) == file
 
 

@@ -65,7 +65,7 @@ def show_command(
     dag, cell = parse_dag(code), code if code.startswith("|") else None
     if png is not None:
         # A cell's graph counts pooling as a skip.
-        with output_file(png, overwrite=overwrite) as path:
+        with output_file(png, overwrite=overwrite, option="--png") as path:
             plot_dag(dag, path, operations=nasbench201_edges(cell) if cell else [])
     show(dag_table(dag, cell))
     if png is not None:
@@ -146,12 +146,12 @@ def kernel_command(
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
         arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
         arrays |= {} if samples.y is None else {"labels": samples.y}
-        np.savez_compressed(npz, **arrays)
         # Targets of a regression name no classes.
-        classes = samples.y if samples.y is not None and samples.y.dtype.kind in "iub" and samples.y.ndim == 1 else None
+        arrays |= {"classes": np.array(samples.classes)} if samples.classes else {}
+        np.savez_compressed(npz, **arrays)
         place = "after the readout" if readout else "at the last node"
         title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(samples.x)} inputs of {samples.name}"
-        plot_kernel(k, png, title, labels=classes)
+        plot_kernel(k, png, title, labels=samples.y if samples.classes else None, classes=samples.classes)
     say(f"wrote {out} and {picture}")
     result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})
 

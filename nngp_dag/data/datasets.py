@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from nngp_dag.errors import DataError, did_you_mean
+from nngp_dag.data.paths import as_path, found_at
+from nngp_dag.errors import DataError, did_you_mean, shorten, shown
 
 _SPLITS: Final = {
     "digits": ("train", "test", "all"),
@@ -141,15 +142,14 @@ def load_dataset(
         >>> load_dataset("sphere", subset=3, dimension=5, seed=1).images.shape
         (3, 5)
     """
+    check_name(name, data_dir)
     if name in DATASETS:
         _check_split(name, split, _SPLITS[name])
-    if subset is not None and subset < 1:
-        raise DataError(f"Expected `subset` to be at least 1, got {subset}; leave it out to take every example")
+    check_size("subset", subset)
     if name == "digits":
         return _load_digits(split, subset)
     if name == "sphere":
         return _sample_sphere(split, _SPHERE_DEFAULT_SIZE if subset is None else subset, seed, dimension)
-    check_name(name, data_dir)
     with _quiet_tensorflow():
         return _load_tfds(name, split, subset, data_dir)
 
@@ -180,12 +180,14 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
     Example:
         >>> check_name("digits")
     """
+    if not isinstance(name, str):
+        raise DataError(f"Expected `name` to be the name of a data set, got {shown(name)}; pass one such as 'digits'")
     if name in BUILT_IN:
         return
     root = _root(name, data_dir)
     known = DATASETS
     # One that somebody else made and put there; those of a community have a colon, and are looked up online.
-    if name in known or ":" in name or (root is not None and (root / name.split("/")[0]).is_dir()):
+    if name in known or ":" in name or (root is not None and found_at(root / name.split("/")[0]) == "a folder"):
         return
     with _hold_back_stderr():
         import tensorflow_datasets as tfds
@@ -200,13 +202,31 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
 
 def _root(name: str, data_dir: str | Path | None) -> Path | None:
     """Returns the folder of tensorflow-datasets, which must be there."""
-    root = None if data_dir is None else Path(data_dir).expanduser().absolute()
-    if root is not None and not root.is_dir():
+    if data_dir is None:
+        return None
+    root = as_path("data_dir", data_dir).absolute()
+    if (found := found_at(root)) != "a folder":
         raise DataError(
-            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {root}; create it "
-            f"first, or pass the folder (--data-dir) that holds {name}"
+            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {shorten(str(root), 200)}, "
+            f"{found}; create it first, or pass the folder (--data-dir) that holds {shorten(name)}"
         )
     return root
+
+
+def check_size(argument: str, size: int | None) -> None:
+    """Refuses a number of examples that is no integer of at least 1; None, for all of them, is one.
+
+    Raises:
+        DataError: if it is another.
+
+    Example:
+        >>> check_size("subset", 3)
+    """
+    if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1):
+        return
+    raise DataError(
+        f"Expected `{argument}` to be an integer of at least 1, got {shown(size)}; leave it out to take every example"
+    )
 
 
 def _check_split(name: str, split: str, known: Iterable[str]) -> None:
@@ -338,7 +358,9 @@ def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
                 "choose one of these, or put arrays of your own into `Dataset`"
             ) from None
     folder = Path(builder.data_path)
-    if not folder.exists():
+    with _readable(name, folder):
+        absent = not folder.exists()
+    if absent:
         _download(builder, name, folder)
     return builder
 

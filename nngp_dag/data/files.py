@@ -9,15 +9,18 @@ from typing import Any, Final
 
 import numpy as np
 
+from nngp_dag.data.paths import as_path, found_at
 from nngp_dag.data.preprocessing import one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
-from nngp_dag.errors import DataError, did_you_mean
+from nngp_dag.errors import DataError, InputWarning, did_you_mean, shorten, warn
 
 TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
 """Names of the column of a .csv file that holds the targets; without one of these it is the last column."""
 
 _ARRAYS = ("x", "y", "x_test", "y_test")
 _SHUFFLE_SEED = 0
+# Whole numbers stored as floats, from 3 to so many different ones, look like classes.
+_MOST_CLASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Samples:
       x_test: Inputs to test on, (M, ...), or None.
       y_test: Their labels or targets, or None.
       path: Where the file lies; None for arrays that come from elsewhere.
+      target: What a .csv file calls the column that `y` is from; empty for others.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Samples:
     x_test: np.ndarray | None = None
     y_test: np.ndarray | None = None
     path: Path | None = None
+    target: str = ""
 
     @property
     def targets(self) -> np.ndarray:
@@ -55,11 +60,12 @@ class Samples:
 
     @property
     def statement(self) -> str:
-        """One line on what the file holds, and how its labels are numbered where that is not as in the file."""
+        """One line on what the file holds, its target, and how its labels are numbered where that is not as there."""
         shape = " x ".join(map(str, self.x.shape[1:]))
         text = f"{self.name}: {len(self.x):,} inputs of {shape}, used as they are (not normalised)"
         if self.y is None:
             return text
+        text += f"; target: {shorten(self.target)}" if self.target else ""
         if not self.classes:
             return f"{text}; {self.y.shape[1]} real target{'s' if self.y.shape[1] > 1 else ''} each"
         text += f"; {len(self.classes)} classes"
@@ -132,11 +138,12 @@ def load_file(path: str | Path) -> Samples:
       `x_test` and `y_test`. Pickled objects are refused.
     - `.csv`: one input a line, numbers separated by commas. The column y, label, labels, target or class holds the
       targets; where no column is called so, it is the last one. The first line names the columns if it holds any text
-      before its last entry.
+      before its last entry, or if that is a text which does not occur below, where texts repeat.
 
     Inputs are taken as they are: nothing is shifted or scaled. Targets that are integers, texts or one-hot rows are
     labels: those that are not 0 to C - 1 already are numbered anew in sorted order. Targets that are
-    floats, in a .csv file numbers with a decimal point, are those of a regression, (N,) or (N, C).
+    floats, in a .csv file numbers with a decimal point, are those of a regression, (N,) or (N, C); an `InputWarning`
+    says so where they look like classes: 3 to 20 different whole numbers that repeat.
 
     Args:
       path: The file.
@@ -156,13 +163,15 @@ def load_file(path: str | Path) -> Samples:
       >>> samples.x.shape, samples.y, samples.classes
       ((3, 3), array([1, 0, 1]), ('3', '7'))
     """
-    path = Path(path)
+    path = as_path("path", path)
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise DataError(f"Expected a file .npz or .csv of your data, got {path}; save it as one of these")
-    if not path.is_file():
-        raise DataError(f"Expected {path} to be a file, got {'a folder' if path.is_dir() else 'none of that name'}")
-    arrays = readers[path.suffix.lower()](path)
+        raise DataError(
+            f"Expected a file .npz or .csv of your data, got {shorten(str(path), 200)}; save it as one of these"
+        )
+    if (found_there := found_at(path)) != "a file":
+        raise DataError(f"Expected {shorten(str(path), 200)} to be a file, got {found_there}; check its name")
+    arrays, target = readers[path.suffix.lower()](path)
     x, x_test = (None if arrays.get(key) is None else _inputs(path, key, arrays[key]) for key in ("x", "x_test"))
     assert x is not None
     y, y_test = arrays.get("y"), arrays.get("y_test")
@@ -175,7 +184,7 @@ def load_file(path: str | Path) -> Samples:
     named = {"y": (y, len(x)), "y_test": (y_test, 0 if x_test is None else len(x_test))}
     found = {key: _targets(path, key, value, n) for key, (value, n) in named.items() if value is not None}
     classes, numbered = _labels(path, found)
-    return Samples(path.name, x, numbered["y"], classes, x_test, numbered.get("y_test"), path.absolute())
+    return Samples(path.name, x, numbered["y"], classes, x_test, numbered.get("y_test"), path.absolute(), target)
 
 
 def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None) -> Splits:
@@ -198,7 +207,8 @@ def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None
     return load_file(source["file"]).splits(**options)
 
 
-def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
+def _read_npz(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
+    """Returns the arrays by their names; the file does not name its target otherwise."""
     try:
         # Opened here, since NumPy leaves a damaged file open.
         with path.open("rb") as file:
@@ -210,7 +220,9 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
         text = str(error) or type(error).__name__
         if "pickle" in text:
-            text = "an array of objects; store numbers, of one dtype"
+            objects = "an array of objects; store numbers, of one dtype"
+            another = "a file of another kind; save it with numpy.savez(path, x=..., y=...)"
+            text = objects if zipfile.is_zipfile(path) else another
         raise DataError(f"Expected {path} to be a readable .npz file, got {text[:300]}") from None
     if "x" not in found:
         listed = ", ".join(names[:10]) or "none"
@@ -218,29 +230,34 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
     if unknown := [name for name in names if name not in _ARRAYS]:
         near = did_you_mean(unknown[0], _ARRAYS)
         raise DataError(f"Expected arrays {', '.join(_ARRAYS)} in {path}, got {unknown[0][:60]!r} too{near}")
-    return found
+    return found, ""
 
 
-def _read_csv(path: Path) -> Mapping[str, np.ndarray]:
+def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
+    """Returns inputs and targets, and what the file calls the latter."""
     import pandas
 
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = [cell.strip() for cell in next(csv.reader(file), [])]
-        if len(first) < 2:
-            raise ValueError("fewer than two columns; separate them by commas")
+        first = _first_line(path)
         named = any(not _is_number(cell) for cell in first[:-1]) or first[-1].lower() in TARGET_NAMES
         # Not the names that pandas makes, which hide that two are equal or one is absent.
         table: Any = pandas.read_csv(
             path, header=None, skiprows=int(named), encoding="utf-8-sig", skipinitialspace=True, low_memory=False
         )
-    except (OSError, ValueError, csv.Error, pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
-        raise DataError(f"Expected {path} to be a readable .csv file, got {str(error).strip()[:300]}") from None
-    names = first if named else [f"column {i + 1}" for i in range(len(first))]
-    if len(table.columns) != len(first):
+    except pandas.errors.EmptyDataError:
         raise DataError(
-            f"Expected every line of {path} to have {len(first)} entries, as its first, got {len(table.columns)}"
+            f"Expected inputs below the names of columns in {path}, got none; write a line for every input"
+        ) from None
+    except (OSError, ValueError, csv.Error, pandas.errors.ParserError) as error:
+        raise DataError(f"Expected {path} to be a readable .csv file, got {str(error).strip()[:300]}") from None
+    if len(table.columns) != len(first):
+        hint = "; delete the comment there" if first[0].startswith("#") else ""
+        raise DataError(
+            f"Expected every line of {path} to have {len(first)} entries, as its first, got {len(table.columns)}{hint}"
         )
+    if not named and _begins_with_its_name(table[len(first) - 1]):
+        named, table = True, table.iloc[1:].reset_index(drop=True)
+    names = first if named else [f"column {i + 1}" for i in range(len(first))]
     if "" in names:
         raise DataError(
             f"Expected a name for every column of {path}, got none for column {names.index('') + 1}; write the file "
@@ -252,20 +269,56 @@ def _read_csv(path: Path) -> Mapping[str, np.ndarray]:
             f"Expected one column of targets in {path}, got {', '.join(names[i] for i in targets)}; rename the others"
         )
     target = targets[0] if targets else len(names) - 1
+    if names[target].lower() == "y" and target != len(names) - 1:
+        warn(
+            f"Expected the targets of {path} in its last column, {shorten(names[-1])!r}, or in one called "
+            f"{', '.join(TARGET_NAMES[1:])}, got column {target + 1}, called {names[target]!r}, and took it for the "
+            "targets; call it target if it is, anything but y if it is not",
+            InputWarning,
+        )
     columns = [i for i in range(len(names)) if i != target]
     for i in columns:
         if table[i].dtype.kind not in "iufb":
-            wrong = next((str(v) for v in table[i] if not _is_number(str(v))), "text")
-            raise DataError(
-                f"Expected numbers in {names[i]!r} of {path}, got {wrong[:60]!r}; leave the column out, or code it "
-                "as numbers"
-            )
+            wrong = next((str(v) for v in table[i] if not _is_number(str(v))), None)
+            if wrong is not None:
+                raise DataError(
+                    f"Expected numbers in {names[i]!r} of {path}, got {wrong[:60]!r}; leave the column out, or code it "
+                    "as numbers"
+                )
+            table[i] = table[i].astype(float)  # integers of more than 64 bits
     y = table[target]
     empty = np.flatnonzero(y.isna())
     if empty.size:
-        raise DataError(f"Expected a target on every line of {path}, got none in row {empty[0]}; leave that row out")
+        place = _place(path, int(empty[0]), len(table))
+        raise DataError(f"Expected a target on every line of {path}, got none in {place}; leave that line out")
     texts = y.dtype.kind not in "iufb"
-    return {"x": table[columns].to_numpy(np.float64), "y": y.to_numpy(np.str_ if texts else None)}
+    arrays = {"x": table[columns].to_numpy(np.float64), "y": y.to_numpy(np.str_ if texts else None)}
+    return arrays, names[target]
+
+
+def _first_line(path: Path) -> list[str]:
+    """Returns the entries of the first line; raises a `ValueError` where there are not two."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        cells = next(csv.reader(file, skipinitialspace=True), None)
+    if cells is None:
+        raise ValueError("an empty one; write a line for every input")
+    cells = [cell.strip() for cell in cells]
+    if not any(cells):
+        raise ValueError("a blank first line; delete it")
+    if len(cells) < 2:
+        comment = cells[0].startswith("#")
+        raise ValueError(
+            "a comment as its first line; delete it" if comment else "fewer than two columns; separate them by commas"
+        )
+    return cells
+
+
+def _begins_with_its_name(column: Any) -> bool:
+    """Whether the first text of a column of classes is its name: it does not occur again, and some others do."""
+    if column.dtype.kind in "iufb":
+        return False
+    name, *classes = map(str, column)
+    return name not in classes and len(set(classes)) < len(classes) and not any(map(_is_number, [name, *classes]))
 
 
 def _is_number(text: str) -> bool:
@@ -273,7 +326,21 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # which Python takes for 1_000
+
+
+def _place(path: Path, row: int, rows: int) -> str:
+    """Says where one of the rows of a file is: "line 3", as editors count, of a .csv file, or "row 1", from 0."""
+    if path.suffix.lower() != ".csv":
+        return f"row {row}"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, skipinitialspace=True)
+            ends = [lines.line_num for cells in lines if cells]
+    except csv.Error:  # an entry that is too long for it
+        return f"row {row}"
+    # Names of columns may come before.
+    return f"line {ends[len(ends) - rows + row]}"
 
 
 def _inputs(path: Path, key: str, x: np.ndarray) -> np.ndarray:
@@ -292,7 +359,7 @@ def _inputs(path: Path, key: str, x: np.ndarray) -> np.ndarray:
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
         raise DataError(
-            f"Expected `{key}` of {path} to be finite, got NaN or infinity in row {row}; leave that row out"
+            f"Expected `{key}` of {path} to be finite, got NaN or infinity in {_place(path, row, len(x))}; leave it out"
         )
     return x
 
@@ -323,9 +390,17 @@ def _labels(path: Path, found: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...
     if len(kinds) > 1 or len({y.shape[1:] for y in found.values()}) > 1:
         raise DataError(f"Expected `y` and `y_test` of {path} to be of one kind, got {' and '.join(sorted(kinds))}")
     y = found["y"]
-    if y.dtype.kind == "f":
-        return (), dict(found)
     values = np.unique(y)
+    if y.dtype.kind == "f":
+        # Two, such as -1 and 1, are usual in regressions.
+        if y.shape[1] == 1 and 2 < len(values) <= min(_MOST_CLASSES, len(y) // 2) and (values == values.round()).all():
+            warn(
+                f"Expected classes in {path} to be integers, got floats, which are targets of a regression, of "
+                f"{len(values)} whole numbers; store classes without decimal points, or, if a regression is meant, "
+                "ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
+                InputWarning,
+            )
+        return (), dict(found)
     if len(values) > max(2, len(y) // 2) and not np.array_equal(values, np.arange(len(values))):
         raise DataError(
             f"Expected labels that repeat in {path}, got {len(values)} different ones for {len(y)} inputs; store "

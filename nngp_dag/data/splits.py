@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nngp_dag.data.datasets import Dataset, load_dataset, split_names
+from nngp_dag.data.datasets import Dataset, check_size, load_dataset, split_names
 from nngp_dag.data.preprocessing import NORMALISATION, Constants, channel_constants, normalise, scale_to_sphere
 from nngp_dag.errors import DataError
 
@@ -140,8 +140,7 @@ def load_splits(
     Reference: the constants and splits are those of the published MLP trainer of Chen et al., NeurIPS 2022.
     """
     for argument, value in (("subset", subset), ("eval_subset", eval_subset)):
-        if value is not None and value < 1:
-            raise DataError(f"Expected `{argument}` to be at least 1, got {value}; leave it out to take every example")
+        check_size(argument, value)
     # Points of the sphere are drawn, as many as it takes to leave `subset` for training.
     drawn = -(-subset * 10 // 9) if name == "sphere" and subset is not None else None
     whole = load_dataset(name, data_dir=data_dir, subset=drawn)

@@ -80,7 +80,14 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
 _LEAST_SHARE = 0.045
 
 
-def plot_kernel(k: "Kernel", path: Path, title: str, *, labels: "Sequence[Any] | np.ndarray | None" = None) -> None:
+def plot_kernel(
+    k: "Kernel",
+    path: Path,
+    title: str,
+    *,
+    labels: "Sequence[Any] | np.ndarray | None" = None,
+    classes: Sequence[str] = (),
+) -> None:
     """Draws NNGP and NTK as heat maps.
 
     Args:
@@ -89,6 +96,7 @@ def plot_kernel(k: "Kernel", path: Path, title: str, *, labels: "Sequence[Any] |
       title: What they are of.
       labels: The class of every input, by which rows and columns are sorted, named and parted; without them they keep
         their order. Only for kernels of one set of inputs.
+      classes: The names of classes 0, 1, ...; without them the labels themselves are shown.
 
     Raises:
       InputError: There are not as many `labels` as rows and columns.
@@ -104,8 +112,8 @@ def plot_kernel(k: "Kernel", path: Path, title: str, *, labels: "Sequence[Any] |
                 f"{len(labels)}; pass one for every input, or none"
             )
         order = np.argsort(labels, kind="stable")
-        classes, starts = np.unique(np.asarray(labels)[order], return_index=True)
-        names = [codes.shorten(str(name), 12) for name in classes]
+        found, starts = np.unique(np.asarray(labels)[order], return_index=True)
+        names = [codes.shorten(str(classes[label] if classes else label), 12) for label in found]
     figure = style.new_figure(11, 5.2, title)
     for i, (kernel, matrix) in enumerate(matrices.items()):
         axes = figure.add_subplot(1, 2, i + 1)
@@ -119,8 +127,9 @@ def plot_kernel(k: "Kernel", path: Path, title: str, *, labels: "Sequence[Any] |
         else:
             places, kept = _class_ticks(starts, names, len(matrix))
             turned = max(map(len, kept)) > 2
-            axes.set_xticks(places, kept, rotation=90 if turned else 0)
-            axes.set_yticks(places, kept)
+            # Names are no formulas.
+            axes.set_xticks(places, kept, rotation=90 if turned else 0, parse_math=False)
+            axes.set_yticks(places, kept, parse_math=False)
         axes.set_title(f"{kernel}(x, x')", fontsize=11)
         axes.set_xlabel("input x'" if order is None else "class of input x'")
         axes.set_ylabel("input x" if order is None else "class of input x")

@@ -58,8 +58,10 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
 
 
 @contextlib.contextmanager
-def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def output_file(path: str | Path, *, overwrite: bool = False, option: str = "--out") -> Iterator[Path]:
     """Yields a temporary path that is renamed to `path` when the block ends without an error.
+
+    `option` is the one that names the output, for messages.
 
     Raises:
       OutputError: `path` exists (unless `overwrite`), cannot be written, or another process writes it.
@@ -67,7 +69,7 @@ def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = Path(path)
 
     def check() -> None:
-        with as_output_error(target):
+        with as_output_error(target, option):
             taken = target.is_dir() or (target.exists() and not overwrite)
         if taken:
             raise OutputError(
@@ -75,28 +77,28 @@ def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             )
 
     check()
-    with _staging(target, target.parent) as staging:
+    with _staging(target, target.parent, option) as staging:
         yield staging / target.name
         check()  # until a moment ago
         os.replace(staging / target.name, target)
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
     """Makes a folder and keeps other processes out of it; removes what killed ones were about to write there.
 
-    A thread that has claimed a folder may do so again.
+    A thread that has claimed a folder may do so again. `option` is the one that names the folder, for messages.
 
     Raises:
       OutputError: Another process is at work there; it is a file, cannot be made, or is gone in the end.
     """
-    is_occupied(folder)
+    is_occupied(folder, option)
     key = folder.absolute()
     if _claims.get(key) == threading.get_ident():
         yield
         return
     with contextlib.ExitStack() as stack:
-        with as_output_error(folder):
+        with as_output_error(folder, option):
             stack.enter_context(made(folder))
             stack.enter_context(locked(folder, folder))
             _clean(folder)
@@ -107,15 +109,15 @@ def claimed(folder: Path) -> Iterator[None]:
             raise gone(key)
 
 
-def is_occupied(folder: Path) -> bool:
+def is_occupied(folder: Path, option: str = "--out") -> bool:
     """Whether a folder holds more than hidden files, which killed processes leave; not where there is none.
 
     Raises:
       OutputError: It is a file, or cannot be read.
     """
-    with as_output_error(folder):
+    with as_output_error(folder, option):
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"Expected the output {folder} to be a directory, got a file; choose another --out")
+            raise OutputError(f"Expected the output {folder} to be a directory, got a file; choose another {option}")
         return folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir())
 
 
@@ -144,10 +146,10 @@ def gone(folder: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def _staging(target: Path, place: Path) -> Iterator[Path]:
+def _staging(target: Path, place: Path, option: str = "--out") -> Iterator[Path]:
     """Makes a hidden directory in `place`; after an error neither it nor a folder made for it stays."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(as_output_error(target))
+        stack.enter_context(as_output_error(target, option))
         new = [folder for folder in (place, *place.parents) if not folder.exists()]
         # A claimed folder that is gone is not made again.
         if place.absolute() not in _claims:

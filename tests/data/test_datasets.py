@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -267,7 +268,9 @@ def test_a_failed_download_leaves_nothing(monkeypatch, tmp_path, error, message)
 
 
 def test_data_dir_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere;") as info:
+    with pytest.raises(
+        DataError, match=r"Expected `data_dir` to be an existing folder.*got .*/nowhere, none of that name;"
+    ) as info:
         load_dataset("mnist", data_dir=tmp_path / "nowhere")
     one_line(info)
     assert not (tmp_path / "nowhere").exists()
@@ -310,8 +313,25 @@ def test_unknown_split(name):
 
 @pytest.mark.parametrize("subset", [0, -3])
 def test_subset_below_one(subset):
-    with pytest.raises(DataError, match=f"Expected `subset` to be at least 1, got {subset}"):
+    with pytest.raises(DataError, match=f"Expected `subset` to be an integer of at least 1, got {subset}"):
         load_dataset("mnist", subset=subset)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": 3}, "Expected `name` to be the name of a data set, got 3; pass one"),
+        ({"name": "digits", "subset": "3"}, "Expected `subset` to be an integer of at least 1, got '3'"),
+        ({"name": "digits", "subset": 2.5}, "Expected `subset` to be an integer of at least 1, got 2.5"),
+        ({"name": "mnist", "data_dir": 3}, "Expected `data_dir` to be a path, got 3"),
+        ({"name": "mnist", "data_dir": "a\0b"}, "a name with a NUL character; create it"),
+    ],
+)
+def test_arguments_of_another_type(monkeypatch, arguments, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' checks of types
+    with pytest.raises(DataError, match=message) as info:
+        load_dataset(**arguments)
+    one_line(info)
 
 
 def test_subset_beyond_the_end(tfds_dir):

@@ -1,8 +1,9 @@
+import jaxtyping
 import numpy as np
 import pytest
 
 from nngp_dag.data import load_file, load_source
-from nngp_dag.errors import DataError
+from nngp_dag.errors import DataError, InputWarning
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 LABELS = np.arange(40) % 3
@@ -76,7 +77,7 @@ def test_inputs_keep_their_values_and_digits(tmp_path, dtype, expected):
         ({"x": X, "y": LABELS, "x_test": X[:, :2], "y_test": LABELS}, "to have inputs of shape"),
         ({"x": X, "y": LABELS, "x_test": X, "y_test": LABELS + 1}, "to occur in `y`, got 3 in row 2"),
         ({"x": X, "y": LABELS, "x_test": X, "y_test": X[:, 0]}, "to be of one kind, got integers and real targets"),
-        ({"x": X, "y": np.array([None] * 40)}, "an array of objects"),
+        ({"x": X, "y": np.array([None] * 40)}, "got an array of objects"),
     ],
 )
 def test_a_bad_npz_is_one_clear_line(tmp_path, arrays, message):
@@ -91,6 +92,8 @@ def test_a_bad_npz_is_one_clear_line(tmp_path, arrays, message):
         ("a,label,b\n1,7,2\n3,9,4\n", [[1, 2], [3, 4]], [0, 1], ("7", "9")),
         ("0,1,y\n1,2,.5\n3,4,1.5\n", [[1, 2], [3, 4]], [[0.5], [1.5]], ()),
         ("1.5,2,cat\n3,4,dog\n", [[1.5, 2], [3, 4]], [0, 1], ("cat", "dog")),
+        ("0,1,kind\n1,2,b\n3,4,a\n5,6,b\n", [[1, 2], [3, 4], [5, 6]], [1, 0, 1], ("a", "b")),
+        ("1" * 30 + ",2,cat\n3,4,dog\n", [[float("1" * 30), 2], [3, 4]], [0, 1], ("cat", "dog")),
         ('\ufeff"a, b", kind\n1,ä\n2,b\n', [[1], [2]], [1, 0], ("b", "ä")),
     ],
 )
@@ -101,16 +104,39 @@ def test_csv(tmp_path, text, x, y, classes):
     assert samples.classes == classes
 
 
+def test_classes_stored_as_floats_are_warned_of(tmp_path):
+    np.savetxt(tmp_path / "my.csv", np.column_stack([X, LABELS]), delimiter=",")
+    for path in (tmp_path / "my.csv", npz(tmp_path, x=X, y=LABELS.astype(float))):
+        with pytest.warns(InputWarning, match=r"to be integers, got floats, .* of 3 whole numbers; store"):
+            assert load_file(path).classes == ()
+    # Nothing is said of these.
+    for y in (LABELS[:, None] + 0.5, (LABELS == 1) * 2.0 - 1, np.arange(40.0), np.eye(3)[LABELS] * 2):
+        assert load_file(npz(tmp_path, x=X, y=y)).classes == ()
+
+
+def test_the_target_of_a_csv_is_named(tmp_path):
+    with pytest.warns(InputWarning, match=r"in its last column, 'price', .*, got column 2, called 'y', .*; call it"):
+        assert "; target: y; 1 real target each" in load_file(csv(tmp_path, "x,y,price\n1,.5,2\n2,1.5,3\n")).statement
+    assert "; target: label; 2 classes" in load_file(csv(tmp_path, "a,label,b\n1,0,2\n3,1,4\n")).statement
+    assert "; target: column 3; 2 classes" in load_file(csv(tmp_path, "1,2,0\n3,4,1\n")).statement
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "fewer than two columns"),
+        ("", "got an empty one"),
+        ("\n1,2,0\n", "got a blank first line; delete it"),
+        ("# mine\n1,2,0\n", "got a comment as its first line; delete it"),
+        ("# mine, of 2020\n1,2,0\n", "to have 2 entries, as its first, got 3; delete the comment there"),
         ("1\n2\n", "fewer than two columns"),
         ("1;2;0\n", "fewer than two columns"),
-        ("a,y\n", "to be a readable .csv file, got No columns"),
+        ("a,y\n", "Expected inputs below the names of columns in .*, got none"),
         ("1,2\n1,2,3\n", "readable .csv file|entries"),
-        ("1,2,0\n1,nan,1\n", "to be finite, got NaN or infinity in row 1"),
-        ("1,2,0\n1,2,\n", "Expected a target on every line of .*, got none in row 1"),
+        ("1,2,0\n1,nan,1\n", "to be finite, got NaN or infinity in line 2; leave it out"),
+        ("a,b,y\n1,2,0\n\n1,inf,1\n", "to be finite, got NaN or infinity in line 4"),
+        ("1,2,0\n" + "1" * 200_000 + ",2,1\n", "to be finite, got NaN or infinity in row 1"),
+        ("1,2,0\n1_0,2,1\n", "Expected numbers in 'column 1' of .*, got '1_0'"),
+        ("1,2,0\n1,2,\n", "Expected a target on every line of .*, got none in line 2"),
         ("a,b,y\n1,red,0\n", "Expected numbers in 'b' of .*, got 'red'"),
         (",b,y\n1,2,0\n", "Expected a name for every column of .*, got none for column 1"),
         ("a,y,label\n1,2,0\n", "Expected one column of targets in .*, got y, label"),
@@ -122,9 +148,13 @@ def test_a_bad_csv_is_one_clear_line(tmp_path, text, message):
 
 
 def test_a_file_that_is_none(tmp_path):
-    for name, content in (("a.npz", b"text"), ("b.npz", b"PK\x03\x04" + b"\0" * 40), ("c.npz", b"")):
+    for name, content, got in (
+        ("a.npz", b"text", "a file of another kind; save it with"),
+        ("b.npz", b"PK\x03\x04" + b"\0" * 40, ""),
+        ("c.npz", b"", ""),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=r"to be a readable \.npz file"):
+        with pytest.raises(DataError, match=rf"to be a readable \.npz file, got {got}"):
             load_file(tmp_path / name)
     np.save(tmp_path / "d.npy", X)
     (tmp_path / "d.npy").rename(tmp_path / "d.npz")
@@ -135,6 +165,20 @@ def test_a_file_that_is_none(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             load_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (3, "Expected `path` to be a path, got 3"),
+        (f"{'x' * 300}.npz", r"Expected xxx.*\.\.\. to be a file, got File name too long"),
+        ("a\0b.csv", "to be a file, got a name with a NUL character"),
+    ],
+)
+def test_what_is_no_path(monkeypatch, path, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' checks of types
+    with pytest.raises(DataError, match=message):
+        load_file(path)
 
 
 def test_splits(tmp_path):

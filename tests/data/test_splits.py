@@ -76,7 +76,7 @@ def test_a_subset_is_the_beginning_and_leaves_the_other_parts_alone(numbered):
 
 @pytest.mark.parametrize("subset", [0, -5])
 def test_subset_below_one(subset):
-    with pytest.raises(DataError, match=f"Expected `subset` to be at least 1, got {subset}"):
+    with pytest.raises(DataError, match=f"Expected `subset` to be an integer of at least 1, got {subset}"):
         load_splits("digits", subset=subset)
 
 

@@ -155,6 +155,16 @@ def test_rows_of_kernels_are_named_by_class(figures, tmp_path, names):
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), kernel(40).nngp[np.ix_(order, order)])
 
 
+def test_rows_of_kernels_are_named_as_the_classes_of_a_file(figures, tmp_path):
+    names = ("-1", "10", "2", "a name that is long", "$\\no$")
+    plot_kernel(kernel(40), tmp_path / "kernel.png", "title", labels=np.arange(40) % 5, classes=names)
+    [figure] = figures
+    check(figure)
+    shown = [text.get_text() for text in ticks(figure.axes[0].yaxis)]
+    assert shown[:3] == ["-1", "10", "2"]
+    assert len(shown[3]) == 12
+
+
 def test_kernels_without_classes(figures, tmp_path):
     plot_kernel(kernel(4), tmp_path / "kernel.png", "title")
     check(figures[0])
