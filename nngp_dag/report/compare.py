@@ -184,7 +184,7 @@ def compare(
         that are lie in its folder `unfinished`.
       resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
         are those of one that was not interrupted.
-      overwrite: Replace the comparison in `out`.
+      overwrite: Replace the comparison in `out`; a folder that holds something else is refused.
       config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the
         picture.
       on_progress: Called with (what is being done, steps done, steps in all).
@@ -230,8 +230,8 @@ def compare(
     report = on_progress or (lambda task, done, total: None)
 
     settings = {
-        "dags": {name: str(dag) for name, dag in named.items()},
         **(config or {}),
+        "dags": {name: str(dag) for name, dag in named.items()},
         "width": int(width),
         "seeds": chosen,
         "steps": int(steps),
@@ -240,7 +240,7 @@ def compare(
         "parameterisation": parameterisation,
         **environment(),
     }
-    directory = None if out is None else CompareDirectory(Path(out), list(named))
+    directory = None if out is None else CompareDirectory(Path(out), settings["dags"])
     with contextlib.nullcontext() if directory is None else claimed(directory.path):
         found: dict[str, Comparison] = {}
         if directory is not None:
