@@ -85,6 +85,9 @@ def test_learning_rates(results):
     assert own["DAG#1"] > own["DAG#3"]
     assert learning_rates(spectra, "shared") == dict.fromkeys(spectra, own["DAG#3"])
     assert learning_rates(spectra, 1e-4) == dict.fromkeys(spectra, 1e-4)
+    for rate in ("auto", "shared", 0.1):
+        with pytest.raises(InputError, match=r"Expected lambda_max\(NTK\) of a above 0, got 0"):
+            learning_rates({"a": nd.Spectrum(0.0, 0.0, 0.0)}, rate)
 
 
 def test_the_verdict_says_what_was_found(results):
@@ -398,16 +401,21 @@ def test_graphs_and_seeds_in_every_form(results):
     [
         ({"dags": ["2", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 2, 2; name every graph once"),
         ({"dags": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
-        (
-            {"y": DATA.labels},
-            r"Expected `x` \(N, d\) and `y` \(N, C\) with equal N, got \(12, 64\) and \(12,\); .*one_hot",
-        ),
-        ({"x": X[:3]}, "with equal N"),
+        ({"y": DATA.labels}, r"`y` to be numbers to regress on, got integers from 0 to 9, .*one_hot\(y, 10\) for cl"),
+        ({"y": DATA.labels[:, None]}, "which look like class labels"),
+        ({"x": X[:3]}, r"Expected `y` to have shape \(3,\) or \(3, C\), got \(12, 10\)"),
+        ({"x": X.reshape(12, 8, 8)}, r"Expected `x` to have shape \(N, d\), got \(12, 8, 8\); flatten images"),
+        ({"x": np.ma.masked_greater(X, 1)}, "Expected `x` without masked entries"),
+        ({"y": Y + 1j}, "Expected `y` to hold real numbers, got dtype complex64"),
+        ({"x": np.zeros((12, 64))}, "Expected `x` to hold an input that is not 0, got only zeros"),
         ({"x": np.where(X.max() == X, np.nan, X)}, "Expected `x` to be finite, got NaN"),
-        ({"x": np.array([["a"]])}, "Expected `x` to be an array of numbers, got ndarray"),
+        ({"x": np.array([["a"]])}, "Expected `x` to hold real numbers, got dtype <U1"),
         ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2\\^32 - 1, got 0"),
         ({"seeds": [1, 1]}, "Expected at least one seed"),
-        ({"width": 0}, "Expected the width to be at least 1, got 0"),
+        ({"seeds": 10**12}, "Expected at most 100,000 seeds, got 1000000000000; take fewer"),
+        ({"seeds": range(10**12)}, "Expected at most 100,000 seeds, got range"),
+        ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
+        ({"config": {"at": float("nan")}}, "Expected `config` to hold what JSON can, got .*Out of range"),
         ({"resume": True}, "Expected `resume` beside `out`, .* got no `out`"),
         ({"resume": True, "overwrite": True, "out": "out"}, "got both"),
     ],
