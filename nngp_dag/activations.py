@@ -17,7 +17,7 @@ import numpy as np
 
 from nngp_dag.elementwise import check_elementwise
 from nngp_dag.errors import InputError, did_you_mean, shown
-from nngp_dag.graph.operations import LARGEST, as_number
+from nngp_dag.graph.operations import LARGEST, as_number, check_whole
 
 # What a parameter may be given as; it is kept as a float.
 Number = float | int
@@ -72,13 +72,6 @@ def _number(what: str, value: Number) -> float:
     if abs(number) > LARGEST:
         raise InputError(f"Expected `{what}` to be at most {LARGEST:g} in size, got {shown(value)}")
     return float(number)
-
-
-def _natural(what: str, value: int) -> int:
-    number = as_number(what, value)
-    if number < 0 or number != int(number):
-        raise InputError(f"Expected `{what}` to be a whole number, at least 0, got {shown(value)}")
-    return int(number)
 
 
 @dataclass(frozen=True)
@@ -253,7 +246,7 @@ class RectifiedMonomial(Activation):
     degree: int
 
     def _check(self) -> None:
-        object.__setattr__(self, "degree", _natural("degree` of `RectifiedMonomial", self.degree))
+        object.__setattr__(self, "degree", check_whole("degree` of `RectifiedMonomial", self.degree, 0))
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jnp.where(x >= 0, x**self.degree, 0)
@@ -286,7 +279,7 @@ class Quadrature(Activation):
     def _check(self) -> None:
         if not callable(self.fn):
             raise InputError(f"Expected `fn` of `Quadrature` to be a function of an array, got {self.fn!r}")
-        degree = _natural("degree` of `Quadrature", self.degree)
+        degree = check_whole("degree` of `Quadrature", self.degree, 0)
         if not 1 <= degree <= 128:
             raise InputError(f"Expected `degree` of `Quadrature` to be between 1 and 128, got {degree}")
         object.__setattr__(self, "degree", degree)
@@ -326,13 +319,13 @@ def rbf(gamma: Number = 1.0) -> Sin:
 
 def monomial(n: int) -> Polynomial:
     """Returns x^n."""
-    n = _natural("n", n)
+    n = check_whole("n", n, 0)
     return Polynomial((0.0,) * n + (1.0,), f"monomial({n})")
 
 
 def hermite(n: int) -> Polynomial:
     """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n."""
-    n = _natural("n", n)
+    n = check_whole("n", n, 0)
     coefficients = np.polynomial.hermite_e.herme2poly([0.0] * n + [1.0]) / math.sqrt(math.factorial(n))
     return Polynomial(tuple(coefficients.tolist()), f"hermite({n})")
 

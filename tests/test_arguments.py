@@ -167,6 +167,48 @@ def test_integers_that_look_like_labels_are_no_targets(y):
         call(np.array([-1, 1, 1, -1]))
 
 
+def test_a_single_number_is_no_list_of_targets():
+    with pytest.raises(InputError, match=r"Expected `y` to have shape \(4,\) or \(4, C\), got \(\)"):
+        nd.expected_loss(nd.Kernel(nngp=np.eye(4), ntk=np.eye(4)), 3, 0.1, 1)
+
+
+# Comparisons.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 2.5}, "`width` to be a whole number, at least 1, got 2.5"),
+        ({"width": "2"}, "`width` to be a finite number, got '2'"),
+        ({"steps": True}, "`steps` to be a finite number, got True"),
+        ({"seeds": 1.5}, "`seeds` to be a number or a list of whole numbers, got 1.5"),
+        ({"learning_rate": "fast"}, "`learning_rate` to be 'auto', 'shared' or a number, got 'fast'"),
+        ({"learning_rate": None}, "`learning_rate` to be a finite number, got None"),
+        ({"learning_rate": np.float32(-1)}, "`learning_rate` to be finite and above 0, got"),
+        ({"order": 3}, "`order` to be one of"),
+        ({"dags": {7: "2", "b": "1"}}, r"names of `dags` to be text, got 7; pass str\(name\)"),
+        ({"config": [1]}, r"`config` to be a dict with names that are text, got \[1\]"),
+        ({"config": {1: 2}}, "`config` to be a dict with names that are text"),
+        ({"config": {"x": X}}, "`config` to hold what JSON can"),
+        ({"out": 7}, "`out` to be the path of a folder, got 7"),
+        ({"on_progress": "bar"}, "`on_progress` to be a function, got 'bar'"),
+    ],
+)
+def test_wrong_types_are_found_before_a_comparison_begins(change, message):
+    arguments = {"dags": "2", "x": X, "y": np.eye(6), "on_progress": lambda task, *_: pytest.fail(task), **change}
+    with pytest.raises(InputError, match=f"Expected {message}"):
+        nd.compare(**arguments)
+
+
+def test_scalars_of_numpy_and_targets_in_one_row_are_compared(tmp_path):
+    y = np.arange(6.0)
+    sizes = {"width": np.int64(2), "steps": np.int64(1), "seeds": np.int64(1), "learning_rate": np.float32(0.125)}
+    found = nd.compare("2", X / 9, y, out=tmp_path / "out", **sizes)[0]
+    expected = nd.compare("2", X / 9, y[:, None], width=2, steps=1, seeds=1, learning_rate=0.125)[0]
+    np.testing.assert_array_equal(found.curves, expected.curves)
+    assert type(found.learning_rate) is float
+
+
 # Inputs.
 
 
@@ -311,6 +353,8 @@ def test_dense_layers_beside_convolutions_are_named():
         (lambda v: nd.gram(DAG, X, overwrite=v), "overwrite"),
         (lambda v: nd.ntk_path_bound(DAG, stem(), readout=v), "readout"),
         (lambda v: nd.sweep([DAG], X, resume=v), "resume"),
+        (lambda v: nd.compare(DAG, X, np.eye(6), width=2, steps=1, seeds=1, resume=v), "resume"),
+        (lambda v: nd.compare(DAG, X, np.eye(6), width=2, steps=1, seeds=1, overwrite=v), "overwrite"),
         (lambda v: nd.spectrum(np.eye(2), eigenvalues=v), "eigenvalues"),
         (lambda v: nd.largest_stable_learning_rate(np.eye(2), nesterov=v), "nesterov"),
         (lambda v: nd.expected_loss(nd.Kernel(np.eye(2), np.eye(2)), np.ones(2), 0.1, 1, flow=v), "flow"),

@@ -256,6 +256,16 @@ def test_kernels_of_ones_own_data(capsys, mine):
             assert str(saved["dataset"]) == file
 
 
+def test_an_input_that_is_zero_is_refused_with_the_option_that_takes_it(capsys, tmp_path):
+    np.savez(tmp_path / "zero.npz", x=np.array([[1.0, 2.0], [0.0, 0.0]]))
+    status, _, err = run(
+        capsys, "kernel", "--dag", "2", "--data", str(tmp_path / "zero.npz"), "--out", str(tmp_path / "k.npz")
+    )
+    assert status == 2
+    assert "only zeros in row 1; remove that input, or shift all of them" in " ".join(err.split())
+    assert "or pass --no-scale-inputs" in " ".join(err.split())
+
+
 def test_json_is_all_that_is_printed(capsys, mine):
     folder = mine[0]
     status, text, err = run(capsys, "show", "2_21_112", "--json")

@@ -119,4 +119,9 @@ def _shaped(samples: "Samples", scale_inputs: bool, images: bool) -> "Samples":
 
     x = samples.x
     shape = x.shape if images else (len(x), -1)
-    return dataclasses.replace(samples, x=(scale_to_sphere(x) if scale_inputs else x).reshape(shape))
+    if scale_inputs:
+        try:
+            x = scale_to_sphere(x)
+        except InputError as error:
+            raise InputError(f"{error}, or pass --no-scale-inputs") from None
+    return dataclasses.replace(samples, x=x.reshape(shape))

@@ -131,7 +131,7 @@ def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "
     if zero.size:
         raise InputError(
             f"Expected every row of `x` to have a direction, got only zeros in row {zero[0]}; remove that "
-            "input, or normalise the images before scaling them"
+            "input, or shift all of them, as by their mean, before scaling"
         )
     # Divided by the largest entry first, so that no square can overflow or vanish.
     rows /= largest

@@ -225,6 +225,14 @@ def as_number(name: str, value: Any) -> float | int:
     return number if isinstance(number, int) else float(number)
 
 
+def check_whole(name: str, value: Any, least: int) -> int:
+    """Returns a whole number of at least `least`, also a scalar of NumPy or JAX, as an `int`."""
+    number = as_number(name, value)
+    if number < least or number != int(number):
+        raise InputError(f"Expected `{name}` to be a whole number, at least {least}, got {shown(value)}")
+    return int(number)
+
+
 def check_not_traced(name: str, value: object) -> None:
     """Raises an `InputError` where `value` is one inside a transformation of JAX, such as `jax.grad`."""
     if any(base.__name__ == "Tracer" and base.__module__.startswith("jax.") for base in type(value).__mro__):

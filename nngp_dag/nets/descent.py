@@ -3,6 +3,7 @@
 Training on batches of a data set, with checkpoints and evaluation, is `nngp_dag.training`.
 """
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError, shown
 from nngp_dag.nets.model import Params, as_functions
 
+# Each is a network in memory.
+_MOST_SEEDS = 100_000
+
 Loss = Callable[[Array, Array], Array]
 
 
@@ -25,12 +29,16 @@ def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
     """Returns the seeds 0 to S - 1 for a number S, or the seeds themselves.
 
     Raises:
-      InputError: There is none, one twice, or one that is no 32-bit number.
+      InputError: There is none, one twice, one that is no 32-bit number, or more than 100,000.
     """
     try:
-        chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, SupportsIndex) else seeds)]
+        given = range(seeds) if isinstance(seeds, SupportsIndex) else seeds
+        # One more than may be, so that too many are seen and not listed.
+        chosen = [operator.index(seed) for seed in itertools.islice(given, _MOST_SEEDS + 1)]
     except TypeError:
         raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}") from None
+    if len(chosen) > _MOST_SEEDS:
+        raise InputError(f"Expected at most {_MOST_SEEDS:,} seeds, got {shown(seeds)}; take fewer networks")
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
         raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {shown(seeds)}")
     return chosen

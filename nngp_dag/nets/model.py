@@ -16,9 +16,9 @@ from nngp_dag.graph.operations import (
     HE_STD,
     IMAGE_READOUTS,
     PARAMETERISATIONS,
-    as_number,
     check_flag,
     check_option,
+    check_whole,
     check_window,
 )
 from nngp_dag.nets.layers import WeightedLayer, without_weights
@@ -127,8 +127,7 @@ class DagNet(nnx.Module):
                 f"Expected `in_features` to hold {dag.num_inputs} numbers, one per input node, got {shown(in_features)}"
             )
         for name, size in (("in_features", min(channels)), ("out_features", out_features), ("width", width)):
-            if as_number(name, size) != int(size) or size < 1:
-                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {shown(size)}")
+            check_whole(name, size, 1)
         if network.image_operations and image_shape is None:
             raise InputError("Expected `image_shape` for convolutions and pooling, got None; pass (height, width)")
         if image_shape is not None and not network.image_operations:

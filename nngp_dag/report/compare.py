@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-import math
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, OutputError
+from nngp_dag.errors import InputError, OutputError, shown
 from nngp_dag.graph import Dag, as_dag
+from nngp_dag.graph.operations import ORDERS, PARAMETERISATIONS, as_number, check_flag, check_option, check_whole
 from nngp_dag.kernels import Kernel, kernel
+from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
 from nngp_dag.storage import claimed, environment
@@ -32,6 +35,7 @@ from nngp_dag.theory import (
     rate_bound_holds_for,
     spectrum,
 )
+from nngp_dag.theory.symmetric import check_targets
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
@@ -173,7 +177,7 @@ def compare(
       dags: One DAG, several, or several by name, each a `Dag`, a code, a name of `zoo.FIGURE3` or a NAS-Bench-201
         cell; without names they are called by their texts.
       x: Inputs, (N, d), N >= 2.
-      y: Targets, (N, C), such as `nngp_dag.data.one_hot` makes of labels.
+      y: Targets, (N, C) or (N,), such as `nngp_dag.data.one_hot` makes of labels.
       width: Units of every node.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves; one network each.
       steps: Steps of gradient descent.
@@ -184,7 +188,7 @@ def compare(
         that are lie in its folder `unfinished`.
       resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
         are those of one that was not interrupted.
-      overwrite: Replace the comparison in `out`.
+      overwrite: Replace the comparison in `out`; a folder that holds something else is refused.
       config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the
         picture.
       on_progress: Called with (what is being done, steps done, steps in all).
@@ -194,7 +198,8 @@ def compare(
 
     Raises:
       GraphError: A text is no DAG.
-      InputError: Fewer than 2 inputs, equal DAGs, a learning rate at which training diverges, or any bad argument.
+      InputError: Fewer than 2 inputs, inputs that are all 0, equal DAGs, a learning rate at which training diverges,
+        or any bad argument.
       OutputError: `out` is not free, or cannot be written.
       CheckpointError: There is nothing to resume, or another comparison.
 
@@ -206,22 +211,19 @@ def compare(
       ('DAG#3', (2, 4), True)
     """
     named = _named(dags)
-    x, y = _numbers("x", x), _numbers("y", y)
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise InputError(
-            f"Expected `x` (N, d) and `y` (N, C) with equal N, got {x.shape} and {y.shape}; flatten images, and make "
-            "labels one-hot with `nngp_dag.data.one_hot`"
-        )
-    if len(x) < 2:
-        raise InputError(f"Expected at least 2 inputs to compare, got {len(x)}; take a larger subset")
-    for name, value in (("width", width), ("steps", steps)):
-        if value < 1:
-            raise InputError(f"Expected the {name} to be at least 1, got {value}")
+    x = _inputs(x)
+    y = check_targets("y", y, len(x))
+    width, steps = check_whole("width", width, 1), check_whole("steps", steps, 1)
     chosen = chosen_seeds(seeds)
-    if isinstance(learning_rate, str) and learning_rate not in ("auto", "shared"):
-        raise InputError(f"Expected `learning_rate` to be 'auto', 'shared' or a number, got {learning_rate!r}")
-    if not isinstance(learning_rate, str) and not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"Expected `learning_rate` to be finite and above 0, got {learning_rate}")
+    learning_rate = _rate(learning_rate)
+    check_option("order", order, ORDERS)
+    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+    resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise InputError(f"Expected `out` to be the path of a folder, got {shown(out)}")
+    _check_config(config)
+    if on_progress is not None and not callable(on_progress):
+        raise InputError(f"Expected `on_progress` to be a function, got {shown(on_progress)}")
     if resume and (out is None or overwrite):
         raise InputError(
             "Expected `resume` beside `out`, the folder of the comparison, and without `overwrite`, got "
@@ -230,17 +232,17 @@ def compare(
     report = on_progress or (lambda task, done, total: None)
 
     settings = {
-        "dags": {name: str(dag) for name, dag in named.items()},
         **(config or {}),
-        "width": int(width),
+        "dags": {name: str(dag) for name, dag in named.items()},
+        "width": width,
         "seeds": chosen,
-        "steps": int(steps),
+        "steps": steps,
         "learning_rate": learning_rate,
         "order": order,
         "parameterisation": parameterisation,
         **environment(),
     }
-    directory = None if out is None else CompareDirectory(Path(out), list(named))
+    directory = None if out is None else CompareDirectory(Path(out), settings["dags"])
     with contextlib.nullcontext() if directory is None else claimed(directory.path):
         found: dict[str, Comparison] = {}
         if directory is not None:
@@ -338,7 +340,15 @@ def _compared(
 
 
 def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
-    """Returns eta of every DAG: its own 1 / lambda_max(NTK), the smallest of these for all, or the number given."""
+    """Returns eta of every DAG: its own 1 / lambda_max(NTK), the smallest of these for all, or the number given.
+
+    Raises:
+      InputError: An NTK is 0.
+    """
+    if zero := [name for name, s in spectra.items() if s.lambda_max == 0]:
+        raise InputError(
+            f"Expected lambda_max(NTK) of {zero[0]} above 0, got 0, at which nothing trains; rescale the inputs"
+        )
     if learning_rate == "auto":
         return {name: 1 / s.lambda_max for name, s in spectra.items()}
     if learning_rate == "shared":
@@ -352,6 +362,9 @@ def _named(dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str]) -> d
     if not isinstance(dags, Iterable):
         raise InputError(f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {type(dags).__name__}")
     given: Any = dags.items() if isinstance(dags, Mapping) else [(str(dag), dag) for dag in dags]
+    for name, _ in given:
+        if not isinstance(name, str):
+            raise InputError(f"Expected names of `dags` to be text, got {shown(name)}; pass str(name)")
     parsed = [(name, as_dag(dag)) for name, dag in given]
     if not parsed or len({dag for _, dag in parsed}) < len(parsed):
         names = ", ".join(name for name, _ in parsed)
@@ -359,12 +372,40 @@ def _named(dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str]) -> d
     return dict(parsed)
 
 
-def _numbers(name: str, array: ArrayLike) -> np.ndarray:
-    """Returns an array in float64, all of it finite."""
+def _inputs(x: ArrayLike) -> Float[np.ndarray, "n d"]:
+    """Returns inputs in float64."""
+    array = host_array("x", x).astype(np.float64)
+    if array.ndim != 2 or not array.shape[1]:
+        raise InputError(
+            f"Expected `x` to have shape (N, d), got {array.shape}; flatten images to x.reshape(len(x), -1)"
+        )
+    if len(array) < 2:
+        raise InputError(f"Expected at least 2 inputs to compare, got {len(array)}; take a larger subset")
+    if not np.isfinite(array).all():
+        raise InputError("Expected `x` to be finite, got NaN or infinity; drop or repair those inputs")
+    if not array.any():
+        raise InputError("Expected `x` to hold an input that is not 0, got only zeros; check how it was read")
+    return array
+
+
+def _rate(learning_rate: LearningRate) -> LearningRate:
+    if isinstance(learning_rate, str):
+        if learning_rate not in ("auto", "shared"):
+            raise InputError(f"Expected `learning_rate` to be 'auto', 'shared' or a number, got {shown(learning_rate)}")
+        return str(learning_rate)
+    if (rate := as_number("learning_rate", learning_rate)) <= 0:
+        raise InputError(f"Expected `learning_rate` to be finite and above 0, got {shown(learning_rate)}")
+    return float(rate)
+
+
+def _check_config(config: Mapping[str, Any] | None) -> None:
+    """Raises an `InputError` unless JSON can hold `config` as it is."""
+    if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        raise InputError(f"Expected `config` to be a dict with names that are text, got {shown(config)}")
     try:
-        found = np.asarray(array, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"Expected `{name}` to be an array of numbers, got {type(array).__name__}: {error}") from None
-    if not np.isfinite(found).all():
-        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop or repair those inputs")
-    return found
+        json.dumps(dict(config or {}), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"Expected `config` to hold what JSON can, got {shown(config)}: {shown(str(error))}; pass plain numbers, "
+            "texts, lists and dicts"
+        ) from None

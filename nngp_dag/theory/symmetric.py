@@ -107,7 +107,7 @@ def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None
     numbers mean nothing to a regression.
     """
     given = host_array(name, y)
-    if given.dtype.kind in "biu" and given.size and given.size == len(given) and (least := int(given.min())) >= 0:
+    if given.dtype.kind in "biu" and given.ndim and 0 < given.size == len(given) and (least := int(given.min())) >= 0:
         largest = int(given.max())
         raise InputError(
             f"Expected `{name}` to be numbers to regress on, got integers from {least} to {largest}, which look like "

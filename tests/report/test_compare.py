@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -84,6 +85,9 @@ def test_learning_rates(results):
     assert own["DAG#1"] > own["DAG#3"]
     assert learning_rates(spectra, "shared") == dict.fromkeys(spectra, own["DAG#3"])
     assert learning_rates(spectra, 1e-4) == dict.fromkeys(spectra, 1e-4)
+    for rate in ("auto", "shared", 0.1):
+        with pytest.raises(InputError, match=r"Expected lambda_max\(NTK\) of a above 0, got 0"):
+            learning_rates({"a": nd.Spectrum(0.0, 0.0, 0.0)}, rate)
 
 
 def test_the_verdict_says_what_was_found(results):
@@ -294,14 +298,15 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
         ({"width": 9}, "to have width 9, got 8; resume with that"),
         ({"config": {"dataset": "mnist"}}, 'to have dataset "mnist", got "digits"'),
         ({"x": X + 1}, "to have sha256"),
+        ({"dags": {"chain": "2_02", "one": "1"}}, 'to have dags {"chain": "2_02", "one": "1"}, got {"one": "1", "ch'),
     ],
 )
 def test_another_comparison_is_not_resumed(whole, cut, change, message):
     dags, options, _ = whole
-    arguments = {"x": X, "y": Y, **options, **change}
+    arguments = {"dags": dags, "x": X, "y": Y, **options, **change}
     before = files_in(cut / "unfinished")
     with pytest.raises(CheckpointError, match=message):
-        nd.compare(dags, out=cut, resume=True, **arguments)
+        nd.compare(out=cut, resume=True, **arguments)
     assert files_in(cut / "unfinished") == before
 
 
@@ -312,10 +317,70 @@ def test_a_damaged_journal_is_found(whole, cut):
     with pytest.raises(CheckpointError, match="to hold what was written there, got something else; delete it"):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
     (cut / "unfinished" / "settings.json").write_text("[")
-    with pytest.raises(CheckpointError, match="to hold an unfinished comparison, got Expecting value"):
+    with pytest.raises(CheckpointError, match="to describe an unfinished comparison, got Expecting value"):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
     with pytest.raises(CheckpointError, match="got none; leave out --resume to start one"):
         nd.compare(dags, X, Y, out=out, resume=True, **options)
+
+
+def test_a_finished_dag_under_the_name_of_another_is_found(whole, cut):
+    dags, options, _ = whole
+    shutil.copy(cut / "unfinished" / "0.json", cut / "unfinished" / "1.json")
+    with pytest.raises(CheckpointError, match=r'1\.json to describe "chain", "2_02", got "one", "1"; delete it'):
+        nd.compare(dags, X, Y, out=cut, resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda result: [1], r"got \[1\] for result, not an object; delete it"),
+        (lambda result: {**result, "path_bound": {}}, r"got no result\.path_bound\.value; delete it"),
+        (lambda result: {**result, "ntk": {**result["ntk"], "floor": "1"}}, r"for result\.ntk\.floor, not a number"),
+        (lambda result: {**result, "curves": [[1.0], [1.0, 2.0]]}, "to hold 2 curves of 3 steps, got others; delete"),
+    ],
+)
+def test_a_damaged_result_with_its_digest_is_found(whole, cut, damage, message):
+    dags, options, _ = whole
+    file = cut / "unfinished" / "0.json"
+    result = damage(json.loads(file.read_text())["result"])
+    file.write_text(json.dumps({"result": result, "sha256": hashlib.sha256(json.dumps(result).encode()).hexdigest()}))
+    with pytest.raises(CheckpointError, match=message):
+        nd.compare(dags, X, Y, out=cut, resume=True, **options)
+
+
+def test_files_that_cannot_be_read_are_named_without_numbers_of_errors(whole, cut):
+    dags, options, _ = whole
+    (cut / "unfinished" / "0.json").unlink()
+    (cut / "unfinished" / "0.json").mkdir()
+    with pytest.raises(CheckpointError, match="to describe a finished DAG, got Is a directory; delete it"):
+        nd.compare(dags, X, Y, out=cut, resume=True, **options)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_only_a_comparison_is_overwritten(whole, tmp_path, beside):
+    dags, options, out = whole
+    mine = tmp_path / "out" / "unfinished"
+    if beside:
+        shutil.copytree(out, tmp_path / "out")
+    mine.mkdir(parents=True)
+    for name in ("thesis.txt", "0.json"):
+        (mine / name).write_text("mine")
+    with pytest.raises(OutputError, match=r"unfinished to hold an unfinished comparison to replace, got other files"):
+        nd.compare(dags, X, Y, out=tmp_path / "out", overwrite=True, **options)
+    assert {path.name for path in mine.iterdir()} == {"thesis.txt", "0.json"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="other to hold a comparison to replace, got other files; choose another"):
+        nd.compare(dags, X, Y, out=tmp_path / "other", overwrite=True, **options)
+
+
+def test_an_unfinished_comparison_is_overwritten_without_files_beside_it(whole, cut):
+    _, options, _ = whole
+    (cut / "unfinished" / "7.json").write_text("{}")
+    (cut / "unfinished" / "notes.txt").write_text("mine")
+    nd.compare("1", X, Y, out=cut, overwrite=True, **options)
+    assert [path.name for path in (cut / "unfinished").iterdir()] == ["notes.txt"]
+    assert len(json.loads((cut / "compare.json").read_text())["rows"]) == 1
 
 
 def test_what_has_not_begun_leaves_nothing(tmp_path):
@@ -336,16 +401,21 @@ def test_graphs_and_seeds_in_every_form(results):
     [
         ({"dags": ["2", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 2, 2; name every graph once"),
         ({"dags": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
-        (
-            {"y": DATA.labels},
-            r"Expected `x` \(N, d\) and `y` \(N, C\) with equal N, got \(12, 64\) and \(12,\); .*one_hot",
-        ),
-        ({"x": X[:3]}, "with equal N"),
+        ({"y": DATA.labels}, r"`y` to be numbers to regress on, got integers from 0 to 9, .*one_hot\(y, 10\) for cl"),
+        ({"y": DATA.labels[:, None]}, "which look like class labels"),
+        ({"x": X[:3]}, r"Expected `y` to have shape \(3,\) or \(3, C\), got \(12, 10\)"),
+        ({"x": X.reshape(12, 8, 8)}, r"Expected `x` to have shape \(N, d\), got \(12, 8, 8\); flatten images"),
+        ({"x": np.ma.masked_greater(X, 1)}, "Expected `x` without masked entries"),
+        ({"y": Y + 1j}, "Expected `y` to hold real numbers, got dtype complex64"),
+        ({"x": np.zeros((12, 64))}, "Expected `x` to hold an input that is not 0, got only zeros"),
         ({"x": np.where(X.max() == X, np.nan, X)}, "Expected `x` to be finite, got NaN"),
-        ({"x": np.array([["a"]])}, "Expected `x` to be an array of numbers, got ndarray"),
+        ({"x": np.array([["a"]])}, "Expected `x` to hold real numbers, got dtype <U1"),
         ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2\\^32 - 1, got 0"),
         ({"seeds": [1, 1]}, "Expected at least one seed"),
-        ({"width": 0}, "Expected the width to be at least 1, got 0"),
+        ({"seeds": 10**12}, "Expected at most 100,000 seeds, got 1000000000000; take fewer"),
+        ({"seeds": range(10**12)}, "Expected at most 100,000 seeds, got range"),
+        ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
+        ({"config": {"at": float("nan")}}, "Expected `config` to hold what JSON can, got .*Out of range"),
         ({"resume": True}, "Expected `resume` beside `out`, .* got no `out`"),
         ({"resume": True, "overwrite": True, "out": "out"}, "got both"),
     ],
