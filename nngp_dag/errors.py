@@ -6,7 +6,6 @@ print it as its only line.
 
 import contextlib
 import difflib
-import operator
 import os
 import reprlib
 import sys
@@ -123,27 +122,17 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def whole_number(name: str, value: Any) -> int:
-    """Returns a whole number of Python or NumPy as an `int`; raises an `InputError` where it is none, such as 1.5."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise InputError(f"Expected `{name}` to be a whole number, got {shown(value)}")
-
-
 def check_callable(name: str, value: object) -> None:
     """Raises an `InputError` unless a value is a function or None."""
     if value is not None and not callable(value):
         raise InputError(f"Expected `{name}` to be a function, got {shown(value)}")
 
 
-def as_path(name: str, value: Any) -> Path:
-    """Returns a path; raises an `InputError` where it is none, or holds what no file system takes."""
-    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
-        raise InputError(f"Expected `{name}` to be a path, got {shown(value)}")
-    return Path(value)
+def as_path(name: str, value: Any, error: type[NngpDagError] = InputError) -> Path:
+    """Returns a path, with the home folder in place of ~; raises an error where it is none."""
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
+        raise error(f"Expected `{name}` to be a path, got {shown(value)}; pass a text or a pathlib.Path")
+    return Path(value).expanduser()
 
 
 @contextlib.contextmanager

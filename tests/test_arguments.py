@@ -190,7 +190,7 @@ def test_a_single_number_is_no_list_of_targets():
         ({"config": [1]}, r"`config` to be a dict with names that are text, got \[1\]"),
         ({"config": {1: 2}}, "`config` to be a dict with names that are text"),
         ({"config": {"x": X}}, "`config` to hold what JSON can"),
-        ({"out": 7}, "`out` to be the path of a folder, got 7"),
+        ({"out": 7}, "`out` to be a path, got 7"),
         ({"on_progress": "bar"}, "`on_progress` to be a function, got 'bar'"),
     ],
 )
@@ -403,16 +403,22 @@ def test_gradients_in_parameters_are_refused_in_one_line(use):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, got 1.5"),
-        (lambda: nd.gram(DAG, X, tile=True), "`tile` to be a whole number, got True"),
+        (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, at least 1, got 1.5"),
+        (lambda: nd.gram(DAG, X, tile=True), "`tile` to be a finite number, got True"),
         (lambda: nd.gram(DAG, X, out="a\0b"), "`out` to be a path"),
         (lambda: nd.gram(DAG, X, on_progress=3), "`on_progress` to be a function, got 3"),
         (lambda: nd.sweep([DAG], X, out=3), "`out` to be a path, got 3"),
         (lambda: nd.sweep([DAG], X, on_progress=3), "`on_progress` to be a function"),
-        (lambda: nd.kernel_regression_accuracy(stem(), stem(), [0] * 6, [0] * 6, "3"), "`num_classes` to be a whole"),
-        (lambda: nd.linearised_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1), "`batch_size` to be a whole"),
-        (lambda: nd.nas.sample_cells("3", 0), "`count` to be a whole number"),
-        (lambda: nd.nas.Setting(IMAGES[:, :4, :4], channels="2"), "`channels` to be a whole number"),
+        (
+            lambda: nd.kernel_regression_accuracy(stem(), stem(), [0] * 6, [0] * 6, "3"),
+            "`num_classes` to be a",
+        ),
+        (
+            lambda: nd.linearised_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1),
+            "`batch_size` to be a",
+        ),
+        (lambda: nd.nas.sample_cells("3", 0), "`count` to be a finite number"),
+        (lambda: nd.nas.Setting(IMAGES[:, :4, :4], channels="2"), "`channels` to be a finite number"),
         (lambda: list(nd.nas.score_cells(["|x|"], [], nd.nas.Setting(IMAGES[:, :4, :4]))), "of type `Cell`, got"),
     ],
 )

@@ -263,7 +263,7 @@ def _choices(hint: Any) -> list[str]:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if get_origin(kinds[0]) is Literal:
         return [str(choice) for choice in get_args(kinds[0])]
-    return [choice.value for choice in kinds[0]] if isinstance(kinds[0], EnumType) else []
+    return [str(choice) for choice in kinds[0]] if isinstance(kinds[0], EnumType) else []
 
 
 def _given(context: Context, name: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from nngp_dag.data.paths import as_path, found_at
-from nngp_dag.errors import DataError, did_you_mean, shorten, shown
+from nngp_dag.data.paths import found_at
+from nngp_dag.errors import DataError, as_path, did_you_mean, shorten, shown
 
 _SPLITS: Final = {
     "digits": ("train", "test", "all"),
@@ -204,7 +204,7 @@ def _root(name: str, data_dir: str | Path | None) -> Path | None:
     """Returns the folder of tensorflow-datasets, which must be there."""
     if data_dir is None:
         return None
-    root = as_path("data_dir", data_dir).absolute()
+    root = as_path("data_dir", data_dir, DataError).absolute()
     if (found := found_at(root)) != "a folder":
         raise DataError(
             f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {shorten(str(root), 200)}, "

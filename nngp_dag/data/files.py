@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from nngp_dag.data.paths import as_path, found_at
+from nngp_dag.data.paths import found_at
 from nngp_dag.data.preprocessing import one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
-from nngp_dag.errors import DataError, InputWarning, did_you_mean, shorten, warn
+from nngp_dag.errors import DataError, InputWarning, as_path, did_you_mean, shorten, warn
 
 TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
 """Names of the column of a .csv file that holds the targets; without one of these it is the last column."""
@@ -163,7 +163,7 @@ def load_file(path: str | Path) -> Samples:
       >>> samples.x.shape, samples.y, samples.classes
       ((3, 3), array([1, 0, 1]), ('3', '7'))
     """
-    path = as_path("path", path)
+    path = as_path("path", path, DataError)
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise DataError(

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, whole_number, within_memory
+from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, within_memory
 from nngp_dag.graph import Dag, Network, build_network
-from nngp_dag.graph.operations import check_flag
+from nngp_dag.graph.operations import check_flag, check_whole
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
 from nngp_dag.kernels.kernel import kernel, make_rules
@@ -149,7 +149,7 @@ def gram(
     network = build_network(dag, **{name: call.kwargs[name] for name in _ARCHITECTURE})
     dag = network.dag
     check_callable("on_progress", on_progress)
-    tile = None if tile is None else whole_number("tile", tile)
+    tile = None if tile is None else check_whole("tile", tile, 1)
     path = None if out is None else as_path("out", out).resolve()
     budget = bytes_of(memory_budget)
     arrays1 = _arrays("x1", x1, network)

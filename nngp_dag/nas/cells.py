@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nngp_dag.errors import GraphError, shorten, whole_number
+from nngp_dag.errors import GraphError, shorten
 from nngp_dag.graph import Dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, format_nasbench201, nasbench201_operations
+from nngp_dag.graph.operations import check_whole
 from nngp_dag.graph.topology import live_edges
 
 OPERATIONS = tuple(NASBENCH201_OPS)
@@ -154,8 +155,8 @@ def sample_cells(count: int, seed: int) -> list[Cell]:
       >>> sample_cells(2, seed=0) == sample_cells(3, seed=0)[:2]
       True
     """
-    count = whole_number("count", count)
-    if not 1 <= count <= NUM_CELLS:
+    count = check_whole("count", count, 1)
+    if count > NUM_CELLS:
         raise GraphError(f"Expected `count` in 1 to {NUM_CELLS:,}, got {count}")
     numbers = list(range(NUM_CELLS))
     random.Random(seed).shuffle(numbers)

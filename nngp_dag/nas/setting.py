@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from nngp_dag.errors import InputError, whole_number
+from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import check_whole
 from nngp_dag.nas.network import MacroNet
 
 # A GPU is idle for most of one small network; so many empirical NTKs of 32 images take some 10 GB.
@@ -66,14 +67,12 @@ class Setting:
         ):
             raise InputError(f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}")
         for name in ("channels", "cells", "classes"):
-            if whole_number(name, getattr(self, name)) < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
-        if not 0 <= whole_number("seed", self.seed) < 2**32:
+            check_whole(name, getattr(self, name), 1)
+        if check_whole("seed", self.seed, 0) >= 2**32:
             raise InputError(f"Expected `seed` in 0 to {2**32 - 1}, got {self.seed}")
         if len(self.images) < 2:
             raise InputError("Expected `images` to hold at least 2, which scores tell apart, got 1")
-        if whole_number("ntk_images", self.ntk_images) < 2:
-            raise InputError(f"Expected `ntk_images` to be at least 2, got {self.ntk_images}")
+        check_whole("ntk_images", self.ntk_images, 2)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise InputError(f"Expected `cells_at_once` to be at least 1, got {self.cells_at_once}")
 

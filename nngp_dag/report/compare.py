@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, OutputError, shown
+from nngp_dag.errors import InputError, OutputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.operations import ORDERS, PARAMETERISATIONS, as_number, check_flag, check_option, check_whole
 from nngp_dag.kernels import Kernel, kernel
@@ -219,15 +218,13 @@ def compare(
     check_option("order", order, ORDERS)
     check_option("parameterisation", parameterisation, PARAMETERISATIONS)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
-    if out is not None and not isinstance(out, (str, os.PathLike)):
-        raise InputError(f"Expected `out` to be the path of a folder, got {shown(out)}")
+    folder = None if out is None else as_path("out", out)
     _check_config(config)
-    if on_progress is not None and not callable(on_progress):
-        raise InputError(f"Expected `on_progress` to be a function, got {shown(on_progress)}")
-    if resume and (out is None or overwrite):
+    check_callable("on_progress", on_progress)
+    if resume and (folder is None or overwrite):
         raise InputError(
             "Expected `resume` beside `out`, the folder of the comparison, and without `overwrite`, got "
-            + ("no `out`" if out is None else "both")
+            + ("no `out`" if folder is None else "both")
         )
     report = on_progress or (lambda task, done, total: None)
 
@@ -242,7 +239,7 @@ def compare(
         "parameterisation": parameterisation,
         **environment(),
     }
-    directory = None if out is None else CompareDirectory(Path(out), settings["dags"])
+    directory = None if folder is None else CompareDirectory(folder, settings["dags"])
     with contextlib.nullcontext() if directory is None else claimed(directory.path):
         found: dict[str, Comparison] = {}
         if directory is not None:

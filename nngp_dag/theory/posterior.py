@@ -7,8 +7,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning, shown, warn, whole_number, within_memory
-from nngp_dag.graph.operations import check_option
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
+from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import (
     check_cross,
@@ -166,7 +166,7 @@ def kernel_regression_accuracy(
 
     Reference: Lee et al., ICLR 2018, Section 3 (regression on one-hot targets).
     """
-    num_classes = whole_number("num_classes", num_classes)
+    num_classes = check_whole("num_classes", num_classes, 1)
     if num_classes < 2:
         raise InputError(f"Expected `num_classes` to be at least 2, got {num_classes}; pass the number of classes")
     check_same_network(k_train_train=k_train_train, k_test_train=k_test_train)

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from nngp_dag.errors import InputError, shown, whole_number
-from nngp_dag.graph.operations import check_option
+from nngp_dag.errors import InputError, shown
+from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import host_array, precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, is_number, symmetric_part
@@ -94,7 +94,7 @@ def linearised_sgd(
     columns = int(classes.max()) + 1 if num_classes is None else num_classes
     if classes.min() < 0 or classes.max() >= columns:
         raise InputError(f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}")
-    batch_size = whole_number("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size, 1)
     if not 1 <= batch_size <= len(ntk):
         raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}")
     if epochs < 1 or draws < 1:

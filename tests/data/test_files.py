@@ -172,7 +172,7 @@ def test_a_file_that_is_none(tmp_path):
     [
         (3, "Expected `path` to be a path, got 3"),
         (f"{'x' * 300}.npz", r"Expected xxx.*\.\.\. to be a file, got File name too long"),
-        ("a\0b.csv", "to be a file, got a name with a NUL character"),
+        ("a\0b.csv", "to be a path, got 'a"),
     ],
 )
 def test_what_is_no_path(monkeypatch, path, message):
