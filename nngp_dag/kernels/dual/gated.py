@@ -29,8 +29,7 @@ from nngp_dag.kernels.dual.logistic import double_sum, mixture
 
 @register_smooth(Gelu, gives="scaled distance")
 def _dual_gelu(phi: Gelu, pair: Pair) -> Triple:
-    one = jnp.ones((), pair.k.dtype)
-    return _without_means(phi, pair, _gated(one, one, pair))
+    return _without_means(phi, pair, _gated(1.0, 1.0, pair))
 
 
 @register_smooth(Silu, gives="scaled distance")
@@ -83,7 +82,7 @@ class _Terms(NamedTuple):
       turned: k alpha of parallel inputs, less that of the pair.
     """
 
-    ab: jax.Array
+    ab: jax.Array | float
     y1: jax.Array
     y2: jax.Array
     inverse: jax.Array
@@ -95,7 +94,7 @@ class _Terms(NamedTuple):
     turned: jax.Array
 
 
-def _terms(a: jax.Array, b: jax.Array, pair: Pair) -> _Terms:
+def _terms(a: jax.Array | float, b: jax.Array | float, pair: Pair) -> _Terms:
     k, q1, q2 = pair[:3]
     ab, a2, b2 = a * b, a**2, b**2
     y1, y2 = 1 / (1 + a2 * q1), 1 / (1 + b2 * q2)
@@ -116,7 +115,7 @@ def _terms(a: jax.Array, b: jax.Array, pair: Pair) -> _Terms:
     return _Terms(ab, y1, y2, inverse, cofactor, delta, delta_of_r, rise, beta + math.pi / 2, turned)
 
 
-def _gated(a: jax.Array, b: jax.Array, pair: Pair) -> Triple:
+def _gated(a: jax.Array | float, b: jax.Array | float, pair: Pair) -> Triple:
     """C of u Phi(a u) and v Phi(b v), their half distance without means, and Fd."""
     k, q1, q2 = pair[:3]
     t = _terms(a, b, pair)
