@@ -55,10 +55,11 @@ IN_WORDS = "interrupt.on_interrupt(lambda: print('ready', flush=True) or time.sl
 
 @pytest.fixture(autouse=True)
 def _heard():
-    """Lets processes hear Ctrl-C where these tests run in the background of a shell script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Lets processes hear signals that are ignored where these tests run in the background, or under nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+        signal.signal(number, handler)
 
 
 def start(tmp_path, work, words=WORDS, number=signal.SIGINT, **options):

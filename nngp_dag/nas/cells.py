@@ -155,8 +155,8 @@ def sample_cells(count: int, seed: int) -> list[Cell]:
       >>> sample_cells(2, seed=0) == sample_cells(3, seed=0)[:2]
       True
     """
-    count = check_whole("count", count, 1)
-    if count > NUM_CELLS:
+    count = check_whole("count", count, 0)
+    if not 1 <= count <= NUM_CELLS:
         raise GraphError(f"Expected `count` in 1 to {NUM_CELLS:,}, got {count}")
     numbers = list(range(NUM_CELLS))
     random.Random(seed).shuffle(numbers)

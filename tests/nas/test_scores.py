@@ -269,11 +269,11 @@ def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
         ({"images": np.full((2, 8, 8, 3), np.nan, np.float32)}, "`images` to be finite"),
         ({"labels": np.array([0, 10])}, "`labels` to be 2 numbers in 0 to 9"),
         ({"labels": np.array([0])}, "`labels` to be 2 numbers"),
-        ({"ntk_images": 1}, "`ntk_images` to be at least 2, got 1"),
+        ({"ntk_images": 1}, "`ntk_images` to be a whole number, at least 2, got 1"),
         ({"images": np.ones((1, 8, 8, 3), np.float32)}, "`images` to hold at least 2"),
-        ({"channels": 0}, "`channels` to be at least 1, got 0"),
+        ({"channels": 0}, "`channels` to be a whole number, at least 1, got 0"),
         ({"cells_at_once": 0}, "`cells_at_once` to be at least 1, got 0"),
-        ({"seed": -1}, "`seed` in 0 to"),
+        ({"seed": -1}, "`seed` to be a whole number, at least 0, got -1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message, unchecked):
