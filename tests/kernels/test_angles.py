@@ -84,7 +84,15 @@ def some_pairs(rng, n, count):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 8))])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        0,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 8)),
+        # With these 2,000 networks in all.
+        *(pytest.param(s, marks=pytest.mark.nightly) for s in range(8, 334)),
+    ],
+)
 def test_random_networks_keep_the_angle_of_all_inputs(seed, dtype):
     rng = np.random.default_rng(seed)
     for _ in range(3):
