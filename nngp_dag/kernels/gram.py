@@ -282,8 +282,6 @@ def _plan(
     """Chooses the largest tile that the budget allows."""
     n1, n2 = shape = len(arrays1[0]), len((arrays2 or arrays1)[0])
     features = sum(math.prod(array.shape[1:]) for array in arrays1)
-    if tile is not None and tile < 1:
-        raise InputError(f"Expected `tile` to be at least 1 row, got {shown(tile)}")
     matrices = 2 * n1 * n2 * dtype.itemsize if in_memory else 0
 
     def parts(size: int) -> tuple[int, int]:

@@ -190,7 +190,7 @@ def test_a_budget_that_is_too_small(tmp_path):
         gram(DAG, X, memory_budget=100, out=tmp_path / "out")
     with pytest.raises(InputError, match=r"raise it or lower `tile`$"):
         gram(DAG, data(5000), memory_budget="800 MB", out=tmp_path / "out", tile=5000)
-    with pytest.raises(InputError, match="`tile` to be at least 1 row, got 0"):
+    with pytest.raises(InputError, match="`tile` to be a whole number, at least 1, got 0"):
         gram(DAG, X, tile=0)
     assert list(tmp_path.iterdir()) == []
 
