@@ -1,6 +1,6 @@
 """The logistic function as a mixture of normal ones, and sums over pairs of its terms.
 
-The logistic distribution is a mixture of centred normal ones (Andrews and Mallows 1974; Stefanski 1991), so that
+The logistic distribution is a mixture of centered normal ones (Andrews and Mallows 1974; Stefanski 1991), so that
 
     1 / (1 + exp(-x)) = sum_n p_n Phi(x / s_n),
 
@@ -66,7 +66,7 @@ def double_sum(formula: Callable[[jax.Array, jax.Array, Pair], Triple], factor: 
         c, distance, slope = formula(slopes[0][n], slopes[1][n], pair)
         return weights[n] * c, weights[n] * distance, weights[n] * slope
 
-    # A loop: written out, hundreds of pairs would take long to compile.
+    # In a loop: unrolled, hundreds of pairs would take long to compile.
     def add(n: jax.Array, sums: Triple) -> Triple:
         c, distance, slope = of_terms(n, pair)
         return sums[0] + c, sums[1] + distance, sums[2] + slope

@@ -14,7 +14,7 @@ from nngp_dag.kernels.dual.base import Pair, Triple, mean, ratio, register_smoot
 
 
 @register_smooth(Quadrature, gives="gap")
-def _dual_quadrature(phi: Quadrature, pair: Pair) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _dual_quadrature(phi: Quadrature, pair: Pair) -> Triple:
     """Uses the Hermite series (Mehler) C = sum_(n > 0) a_n(q1) a_n(q2) rho^n, a_n(q) = E[phi(sqrt(q) z) h_n(z)].
 
     The a_n come from Gauss-Hermite quadrature on the vectors of variances, so only the sum runs over the matrix; Fd is
