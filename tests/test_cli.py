@@ -123,10 +123,11 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
     [
         (("show", "2_2x"), "Expected block 2 of `code` to hold 2 digits"),
         (("show", ""), "Expected `text` to be a code"),
+        (("show", "2_12", "--png", "graph.pdf"), "Expected --png to name a file .png, got 'graph.pdf'"),
         (("show", "2_00_000"), "Expected a path from node 0 to the output node 3"),
         (("compare", "--dag", "2_12", "--dataset", "nothing"), "Expected `name` to be one of digits"),
         (("compare", "--dag", "2_12", "--subset", "1"), "Expected at least 2 inputs to compare, got 1"),
-        (("compare", "--dag", "2_12", "--subset", "100000"), "Expected `subset` to be at most"),
+        (("compare", "--dag", "2_12", "--subset", "100000"), "Expected --subset to be at most"),
         (("compare", "--dag", "2_12", "--subset", "8", "--learning-rate", "9"), "2 / lambda_max"),
         (
             ("compare", "--dag", "2_12", "--learning-rate", "fast"),
@@ -185,7 +186,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, argum
     [
         (("kernel", "--dag", "2", "--dataset", "minst"), "did you mean 'mnist'?"),
         (("kernel", "--dag", "2", "--subset", "-3"), "Expected --subset to be at least 1, got -3"),
-        (("kernel", "--dag", "2", "--subset", "9999"), "Expected `subset` to be at most 1500"),
+        (("kernel", "--dag", "2", "--subset", "9999"), "Expected --subset to be at most 1500"),
         (("kernel", "--dag", "2", "--activation", "rleu"), "did you mean 'relu'?"),
         (("compare", "--steps", "0"), "Expected --steps to be at least 1, got 0"),
         (("compare", "--dag", "2_2x"), "Expected block 2"),
@@ -194,7 +195,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, argum
         (("train", "--subset", "-3"), "Expected --subset to be at least 1, got -3"),
         (("nas", "train", CELL, "--dataset", "minst"), "did you mean 'mnist'?"),
         (("nas", "train", CELL, "--epochs", "0"), "Expected --epochs to be at least 1, got 0"),
-        (("nas", "train", CELL, "--dataset", "digits", "--momentum", "1"), "Expected `momentum` from 0 to below 1"),
+        (("nas", "train", CELL, "--dataset", "digits", "--momentum", "1"), "Expected --momentum from 0 to below 1"),
     ],
 )
 def test_a_bad_argument_is_named_before_an_output_that_exists(capsys, tmp_path, arguments, message):

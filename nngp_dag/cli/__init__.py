@@ -119,6 +119,18 @@ def _message(error: TyperException) -> str:
     return message
 
 
+def _with_options(message: str, arguments: Sequence[str]) -> str:
+    """Returns a message of the library with options of the command in place of the arguments that it names."""
+    command: Any = typer.main.get_command(app)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    for option in command.params:
+        flags = [flag for flag in option.opts if flag.startswith("--")]
+        if flags:
+            message = message.replace(f"`{option.name}`", max(flags, key=len))
+    return message
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a bad input prints one line and exits with status 2, an interruption 128 + signal."""
     if arguments is None:
@@ -146,5 +158,5 @@ def _run(arguments: Sequence[str]) -> NoReturn:
     else:
         interrupt.on_interrupt(lambda: "the command had ended")
         sys.exit(status if isinstance(status, int) else 0)
-    print(f"nngp-dag: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"nngp-dag: error: {' '.join(_with_options(message, arguments).split())}", file=sys.stderr)
     sys.exit(2)

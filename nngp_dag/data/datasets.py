@@ -18,6 +18,7 @@ import numpy as np
 
 from nngp_dag.data.paths import found_at
 from nngp_dag.errors import DataError, as_path, did_you_mean, shorten, shown
+from nngp_dag.graph.operations import check_whole
 
 _SPLITS: Final = {
     "digits": ("train", "test", "all"),
@@ -257,10 +258,7 @@ def _load_digits(split: str, subset: int | None) -> Dataset:
 
 
 def _sample_sphere(split: str, size: int, seed: int, dimension: int) -> Dataset:
-    if dimension < 1:
-        raise DataError(f"Expected `dimension` to be at least 1, got {dimension}; the default is 64")
-    if seed < 0:
-        raise DataError(f"Expected `seed` to be a non-negative integer, got {seed}; use 0 or more")
+    dimension, seed = check_whole("dimension", dimension, 1), check_whole("seed", seed, 0)
     # One stream each, so that the teacher does not change with the number of points or the split.
     teacher = np.random.default_rng((seed, 0)).standard_normal((dimension, _SPHERE_CLASSES))
     points = np.random.default_rng((seed, 1 if split == "train" else 2)).standard_normal((size, dimension))

@@ -162,6 +162,8 @@ def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float
     shown = axes.scatter(values[~below], accuracy[~below], c=depth[~below], s=9, alpha=0.7, **options)
     if values.min() > 0 and values.max() > 100 * values.min():
         style.log_axis(axes, "x")
+    else:
+        axes.locator_params("x", nbins=6)
     if below.any():
         bottom, top = low - 0.06 * (np.ptp(accuracy[~below]) + 1), axes.get_ylim()[1]
         axes.scatter(values[below], np.full(below.sum(), low), c=depth[below], s=26, marker="v", edgecolors="0.2",

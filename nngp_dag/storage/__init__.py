@@ -2,7 +2,16 @@
 
 from nngp_dag.storage.documents import misfit, read_json, reason_of, write_json
 from nngp_dag.storage.environment import environment, environments
-from nngp_dag.storage.files import as_output_error, claimed, gone, is_occupied, made, output_directory, output_file
+from nngp_dag.storage.files import (
+    as_output_error,
+    check_not_in_use,
+    claimed,
+    gone,
+    is_occupied,
+    made,
+    output_directory,
+    output_file,
+)
 from nngp_dag.storage.lock import LOCK, busy, locked
 from nngp_dag.storage.rows import Rows
 
@@ -11,6 +20,7 @@ __all__ = [
     "Rows",
     "as_output_error",
     "busy",
+    "check_not_in_use",
     "claimed",
     "environment",
     "environments",

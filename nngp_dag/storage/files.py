@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nngp_dag.errors import OutputError, shorten
 from nngp_dag.interrupt import UNFINISHED
-from nngp_dag.storage.lock import LOCK, locked
+from nngp_dag.storage.lock import LOCK, check_unlocked, locked
 
 # Not the name under which `gram` keeps what it goes on with.
 _STAGING = ".new.partial"
@@ -107,6 +107,12 @@ def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
         yield
         if not (folder / LOCK).exists():
             raise gone(key)
+
+
+def check_not_in_use(folder: Path) -> None:
+    """Raises an `OutputError` where another process or thread has claimed a folder."""
+    if _claims.get(folder.absolute()) != threading.get_ident():
+        check_unlocked(folder, folder)
 
 
 def is_occupied(folder: Path, option: str = "--out") -> bool:

@@ -42,6 +42,18 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_unlocked(folder: Path, output: Path) -> None:
+    """Raises an `OutputError` where another process or thread holds the lock of a folder; makes nothing."""
+    file = folder / LOCK
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            if not _lock(descriptor, folder):
+                raise busy(output, file)
+        finally:
+            os.close(descriptor)
+
+
 def busy(output: Path, file: Path) -> OutputError:
     """Returns the error for an output that another process, which `file` names, writes."""
     holder = ""

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from nngp_dag.errors import CheckpointError, OutputError, shorten
-from nngp_dag.storage import as_output_error, environments, is_occupied, output_file, read_json, write_json
+from nngp_dag.storage import (
+    as_output_error,
+    check_not_in_use,
+    environments,
+    is_occupied,
+    output_file,
+    read_json,
+    write_json,
+)
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
 CONFIG = "config.json"
@@ -185,6 +193,7 @@ def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> byte
 def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raises an `OutputError` where a new run would meet an old one, and reads nothing."""
     occupied = is_occupied(path)
+    check_not_in_use(path)
     if occupied and not resume and not overwrite:
         raise OutputError(
             f"Expected the output directory {path} to be new or empty, got an existing one; pass --resume to go on "

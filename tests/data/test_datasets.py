@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nngp_dag.data import DATASETS, Dataset, datasets, load_dataset
-from nngp_dag.errors import DataError
+from nngp_dag.errors import DataError, InputError
 
 MNIST_TEST = "mnist-test.tfrecord-00000-of-00001"
 
@@ -121,12 +121,13 @@ def test_sphere_splits_share_the_teacher_but_no_point():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dimension": 0}, r"Expected `dimension` to be at least 1, got 0"),
-        ({"seed": -1}, r"Expected `seed` to be a non-negative integer, got -1"),
+        ({"dimension": 0}, r"Expected `dimension` to be a whole number, at least 1, got 0"),
+        ({"dimension": "64"}, r"Expected `dimension` to be a finite number, got '64'"),
+        ({"seed": -1}, r"Expected `seed` to be a whole number, at least 0, got -1"),
     ],
 )
 def test_sphere_refusals(arguments, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         load_dataset("sphere", **arguments)
 
 

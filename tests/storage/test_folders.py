@@ -289,7 +289,7 @@ COMMANDS = {
 def test_paths_that_no_file_system_takes(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main([*COMMANDS[command], LONG + {"kernel": ".npz", "benchmark": ".csv"}.get(command, "")])
+        main([*COMMANDS[command], LONG + {"kernel": ".npz", "benchmark": ".csv", "show": ".png"}.get(command, "")])
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
