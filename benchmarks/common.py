@@ -40,7 +40,7 @@ def load(n: int, data_dir: Path | None) -> np.ndarray:
     if data_dir is None:
         return np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32)
     images = nd.data.load_dataset("mnist", subset=n, data_dir=data_dir)
-    return nd.data.normalise(images).reshape(n, -1).astype(np.float32)
+    return nd.data.normalize(images).reshape(n, -1).astype(np.float32)
 
 
 def gram_product(x: jax.Array) -> jax.Array:

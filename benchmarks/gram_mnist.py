@@ -114,10 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
 
-    from nngp_dag.data import load_dataset, normalise, scale_to_sphere
+    from nngp_dag.data import load_dataset, normalize, scale_to_sphere
 
     budget = int(options.budget * 2**30)
-    x = scale_to_sphere(normalise(load_dataset("mnist", data_dir=options.data_dir, subset=options.n)))
+    x = scale_to_sphere(normalize(load_dataset("mnist", data_dir=options.data_dir, subset=options.n)))
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gram-mnist-") as folder:
         inputs, out = Path(folder, "x.npy"), Path(folder, "gram")

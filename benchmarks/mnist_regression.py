@@ -28,7 +28,7 @@ PRODUCTS, ASKED_AT = 1.5, (16384, 50000)
 
 def images(data_dir: Any, split: str, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     data = nd.data.load_dataset("mnist", subset=count, split=split, data_dir=data_dir)
-    return nd.data.normalise(data).reshape(len(data.labels), -1), np.asarray(data.labels)
+    return nd.data.normalize(data).reshape(len(data.labels), -1), np.asarray(data.labels)
 
 
 def matrix(x1: jax.Array, x2: jax.Array | None = None) -> Any:

@@ -45,7 +45,7 @@ def relu_inputs(net: MacroNet, x: jax.Array, cell: Cell) -> Iterator[np.ndarray]
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
 
     def normed(x: jax.Array) -> jax.Array:
-        # Scales are 1 and shifts 0 at initialisation.
+        # Scales are 1 and shifts 0 at initialization.
         return (x - x.mean((0, 1, 2))[None, None, None]) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)[None, None, None]
 
     def pooled(x: jax.Array, side: int, stride: int) -> jax.Array:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nngp_dag as nd
-from nngp_dag.data import load_dataset, normalise, scale_to_sphere
+from nngp_dag.data import load_dataset, normalize, scale_to_sphere
 from nngp_dag.kernels.gram import gram
 from nngp_dag.theory import Spectrum, spectrum
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     images = SIZES[-1] if options.quick else max(SIZES[-1], options.large)
-    x = scale_to_sphere(normalise(load_dataset("mnist", data_dir=options.data_dir, subset=images)))
+    x = scale_to_sphere(normalize(load_dataset("mnist", data_dir=options.data_dir, subset=images)))
     kernel = gram(nd.Dag.from_code(CODE), x[: SIZES[-1]].astype(np.float64), memory_budget="4 GiB")
     matrix, rows, whole = np.asarray(kernel.ntk), [], None
     for n in SIZES:

@@ -9,7 +9,7 @@ same loss and, after one step, the same parameters, to 1e-5; seed 0 trains alike
   best state are included, and the evaluation too, but of parts of 16 examples.
 - PyTorch bare: shuffle, gather, forward pass, backward pass, `SGD.step`; no metrics.
 - PyTorch loader: a loop as in the published trainer, with `DataLoader`, `loss.item()` and the accuracy of every class
-  on every batch. It reads a `TensorDataset` in its own process; theirs decodes and normalises images one by one.
+  on every batch. It reads a `TensorDataset` in its own process; theirs decodes and normalizes images one by one.
 
 A product of 2048 x 2048 matrices tells what rate the cores attain, and so how fast a step could be at best; a step
 counts as three forward passes, without the gradient of the inputs. Last, `nngp_dag.train` trains eight seeds in one
@@ -195,8 +195,8 @@ class Theirs:
     def check(self, code: str, loss: float) -> dict[str, float]:
         """Takes the step that `Ours.check` took; returns how far loss, parameters and step differ, relatively."""
         self.prepare(code, CHECK_RATE)
-        network, optimiser = self.trained[code]
-        found = self.step(network, optimiser, self.x[:BATCH], self.labels[:BATCH])[0].item()
+        network, optimizer = self.trained[code]
+        found = self.step(network, optimizer, self.x[:BATCH], self.labels[:BATCH])[0].item()
         before, after = self.read(f"{code}-before"), self.read(f"{code}-after")
         of_parameters, of_step = [], []
         for name, value in network.layers.state_dict().items():
@@ -206,17 +206,17 @@ class Theirs:
         return {"loss": abs(found / loss - 1), "parameters": max(of_parameters), "step": max(of_step)}
 
     def prepare(self, code: str, rate: float) -> None:
-        """Makes a network with the weights that `Ours.check` starts from, and its optimiser."""
+        """Makes a network with the weights that `Ours.check` starts from, and its optimizer."""
         network = self.network(code)
         self.trained[code] = network, self.torch.optim.SGD(network.parameters(), rate)
 
-    def step(self, network: Any, optimiser: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+    def step(self, network: Any, optimizer: Any, x: Any, labels: Any) -> tuple[Any, Any]:
         """Takes a step; returns loss and outputs."""
         outputs = network(x)
         loss = self.torch.nn.functional.cross_entropy(outputs, labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss, outputs
 
     def bare(self, code: str) -> None:
@@ -425,7 +425,7 @@ def whole_runs(options: dict[str, Any], seeds: int) -> dict[str, Any]:
             losses, _ = worker.call("train", chosen)
         return time.perf_counter() - start, np.asarray(losses)
 
-    # The single runs half before and half after, so that a machine that changes its pace favours neither.
+    # The single runs half before and half after, so that a machine that changes its pace favors neither.
     singles = [run([seed]) for seed in range(seeds // 2)]
     together, losses = run(list(range(seeds)))
     singles += [run([seed]) for seed in range(seeds // 2, seeds)]

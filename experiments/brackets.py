@@ -111,11 +111,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes = figure.add_subplot(2, len(datasets), i * len(datasets) + j + 1)
             valid = np.array([not row["violated_assumptions"] for row in part])
             formula = np.array([row["path_formula"] for row in part])
-            for key, colour, marker, label in (
+            for key, color, marker, label in (
                 ("upper", style.BLUE, "v", "upper: pairs of inputs"),
                 ("lower", style.GREEN, "^", "lower: series, Schur, Gershgorin, Weyl"),
             ):
-                axes.plot(exact, [row[key] for row in part], marker, color=colour, markersize=4, alpha=0.6, label=label)
+                axes.plot(exact, [row[key] for row in part], marker, color=color, markersize=4, alpha=0.6, label=label)
             axes.plot(
                 exact[~valid], formula[~valid], "x", color=style.VERMILION, markersize=4, label="path formula, flagged"
             )
@@ -142,7 +142,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def inputs(dataset: str, n: int, data_dir: Path) -> np.ndarray:
     """Returns N inputs with |x|^2 = d."""
     data = nd.data.load_dataset(dataset, data_dir=data_dir, subset=n)
-    return nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(n, -1).astype(np.float64)
+    return nd.data.scale_to_sphere(nd.data.normalize(data)).reshape(n, -1).astype(np.float64)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

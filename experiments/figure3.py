@@ -1,8 +1,8 @@
 """Figure 3 of Chen et al. (2022): three graphs trained on MNIST and CIFAR-10, and what their kernels predict.
 
 The networks of DAG#1, DAG#2 and DAG#3, of width 1024, train by SGD at learning rate 1e-5 with batches of 128, cross
-entropy, several seeds each. Beside them stand the infinitely wide, linearised networks under the same SGD
-(`nngp_dag.linearised_sgd`, in the standard parameterisation at that width), which know the kernels alone. Reported are
+entropy, several seeds each. Beside them stand the infinitely wide, linearized networks under the same SGD
+(`nngp_dag.linearized_sgd`, in the standard parameterization at that width), which know the kernels alone. Reported are
 training loss and accuracy against epochs, the epochs to reach a training accuracy of 50 % (interpolated; mean and
 standard deviation over seeds), and the loss relative to its start: the graphs start at different losses, so that rates
 compare where losses do not. The kernels hold N x N numbers, so the prediction is made where --subset is at most 16,000.
@@ -32,15 +32,15 @@ import nngp_dag as nd
 from nngp_dag.graph import zoo
 
 # Okabe and Ito's palette.
-COLOURS = ("#0072B2", "#E69F00", "#009E73")
+COLORS = ("#0072B2", "#E69F00", "#009E73")
 _MOST_INPUTS = 16_000
 
 
-def predict(dag: nd.Dag, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearisedRuns:
-    """Returns learning curves of the infinitely wide, linearised network under the recipe's SGD."""
+def predict(dag: nd.Dag, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearizedRuns:
+    """Returns learning curves of the infinitely wide, linearized network under the recipe's SGD."""
     x = data.train.x.reshape(len(data.train.x), -1)
-    k = nd.kernel(dag, x, layer=recipe.layer, parameterisation="standard", width=recipe.width)
-    return nd.linearised_sgd(
+    k = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width)
+    return nd.linearized_sgd(
         k,
         data.train.labels,
         recipe.learning_rate,
@@ -51,7 +51,7 @@ def predict(dag: nd.Dag, data: Any, recipe: nd.Recipe, draws: int) -> nd.Lineari
     )
 
 
-def summarise(name: str, dataset: str, dag: nd.Dag, losses: np.ndarray, times: np.ndarray, kind: str) -> dict[str, Any]:
+def summarize(name: str, dataset: str, dag: nd.Dag, losses: np.ndarray, times: np.ndarray, kind: str) -> dict[str, Any]:
     """Returns one row: where the loss starts and ends, and the epochs to the threshold, over seeds or draws."""
     reached = np.isfinite(times)
     share = losses[-1] / losses[0]
@@ -92,18 +92,18 @@ def draw(curves: dict[str, dict[str, dict[str, np.ndarray]]], rows: list[dict[st
     figure = style.new_figure(19, 1.2 + 4.6 * len(curves), title)
     axes = figure.subplots(len(curves), 4, squeeze=False)
     for panels, (dataset, of_dags) in zip(axes, curves.items(), strict=True):
-        for (name, found), colour in zip(of_dags.items(), COLOURS, strict=False):
+        for (name, found), color in zip(of_dags.items(), COLORS, strict=False):
             for kind, line in (("measured", "-"), ("predicted", "--")):
                 if f"{kind}_loss" not in found:
                     continue
                 loss, accuracy = found[f"{kind}_loss"], found[f"{kind}_accuracy"]
                 for panel, values in zip(panels, (loss, loss / loss[0], accuracy), strict=False):
                     epochs = np.arange(len(values))
-                    panel.plot(epochs, values.mean(axis=1), line, color=colour, linewidth=1.8, label=f"{name} {kind}")
+                    panel.plot(epochs, values.mean(axis=1), line, color=color, linewidth=1.8, label=f"{name} {kind}")
                     if kind == "measured":
                         low, high = values.min(axis=1), values.max(axis=1)
-                        panel.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-        panels[2].axhline(threshold, color="grey", linewidth=0.8, linestyle=":")
+                        panel.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        panels[2].axhline(threshold, color="gray", linewidth=0.8, linestyle=":")
         for panel, label in zip(
             panels,
             ("training loss, cross entropy, mean per image", "training loss / its start", "training accuracy"),
@@ -129,7 +129,7 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
                 panel.text(i + shift, 0, "not\nreached", ha="center", va="bottom", fontsize=8)
                 continue
             panel.bar(i + shift, row["epochs_to_threshold"], 0.36, yerr=row["epochs_to_threshold_std"], capsize=4,
-                      color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
+                      color=COLORS[i % len(COLORS)], hatch=hatch, edgecolor="black", linewidth=0.6)  # fmt: skip
     for kind, hatch in (("measured", ""), ("predicted", "//")):
         panel.bar(0, 0, color="white", edgecolor="black", linewidth=0.6, hatch=hatch, label=f"{kind}, mean and std")
     panel.margins(y=0.1)
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=20, help="initialisations of the predicted curves")
+    parser.add_argument("--draws", type=int, default=20, help="initializations of the predicted curves")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"))
     options = parser.parse_args(arguments)
@@ -195,13 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 loss, accuracy = run.history.of("train", "loss"), run.history.of("train", "accuracy")
                 found = {"measured_loss": loss, "measured_accuracy": accuracy}
                 times = run.history.epochs_to(options.threshold)
-                rows.append(summarise(run.name, dataset, run.dag, loss, times, "measured"))
+                rows.append(summarize(run.name, dataset, run.dag, loss, times, "measured"))
                 if len(data.train.labels) <= _MOST_INPUTS:
                     bars.console.print(f"predicting {dataset} {run.name}")
                     predicted = predict(run.dag, data, recipe, options.draws)
                     found |= {"predicted_loss": predicted.losses, "predicted_accuracy": predicted.accuracies}
                     times = epochs_to(predicted.accuracies, options.threshold)
-                    rows.append(summarise(run.name, dataset, run.dag, predicted.losses, times, "predicted"))
+                    rows.append(summarize(run.name, dataset, run.dag, predicted.losses, times, "predicted"))
                 curves[dataset][run.name] = found
 
     options.out.parent.mkdir(parents=True, exist_ok=True)

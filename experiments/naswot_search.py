@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=options.batch)
     sizes = {"channels": options.channels, "cells": options.stage_cells, "classes": data.num_classes}
-    setting = Setting(nd.data.normalise(data), data.labels, seed=options.seed, **sizes)
+    setting = Setting(nd.data.normalize(data), data.labels, seed=options.seed, **sizes)
     folder = options.out.with_name(options.out.name + "-scores")
     cells = sample_cells(options.cells, options.seed)
     work = ScoreDirectory(folder, setting).score(cells, options.scores)

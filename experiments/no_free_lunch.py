@@ -4,7 +4,7 @@ Networks of every DAG with 3 hidden nodes, or of a random sample of them, train 
 The 729 codes of digits 0, 1 and 2 make 275 networks: a path from input to output must exist, a weighted edge must lie
 on one, and codes with equal live edges are one network. Kendall's tau-b over DAGs is measured between
 
-- lambda_min of K(H) and of the NTK (standard parameterisation, with readout), on the first training images as trained,
+- lambda_min of K(H) and of the NTK (standard parameterization, with readout), on the first training images as trained,
   in float64; both also per mean diagonal entry; effective depth, effective width, number of paths; and
 - two measures of slowness, means over seeds: epochs until the training accuracy reaches a threshold, and the share of
   the initial loss that is left after all epochs.
@@ -109,7 +109,7 @@ def networks() -> dict[str, nd.Dag]:
 def properties(dag: nd.Dag, recipe: nd.Recipe, x: np.ndarray) -> dict[str, Any]:
     """Returns what is known of a DAG before it trains; eigenvalues are those of kernels on `x`."""
     nngp = nd.kernel(dag, x, layer=recipe.layer, readout=False, get="nngp")
-    ntk = nd.kernel(dag, x, layer=recipe.layer, parameterisation="standard", width=recipe.width, get="ntk")
+    ntk = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width, get="ntk")
     with warnings.catch_warnings():
         # Eigenvalues that are not resolved are marked as such.
         warnings.simplefilter("ignore", nd.errors.NumericalWarning)
@@ -466,7 +466,7 @@ def run(options: argparse.Namespace) -> None:
         "data": data.statement,
         "seeds": options.seeds,
         "threshold": options.threshold,
-        "kernel_images": f"the first {len(x)} training images, normalised as trained, in float64",
+        "kernel_images": f"the first {len(x)} training images, normalized as trained, in float64",
         **recipe.as_dict(),
     }
     rows = stored_rows(options.out, settings, order, options.overwrite)

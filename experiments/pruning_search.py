@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     space, benchmark = get_space("nasbench201"), Benchmark.load(options.benchmark)
     sizes = batch_sizes(space, options.measures, options.batch)
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=max(sizes.values()))
-    images = nd.data.normalise(data)
+    images = nd.data.normalize(data)
     # Patches are those of one seed, so that all searches share compiled programs.
     settings = {"batch": options.batch, "batch_norm": options.batch_norm, "gradients": options.gradients}
     settings |= {"classes": data.num_classes}

@@ -1,14 +1,14 @@
 """How fast do trained networks approach the exact dynamics as they grow wider?
 
 Networks of one DAG train by full-batch gradient descent at widths 128 to 4096. Two gaps are measured against
-linearised training at infinite width, relative to the expected loss, and averaged (root mean square) over the steps:
+linearized training at infinite width, relative to the expected loss, and averaged (root mean square) over the steps:
 
 - of single networks, each against the exact curve that starts at its own f(0): the root mean square over networks. It
-  comes from the fluctuation of the NTK at initialisation, of order width^-1/2.
+  comes from the fluctuation of the NTK at initialization, of order width^-1/2.
 - of the mean over networks, against the mean of those curves: what is left is the bias, since the NTK moves during
   training, and a sampling error, which is given beside it.
 
-Comparing at equal f(0) takes out the spread over initialisations, which no width removes. Both ReLU, which has a kink,
+Comparing at equal f(0) takes out the spread over initializations, which no width removes. Both ReLU, which has a kink,
 and erf, which is smooth, are measured. Writes width_convergence.json, .csv and .png.
 
     python experiments/width_convergence.py [--widths 128 256 ... 4096] [--out experiments/results/width_convergence]
@@ -52,10 +52,10 @@ def gaps_at(
     for start in range(0, seeds, at_once):
         chosen = list(range(start, min(seeds, start + at_once)))
         data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": chosen}
-        untrained = nd.nets.descend(create, **data, optimiser=optax.sgd(0.0), steps=1)
+        untrained = nd.nets.descend(create, **data, optimizer=optax.sgd(0.0), steps=1)
         f0 = np.asarray(jax.vmap(apply, (0, None))(untrained.params, data["x"]), np.float64)
         del untrained
-        curves = nd.nets.descend(create, **data, optimiser=optax.sgd(eta), steps=steps).curve
+        curves = nd.nets.descend(create, **data, optimizer=optax.sgd(eta), steps=steps).curve
         # With no spread at the start, the mean is the exact curve from there.
         found += [curve - nd.expected_loss(from_here, y - f, eta, steps) for curve, f in zip(curves, f0, strict=True)]
     return np.stack(found)
@@ -90,14 +90,14 @@ def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], ti
         first = first or axes
         part = [row for row in rows if row["activation"] == activation]
         widths = np.array([row["width"] for row in part])
-        for key, label, colour, power in (
+        for key, label, color, power in (
             ("network_gap", "single networks, root mean square", style.BLUE, -0.5),
             ("mean_gap", "mean over networks", style.VERMILION, -1.0),
         ):
             values = np.array([row[key] for row in part])
-            axes.plot(widths, values, "o-", color=colour, linewidth=2, label=label)
+            axes.plot(widths, values, "o-", color=color, linewidth=2, label=label)
             reference = values[0] * (widths / widths[0]) ** power
-            axes.plot(widths, reference, ":", color=colour, linewidth=1, label=f"slope −{-power:g} for comparison")
+            axes.plot(widths, reference, ":", color=color, linewidth=1, label=f"slope −{-power:g} for comparison")
         errors = [row["mean_gap_sampling_error"] for row in part]
         axes.plot(widths, errors, "--", color=style.VERMILION, linewidth=1, label="sampling error of the mean")
         style.log_axis(axes, "x", "y")
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     dag = nd.Dag.from_code(options.dag)
     data = nd.data.load_dataset("digits", subset=options.n)
-    x = nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(options.n, -1).astype(np.float64)
+    x = nd.data.scale_to_sphere(nd.data.normalize(data)).reshape(options.n, -1).astype(np.float64)
     y = nd.data.one_hot(data.labels, data.num_classes).astype(np.float64)
 
     rows: list[dict[str, Any]] = []

@@ -95,7 +95,7 @@ def joint_kernels(
     *,
     readout: bool = True,
     image_readout: str = "flatten",
-    parameterisation: str = "ntk",
+    parameterization: str = "ntk",
     width: int = 1,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
@@ -113,7 +113,7 @@ def joint_kernels(
         maps = [over_inputs(m) for m in window_maps(image, op)[0]] if isinstance(op, Conv) else [np.eye(len(k))]
         k, t = (sum(m @ v @ m.T for m in maps) / len(maps) for v in (k, t))
         b = op.b_std or 0
-        a_w, a_b = (op.w_std**2, b**2) if parameterisation == "ntk" else (fan_in * len(maps), op.b_std is not None)
+        a_w, a_b = (op.w_std**2, b**2) if parameterization == "ntk" else (fan_in * len(maps), op.b_std is not None)
         return op.w_std**2 * k + b**2, a_w * k + a_b + op.w_std**2 * t
 
     def law(op: Dense, k, t, m, image, fan_in):

@@ -414,7 +414,7 @@ def test_gradients_in_parameters_are_refused_in_one_line(use):
             "`num_classes` to be a",
         ),
         (
-            lambda: nd.linearised_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1),
+            lambda: nd.linearized_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1),
             "`batch_size` to be a",
         ),
         (lambda: nd.nas.sample_cells("3", 0), "`count` to be a finite number"),
@@ -484,7 +484,7 @@ def test_a_long_range_is_no_list_of_nodes():
 
 def test_warnings_of_resolution_name_the_noise_that_resolves():
     data = nd.data.load_dataset("digits", subset=160)
-    x = nd.data.normalise(data).reshape(160, -1)
+    x = nd.data.normalize(data).reshape(160, -1)
     k = nd.kernel(DAG, x[:120])
     singular = nd.Kernel(*(np.asarray(v) @ np.asarray(v).T / 1e3 for v in (k.nngp, k.ntk)))
 

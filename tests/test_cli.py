@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import nngp_dag as nd
 from nngp_dag.cli import app, main
-from nngp_dag.cli.options import Aggregation, ImageReadout, Parameterisation, output
+from nngp_dag.cli.options import Aggregation, ImageReadout, Parameterization, output
 from nngp_dag.graph import network, operations
 
 
@@ -75,7 +75,7 @@ def test_kernel_of_a_convolutional_network(capsys, tmp_path):
     status, _, _ = run(capsys, "kernel", "--dag", "2_12", "--subset", "5", *options, "--out", str(out_file))
     assert status == 0
     data = nd.data.load_dataset("digits", subset=5)
-    x = nd.data.scale_to_sphere(nd.data.normalise(data)).reshape(5, 8, 8, 1).astype(np.float32)
+    x = nd.data.scale_to_sphere(nd.data.normalize(data)).reshape(5, 8, 8, 1).astype(np.float32)
     layer = nd.Conv(filter_shape=(3, 3), activation="erf", b_std=0.1)
     with np.load(out_file, allow_pickle=False) as saved:
         k = nd.kernel(nd.Dag.from_code("2_12"), x, layer=layer, aggregation="mean")
@@ -89,7 +89,7 @@ def test_gram_writes_tiles_and_returns_what_is_there(capsys, tmp_path):
     status, text, _ = run(capsys, "gram", *options)
     assert status == 0
     assert "9 x 9" in text
-    x = nd.data.scale_to_sphere(nd.data.normalise(nd.data.load_dataset("digits", subset=9))).astype(np.float64)
+    x = nd.data.scale_to_sphere(nd.data.normalize(nd.data.load_dataset("digits", subset=9))).astype(np.float64)
     saved = np.load(out / "ntk.npy", allow_pickle=False)
     np.testing.assert_allclose(saved, nd.kernel(nd.Dag.from_code("2_12"), x).ntk, rtol=1e-12)
     assert run(capsys, "gram", *options)[0] == 0
@@ -248,7 +248,7 @@ def test_kernels_of_ones_own_data(capsys, mine):
             capsys, "kernel", "--dag", "2", "--data", str(folder / file), "--subset", "30", *more, "--out", str(out)
         )
         assert (status, err) == (0, "")
-        assert f"{file}: 40 inputs of 4, used as they are (not normalised)" in text
+        assert f"{file}: 40 inputs of 4, used as they are (not normalized)" in text
         assert f"{'; target: label' if file == 'my.csv' else ''}; 2 classes, numbered anew: 3 is 0, 7 is 1" in text
         with np.load(out, allow_pickle=False) as saved:
             np.testing.assert_allclose(saved["ntk"], nd.kernel(dag, (x if more else sphere)[:30]).ntk, rtol=1e-12)
@@ -338,7 +338,7 @@ def test_examples_of_the_help_parse(command):
 def test_choices_are_those_of_the_library():
     assert get_args(Aggregation) == network.AGGREGATIONS
     assert get_args(ImageReadout) == operations.IMAGE_READOUTS
-    assert set(get_args(Parameterisation)) == set(operations.PARAMETERISATIONS)
+    assert set(get_args(Parameterization)) == set(operations.PARAMETERIZATIONS)
 
 
 def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):

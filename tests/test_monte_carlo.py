@@ -141,7 +141,7 @@ GENERAL = {
     "mixed, standard": (
         MIXED,
         [(6,)],
-        {"stem": LINEAR, "aggregation": "mean", "parameterisation": "standard"},
+        {"stem": LINEAR, "aggregation": "mean", "parameterization": "standard"},
         128,
         1536,
     ),
@@ -176,7 +176,7 @@ GENERAL = {
     "pooling, activation first, standard": (
         [(0, 1, WEIGHTED), (1, 2, AvgPool((3, 3), strides=(2, 2), padding="VALID")), (2, 3, Dense(order="act-linear"))],
         [(4, 4, 2)],
-        {"layer": Conv(**CONV, activation="relu", order="act-linear"), "parameterisation": "standard"},
+        {"layer": Conv(**CONV, activation="relu", order="act-linear"), "parameterization": "standard"},
         64,
         2048,
     ),
@@ -184,7 +184,7 @@ GENERAL = {
 SLOW = {
     name + ", more": (edges, shapes, options | more, 128, 4096)
     for name, (edges, shapes, options, *_) in GENERAL.items()
-    for more in [{"parameterisation": "ntk" if "standard" in name else "standard"}]
+    for more in [{"parameterization": "ntk" if "standard" in name else "standard"}]
 }
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.data import load_dataset, normalise, one_hot, scale_to_sphere
+from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
 
 
 def lambda_mins(dataset):
-    x = scale_to_sphere(normalise(dataset)).astype(np.float64)
+    x = scale_to_sphere(normalize(dataset)).astype(np.float64)
     spectra = [nd.spectrum(nd.kernel(nd.zoo.named(name), x, readout=False).nngp) for name in nd.zoo.FIGURE3]
     assert all(s.resolved for s in spectra)
     return [s.lambda_min for s in spectra]
@@ -29,7 +29,7 @@ def test_lambda_min_orders_the_three_dags_on_mnist(tfds_dir, subset):
 @pytest.mark.slow
 def test_the_default_run_agrees_with_theory():
     data = load_dataset("digits", subset=128)
-    x, y = scale_to_sphere(normalise(data)), one_hot(data.labels, 10)
+    x, y = scale_to_sphere(normalize(data)), one_hot(data.labels, 10)
     for result in nd.report.compare({name: nd.zoo.named(name) for name in nd.zoo.FIGURE3}, x, y):
         assert result.curves.shape == (5, 101)
         gap = np.abs(result.gaps)

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from nngp_dag import interrupt
-from nngp_dag.cli.catalogue import list_command
+from nngp_dag.cli.catalog import list_command
 from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show_command
 from nngp_dag.cli.nas import plot, score, search

@@ -23,7 +23,7 @@ from nngp_dag.cli.options import (
     OrderFlag,
     OrderOption,
     OverwriteOption,
-    ParameterisationOption,
+    ParameterizationOption,
     Precision,
     PrecisionOption,
     QuietOption,
@@ -91,7 +91,7 @@ def kernel_command(
     aggregation: AggregationOption = "sum",
     conv: ConvOption = None,
     image_readout: ImageReadoutOption = "flatten",
-    parameterisation: ParameterisationOption = "ntk",
+    parameterization: ParameterizationOption = "ntk",
     width: WidthOption = None,
     readout: ReadoutOption = True,
     dtype: PrecisionOption = Precision.FLOAT64,
@@ -136,7 +136,7 @@ def kernel_command(
                 layer=layer,
                 aggregation=aggregation,
                 image_readout=image_readout,
-                parameterisation=parameterisation,
+                parameterization=parameterization,
                 width=width,
                 readout=readout,
             )
@@ -174,7 +174,7 @@ def gram_command(
     aggregation: AggregationOption = "sum",
     conv: ConvOption = None,
     image_readout: ImageReadoutOption = "flatten",
-    parameterisation: ParameterisationOption = "ntk",
+    parameterization: ParameterizationOption = "ntk",
     width: WidthOption = None,
     dtype: PrecisionOption = Precision.FLOAT32,
     memory_budget: Annotated[
@@ -218,7 +218,7 @@ def gram_command(
             layer=layer,
             aggregation=aggregation,
             image_readout=image_readout,
-            parameterisation=parameterisation,
+            parameterization=parameterization,
             width=width,
         )
     rows, columns = k.nngp.shape

@@ -67,7 +67,7 @@ DataOption = Annotated[
         help="Your own data, instead of --dataset: an .npz file of x (N, d) or (N, height, width, channels), y and, if "
         "there are any, x_test and y_test; or a .csv file whose column y, label or target, else the last, is the "
         "target. Integers and texts are classes, floats are targets of a regression. Inputs are taken as they are, not "
-        "normalised.",
+        "normalized.",
     ),
 ]
 DatasetOption = Annotated[
@@ -75,7 +75,7 @@ DatasetOption = Annotated[
     typer.Option(
         show_default="digits",
         rich_help_panel=DATA,
-        help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere; normalised.",
+        help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere; normalized.",
     ),
 ]
 SplitsOption = Annotated[
@@ -83,7 +83,7 @@ SplitsOption = Annotated[
     typer.Option(
         show_default="digits",
         rich_help_panel=DATA,
-        help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config; normalised.",
+        help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config; normalized.",
     ),
 ]
 CifarOption = Annotated[
@@ -91,7 +91,7 @@ CifarOption = Annotated[
     typer.Option(
         show_default="cifar10",
         rich_help_panel=DATA,
-        help="An image set: digits, mnist, ..., or another of tensorflow-datasets, as name/config; normalised.",
+        help="An image set: digits, mnist, ..., or another of tensorflow-datasets, as name/config; normalized.",
     ),
 ]
 DataDirOption = Annotated[
@@ -150,11 +150,11 @@ ImageReadout = Literal["flatten", "global-average"]
 ImageReadoutOption = Annotated[
     ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, after the last node.")
 ]
-Parameterisation = Literal["ntk", "standard"]
-ParameterisationOption = Annotated[
-    Parameterisation, typer.Option(rich_help_panel=NETWORK, help="The NTK of standard grows with --width.")
+Parameterization = Literal["ntk", "standard"]
+ParameterizationOption = Annotated[
+    Parameterization, typer.Option(rich_help_panel=NETWORK, help="The NTK of standard grows with --width.")
 ]
-WidthOption = Annotated[int | None, count("Width of the finite network; for --parameterisation standard.", NETWORK)]
+WidthOption = Annotated[int | None, count("Width of the finite network; for --parameterization standard.", NETWORK)]
 ReadoutOption = Annotated[
     bool, typer.Option(rich_help_panel=NETWORK, help="Kernels after the readout, or at the last node.")
 ]

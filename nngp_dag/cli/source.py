@@ -86,10 +86,10 @@ def _check(data: Path | None, dataset: str | None, data_dir: Path | None, defaul
 
 
 def _named(name: str, data_dir: Path | None, subset: int) -> "Samples":
-    from nngp_dag.data import Samples, load_dataset, normalise
+    from nngp_dag.data import Samples, load_dataset, normalize
 
     data = load_dataset(name, data_dir=data_dir, subset=subset)
-    return Samples(name, normalise(data), data.labels, tuple(map(str, range(data.num_classes))))
+    return Samples(name, normalize(data), data.labels, tuple(map(str, range(data.num_classes))))
 
 
 def _own(path: Path, subset: int | None, usual: int) -> "Samples":

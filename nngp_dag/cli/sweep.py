@@ -23,7 +23,7 @@ from nngp_dag.cli.options import (
     OrderFlag,
     OrderOption,
     OverwriteOption,
-    ParameterisationOption,
+    ParameterizationOption,
     Precision,
     PrecisionOption,
     QuietOption,
@@ -77,7 +77,7 @@ def sweep(
     aggregation: AggregationOption = "sum",
     conv: ConvOption = None,
     image_readout: ImageReadoutOption = "flatten",
-    parameterisation: ParameterisationOption = "ntk",
+    parameterization: ParameterizationOption = "ntk",
     width: WidthOption = None,
     readout: ReadoutOption = True,
     bounds: Annotated[
@@ -128,7 +128,7 @@ def sweep(
             layer=layer,
             aggregation=aggregation,
             image_readout=image_readout,
-            parameterisation=parameterisation,
+            parameterization=parameterization,
             width=width,
         )
     valid: Any = table[table["valid"]]

@@ -26,7 +26,7 @@ from nngp_dag.cli.options import (
     OrderFlag,
     OrderOption,
     OverwriteOption,
-    Parameterisation,
+    Parameterization,
     QuietOption,
     SplitsOption,
     TrainSubsetOption,
@@ -78,11 +78,11 @@ def train(
     image_readout: Annotated[
         ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, before the readout.")
     ] = "global-average",
-    parameterisation: Annotated[
-        Parameterisation, typer.Option(rich_help_panel=NETWORK, help="How weights and their step sizes scale.")
+    parameterization: Annotated[
+        Parameterization, typer.Option(rich_help_panel=NETWORK, help="How weights and their step sizes scale.")
     ] = "standard",
     batch_norm: Annotated[
-        bool, typer.Option("--batch-norm", rich_help_panel=NETWORK, help="Batch normalisation after weights.")
+        bool, typer.Option("--batch-norm", rich_help_panel=NETWORK, help="Batch normalization after weights.")
     ] = False,
     batch_size: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Examples a step.")] = 128,
     learning_rate: Annotated[

@@ -2,12 +2,12 @@
 
 from nngp_dag.data.datasets import DATASETS, Dataset, load_dataset
 from nngp_dag.data.files import Samples, load_file, load_source
-from nngp_dag.data.preprocessing import NORMALISATION, channel_constants, normalise, one_hot, scale_to_sphere
+from nngp_dag.data.preprocessing import NORMALIZATION, channel_constants, normalize, one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits
 
 __all__ = [
     "DATASETS",
-    "NORMALISATION",
+    "NORMALIZATION",
     "Dataset",
     "Part",
     "Samples",
@@ -17,7 +17,7 @@ __all__ = [
     "load_file",
     "load_source",
     "load_splits",
-    "normalise",
+    "normalize",
     "one_hot",
     "scale_to_sphere",
 ]

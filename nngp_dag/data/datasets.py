@@ -43,7 +43,7 @@ _PROBE_SECONDS = 10
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled data set in memory, validated once so that everything after it may trust it.
+    """A labeled data set in memory, validated once so that everything after it may trust it.
 
     Attributes:
         name: one of `DATASETS`, or a name of your own.
@@ -89,7 +89,7 @@ class Dataset:
         if images.ndim == 4 and (images.min() < 0 or images.max() > 1):
             raise DataError(
                 f"Expected `images` to lie in [0, 1], got values from {images.min():g} to {images.max():g}; "
-                "divide 8-bit pixels by 255 and leave the normalisation to `normalise`"
+                "divide 8-bit pixels by 255 and leave the normalization to `normalize`"
             )
         outside = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
         if outside.size:
@@ -132,7 +132,7 @@ def load_dataset(
         A `Dataset`, all of it in memory: 4 bytes times N times the number of features.
 
     Raises:
-        DataError: if the name or the split is unknown, if a set holds no labelled images of one size, if there are
+        DataError: if the name or the split is unknown, if a set holds no labeled images of one size, if there are
             fewer than `subset` examples, if `data_dir` is no folder, or if the data are neither on disk nor to be
             had from the internet, or cannot be read.
 
@@ -364,7 +364,7 @@ def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
 
 
 def _check_features(name: str, features: Any, image_kind: Any) -> None:
-    """Refuses what are no labelled images of 8 bits and one size."""
+    """Refuses what are no labeled images of 8 bits and one size."""
     known: dict[str, Any] = {"image": None, "label": None} | dict(features)
     image, label = known["image"], known["label"]
     if not isinstance(image, image_kind):

@@ -29,7 +29,7 @@ class Samples:
 
     Attributes:
       name: The name of the file.
-      x: float32 or float64, (N, d), or (N, height, width, channels); not normalised.
+      x: float32 or float64, (N, d), or (N, height, width, channels); not normalized.
       y: Labels, int64 in 0 to C - 1, (N,); targets of a regression, float64, (N, C); or None.
       classes: What the file calls the labels, in their order; empty where `y` holds no labels.
       x_test: Inputs to test on, (M, ...), or None.
@@ -62,7 +62,7 @@ class Samples:
     def statement(self) -> str:
         """One line on what the file holds, its target, and how its labels are numbered where that is not as there."""
         shape = " x ".join(map(str, self.x.shape[1:]))
-        text = f"{self.name}: {len(self.x):,} inputs of {shape}, used as they are (not normalised)"
+        text = f"{self.name}: {len(self.x):,} inputs of {shape}, used as they are (not normalized)"
         if self.y is None:
             return text
         text += f"; target: {shorten(self.target)}" if self.target else ""
@@ -77,7 +77,7 @@ class Samples:
     def splits(
         self, *, subset: int | None = None, eval_subset: int | None = None, scale_inputs: bool = False
     ) -> Splits:
-        """Returns the parts that training needs; nothing is normalised.
+        """Returns the parts that training needs; nothing is normalized.
 
         A tenth of `x`, drawn with seed 0, is for validation. `x_test` is the test part; without it, another tenth.
 

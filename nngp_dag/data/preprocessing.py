@@ -15,7 +15,7 @@ _CIFAR: Final = ((0.49139968, 0.48215827, 0.44653124), (0.2023, 0.1994, 0.2010))
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
-NORMALISATION: Final[dict[str, Constants | None]] = {
+NORMALIZATION: Final[dict[str, Constants | None]] = {
     # Over all pixels of the 1,797 images, on the scale [0, 1].
     "digits": ((0.3053,), (0.3760,)),
     # The code of Chen et al. (2022); equal to the pixel statistics of the training set.
@@ -56,10 +56,10 @@ def channel_constants(images: Float[np.ndarray, "n h w c"]) -> Constants:
     return tuple(mean.round(4).tolist()), tuple(std.tolist())
 
 
-def normalise(dataset: Dataset, constants: Constants | None = None) -> Float[np.ndarray, "n *features"]:
+def normalize(dataset: Dataset, constants: Constants | None = None) -> Float[np.ndarray, "n *features"]:
     """Shifts and scales every channel by the constants of the data set, (image - mean) / std.
 
-    The constants are `NORMALISATION[dataset.name]` unless they are given. They belong to the whole training set, so a
+    The constants are `NORMALIZATION[dataset.name]` unless they are given. They belong to the whole training set, so a
     subset has mean 0 and deviation 1 only roughly.
 
     Args:
@@ -73,24 +73,24 @@ def normalise(dataset: Dataset, constants: Constants | None = None) -> Float[np.
         DataError: if there are no constants for the name, or not one for each channel.
 
     Example:
-        >>> from nngp_dag.data import load_dataset, normalise
-        >>> x = normalise(load_dataset("digits", split="all"))
+        >>> from nngp_dag.data import load_dataset, normalize
+        >>> x = normalize(load_dataset("digits", split="all"))
         >>> print(f"{abs(x.mean()):.3f} {x.std():.3f}")
         0.000 1.000
     """
-    if constants is None and dataset.name not in NORMALISATION:
+    if constants is None and dataset.name not in NORMALIZATION:
         raise DataError(
-            f"Expected `dataset` to be one of {', '.join(NORMALISATION)}, got {dataset.name!r}, which has no "
+            f"Expected `dataset` to be one of {', '.join(NORMALIZATION)}, got {dataset.name!r}, which has no "
             "constants; pass `constants`, such as `channel_constants` of its training images"
         )
-    constants = constants or NORMALISATION[dataset.name]
+    constants = constants or NORMALIZATION[dataset.name]
     if constants is None:
         return dataset.images
     mean, std = (np.asarray(c, np.float32) for c in constants)
     if dataset.images.shape[-1] != len(mean):
         raise DataError(
             f"Expected `dataset` {dataset.name} to have {len(mean)} channels in the last axis, got images "
-            f"of shape {dataset.images.shape}; give data of your own another name and normalise it yourself"
+            f"of shape {dataset.images.shape}; give data of your own another name and normalize it yourself"
         )
     return (dataset.images - mean) / std
 

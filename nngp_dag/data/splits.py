@@ -1,4 +1,4 @@
-"""A data set as training needs it: normalised inputs and labels for training, validation and testing."""
+"""A data set as training needs it: normalized inputs and labels for training, validation and testing."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nngp_dag.data.datasets import Dataset, check_size, load_dataset, split_names
-from nngp_dag.data.preprocessing import NORMALISATION, Constants, channel_constants, normalise, scale_to_sphere
+from nngp_dag.data.preprocessing import NORMALIZATION, Constants, channel_constants, normalize, scale_to_sphere
 from nngp_dag.errors import DataError
 
 # The code of Chen et al. (2022) takes the last 10 % of CIFAR's training images as stored, and of MNIST and SVHN a
@@ -109,12 +109,12 @@ def load_splits(
     data_dir: str | Path | None = None,
     scale_inputs: bool = False,
 ) -> Splits:
-    """Loads a data set and splits and normalises it as the code of Chen et al. does.
+    """Loads a data set and splits and normalizes it as the code of Chen et al. does.
 
     A tenth of the official training images is for validation: of CIFAR the last tenth as stored (45,000 and 5,000
     images), of the others one drawn at random, once and for all, with seed 0. Their code draws it anew with every seed
     of the training; here seeds differ in their weights and batches only. The official test images are the test part.
-    Other image sets of tensorflow-datasets are normalised by mean and standard deviation of every channel of their
+    Other image sets of tensorflow-datasets are normalized by mean and standard deviation of every channel of their
     training part, before any `subset`; where one has no `test` split, its `validation` split is the test part.
     `sphere` has as many points as are asked for (230 without `subset`), and 256 to test.
 
@@ -126,7 +126,7 @@ def load_splits(
       scale_inputs: Scale every input to |x|^2 = its number of features, as kernels like it; the authors do not.
 
     Returns:
-      Normalised `Splits`.
+      Normalized `Splits`.
 
     Raises:
       DataError: As `load_dataset`, or the training part has fewer than `subset` examples.
@@ -154,7 +154,7 @@ def load_splits(
         order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(whole.labels))
         how = f"a random tenth of the training images (seed {_SHUFFLE_SEED})"
     chosen, validation = order[:-held_out], order[-held_out:]
-    constants = NORMALISATION[name] if name in NORMALISATION else channel_constants(whole.images[chosen])
+    constants = NORMALIZATION[name] if name in NORMALIZATION else channel_constants(whole.images[chosen])
     if subset is not None:
         if subset > len(chosen):
             raise DataError(
@@ -164,7 +164,7 @@ def load_splits(
         chosen = chosen[:subset]
     validation = validation[:eval_subset]
     x, x_test = _inputs(whole, scale_inputs, constants), _inputs(test, scale_inputs, constants)[:eval_subset]
-    scaling = "not normalised" if constants is None else f"normalised by mean {constants[0]} and std {constants[1]}"
+    scaling = "not normalized" if constants is None else f"normalized by mean {constants[0]} and std {constants[1]}"
     scaling += ", then scaled to |x|² = d" if scale_inputs else ""
     return Splits(
         name,
@@ -185,5 +185,5 @@ def with_eval_subset(source: dict[str, Any], eval_subset: int | None) -> dict[st
 
 
 def _inputs(data: Dataset, scale_inputs: bool, constants: Constants | None) -> np.ndarray:
-    x = normalise(data, constants)
+    x = normalize(data, constants)
     return scale_to_sphere(x).reshape(x.shape) if scale_inputs else x

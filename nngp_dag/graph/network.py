@@ -60,7 +60,7 @@ class Network:
         elif self.stem.order == "act-linear" and self.stem.activation is not None:
             raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
         elif self.stem.layer_norm:
-            raise InputError("Expected `stem` without `layer_norm`, got one; normalise the data instead")
+            raise InputError("Expected `stem` without `layer_norm`, got one; normalize the data instead")
         if not self.has_stem and self.dag.num_inputs > 1:
             raise InputError(
                 f"Expected a graph with one input where there is no stem, got {self.dag.num_inputs}; without weights "
@@ -131,7 +131,7 @@ class Network:
         """Raises a `GraphError` where an activation meets a node that is not Gaussian, or a mean is unknown.
 
         Args:
-          input_is_gaussian: Of a network without stem: whether the data are a centred Gaussian process.
+          input_is_gaussian: Of a network without stem: whether the data are a centered Gaussian process.
           reads_out: Whether the readout follows.
         """
         inputs = f"the {'stem' if self.has_stem else 'input'}"
@@ -146,7 +146,7 @@ class Network:
                 op = edge.op
                 if isinstance(op, Dense) and op.layer_norm and raw[edge.source]:
                     raise GraphError(
-                        f"Expected the input's mean to be known at node {edge.source}, since edge {edge} normalises "
+                        f"Expected the input's mean to be known at node {edge.source}, since edge {edge} normalizes "
                         "it, got an input that is not Gaussian; put a `Dense` before the layer, or give it a stem"
                     )
                 if not isinstance(op, Dense):
@@ -181,7 +181,7 @@ class Network:
                 )
 
     def output_is_gaussian(self, node: int, *, input_is_gaussian: bool) -> bool:
-        """Whether a node is a centred Gaussian process."""
+        """Whether a node is a centered Gaussian process."""
         gaussian = [self.stem_op.output_is_gaussian if self.has_stem else input_is_gaussian] * self.dag.num_inputs
         for into in self.into[self.dag.num_inputs :]:
             gaussian.append(

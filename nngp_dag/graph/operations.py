@@ -17,10 +17,10 @@ from nngp_dag.errors import GraphError, InputError, did_you_mean, shown
 
 ORDERS = ("linear-act", "act-linear")
 PADDINGS = ("SAME", "VALID")
-PARAMETERISATIONS = ("ntk", "standard")
+PARAMETERIZATIONS = ("ntk", "standard")
 IMAGE_READOUTS = ("flatten", "global-average")
 HE_STD = 2**0.5
-"""The weight standard deviation of He initialisation, times sqrt(fan-in)."""
+"""The weight standard deviation of He initialization, times sqrt(fan-in)."""
 LARGEST = 1e150
 """Of numbers whose squares count: float64 holds no squares of much larger ones, nor of ones below 1 / LARGEST."""
 
@@ -99,7 +99,7 @@ class Dense:
       order: "linear-act", phi(W x + b), or "act-linear", W phi(x) + b.
       w_std: Standard deviation of the weights, times sqrt(fan-in).
       b_std: Standard deviation of the biases, or None for a layer without.
-      layer_norm: Whether x is first normalised over its channels to mean 0 and variance 1.
+      layer_norm: Whether x is first normalized over its channels to mean 0 and variance 1.
     """
 
     activation: Any = "relu"
@@ -130,7 +130,7 @@ class Dense:
 
     @property
     def output_is_gaussian(self) -> bool:
-        """Whether the output is a centred Gaussian process at infinite width, whatever comes in."""
+        """Whether the output is a centered Gaussian process at infinite width, whatever comes in."""
         return self.order == "act-linear" or self.activation is None
 
 

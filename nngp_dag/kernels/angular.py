@@ -102,7 +102,7 @@ def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) ->
 
     Args:
       program: The network's program; all its input nodes read the same data.
-      spec: Its stem, readout and parameterisation; an activation of the readout is homogeneous.
+      spec: Its stem, readout and parameterization; an activation of the readout is homogeneous.
       channels: Features of the data.
       theta: Angles, (M,).
 

@@ -27,7 +27,7 @@ from nngp_dag.kernels.engine import (
 from nngp_dag.kernels.law import Value
 from nngp_dag.kernels.products import (
     areas,
-    centre_of,
+    center_of,
     gap_of_area,
     images,
     inverse_of,
@@ -195,30 +195,30 @@ class _Between:
         self.spec, self.space, self.weights, self.symmetric = spec, space, weights, symmetric
         self.channels = [v.shape[-1] for v in x]
         self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if space.full else 1)
-        self.centres = [
-            centre_of(v, norm) if is_long(v) and not space.ndim else None
+        self.centers = [
+            center_of(v, norm) if is_long(v) and not space.ndim else None
             for v, norm in zip(x, first.norms, strict=True)
         ]
 
     def by_row(self, prepared: _Inputs) -> tuple:
         """Adds shifts, and puts inputs first; stacks of the loop have them second."""
         data, of_nodes, scale, q, moments = prepared
-        of_centres = [
-            None if c is None else shifts(x, norm, c) for x, norm, c in zip(data, of_nodes, self.centres, strict=True)
+        of_centers = [
+            None if c is None else shifts(x, norm, c) for x, norm, c in zip(data, of_nodes, self.centers, strict=True)
         ]
         if self.spec.loop:
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments)
-        return (data, of_centres, of_nodes), scale, q, moments
+        return (data, of_centers, of_nodes), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
-        """Scales and centres data, late, so that no copy of all of them is kept."""
-        (data, of_centres, of_nodes), scale, q, moments = taken
+        """Scales and centers data, late, so that no copy of all of them is kept."""
+        (data, of_centers, of_nodes), scale, q, moments = taken
         # A quotient: numbers over their sizes are exactly 1 or -1.
         over_norms = [over(x, norm, scale) for x, norm in zip(data, of_nodes, strict=True)]
         if not self.space.ndim:
-            centres = zip(over_norms, self.centres, strict=True)
-            over_norms = [parts(x) if c is None else parts(x - c[None], centred=True) for x, c in centres]
-        return list(zip(over_norms, of_centres, strict=True)), scale, q, moments
+            centers = zip(over_norms, self.centers, strict=True)
+            over_norms = [parts(x) if c is None else parts(x - c[None], centered=True) for x, c in centers]
+        return list(zip(over_norms, of_centers, strict=True)), scale, q, moments
 
     def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
         """Returns second moments for every input node; i and j are the inputs' indices."""
@@ -269,10 +269,10 @@ class _Between:
         return Value(k, jnp.where((s1 > 0) & (s2 > 0), s1 * s2 * gap, s1 * s2 - absolute(k)), None)
 
     def _opposite(self, first: Any, second: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Returns rows, and columns with the other sign; both with their centre, so that sums are symmetric."""
+        """Returns rows, and columns with the other sign; both with their center, so that sums are symmetric."""
         (x, _), (z, _) = first, second
-        centre = [0] if self.centres[0] is None else parts(self.centres[0][None], centred=True)
-        left, right = ([v + c for v, c in zip(side, centre, strict=True)] for side in (x, z))
+        center = [0] if self.centers[0] is None else parts(self.centers[0][None], centered=True)
+        left, right = ([v + c for v, c in zip(side, center, strict=True)] for side in (x, z))
         return left, [-v for v in right]
 
     def _positions(self, first: Any, second: Any, i: jax.Array, j: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ class Spec(NamedTuple):
       readout: The readout's linear layer, or None for the kernels of the output nodes.
       readout_activation: The activation before it, or None.
       pixels: How the readout averages over pixels, "flatten" or "global-average"; None leaves them.
-      rules: The parameterisation.
+      rules: The parameterization.
       with_ntk: Whether the NTK is wanted.
       homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
       loop: Whether the steps run as a loop.
@@ -306,18 +306,18 @@ def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
 def _read_out(spec: Spec, value: Value, sides: Sides, space: Space) -> tuple[jax.Array, jax.Array | None]:
     """Applies the readout to a node's covariances; returns second moments."""
     if spec.readout is not None and spec.readout_activation is not None:
-        value, sides = law.activate(spec.readout_activation, *law.uncentre(value, sides), space)
+        value, sides = law.activate(spec.readout_activation, *law.uncenter(value, sides), space)
     width = spec.rules.width
     if spec.pixels is not None:
         if spec.pixels == "flatten":
             width *= math.prod(space.vector(sides.v1).shape[1:])
-        value, sides = law.uncentre(value, sides)
+        value, sides = law.uncenter(value, sides)
         k, ntk = (None if v is None else space.read_out(v, spec.pixels) for v in (value.k, value.ntk))
         assert k is not None
         value, sides, space = Value(k, None, ntk), Sides(k, k), Space()
     if spec.readout is not None:
         value, sides = law.linear(spec.readout, value, sides, space, spec.rules, width)
-    value, _ = law.uncentre(value, sides)
+    value, _ = law.uncenter(value, sides)
     return value.k, value.ntk
 
 
@@ -361,7 +361,7 @@ def propagate(
         outputs = run_loop(weights.tables, spec.structure, fields, first, second, spec.rules, spec.equal_norms)
         sides = sides_of_outputs(weights.tables, first, second)
         if spec.stacked:
-            value, _ = law.uncentre(outputs, sides)
+            value, _ = law.uncenter(outputs, sides)
             return [(value.k, value.ntk)]
         one_by_one = [jax.tree.map(lambda v, i=i: v[i], (outputs, sides)) for i in spec.structure.outputs]
         return [_read_out(spec, of_output, of_both, space) for of_output, of_both in one_by_one]

@@ -157,7 +157,7 @@ def gram(
     dtype = compute_dtype(*arrays1, *(arrays2 or ()), dtype=call.kwargs["dtype"])
     per_column = _numbers_per_column(network, call.arguments["image_readout"], arrays1[0].shape[1:-1])
     plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=path is None, per_column=per_column)
-    rules = make_rules(call.kwargs["parameterisation"], call.kwargs["width"])
+    rules = make_rules(call.kwargs["parameterization"], call.kwargs["width"])
     origin = Origin(network, call.kwargs["readout"], call.kwargs["image_readout"], rules, 0)
     if path is None:
         with within_memory(f"two matrices of {plan.shape[0]:,} x {plan.shape[1]:,} entries", "pass `out`"):

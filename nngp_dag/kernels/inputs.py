@@ -171,7 +171,7 @@ def warn_of_likely_mistakes(name: str, x: np.ndarray | jax.Array, network: Netwo
     if x.dtype == np.uint8 and not isinstance(x, jax.core.Tracer) and (largest := int(x.max())) > 127:
         warn(
             f"Expected `{name}` to be scaled, got bytes up to {largest}, as raw images hold; shift and scale them, as "
-            f"`nngp_dag.data.normalise` does, or pass {name}.astype(np.float32) if they are meant",
+            f"`nngp_dag.data.normalize` does, or pass {name}.astype(np.float32) if they are meant",
             InputWarning,
         )
 

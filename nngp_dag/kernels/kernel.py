@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
 from nngp_dag.errors import GraphError, InputError, shown, within_memory
 from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, as_number, check_flag, check_option
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERIZATIONS, as_number, check_flag, check_option
 from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import check_quadratures
 from nngp_dag.kernels.angular import series_of, spec_of_series, together
@@ -61,7 +61,7 @@ def kernel(
     stem: Dense | None = None,
     readout: bool = True,
     image_readout: str = "flatten",
-    parameterisation: str = "ntk",
+    parameterization: str = "ntk",
     width: int | None = None,
     get: str | tuple[str, ...] = GETS,
     dtype: str | None = None,
@@ -111,8 +111,8 @@ def kernel(
       stem: The operation of the stem, if not that of `layer` (without layer norm).
       readout: Whether to apply the readout; otherwise kernels are those of X(H).
       image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
-      parameterisation: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
-      width: Width of the finite network, in units or channels; the NTK of the standard parameterisation grows with it.
+      parameterization: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
+      width: Width of the finite network, in units or channels; the NTK of the standard parameterization grows with it.
       get: "nngp" or "ntk" for that array alone, by default both.
       dtype: "float32" or "float64", the precision to compute in; by default that of the input.
 
@@ -154,7 +154,7 @@ def kernel(
     )
     wanted = _wanted(get)
     readout = check_flag("readout", readout)
-    rules = make_rules(parameterisation, width)
+    rules = make_rules(parameterization, width)
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
@@ -210,19 +210,19 @@ def _results(
     return results
 
 
-def make_rules(parameterisation: str, width: int | None) -> Rules:
+def make_rules(parameterization: str, width: int | None) -> Rules:
     """Validates what gradients are taken with respect to.
 
     Raises:
-      InputError: The parameterisation is unknown, or "standard" without a width.
+      InputError: The parameterization is unknown, or "standard" without a width.
     """
-    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
-    if (width is None and parameterisation == "standard") or (width is not None and as_number("width", width) < 1):
+    check_option("parameterization", parameterization, PARAMETERIZATIONS)
+    if (width is None and parameterization == "standard") or (width is not None and as_number("width", width) < 1):
         raise InputError(
-            "Expected `width` to be at least 1, and given with parameterisation 'standard', whose NTK grows with it, "
+            "Expected `width` to be at least 1, and given with parameterization 'standard', whose NTK grows with it, "
             f"got {shown(width)}"
         )
-    return Rules() if parameterisation == "ntk" or width is None else Rules("standard", width)
+    return Rules() if parameterization == "ntk" or width is None else Rules("standard", width)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -240,7 +240,7 @@ def evaluation(
       network: The network.
       readout: Whether the readout follows.
       image_readout: What becomes of pixels: "flatten", "global-average", or None to keep them.
-      rules: The parameterisation.
+      rules: The parameterization.
       with_ntk: Whether the NTK is wanted.
       large: Whether the kernel is so large that speed is worth time to compile.
 

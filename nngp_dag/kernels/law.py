@@ -6,7 +6,7 @@ With weights of variance w_std^2 / fan-in and biases of variance b_std^2, in the
     activation    K -> F = E[phi(u) phi(v)]               T -> Fd T,  Fd = E[phi'(u) phi'(v)]
     layer norm    K -> C_ij / sqrt(C_ii C_jj)             T -> T_ij / sqrt(C_ii C_jj),  C = K - m m^T
 
-(a_w, a_b) = (w_std^2, b_std^2) in the NTK parameterisation and (fan-in, 1) in the standard one. A convolution averages
+(a_w, a_b) = (w_std^2, b_std^2) in the NTK parameterization and (fan-in, 1) in the standard one. A convolution averages
 over its filter first. Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, activation); Novak et al. 2019
 (convolutions); Yang 2020, "Tensor Programs II" (layer norm).
 """
@@ -52,16 +52,16 @@ class Rules(NamedTuple):
     """What gradients are taken with respect to.
 
     Attributes:
-      parameterisation: "ntk" or "standard".
+      parameterization: "ntk" or "standard".
       width: Fan-in of weighted edges, in channels.
     """
 
-    parameterisation: str = "ntk"
+    parameterization: str = "ntk"
     width: int = 1
 
     def tangent_weights(self, op: Dense, fan_in: int | None = None) -> tuple[float, float]:
         """(a_w, a_b) of a linear layer."""
-        if self.parameterisation == "ntk":
+        if self.parameterization == "ntk":
             return op.w_std**2, (op.b_std or 0.0) ** 2
         channels = self.width if fan_in is None else fan_in
         return float(channels * (math.prod(op.filter_shape) if isinstance(op, Conv) else 1)), float(
@@ -164,11 +164,11 @@ def _convolve(value: Value, sides: Sides, op: Dense, space: Space) -> tuple[Valu
 def linear(
     op: Dense, value: Value, sides: Sides, space: Space, rules: Rules, fan_in: int | None = None
 ) -> tuple[Value, Sides]:
-    """Applies fresh weights to covariances and means; the output is a centred Gaussian process."""
+    """Applies fresh weights to covariances and means; the output is a centered Gaussian process."""
     weight, bias = op.w_std**2, (op.b_std or 0.0) ** 2
     a_w, a_b = rules.tangent_weights(op, fan_in)
     if isinstance(op, Conv):
-        value, sides = _convolve(*uncentre(value, sides), op, space)
+        value, sides = _convolve(*uncenter(value, sides), op, space)
     second = _second_moments(value, sides)
     v1, v2 = (weight * functools.reduce(operator.add, of) + bias for of in _variances(second))
     ntk = None
@@ -182,7 +182,7 @@ def linear(
 
 
 def activate(activation: object, value: Value, sides: Sides, space: Space) -> tuple[Value, Sides]:
-    """Applies the activation to a centred Gaussian process; returns covariances, variances and means of the output."""
+    """Applies the activation to a centered Gaussian process; returns covariances, variances and means of the output."""
     phi = get_activation(activation)  # type: ignore[arg-type]
     if space.paired and value.gap is not None:  # inputs with themselves
         v, m = traced_variance(phi, sides.v1), mean(phi, sides.v1)
@@ -194,8 +194,8 @@ def activate(activation: object, value: Value, sides: Sides, space: Space) -> tu
     )
 
 
-def normalise(value: Value, sides: Sides) -> tuple[Value, Sides]:
-    """Applies layer normalisation over channels to covariances."""
+def normalize(value: Value, sides: Sides) -> tuple[Value, Sides]:
+    """Applies layer normalization over channels to covariances."""
     std1, std2 = jnp.sqrt(sides.v1 + LAYER_NORM_EPS), jnp.sqrt(sides.v2 + LAYER_NORM_EPS)
     scaled = jax.tree.map(lambda v: v / (std1 * std2), value)
     return scaled, Sides(sides.v1 / std1**2, sides.v2 / std2**2)
@@ -215,7 +215,7 @@ def _variances(summands: Sequence[Summand]) -> tuple[list[Any], list[Any]]:
     return [s.v1 for s in summands], [s.v2 for s in summands]
 
 
-def uncentre(value: Value, sides: Sides) -> tuple[Value, Sides]:
+def uncenter(value: Value, sides: Sides) -> tuple[Value, Sides]:
     """Turns covariances into second moments, with second moments in the place of variances."""
     summands = [s._replace(value=s.value._replace(ntk=None)) for s in _second_moments(value, sides)]
     q1, q2 = (functools.reduce(operator.add, of) for of in _variances(summands))
@@ -227,9 +227,9 @@ def apply(
 ) -> tuple[Value, Sides]:
     """Applies a weighted operation to covariances; the output has means only after an activation."""
     if op.layer_norm:
-        value, sides = normalise(value, sides)
+        value, sides = normalize(value, sides)
     if op.order == "act-linear" and op.activation is not None:
-        value, sides = activate(op.activation, *uncentre(value, sides), space)
+        value, sides = activate(op.activation, *uncenter(value, sides), space)
     value, sides = linear(op, value, sides, space, rules, fan_in)
     if op.order == "linear-act" and op.activation is not None:
         value, sides = activate(op.activation, value, sides, space)

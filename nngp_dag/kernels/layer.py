@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from nngp_dag.activations import get_activation
 from nngp_dag.errors import GraphError, InputError, shown
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
-from nngp_dag.graph.operations import HE_STD, PARAMETERISATIONS, Operation, as_number, check_option
+from nngp_dag.graph.operations import HE_STD, PARAMETERIZATIONS, Operation, as_number, check_option
 from nngp_dag.kernels.blocks import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.kernels.kernel import evaluation, weights_of
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 _NO_MASKS = "`DagLayer` does not support masking"
 
 
-def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]:
+def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
     """The finite operation, in the layers of stax: init_fn and apply_fn."""
     if isinstance(op, AvgPool):
         return stax.AvgPool(op.window_shape, op.strides, op.padding, normalize_edges=op.normalize_edges)[:2]
@@ -31,7 +31,7 @@ def _finite(op: Operation, width: int, parameterisation: str) -> tuple[Any, Any]
         return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: float(op.factor) * x)
     if not isinstance(op, Dense):
         return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x)
-    options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterisation}
+    options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterization}
     if isinstance(op, Conv):
         linear = stax.Conv(width, op.filter_shape, op.strides, op.padding, **options)
     else:
@@ -73,7 +73,7 @@ def DagLayer(  # noqa: N802
     aggregation: str = "sum",
     stem: Dense | None = None,
     has_stem: bool = True,
-    parameterisation: str = "ntk",
+    parameterization: str = "ntk",
 ) -> tuple[Any, Any, Any]:
     """The stem and the nodes of a network with the connectivity of a DAG, as a `neural_tangents.stax` layer.
 
@@ -102,7 +102,7 @@ def DagLayer(  # noqa: N802
       aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
       stem: The operation of the stem, if not that of `layer`.
       has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others.
-      parameterisation: "ntk" or "standard".
+      parameterization: "ntk" or "standard".
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every
@@ -112,7 +112,7 @@ def DagLayer(  # noqa: N802
     Raises:
       GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, or images do not fit.
       InputError: `width` or another option is invalid, inputs have the wrong shape or are masked, or `width` is not the
-        fan-in that the NTK of the standard parameterisation needs.
+        fan-in that the NTK of the standard parameterization needs.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -127,7 +127,7 @@ def DagLayer(  # noqa: N802
     """
     if as_number("width", width) < 1:
         raise InputError(f"Expected `width` to be at least 1, got {shown(width)}")
-    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+    check_option("parameterization", parameterization, PARAMETERIZATIONS)
     network = build_network(
         dag,
         activation=activation,
@@ -141,8 +141,8 @@ def DagLayer(  # noqa: N802
     )
     dag = network.dag
     several_outputs = len(dag.outputs) > 1
-    stems = [_finite(network.stem_op, width, parameterisation)] * dag.num_inputs if has_stem else []
-    edges = [_finite(edge.op, width, parameterisation) for edge in network.edges]
+    stems = [_finite(network.stem_op, width, parameterization)] * dag.num_inputs if has_stem else []
+    edges = [_finite(edge.op, width, parameterization) for edge in network.edges]
 
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, tuple]:
         shapes = [_shape(shape) for shape in _inputs(input_shape, network, _shape)]
@@ -187,14 +187,14 @@ def DagLayer(  # noqa: N802
         _inputs(k, network, lambda one: one.shape2)
         inputs = [_checked(one) for one in _inputs(k, network, lambda one: one.shape1)]
         first = inputs[0]
-        if not has_stem and parameterisation == "standard" and first.ntk is not None and first.shape1[-1] != width:
+        if not has_stem and parameterization == "standard" and first.ntk is not None and first.shape1[-1] != width:
             raise InputError(
-                f"Expected an input of `width`, {width}, channels for the NTK of parameterisation 'standard' without "
+                f"Expected an input of `width`, {width}, channels for the NTK of parameterization 'standard' without "
                 f"stem, got {first.shape1[-1]}; put a `Dense` before the layer, or give it a stem"
             )
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
-        plan = evaluation(network, False, None, Rules(parameterisation, width), with_ntk=first.ntk is not None)
+        plan = evaluation(network, False, None, Rules(parameterization, width), with_ntk=first.ntk is not None)
         space = plan.space._replace(
             ndim=len(first.shape1) - 2, full=not first.diagonal_spatial and len(first.shape1) > 2
         )

@@ -278,7 +278,7 @@ def run_loop_moments(
       structure: That of the loop.
       fields: Covariances of the stems, (N,) each, without NTK.
       mu: Their means.
-      rules: The parameterisation.
+      rules: The parameterization.
 
     Returns:
       Variances by place, (places, N), and means of nodes, (nodes, N), with rows of zeros for those that are not
@@ -341,7 +341,7 @@ def run_loop(
       fields: Covariances of the stems, (N1, N2) each.
       first: Variances by place and means by node of the rows, (places, N1) and (nodes, N1), see `run_loop_moments`.
       second: Those of the columns.
-      rules: The parameterisation.
+      rules: The parameterization.
       equal_norms: Whether the shares of summands in a sum are the same for all inputs.
 
     Returns:

@@ -75,7 +75,7 @@ def kernels_of_laws(
       network: One of them; all agree in stem, readout and layer.
       x: Inputs, (N, ...), for every input node.
       readout: Whether the readout follows.
-      rules: The parameterisation.
+      rules: The parameterization.
       batch: How many kernels come at once.
       known: Outputs that are not wanted. Batches of nothing else are left out; the others are what they are without it,
         and so are the bits of their kernels.

@@ -17,8 +17,8 @@ _LISTS = 16
 # Features that a product in float32 adds up, one after another, which rounds the more the more there are: of 784 pixels
 # with a common background 784 leave an error of 2e-6, 256 one of 5e-7 and 128 one of 3e-7.
 _FEATURES = 128
-# Of centred inputs more will do: the mean of two unlike backgrounds removes neither.
-_CENTRED_FEATURES = 512
+# Of centered inputs more will do: the mean of two unlike backgrounds removes neither.
+_CENTERED_FEATURES = 512
 
 
 def norms(data: Sequence[jax.Array]) -> jax.Array:
@@ -43,15 +43,15 @@ def is_long(x: jax.Array) -> bool:
     return x.dtype.itemsize < 8 and x.shape[1] > _FEATURES
 
 
-def parts(x: jax.Array, centred: bool = False) -> list[jax.Array]:
+def parts(x: jax.Array, centered: bool = False) -> list[jax.Array]:
     """Cuts features into parts, each an array of its own: products of slices would copy them in every block."""
     d = x.shape[1]
-    count = min(32, -(-d // (_CENTRED_FEATURES if centred else _FEATURES))) if is_long(x) else 1
+    count = min(32, -(-d // (_CENTERED_FEATURES if centered else _FEATURES))) if is_long(x) else 1
     size = -(-d // count)
     return [x[:, i : i + size] for i in range(0, d, size)]
 
 
-def centre_of(x: jax.Array, scale: jax.Array) -> jax.Array:
+def center_of(x: jax.Array, scale: jax.Array) -> jax.Array:
     """Mean of inputs over their scales, (d,).
 
     Products of what differs from it round less: pixels of a common background, which add up one after another to large
@@ -60,16 +60,16 @@ def centre_of(x: jax.Array, scale: jax.Array) -> jax.Array:
     return lax.stop_gradient(jnp.matmul(inverse_of(scale), x, precision=lax.Precision.HIGHEST) / x.shape[0])
 
 
-def shifts(x: jax.Array, scale: jax.Array, centre: jax.Array) -> jax.Array:
+def shifts(x: jax.Array, scale: jax.Array, center: jax.Array) -> jax.Array:
     """Returns s, (N,), with <x, z> / d = <x - c, z - c> / d + s(x) + s(z) for inputs over their scales."""
-    d = len(centre)
+    d = len(center)
     # A column for each few features, since a sum of sums rounds less.
     few = math.isqrt(d)
-    columns = jnp.where(jnp.arange(d)[:, None] // few == jnp.arange(-(-d // few))[None], centre[:, None], 0)
-    of_inputs, of_centre = (
-        jnp.matmul(v, columns, precision=lax.Precision.HIGHEST).sum(axis=1) / d for v in (x, centre[None])
+    columns = jnp.where(jnp.arange(d)[:, None] // few == jnp.arange(-(-d // few))[None], center[:, None], 0)
+    of_inputs, of_center = (
+        jnp.matmul(v, columns, precision=lax.Precision.HIGHEST).sum(axis=1) / d for v in (x, center[None])
     )
-    return of_inputs * inverse_of(scale) - of_centre / 2
+    return of_inputs * inverse_of(scale) - of_center / 2
 
 
 def products(
@@ -78,7 +78,7 @@ def products(
     shift1: jax.Array | None = None,
     shift2: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean over features of products, (N1, N2); inputs in parts, and what centred ones lack, (N1,) and (N2,)."""
+    """Mean over features of products, (N1, N2); inputs in parts, and what centered ones lack, (N1,) and (N2,)."""
     # A TF32 product would leave an error of 1e-3 in the correlations, and with it noise for lambda_min.
     of_parts = [jnp.matmul(x, z.T, precision=lax.Precision.HIGHEST) for x, z in zip(x1, x2, strict=True)]
     mean = functools.reduce(operator.add, of_parts) / sum(x.shape[1] for x in x1)

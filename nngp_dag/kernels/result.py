@@ -43,7 +43,7 @@ class Origin(NamedTuple):
         return n.dag, n.layer, n.aggregation, n.stem, *self[1:3], *self.rules, self.output
 
 
-_OPTIONS = ("dag", "layer", "aggregation", "stem", "readout", "image_readout", "parameterisation", "width", "output")
+_OPTIONS = ("dag", "layer", "aggregation", "stem", "readout", "image_readout", "parameterization", "width", "output")
 
 
 # Dropped by transformations, or functions of kernels would compile anew for every network, and `jax.tree.map` would
@@ -54,7 +54,7 @@ class Kernel:
     """The infinite-width kernels of one network, a JAX pytree.
 
     Attributes:
-      nngp: E[f_k(x_i) f_k(x_j)] over initialisations, for one output unit k, (N1, N2).
+      nngp: E[f_k(x_i) f_k(x_j)] over initializations, for one output unit k, (N1, N2).
       ntk: The neural tangent kernel, (N1, N2).
       origin: The network and its options, as `nngp_dag.kernel` and `nngp_dag.gram` note them, so that what takes
         several kernels can refuse those of different networks. None for kernels made by hand, or by transformations

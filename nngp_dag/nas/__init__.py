@@ -1,7 +1,7 @@
 """Architecture search without training, on NAS-Bench-201 and DARTS."""
 
 from nngp_dag.nas.benchmark import Benchmark
-from nngp_dag.nas.catalogue import BUILT_IN
+from nngp_dag.nas.catalog import BUILT_IN
 from nngp_dag.nas.cells import Cell, cells, sample_cells
 from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.darts import Genotype

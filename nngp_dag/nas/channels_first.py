@@ -15,9 +15,9 @@ from jaxtyping import Array
 from nngp_dag.nas import layers
 
 
-def normalised(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
-    """As `layers.normalised`."""
-    return layers.normalised(x, scale, shift, over, channels=0)
+def normalized(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
+    """As `layers.normalized`."""
+    return layers.normalized(x, scale, shift, over, channels=0)
 
 
 def convolved(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -89,13 +89,13 @@ def _added(sent: Array) -> Array:
 
 
 def _interleaved(sent: Array) -> Array:
-    """As `_added`, of a convolution in steps of 2: centres send to even pixels, both sides to odd ones."""
+    """As `_added`, of a convolution in steps of 2: centers send to even pixels, both sides to odd ones."""
 
     def both(taps: Sequence[Array] | Array, axis: int) -> list[Array]:
-        before, centre, after = taps
+        before, center, after = taps
         widths = [(0, int(i == axis)) for i in range(before.ndim)]
         next_one = lax.slice_in_dim(jnp.pad(before, widths), 1, None, axis=axis)
-        return [centre, after + next_one]
+        return [center, after + next_one]
 
     by_column = [both(sent[:, j], 2) for j in range(3)]
     rows = [jnp.stack(both(columns, 3), axis=4) for columns in zip(*by_column, strict=True)]

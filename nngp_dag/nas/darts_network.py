@@ -9,7 +9,7 @@ from nngp_dag.nas.darts import EDGES, OPERATIONS
 from nngp_dag.nas.darts_operations import FactorizedReduce, Preprocess, Separable, largest
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Normalise,
+    Normalize,
     averaged,
     check_images,
     check_sizes,
@@ -17,7 +17,7 @@ from nngp_dag.nas.layers import (
     classified,
     he_normal,
     in_memory,
-    normalised,
+    normalized,
     unchanged,
 )
 
@@ -37,7 +37,7 @@ class MixedEdges(nnx.Module):
         self.skip = FactorizedReduce(channels, channels, edges, rngs=rngs) if stride == 2 else None
 
     def __call__(
-        self, x: Array, weights: Float[Array, "edges 8"], normalise: Normalise
+        self, x: Array, weights: Float[Array, "edges 8"], normalize: Normalize
     ) -> tuple[Float[Array, "n h w edges c"], list[Array]]:
         """Returns the weighted sums, and what enters the second ReLU of operations that have two."""
         x = in_memory(x)
@@ -50,15 +50,15 @@ class MixedEdges(nnx.Module):
 
         total = weighted("max_pool_3x3", largest(x)[:, ::step, ::step])
         total += weighted("avg_pool_3x3", averaged(x)[:, ::step, ::step])
-        total += weighted("skip_connect", x if self.skip is None else self.skip(x, normalise))
+        total += weighted("skip_connect", x if self.skip is None else self.skip(x, normalize))
         for name, (first, second) in (("sep_conv_3x3", self.sep3), ("sep_conv_5x5", self.sep5)):
-            value = first(repeated, normalise, step)
+            value = first(repeated, normalize, step)
             live = jnp.repeat(weights[:, OPERATIONS.index(name)] > 0, x.shape[3])
             value = in_memory(value)
             inner.append(live.reshape(1, 1, 1, -1) * value)
-            total += weighted(name, second(value, normalise))
+            total += weighted(name, second(value, normalize))
         for name, block in (("dil_conv_3x3", self.dil3), ("dil_conv_5x5", self.dil5)):
-            total += weighted(name, block(repeated, normalise, step))
+            total += weighted(name, block(repeated, normalize, step))
         return total, inner
 
 
@@ -89,15 +89,15 @@ class MixedCell(nnx.Module):
         )
 
     def __call__(
-        self, inputs: tuple[Array, Array], weights: Float[Array, "14 8"], normalise: Normalise
+        self, inputs: tuple[Array, Array], weights: Float[Array, "14 8"], normalize: Normalize
     ) -> tuple[Array, list[Array]]:
         """Returns the output, and what enters ReLUs: of inputs, of nodes 0 to 4, and within operations."""
         gates, reads = _gates(weights > 0, self.reduction)
-        nodes: list = [self.preprocess0(inputs[0], normalise), self.preprocess1(inputs[1], normalise), 0, 0, 0, 0]
+        nodes: list = [self.preprocess0(inputs[0], normalize), self.preprocess1(inputs[1], normalize), 0, 0, 0, 0]
         seen = [reads[i] * x for i, x in enumerate(inputs)]
         for source, edges in enumerate(self.edges):
             places = _out_of(source)
-            added, inner = edges(nodes[source], weights[places], normalise)
+            added, inner = edges(nodes[source], weights[places], normalize)
             for i, edge in enumerate(places):
                 nodes[EDGES[edge][1]] += added[..., i, :]
             seen += inner
@@ -165,7 +165,7 @@ class DartsSupernet(nnx.Module):
         if not stem:
             check_without_stem(channels * stem_multiplier, in_channels)
         self.in_channels, self.batch_norm = in_channels, batch_norm
-        self.normalise = normalised if batch_norm else unchanged
+        self.normalize = normalized if batch_norm else unchanged
         before = stem_multiplier * channels, stem_multiplier * channels
         self.stem = ConvNorm(in_channels, before[0], rngs=rngs) if stem else None
         made, reduced = [], False
@@ -200,16 +200,16 @@ class DartsSupernet(nnx.Module):
         What no live ReLU reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
         """
         check_images(x, self.in_channels, 1)
-        normalise = self.normalise
+        normalize = self.normalize
         if self.stem is not None:
-            x = self.stem(x, normalise)
+            x = self.stem(x, normalize)
         alive = self._alive(mixture > 0)
         inputs, seen = (x, x), []
         for cell, live in zip(self.cells, alive, strict=True):
-            out, within = cell(inputs, mixture[int(cell.reduction)], normalise)
+            out, within = cell(inputs, mixture[int(cell.reduction)], normalize)
             seen += [live * value for value in within]
             inputs = inputs[1], out
-        x = normalise(inputs[1], self.scale[...], self.shift[...])
+        x = normalize(inputs[1], self.scale[...], self.shift[...])
         features = nnx.relu(x).mean(axis=(1, 2))
         return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
 

@@ -5,7 +5,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from nngp_dag.nas.layers import ConvNorm, Normalise, convolved, he_normal
+from nngp_dag.nas.layers import ConvNorm, Normalize, convolved, he_normal
 
 
 class Separable(nnx.Module):
@@ -26,10 +26,10 @@ class Separable(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(groups * channels))
         self.dilation = dilation
 
-    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
+    def __call__(self, x: Array, normalize: Normalize, stride: int = 1) -> Array:
         """Applies it to images of groups C channels."""
         x = convolved(nnx.relu(x), self.depthwise[...], stride, self.dilation)
-        return normalise(convolved(x, self.pointwise[...]), self.scale[...], self.shift[...])
+        return normalize(convolved(x, self.pointwise[...]), self.scale[...], self.shift[...])
 
 
 class FactorizedReduce(nnx.Module):
@@ -46,14 +46,14 @@ class FactorizedReduce(nnx.Module):
         self.scale = nnx.Param(jnp.ones(groups * c_out))
         self.shift = nnx.Param(jnp.zeros(groups * c_out))
 
-    def __call__(self, x: Array, normalise: Normalise) -> Array:
+    def __call__(self, x: Array, normalize: Normalize) -> Array:
         """Applies it; of an odd side, the shifted convolution reads a row of zeros last."""
         x = nnx.relu(x)
         shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
         parts = convolved(x, self.even[...], 2), convolved(shifted, self.odd[...], 2)
         shape = *parts[0].shape[:3], self.groups, -1
         joined = jnp.concatenate([part.reshape(shape) for part in parts], axis=-1).reshape(*shape[:3], -1)
-        return normalise(joined, self.scale[...], self.shift[...])
+        return normalize(joined, self.scale[...], self.shift[...])
 
 
 def _side_by_side(rngs: nnx.Rngs, groups: int, shape: tuple[int, int, int, int]) -> Array:
@@ -67,9 +67,9 @@ class Preprocess(nnx.Module):
         """Draws the weights."""
         self.block = ConvNorm(c_in, c_out, side=1, rngs=rngs)
 
-    def __call__(self, x: Array, normalise: Normalise) -> Array:
+    def __call__(self, x: Array, normalize: Normalize) -> Array:
         """Applies it."""
-        return self.block(nnx.relu(x), normalise)
+        return self.block(nnx.relu(x), normalize)
 
 
 def largest(x: Array) -> Array:

@@ -14,7 +14,7 @@ from nngp_dag.nas.darts import Genotype
 from nngp_dag.nas.darts_operations import FactorizedReduce, Preprocess, Separable, largest
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Normalise,
+    Normalize,
     averaged,
     check_images,
     check_sizes,
@@ -22,7 +22,7 @@ from nngp_dag.nas.layers import (
     convolved,
     halved,
     he_normal,
-    normalised,
+    normalized,
 )
 from nngp_dag.nas.network import Reduction
 
@@ -48,20 +48,20 @@ class _CellNet(nnx.Module):
         jax.eval_shape(lambda: self._forward(jnp.zeros((1, *image_shape)), note, lambda x: x, True))
         self.mean, self.variance = nnx.BatchStat(jnp.zeros(sum(sizes))), nnx.BatchStat(jnp.ones(sum(sizes)))
 
-    def _forward(self, x: Array, normalise: Normalise, drop: Drop, training: bool) -> tuple[Array, Array | None]:
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, Array | None]:
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Returns the logits of images, each on its own: by the running statistics."""
         at = 0
 
-        def normalise(x: Array, scale: Array, shift: Array) -> Array:
+        def normalize(x: Array, scale: Array, shift: Array) -> Array:
             nonlocal at
             place, at = slice(at, at + len(scale)), at + len(scale)
             factor = scale * jax.lax.rsqrt(self.variance[place] + _EPSILON)
             return x * factor[None, None, None] + (shift - factor * self.mean[place])[None, None, None]
 
-        return self._forward(x, normalise, lambda x: x, False)[0]
+        return self._forward(x, normalize, lambda x: x, False)[0]
 
     def train_step(
         self, x: Float[Array, "n h w c"], key: Key[Array, ""], drop_path: Float[Array, ""] | float = 0.0
@@ -76,11 +76,11 @@ class _CellNet(nnx.Module):
         statistics: list[tuple[Array, Array]] = []
         drawn = 0
 
-        def normalise(x: Array, scale: Array, shift: Array) -> Array:
+        def normalize(x: Array, scale: Array, shift: Array) -> Array:
             # PyTorch's running variance is the unbiased one.
             count = x.size // len(scale)
             statistics.append((x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2)) * (count / max(count - 1, 1))))
-            return normalised(x, scale, shift)
+            return normalized(x, scale, shift)
 
         def drop(value: Array) -> Array:
             nonlocal drawn
@@ -88,7 +88,7 @@ class _CellNet(nnx.Module):
             kept = jax.random.bernoulli(jax.random.fold_in(key, drawn), 1 - drop_path, (len(value), 1, 1, 1))
             return jnp.where(kept, value / (1 - drop_path), 0)
 
-        logits, auxiliary = self._forward(x, normalise, drop, True)
+        logits, auxiliary = self._forward(x, normalize, drop, True)
         for running, found in zip((self.mean, self.variance), zip(*statistics, strict=True), strict=True):
             running[...] = _KEPT * running[...] + (1 - _KEPT) * jax.lax.stop_gradient(jnp.concatenate(found))
         return logits, auxiliary
@@ -143,26 +143,26 @@ class BenchNet(_CellNet):
         self.scale, self.shift = nnx.Param(jnp.ones(widths[-1])), nnx.Param(jnp.zeros(widths[-1]))
         self._finish(widths[-1], classes, image_shape, rngs)
 
-    def _forward(self, x: Array, normalise: Normalise, drop: Drop, training: bool) -> tuple[Array, Array | None]:
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, Array | None]:
         check_images(x, self.in_channels, 4)
-        x = self.stem(x, normalise)
+        x = self.stem(x, normalize)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
-                inner = block.conv_a(nnx.relu(x), normalise, 2)
-                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
+                inner = block.conv_a(nnx.relu(x), normalize, 2)
+                x = block.conv_b(nnx.relu(inner), normalize) + convolved(halved(x), block.shortcut[...])
             for cell in stage:
                 nodes = [x, *[jnp.zeros_like(x)] * 3]
                 for operation, block, (source, target) in zip(self.operations, cell, EDGES, strict=True):
                     value = nodes[source]
                     if block is not None:
-                        nodes[target] += drop(block(nnx.relu(value), normalise))
+                        nodes[target] += drop(block(nnx.relu(value), normalize))
                     elif operation == "avg_pool_3x3":
                         nodes[target] += drop(averaged(value))
                     elif operation == "skip_connect":
                         nodes[target] += value
                 x = nodes[-1]
-        x = nnx.relu(normalise(x, self.scale[...], self.shift[...]))
+        x = nnx.relu(normalize(x, self.scale[...], self.shift[...]))
         return classified(x.mean(axis=(1, 2)), self.kernel[...], self.bias[...]), None
 
 
@@ -179,14 +179,14 @@ class AuxiliaryHead(nnx.Module):
         self.second = ConvNorm(128, 768, side=2, rngs=rngs)
         self.kernel, self.bias = nnx.Param(he_normal(rngs, (768, classes))), nnx.Param(jnp.zeros(classes))
 
-    def __call__(self, x: Array, normalise: Normalise) -> Array:
+    def __call__(self, x: Array, normalize: Normalize) -> Array:
         """Returns its logits."""
-        x = self.first(nnx.avg_pool(nnx.relu(x), (5, 5), strides=(3, 3)), normalise)
+        x = self.first(nnx.avg_pool(nnx.relu(x), (5, 5), strides=(3, 3)), normalize)
         layout = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(
             nnx.relu(x), self.second.kernel[...], (1, 1), "VALID", dimension_numbers=layout
         )
-        x = nnx.relu(normalise(x, self.second.scale[...], self.second.shift[...]))
+        x = nnx.relu(normalize(x, self.second.scale[...], self.second.shift[...]))
         return classified(x.mean(axis=(1, 2)), self.kernel[...], self.bias[...])
 
 
@@ -207,16 +207,16 @@ class _DartsCell(nnx.Module):
         twice, side = (2, 1) if name.startswith("sep") else (1, 2), int(name[-1])
         return nnx.List([Separable(channels, side, twice[1], rngs=rngs) for _ in range(twice[0])])
 
-    def __call__(self, inputs: tuple[Array, Array], normalise: Normalise, drop: Drop) -> Array:
-        nodes = [self.preprocess0(inputs[0], normalise), self.preprocess1(inputs[1], normalise)]
+    def __call__(self, inputs: tuple[Array, Array], normalize: Normalize, drop: Drop) -> Array:
+        nodes = [self.preprocess0(inputs[0], normalize), self.preprocess1(inputs[1], normalize)]
         ends = []
         for (name, source), blocks in zip(self.pairs, self.blocks, strict=True):
             value, stride = nodes[source], 2 if self.reduction and source < 2 else 1
             for i, block in enumerate(blocks):
                 if isinstance(block, FactorizedReduce):
-                    value = block(value, normalise)
+                    value = block(value, normalize)
                 else:
-                    value = block(value, normalise, 1 if i else stride)
+                    value = block(value, normalize, 1 if i else stride)
             if name.endswith("pool_3x3"):
                 value = (largest if name.startswith("max") else averaged)(value)[:, ::stride, ::stride]
             elif name == "none":
@@ -288,14 +288,14 @@ class DartsNet(_CellNet):
         self.head = AuxiliaryHead(4 * width, classes, rngs=rngs) if auxiliary else None
         self._finish(before[1], classes, image_shape, rngs)
 
-    def _forward(self, x: Array, normalise: Normalise, drop: Drop, training: bool) -> tuple[Array, Array | None]:
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, Array | None]:
         check_images(x, self.in_channels, 1)
-        x = self.stem(x, normalise)
+        x = self.stem(x, normalize)
         inputs, head = (x, x), None
         for i, cell in enumerate(self.cells):
-            inputs = inputs[1], cell(inputs, normalise, drop)
+            inputs = inputs[1], cell(inputs, normalize, drop)
             if i == self.head_after and self.head is not None and training:
                 head = functools.partial(self.head, inputs[1])
         logits = classified(inputs[1].mean(axis=(1, 2)), self.kernel[...], self.bias[...])
         # Last, so that evaluation, which leaves it out, finds the other statistics at the same places.
-        return logits, None if head is None else head(normalise)
+        return logits, None if head is None else head(normalize)

@@ -57,7 +57,7 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     """Returns <grad f(x_i), grad f(x_j)>, f the sum of the outputs of a network, (n, n); for compiled programs.
 
     Args:
-      graph: Of a network that is called with images and an architecture, normalises by its `normalise` alone, which
+      graph: Of a network that is called with images and an architecture, normalizes by its `normalize` alone, which
         may be told `over` what axis of images, and has its weights where `nnx.split` puts them.
       params: The weights.
       x: Images, (n, height, width, channels).
@@ -73,7 +73,7 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     def summed(trained: dict, x: Array) -> Array:
         net = nnx.merge(graph, _rejoined(params, trained, fixed))
         if batch_norm == "held" and net.batch_norm:
-            net.normalise = functools.partial(net.normalise, over=_IMAGES)
+            net.normalize = functools.partial(net.normalize, over=_IMAGES)
         return net(x, architecture).sum(axis=1)
 
     if batch_norm == "held":

@@ -22,7 +22,7 @@ def in_memory(x: Array) -> Array:
     """Returns x, computed once before anything reads it; so is its gradient.
 
     XLA fuses what is computed with each of its readers, and then computes it, and compiles it, once for each. On CPU it
-    forgets optimisation barriers before it does so, but not a condition: as in `nngp_dag.kernels.engine`, but for what
+    forgets optimization barriers before it does so, but not a condition: as in `nngp_dag.kernels.engine`, but for what
     is mapped over architectures, images and weights, where a condition on an argument would become a selection.
     """
     if jax.default_backend() != "cpu":
@@ -34,12 +34,12 @@ def in_memory(x: Array) -> Array:
 in_memory.defvjp(lambda x: (in_memory(x), None), lambda _, gradient: (in_memory(gradient),))
 
 
-Normalise = Callable[[Array, Array, Array], Array]
-"""As `normalised`: (x, scale, shift)."""
+Normalize = Callable[[Array, Array, Array], Array]
+"""As `normalized`: (x, scale, shift)."""
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch normalisation by the statistics of the batch.
+    """Convolution without bias, then batch normalization by the statistics of the batch.
 
     Attributes:
       kernel: (side, side, channels in, channels out).
@@ -53,9 +53,9 @@ class ConvNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(c_out))
         self.shift = nnx.Param(jnp.zeros(c_out))
 
-    def __call__(self, x: Array, normalise: Normalise, stride: int = 1) -> Array:
-        """Applies convolution and normalisation."""
-        return normalise(convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
+    def __call__(self, x: Array, normalize: Normalize, stride: int = 1) -> Array:
+        """Applies convolution and normalization."""
+        return normalize(convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
 
 
 def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
@@ -179,7 +179,7 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 
 
 def _interleaved(gradient: Array, kernel: Array) -> Array:
-    """What filters of 3 x 3 in steps of 2 send back: their centres to even pixels, both sides to odd ones.
+    """What filters of 3 x 3 in steps of 2 send back: their centers to even pixels, both sides to odd ones.
 
     A convolution of gradients that are spread out by zeros takes four times the products.
     """
@@ -205,8 +205,8 @@ def _interleaved(gradient: Array, kernel: Array) -> Array:
 _convolution.defvjp(_convolved_forwards, _convolved_backwards)
 
 
-def normalised(x: Array, scale: Array, shift: Array, over: str | None = None, channels: int = 3) -> Array:
-    """Batch normalisation by mean and variance over images and pixels.
+def normalized(x: Array, scale: Array, shift: Array, over: str | None = None, channels: int = 3) -> Array:
+    """Batch normalization by mean and variance over images and pixels.
 
     Args:
       x: Images, (n, height, width, channels) or with channels elsewhere.
@@ -221,13 +221,13 @@ def normalised(x: Array, scale: Array, shift: Array, over: str | None = None, ch
         found = value.mean(axis=others, keepdims=True)
         return found if over is None else lax.stop_gradient(lax.pmean(found, over))
 
-    centred = x - mean(x)
+    centered = x - mean(x)
     scale, shift = (jnp.expand_dims(value, others) for value in (scale, shift))
-    return centred * (lax.rsqrt(mean(jnp.square(centred)) + _EPSILON) * scale) + shift
+    return centered * (lax.rsqrt(mean(jnp.square(centered)) + _EPSILON) * scale) + shift
 
 
 def unchanged(x: Array, scale: Array, shift: Array) -> Array:
-    """No normalisation."""
+    """No normalization."""
     return x
 
 

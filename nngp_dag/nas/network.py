@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from nngp_dag.nas.cells import EDGES, OPERATIONS, Cell
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Normalise,
+    Normalize,
     averaged,
     check_images,
     check_sizes,
@@ -23,7 +23,7 @@ from nngp_dag.nas.layers import (
     convolved,
     halved,
     he_normal,
-    normalised,
+    normalized,
     unchanged,
 )
 
@@ -39,7 +39,7 @@ class Stage(nnx.Module):
     Attributes:
       conv1: (cells, 6, 1, 1, C, C).
       conv3: (cells, 6, 3, 3, C, C).
-      scale: Of the normalisation after whichever convolution an edge has, (cells, 6, C).
+      scale: Of the normalization after whichever convolution an edge has, (cells, 6, C).
       shift: Likewise.
     """
 
@@ -90,7 +90,7 @@ class MacroNet(nnx.Module):
       >>> net(jnp.ones((5, 8, 8, 3)), Cell.from_index(10353)).shape
       (5, 10)
 
-    Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1 and Figure 1; He et al., ICCV 2015 (initialisation).
+    Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1 and Figure 1; He et al., ICCV 2015 (initialization).
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MacroNet(nnx.Module):
         check_sizes(channels=channels, cells=cells, classes=classes, in_channels=in_channels)
         widths = [channels * 2**i for i in range(_STAGES)]
         self.in_channels, self.batch_norm = in_channels, batch_norm
-        self.normalise = normalised if batch_norm else unchanged
+        self.normalize = normalized if batch_norm else unchanged
         self.stem = ConvNorm(in_channels, channels, rngs=rngs)
         self.stages = nnx.List([Stage(cells, width, rngs=rngs) for width in widths])
         self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
@@ -176,25 +176,25 @@ class MacroNet(nnx.Module):
                 seen = look(seen, node, source)
             return (nodes[-1], seen), None
 
-        normalise = self.normalise
+        normalize = self.normalize
         # For gradients: kept is what enters an operation, not what every operation might have kept within.
-        branches = [jax.checkpoint(_branch(name, normalise)) for name in OPERATIONS]
-        x = self.stem(x, normalise)
+        branches = [jax.checkpoint(_branch(name, normalize)) for name in OPERATIONS]
+        x = self.stem(x, normalize)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
                 seen = look(seen, x, 3)
-                inner = block.conv_a(nnx.relu(x), normalise, 2)
+                inner = block.conv_a(nnx.relu(x), normalize, 2)
                 seen = look(seen, inner, 3)
-                x = block.conv_b(nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
+                x = block.conv_b(nnx.relu(inner), normalize) + convolved(halved(x), block.shortcut[...])
             layers = (stage.conv1[...], stage.conv3[...], stage.scale[...], stage.shift[...])
             (x, seen), _ = lax.scan(one_cell, (x, seen), layers)
-        x = normalise(x, self.scale[...], self.shift[...])
+        x = normalize(x, self.scale[...], self.shift[...])
         seen = look(seen, x, 4)
         return nnx.relu(x).mean(axis=(1, 2)), seen
 
 
-def _branch(name: str, normalise: Normalise) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
+def _branch(name: str, normalize: Normalize) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
     """What an operation adds to a node, as a function of the node so far, the source and the edge's weights."""
 
     def add(node: Array, x: Array, weights: tuple[Array, ...]) -> Array:
@@ -206,6 +206,6 @@ def _branch(name: str, normalise: Normalise) -> Callable[[Array, Array, tuple[Ar
         if name == "avg_pool_3x3":
             return node + averaged(x)
         kernel = {"nor_conv_1x1": conv1, "nor_conv_3x3": conv3}[name]
-        return node + normalise(convolved(nnx.relu(x), kernel), scale, shift)
+        return node + normalize(convolved(nnx.relu(x), kernel), scale, shift)
 
     return add

@@ -21,7 +21,7 @@ class Setting:
     """Data and sizes that all cells of one run share, so that their scores compare.
 
     Attributes:
-      images: A batch, (n, height, width, channels), normalised.
+      images: A batch, (n, height, width, channels), normalized.
       labels: Its classes, (n,), for scores that need a loss; None for none.
       channels: C of the macro network.
       cells: N, cells of a stage.

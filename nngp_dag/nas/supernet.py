@@ -6,10 +6,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
-from nngp_dag.nas.channels_first import averaged, convolved, halved, normalised
+from nngp_dag.nas.channels_first import averaged, convolved, halved, normalized
 from nngp_dag.nas.layers import (
     ConvNorm,
-    Normalise,
+    Normalize,
     check_images,
     check_sizes,
     check_without_stem,
@@ -30,7 +30,7 @@ class MixedStage(nnx.Module):
     Attributes:
       conv1: (cells, 6, 1, 1, C, C).
       conv3: (cells, 6, 3, 3, C, C).
-      scale: Of the normalisations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
+      scale: Of the normalizations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
       shift: Likewise.
     """
 
@@ -89,7 +89,7 @@ class CellSupernet(nnx.Module):
             check_without_stem(channels, in_channels)
         widths = [channels * 2**i for i in range(stages)]
         self.in_channels, self.batch_norm = in_channels, batch_norm
-        self.normalise = normalised if batch_norm else unchanged
+        self.normalize = normalized if batch_norm else unchanged
         self.stem = ConvNorm(in_channels, channels, rngs=rngs) if stem else None
         self.stages = nnx.List([MixedStage(cells, width, rngs=rngs) for width in widths])
         self.reductions = nnx.List([Reduction(width, rngs=rngs) for width in widths[:-1]])
@@ -119,40 +119,40 @@ class CellSupernet(nnx.Module):
         """
         sides = 2 ** (len(self.stages) - 1)
         check_images(x, self.in_channels, sides)
-        normalise = self.normalise
+        normalize = self.normalize
         gates = _gates(mixture[0] > 0).astype(x.dtype)
         seen = []
         x = jnp.moveaxis(x, 3, 0)
         if self.stem is not None:
-            x = _conv_norm(self.stem, x, normalise)
+            x = _conv_norm(self.stem, x, normalize)
         for i, stage in enumerate(self.stages):
             if i:
                 block = self.reductions[i - 1]
-                inner = _conv_norm(block.conv_a, nnx.relu(x), normalise, 2)
+                inner = _conv_norm(block.conv_a, nnx.relu(x), normalize, 2)
                 seen += [x, inner]
-                x = _conv_norm(block.conv_b, nnx.relu(inner), normalise) + convolved(halved(x), block.shortcut[...])
+                x = _conv_norm(block.conv_b, nnx.relu(inner), normalize) + convolved(halved(x), block.shortcut[...])
             for k in range(stage.scale.shape[0]):
                 nodes = [x, *[jnp.zeros_like(x)] * (_NUM_NODES - 1)]
                 for source in range(_NUM_NODES - 1):
                     nodes[source] = in_memory(nodes[source])
                     edges = np.array([edge for edge, (start, _) in enumerate(EDGES) if start == source])
-                    found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalise)
+                    found = _mixed(nodes[source], mixture[0, edges], stage, (k, edges), normalize)
                     for edge, value in zip(edges, found, strict=True):
                         nodes[EDGES[edge][1]] += value
                 seen += [gate * node for gate, node in zip(gates, nodes[:-1], strict=True)]
                 x = in_memory(nodes[-1])
-        x = normalise(x, self.scale[...], self.shift[...])
+        x = normalize(x, self.scale[...], self.shift[...])
         features = nnx.relu(x).mean(axis=(2, 3)).T
         seen = [jnp.moveaxis(value, 0, 3) for value in (*seen, x)]
         return classified(features, self.kernel[...], self.bias[...]), seen
 
 
-def _conv_norm(layer: ConvNorm, x: Array, normalise: Normalise, stride: int = 1) -> Array:
-    return normalise(convolved(x, layer.kernel[...], stride), layer.scale[...], layer.shift[...])
+def _conv_norm(layer: ConvNorm, x: Array, normalize: Normalize, stride: int = 1) -> Array:
+    return normalize(convolved(x, layer.kernel[...], stride), layer.scale[...], layer.shift[...])
 
 
 def _mixed(
-    x: Array, weights: Array, stage: MixedStage, place: tuple[int, np.ndarray], normalise: Normalise
+    x: Array, weights: Array, stage: MixedStage, place: tuple[int, np.ndarray], normalize: Normalize
 ) -> list[Array]:
     """What the edges out of one node give: their convolutions of a kind are one with more channels."""
     read, edges, channels = nnx.relu(x), len(weights), len(x)
@@ -163,7 +163,7 @@ def _mixed(
         kernels = {"nor_conv_1x1": stage.conv1, "nor_conv_3x3": stage.conv3}[name][place]
         kernel = jnp.moveaxis(kernels, 0, 3).reshape(*kernels.shape[1:4], -1)
         scale, shift = (value[place][:, kind].reshape(-1) for value in (stage.scale, stage.shift))
-        found = normalise(convolved(read, kernel), scale, shift).reshape(edges, channels, *x.shape[1:])
+        found = normalize(convolved(read, kernel), scale, shift).reshape(edges, channels, *x.shape[1:])
         given = [value + weights[i, OPERATIONS.index(name)] * found[i] for i, value in enumerate(given)]
     return given
 

@@ -3,7 +3,7 @@
 from nngp_dag.nets.descent import Descent, chosen_seeds, descend, squared_loss
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet, as_functions, as_stateful_functions
-from nngp_dag.nets.summary import LayerSummary, ModelSummary, summarise
+from nngp_dag.nets.summary import LayerSummary, ModelSummary, summarize
 
 __all__ = [
     "DagNet",
@@ -16,5 +16,5 @@ __all__ = [
     "chosen_seeds",
     "descend",
     "squared_loss",
-    "summarise",
+    "summarize",
 ]

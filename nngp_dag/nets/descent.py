@@ -67,7 +67,7 @@ def descend(
     x: ArrayLike,
     y: ArrayLike,
     *,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     steps: int,
     seeds: Sequence[int],
     loss: Loss = squared_loss,
@@ -81,7 +81,7 @@ def descend(
       create: Builds the model from random number streams.
       x: Inputs, (N, ...).
       y: Targets, (N, C).
-      optimiser: An optax transformation, such as `optax.sgd(0.1)`.
+      optimizer: An optax transformation, such as `optax.sgd(0.1)`.
       steps: Number of updates.
       seeds: One integer per network; the same seed gives the same network.
       loss: (outputs, targets) -> scalar.
@@ -99,7 +99,7 @@ def descend(
       >>> from nngp_dag.nets import DagNet, descend
       >>> x, y = np.eye(4, dtype=np.float32), np.ones((4, 1), np.float32)
       >>> result = descend(lambda rngs: DagNet(Dag.from_code("2"), 4, 1, width=64, rngs=rngs), x, y,
-      ...                  optimiser=optax.sgd(0.1), steps=20, seeds=[0, 1, 2])
+      ...                  optimizer=optax.sgd(0.1), steps=20, seeds=[0, 1, 2])
       >>> result.curve.shape, bool((result.curve[:, -1] < result.curve[:, 0]).all())
       ((3, 21), True)
     """
@@ -117,13 +117,13 @@ def descend(
     def step(carry: tuple, _: None) -> tuple[tuple, Array]:
         params, state = carry
         value, gradient = jax.value_and_grad(loss_of)(params)
-        updates, state = optimiser.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     @jax.jit
     def start(keys: Array) -> tuple:
         params = jax.vmap(init)(keys)
-        return params, jax.vmap(optimiser.init)(params)
+        return params, jax.vmap(optimizer.init)(params)
 
     # The old parameters are given up to the new ones, so that memory holds one set.
     @jax.jit(donate_argnums=0, static_argnums=1)

@@ -14,17 +14,17 @@ from nngp_dag.graph.operations import AvgPool, Conv, Dense, Operation, Scale
 class WeightedLayer(nnx.Module):
     """A `Dense` or `Conv` operation with weights: layer norm if any, then phi(W x + b) or W phi(x) + b.
 
-    With `batch_norm`, batch normalisation (scale and shift trained, running averages for evaluation) follows W x + b.
+    With `batch_norm`, batch normalization (scale and shift trained, running averages for evaluation) follows W x + b.
 
     W has variance w_std^2 / fan_in and b has variance b_std^2; fan_in is the number of input channels, times the number
-    of the filter's pixels. In the parameterisation "ntk", W = w_std / sqrt(fan_in) omega and b = b_std beta, and omega
+    of the filter's pixels. In the parameterization "ntk", W = w_std / sqrt(fan_in) omega and b = b_std beta, and omega
     and beta, both N(0, 1), are trained. In "standard", W and b themselves are.
 
     Attributes:
       op: The operation.
       linear: What is trained, omega and beta or W and b: `linear.kernel`, (*filter_shape, channels in, channels out),
         and `linear.bias`, (channels out,), None where b_std is None.
-      norm: The batch normalisation, None without it.
+      norm: The batch normalization, None without it.
 
     Raises:
       InputError: The activation is unknown.
@@ -37,7 +37,7 @@ class WeightedLayer(nnx.Module):
         op: Dense,
         in_features: int,
         out_features: int,
-        parameterisation: str,
+        parameterization: str,
         *,
         batch_norm: bool = False,
         rngs: nnx.Rngs,
@@ -48,7 +48,7 @@ class WeightedLayer(nnx.Module):
         filter_shape = op.filter_shape if isinstance(op, Conv) else ()
         # NumPy's floats, unlike Python's, would widen what they multiply where x64 is enabled.
         w_std, b_std = float(op.w_std) / (in_features * math.prod(filter_shape)) ** 0.5, float(op.b_std or 0)
-        if parameterisation == "ntk":
+        if parameterization == "ntk":
             self.w_scale, self.b_scale, w_std, b_std = w_std, b_std, 1.0, 1.0
         else:
             self.w_scale, self.b_scale = 1.0, 1.0
@@ -69,15 +69,15 @@ class WeightedLayer(nnx.Module):
     def __call__(self, x: Float[Array, "n *pixels c_in"]) -> Float[Array, "n *pixels_out c_out"]:
         """Applies the layer."""
         if self.op.layer_norm:
-            centred = x - x.mean(axis=-1, keepdims=True)
-            x = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-12)
+            centered = x - x.mean(axis=-1, keepdims=True)
+            x = centered / jnp.sqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + 1e-12)
         if self.activation is None:
-            return self._normalised(x)
+            return self._normalized(x)
         if self.op.order == "act-linear":
-            return self._normalised(self.activation(x))
-        return self.activation(self._normalised(x))
+            return self._normalized(self.activation(x))
+        return self.activation(self._normalized(x))
 
-    def _normalised(self, x: Array) -> Array:
+    def _normalized(self, x: Array) -> Array:
         y = self._affine(x)
         return y if self.norm is None else self.norm(y)
 

@@ -15,7 +15,7 @@ from nngp_dag.graph import Dag, Dense, build_network
 from nngp_dag.graph.operations import (
     HE_STD,
     IMAGE_READOUTS,
-    PARAMETERISATIONS,
+    PARAMETERIZATIONS,
     check_flag,
     check_option,
     check_whole,
@@ -31,7 +31,7 @@ class DagNet(nnx.Module):
     """A network with the connectivity of a DAG, whose infinite-width kernel is `nngp_dag.kernel` with the same options.
 
     Stem, nodes X(t) = a(t) * sum over edges s -> t of op(X(s)), readout; `nngp_dag.kernel` says more of the options. By
-    default the network is fully connected, with ReLU, He initialisation and no biases.
+    default the network is fully connected, with ReLU, He initialization and no biases.
 
     Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), of the
     pixels that `image_shape` names: a flattening readout has as many weights as the last node has pixels and channels.
@@ -52,8 +52,8 @@ class DagNet(nnx.Module):
       stem: The operation of the stem, if not that of `layer`.
       image_shape: (height, width) of images, for networks with convolutions or pooling only.
       image_readout: What becomes of the pixels of the last node: "flatten" or "global-average".
-      parameterisation: What is trained: "ntk" or "standard"; see `WeightedLayer`.
-      batch_norm: Whether batch normalisation follows the weights of stem and edges. No infinite-width kernel here
+      parameterization: What is trained: "ntk" or "standard"; see `WeightedLayer`.
+      batch_norm: Whether batch normalization follows the weights of stem and edges. No infinite-width kernel here
         describes such networks.
       rngs: All weights come from `rngs.params`: those of stems, then of edges, then of readouts.
 
@@ -80,8 +80,8 @@ class DagNet(nnx.Module):
       >>> net(jnp.ones((5, 8, 8, 3))).shape
       (5, 10)
 
-    Reference: Chen et al., NeurIPS 2022, Section 3 (the architecture); He et al., ICCV 2015 (initialisation); Jacot
-    et al., NeurIPS 2018 (NTK parameterisation).
+    Reference: Chen et al., NeurIPS 2022, Section 3 (the architecture); He et al., ICCV 2015 (initialization); Jacot
+    et al., NeurIPS 2018 (NTK parameterization).
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DagNet(nnx.Module):
         stem: Dense | None = None,
         image_shape: Sequence[int] | None = None,
         image_readout: str = "flatten",
-        parameterisation: str = "ntk",
+        parameterization: str = "ntk",
         batch_norm: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -120,7 +120,7 @@ class DagNet(nnx.Module):
         if not isinstance(rngs, nnx.Rngs):
             raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass such as nnx.Rngs(0)")
         check_option("image_readout", image_readout, IMAGE_READOUTS)
-        check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+        check_option("parameterization", parameterization, PARAMETERIZATIONS)
         channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
         if len(channels) != dag.num_inputs:
             raise InputError(
@@ -145,7 +145,7 @@ class DagNet(nnx.Module):
 
         def layers(of: Iterable[tuple[Dense, int, int]], norm: bool) -> nnx.List:
             return nnx.List(
-                [WeightedLayer(op, size, out, parameterisation, batch_norm=norm, rngs=rngs) for op, size, out in of]
+                [WeightedLayer(op, size, out, parameterization, batch_norm=norm, rngs=rngs) for op, size, out in of]
             )
 
         self.stems = layers(((network.stem_op, size, width) for size in channels), batch_norm)
@@ -245,7 +245,7 @@ def as_functions(
 
     Args:
       create: Builds the model from random number streams, such as
-        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`. It must be without batch normalisation, for which
+        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`. It must be without batch normalization, for which
         there is `as_stateful_functions`.
 
     Returns:
@@ -272,7 +272,7 @@ def as_stateful_functions(
 
     Returns:
       `init(key) -> (params, stats)` and `apply(params, stats, x, training=False) -> (outputs, stats)`. `stats` holds
-      every `nnx.BatchStat`; training normalises by the batch and moves the averages, evaluation uses them.
+      every `nnx.BatchStat`; training normalizes by the batch and moves the averages, evaluation uses them.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -21,7 +21,7 @@ class LayerSummary:
       output_shape: Of one example.
       parameters: Number of weights, biases, and scales and shifts of batch norm.
       flops: Floating-point operations of a forward pass of one example: two per weight and place it is applied at, one
-        per bias. Activations, normalisation, sums and pooling are not counted. A training step costs about three times
+        per bias. Activations, normalization, sums and pooling are not counted. A training step costs about three times
         as much per example.
     """
 
@@ -53,7 +53,7 @@ class ModelSummary:
         return sum(layer.flops for layer in self.layers)
 
 
-def summarise(model: DagNet) -> ModelSummary:
+def summarize(model: DagNet) -> ModelSummary:
     """Counts a network's parameters and floating-point operations.
 
     Args:
@@ -66,7 +66,7 @@ def summarise(model: DagNet) -> ModelSummary:
       >>> from flax import nnx
       >>> from nngp_dag.graph import Dag
       >>> net = DagNet(Dag.from_code("2_02_002"), 784, 10, width=64, b_std=0.0, rngs=nnx.Rngs(0))
-      >>> summary = summarise(net)
+      >>> summary = summarize(net)
       >>> summary.parameters, summary.flops
       (63370, 126474)
     """

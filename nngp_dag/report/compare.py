@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, OutputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, as_dag
-from nngp_dag.graph.operations import ORDERS, PARAMETERISATIONS, as_number, check_flag, check_option, check_whole
+from nngp_dag.graph.operations import ORDERS, PARAMETERIZATIONS, as_number, check_flag, check_option, check_whole
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
@@ -53,13 +53,13 @@ class Comparison:
       nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
       ntk: Spectrum of the NTK after the readout, which training follows.
       nngp_bracket: What always bounds lambda_min(K(H)).
-      ntk_bracket: What always bounds lambda_min(NTK); its lower end is 0 in the standard parameterisation.
+      ntk_bracket: What always bounds lambda_min(NTK); its lower end is 0 in the standard parameterization.
       path_bound: The published formula for lambda_min(K(H)).
-      ntk_path_bound: That for lambda_min(NTK), or None in the standard parameterisation.
+      ntk_path_bound: That for lambda_min(NTK), or None in the standard parameterization.
       learning_rate: eta of gradient descent on L.
-      conditions_met: Whether the rate bound is a theorem for linearised training at this eta.
+      conditions_met: Whether the rate bound is a theorem for linearized training at this eta.
       bound: Rate bound from the mean initial loss, (steps + 1,).
-      expected: Exact mean and standard deviation of the loss of linearised training at infinite width.
+      expected: Exact mean and standard deviation of the loss of linearized training at infinite width.
       curves: Measured losses, (S, steps + 1).
     """
 
@@ -160,7 +160,7 @@ def compare(
     steps: int = 100,
     learning_rate: LearningRate = "auto",
     order: str = "linear-act",
-    parameterisation: str = "ntk",
+    parameterization: str = "ntk",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -182,7 +182,7 @@ def compare(
       steps: Steps of gradient descent.
       learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each DAG, "shared" for the smallest of these for all.
       order: "linear-act" or "act-linear".
-      parameterisation: "ntk", or "standard", in which the NTK grows with the width.
+      parameterization: "ntk", or "standard", in which the NTK grows with the width.
       out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all DAGs are done, those
         that are lie in its folder `unfinished`.
       resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
@@ -216,7 +216,7 @@ def compare(
     chosen = chosen_seeds(seeds)
     learning_rate = _rate(learning_rate)
     check_option("order", order, ORDERS)
-    check_option("parameterisation", parameterisation, PARAMETERISATIONS)
+    check_option("parameterization", parameterization, PARAMETERIZATIONS)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     folder = None if out is None else as_path("out", out)
     _check_config(config)
@@ -236,7 +236,7 @@ def compare(
         "steps": steps,
         "learning_rate": learning_rate,
         "order": order,
-        "parameterisation": parameterisation,
+        "parameterization": parameterization,
         **environment(),
     }
     directory = None if folder is None else CompareDirectory(folder, settings["dags"])
@@ -247,7 +247,7 @@ def compare(
             kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
             found = {name: Comparison(dag=named[name], **fields) for name, fields in kept.items()}
         try:
-            options = {"width": width, "order": order, "parameterisation": parameterisation}
+            options = {"width": width, "order": order, "parameterization": parameterization}
             for result in _compared(named, found, x, y, chosen, steps, learning_rate, options, report):
                 found[result.name] = result
                 if directory is not None:
@@ -278,7 +278,7 @@ def _compared(
     report: Progress,
 ) -> Iterator[Comparison]:
     """Yields the DAGs that are not found."""
-    order, parameterisation = options["order"], options["parameterisation"]
+    order, parameterization = options["order"], options["parameterization"]
     left = {name: dag for name, dag in dags.items() if name not in found}
     nodes: dict[str, Kernel] = {}
     outputs: dict[str, Kernel] = {}
@@ -307,7 +307,7 @@ def _compared(
             lambda rngs, dag=dag: DagNet(dag, x.shape[1], y.shape[1], rngs=rngs, **options),
             x.astype(np.float32),
             y.astype(np.float32),
-            optimiser=optax.sgd(eta),
+            optimizer=optax.sgd(eta),
             steps=steps,
             seeds=seeds,
             on_progress=lambda done, total, name=name: report(f"training {name}", done, total),
@@ -322,11 +322,11 @@ def _compared(
             nngp_bracket=lambda_min_bracket(dag, x, order=order, readout=False).nngp,
             ntk_bracket=(
                 lambda_min_bracket(dag, x, order=order).ntk
-                if parameterisation == "ntk"
+                if parameterization == "ntk"
                 else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
             ),
             path_bound=path_bound(dag, stem.nngp, order=order),
-            ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterisation == "ntk" else None,
+            ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterization == "ntk" else None,
             learning_rate=eta,
             conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
             bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),

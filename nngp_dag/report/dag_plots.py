@@ -74,7 +74,7 @@ def plot_dag(dag: Dag | str, path: Path, *, operations: Operations = ()) -> None
 
 
 def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()) -> "list[Line2D]":
-    """Draws nodes on a line, weighted edges as arcs above it and all others below; edges on no path are grey.
+    """Draws nodes on a line, weighted edges as arcs above it and all others below; edges on no path are gray.
 
     Args:
       axes: Where to draw.

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 
 # Okabe and Ito's palette, which people with any color vision can tell apart.
 BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
-VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#BBBBBB"
+VERMILION, PURPLE, GRAY = "#D55E00", "#CC79A7", "#BBBBBB"
 
 Number = float | int
 

@@ -86,7 +86,7 @@ def sweep(
       x: Inputs, (N, ...).
       readout: Whether kernels are those after the readout, or those of X(H), which the rate bound uses.
       bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`, where it applies (ReLU, fully
-        connected, no biases, NTK parameterisation), else NaN. That costs as much again.
+        connected, no biases, NTK parameterization), else NaN. That costs as much again.
       dtype: Precision of the kernels, "float64" or "float32"; spectra are in float64.
       memory_budget: Bytes, or a text such as "6 GiB".
       out: Directory for the results: sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
@@ -94,7 +94,7 @@ def sweep(
         options and versions must be the same, the DAGs need not; where they and `memory_budget` are, so are the bits.
       overwrite: Replace the sweep in `out`.
       on_progress: Called with (what is done, kernel classes done, classes).
-      **options: Those of `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`, `parameterisation`, ...
+      **options: Those of `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`, `parameterization`, ...
 
     Returns:
       A table with a row for each DAG, in the given order: `dag` (its name), `code`, `valid`, `reason`, `num_paths`,
@@ -135,8 +135,8 @@ def sweep(
         raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
     if "get" in options:
         raise InputError("Expected options of the network, got `get`; leave it out, a sweep takes both kernels")
-    parameterisation, width = options.pop("parameterisation", "ntk"), options.pop("width", None)
-    rules = make_rules(parameterisation, width)
+    parameterization, width = options.pop("parameterization", "ntk"), options.pop("width", None)
+    rules = make_rules(parameterization, width)
     image_readout = options.pop("image_readout", "flatten")
     check_option("image_readout", image_readout, IMAGE_READOUTS)
     # What would be wrong with every row is an error.
@@ -167,7 +167,7 @@ def sweep(
 
     settings = {
         "options": {name: repr(value) for name, value in sorted(options.items())},
-        "parameterisation": parameterisation,
+        "parameterization": parameterization,
         "width": None if width is None else int(width),
         "image_readout": image_readout,
         "readout": readout,
@@ -207,7 +207,7 @@ def sweep(
                         data,
                         readout=readout,
                         image_readout=image_readout,
-                        parameterisation=parameterisation,
+                        parameterization=parameterization,
                         width=width,
                         **options,
                     ),
@@ -220,7 +220,7 @@ def sweep(
                 continue
             result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
             if bounds:
-                result |= _bounds(classes[law], data, readout, options, parameterisation)
+                result |= _bounds(classes[law], data, readout, options, parameterization)
             found[law] = result
             if directory is not None:
                 directory.add(law, result)
@@ -340,12 +340,12 @@ def _spectra(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def _bounds(
-    dag: Dag, x: np.ndarray, readout: bool, options: Mapping[str, Any], parameterisation: str
+    dag: Dag, x: np.ndarray, readout: bool, options: Mapping[str, Any], parameterization: str
 ) -> dict[str, float]:
     known = {name: value for name, value in options.items() if name in ("order", "w_std", "layer", "aggregation")}
     others = {name: value for name, value in options.items() if name not in known}
     defaults = {"activation": "relu", "b_std": None, "stem": None}
-    if parameterisation != "ntk" or any(defaults.get(name, ...) != value for name, value in others.items()):
+    if parameterization != "ntk" or any(defaults.get(name, ...) != value for name, value in others.items()):
         return {}
     try:
         brackets = lambda_min_bracket(dag, x, readout=readout, **known)

@@ -6,13 +6,13 @@ from nngp_dag.theory.dynamics import LossCurve, expected_loss, largest_stable_le
 from nngp_dag.theory.modes import Modes, modes
 from nngp_dag.theory.paths import PathBound, ntk_path_bound, path_bound
 from nngp_dag.theory.posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
-from nngp_dag.theory.sgd import LinearisedRuns, linearised_sgd
+from nngp_dag.theory.sgd import LinearizedRuns, linearized_sgd
 from nngp_dag.theory.spectrum import Spectrum, spectra, spectrum
 
 __all__ = [
     "Bracket",
     "Brackets",
-    "LinearisedRuns",
+    "LinearizedRuns",
     "LossCurve",
     "Modes",
     "PathBound",
@@ -23,7 +23,7 @@ __all__ = [
     "kernel_regression_accuracy",
     "lambda_min_bracket",
     "largest_stable_learning_rate",
-    "linearised_sgd",
+    "linearized_sgd",
     "loss_curve",
     "modes",
     "ntk_path_bound",

@@ -55,7 +55,7 @@ def rate_bound(
 def rate_bound_holds_for(
     lambda_min_nngp: float, lambda_min_ntk: float, lambda_max_ntk: float, learning_rate: float
 ) -> bool:
-    """Whether the rate bound is a theorem for linearised training at this learning rate.
+    """Whether the rate bound is a theorem for linearized training at this learning rate.
 
     Every mode of the error shrinks by (1 - eta lambda_i)^2 a step, lambda_i the eigenvalues of the NTK after the
     readout, so the bound holds for every y and f(0) exactly if the slowest mode obeys it:

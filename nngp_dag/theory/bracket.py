@@ -104,7 +104,7 @@ def lambda_min_bracket(
 
     From above: `principal_minor_bound` of the exact kernel. From below: the power series of the ReLU kernel, Schur
     products, Gershgorin discs and Weyl's inequality along the graph, from the exact correlations at every node and the
-    smallest eigenvalue of the data's own Gram matrix; see the module. In the NTK parameterisation, in float64, with an
+    smallest eigenvalue of the data's own Gram matrix; see the module. In the NTK parameterization, in float64, with an
     allowance for rounding. It takes O(N^2) time for every node from which a weighted edge leaves, and as many N x N
     matrices.
 

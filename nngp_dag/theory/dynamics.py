@@ -1,4 +1,4 @@
-"""Exact loss curves of linearised training at infinite width."""
+"""Exact loss curves of linearized training at infinite width."""
 
 import math
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from nngp_dag.theory.symmetric import check_cross, check_same_network, check_sym
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The law of the loss of linearised training over random initialisations.
+    """The law of the loss of linearized training over random initializations.
 
     The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient
-    descent on L. The NTK is that of the parameterisation which the kernel was computed with.
+    descent on L. The NTK is that of the parameterization which the kernel was computed with.
 
     Attributes:
       steps: 0, 1, ..., (K + 1,).
@@ -68,7 +68,7 @@ def loss_curve(
     k_test_test: Kernel | None = None,
     y_test: ArrayLike | None = None,
 ) -> LossCurve:
-    """Returns mean and standard deviation of the loss over initialisations, exact for linearised training.
+    """Returns mean and standard deviation of the loss over initializations, exact for linearized training.
 
     L = 0.5 ||y - f||^2, summed over samples and output columns. At infinite width the error e = f - y obeys
     e(k + 1) = e(k) - eta NTK e(k), where f(0) ~ N(0, NNGP) independently per column. Each of its modes, along the
@@ -112,7 +112,7 @@ def loss_curve(
       >>> curve.mean, curve.std.round(4), curve.stable_learning_rate
       (array([1.5    , 0.125  , 0.03125]), array([1.4142, 0.1768, 0.0442]), 2.0)
 
-    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearised training); Polyak, USSR Comput. Math. Math. Phys. 1964
+    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearized training); Polyak, USSR Comput. Math. Math. Phys. 1964
     (momentum); the moments are those of quadratic forms of Gaussian vectors.
     """
     return _loss_curve(
@@ -138,7 +138,7 @@ def expected_loss(
     nesterov: bool = False,
     flow: bool = False,
 ) -> Float[np.ndarray, "{steps}+1"]:
-    """Returns the mean training loss over random initialisations, exact for linearised gradient descent.
+    """Returns the mean training loss over random initializations, exact for linearized gradient descent.
 
     This is `loss_curve(...).mean`. For gradient descent, per output column,
 
@@ -168,14 +168,14 @@ def expected_loss(
       >>> nd.expected_loss(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2)
       array([1.5    , 0.125  , 0.03125])
 
-    Reference: Lee et al., NeurIPS 2019 (linearised training); the mean over f(0) is elementary.
+    Reference: Lee et al., NeurIPS 2019 (linearized training); the mean over f(0) is elementary.
     """
     return _loss_curve(k, y, learning_rate, steps, momentum=momentum, nesterov=nesterov, flow=flow).mean
 
 
 @within_memory("`largest_stable_learning_rate`", "take fewer inputs")
 def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> float:
-    """Returns the learning rate above which linearised training diverges.
+    """Returns the learning rate above which linearized training diverges.
 
     In a mode of eigenvalue lambda, a step maps (p, m) linearly. Both eigenvalues of this map lie within the unit circle
     if and only if |trace| < 1 + det and |det| < 1 (Jury); trace and determinant are, with x = eta lambda,

@@ -1,4 +1,4 @@
-"""The modes of linearised training: the eigenbasis of the NTK, and what the loss holds of each direction."""
+"""The modes of linearized training: the eigenbasis of the NTK, and what the loss holds of each direction."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targe
 
 @dataclass(frozen=True)
 class Modes:
-    """The modes of linearised training: directions of the error that shrink independently.
+    """The modes of linearized training: directions of the error that shrink independently.
 
     Attributes:
       eigenvalues: Those of the NTK, lambda_1 >= ... >= lambda_N, (N,).
@@ -51,7 +51,7 @@ class Modes:
 
 @within_memory("`modes`", "take fewer inputs")
 def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
-    """Splits linearised training into its modes: how fast each shrinks, and how much of the loss it holds.
+    """Splits linearized training into its modes: how fast each shrinks, and how much of the loss it holds.
 
     Along the eigenpair (lambda_i, v_i) of the NTK, the mean of the loss starts at
     0.5 sum over columns of ((v_i . y)^2 + v_i^T NNGP v_i), and each step multiplies it by (1 - eta lambda_i)^2.

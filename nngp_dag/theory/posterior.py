@@ -62,7 +62,7 @@ def posterior(
         "nngp"   W = K_tx (K + noise I)^-1           the Bayesian posterior of f_t, all layers drawn from the prior
         "ntk"    W = Theta_tx (Theta + noise I)^-1   networks trained for infinite time on 0.5 ||y - f||^2
 
-    The mean is W y, of the posterior or over initialisations. The covariance is
+    The mean is W y, of the posterior or over initializations. The covariance is
     K_tt - W K_xt for "nngp", and K_tt + W K W^T - W K_xt - K_tx W^T for "ntk", whose outputs are
     f_t(0) + W (y - f(0)). It is that of noise-free outputs: observations would add the noise to it. Computed in float64
     by a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time.
@@ -73,9 +73,9 @@ def posterior(
       k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
       y: Targets, (N,) or (N, C); floats, or one-hot for classes.
       kind: "nngp" or "ntk".
-      noise: For "nngp", the variance of independent noise on the targets. For "ntk" a ridge: training minimises
-        0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2, over weights theta of the kernel's parameterisation; the
-        covariance stays that over initialisations and adds no noise of targets.
+      noise: For "nngp", the variance of independent noise on the targets. For "ntk" a ridge: training minimizes
+        0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2, over weights theta of the kernel's parameterization; the
+        covariance stays that over initializations and adds no noise of targets.
 
     Returns:
       A `Posterior`. Where the condition of the matrix exceeds what the entries' precision resolves, a
@@ -99,7 +99,7 @@ def posterior(
     infinite time ("ntk").
     """
     check_same_network(k_train_train=k_train_train, k_test_train=k_test_train, k_test_test=k_test_test)
-    factor, targets = _factorised(k_train_train, y, kind, noise)
+    factor, targets = _factorized(k_train_train, y, kind, noise)
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp)
     nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp)
     shape = (len(prior), len(targets))
@@ -139,7 +139,7 @@ def kernel_regression_accuracy(
     kind: str = "nngp",
     noise: float = 0.0,
 ) -> float:
-    """Returns the accuracy of classification by regression on centred one-hot targets, one_hot - 1 / C.
+    """Returns the accuracy of classification by regression on centered one-hot targets, one_hot - 1 / C.
 
     Args:
       k_train_train: The kernel of the training inputs, after the readout, (N, N).
@@ -175,7 +175,7 @@ def kernel_regression_accuracy(
         raise InputError(
             f"Expected `labels` of the {len(k_train_train.nngp)} training inputs, got {len(train)}; pass one per input"
         )
-    factor, targets = _factorised(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
+    factor, targets = _factorized(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
     return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
 
@@ -208,7 +208,7 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
     return float(np.mean(outputs.argmax(axis=1) == classes))
 
 
-def _factorised(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
+def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
     """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
     check_option("kind", kind, KINDS)
     if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):

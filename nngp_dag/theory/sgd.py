@@ -19,8 +19,8 @@ LOSSES = ("cross-entropy", "squared")
 
 
 @dataclass(frozen=True, eq=False)
-class LinearisedRuns:
-    """What D draws of an infinitely wide, linearised network do on their training data, epoch by epoch.
+class LinearizedRuns:
+    """What D draws of an infinitely wide, linearized network do on their training data, epoch by epoch.
 
     Attributes:
       losses: Mean loss of an example, (E + 1, D). Entry 0 is before training; the others are running means over the
@@ -32,7 +32,7 @@ class LinearisedRuns:
     accuracies: Float[np.ndarray, "points draws"]
 
 
-def linearised_sgd(
+def linearized_sgd(
     k: Kernel,
     labels: ArrayLike,
     learning_rate: float,
@@ -44,8 +44,8 @@ def linearised_sgd(
     num_classes: int | None = None,
     draws: int = 1,
     seed: int = 0,
-) -> LinearisedRuns:
-    """Simulates stochastic gradient descent of the infinitely wide, linearised network on its training data.
+) -> LinearizedRuns:
+    """Simulates stochastic gradient descent of the infinitely wide, linearized network on its training data.
 
     In function space the N x C outputs f are all there is: f(0) ~ N(0, NNGP) independently per column, and a step on
     the mean loss of a batch b of B examples, with G its gradient in the outputs of b, is
@@ -58,7 +58,7 @@ def linearised_sgd(
     what rounding of their entries leaves open.
 
     Args:
-      k: The kernel of the training inputs, after the readout, (N, N); of the parameterisation that is trained.
+      k: The kernel of the training inputs, after the readout, (N, N); of the parameterization that is trained.
       labels: Classes, (N,).
       learning_rate: eta, on the mean loss of a batch.
       batch_size: B.
@@ -66,11 +66,11 @@ def linearised_sgd(
       loss: Of an example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
       momentum: mu, in [0, 1).
       num_classes: Number of outputs C; by default the largest label + 1.
-      draws: Number D of initialisations, each with its own order of batches.
+      draws: Number D of initializations, each with its own order of batches.
       seed: Of both.
 
     Returns:
-      `LinearisedRuns`.
+      `LinearizedRuns`.
 
     Raises:
       InputError: Shapes do not match, an option is out of range, the NNGP is not positive definite, or the outputs do
@@ -80,11 +80,11 @@ def linearised_sgd(
       >>> import numpy as np, nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=200).train
       >>> k = nd.kernel(nd.Dag.from_code("2_12"), data.x.reshape(200, -1), b_std=0.0)
-      >>> runs = linearised_sgd(k, data.labels, 0.1, batch_size=50, epochs=5, draws=3)
+      >>> runs = linearized_sgd(k, data.labels, 0.1, batch_size=50, epochs=5, draws=3)
       >>> runs.losses.shape, bool((runs.losses[-1] < runs.losses[0]).all())
       ((6, 3), True)
 
-    Reference: Lee et al., NeurIPS 2019, Sections 2.2 and 2.3 (linearised training, also under other losses).
+    Reference: Lee et al., NeurIPS 2019, Sections 2.2 and 2.3 (linearized training, also under other losses).
     """
     check_kernel("k", k)
     nngp, ntk = check_symmetric("k.nngp", k.nngp), check_symmetric("k.ntk", k.ntk)
@@ -123,7 +123,7 @@ def linearised_sgd(
                 raise InputError(
                     f"Expected the loss to stay finite, got {losses[-1].max()} in epoch {epoch}; lower `learning_rate`"
                 )
-    return LinearisedRuns(np.stack(losses), np.stack(hits))
+    return LinearizedRuns(np.stack(losses), np.stack(hits))
 
 
 def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:

@@ -105,7 +105,7 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
     """Returns the extreme eigenvalues of a kernel matrix, computed in float64.
 
     "dense" reduces the matrix to tridiagonal form: 4/3 N^3 operations, and two more matrices of its size in float64; on
-    a GPU it decomposes it there, by 9 N^3 operations. "iterative" factorises it once, by Cholesky in N^3 / 3 operations
+    a GPU it decomposes it there, by 9 N^3 operations. "iterative" factorizes it once, by Cholesky in N^3 / 3 operations
     and one matrix of float64 in all, and lets ARPACK's Lanczos iteration run on the inverse, whose largest eigenvalue
     is 1 / lambda_min, and on the matrix itself. A matrix that is singular to rounding has no such factor; then it is
     shifted by twice its floor. Memory-mapped matrices are read in blocks.

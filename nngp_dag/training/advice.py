@@ -17,7 +17,7 @@ _LARGEST_CURVATURE = {"squared": 1.0, "cross-entropy": 0.5}
 
 
 def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None:
-    """Returns the learning rate below which linearised training at infinite width cannot diverge on one batch.
+    """Returns the learning rate below which linearized training at infinite width cannot diverge on one batch.
 
     A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
     the Hessians of the examples' losses: stable while eta < 2 n / (h lambda_max(Theta)), h their largest eigenvalue,
@@ -27,11 +27,11 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
 
     Args:
       dag: The connectivity.
-      recipe: Network and optimiser.
+      recipe: Network and optimizer.
       data: What it trains on.
 
     Returns:
-      The rate, or None with batch normalisation, which no kernel here describes.
+      The rate, or None with batch normalization, which no kernel here describes.
 
     Raises:
       GraphError: The network has no closed-form kernel.
@@ -42,7 +42,7 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
       >>> 1e-4 < rate < 1e-1
       True
 
-    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearised training and its largest rate).
+    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearized training and its largest rate).
     """
     if recipe.batch_norm:
         return None
@@ -58,8 +58,8 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
         layer=recipe.layer,
         aggregation=recipe.aggregation,
         image_readout="flatten" if recipe.conv is None else recipe.image_readout,
-        parameterisation=recipe.parameterisation,
-        width=recipe.width if recipe.parameterisation == "standard" else None,
+        parameterization=recipe.parameterization,
+        width=recipe.width if recipe.parameterization == "standard" else None,
         get="ntk",
     )
     curvature = _LARGEST_CURVATURE[recipe.loss] / len(x)

@@ -131,7 +131,7 @@ class CellRecipe:
             )
         return BenchNet(cell, shape, cells=self.layers, **sizes)
 
-    def optimiser(self) -> optax.GradientTransformation:
+    def optimizer(self) -> optax.GradientTransformation:
         """Returns what makes a step, but for the learning rate, of a gradient."""
         return optax.chain(
             optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity(),

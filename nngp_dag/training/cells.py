@@ -37,12 +37,12 @@ class CellState(NamedTuple):
     Attributes:
       params: The trained parameters.
       stats: Running statistics of batch norm.
-      optimiser: Momentum.
+      optimizer: Momentum.
     """
 
     params: nnx.State
     stats: nnx.State
-    optimiser: PyTree
+    optimizer: PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def train_cell(
     Args:
       cell: The cell.
       data: What to train on.
-      recipe: Network and optimiser; by default `CellRecipe.of` the cell.
+      recipe: Network and optimizer; by default `CellRecipe.of` the cell.
       seed: Of weights, order of images, augmentation and drop path.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and the last checkpoint; None writes nothing.
       resume: Go on with the run in `out`.
@@ -168,8 +168,8 @@ class _CellRun:
     ):
         self.recipe, self.data, self.directory, self.about = recipe, data, directory, dict(about)
         self.graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
-        self.optimiser = recipe.optimiser()
-        self.state = CellState(params, stats, self.optimiser.init(params))
+        self.optimizer = recipe.optimizer()
+        self.state = CellState(params, stats, self.optimizer.init(params))
         heads = jax.tree.leaves(nnx.state(net.head)) if getattr(net, "head", None) is not None else []
         sizes = [sum(leaf.size for leaf in leaves) for leaves in (jax.tree.leaves(params), heads)]
         self.parameters = sizes[0] - sizes[1]
@@ -249,10 +249,10 @@ class _CellRun:
             gradient, (stats, loss, logits) = jax.grad(loss_of, has_aux=True)(
                 state.params, state.stats, images, targets, path_key
             )
-            updates, optimiser = self.optimiser.update(gradient, state.optimiser, state.params)
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             params: Any = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
             seen = self._sums(logits, targets, loss * len(targets), jnp.ones(len(targets)))
-            return (CellState(params, stats, optimiser), sums + seen), None
+            return (CellState(params, stats, optimizer), sums + seen), None
 
         batches = order.reshape(self.steps, recipe.batch_size), jax.random.split(step_key, self.steps)
         (state, sums), _ = jax.lax.scan(step, (state, jnp.zeros((3, self.data.num_classes))), batches)

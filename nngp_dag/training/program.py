@@ -29,13 +29,13 @@ class State(NamedTuple):
 
     Attributes:
       params: The trained parameters.
-      stats: Running averages of batch normalisation.
-      optimiser: Momentum and number of steps.
+      stats: Running averages of batch normalization.
+      optimizer: Momentum and number of steps.
     """
 
     params: Params
     stats: nnx.State
-    optimiser: PyTree
+    optimizer: PyTree
 
 
 class Best(NamedTuple):
@@ -62,7 +62,7 @@ class Program:
 
     Args:
       dag: The connectivity.
-      recipe: Network and optimiser.
+      recipe: Network and optimizer.
       data: What to train on; only its shapes matter here.
       num_seeds: S.
 
@@ -80,7 +80,7 @@ class Program:
         self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
         shape = data.train.x.shape[1:]
         self._init, self._apply = as_stateful_functions(lambda rngs: recipe.network(dag, shape, data.num_classes, rngs))
-        self._optimiser = recipe.optimiser(self.steps_per_epoch)
+        self._optimizer = recipe.optimizer(self.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(data))
         self._epoch: Callable[..., Any] | None = None
         self._evaluation: Callable[..., Any] | None = None
@@ -148,7 +148,7 @@ class Program:
             jnp.full(self.num_seeds, -1, jnp.float32),
             jnp.zeros(self.num_seeds, jnp.int32),
         )
-        return State(params, stats, jax.vmap(self._optimiser.init)(params)), best
+        return State(params, stats, jax.vmap(self._optimizer.init)(params)), best
 
     def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
         """Maps over the leading axis. One seed goes without vmap, whose batched products are slower by a third."""
@@ -192,10 +192,10 @@ class Program:
             (loss, (stats, outputs)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
                 state.params, state.stats, inputs, targets
             )
-            updates, optimiser = self._optimiser.update(gradient, state.optimiser, state.params)
+            updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
             params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
             seen = self._sums(outputs, targets, loss * len(targets))
-            return (State(params, stats, optimiser), jax.tree.map(jnp.add, sums, seen)), loss
+            return (State(params, stats, optimizer), jax.tree.map(jnp.add, sums, seen)), loss
 
         carry, losses = jax.lax.scan(step, (state, self._no_sums), order[:whole].reshape(-1, batch_size))
         if whole < self.num_examples:

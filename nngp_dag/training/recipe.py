@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Conv, Dag, Dense
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERISATIONS, as_number, check_flag, check_option
-from nngp_dag.nets import DagNet, ModelSummary, summarise
+from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERIZATIONS, as_number, check_flag, check_option
+from nngp_dag.nets import DagNet, ModelSummary, summarize
 from nngp_dag.theory.sgd import LOSSES
 
 SCHEDULES = ("constant", "multistep", "cosine")
@@ -24,8 +24,8 @@ _MOST_EPOCHS = 1_000_000
 class Recipe:
     """The network of a DAG and the stochastic gradient descent that trains it.
 
-    The defaults are the network of Chen et al.: linear-act edges, ReLU, He initialisation, biases that start at 0, all
-    of them trained in the standard parameterisation, cross entropy, plain SGD with batches of 128.
+    The defaults are the network of Chen et al.: linear-act edges, ReLU, He initialization, biases that start at 0, all
+    of them trained in the standard parameterization, cross entropy, plain SGD with batches of 128.
 
     Attributes:
       width: Units, or channels, of every node.
@@ -39,8 +39,8 @@ class Recipe:
       schedule: What follows: "constant", "multistep" (a tenth at every milestone), or "cosine" (down to 0).
       milestones: Epochs at which "multistep" divides, counted from the start; by default at half and three quarters.
       loss: Of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
-      batch_norm: Whether batch normalisation follows the weights of stem and edges.
-      parameterisation: "standard" or "ntk"; see `nngp_dag.nets.WeightedLayer`.
+      batch_norm: Whether batch normalization follows the weights of stem and edges.
+      parameterization: "standard" or "ntk"; see `nngp_dag.nets.WeightedLayer`.
       activation: The nonlinearity phi.
       order: "linear-act" or "act-linear".
       w_std: Standard deviation of weights, times sqrt(fan-in).
@@ -74,7 +74,7 @@ class Recipe:
     milestones: tuple[int, ...] | None = None
     loss: str = "cross-entropy"
     batch_norm: bool = False
-    parameterisation: str = "standard"
+    parameterization: str = "standard"
     activation: str = "relu"
     order: str = "linear-act"
     w_std: float = HE_STD
@@ -108,7 +108,7 @@ class Recipe:
             raise InputError(f"Expected `warmup` between 0 and the {self.epochs} epochs, got {self.warmup}")
         check_option("schedule", self.schedule, SCHEDULES)
         check_option("loss", self.loss, LOSSES)
-        check_option("parameterisation", self.parameterisation, PARAMETERISATIONS)
+        check_option("parameterization", self.parameterization, PARAMETERIZATIONS)
         check_option("image_readout", self.image_readout, IMAGE_READOUTS)
         if self.milestones is not None and self.schedule != "multistep":
             raise InputError(f"Expected no `milestones` with schedule {self.schedule!r}, got {self.milestones}")
@@ -158,14 +158,14 @@ class Recipe:
             aggregation=self.aggregation,
             image_shape=None if self.conv is None else input_shape[:2],
             image_readout="flatten" if self.conv is None else self.image_readout,
-            parameterisation=self.parameterisation,
+            parameterization=self.parameterization,
             batch_norm=self.batch_norm,
             rngs=rngs,
         )
 
     def summary(self, dag: Dag, input_shape: tuple[int, ...], num_classes: int) -> ModelSummary:
         """Counts parameters and floating-point operations of a DAG's network; draws no weights."""
-        return summarise(nnx.eval_shape(lambda: self.network(dag, input_shape, num_classes, nnx.Rngs(0))))
+        return summarize(nnx.eval_shape(lambda: self.network(dag, input_shape, num_classes, nnx.Rngs(0))))
 
     def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the learning rate as a function of the number of steps already taken."""
@@ -191,7 +191,7 @@ class Recipe:
         rates = self.learning_rates(steps_per_epoch)(jnp.asarray(steps))
         return np.broadcast_to(np.asarray(rates, np.float64), steps.shape)
 
-    def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
+    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that makes updates of gradients."""
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),

@@ -52,7 +52,7 @@ class Trained:
       history: Their curves.
       summary: Parameters and floating-point operations of the network.
       params: Parameters after the last epoch, every leaf with leading axis S.
-      stats: Running averages of batch normalisation, likewise.
+      stats: Running averages of batch normalization, likewise.
       best_params: Those after each seed's best epoch, by validation accuracy.
       best_stats: Likewise.
       best_epoch: That epoch, counted from 1, (S,).
@@ -94,7 +94,7 @@ def train(
       dags: One DAG or text that `Dag.parse` reads, several, or several by name; without names they are called by
         their codes.
       data: What to train on, such as `nngp_dag.data.load_splits("mnist")`.
-      recipe: Network and optimiser; by default `Recipe()`.
+      recipe: Network and optimizer; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and checkpoints; None writes nothing.
       resume: Go on with the run in `out`. More epochs may be asked for if the schedule is constant.
@@ -374,7 +374,7 @@ class _Run:
         except NngpDagError as error:
             return f"no kernel says which rate is stable ({error}): lower --lr"
         if stable is None:
-            return "with batch normalisation no kernel says which rate is stable: lower --lr"
+            return "with batch normalization no kernel says which rate is stable: lower --lr"
         if rate < stable:
             decay = self.recipe.weight_decay > 0
             beyond, too = ("without weight decay", " or --weight-decay") if decay else ("at infinite width", "")

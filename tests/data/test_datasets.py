@@ -76,7 +76,7 @@ def test_subset_is_the_beginning():
 
 def test_digits_leave_tensorflow_alone():
     code = (
-        "import sys; from nngp_dag.data import load_dataset, normalise; normalise(load_dataset('digits')); "
+        "import sys; from nngp_dag.data import load_dataset, normalize; normalize(load_dataset('digits')); "
         "print(sorted({'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

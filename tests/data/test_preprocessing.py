@@ -1,4 +1,4 @@
-"""Normalisation, the sphere, and one-hot targets."""
+"""Normalization, the sphere, and one-hot targets."""
 
 import doctest
 
@@ -7,11 +7,11 @@ import pytest
 
 from nngp_dag.data import (
     DATASETS,
-    NORMALISATION,
+    NORMALIZATION,
     Dataset,
     channel_constants,
     load_dataset,
-    normalise,
+    normalize,
     one_hot,
     preprocessing,
     scale_to_sphere,
@@ -20,11 +20,11 @@ from nngp_dag.errors import DataError, InputError
 
 
 def test_every_set_has_constants():
-    assert tuple(NORMALISATION) == DATASETS
+    assert tuple(NORMALIZATION) == DATASETS
 
 
 def test_digits_become_standard():
-    x = normalise(load_dataset("digits", split="all"))
+    x = normalize(load_dataset("digits", split="all"))
     assert x.dtype == np.float32
     assert x.shape == (1797, 8, 8, 1)
     # The constants have four decimals: mean and deviation follow to 5e-5 / 0.376.
@@ -34,7 +34,7 @@ def test_digits_become_standard():
 
 @pytest.mark.slow
 def test_mnist_constants_are_those_of_the_training_set(tfds_dir):
-    x = normalise(load_dataset("mnist", data_dir=tfds_dir))
+    x = normalize(load_dataset("mnist", data_dir=tfds_dir))
     assert abs(x.mean(dtype=np.float64)) < 1.7e-4
     assert abs(x.std(dtype=np.float64) - 1) < 1.7e-4
 
@@ -42,14 +42,14 @@ def test_mnist_constants_are_those_of_the_training_set(tfds_dir):
 def test_each_channel_has_its_own_constants():
     images = np.zeros((2, 1, 1, 3), np.float32)
     images[1] = 1
-    x = normalise(Dataset("cifar10", images, np.array([0, 1]), num_classes=10))
+    x = normalize(Dataset("cifar10", images, np.array([0, 1]), num_classes=10))
     expected = [[-0.49139968 / 0.2023, -0.48215827 / 0.1994, -0.44653124 / 0.2010]]
     expected += [[0.50860032 / 0.2023, 0.51784173 / 0.1994, 0.55346876 / 0.2010]]
     np.testing.assert_allclose(x[:, 0, 0], expected, rtol=1e-6)
 
 
 def test_cifar10_is_near_standard(tfds_dir):
-    x = normalise(load_dataset("cifar10", subset=2000, data_dir=tfds_dir))
+    x = normalize(load_dataset("cifar10", subset=2000, data_dir=tfds_dir))
     # The paper's deviations are those within one image, so that over many images is some 20 % larger.
     assert np.abs(x.mean(axis=(0, 1, 2))).max() < 0.1
     assert np.all((x.std(axis=(0, 1, 2)) > 1.1) & (x.std(axis=(0, 1, 2)) < 1.4))
@@ -59,7 +59,7 @@ def test_constants_of_images_are_mean_and_deviation():
     images = np.random.default_rng(0).uniform(size=(5, 4, 3, 2)).astype(np.float32) * [1, 0.5]
     constants = channel_constants(images.astype(np.float32))
     np.testing.assert_allclose(constants, (images.mean(axis=(0, 1, 2)), images.std(axis=(0, 1, 2))), atol=6e-5)
-    x = normalise(Dataset("mine", images.astype(np.float32), np.arange(5), num_classes=5), constants)
+    x = normalize(Dataset("mine", images.astype(np.float32), np.arange(5), num_classes=5), constants)
     assert np.abs(x.mean(axis=(0, 1, 2))).max() < 1e-3
     np.testing.assert_allclose(x.std(axis=(0, 1, 2)), 1, atol=1e-3)
     with pytest.raises(DataError, match=r"every channel of images to vary, got standard deviations \[0.0\]"):
@@ -68,15 +68,15 @@ def test_constants_of_images_are_mean_and_deviation():
 
 def test_sphere_is_used_as_it_is():
     sphere = load_dataset("sphere")
-    assert np.array_equal(normalise(sphere), sphere.images)
+    assert np.array_equal(normalize(sphere), sphere.images)
 
 
-def test_normalise_refusals():
+def test_normalize_refusals():
     images, labels = np.zeros((1, 2, 2, 1), np.float32), np.array([0])
     with pytest.raises(DataError, match=r"Expected `dataset` to be one of digits, .*got 'mine', which has no"):
-        normalise(Dataset("mine", images, labels, num_classes=1))
+        normalize(Dataset("mine", images, labels, num_classes=1))
     with pytest.raises(DataError, match=r"cifar10 to have 3 channels.*of shape \(1, 2, 2, 1\)"):
-        normalise(Dataset("cifar10", images, labels, num_classes=1))
+        normalize(Dataset("cifar10", images, labels, num_classes=1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nngp_dag.data import NORMALISATION, Dataset, Splits, datasets, load_dataset, load_splits, normalise, splits
+from nngp_dag.data import NORMALIZATION, Dataset, Splits, datasets, load_dataset, load_splits, normalize, splits
 from nngp_dag.data.splits import Part
 from nngp_dag.errors import DataError
 
@@ -30,7 +30,7 @@ def numbered(monkeypatch):
 
 
 def numbers(part, name):
-    mean, std = NORMALISATION[name]
+    mean, std = NORMALIZATION[name]
     pixels = part.x[:, 0, 0, 0] * std[0] + mean[0]
     return np.rint(pixels * 1000).astype(int)
 
@@ -83,7 +83,7 @@ def test_subset_below_one(subset):
 def test_the_statement_names_the_numbers(numbered):
     assert load_splits("mnist", subset=50).statement == (
         "mnist: 50 images for training, a subset, 21 for validation (a random tenth of the training images (seed 0)), "
-        "40 for testing; normalised by mean (0.1307,) and std (0.3081,)"
+        "40 for testing; normalized by mean (0.1307,) and std (0.3081,)"
     )
     cifar = load_splits("cifar10", scale_inputs=True).statement
     assert cifar.startswith("cifar10: 182 images for training, 21 for validation (the last tenth")
@@ -108,10 +108,10 @@ def test_digits():
         "validation": (150, 8, 8, 1),
         "test": (297, 8, 8, 1),
     }
-    stored = normalise(load_dataset("digits"))
+    stored = normalize(load_dataset("digits"))
     # Pictures of digits repeat, so compare them with how often they occur.
     assert sorted(rows(data.train.x) + rows(data.validation.x)) == sorted(rows(stored))
-    assert np.array_equal(data.test.x, normalise(load_dataset("digits", split="test")))
+    assert np.array_equal(data.test.x, normalize(load_dataset("digits", split="test")))
     assert "1,350 images for training, 150 for validation" in data.statement
     assert "297 for testing" in data.statement
 
@@ -137,7 +137,7 @@ def test_the_sphere_has_as_many_points_as_asked_for(subset):
 def test_the_sphere_without_a_subset():
     data = load_splits("sphere")
     assert (len(data.train.x), len(data.validation.x), len(data.test.x)) == (230, 26, 256)
-    assert "not normalised" in data.statement
+    assert "not normalized" in data.statement
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def store(tmp_path_factory):
     return write
 
 
-def test_other_sets_are_normalised_by_their_own_training_part(store):
+def test_other_sets_are_normalized_by_their_own_training_part(store):
     root, pixels = store("tiny_images", ("train", "validation"))
     data = load_splits("tiny_images/small", data_dir=root, subset=10)
     assert {name: part.x.shape for name, part in data.parts.items()} == {
@@ -211,10 +211,10 @@ def test_other_sets_are_normalised_by_their_own_training_part(store):
     np.testing.assert_array_equal(data.train.labels, whole.labels[order[:10]])
     assert sorted(data.test.labels) == sorted(np.arange(20) % 3)
     assert data.num_classes == 3
-    assert "20 for testing (its validation split); normalised by mean (0." in data.statement
+    assert "20 for testing (its validation split); normalized by mean (0." in data.statement
 
 
-def test_sets_that_are_no_labelled_images_of_one_size_are_refused(store):
+def test_sets_that_are_no_labeled_images_of_one_size_are_refused(store):
     tfds = datasets._import_tfds()
     for name, choices, message in (
         ("varying", {"shape": (None, None, 3)}, r"images of varying size \(None, None, 3\)"),

@@ -113,7 +113,7 @@ def test_operations_that_do_not_fit_the_image(ops, image, message):
             {"stem": ACT_FIRST},
             r"`stem` to apply its weights first, got order 'act-linear'; use 'linear",
         ),
-        (line(WEIGHTED), {"stem": Dense(layer_norm=True)}, r"`stem` without `layer_norm`, got one; normalise the data"),
+        (line(WEIGHTED), {"stem": Dense(layer_norm=True)}, r"`stem` without `layer_norm`, got one; normalize the data"),
         (line(WEIGHTED), {"stem": Dense(), "has_stem": False}, r"no `stem` where `has_stem` is False, got Dense\(.*"),
         (TWO_INPUTS, {"has_stem": False}, r"a graph with one input where there is no stem, got 2; without weights of"),
         (line(WEIGHTED), {"layer": ACT_FIRST, "order": "act-linear"}, r"either `layer` or `activation`, .* got both;"),
@@ -167,10 +167,10 @@ def test_raw_data_without_a_stem_have_no_known_mean():
         GraphError, match=r"input's mean to be known at node 1, .* edge 0->1:dense-relu, .* give it a stem"
     ):
         network.check_gaussian(input_is_gaussian=False)
-    normalised = Network(Dag(2, (Edge(0, 1, Dense(layer_norm=True)),)), has_stem=False)
-    normalised.check_gaussian(input_is_gaussian=True)
-    with pytest.raises(GraphError, match=r"input's mean to be known at node 0, .* normalises it, .* give it a stem"):
-        normalised.check_gaussian(input_is_gaussian=False)
+    normalized = Network(Dag(2, (Edge(0, 1, Dense(layer_norm=True)),)), has_stem=False)
+    normalized.check_gaussian(input_is_gaussian=True)
+    with pytest.raises(GraphError, match=r"input's mean to be known at node 0, .* normalizes it, .* give it a stem"):
+        normalized.check_gaussian(input_is_gaussian=False)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _applied(op, k, t, m):
 def pair_kernels(network: Network, x, z, *, readout: bool = True) -> tuple[dict, dict]:
     """NNGP and NTK of two inputs (d,) with themselves and each other: {(i, j): number} each.
 
-    One input array that every input node reads; NTK parameterisation; the graph's only output.
+    One input array that every input node reads; NTK parameterization; the graph's only output.
     """
     with mp.workdps(DIGITS):
         inputs = [[mp.mpf(float(v)) for v in np.ravel(of)] for of in (x, z)]

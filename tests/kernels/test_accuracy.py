@@ -105,7 +105,7 @@ def test_zero_inputs_with_biases_have_the_kernel_of_the_biases():
 @pytest.mark.slow
 def test_real_images(tfds_dir):
     data = nd.data.load_dataset("mnist", data_dir=str(tfds_dir), subset=300)
-    x = nd.data.normalise(data).astype(np.float32)
+    x = nd.data.normalize(data).astype(np.float32)
     far = (pair_angles(x.reshape(len(x), -1)) > 0.01) | np.eye(len(x), dtype=bool)
     for error, exact, _ in errors(GRAPHS["DAG#3"], x):
         assert (error[far] < 2e-6 * exact[far]).all(), (error[far] / exact[far]).max()

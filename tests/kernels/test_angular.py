@@ -88,9 +88,9 @@ def series_are_used(monkeypatch):
         (zoo.chain(3), {"order": "act-linear"}),
         (Dag.from_code("2_21_112"), {"aggregation": "mean"}),
         (zoo.random_dag(7, seed=3), {"activation": "abs", "readout": False}),
-        (zoo.ladder(9), {"parameterisation": "standard", "width": 64}),
+        (zoo.ladder(9), {"parameterization": "standard", "width": 64}),
         (MIXED, {}),
-        (MIXED, {"stem": Dense(activation=LEAKY, w_std=0.7), "parameterisation": "standard", "width": 3}),
+        (MIXED, {"stem": Dense(activation=LEAKY, w_std=0.7), "parameterization": "standard", "width": 3}),
         (SEVERAL, {"activation": LEAKY}),
         (zoo.chain(40), {}),
     ],
@@ -167,7 +167,7 @@ def test_nearly_parallel_inputs_against_high_precision(sign, features, dtype, to
 
 
 @pytest.mark.parametrize("features", [784, 2000])
-def test_centred_inputs_that_are_nearly_opposite_have_symmetric_kernels(features):
+def test_centered_inputs_that_are_nearly_opposite_have_symmetric_kernels(features):
     rng = np.random.default_rng(features)
     x = 100 + rng.normal(size=(61, features))
     x[1::2] *= -1
@@ -265,8 +265,8 @@ def test_kernels_of_which_a_dtype_would_lose_digits_are_refused(dtype, lost, kep
 
 
 def test_outputs_that_are_zero_are_no_loss():
-    cancelled = (Edge(0, 1, Scale(1.0)), Edge(0, 1, Scale(-1.0)), Edge(0, 2, Op.SKIP))
-    zero, other = nd.kernel(Dag(3, cancelled, outputs=(1, 2)), X, get="nngp")
+    canceled = (Edge(0, 1, Scale(1.0)), Edge(0, 1, Scale(-1.0)), Edge(0, 2, Op.SKIP))
+    zero, other = nd.kernel(Dag(3, canceled, outputs=(1, 2)), X, get="nngp")
     assert np.abs(zero).max() == 0
     assert np.diag(other).max() > 0
 

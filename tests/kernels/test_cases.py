@@ -1,4 +1,4 @@
-"""Every combination of graph, activation, order, aggregation, dtype and parameterisation against a second derivation.
+"""Every combination of graph, activation, order, aggregation, dtype and parameterization against a second derivation.
 
 The default run takes a selection in which every two values of different factors meet, about one compilation per
 activation and structure; `-m nightly` takes the rest of the product.
@@ -15,7 +15,7 @@ import nngp_dag as nd
 from nngp_dag.activations import Polynomial, Quadrature, hermite, leaky_relu
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, build_network
 from nngp_dag.graph.network import AGGREGATIONS
-from nngp_dag.graph.operations import PARAMETERISATIONS
+from nngp_dag.graph.operations import PARAMETERIZATIONS
 
 X, Z = np.random.default_rng(0).normal(size=(3, 6)), np.random.default_rng(1).normal(size=(3, 4))
 WIDTH = 16
@@ -73,17 +73,17 @@ DTYPES = {"float64": 1e-10, "float32": 2e-5}
 
 
 def compilations():
-    """One choice of order, dtype and parameterisation per activation and structure."""
+    """One choice of order, dtype and parameterization per activation and structure."""
     for (i, activation), (j, structure) in itertools.product(enumerate(ACTIVATIONS), enumerate(STRUCTURES)):
         # From one structure to the other all three change; the pattern is another for each activation.
-        values = zip((ORDERS, tuple(DTYPES), PARAMETERISATIONS), (0, 1, 2), strict=True)
+        values = zip((ORDERS, tuple(DTYPES), PARAMETERIZATIONS), (0, 1, 2), strict=True)
         yield structure, activation, *(of[(i >> bit & 1) ^ j] for of, bit in values)
 
 
 def selection():
-    for i, (structure, activation, order, dtype, parameterisation) in enumerate(compilations()):
+    for i, (structure, activation, order, dtype, parameterization) in enumerate(compilations()):
         for j, dag in enumerate(STRUCTURES[structure]):
-            yield structure, dag, activation, order, AGGREGATIONS[(i + j + i // 6) % 3], dtype, parameterisation
+            yield structure, dag, activation, order, AGGREGATIONS[(i + j + i // 6) % 3], dtype, parameterization
 
 
 DEFAULT = set(selection())
@@ -91,7 +91,7 @@ PRODUCT = [
     (structure, dag, *rest)
     for structure, graphs in STRUCTURES.items()
     for *rest, dag, aggregation in itertools.product(
-        ACTIVATIONS, ORDERS, DTYPES, PARAMETERISATIONS, graphs, AGGREGATIONS
+        ACTIVATIONS, ORDERS, DTYPES, PARAMETERIZATIONS, graphs, AGGREGATIONS
     )
     for rest in [(rest[0], rest[1], aggregation, *rest[2:])]
 ]
@@ -113,10 +113,10 @@ def assert_equal(kernels, references, tolerance):
             assert error.max() < tolerance, f"off by {error.max():.1e}"
 
 
-def compare(dag, inputs, tolerance, *, parameterisation="ntk", image_readout="flatten", **options):
+def compare(dag, inputs, tolerance, *, parameterization="ntk", image_readout="flatten", **options):
     """Compares the kernels of a network with its second derivation."""
     inputs = inputs[: dag.num_inputs]
-    rules = {"parameterisation": parameterisation, "image_readout": image_readout}
+    rules = {"parameterization": parameterization, "image_readout": image_readout}
     given = inputs if dag.num_inputs > 1 else inputs[0]
     kernels = nd.kernel(dag, given, width=WIDTH, **rules, **options)
     exact = [x.astype(np.float64) for x in inputs]
@@ -124,10 +124,10 @@ def compare(dag, inputs, tolerance, *, parameterisation="ntk", image_readout="fl
 
 
 @pytest.mark.parametrize(
-    ("structure", "dag", "activation", "order", "aggregation", "dtype", "parameterisation"),
+    ("structure", "dag", "activation", "order", "aggregation", "dtype", "parameterization"),
     [case if case in DEFAULT else pytest.param(*case, marks=pytest.mark.nightly) for case in PRODUCT],
 )
-def test_case(structure, dag, activation, order, aggregation, dtype, parameterisation):
+def test_case(structure, dag, activation, order, aggregation, dtype, parameterization):
     # Squares and cubes explode with depth unless weights are small.
     w_std = 0.6 if isinstance(ACTIVATIONS[activation], Polynomial) else 1.1
     compare(
@@ -137,7 +137,7 @@ def test_case(structure, dag, activation, order, aggregation, dtype, parameteris
         activation=ACTIVATIONS[activation],
         order=order,
         aggregation=aggregation,
-        parameterisation=parameterisation,
+        parameterization=parameterization,
         w_std=w_std,
         b_std=0.3,
     )
@@ -157,11 +157,11 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_mixed_operations(parameterisation):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_mixed_operations(parameterization):
     stem = Dense(activation=None, b_std=0.1)
     for aggregation in AGGREGATIONS:
-        options = {"stem": stem, "aggregation": aggregation, "parameterisation": parameterisation}
+        options = {"stem": stem, "aggregation": aggregation, "parameterization": parameterization}
         compare(Dag(5, tuple(MIXED)), [X], 1e-10, **options)
 
 
@@ -208,7 +208,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -218,7 +218,7 @@ IMAGES = {
         for of in IMAGES
     ],
 )
-def test_images(name, parameterisation):
+def test_images(name, parameterization):
     edges, options = IMAGES[name]
     shape = (7, 2) if name == "lines" else (3, 4, 2)
     x = np.random.default_rng(2).normal(size=(2, *shape))
@@ -226,7 +226,7 @@ def test_images(name, parameterisation):
         dag_of(max(target for _, target, _ in edges) + 1, edges),
         [x],
         1e-10,
-        parameterisation=parameterisation,
+        parameterization=parameterization,
         **options,
     )
 

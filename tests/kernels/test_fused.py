@@ -75,7 +75,7 @@ def interpreted(like_a_gpu, monkeypatch):
             for name, case in {
                 "gelu, standard": (
                     DAG,
-                    {"activation": "gelu", "b_std": 0.1, "parameterisation": "standard", "width": 8},
+                    {"activation": "gelu", "b_std": 0.1, "parameterization": "standard", "width": 8},
                 ),
                 "erf first, NNGP": (DAG, {"order": "act-linear", "activation": "erf", "get": "nngp"}),
                 "layer norm": (

@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(2).normal(size=(3, 6, 5, 2))
 MORE_IMAGES = np.random.default_rng(3).normal(size=(2, 6, 5, 2))
 HE = 2**0.5
 BOTH = ("nngp", "ntk")
-PARAMETERISATIONS = ("ntk", "standard")
+PARAMETERIZATIONS = ("ntk", "standard")
 ANY_FAN_IN_WARNS = pytest.mark.filterwarnings("ignore:`FanIn` layers assume independent inputs:UserWarning")
 
 
@@ -144,8 +144,8 @@ def test_layer_and_readout_give_the_kernel(order, code):
 @pytest.mark.parametrize("name", cases(QUICK))
 def test_layer_gives_the_kernel_without_readout(name):
     dag, x, z, options, pixels = case(name)
-    for parameterisation in PARAMETERISATIONS[len(name) % 2 :] if name in QUICK else PARAMETERISATIONS:
-        described = options | {"parameterisation": parameterisation}
+    for parameterization in PARAMETERIZATIONS[len(name) % 2 :] if name in QUICK else PARAMETERIZATIONS:
+        described = options | {"parameterization": parameterization}
         expected = nd.kernel(dag, x, z, **described, readout=False, image_readout=pixels, width=16)
         values = DagLayer(dag, 16, **described)[2](x, z)
         if x[0].ndim > 1:
@@ -182,14 +182,14 @@ def test_what_to_get():
 PHIS = {"relu": stax.Relu, "erf": stax.Erf, "gelu": stax.Gelu, "sin": stax.Sin}
 
 
-def in_stax(ops, width, parameterisation):
+def in_stax(ops, width, parameterization):
     """A chain of operations in stax's own layers."""
     layers = []
     for op in ops:
         if isinstance(op, AvgPool):
             layers.append(stax.AvgPool(op.window_shape, op.strides, op.padding, normalize_edges=op.normalize_edges))
             continue
-        options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterisation}
+        options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterization}
         linear = stax.Dense(width, **options)
         if isinstance(op, Conv):
             linear = stax.Conv(width, op.filter_shape, op.strides, op.padding, **options)
@@ -202,7 +202,7 @@ LINEAR_CONV = Conv(filter_shape=(3, 2), activation=None, b_std=0.1)
 NORMED = Conv(filter_shape=(2, 3), activation="erf", order="act-linear", strides=(1, 2), layer_norm=True, b_std=0.3)
 CHAINS = {
     "dense": ([Dense(activation="erf", b_std=0.3), Dense(activation="gelu", w_std=1.1), Dense(activation="sin")], None),
-    "normalised": ([Dense(activation=None), Dense(order="act-linear", layer_norm=True, b_std=0.2)], None),
+    "normalized": ([Dense(activation=None), Dense(order="act-linear", layer_norm=True, b_std=0.2)], None),
     "flattened": (
         [
             Conv(filter_shape=(3, 2), strides=(2, 1), activation="erf", b_std=0.4),
@@ -223,23 +223,23 @@ FIRST_CHAINS = {("dense", "standard")}
 
 
 @pytest.mark.parametrize(
-    ("name", "parameterisation"),
+    ("name", "parameterization"),
     [
         pytest.param(name, of, marks=() if (name, of) in FIRST_CHAINS else pytest.mark.nightly)
         for name in CHAINS
-        for of in PARAMETERISATIONS
+        for of in PARAMETERIZATIONS
     ],
 )
-def test_chains_of_operations_equal_plain_stax(name, parameterisation):
-    # Both parameterisations, with the widths of the finite network: the NTK of "standard" has no other difference.
+def test_chains_of_operations_equal_plain_stax(name, parameterization):
+    # Both parameterizations, with the widths of the finite network: the NTK of "standard" has no other difference.
     ops, pixels = CHAINS[name]
     x, z = (X, Z) if pixels is None else (IMAGES, MORE_IMAGES)
     dag = Dag.from_edges([(t, t + 1, op) for t, op in enumerate(ops[1:])])
-    layer = DagLayer(dag, 16, stem=ops[0], parameterisation=parameterisation)
+    layer = DagLayer(dag, 16, stem=ops[0], parameterization=parameterization)
     after = [] if pixels is None else [reads_pixels(pixels)]
-    after.append(stax.Dense(2, 1.2, 0.3, parameterization=parameterisation))
+    after.append(stax.Dense(2, 1.2, 0.3, parameterization=parameterization))
     composed = stax.serial(layer, *after)[2](x, z, BOTH)
-    assert_same(composed, stax.serial(*in_stax(ops, 16, parameterisation), *after)[2](x, z, BOTH), 1e-7)
+    assert_same(composed, stax.serial(*in_stax(ops, 16, parameterization), *after)[2](x, z, BOTH), 1e-7)
 
 
 @pytest.mark.parametrize("layers", [1, 4])
@@ -425,8 +425,8 @@ def test_without_stem_what_comes_in_is_node_0():
     assert_same(stax.serial(dense, bare)[2](X, Z, BOTH), plain, 1e-7)
     # The stem may as well be a layer of its own.
     stem = stax.Dense(7, W_std=HE)
-    for parameterisation, in_front in (("ntk", stem), ("standard", stax.Dense(7, HE, parameterization="standard"))):
-        options = {"order": "act-linear", "parameterisation": parameterisation}
+    for parameterization, in_front in (("ntk", stem), ("standard", stax.Dense(7, HE, parameterization="standard"))):
+        options = {"order": "act-linear", "parameterization": parameterization}
         whole = DagLayer(residual, 7, **options)[2](X, Z, BOTH)
         assert_same(stax.serial(in_front, DagLayer(residual, 7, **options, has_stem=False))[2](X, Z, BOTH), whole, 1e-7)
     # Raw data may be a node too, where no activation and no sum with one meets it.
@@ -524,11 +524,11 @@ def give_layer(layer, drawn):
         layer.linear.bias = nnx.Param(biases.reshape(-1))
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", cases(QUICK))
-def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterisation):
+def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterization):
     dag, x, _, options, pixels = case(name)
-    options["parameterisation"] = parameterisation
+    options["parameterization"] = parameterization
     init_fn, apply_fn, _ = DagLayer(dag, 8, **options)
     shapes = [v.shape for v in listed(x)]
     features, params = init_fn(jax.random.key(0), shapes if len(shapes) > 1 else shapes[0])
@@ -547,7 +547,7 @@ def test_finite_network_equals_the_flax_one_with_the_same_weights(name, paramete
     after += [PHIS[net.network.layer.activation]()] if net.network.reads_out_activated else []
     if net.network.reads_out_activated:
         after.reverse()
-    after.append(stax.Dense(3, linear.w_std, linear.b_std, parameterization=parameterisation))
+    after.append(stax.Dense(3, linear.w_std, linear.b_std, parameterization=parameterization))
     init_readout, apply_readout, _ = stax.serial(*after)
     _, readout = init_readout(jax.random.key(1), values[0].shape)
     give_layer(net.readout, readout[-1])
@@ -563,8 +563,8 @@ def test_bad_arguments():
         DagLayer(dag, 0)
     with pytest.raises(InputError, match="Expected `order` to be one of"):
         DagLayer(dag, 8, order="other")
-    with pytest.raises(InputError, match="Expected `parameterisation` to be one of 'ntk', 'standard', got 'mup'"):
-        DagLayer(dag, 8, parameterisation="mup")
+    with pytest.raises(InputError, match="Expected `parameterization` to be one of 'ntk', 'standard', got 'mup'"):
+        DagLayer(dag, 8, parameterization="mup")
     with pytest.raises(InputError, match="Expected a graph with one input where there is no stem, got 2"):
         DagLayer(TWO_INPUTS, 8, has_stem=False)
 
@@ -620,8 +620,8 @@ def test_raw_inputs_are_not_gaussian():
         linear_act[2](X, None, "nngp")
 
 
-def test_the_fan_in_of_the_standard_parameterisation_is_the_width():
-    kernel_fn = DagLayer(Dag.from_code("2"), 16, parameterisation="standard", has_stem=False)[2]
+def test_the_fan_in_of_the_standard_parameterization_is_the_width():
+    kernel_fn = DagLayer(Dag.from_code("2"), 16, parameterization="standard", has_stem=False)[2]
     assert kernel_fn(X, None, "nngp").shape == (5, 5)
     with pytest.raises(InputError, match=r"Expected an input of `width`, 16, channels for the NTK.*, got 7; put"):
         kernel_fn(X, None, "ntk")

@@ -14,12 +14,12 @@ from nngp_dag.kernels.many import kernels_of_laws, new_laws
 X = np.random.default_rng(0).normal(size=(12, 7))
 
 
-def together(dags, x=X, *, readout=True, parameterisation="ntk", width=None, batch=4, **options):
+def together(dags, x=X, *, readout=True, parameterization="ntk", width=None, batch=4, **options):
     """NNGP and NTK of every DAG."""
     laws = new_laws()
     networks = [build_network(dag, **options) for dag in dags]
     of_dag = [laws.add(network) for network in networks]
-    rules = make_rules(parameterisation, width)
+    rules = make_rules(parameterization, width)
     stacks = kernels_of_laws(
         laws, list(dict.fromkeys(of_dag)), networks[0], x, readout=readout, rules=rules, batch=batch
     )
@@ -39,7 +39,7 @@ RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
     [
         {},
         {"activation": "erf", "b_std": 0.3, "w_std": 1.2, "readout": False},
-        {"order": "act-linear", "parameterisation": "standard", "width": 64, "b_std": 0.0},
+        {"order": "act-linear", "parameterization": "standard", "width": 64, "b_std": 0.0},
         *(
             pytest.param(options, marks=pytest.mark.slow)
             for options in (

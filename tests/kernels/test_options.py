@@ -50,12 +50,12 @@ def test_a_graph_on_an_edge_is_put_in_its_place():
 
 
 @pytest.mark.slow
-def test_the_standard_parameterisation_grows_with_the_width():
-    narrow, wide = (nd.kernel(DAG, X, parameterisation="standard", width=w) for w in (64, 128))
+def test_the_standard_parameterization_grows_with_the_width():
+    narrow, wide = (nd.kernel(DAG, X, parameterization="standard", width=w) for w in (64, 128))
     np.testing.assert_allclose(narrow.nngp, nd.kernel(DAG, X).nngp, rtol=1e-14)
     # All layers but the stem, whose fan-in is the input's, double.
     difference = np.asarray(wide.ntk) - np.asarray(narrow.ntk)
-    quadruple = nd.kernel(DAG, X, parameterisation="standard", width=256)
+    quadruple = nd.kernel(DAG, X, parameterization="standard", width=256)
     np.testing.assert_allclose(np.asarray(quadruple.ntk) - np.asarray(wide.ntk), 2 * difference, rtol=1e-12)
 
 
@@ -118,8 +118,8 @@ def test_an_identity_is_no_activation():
     [
         (DAG, X, {"get": "cov"}, InputError, "Expected `get` to be 'nngp', 'ntk' or both of them, got 'cov'"),
         (DAG, X, {"get": ()}, InputError, "Expected `get` to be 'nngp', 'ntk' or both"),
-        (DAG, X, {"parameterisation": "standard"}, InputError, "Expected `width` to be at least 1.*, got None"),
-        (DAG, X, {"parameterisation": "mup"}, InputError, "Expected `parameterisation` to be one of 'ntk', 'standard'"),
+        (DAG, X, {"parameterization": "standard"}, InputError, "Expected `width` to be at least 1.*, got None"),
+        (DAG, X, {"parameterization": "mup"}, InputError, "Expected `parameterization` to be one of 'ntk', 'standard'"),
         (DAG, X, {"aggregation": "max"}, InputError, "Expected `aggregation` to be one of 'sum', 'scaled-sum', 'mean'"),
         (DAG, X, {"layer": CONV, "b_std": 1.0}, InputError, "Expected either `layer` or `activation`, .*, got both"),
         (DAG, IMAGES, {"layer": CONV, "image_readout": "max"}, InputError, "Expected `image_readout` to be one of"),

@@ -41,7 +41,7 @@ def test_a_common_background_costs_no_digits(n, inputs):
     for name in ("nngp", "ntk"):
         diagonal = np.diag(getattr(exact, name))
         found_gaps = gaps(getattr(found, name), getattr(exact, name), diagonal, diagonal)
-        # One product of all features, uncentred, leaves 2e-6 and more.
+        # One product of all features, uncentered, leaves 2e-6 and more.
         assert found_gaps.max() < 1.5e-6
         assert np.sqrt((found_gaps**2).mean()) < 3.5e-7
 
@@ -54,24 +54,24 @@ def test_a_common_background_between_two_sets():
     assert gaps(found.nngp, exact.nngp, q1, q2).max() < 1e-6
 
 
-def test_the_product_of_centred_inputs_is_less_rounded():
+def test_the_product_of_centered_inputs_is_less_rounded():
     x = with_background(200)
     x = jnp.asarray(np.delete(x, 100, axis=0))
     scale = products.norms([x])
     over_scale = x * products.inverse_of(scale, 2)
     exact = np.asarray(over_scale, np.float64) @ np.asarray(over_scale, np.float64).T / x.shape[1]
-    centre = products.centre_of(x, scale)
-    shift = products.shifts(x, scale, centre)
-    centred = [over_scale - centre[None]]
+    center = products.center_of(x, scale)
+    shift = products.shifts(x, scale, center)
+    centered = [over_scale - center[None]]
     off_diagonal = ~np.eye(len(x), dtype=bool)
     plain, better = (
         np.sqrt(((np.asarray(k, np.float64) - exact)[off_diagonal] ** 2).mean())
-        for k in (products.products([over_scale], [over_scale]), products.products(centred, centred, shift, shift))
+        for k in (products.products([over_scale], [over_scale]), products.products(centered, centered, shift, shift))
     )
     assert better < 4e-7 < 6e-7 < plain
 
 
-def test_slopes_do_not_know_of_the_centre():
+def test_slopes_do_not_know_of_the_center():
     x = with_background(20)
 
     def sums(x):

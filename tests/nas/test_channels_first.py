@@ -51,6 +51,6 @@ def test_means_of_pixels_are_those_of_channels_last(name):
 
 def test_batch_norm_is_that_of_channels_last():
     arguments = X, jnp.array([2.0, -1.0]), jnp.array([0.5, 3.0])
-    found = value_and_gradients(channels_first.normalised, *arguments)
-    for mine, theirs in zip(found, value_and_gradients(first(layers.normalised), *arguments), strict=True):
+    found = value_and_gradients(channels_first.normalized, *arguments)
+    for mine, theirs in zip(found, value_and_gradients(first(layers.normalized), *arguments), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)

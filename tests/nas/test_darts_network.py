@@ -8,7 +8,7 @@ from flax import nnx
 
 from nngp_dag.nas.darts import EDGES, OPERATIONS
 from nngp_dag.nas.darts_network import DartsSupernet, MixedEdges
-from nngp_dag.nas.layers import normalised
+from nngp_dag.nas.layers import normalized
 
 
 def relu(x):
@@ -91,7 +91,7 @@ def shaken(net):
 def test_operations_are_those_of_darts(stride):
     edges = shaken(MixedEdges(2, 4, stride, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(3, 5, 6, 4)).astype(np.float32)
-    call = nnx.jit(lambda edges, x, weights: edges(x, weights, normalised))
+    call = nnx.jit(lambda edges, x, weights: edges(x, weights, normalized))
     for i, name in enumerate(OPERATIONS):
         found, inner = call(edges, x, np.broadcast_to(np.eye(8, dtype=np.float32)[i], (2, 8)))
         for group in range(2):

@@ -12,7 +12,7 @@ from nngp_dag.errors import InputError
 from nngp_dag.nas import get_space, measures
 from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
 from nngp_dag.nas.gradients import inner_products
-from nngp_dag.nas.layers import ConvNorm, convolved, normalised
+from nngp_dag.nas.layers import ConvNorm, convolved, normalized
 from nngp_dag.nas.measures import Measures
 from nngp_dag.nas.regions import patches
 from nngp_dag.nas.supernet import CellSupernet
@@ -30,15 +30,15 @@ class TinyNet(nnx.Module):
         self.shift = nnx.Param(jnp.linspace(-0.5, 0.5, 3))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, 4)))
         self.bias = nnx.Param(jnp.zeros(4))
-        self.normalise, self.batch_norm = normalised, True
+        self.normalize, self.batch_norm = normalized, True
 
     def __call__(self, x, mixture):
         return self.observed(x, mixture)[0]
 
     def observed(self, x, mixture):
-        x = self.stem(x, self.normalise)
+        x = self.stem(x, self.normalize)
         y = mixture[0, 0, 0] * convolved(nnx.relu(x), self.edge[...], 1) + mixture[0, 0, 1] * x
-        y = self.normalise(y, self.scale[...], self.shift[...])
+        y = self.normalize(y, self.scale[...], self.shift[...])
         features = nnx.relu(y).mean(axis=(1, 2))
         logits = jnp.dot(features, self.kernel[...], precision="highest") + self.bias[...][None]
         return logits, [mixture[0, 0, 0] * x, y]

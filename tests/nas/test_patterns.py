@@ -128,7 +128,7 @@ def test_scores_rank_cells_as_the_published_ones_do(golden_dir, tfds_dir):
         for row in csv.DictReader((golden_dir / "naswot_scores.csv").read_text().splitlines())
         if np.isfinite(float(row["score"]))
     ]
-    images = nd.data.normalise(nd.data.load_dataset("cifar10", data_dir=tfds_dir, subset=128))
+    images = nd.data.normalize(nd.data.load_dataset("cifar10", data_dir=tfds_dir, subset=128))
     some = [Cell.parse(row["arch_str"]) for row in rows]
     published = np.array([float(row["score"]) for row in rows])
     # Dead ReLUs tell images apart in the released counting even where no output depends on them; ours leaves them out.

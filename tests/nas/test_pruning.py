@@ -108,7 +108,7 @@ def test_ranks_of_an_edge_are_among_its_own_operations():
 
 
 def test_where_measures_disagree_it_matters_among_whom_they_rank():
-    """On edge 0-1 in opposite order: in its own ranks all four tie; among all the first measure's favourite leads."""
+    """On edge 0-1 in opposite order: in its own ranks all four tie; among all the first measure's favorite leads."""
     worths = np.zeros((2, *NASBENCH201.shape))
     worths[:, 0, 1:, 1:] = 1 + np.arange(20).reshape(5, 4)
     worths[:, 0, 0, 1:] = (0, 30, 40, 50), (8.5, 5.5, 3.5, 0.5)

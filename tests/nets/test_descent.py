@@ -18,7 +18,7 @@ def create(rngs):
 
 
 def run(steps=6, seeds=(0, 1), lr=1e-3, **options):
-    return descend(create, X, Y, optimiser=optax.sgd(lr), steps=steps, seeds=seeds, **options)
+    return descend(create, X, Y, optimizer=optax.sgd(lr), steps=steps, seeds=seeds, **options)
 
 
 def test_full_batch_training_equals_a_plain_loop_of_gradient_steps():
@@ -68,10 +68,10 @@ def test_steps_compile_once_whatever_their_number():
     assert counts == [2, 2]
 
 
-def test_any_optax_optimiser_and_loss():
+def test_any_optax_optimizer_and_loss():
     targets = np.eye(2, dtype=np.float32)[RNG.integers(0, 2, 12)]
     options = {
-        "optimiser": optax.adam(1e-2),
+        "optimizer": optax.adam(1e-2),
         "steps": 30,
         "seeds": [0],
         "loss": lambda f, y: optax.softmax_cross_entropy(f, y).mean(),
@@ -114,4 +114,4 @@ def test_bad_arguments(options, match):
 
 def test_mismatched_data():
     with pytest.raises(InputError, match=r"Expected `x` \(N, ...\) and `y` \(N, C\) with equal N"):
-        descend(create, X, Y[:5], optimiser=optax.sgd(0.1), steps=1, seeds=[0])
+        descend(create, X, Y[:5], optimizer=optax.sgd(0.1), steps=1, seeds=[0])

@@ -14,12 +14,12 @@ from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 from nngp_dag.nets import DagNet, WeightedLayer, as_functions
 
-PARAMETERISATIONS = ("ntk", "standard")
+PARAMETERIZATIONS = ("ntk", "standard")
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
 
-def net(code="2_21_112", *, order="linear-act", parameterisation="ntk", width=32, seed=0):
-    options = {"width": width, "order": order, "parameterisation": parameterisation}
+def net(code="2_21_112", *, order="linear-act", parameterization="ntk", width=32, seed=0):
+    options = {"width": width, "order": order, "parameterization": parameterization}
     return DagNet(Dag.from_code(code), 6, 3, rngs=nnx.Rngs(seed), **options)
 
 
@@ -27,14 +27,14 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_network_against_a_hand_written_forward_pass(order, parameterisation):
-    model = net(order=order, parameterisation=parameterisation)
+def test_network_against_a_hand_written_forward_pass(order, parameterization):
+    model = net(order=order, parameterization=parameterization)
 
     def dense(layer, x):
         weights = np.asarray(layer.linear.kernel[...])
-        return x @ weights * ((2 / weights.shape[0]) ** 0.5 if parameterisation == "ntk" else 1)
+        return x @ weights * ((2 / weights.shape[0]) ** 0.5 if parameterization == "ntk" else 1)
 
     def edge(i, x):
         return relu(dense(model.edges[i], x)) if order == "linear-act" else dense(model.edges[i], relu(x))
@@ -49,9 +49,9 @@ def test_network_against_a_hand_written_forward_pass(order, parameterisation):
     np.testing.assert_allclose(model(jnp.asarray(X)), expected, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("parameterisation", "std"), [("ntk", 1.0), ("standard", (2 / 400) ** 0.5)])
-def test_he_initialisation(parameterisation, std):
-    weights = np.asarray(net("2", parameterisation=parameterisation, width=400).edges[0].linear.kernel[...])
+@pytest.mark.parametrize(("parameterization", "std"), [("ntk", 1.0), ("standard", (2 / 400) ** 0.5)])
+def test_he_initialization(parameterization, std):
+    weights = np.asarray(net("2", parameterization=parameterization, width=400).edges[0].linear.kernel[...])
     # 160,000 weights: the standard deviation is known to 0.2 %, its mean to 0.3 % of it.
     assert weights.std() == pytest.approx(std, rel=0.01)
     assert weights.mean() == pytest.approx(0, abs=0.01 * std)
@@ -81,8 +81,8 @@ def test_bad_arguments():
         net(width=0)
     with pytest.raises(InputError, match="Expected `order` to be one of 'linear-act', 'act-linear', got 'other'"):
         net(order="other")
-    with pytest.raises(InputError, match="Expected `parameterisation` to be one of 'ntk', 'standard', got 'mup'"):
-        net(parameterisation="mup")
+    with pytest.raises(InputError, match="Expected `parameterization` to be one of 'ntk', 'standard', got 'mup'"):
+        net(parameterization="mup")
     disconnected = Dag(3, (), allow_disconnected=True)
     with pytest.raises(GraphError, match="Expected a path from node 0 to the output node 2"):
         DagNet(disconnected, 6, 1, width=8, rngs=nnx.Rngs(0))
@@ -150,10 +150,10 @@ def case(name):
     inputs = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in shapes]
     image = {"image_shape": shapes[0][:-1]} if len(shapes[0]) > 1 else {}
 
-    def build(parameterisation="ntk", *, rngs=None, width=8):
+    def build(parameterization="ntk", *, rngs=None, width=8):
         channels = tuple(shape[-1] for shape in shapes)
         rngs = nnx.Rngs(2) if rngs is None else rngs
-        options_ = {"width": width, "parameterisation": parameterisation, **image, **options}
+        options_ = {"width": width, "parameterization": parameterization, **image, **options}
         return DagNet(dag, channels if len(shapes) > 1 else channels[0], 3, rngs=rngs, **options_)
 
     return dag, inputs if len(inputs) > 1 else inputs[0], build
@@ -181,16 +181,16 @@ def patches(x, window, strides, padding):
     return np.array(shown).reshape(len(shown), len(x), -1, x.shape[-1]), [len(s) for s in starts]
 
 
-def drawn(layer, op, parameterisation):
+def drawn(layer, op, parameterization):
     """Returns W and b out of what is trained."""
     weights = np.asarray(layer.linear.kernel[...], np.float64)
     biases = 0.0 if op.b_std is None else np.asarray(layer.linear.bias[...], np.float64)
-    if parameterisation == "standard":
+    if parameterization == "standard":
         return weights, biases
     return weights * op.w_std / weights[..., 0].size ** 0.5, biases * (op.b_std or 0)
 
 
-def apply(op, layer, x, parameterisation):
+def apply(op, layer, x, parameterization):
     if isinstance(op, AvgPool):
         shown, pixels = patches(x, op.window_shape, op.strides, op.padding)
         inside, _ = patches(np.ones((1, *x.shape[1:-1], 1)), op.window_shape, op.strides, op.padding)
@@ -198,7 +198,7 @@ def apply(op, layer, x, parameterisation):
         return np.moveaxis(mean, 0, 1).reshape(len(x), *pixels, -1)
     if not isinstance(op, Dense):
         return x * (op.factor if isinstance(op, Scale) else 1)
-    weights, biases = drawn(layer, op, parameterisation)
+    weights, biases = drawn(layer, op, parameterization)
     if op.layer_norm:
         x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     if op.order == "act-linear":
@@ -212,7 +212,7 @@ def apply(op, layer, x, parameterisation):
     return PHI[op.activation if op.order == "linear-act" else None](x + biases)
 
 
-def forward(name, model, parameterisation):
+def forward(name, model, parameterization):
     """Returns the last nodes and the outputs, in float64."""
     dag, x, _ = case(name)
     options = CASES[name][2]
@@ -232,9 +232,9 @@ def forward(name, model, parameterisation):
     def node(t):
         if t < dag.num_inputs:
             values = x if isinstance(x, list) else [x]
-            return apply(stem, model.stems[t], values[t].astype(np.float64), parameterisation)
+            return apply(stem, model.stems[t], values[t].astype(np.float64), parameterization)
         terms = [
-            apply(default if e.op is Op.WEIGHTED else e.op, layer, node(e.source), parameterisation)
+            apply(default if e.op is Op.WEIGHTED else e.op, layer, node(e.source), parameterization)
             for e, layer in edges
             if e.target == t
         ]
@@ -246,7 +246,7 @@ def forward(name, model, parameterisation):
         last = PHI[default.activation](node(t)) if default.order == "act-linear" else node(t)
         if options.get("image_readout") == "global-average":
             last = last.reshape(len(last), -1, last.shape[-1]).mean(1)
-        outputs.append(apply(readout, layer, last.reshape(len(last), -1), parameterisation))
+        outputs.append(apply(readout, layer, last.reshape(len(last), -1), parameterization))
     return [node(t) for t in dag.outputs], outputs
 
 
@@ -254,12 +254,12 @@ def listed(value):
     return value if isinstance(value, list) else [value]
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @each_case
-def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterisation):
+def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterization):
     _, x, build = case(name)
-    model = build(parameterisation)
-    features, outputs = forward(name, model, parameterisation)
+    model = build(parameterization)
+    features, outputs = forward(name, model, parameterization)
     for results, expected in ((model.features(x), features), (model(x), outputs)):
         for result, value in zip(listed(results), expected, strict=True):
             assert result.dtype == jnp.float32
@@ -284,7 +284,7 @@ def test_mixed_operations_written_out_by_hand():
 
 
 @each_case
-def test_parameterisations_describe_the_same_function(name):
+def test_parameterizations_describe_the_same_function(name):
     _, x, build = case(name)
     ntk, standard = build("ntk"), build("standard")
     for a, b in zip(
@@ -322,11 +322,11 @@ def test_gradients_reach_every_parameter_of_the_pure_functions_which_equal_the_m
 
 
 @pytest.mark.parametrize("op", [Dense(w_std=1.3, b_std=0.7), Conv(filter_shape=(3, 2), w_std=1.3, b_std=0.7)])
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_initial_weights_and_biases(op, parameterisation):
-    layer = WeightedLayer(op, 4, 20_000, parameterisation, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_initial_weights_and_biases(op, parameterization):
+    layer = WeightedLayer(op, 4, 20_000, parameterization, rngs=nnx.Rngs(0))
     fan_in = 24 if isinstance(op, Conv) else 4
-    stds = (1.0, 1.0) if parameterisation == "ntk" else (1.3 / fan_in**0.5, 0.7)
+    stds = (1.0, 1.0) if parameterization == "ntk" else (1.3 / fan_in**0.5, 0.7)
     # 20,000 biases: their standard deviation is known to 0.5 %, their mean to 0.7 % of it.
     for values, std in zip((layer.linear.kernel, layer.linear.bias), stds, strict=True):
         assert np.std(values[...]) == pytest.approx(std, rel=0.02)
@@ -348,10 +348,10 @@ def test_draws_come_from_the_stream_in_the_order_stems_edges_readouts():
         np.testing.assert_array_equal(layer.linear.kernel[...], expected)
 
 
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_biases_of_standard_deviation_0_start_at_0_and_only_standard_trains_them(parameterisation):
-    model = DagNet(Dag.from_code("2"), 6, 1, width=8, b_std=0.0, parameterisation=parameterisation, rngs=nnx.Rngs(0))
-    without = DagNet(Dag.from_code("2"), 6, 1, width=8, parameterisation=parameterisation, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_biases_of_standard_deviation_0_start_at_0_and_only_standard_trains_them(parameterization):
+    model = DagNet(Dag.from_code("2"), 6, 1, width=8, b_std=0.0, parameterization=parameterization, rngs=nnx.Rngs(0))
+    without = DagNet(Dag.from_code("2"), 6, 1, width=8, parameterization=parameterization, rngs=nnx.Rngs(0))
     for a, b in zip(
         (model.stem, *model.edges, model.readout), (without.stem, *without.edges, without.readout), strict=True
     ):
@@ -359,7 +359,7 @@ def test_biases_of_standard_deviation_0_start_at_0_and_only_standard_trains_them
         b.linear.kernel = nnx.Param(a.linear.kernel[...])
     np.testing.assert_allclose(model(X), without(X), rtol=1e-6)
     gradient = nnx.grad(lambda model: model(X).sum())(model)
-    assert np.all(gradient["readouts"][0]["linear"]["bias"][...] == (4 if parameterisation == "standard" else 0))
+    assert np.all(gradient["readouts"][0]["linear"]["bias"][...] == (4 if parameterization == "standard" else 0))
 
 
 def test_one_array_serves_all_inputs():

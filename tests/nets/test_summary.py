@@ -8,7 +8,7 @@ from flax import nnx
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Conv, Dag
-from nngp_dag.nets import DagNet, summarise
+from nngp_dag.nets import DagNet, summarize
 
 CODES = ("2_02_002", "1_01_222", "2_21_112", "1_11_111", "2_22_222", "0_02_002", "2_00_200")
 # What differs by decision: no path leads through the first, where the authors' network crashes, and we refuse; and
@@ -25,7 +25,7 @@ def abstract(code, batch_norm):
             10,
             width=64,
             b_std=0.0,
-            parameterisation="standard",
+            parameterization="standard",
             batch_norm=batch_norm,
             rngs=nnx.Rngs(0),
         )
@@ -60,7 +60,7 @@ def test_counts_are_those_of_the_authors(theirs, code, batch_norm):
         assert (row["n_params"], row["n_params_reached_by_gradient"]) == DEAD[code][batch_norm]
     expected = row["n_params_reached_by_gradient"]
     model = abstract(code, batch_norm)
-    summary = summarise(model)
+    summary = summarize(model)
     assert summary.parameters == size(nnx.state(model, nnx.Param)) == expected
     groups = [
         summary.layers[0].parameters,
@@ -82,7 +82,7 @@ def test_a_graph_without_a_path_is_refused(theirs):
 
 
 def test_flops_of_dense_layers():
-    summary = summarise(abstract("2_21_112", True))
+    summary = summarize(abstract("2_21_112", True))
     assert [layer.name for layer in summary.layers] == ["stem", "0 -> 1", "0 -> 2", "2 -> 3", "readout"]
     stem, edge, readout = 2 * 784 * 64 + 64, 2 * 64 * 64 + 64, 2 * 64 * 10 + 10
     assert [layer.flops for layer in summary.layers] == [stem, edge, edge, edge, readout]
@@ -105,7 +105,7 @@ def test_flops_of_convolutions_count_every_place(readout, weights):
             rngs=nnx.Rngs(0),
         )
     )
-    summary = summarise(model)
+    summary = summarize(model)
     assert [layer.parameters for layer in summary.layers] == [9 * 3 * 8, 9 * 64, 9 * 64, weights * 10]
     assert [layer.flops for layer in summary.layers] == [
         35 * 2 * 9 * 3 * 8,

@@ -11,7 +11,7 @@ from pictures import check, drawn
 from rich.console import Console
 
 import nngp_dag as nd
-from nngp_dag.data import load_dataset, normalise, one_hot, scale_to_sphere
+from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
 from nngp_dag.errors import CheckpointError, GraphError, InputError, NumericalWarning, OutputError
 from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
 from nngp_dag.report.compare import learning_rates
@@ -19,7 +19,7 @@ from nngp_dag.report.compare_files import write_curves, write_json
 from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
 
 DATA = load_dataset("digits", subset=12)
-X, Y = scale_to_sphere(normalise(DATA)), one_hot(DATA.labels, 10)
+X, Y = scale_to_sphere(normalize(DATA)), one_hot(DATA.labels, 10)
 SMALL = {"width": 64, "seeds": [0, 1], "steps": 4}
 
 
@@ -104,8 +104,8 @@ def test_the_verdict_says_what_was_found(results):
 
 
 @pytest.mark.slow
-def test_the_standard_parameterisation():
-    options = {"parameterisation": "standard", "width": 512}
+def test_the_standard_parameterization():
+    options = {"parameterization": "standard", "width": 512}
     lambda_max = np.linalg.eigvalsh(np.asarray(nd.kernel(nd.zoo.chain(1), X, **options).ntk, np.float64))[-1]
     (result,) = compare(
         {"chain": nd.zoo.chain(1)}, X, Y, seeds=range(4), steps=4, learning_rate=0.2 / lambda_max, **options
@@ -113,7 +113,7 @@ def test_the_standard_parameterisation():
     assert result.ntk.lambda_max == pytest.approx(lambda_max, rel=1e-5)
     assert result.ntk_path_bound is None
     assert result.ntk_bracket.lower == 0
-    # The loss falls by half; with the NTK of the other parameterisation it would hardly be expected to move.
+    # The loss falls by half; with the NTK of the other parameterization it would hardly be expected to move.
     assert result.expected.mean[-1] < 0.6 * result.expected.mean[0]
     assert np.abs(result.gaps).max() < 0.25
 
@@ -142,7 +142,7 @@ def test_an_eigenvalue_below_the_floor_is_withheld():
 
 @pytest.mark.slow
 def test_inputs_of_unequal_norm_have_path_bounds():
-    (result,) = compare({"chain": nd.zoo.chain(1)}, normalise(DATA).reshape(12, -1), Y, **SMALL)
+    (result,) = compare({"chain": nd.zoo.chain(1)}, normalize(DATA).reshape(12, -1), Y, **SMALL)
     for bound, s in ((result.path_bound, result.nngp), (result.ntk_path_bound, result.ntk)):
         assert bound.is_bound
         assert s.lambda_min <= bound.value

@@ -209,7 +209,7 @@ def test_kernels_at_the_last_node_and_precision(table):
         ([], {}, "at least one DAG to sweep, got none"),
         (["2"], {"dtype": "float16"}, "`dtype` to be one of .*, got 'float16'"),
         (["2"], {"get": "ntk"}, "got `get`; leave it out"),
-        (["2"], {"parameterisation": "standard"}, "`width` to be at least 1"),
+        (["2"], {"parameterization": "standard"}, "`width` to be at least 1"),
         (["2"], {"memory_budget": "1 MB"}, "`memory_budget` to hold the kernels of 10 inputs"),
         (["2"], {"memory_budget": "much"}, "`memory_budget` to be bytes, from 1 to 2.63, or a text"),
         (["2"], {"resume": True}, "`out` to name the sweep to resume, got None"),

@@ -10,7 +10,7 @@ from mpmath import mp
 from test_paths import CONNECTED, walk
 
 import nngp_dag as nd
-from nngp_dag.data import load_dataset, normalise, scale_to_sphere
+from nngp_dag.data import load_dataset, normalize, scale_to_sphere
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.theory import bracket
 
@@ -22,7 +22,7 @@ N, D = 8, 64  # one shape for all, so that they share their compiled programs
 
 
 def real(name, **where):
-    data = scale_to_sphere(normalise(load_dataset(name, subset=N, **where)))
+    data = scale_to_sphere(normalize(load_dataset(name, subset=N, **where)))
     return data.reshape(N, -1).astype(float)
 
 

@@ -159,7 +159,7 @@ def test_kernels_of_two_sizes_are_refused(unchecked):
 
 # Standard deviations, test sets, momentum and gradient flow
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "descent": {},
     "momentum": {"momentum": 0.8},
     "nesterov": {"momentum": 0.8, "nesterov": True},
@@ -232,11 +232,11 @@ def assert_same_moments(curve, expected):
 
 
 @pytest.mark.parametrize("duplicates", [False, True], ids=["regular", "singular"])
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
-def test_the_moments_are_those_of_the_propagated_law(optimiser, duplicates, fraction):
+def test_the_moments_are_those_of_the_propagated_law(optimizer, duplicates, fraction):
     train, cross, test = joint_kernels(11, duplicates)
-    y, options = np.random.default_rng(4).normal(size=(4, 2)), OPTIMISERS[optimiser]
+    y, options = np.random.default_rng(4).normal(size=(4, 2)), OPTIMIZERS[optimizer]
     rate = fraction * largest_stable_learning_rate(train, **options)
     curve = loss_curve(train, y, rate, 40, **options, **for_test(cross, test))
     expected = propagated(train, cross, test, y, TEST_TARGETS, rate, 40, **options)
@@ -256,7 +256,7 @@ def test_the_kernels_of_networks_give_the_moments_of_the_propagated_law():
 
 
 @pytest.mark.parametrize("duplicates", [False, True], ids=["regular", "singular"])
-@pytest.mark.parametrize("options", [*OPTIMISERS.values(), {"flow": True}], ids=[*OPTIMISERS, "flow"])
+@pytest.mark.parametrize("options", [*OPTIMIZERS.values(), {"flow": True}], ids=[*OPTIMIZERS, "flow"])
 def test_a_test_set_that_is_the_training_set_has_its_loss(options, duplicates):
     train, y = joint_kernels(12, duplicates)[0], TARGETS["(N, C)"]
     curve = loss_curve(train, y, 0.3 / lambda_max(train), 30, **options, **for_test(train, train, y))
@@ -289,7 +289,7 @@ def run_optax(h, y, rate, steps, options):
     """Losses of the linear model h theta from theta = 0, trained by optax: on train and test."""
     with jax.enable_x64(True):
         features, targets = jnp.asarray(h), jnp.concatenate([jnp.asarray(y), jnp.asarray(TEST_TARGETS)])
-        optimiser = optax.sgd(rate, momentum=options.get("momentum"), nesterov=options.get("nesterov", False))
+        optimizer = optax.sgd(rate, momentum=options.get("momentum"), nesterov=options.get("nesterov", False))
 
         def losses(theta):
             return [0.5 * jnp.sum((features[rows] @ theta - targets[rows]) ** 2) for rows in (slice(4), slice(4, 7))]
@@ -297,17 +297,17 @@ def run_optax(h, y, rate, steps, options):
         def step(carry, _):
             theta, state = carry
             gradient = jax.grad(lambda theta: losses(theta)[0])(theta)
-            updates, state = optimiser.update(gradient, state)
+            updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(theta, updates), state), jnp.stack(losses(theta))
 
         theta = jnp.zeros((h.shape[1], targets.shape[1]))
-        _, values = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps + 1))((theta, optimiser.init(theta)))
+        _, values = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps + 1))((theta, optimizer.init(theta)))
         return np.asarray(values).T
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_linear_model_trained_by_optax_has_this_loss(optimiser):
-    options, y = OPTIMISERS[optimiser], TARGETS["(N, C)"][:, :2]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_linear_model_trained_by_optax_has_this_loss(optimizer):
+    options, y = OPTIMIZERS[optimizer], TARGETS["(N, C)"][:, :2]
     _, h = joint_features(14)
     train, cross, test = blocks(np.zeros((7, 7)), h @ h.T)
     rate = 0.4 * largest_stable_learning_rate(train, **options)
@@ -319,9 +319,9 @@ def test_a_linear_model_trained_by_optax_has_this_loss(optimiser):
     np.testing.assert_array_equal(curve.test_std, 0)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_training_diverges_above_the_limit_and_not_below(optimiser):
-    options, y = OPTIMISERS[optimiser], TARGETS["(N, C)"][:, :2]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_diverges_above_the_limit_and_not_below(optimizer):
+    options, y = OPTIMIZERS[optimizer], TARGETS["(N, C)"][:, :2]
     _, h = joint_features(15)
     train, cross, test = blocks(np.zeros((7, 7)), h @ h.T)
     limit = largest_stable_learning_rate(train, **options)
@@ -339,9 +339,9 @@ def test_training_diverges_above_the_limit_and_not_below(optimiser):
         np.testing.assert_allclose(curve.test_mean, on_test, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_the_limit_is_where_the_spectral_radius_of_a_step_passes_one(optimiser):
-    options, eigenvalues = OPTIMISERS[optimiser], [0.3, 2.0]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_limit_is_where_the_spectral_radius_of_a_step_passes_one(optimizer):
+    options, eigenvalues = OPTIMIZERS[optimizer], [0.3, 2.0]
     mu = options.get("momentum", 0.0)
     limit = largest_stable_learning_rate(np.diag(eigenvalues), **options)
 
@@ -365,10 +365,10 @@ def test_the_limit_takes_a_kernel_or_a_matrix():
     assert largest_stable_learning_rate(np.zeros((2, 2)), momentum=0.5) == np.inf
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_what_overflows_is_infinite(optimiser):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_overflows_is_infinite(optimizer):
     train, cross, test = joint_kernels(16)
-    y, options = TARGETS["(N, C)"][:, :2], OPTIMISERS[optimiser]
+    y, options = TARGETS["(N, C)"][:, :2], OPTIMIZERS[optimizer]
     rate = 50 * largest_stable_learning_rate(train, **options)
     with pytest.warns(NumericalWarning, match="diverges"):
         curve = loss_curve(train, y, rate, 400, **options, **for_test(cross, test))
@@ -453,8 +453,8 @@ def test_networks_follow_the_curve_from_their_own_start():
 
     data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": range(64)}
     _, apply = as_functions(create)
-    f0 = jax.vmap(apply, (0, None))(descend(create, **data, optimiser=optax.sgd(0.0), steps=1).params, data["x"])
-    curves = descend(create, **data, optimiser=optax.sgd(rate), steps=steps).curve.astype(np.float64)
+    f0 = jax.vmap(apply, (0, None))(descend(create, **data, optimizer=optax.sgd(0.0), steps=1).params, data["x"])
+    curves = descend(create, **data, optimizer=optax.sgd(rate), steps=steps).curve.astype(np.float64)
     still = make_kernel(np.zeros_like(k.nngp), k.ntk)
     exact = [nd.expected_loss(still, y - np.asarray(f, np.float64), rate, steps) for f in f0]
     for factor in (1, 0.95, 1.05):  # the latter two must fail
@@ -465,25 +465,25 @@ def test_networks_follow_the_curve_from_their_own_start():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parameterisation", "options", "steps"),
+    ("parameterization", "options", "steps"),
     [
         pytest.param("ntk", {}, 30, id="ntk"),
         pytest.param("standard", {}, 30, id="standard", marks=pytest.mark.slow),
         pytest.param("ntk", {"momentum": 0.5}, 15, id="momentum", marks=pytest.mark.slow),
     ],
 )
-def test_trained_networks_have_these_curves(parameterisation, options, steps):
+def test_trained_networks_have_these_curves(parameterization, options, steps):
     width, seeds, dag = 512, 64, nd.Dag.from_code("2")
     x, y = np.random.default_rng(7).normal(size=(6, 5)), np.random.default_rng(8).normal(size=(6, 2))
-    of_width = {"width": width} if parameterisation == "standard" else {}
-    k = nd.kernel(dag, x, parameterisation=parameterisation, **of_width)
+    of_width = {"width": width} if parameterization == "standard" else {}
+    k = nd.kernel(dag, x, parameterization=parameterization, **of_width)
     rate = 0.5 / lambda_max(k)
     curve = loss_curve(k, y, rate, steps, **options)
     curves = descend(
-        lambda rngs: DagNet(dag, 5, 2, width=width, parameterisation=parameterisation, rngs=rngs),
+        lambda rngs: DagNet(dag, 5, 2, width=width, parameterization=parameterization, rngs=rngs),
         x.astype(np.float32),
         y.astype(np.float32),
-        optimiser=optax.sgd(rate, **options),
+        optimizer=optax.sgd(rate, **options),
         steps=steps,
         seeds=range(seeds),
     ).curve.astype(np.float64)
@@ -635,7 +635,7 @@ def test_real_networks_diverge_where_the_prediction_does():
             lambda rngs: DagNet(dag, 5, 1, width=1024, layer=layer, rngs=rngs),
             x.astype(np.float32),
             y.astype(np.float32),
-            optimiser=optax.sgd(rate),
+            optimizer=optax.sgd(rate),
             steps=40,
             seeds=range(3),
         ).curve

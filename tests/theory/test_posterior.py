@@ -89,7 +89,7 @@ def test_the_trained_ensemble_is_gradient_flow_without_end(of_x):
     assert curve.test_mean[-1] == pytest.approx(mean, rel=1e-8)
 
 
-def test_a_ridge_is_what_a_penalised_linear_model_is_trained_to():
+def test_a_ridge_is_what_a_penalized_linear_model_is_trained_to():
     g = np.random.default_rng(4).normal(size=(9, 20)) / 4
     noise, draws = 0.4, 200_000
     k = g @ g.T
@@ -176,7 +176,7 @@ def test_accuracy_counts_the_largest_outputs():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.slow
-def test_regression_on_labels_is_the_posterior_on_centred_targets(kind, noise):
+def test_regression_on_labels_is_the_posterior_on_centered_targets(kind, noise):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(90, 4))
     labels = np.argmax(x[:, :3], axis=1)

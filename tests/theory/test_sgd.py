@@ -14,7 +14,7 @@ K = nd.kernel(DAG, X)
 
 def run(k=K, learning_rate=0.2, **options):
     options = {"batch_size": N, "epochs": 6, "num_classes": CLASSES} | options
-    return nd.linearised_sgd(k, LABELS, learning_rate, **options)
+    return nd.linearized_sgd(k, LABELS, learning_rate, **options)
 
 
 def test_full_batches_of_squared_loss_follow_the_exact_expectation():
@@ -55,7 +55,7 @@ def test_wide_networks_train_as_predicted():
     data = nd.data.Splits("mine", part, part, part, CLASSES)
     options = {"batch_size": 10, "epochs": 8}
     [trained] = nd.train(
-        DAG, data, seeds=16, width=512, parameterisation="ntk", b_std=None, learning_rate=0.2, **options
+        DAG, data, seeds=16, width=512, parameterization="ntk", b_std=None, learning_rate=0.2, **options
     )
     measured = trained.history.of("train", "loss")
     predicted = run(draws=400, **options).losses

@@ -1,4 +1,4 @@
-"""A trainer of plain DAG networks in float64 NumPy: forward and backward pass, and optimiser, written out by hand.
+"""A trainer of plain DAG networks in float64 NumPy: forward and backward pass, and optimizer, written out by hand.
 
 Nothing here comes from the package but the names under which its parameters lie.
 """
@@ -41,7 +41,7 @@ def softmax(outputs):
 class Reference:
     """One network of linear-act edges with ReLU and sums at the nodes, trained step by step.
 
-    `w_std` and `b_std` scale what is trained in the parameterisation "ntk", whose biases are dead where b_std is 0.
+    `w_std` and `b_std` scale what is trained in the parameterization "ntk", whose biases are dead where b_std is 0.
     """
 
     def __init__(self, code, params, stats, *, recipe):
@@ -52,7 +52,7 @@ class Reference:
         self.recipe = recipe
 
     def scales(self, layer):
-        if self.recipe.parameterisation == "standard":
+        if self.recipe.parameterization == "standard":
             return 1.0, 1.0
         return self.recipe.w_std / len(self.params[*layer, "linear", "kernel"]) ** 0.5, self.recipe.b_std
 

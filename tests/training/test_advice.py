@@ -33,9 +33,9 @@ def top_modes(monkeypatch, dag, recipe, rates):
     program, device = Program(dag, recipe, DATA, len(SEEDS)), on_device(DATA)
     _, apply = as_stateful_functions(lambda rngs: recipe.network(dag, (6,), 3, rngs))
     outputs_of = jax.jit(jax.vmap(lambda params, stats: apply(params, stats, DATA.train.x)[0]))
-    width = recipe.width if recipe.parameterisation == "standard" else None
+    width = recipe.width if recipe.parameterization == "standard" else None
     ntk = kernel(
-        dag, DATA.train.x, layer=recipe.layer, parameterisation=recipe.parameterisation, width=width, get="ntk"
+        dag, DATA.train.x, layer=recipe.layer, parameterization=recipe.parameterization, width=width, get="ntk"
     )
     top = np.linalg.eigh(np.asarray(ntk, np.float64))[1][:, -1]
     state, best = program.draw(SEEDS)
@@ -52,11 +52,11 @@ def top_modes(monkeypatch, dag, recipe, rates):
 @pytest.mark.parametrize(
     ("code", "choices"),
     [
-        ("2", {"parameterisation": "ntk"}),
-        ("2_21_112", {"parameterisation": "ntk"}),
-        ("2_12", {"parameterisation": "standard"}),
-        ("2_12", {"parameterisation": "standard", "b_std": None}),
-        ("2_12", {"parameterisation": "standard", "activation": "erf", "order": "act-linear"}),
+        ("2", {"parameterization": "ntk"}),
+        ("2_21_112", {"parameterization": "ntk"}),
+        ("2_12", {"parameterization": "standard"}),
+        ("2_12", {"parameterization": "standard", "b_std": None}),
+        ("2_12", {"parameterization": "standard", "activation": "erf", "order": "act-linear"}),
     ],
 )
 def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, code, choices):
@@ -75,7 +75,7 @@ def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, cod
 @pytest.mark.parametrize("factor", [0.9, 1.15])
 def test_with_momentum(monkeypatch, factor, nesterov):
     mu = 0.8
-    recipe = Recipe(width=WIDTH, epochs=8, momentum=mu, nesterov=nesterov, parameterisation="ntk", **FULL)
+    recipe = Recipe(width=WIDTH, epochs=8, momentum=mu, nesterov=nesterov, parameterization="ntk", **FULL)
     rate = stable_learning_rate(CHAIN, recipe, DATA)
     sizes = top_modes(monkeypatch, CHAIN, recipe, [factor * rate] * 8)
     # The mode p and its momentum m, from m = 0, at eta lambda = the factor times Jury's bound.
@@ -92,7 +92,7 @@ def test_with_momentum(monkeypatch, factor, nesterov):
 
 def test_the_rate_by_hand():
     """On the first examples of the training part; a batch of a softmax has at most half the curvature."""
-    recipe = Recipe(parameterisation="ntk", **FULL)
+    recipe = Recipe(parameterization="ntk", **FULL)
     for choices, inputs, limit in (
         ({}, 24, 2.0),
         ({"loss": "cross-entropy"}, 24, 4.0),
@@ -100,7 +100,7 @@ def test_the_rate_by_hand():
         ({"momentum": 0.5}, 24, 3.0),
         ({"momentum": 0.5, "nesterov": True}, 24, 1.5),
     ):
-        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterisation="ntk", get="ntk")
+        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterization="ntk", get="ntk")
         expected = limit * inputs / np.linalg.eigvalsh(np.asarray(ntk, np.float64)).max()
         rate = stable_learning_rate(CHAIN, dataclasses.replace(recipe, **choices), DATA)
         assert rate == pytest.approx(expected, rel=1e-5)
@@ -112,7 +112,7 @@ def test_no_rate_where_no_kernel_says_one():
 
 @pytest.mark.slow
 def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
-    recipe = Recipe(width=8, epochs=30, learning_rate=600.0, warmup=30, parameterisation="ntk", **FULL)
+    recipe = Recipe(width=8, epochs=30, learning_rate=600.0, warmup=30, parameterization="ntk", **FULL)
     with pytest.raises(DivergenceError) as info:
         train({"mine": CHAIN}, DATA, recipe, seeds=[7], out=tmp_path / "run")
     message = str(info.value)
@@ -174,7 +174,7 @@ def first_step_that_breaks(recipe, seed):
 @pytest.mark.slow
 def test_divergence_with_batch_norm_where_no_kernel_gives_advice():
     recipe = Recipe(width=8, epochs=20, batch_size=10, learning_rate=1e20, loss="squared", batch_norm=True)
-    with pytest.raises(DivergenceError, match="with batch normalisation no kernel says which rate is stable: lower --"):
+    with pytest.raises(DivergenceError, match="with batch normalization no kernel says which rate is stable: lower --"):
         train(Dag.from_code("2_12"), DATA, recipe)
 
 

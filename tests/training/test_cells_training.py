@@ -66,8 +66,8 @@ class _Plain(_CellNet):
     def __init__(self):
         self.mean, self.variance = nnx.BatchStat(jnp.zeros(1)), nnx.BatchStat(jnp.ones(1))
 
-    def _forward(self, x, normalise, drop, training):
-        normalise(x, jnp.ones(1), jnp.zeros(1))
+    def _forward(self, x, normalize, drop, training):
+        normalize(x, jnp.ones(1), jnp.zeros(1))
         return drop(x)[:, 0, 0], drop(x)[:, 0, 0]
 
 
@@ -179,8 +179,8 @@ def test_recipes_follow_the_kind_of_cell():
 def test_gradients_are_clipped_and_a_clip_of_0_is_none():
     gradient = np.array([30.0, 40.0], np.float32)
     for clip, expected in ((5.0, [3.0, 4.0]), (60.0, gradient), (0.0, gradient)):
-        optimiser = CellRecipe(2, 1, gradient_clip=clip, weight_decay=0.0).optimiser()
-        step, _ = optimiser.update(gradient, optimiser.init(gradient), gradient)
+        optimizer = CellRecipe(2, 1, gradient_clip=clip, weight_decay=0.0).optimizer()
+        step, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
         np.testing.assert_allclose(step, expected, rtol=1e-6)
 
 

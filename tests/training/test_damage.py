@@ -149,7 +149,7 @@ def test_arrays_of_another_width_under_the_right_description(like, saved, tmp_pa
         checkpoints.save(folder, 2, resized(state, width), document["description"])
         with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network"):
             checkpoints.restore(folder, like)
-    less = (state[0]._replace(optimiser=()), state[1])
+    less = (state[0]._replace(optimizer=()), state[1])
     checkpoints.save(tmp_path / "less", 2, less, document["description"])
     with pytest.raises(CheckpointError, match="to hold an intact checkpoint of this network"):
         checkpoints.restore(tmp_path / "less", like)
@@ -250,9 +250,9 @@ def test_checkpoints_of_wrong_types(saved, copy, change, message):
 
 def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
     state, document = saved
-    description = document["description"] | {"recipe": {"epochs": 1, "width": "a", "colour": 3}}
+    description = document["description"] | {"recipe": {"epochs": 1, "width": "a", "color": 3}}
     checkpoints.save(tmp_path / "last", 1, state, description)
-    with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*colour"):
+    with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*color"):
         evaluate(tmp_path / "last")
 
 

@@ -101,7 +101,7 @@ def test_recipes_survive_json(choices):
         ({"warmup": 6, "epochs": 5}, "Expected `warmup` between 0 and the 5 epochs, got 6"),
         ({"schedule": "linear"}, "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         ({"loss": "hinge"}, "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
-        ({"parameterisation": "mup"}, "Expected `parameterisation` to be one of .*, got 'mup'"),
+        ({"parameterization": "mup"}, "Expected `parameterization` to be one of .*, got 'mup'"),
         ({"image_readout": "max"}, "Expected `image_readout` to be one of 'flatten', 'global-average', got 'max'"),
         ({"milestones": (3,)}, r"Expected no `milestones` with schedule 'constant', got \(3,\)"),
         ({"milestones": (), "schedule": "multistep"}, r"Expected `milestones` to be growing numbers .*, got \(\)"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nngp_dag import Recipe, kernel, linearised_sgd, train
+from nngp_dag import Recipe, kernel, linearized_sgd, train
 from nngp_dag.data import Splits, load_splits
 from nngp_dag.graph import Dag
 
@@ -48,7 +48,7 @@ def data(tfds_dir):
 )
 def test_the_authors_curve_lies_among_ours(golden, data, code):
     theirs = golden[code]
-    recipe = {"width": 1024, "batch_size": 128, "learning_rate": 1e-5, "b_std": 0.0, "parameterisation": "standard"}
+    recipe = {"width": 1024, "batch_size": 128, "learning_rate": 1e-5, "b_std": 0.0, "parameterization": "standard"}
     [run] = train(Dag.from_code(code), data, seeds=SEEDS, epochs=EPOCHS, loss="cross-entropy", **recipe)
     assert run.summary.parameters == theirs["n_params"]
     assert run.history.steps_per_epoch == theirs["steps_per_epoch"]
@@ -77,8 +77,8 @@ def test_the_authors_curve_lies_among_draws_at_infinite_width(golden, data, code
     """Loss and accuracy of every epoch within the prediction interval of the kernel's own learning curves."""
     x, epochs, draws = data.train.x.reshape(12_800, -1), 10, 30
     dag, recipe = Dag.from_code(code), Recipe(width=1024)
-    k = kernel(dag, x, layer=recipe.layer, parameterisation="standard", width=1024)
-    runs = linearised_sgd(
+    k = kernel(dag, x, layer=recipe.layer, parameterization="standard", width=1024)
+    runs = linearized_sgd(
         k, data.train.labels, 1e-5, batch_size=128, epochs=epochs, num_classes=10, draws=draws, seed=1
     )
     theirs = golden[code]

@@ -22,24 +22,24 @@ SEED, STEPS = 3, 2
 DATA = splits(train=16)
 # The second has a skip over two nodes beside the weighted edges, and no edge from node 0 to node 2.
 CODES = ("2_21_112", "2_02_122")
-LOSSES, PARAMETERISATIONS = ("cross-entropy", "squared"), ("standard", "ntk")
-OPTIMISERS = {
+LOSSES, PARAMETERIZATIONS = ("cross-entropy", "squared"), ("standard", "ntk")
+OPTIMIZERS = {
     "momentum": {"momentum": 0.9, "weight_decay": 0.1},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "plain": {},
 }
 # The slow tests have all of the product; test_epochs.py has momentum, weight decay and batch norm over several epochs.
 SOME = (("2_21_112", "cross-entropy", "standard", "nesterov", False),)
-ALL = tuple(itertools.product(CODES, LOSSES, PARAMETERISATIONS, OPTIMISERS, (False, True)))
+ALL = tuple(itertools.product(CODES, LOSSES, PARAMETERIZATIONS, OPTIMIZERS, (False, True)))
 
 
 @pytest.mark.parametrize(
-    ("code", "loss", "parameterisation", "optimiser", "batch_norm"),
+    ("code", "loss", "parameterization", "optimizer", "batch_norm"),
     [*SOME, *(pytest.param(*case, marks=pytest.mark.nightly) for case in ALL if case not in SOME)],
 )
-def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
-    rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * {"standard": 1, "ntk": 4}[parameterisation]
-    if batch_norm and optimiser == "plain":
+def test_forward_and_steps(code, loss, parameterization, optimizer, batch_norm):
+    rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * {"standard": 1, "ntk": 4}[parameterization]
+    if batch_norm and optimizer == "plain":
         rate *= 3
     recipe = Recipe(
         width=16,
@@ -48,10 +48,10 @@ def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
         batch_size=len(DATA.train.labels),
         learning_rate=rate,
         loss=loss,
-        parameterisation=parameterisation,
+        parameterization=parameterization,
         batch_norm=batch_norm,
-        b_std=0.0 if parameterisation == "standard" else 0.3,
-        **OPTIMISERS[optimiser],
+        b_std=0.0 if parameterization == "standard" else 0.3,
+        **OPTIMIZERS[optimizer],
     )
     program, device = Program(Dag.from_code(code), recipe, DATA, 1), on_device(DATA)
     assert program.steps_per_epoch == 1
@@ -73,7 +73,7 @@ def test_forward_and_steps(code, loss, parameterisation, optimiser, batch_norm):
         assert params.keys() == net.params.keys()
         for name, expected in net.params.items():
             if batch_norm and name[-2:] == ("linear", "bias") and name[0] != "readouts":
-                # Normalisation takes such biases away: they have no gradient, and stay where they began, near 0.
+                # Normalization takes such biases away: they have no gradient, and stay where they began, near 0.
                 scale = np.abs(net.params[*name[:-1], "kernel"]).max()
                 np.testing.assert_allclose(params[name], expected, rtol=0, atol=1e-6 * scale)
             else:
@@ -109,7 +109,7 @@ def drawn(recipe):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_its_gradient_is_the_slope_of_its_loss(loss):
-    net = drawn(Recipe(batch_norm=True, parameterisation="ntk", b_std=0.3, loss=loss))
+    net = drawn(Recipe(batch_norm=True, parameterization="ntk", b_std=0.3, loss=loss))
     _, _, gradient = net.gradient(*DATA.train)
     rng = np.random.default_rng(0)
     assert gradient.keys() == net.params.keys()
@@ -123,7 +123,7 @@ def test_its_gradient_is_the_slope_of_its_loss(loss):
 
 
 def test_its_averages_move_by_a_tenth_and_serve_evaluation():
-    net = drawn(Recipe(batch_norm=True, parameterisation="standard"))
+    net = drawn(Recipe(batch_norm=True, parameterization="standard"))
     mean, var = (net.stats["stems", 0, "norm", key].copy() for key in ("mean", "var"))
     x = DATA.train.x.astype(np.float64)
     z = x @ net.params["stems", 0, "linear", "kernel"] + net.params["stems", 0, "linear", "bias"]

@@ -128,7 +128,7 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--schedule", "linear"), "Expected --schedule to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         (("--milestone", "1"), "Expected no `milestones` with schedule 'constant', got (1,)"),
         (("--loss", "hinge"), "Expected --loss to be one of 'cross-entropy', 'squared', got 'hinge'"),
-        (("--parameterisation", "mup"), "Expected --parameterisation to be one of"),
+        (("--parameterization", "mup"), "Expected --parameterization to be one of"),
         (("--activation", "rely"), "Expected --activation to be one of"),
         (("--aggregation", "max"), "Expected --aggregation to be one of"),
         (("--image-readout", "max", "--conv", "3"), "Expected --image-readout to be one of"),
@@ -287,7 +287,7 @@ def test_three_dags_of_the_paper_and_every_option(capsys, tmp_path):
     out = tmp_path / "run"
     options = ("--subset", "40", "--batch-size", "16", "--width", "4", "--epochs", "4", "--seeds", "2", "--conv", "3")
     more = ("--schedule", "multistep", "--milestone", "2", "--milestone", "3", "--warmup", "1", "--batch-norm")
-    rest = ("--loss", "squared", "--parameterisation", "ntk", "--weight-decay", "0.01", "--momentum", "0.5")
+    rest = ("--loss", "squared", "--parameterization", "ntk", "--weight-decay", "0.01", "--momentum", "0.5")
     status, text, err = run(capsys, "train", *options, *more, *rest, "--out", out)
     assert (status, err) == (0, "")
     assert len({row["dag"] for row in rows_of(out)}) == 3

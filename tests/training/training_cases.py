@@ -52,7 +52,7 @@ PARTIAL = Recipe(
     schedule="cosine",
     batch_norm=True,
 )
-"""A recipe with all that an optimiser remembers, and data whose last batch is a part of one."""
+"""A recipe with all that an optimizer remembers, and data whose last batch is a part of one."""
 
 
 def assert_same_bits(first, second):

@@ -1,4 +1,4 @@
-"""arcsin as a rational function: it vectorises, where a library's arctan2 is called for one number after another."""
+"""arcsin as a rational function: it vectorizes, where a library's arctan2 is called for one number after another."""
 
 from collections.abc import Sequence
 
