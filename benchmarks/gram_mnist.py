@@ -34,7 +34,7 @@ CHILD = """
 import sys, time
 import numpy as np
 from nngp_dag import Dag
-from nngp_dag.kernels.gram import gram
+from nngp_dag.kernels._gram import gram
 x = np.load(sys.argv[1])
 start = time.perf_counter()
 gram(Dag.from_code(sys.argv[2]), x, memory_budget=int(sys.argv[3]), out=sys.argv[4])

@@ -18,9 +18,9 @@ import numpy as np
 from common import checked, exact_pair, finding, largest_gap, load, pair, parser_of, save, show, timed
 
 import nngp_dag as nd
-from nngp_dag.graph import build_network
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.architecture import build_network
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
 INPUTS, BATCH, REPEATS = 64, 128, 15
@@ -33,23 +33,25 @@ LINEAR, QUADRATIC = 1.15, 2.15
 
 def random_networks(count: int) -> list:
     """Returns networks of 8 nodes with different kernels."""
-    rng, laws, networks = np.random.default_rng(0), new_laws(), {}
+    rng, classes, networks = np.random.default_rng(0), new_kernel_classes(), {}
     while len(networks) < count:
         code = "_".join("".join(map(str, rng.choice(3, size=t))) for t in range(1, 8))
         try:
             network = build_network(nd.Dag.from_code(code))
         except nd.errors.GraphError:
             continue
-        networks.setdefault(laws.add(network), network)
+        networks.setdefault(classes.add(network), network)
     return list(networks.values())
 
 
 def in_batches(networks: Sequence[Any], x: np.ndarray) -> np.ndarray:
     """Returns the NTKs of networks in batches of one program, (networks, N, N)."""
-    laws = new_laws()
-    outputs = [laws.add(network) for network in networks]
+    classes = new_kernel_classes()
+    outputs = [classes.add(network) for network in networks]
     rules = make_rules("ntk", None)
-    stacks = kernels_of_laws(laws, outputs, networks[0], x, readout=True, rules=rules, batch=min(BATCH, len(networks)))
+    stacks = kernels_of_classes(
+        classes, outputs, networks[0], x, readout=True, rules=rules, batch=min(BATCH, len(networks))
+    )
     return np.concatenate([stack.ntk for stack in stacks])
 
 

@@ -31,7 +31,7 @@ from rich.table import Table
 
 import nngp_dag as nd
 from nngp_dag.data import load_dataset, normalize, scale_to_sphere
-from nngp_dag.kernels.gram import gram
+from nngp_dag.kernels._gram import gram
 from nngp_dag.theory import Spectrum, spectrum
 
 CODE = "2_21_112"

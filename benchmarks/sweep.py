@@ -20,9 +20,9 @@ import scipy.linalg
 from common import exact_pair, finding, largest_gap, load, pair, parser_of, save, show, stax_chain, timed
 
 import nngp_dag as nd
-from nngp_dag.graph import build_network
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.architecture import build_network
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 ASKED, CODES = 100, 729
 CHAINS = (1, 2, 3)
@@ -30,17 +30,19 @@ CHAINS = (1, 2, 3)
 
 def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], int]:
     """Returns the kernels of every different network of the 729 codes, by one that has them, and how many have any."""
-    laws, found, count = new_laws(), {}, 0
+    classes, found, count = new_kernel_classes(), {}, 0
     for code in nd.zoo.codes(3):
         try:
             network = build_network(nd.Dag.from_code(code))
         except nd.errors.GraphError:
             continue
         count += 1
-        found.setdefault(laws.add(network), network)
+        found.setdefault(classes.add(network), network)
     network = next(iter(found.values()))
-    stacks = kernels_of_laws(laws, list(found), network, x, readout=True, rules=make_rules("ntk", None), batch=128)
-    kernels = {law: both for s in stacks for law, both in zip(s.laws, zip(s.nngp, s.ntk, strict=True), strict=True)}
+    stacks = kernels_of_classes(
+        classes, list(found), network, x, readout=True, rules=make_rules("ntk", None), batch=128
+    )
+    kernels = {law: both for s in stacks for law, both in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True)}
     return {found[law].dag: both for law, both in kernels.items()}, count
 
 

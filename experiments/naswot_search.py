@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 import nngp_dag as nd
-from nngp_dag.nas import SCORES, Benchmark, Setting, sample_cells
+from nngp_dag.nas import SCORES, AccuracyTable, Setting, sample_cells
 from nngp_dag.report.nas import accuracy_correlations, search_table
 from nngp_dag.report.nas_files import ScoreDirectory, read_scores
 from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in track(work, description="scores", console=Console(stderr=True), transient=True):
         pass
 
-    benchmark, scores = Benchmark.load(options.benchmark), read_scores(folder)
+    benchmark, scores = AccuracyTable.load(options.benchmark), read_scores(folder)
     searches = {"sample": options.sample, "repeats": options.repeats, "seed": options.seed}
     table = search_table(scores, benchmark, options.scores, filters=("paper", "released-code"), **searches)
     ranks = accuracy_correlations(scores, benchmark)

@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 import nngp_dag as nd
-from nngp_dag.nas import Benchmark, Cell, get_space
+from nngp_dag.nas import AccuracyTable, Cell, get_space
 from nngp_dag.nas.pruning import Pruning, prune
 from nngp_dag.nas.tenas import batch_sizes, tenas_measures
 from nngp_dag.report import output_file
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/pruning_search"), help="path, no suffix")
     options = parser.parse_args(arguments)
 
-    space, benchmark = get_space("nasbench201"), Benchmark.load(options.benchmark)
+    space, benchmark = get_space("nasbench201"), AccuracyTable.load(options.benchmark)
     sizes = batch_sizes(space, options.measures, options.batch)
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=max(sizes.values()))
     images = nd.data.normalize(data)

@@ -1,5 +1,5 @@
 """Layers for `neural_tangents.stax`, in one place; importing it imports neural-tangents."""
 
-from nngp_dag.kernels.layer import DagLayer
+from nngp_dag.kernels.stax_layer import DagLayer
 
 __all__ = ["DagLayer"]

@@ -13,7 +13,8 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from nngp_dag.activations import ABRelu, get_activation
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Network, Op, Scale, build_network
+from nngp_dag.architecture import Network, build_network
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 from nngp_dag.nets import DagNet, as_functions
 
 ORDERS = ("linear-act", "act-linear")

@@ -304,7 +304,7 @@ def test_a_transfer_guard_of_the_caller_does_not_reach_inside(b_std):
             "scipy.linalg.cho_factor",
         ),
         (lambda k: nd.expected_loss(k, np.arange(6.0), 1e-3, 1), "jax.numpy.linalg.eigh"),
-        (lambda k: nd.sweep([DAG], X), "nngp_dag.kernels.many.kernel_of_inputs"),
+        (lambda k: nd.sweep([DAG], X), "nngp_dag.kernels.batch.kernel_of_inputs"),
     ],
 )
 def test_what_does_not_fit_into_memory_is_named(monkeypatch, call, part):

@@ -10,9 +10,10 @@ from cli_cases import check_options
 from typer.main import get_command
 
 import nngp_dag as nd
+from nngp_dag.architecture import network
 from nngp_dag.cli import app, main
 from nngp_dag.cli.options import Aggregation, ImageReadout, Parameterization, output
-from nngp_dag.graph import network, operations
+from nngp_dag.graph import operations
 
 
 def run(capsys, *arguments):

@@ -12,10 +12,11 @@ from oracles import ORDERS, dags, empirical_kernels, finite_kernels
 
 import nngp_dag as nd
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
-from nngp_dag.kernels import angular, law
+from nngp_dag.kernels import layer_rules
+from nngp_dag.kernels.backends import chebyshev
 from nngp_dag.nets import DagNet
 
-evaluating = importlib.import_module("nngp_dag.kernels.kernel")
+evaluating = importlib.import_module("nngp_dag.kernels._kernel")
 X = np.random.default_rng(0).normal(size=(3, 6))
 WIDTH, DRAWS = 128, 4096
 
@@ -83,9 +84,9 @@ def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
     jax.clear_caches()
     evaluating._series.cache_clear()
     if by_series:
-        monkeypatch.setattr(angular, "_activated", lambda phi, x, of=angular._activated: (of(phi, x)[0], 0.0))
+        monkeypatch.setattr(chebyshev, "_activated", lambda phi, x, of=chebyshev._activated: (of(phi, x)[0], 0.0))
     else:
-        monkeypatch.setattr(law, "mean", lambda phi, q: 0 * q)
+        monkeypatch.setattr(layer_rules, "mean", lambda phi, q: 0 * q)
         monkeypatch.setattr(evaluating, "series_of", lambda *args: [None])
     wrong = nd.kernel(dag, X)
     monkeypatch.undo()

@@ -13,8 +13,10 @@ import typer
 from typer.exceptions import TyperException
 
 from nngp_dag import interrupt
+from nngp_dag.cli._compare import compare
+from nngp_dag.cli._sweep import sweep
+from nngp_dag.cli._train import train
 from nngp_dag.cli.catalog import list_command
-from nngp_dag.cli.compare import compare
 from nngp_dag.cli.kernels import gram_command, kernel_command, show_command
 from nngp_dag.cli.nas import plot, score, search
 from nngp_dag.cli.nas_tenas import tenas
@@ -23,8 +25,6 @@ from nngp_dag.cli.options import QuietOption
 from nngp_dag.cli.outputs import released
 from nngp_dag.cli.screen import screen as wanted
 from nngp_dag.cli.screen import show_warning
-from nngp_dag.cli.sweep import sweep
-from nngp_dag.cli.train import train
 from nngp_dag.errors import InputWarning, NngpDagError, NumericalWarning, did_you_mean, is_out_of_memory
 
 _CELL = "'|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'"

@@ -192,7 +192,7 @@ def gram_command(
     Interrupted, the same command continues; --resume says that there must be something to go on with.
     """
     from nngp_dag.kernels import gram
-    from nngp_dag.kernels.gram import bytes_of
+    from nngp_dag.kernels._gram import bytes_of
 
     exclusive(resume, overwrite)
     graph = parse_dag(dag)

@@ -143,13 +143,13 @@ def search(
     hold(scores, "--scores")
     import pandas
 
-    from nngp_dag.nas import Benchmark
+    from nngp_dag.nas import AccuracyTable
     from nngp_dag.report import output_file
     from nngp_dag.report.nas import accuracy_correlations, search_table
     from nngp_dag.report.nas_files import read_scores
     from nngp_dag.report.tables import correlation_table, search_summary
 
-    known, table = Benchmark.load(benchmark), read_scores(scores)
+    known, table = AccuracyTable.load(benchmark), read_scores(scores)
     columns = list(dict.fromkeys(column)) if column else [None]
     options = {"filters": filter_, "sample": sample, "repeats": repeats, "seed": seed}
     found = [search_table(table, known, score, column=name, **options) for name in columns]
@@ -186,12 +186,12 @@ def plot(
     """Draw accuracy over effective depth and width, and over scores."""
     once(scores / "depth-width.png", scores / "scores.png")
     hold(scores, "--scores")
-    from nngp_dag.nas import SCORES, Benchmark
+    from nngp_dag.nas import SCORES, AccuracyTable
     from nngp_dag.report import output_file
     from nngp_dag.report.nas_files import read_scores
     from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
 
-    known, table = Benchmark.load(benchmark), read_scores(scores)
+    known, table = AccuracyTable.load(benchmark), read_scores(scores)
     with output_file(scores / "depth-width.png", overwrite=overwrite, option="--scores") as path:
         plot_depth_and_width(known, path, column=column)
     with output_file(scores / "scores.png", overwrite=overwrite, option="--scores") as path:

@@ -95,7 +95,7 @@ def tenas(
     import math
     from dataclasses import asdict
 
-    from nngp_dag.nas import Benchmark, Cell, get_space
+    from nngp_dag.nas import AccuracyTable, Cell, get_space
     from nngp_dag.nas.pruning import Pruning, prune
     from nngp_dag.nas.tenas import PER_ROUND, batch_sizes, tenas_measures
     from nngp_dag.report import output_file
@@ -105,7 +105,7 @@ def tenas(
     if column is not None and benchmark is None:
         raise InputError(f"Expected --column only with --benchmark, got {column}; leave it out, or name a table")
     searched = get_space(space)
-    known = None if benchmark is None else Benchmark.load(benchmark)
+    known = None if benchmark is None else AccuracyTable.load(benchmark)
     if known is not None:
         known.column(column)
         if space != "nasbench201":

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.activations import Quadrature, get_activation
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Dense, Network
-from nngp_dag.kernels.blocks import second_moments
+from nngp_dag.graph import Dense
+from nngp_dag.kernels.backends.unrolled import Spec, Weights
+from nngp_dag.kernels.blocking import second_moments
 from nngp_dag.kernels.dual import quadrature_error
-from nngp_dag.kernels.engine import Spec, Weights
-from nngp_dag.kernels.space import Space
+from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Relative to the largest entries; a series this good is good enough for any spectrum that float32 inputs resolve.
 TOLERANCE = 1e-6
@@ -24,7 +25,7 @@ _REMEDY = "raise `degree`, reduce `w_std`, or use a closed form"
 
 
 def check_quadratures(
-    network: Network, weights: Weights, x: Sequence[jax.Array], spec: Spec, space: Space, *, readout: bool
+    network: Network, weights: Weights, x: Sequence[jax.Array], spec: Spec, layout: PixelLayout, *, readout: bool
 ) -> None:
     """Warns where the series of an activation is not accurate at the variances of its inputs, or refuses it.
 
@@ -33,13 +34,13 @@ def check_quadratures(
       weights: The numbers of its program.
       x: The data of every input node.
       spec: The program.
-      space: How axes lie.
+      layout: How axes lie.
       readout: Whether the readout follows.
 
     Raises:
       InputError: A function is not finite there, grows too fast, or its kernel would be off by a quarter or more.
     """
-    q_in, q = second_moments(weights, x, spec=spec, space=space)
+    q_in, q = second_moments(weights, x, spec=spec, layout=layout)
     uses: list[tuple[str, Dense, jax.Array]] = []
     if network.has_stem:
         uses += [("the stem", network.stem_op, value) for value in q_in]

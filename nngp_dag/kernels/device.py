@@ -18,7 +18,7 @@ class BlockSizes(NamedTuple):
       loop: Bytes of each value in the loop, of which it keeps one for every node.
       tile: Rows that a tile of a symmetric kernel has, about: enough for matrix products, and small beside the kernel.
       stacked_tile: The same where the kernels of many networks come at once.
-      multiple: What a tile's rows are a multiple of; on GPUs, of the squares of `nngp_dag.kernels.fused`.
+      multiple: What a tile's rows are a multiple of; on GPUs, of the squares of `nngp_dag.kernels.backends.pallas`.
       odd: Whether they are an odd multiple: entries of a column that lie a power of two apart share few lines of a
         CPU's cache, which takes a fifth longer.
       cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.

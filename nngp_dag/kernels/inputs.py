@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import AxisType
 from jaxtyping import ArrayLike
 
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, InputWarning, shown, warn
-from nngp_dag.graph import Network
 from nngp_dag.graph.operations import check_option
 
 DTYPES = ("float32", "float64")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nngp_dag.kernels.dual import ratio, root, size
-from nngp_dag.kernels.space import Space
+from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Blocks of squares that are computed where the first few do not do.
 _LISTS = 16
@@ -158,13 +158,13 @@ def _by_cells(
     return lax.cond(count > few, lambda: lax.fori_loop(0, _LISTS, more, half_distance), lambda: half_distance)
 
 
-def images(x1: jax.Array, x2: jax.Array, space: Space) -> jax.Array:
+def images(x1: jax.Array, x2: jax.Array, layout: PixelLayout) -> jax.Array:
     """Mean over channels of products of pixels, (N1, N2, *pixels)."""
-    letters = "hwd"[: space.ndim]
-    if not space.full:
+    letters = "hwd"[: layout.ndim]
+    if not layout.full:
         subscripts = f"i{letters}c,j{letters}c->ij{letters}"
     else:
-        others = "xyz"[: space.ndim]
+        others = "xyz"[: layout.ndim]
         subscripts = f"i{letters}c,j{others}c->ij{''.join(map(''.join, zip(letters, others, strict=True)))}"
     return jnp.einsum(subscripts, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
 

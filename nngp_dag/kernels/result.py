@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, shorten
-from nngp_dag.graph import Dense, Network, Operation, Scale
+from nngp_dag.graph import Dense, Operation, Scale
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.kernels.law import Rules
+from nngp_dag.kernels.layer_rules import Rules
 
 # A cause of an overflow is named where it alone takes up so much of the exponents of a dtype.
 _SHARE = 0.25

@@ -24,7 +24,7 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
 @dataclass(frozen=True, eq=False)
-class Benchmark:
+class AccuracyTable:
     """What trained cells reached, in per cent; any cells, in any order.
 
     A cell is asked for as a `Cell`, by its text, or by its row, which is its number in the published benchmark where
@@ -39,7 +39,7 @@ class Benchmark:
 
     Example:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
-      >>> table = Benchmark((Cell.parse(text),), {"cifar10": np.array([88.5])})
+      >>> table = AccuracyTable((Cell.parse(text),), {"cifar10": np.array([88.5])})
       >>> table.accuracy(text), table.accuracy(0), table.index(text), table[0] == Cell.parse(text)
       (88.5, 88.5, 0, True)
     """
@@ -72,7 +72,7 @@ class Benchmark:
         object.__setattr__(self, "_rows", rows)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Benchmark":
+    def load(cls, path: str | Path) -> "AccuracyTable":
         """Reads a CSV or JSON file; pickled files are never opened.
 
         CSV has a head, a column with the cell's text (`arch_str`, `arch`, `architecture` or `cell`), and numbers. JSON
@@ -99,7 +99,7 @@ class Benchmark:
         return cls._from_rows(rows, path)
 
     @classmethod
-    def _from_rows(cls, rows: Sequence[Mapping[str, Any]], path: Path) -> "Benchmark":
+    def _from_rows(cls, rows: Sequence[Mapping[str, Any]], path: Path) -> "AccuracyTable":
         name = next((name for name in _NAMES if rows and name in rows[0]), None)
         if name is None:
             found = shorten(", ".join(rows[0])) if rows else "no rows"

@@ -88,7 +88,7 @@ class Cell:
         """The cell's number in `cells()`: its operations as digits of base 5, edge 0-1 first.
 
         It is not the number that the published benchmark gives the cell, whose order is a shuffled one:
-        `Benchmark.index` knows that.
+        `AccuracyTable.index` knows that.
         """
         return functools.reduce(lambda value, digit: value * len(OPERATIONS) + digit, self.codes)
 

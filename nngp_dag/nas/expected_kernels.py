@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from nngp_dag.architecture import Network, build_network
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Dag, Network, build_network
+from nngp_dag.graph import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.nas.measures import Found
 from nngp_dag.nas.spaces import SearchSpace
 from nngp_dag.nas.wiring import on_sphere
@@ -87,9 +88,9 @@ class ExpectedKernels:
         if draws < 1:
             raise InputError(f"Expected `draws` to be at least 1, got {draws}")
         self._space, self._inputs, self._draws = space, on_sphere(images), draws
-        self._laws = new_laws()
-        self._law_of: dict[Wiring, str | None] = {}
-        # By law: lambda_min, or why there is none.
+        self._kernel_classes = new_kernel_classes()
+        self._class_of: dict[Wiring, str | None] = {}
+        # By class: lambda_min, or why there is none.
         self._known: dict[str | None, float | str] = {None: 0.0}
 
     def lambda_min(self, mixtures: Float[np.ndarray, "candidates types edges operations"], seed: int) -> Found:
@@ -98,7 +99,7 @@ class ExpectedKernels:
         self._measure({wiring for found in wirings for wiring in found})
         values, reasons = [], []
         for found in wirings:
-            numbers = [(self._known[self._law_of[wiring]], p) for wiring, p in found.items()]
+            numbers = [(self._known[self._class_of[wiring]], p) for wiring, p in found.items()]
             reason = next((number for number, _ in numbers if isinstance(number, str)), "")
             values.append(np.nan if reason else sum(float(number) * p for number, p in numbers))
             reasons.append(reason)
@@ -128,22 +129,24 @@ class ExpectedKernels:
 
     def _measure(self, wirings: set[Wiring]) -> None:
         left = {}
-        for wiring in sorted(wirings - self._law_of.keys()):
+        for wiring in sorted(wirings - self._class_of.keys()):
             dag = wiring_dag(self._space, wiring)
             if not dag.num_paths:
-                self._law_of[wiring] = None
+                self._class_of[wiring] = None
                 continue
             network = build_network(dag)
-            self._law_of[wiring] = law = self._laws.add(network)
-            if law not in self._known:
-                left[law] = network
+            self._class_of[wiring] = digest = self._kernel_classes.add(network)
+            if digest not in self._known:
+                left[digest] = network
         if left:
-            for law, ntk in zip(left, self._ntks(list(left), next(iter(left.values()))), strict=True):
-                self._known[law] = _lambda_min(ntk)
+            for digest, ntk in zip(left, self._ntks(list(left), next(iter(left.values()))), strict=True):
+                self._known[digest] = _lambda_min(ntk)
 
-    def _ntks(self, laws: list[str], network: Network) -> Iterator[np.ndarray]:
+    def _ntks(self, digests: list[str], network: Network) -> Iterator[np.ndarray]:
         rules = make_rules("ntk", None)
-        stacks = kernels_of_laws(self._laws, laws, network, self._inputs, readout=True, rules=rules, batch=_BATCH)
+        stacks = kernels_of_classes(
+            self._kernel_classes, digests, network, self._inputs, readout=True, rules=rules, batch=_BATCH
+        )
         for stack in stacks:
             yield from stack.ntk
 

@@ -22,7 +22,7 @@ def in_memory(x: Array) -> Array:
     """Returns x, computed once before anything reads it; so is its gradient.
 
     XLA fuses what is computed with each of its readers, and then computes it, and compiles it, once for each. On CPU it
-    forgets optimization barriers before it does so, but not a condition: as in `nngp_dag.kernels.engine`, but for what
+    forgets optimization barriers before it does so, but not a condition: as in `backends.unrolled`, but for what
     is mapped over architectures, images and weights, where a condition on an argument would become a selection.
     """
     if jax.default_backend() != "cpu":

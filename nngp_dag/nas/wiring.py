@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
-from nngp_dag.graph import Dag, build_network
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.graph import Dag
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.costs import flops, parameters
 from nngp_dag.nas.setting import Setting
@@ -28,7 +29,7 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
     The network is the fully connected one whose connectivity is the cell's, ReLU, of infinite width, on images that are
     scaled to |x|^2 = d. Cells have few different kernels, 77 in all, and each is computed once.
     """
-    laws, networks, refused = new_laws(), {}, {}
+    kernel_classes, networks, refused = new_kernel_classes(), {}, {}
     classes: dict[Dag, str] = {}
     for cell in cells:
         if cell.dag in classes or cell.dag in refused:
@@ -38,16 +39,18 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
         except GraphError as error:
             refused[cell.dag] = str(error)
             continue
-        classes[cell.dag] = laws.add(network)
+        classes[cell.dag] = kernel_classes.add(network)
         networks.setdefault(classes[cell.dag], network)
-    left = [law for law in networks if law not in setting.memo]
+    left = [digest for digest in networks if digest not in setting.memo]
     if left:
         rules = make_rules("ntk", None)
         inputs = on_sphere(setting.images)
-        stacks = kernels_of_laws(laws, left, networks[left[0]], inputs, readout=True, rules=rules, batch=_BATCH)
+        stacks = kernels_of_classes(
+            kernel_classes, left, networks[left[0]], inputs, readout=True, rules=rules, batch=_BATCH
+        )
         for stack in stacks:
-            for law, *matrices in zip(stack.laws, stack.nngp, stack.ntk, strict=True):
-                setting.memo[law] = _spectra(matrices)
+            for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
+                setting.memo[digest] = _spectra(matrices)
     for cell in cells:
         if cell.dag in refused:
             yield {f"{kernel}_{name}_exact": refused[cell.dag] for kernel in KERNELS for name in KERNEL_SCORES}

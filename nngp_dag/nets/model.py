@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.activations import get_activation
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import InputError, shown
-from nngp_dag.graph import Dag, Dense, build_network
+from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import (
     HE_STD,
     IMAGE_READOUTS,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nngp_dag.errors import DataError, InputError
-from nngp_dag.nas import SCORES, Benchmark, Cell, get_filter, get_score, goodness
+from nngp_dag.nas import SCORES, AccuracyTable, Cell, get_filter, get_score, goodness
 from nngp_dag.nas.search import accuracies_of, search
 from nngp_dag.report.ranking import rank_correlations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def search_table(
     scores: "pandas.DataFrame",
-    benchmark: Benchmark,
+    benchmark: AccuracyTable,
     names: Sequence[str],
     *,
     column: str | None = None,
@@ -99,7 +99,7 @@ def search_table(
 
 
 def accuracy_correlations(
-    scores: "pandas.DataFrame", benchmark: Benchmark, *, column: str | None = None
+    scores: "pandas.DataFrame", benchmark: AccuracyTable, *, column: str | None = None
 ) -> "pandas.DataFrame":
     """Returns rank correlations of every score with the accuracy.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nngp_dag.errors import DataError, InputError
 from nngp_dag.graph.codes import shorten
-from nngp_dag.nas import FILTERS, Benchmark, Cell, get_score
+from nngp_dag.nas import FILTERS, AccuracyTable, Cell, get_score
 from nngp_dag.report.ranking import rank_correlations
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _LABELS = {
 }
 
 
-def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None = None) -> None:
+def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | None = None) -> None:
     """Draws, over effective depth and width, the mean accuracy of the cells there, and the filters' ranges.
 
     Raises:
@@ -90,7 +90,7 @@ def plot_depth_and_width(benchmark: Benchmark, path: Path, *, column: str | None
 
 
 def plot_scores(
-    scores: "pandas.DataFrame", benchmark: Benchmark, names: Sequence[str], path: Path, *, column: str | None = None
+    scores: "pandas.DataFrame", benchmark: AccuracyTable, names: Sequence[str], path: Path, *, column: str | None = None
 ) -> None:
     """Draws accuracy over each score, a point for each cell with a path and both, colored by effective depth.
 

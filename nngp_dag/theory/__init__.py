@@ -1,13 +1,13 @@
 """What the kernels say about training: spectra, bounds and exact loss curves."""
 
+from nngp_dag.theory._modes import Modes, modes
+from nngp_dag.theory._posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
+from nngp_dag.theory._spectrum import Spectrum, spectra, spectrum
 from nngp_dag.theory.bounds import rate_bound, rate_bound_holds_for
 from nngp_dag.theory.bracket import Bracket, Brackets, lambda_min_bracket, principal_minor_bound
 from nngp_dag.theory.dynamics import LossCurve, expected_loss, largest_stable_learning_rate, loss_curve
-from nngp_dag.theory.modes import Modes, modes
 from nngp_dag.theory.paths import PathBound, ntk_path_bound, path_bound
-from nngp_dag.theory.posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
 from nngp_dag.theory.sgd import LinearizedRuns, linearized_sgd
-from nngp_dag.theory.spectrum import Spectrum, spectra, spectrum
 
 __all__ = [
     "Bracket",

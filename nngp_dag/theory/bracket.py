@@ -22,14 +22,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture._normal_form import EdgeKind
+from nngp_dag.architecture._normal_form import rows as tables_of
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Conv, Dag, Dense, Network, Op, Scale, build_network
-from nngp_dag.graph.normal_form import Law
-from nngp_dag.graph.normal_form import rows as tables_of
+from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
 from nngp_dag.graph.operations import HE_STD
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import real_array
-from nngp_dag.theory.spectrum import spectrum
+from nngp_dag.theory._spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
 # Powers r at which correlations are summed; up to the next one, and beyond the last, |rho|^r stands in for its smaller
@@ -173,23 +174,23 @@ def _lower(network: Network, data: Float[np.ndarray, "n d"], readout: bool) -> t
     k_in = data @ data.T / data.shape[1]
     at_stem = _Node(Kernel(k_in, np.zeros_like(k_in)), _smallest_of_data(k_in, data.shape[1]), 0.0)
 
-    laws: list[Law] = list(dict.fromkeys(law for a, _ in tables.values() for law in a))
+    kinds: list[EdgeKind] = list(dict.fromkeys(kind for a, _ in tables.values() for kind in a))
     exact = {0: _last_nodes(network, Dag.from_code("1"), data)[0]}
-    sources = sorted({source for source, op in laws if op is not None} - {0} | {output})
+    sources = sorted({source for source, op in kinds if op is not None} - {0} | {output})
     every = dataclasses.replace(network.dag, outputs=tuple(sources))
     exact |= zip(sources, _last_nodes(network, every, data), strict=True)
 
-    fields: dict[Law, tuple[float, float]] = {}
+    fields: dict[EdgeKind, tuple[float, float]] = {}
     nodes: dict[int, tuple[float, float]] = {}
     for node, (weights, _) in sorted(tables.items()):
-        for law in weights:
-            source, op = law
-            if law not in fields:
-                fields[law] = _field(
+        for kind in weights:
+            source, op = kind
+            if kind not in fields:
+                fields[kind] = _field(
                     *((network.stem_op, at_stem) if op is None else (op, _Node(exact[source], *nodes[source])))
                 )
         # Weyl, over the independent fields.
-        nodes[node] = tuple(sum(weight * fields[law][i] for law, weight in weights.items()) for i in (0, 1))  # type: ignore[assignment]
+        nodes[node] = tuple(sum(weight * fields[kind][i] for kind, weight in weights.items()) for i in (0, 1))  # type: ignore[assignment]
     if not readout:
         return nodes[output]
     op = network.layer if network.reads_out_activated else dataclasses.replace(network.layer, activation=None)

@@ -12,8 +12,8 @@ from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.theory._modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
 from nngp_dag.theory.bounds import check_steps
-from nngp_dag.theory.modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
 from nngp_dag.theory.symmetric import check_cross, check_same_network, check_symmetric, check_targets, is_number
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag.architecture import normal_form
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, as_dag, normal_form, topology
+from nngp_dag.graph import Dag, as_dag, topology
 from nngp_dag.graph.operations import ORDERS, check_flag, check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_kernel, check_symmetric, eps_of, row_blocks

@@ -7,7 +7,8 @@ import jaxtyping
 import numpy as np
 from hypothesis import strategies as st
 
-from nngp_dag.graph import Dag, Edge, NormalForm, Op, normal_form
+from nngp_dag.architecture import NormalForm, normal_form
+from nngp_dag.graph import Dag, Edge, Op
 
 
 def build(num_nodes: int, edges: tuple[Edge, ...], allow_disconnected: bool = False) -> Dag:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nngp_dag as nd
+from nngp_dag.architecture import normal_form
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import Dag, Edge, Op, normal_form
+from nngp_dag.graph import Dag, Edge, Op
 
 
 def with_dead_node(dag, at, into, out_of, fed):

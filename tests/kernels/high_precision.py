@@ -5,8 +5,9 @@ import numpy as np
 from test_activations import CASES
 
 from nngp_dag.activations import ABRelu, RectifiedMonomial, Sign, get_activation
-from nngp_dag.graph import Dense, Network, Op, Scale
-from nngp_dag.kernels.law import LAYER_NORM_EPS
+from nngp_dag.architecture import Network
+from nngp_dag.graph import Dense, Op, Scale
+from nngp_dag.kernels.layer_rules import LAYER_NORM_EPS
 
 EXACT = {case.phi: case.exact for case in CASES if case.exact is not None}
 DIGITS = 50

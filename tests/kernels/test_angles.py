@@ -10,8 +10,9 @@ import pytest
 from high_precision import pair_kernels
 
 import nngp_dag as nd
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import GraphError, NumericalWarning
-from nngp_dag.graph import Dag, Dense, Edge, Op, Scale, build_network
+from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
 
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}
 SMOOTH = ("erf", "gelu", "sin", "cos", "gaussian", "gabor")
@@ -122,7 +123,7 @@ CASES = {
 
 
 def unrolled(monkeypatch):
-    monkeypatch.setattr(sys.modules["nngp_dag.kernels.kernel"], "_WRITTEN_OUT_ENTRIES", 0)
+    monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_WRITTEN_OUT_ENTRIES", 0)
 
 
 WAYS = {

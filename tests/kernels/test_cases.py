@@ -13,8 +13,9 @@ from oracles import ORDERS, joint_kernels
 
 import nngp_dag as nd
 from nngp_dag.activations import Polynomial, Quadrature, hermite, leaky_relu
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, build_network
-from nngp_dag.graph.network import AGGREGATIONS
+from nngp_dag.architecture import build_network
+from nngp_dag.architecture.network import AGGREGATIONS
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 from nngp_dag.graph.operations import PARAMETERIZATIONS
 
 X, Z = np.random.default_rng(0).normal(size=(3, 6)), np.random.default_rng(1).normal(size=(3, 4))

@@ -22,7 +22,7 @@ from nngp_dag.errors import InputError, OutputError
 from nngp_dag.kernels import gram_files
 
 # The module, also where the package exports the function under its name.
-gram_module = importlib.import_module("nngp_dag.kernels.gram")
+gram_module = importlib.import_module("nngp_dag.kernels._gram")
 gram = gram_module.gram
 
 DAG = Dag.from_code("2_12")
@@ -200,7 +200,7 @@ MEASURE = """
     import sys
     import numpy as np
     from nngp_dag import Dag
-    from nngp_dag.kernels.gram import gram
+    from nngp_dag.kernels._gram import gram
     x = np.random.default_rng(0).normal(size=(3000, 50)).astype(np.float32)
     gram(Dag.from_code("2_12"), x, memory_budget="545 MiB", out=sys.argv[1])
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
@@ -221,7 +221,7 @@ MEASURE_PIXELS = """
     import sys
     import numpy as np
     from nngp_dag import Conv, Dag
-    from nngp_dag.kernels.gram import gram
+    from nngp_dag.kernels._gram import gram
     x = np.random.default_rng(0).normal(size=(130, 12, 12, 3)).astype(np.float32)
     options = {"layer": Conv(filter_shape=(3, 3)), "image_readout": "global-average"}
     gram(Dag.from_code("2_21_112"), x, memory_budget="680 MiB", out=sys.argv[1], **options)
@@ -319,16 +319,16 @@ def test_places_that_cannot_be_written(tmp_path):
 
 def test_a_full_disk(unbroken, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No layout left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", full)
-        with pytest.raises(OutputError, match="to be writable, got No space left on device"):
+        with pytest.raises(OutputError, match="to be writable, got No layout left on device"):
             gram(DAG, X, out=tmp_path / "a" / "out", tile=TILE)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", lambda *_: 0)
-        with pytest.raises(OutputError, match="to be writable, got No space left on device"):
+        with pytest.raises(OutputError, match="to be writable, got No layout left on device"):
             gram(DAG, X, out=tmp_path / "out", tile=TILE)
     assert list(tmp_path.iterdir()) == []
 
@@ -347,7 +347,7 @@ KILLED = """
     import os, signal, sys
     import numpy as np
     from nngp_dag import Dag
-    from nngp_dag.kernels.gram import gram
+    from nngp_dag.kernels._gram import gram
     real, rows = os.pwrite, 0
 
     def pwrite(*arguments):

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from oracles import ORDERS, dags, joint_kernel
 
 import nngp_dag as nd
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import build_network
-from nngp_dag.kernels import blocks
-from nngp_dag.kernels.kernel import evaluation, weights_of
-from nngp_dag.kernels.law import Rules
+from nngp_dag.kernels import blocking
+from nngp_dag.kernels._kernel import evaluation, weights_of
+from nngp_dag.kernels.layer_rules import Rules
 
 X = np.random.default_rng(0).normal(size=(5, 7))
 Z = np.random.default_rng(1).normal(size=(3, 7))
@@ -167,7 +167,7 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
     for code in ("2_21_112", "1_11_212"):
         monkeypatch.undo()
         loop = nd.kernel(nd.Dag.from_code(code), x, **options)
-        monkeypatch.setattr(sys.modules["nngp_dag.kernels.kernel"], "_WRITTEN_OUT_ENTRIES", 0)
+        monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_WRITTEN_OUT_ENTRIES", 0)
         written_out = nd.kernel(nd.Dag.from_code(code), x, **options)
         np.testing.assert_allclose(written_out.nngp, loop.nngp, rtol=1e-14)
         np.testing.assert_allclose(written_out.ntk, loop.ntk, rtol=1e-14)
@@ -184,8 +184,8 @@ def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric,
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
     # Products in blocks of two rows and a remainder of one, and the recursion row by row.
-    few = blocks.block_sizes()._replace(product=10, block=5)
-    monkeypatch.setattr(blocks, "block_sizes", lambda: few)
+    few = blocking.block_sizes()._replace(product=10, block=5)
+    monkeypatch.setattr(blocking, "block_sizes", lambda: few)
     jax.clear_caches()
     in_blocks = nd.kernel(dag, X, None if symmetric else Z)
     jax.clear_caches()
@@ -207,8 +207,8 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     x[15], x[3] = x[1] + 1e-9, 0
     whole = nd.kernel(dag, x)
     slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
-    small = blocks.block_sizes()._replace(tile=4)
-    monkeypatch.setattr(blocks, "block_sizes", lambda: small)
+    small = blocking.block_sizes()._replace(tile=4)
+    monkeypatch.setattr(blocking, "block_sizes", lambda: small)
     jax.clear_caches()
     tiled = nd.kernel(dag, x)
     tiled_slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
@@ -232,8 +232,8 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, s
     # Every pair by itself.
     expected = [float(nd.kernel(dag, x[i : i + 1], x[j : j + 1]).ntk[0, 0]) for i, j in pairs]
     for size in (70, 416):
-        tiles = blocks.block_sizes()._replace(tile=size, cell=cell)
-        monkeypatch.setattr(blocks, "block_sizes", lambda tiles=tiles: tiles)
+        tiles = blocking.block_sizes()._replace(tile=size, cell=cell)
+        monkeypatch.setattr(blocking, "block_sizes", lambda tiles=tiles: tiles)
         jax.clear_caches()
         found = np.asarray(nd.kernel(dag, x).ntk)
         np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
@@ -266,14 +266,14 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     n = 4096 if jax.default_backend() == "cpu" else 49152
     plan, weights = planned(dag)
     x = [jax.ShapeDtypeStruct((n, 64), jnp.float32)]
-    compiled = blocks.kernel_of_inputs.lower(
-        weights, x, None if symmetric else x, spec=plan.spec, space=plan.space
+    compiled = blocking.kernel_of_inputs.lower(
+        weights, x, None if symmetric else x, spec=plan.spec, layout=plan.layout
     ).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A few blocks of rows, whatever N.
-    assert memory.temp_size_in_bytes < 12 * blocks.block_sizes().product * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 12 * blocking.block_sizes().product * 4 < n * n * 4 / 2
 
 
 def test_checks_of_results_allocate_nothing_of_their_size(monkeypatch):
@@ -294,10 +294,10 @@ def test_checks_of_results_allocate_nothing_of_their_size(monkeypatch):
 def test_dags_of_one_size_share_one_compilation():
     x = X[:, :4].astype(np.float32)
     nd.kernel(nd.Dag.from_code("2_21_112"), x)
-    compiled = blocks.kernel_of_inputs._cache_size()
+    compiled = blocking.kernel_of_inputs._cache_size()
     for code in ("2_02_002", "1_01_222", "2_22_222", "1_11_111"):
         nd.kernel(nd.Dag.from_code(code), x)
-    assert blocks.kernel_of_inputs._cache_size() == compiled
+    assert blocking.kernel_of_inputs._cache_size() == compiled
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
-from nngp_dag.graph import build_network
 
 X = np.random.default_rng(0).normal(size=(4, 6))
 IMAGES = np.random.default_rng(1).normal(size=(3, 4, 4, 2))

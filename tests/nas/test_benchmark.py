@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nngp_dag.errors import DataError
-from nngp_dag.nas import Benchmark, Cell
+from nngp_dag.nas import AccuracyTable, Cell
 
 CELLS = [
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|",
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 @pytest.fixture(scope="module")
 def published(golden_dir):
-    return Benchmark.load(golden_dir.parent / "data" / "nasbench201_cifar10.csv")
+    return AccuracyTable.load(golden_dir.parent / "data" / "nasbench201_cifar10.csv")
 
 
 def test_the_published_table(published):
@@ -47,7 +47,9 @@ def test_the_published_table(published):
 
 
 def test_isomorphic_cells_are_found(write):
-    table = Benchmark.load(write("arch_str,accuracy\n" + "".join(f"{cell},{90 + i}\n" for i, cell in enumerate(CELLS))))
+    table = AccuracyTable.load(
+        write("arch_str,accuracy\n" + "".join(f"{cell},{90 + i}\n" for i, cell in enumerate(CELLS)))
+    )
     assert table.isomorphic(CELLS[0]) == tuple(map(Cell.parse, CELLS[:2]))
     other = "|none~0|+|nor_conv_3x3~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"
     assert [table.accuracy(cell) for cell in table.isomorphic(other)] == [90, 91]
@@ -62,7 +64,7 @@ def test_isomorphic_cells_are_found(write):
     ],
 )
 def test_csv_and_json_say_the_same(write, content, name):
-    table = Benchmark.load(write(content, name))
+    table = AccuracyTable.load(write(content, name))
     assert list(table.accuracies) == ["c10", "c100"]
     assert table.accuracy(CELLS[0], "c100") == 70
     assert table.accuracy(CELLS[1], "c10") == 80
@@ -70,9 +72,9 @@ def test_csv_and_json_say_the_same(write, content, name):
 
 
 def test_objects_within_a_row_become_columns(write):
-    table = Benchmark.load(write([{"cell": CELLS[0], "cifar10": {"test": 91.0, "valid": 89.0}}], "t.json"))
+    table = AccuracyTable.load(write([{"cell": CELLS[0], "cifar10": {"test": 91.0, "valid": 89.0}}], "t.json"))
     assert list(table.accuracies) == ["cifar10.test", "cifar10.valid"]
-    assert Benchmark.load(write({CELLS[0]: 91.0}, "u.json")).accuracy(CELLS[0]) == 91
+    assert AccuracyTable.load(write({CELLS[0]: 91.0}, "u.json")).accuracy(CELLS[0]) == 91
 
 
 @pytest.mark.parametrize(
@@ -116,19 +118,19 @@ def test_objects_within_a_row_become_columns(write):
 )
 def test_malformed_tables_are_refused(write, content, name, message, unchecked):
     with pytest.raises(DataError, match=message):
-        Benchmark.load(write(content, name))
+        AccuracyTable.load(write(content, name))
 
 
 def test_what_spreadsheets_and_pandas_add_is_read_over(write):
-    table = Benchmark.load(write(f"\ufeff,arch_str,a\r\n0,{CELLS[0]},1\r\n\r\n1,{CELLS[1]},NaN\r\n"))
+    table = AccuracyTable.load(write(f"\ufeff,arch_str,a\r\n0,{CELLS[0]},1\r\n\r\n1,{CELLS[1]},NaN\r\n"))
     assert list(table.accuracies) == ["a"]
     assert math.isnan(table.accuracy(1))
-    table = Benchmark.load(write(f'\ufeff[{{"arch_str": "{CELLS[0]}", "a": 1, "note": "x\\u2028y"}}]', "t.json"))
+    table = AccuracyTable.load(write(f'\ufeff[{{"arch_str": "{CELLS[0]}", "a": 1, "note": "x\\u2028y"}}]', "t.json"))
     assert list(table.accuracies) == ["a"]
 
 
 def test_cells_without_an_accuracy_have_nan(write):
-    table = Benchmark.load(write(f"cell,a,b\n{CELLS[0]},1,2\n{CELLS[1]},,3\n"))
+    table = AccuracyTable.load(write(f"cell,a,b\n{CELLS[0]},1,2\n{CELLS[1]},,3\n"))
     some = list(map(Cell.parse, CELLS[::-1]))
     np.testing.assert_array_equal(table.look_up(some, "a"), [np.nan, np.nan, 1])
     np.testing.assert_array_equal(table.look_up(some, "b"), [np.nan, 3, 2])
@@ -140,21 +142,21 @@ def test_a_pickled_file_is_never_opened(tmp_path):
     path = tmp_path / "nas201.pth"
     path.write_bytes(pickle.dumps({}))
     with pytest.raises(DataError, match=r"a \.csv or \.json file of accuracies, got 'nas201\.pth'; export"):
-        Benchmark.load(path)
+        AccuracyTable.load(path)
     with pytest.raises(DataError, match="to be a readable table"):
-        Benchmark.load(tmp_path / "absent.csv")
+        AccuracyTable.load(tmp_path / "absent.csv")
 
 
 def test_what_the_table_does_not_have_is_refused():
-    table = Benchmark((Cell.parse(CELLS[0]),), {"a": np.ones(1), "b": np.ones(1)})
+    table = AccuracyTable((Cell.parse(CELLS[0]),), {"a": np.ones(1), "b": np.ones(1)})
     for ask, message in (
         (lambda: table.accuracy(CELLS[1], "a"), "one of the table's 1 cells, got"),
         (lambda: table.accuracy(1, "a"), "a row in 0 to 0, got 1"),
         (lambda: table.accuracy(-1, "a"), "a row in 0 to 0, got -1"),
         (lambda: table.accuracy(0), "`column` to be one of a, b, got None"),
         (lambda: table.column("c"), "`column` to be one of a, b, got 'c'"),
-        (lambda: Benchmark(table.cells, {"a": np.ones(2)}), r"column 'a' to hold 1 numbers, got \(2,\)"),
-        (lambda: Benchmark(table.cells, {}), "cells with accuracies, got 1 cells, 0 columns"),
+        (lambda: AccuracyTable(table.cells, {"a": np.ones(2)}), r"column 'a' to hold 1 numbers, got \(2,\)"),
+        (lambda: AccuracyTable(table.cells, {}), "cells with accuracies, got 1 cells, 0 columns"),
     ):
         with pytest.raises(DataError, match=message):
             ask()

@@ -14,7 +14,7 @@ import nngp_dag as nd
 from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
 from nngp_dag.errors import CheckpointError, GraphError, InputError, NumericalWarning, OutputError
 from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
-from nngp_dag.report.compare import learning_rates
+from nngp_dag.report._compare import learning_rates
 from nngp_dag.report.compare_files import write_curves, write_json
 from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
 

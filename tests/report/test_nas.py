@@ -7,7 +7,7 @@ import pytest
 
 from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, DataError, InputError, OutputError
-from nngp_dag.nas import SCORES, Benchmark, Cell, Setting, sample_cells
+from nngp_dag.nas import SCORES, AccuracyTable, Cell, Setting, sample_cells
 from nngp_dag.report import nas_files
 from nngp_dag.report.nas import accuracy_correlations, search_table
 from nngp_dag.report.nas_files import ScoreDirectory, read_scores
@@ -28,7 +28,7 @@ def benchmark_of_parameters():
     """As if accuracy followed the parameters, so that a search by them finds the best of every sample."""
     from nngp_dag.nas import parameters
 
-    return Benchmark(tuple(CELLS), {"accuracy": np.array([parameters(cell) / 1e5 for cell in CELLS])})
+    return AccuracyTable(tuple(CELLS), {"accuracy": np.array([parameters(cell) / 1e5 for cell in CELLS])})
 
 
 def test_scores_grow_on_disk_and_are_not_computed_again(setting, tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
     accuracy = benchmark_of_parameters.column().copy()
     accuracy[::7] = np.nan
     # Some have no number, and the last is not in the table.
-    table = Benchmark(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": benchmark_of_parameters.column()[:-1]})
+    table = AccuracyTable(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": benchmark_of_parameters.column()[:-1]})
     found = search_table(scores, table, ["parameters"], column="a", sample=10, repeats=40)
     assert np.isfinite(np.asarray(found[["mean", "std"]])).all()
     assert set(found.left_out) == {9 + 1}
@@ -160,7 +160,7 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
     assert ranks.loc["parameters", "rows"] == sum(cell.status != "disconnected" for cell in known)
     plot_scores(scores, table, ["parameters"], tmp_path / "a.png", column="a")
     plot_depth_and_width(table, tmp_path / "b.png", column="a")
-    nothing = Benchmark((Cell.from_index(0),), {"a": np.ones(1)})
+    nothing = AccuracyTable((Cell.from_index(0),), {"a": np.ones(1)})
     for ask in (
         lambda: search_table(scores, nothing, ["parameters"]),
         lambda: plot_scores(scores, nothing, ["parameters"], tmp_path / "c.png"),

@@ -12,7 +12,7 @@ from nngp_dag.cli import main
 from nngp_dag.errors import InputError
 from nngp_dag.graph import zoo
 from nngp_dag.graph.codes import nasbench201_edges
-from nngp_dag.nas import Benchmark, Cell, Genotype, sample_cells
+from nngp_dag.nas import AccuracyTable, Cell, Genotype, sample_cells
 from nngp_dag.report import plot_dag, plot_kernel, plot_sweep, style
 from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
 from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
@@ -231,7 +231,7 @@ def scores():
     accuracy = np.linspace(80, 94, 60)
     # The first cell with a path failed to train.
     accuracy[int(np.flatnonzero(table.status != "disconnected")[0])] = 10.0
-    return table, Benchmark(tuple(cells), {"accuracy": accuracy})
+    return table, AccuracyTable(tuple(cells), {"accuracy": accuracy})
 
 
 def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores):

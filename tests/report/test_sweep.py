@@ -15,9 +15,9 @@ from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, InputError, OutputError
 from nngp_dag.graph import Dag, zoo
 from nngp_dag.report import plot_sweep, rank_correlations
-from nngp_dag.report.sweep import KERNELS
+from nngp_dag.report._sweep import KERNELS
 
-sweep_module = importlib.import_module("nngp_dag.report.sweep")
+sweep_module = importlib.import_module("nngp_dag.report._sweep")
 
 X = np.random.default_rng(0).normal(size=(10, 6))
 CODES = ["2_02_002", "2_21_112", "1_11_111", "0_00_000", "2_02", "1_02_002"]
@@ -273,15 +273,15 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
         done.append(matrices)
         return spectra(matrices)
 
-    kernels_of_laws, stacks = sweep_module.kernels_of_laws, []
+    kernels_of_classes, stacks = sweep_module.kernels_of_classes, []
 
     def recorded(*arguments, **options):
-        for stack in kernels_of_laws(*arguments, **options):
+        for stack in kernels_of_classes(*arguments, **options):
             stacks.append(stack.laws)
             yield stack
 
     monkeypatch.setattr(sweep_module, "_MOST_KERNELS", 3)
-    monkeypatch.setattr(sweep_module, "kernels_of_laws", recorded)
+    monkeypatch.setattr(sweep_module, "kernels_of_classes", recorded)
     table = nd.sweep(CODES, X)
     unbroken = stacks.copy()
     monkeypatch.setattr(sweep_module, "_spectra", counted)

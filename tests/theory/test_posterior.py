@@ -8,8 +8,8 @@ import nngp_dag as nd
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.neural_tangents import neural_tangents as nt
 from nngp_dag.kernels.neural_tangents import stax
+from nngp_dag.theory._posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
 from nngp_dag.theory.dynamics import loss_curve
-from nngp_dag.theory.posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior
 
 DAG = nd.Dag.from_code("2_21_112")
 X, Z = np.random.default_rng(0).normal(size=(6, 5)), np.random.default_rng(1).normal(size=(3, 5))

@@ -15,11 +15,11 @@ import scipy.sparse.linalg
 
 import nngp_dag as nd
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.theory.spectrum import Spectrum, spectra, spectrum
+from nngp_dag.theory._spectrum import Spectrum, spectra, spectrum
 from nngp_dag.theory.symmetric import largest_entry, symmetric_part
 
 EPS = 2.0**-52
-MODULE = sys.modules["nngp_dag.theory.spectrum"]  # the package's attribute of that name is the function
+MODULE = sys.modules["nngp_dag.theory._spectrum"]  # the package's attribute of that name is the function
 METHODS = ["dense", "iterative"]
 
 

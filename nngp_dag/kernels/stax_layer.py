@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import get_activation
+from nngp_dag.architecture import Network, build_network
 from nngp_dag.errors import GraphError, InputError, shown
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Network, Scale, build_network
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Scale
 from nngp_dag.graph.operations import HE_STD, PARAMETERIZATIONS, Operation, as_number, check_option
-from nngp_dag.kernels.blocks import kernel_of_kernel, variances_of_outputs
+from nngp_dag.kernels._kernel import evaluation, weights_of
+from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.kernels.kernel import evaluation, weights_of
-from nngp_dag.kernels.law import Rules
+from nngp_dag.kernels.layer_rules import Rules
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
 
@@ -195,10 +196,10 @@ def DagLayer(  # noqa: N802
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
         plan = evaluation(network, False, None, Rules(parameterization, width), with_ntk=first.ntk is not None)
-        space = plan.space._replace(
+        layout = plan.layout._replace(
             ndim=len(first.shape1) - 2, full=not first.diagonal_spatial and len(first.shape1) > 2
         )
-        options = {"spec": plan.spec, "space": space, "channels": tuple(one.shape1[-1] for one in inputs)}
+        options = {"spec": plan.spec, "layout": layout, "channels": tuple(one.shape1[-1] for one in inputs)}
 
         def own(which: str) -> list[jax.Array] | None:
             """Covariances of inputs with themselves, for every input node."""

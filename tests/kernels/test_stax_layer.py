@@ -168,9 +168,9 @@ def test_what_to_get():
     assert relative(whole.cov1, own) < 1e-10
     assert whole.cov2 is None
     assert relative(whole.nngp, own) < 1e-10
-    sides = kernel_fn(x, z, ("cov1", "cov2"))
-    assert relative(sides.cov1, np.diag(own)) < 1e-10
-    assert sides.cov2.shape == (3,)
+    marginals = kernel_fn(x, z, ("cov1", "cov2"))
+    assert relative(marginals.cov1, np.diag(own)) < 1e-10
+    assert marginals.cov2.shape == (3,)
     assert kernel_fn(x, z, "shape1") == (4, 16)
     jitted = jax.jit(lambda x, z: kernel_fn(x, z, BOTH))(x, z)
     assert_same(jitted, k, 1e-10)

@@ -1,4 +1,4 @@
-"""Evaluation of the kernels of a network, from its program (THEORY section 3; `nngp_dag.graph.program`).
+"""Evaluation of the kernels of a network, from its program (THEORY section 3; `nngp_dag.architecture.program`).
 
 Cov(t, u) are covariances of nodes, m(t) means, and with C = F - mu mu^T the covariance of a weighted edge's output:
 
@@ -6,11 +6,11 @@ Cov(t, u) are covariances of nodes, m(t) means, and with C = F - mu mu^T the cov
     K(t) = Cov(t, t) + m(t) m(t)^T,   m(t) = sum of B mu over fields, or of a m(s)
 
 The NTK obeys the recursion of Cov. Variances and means of every input come first, since every other entry is a function
-of the same entry of the input kernel and of those vectors: `nngp_dag.kernels.blocks` then computes the matrices in
+of the same entry of the input kernel and of those vectors: `nngp_dag.kernels.blocking` then computes the matrices in
 blocks.
 
 Beside Cov goes its gap, sqrt(v_i v_j) - |Cov_ij| with the variances v of both inputs, by the same recursion (see
-`nngp_dag.kernels.law.add_up`). It keeps the angle of inputs that are nearly parallel or opposite, whatever their norms:
+`layer_rules.add_up`). It keeps the angle of inputs that are nearly parallel or opposite, whatever their norms:
 Cov alone would lose half of its digits, and the NTK is linear in that angle.
 """
 
@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nngp_dag.architecture.program import Structure, Term
 from nngp_dag.graph import Dense
-from nngp_dag.graph.program import Structure, Term
-from nngp_dag.kernels import law
-from nngp_dag.kernels.law import Rules, Sides, Summand, Value
-from nngp_dag.kernels.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
-from nngp_dag.kernels.space import Space, pool
+from nngp_dag.kernels import layer_rules
+from nngp_dag.kernels.backends.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
+from nngp_dag.kernels.layer_rules import KernelState, Marginals, Rules, Summand
+from nngp_dag.kernels.pixel_layout import PixelLayout, pool
 
 # NNGP and, where it is wanted, NTK of every output.
 Kernels = list[tuple[jax.Array, jax.Array | None]]
@@ -72,7 +72,7 @@ class Weights(NamedTuple):
     """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
 
     `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`. `series` are those of
-    `nngp_dag.kernels.angular`, which take the place of the steps.
+    `nngp_dag.kernels.backends.chebyshev`, which take the place of the steps.
     """
 
     terms: jax.Array | np.ndarray
@@ -86,7 +86,7 @@ class Moments(NamedTuple):
     """Variances and means of inputs, vectors (N, *pixels), or (1,) for what all inputs share.
 
     Attributes:
-      v: Variances by slot; of a loop, one above the other, by place (see `nngp_dag.kernels.loop.Tables`).
+      v: Variances by slot; of a loop, one above the other, by place (see `nngp_dag.kernels.backends.loop.Tables`).
       m: Means of every node that needs them, by node; none where all are 0.
     """
 
@@ -97,24 +97,24 @@ class Moments(NamedTuple):
 def _combined(
     terms: Sequence[Term],
     weights: Sequence[Any],
-    values: Sequence[Value],
-    shares: Sequence[Sides] | None,
-    sides: Sides | None,
-    space: Space,
-) -> Value:
-    """Adds up what a step reads, with its weights; see `law.add_up` for variances of the terms and of the sum."""
+    values: Sequence[KernelState],
+    shares: Sequence[Marginals] | None,
+    marginals: Marginals | None,
+    layout: PixelLayout,
+) -> KernelState:
+    """Adds up what a step reads, with its weights; see `layer_rules.add_up` for variances of terms and sum."""
     summands = []
     for i, (term, weight, value) in enumerate(zip(terms, weights, values, strict=True)):
         k, ntk = (
-            None if v is None else space.pool(space.pool(v, term.left, "left"), term.right, "right")
+            None if v is None else layout.pool(layout.pool(v, term.left, "left"), term.right, "right")
             for v in (value.k, value.ntk)
         )
         assert k is not None
-        of = Sides(None, None) if shares is None else shares[i]  # type: ignore[arg-type]
-        summands.append(Summand(weight, Value(k, value.gap, ntk), of.v1, of.v2))
-    if shares is None or sides is None:
-        return law.add_up(summands)
-    return law.add_up(summands, sides.v1, sides.v2)
+        of = Marginals(None, None) if shares is None else shares[i]  # type: ignore[arg-type]
+        summands.append(Summand(weight, KernelState(k, value.gap, ntk), of.v1, of.v2))
+    if shares is None or marginals is None:
+        return layer_rules.add_up(summands)
+    return layer_rules.add_up(summands, marginals.v1, marginals.v2)
 
 
 def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
@@ -140,62 +140,64 @@ def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., A
 def _stems(
     spec: Spec,
     weights: Weights,
-    inputs: Sequence[Value],
-    sides: Sequence[Sides],
-    space: Space,
+    inputs: Sequence[KernelState],
+    marginals: Sequence[Marginals],
+    layout: PixelLayout,
     channels: Sequence[int],
     with_ntk: bool = False,
-) -> list[tuple[Value, Sides]]:
-    """Applies the stems; returns every input node's covariance and its sides. An NTK that is not given is 0."""
+) -> list[tuple[KernelState, Marginals]]:
+    """Applies the stems; returns every input node's covariance and its marginals. An NTK that is not given is 0."""
 
-    def stem(value: Value, side: Sides, fan_in: int) -> tuple[Value, Sides]:
+    def stem(value: KernelState, side: Marginals, fan_in: int) -> tuple[KernelState, Marginals]:
         if with_ntk and value.ntk is None:
             value = value._replace(ntk=jnp.zeros_like(value.k))
         if spec.stem is None:
             return value, side
-        return law.apply(spec.stem, value, side, space, spec.rules, fan_in)
+        return layer_rules.apply(spec.stem, value, side, layout, spec.rules, fan_in)
 
     # A loop reads what is in memory.
     apart = spec.stem is not None and not spec.loop
     once = functools.partial(evaluated_once, weights.true) if apart else lambda f, *args: f(*args)
     return [
         once(functools.partial(stem, fan_in=fan_in), value, side)
-        for value, side, fan_in in zip(inputs, sides, channels, strict=True)
+        for value, side, fan_in in zip(inputs, marginals, channels, strict=True)
     ]
 
 
 def _evaluate(
     spec: Spec,
     weights: Weights,
-    fields: list[Value],
-    space: Space,
-    sides_of: Callable[[int, int | None, Value | None], Sides],
-    field_is: Callable[[int, Value, Sides], None],
+    fields: list[KernelState],
+    layout: PixelLayout,
+    sides_of: Callable[[int, int | None, KernelState | None], Marginals],
+    field_is: Callable[[int, KernelState, Marginals], None],
     add_shares: bool,
-) -> dict[int, Value]:
+) -> dict[int, KernelState]:
     """Runs the steps one after another.
 
     Args:
       spec: The program.
       weights: Its numbers.
       fields: Covariances of the stems.
-      space: How axes lie.
+      layout: How axes lie.
       sides_of: Gives the variances of a slot, and the means of the node that it belongs to; the slot's value, where it
         is known, tells what is not known yet.
-      field_is: Is told every field's slot, value and sides.
+      field_is: Is told every field's slot, value and marginals.
       add_shares: Whether the shares of summands in a sum differ between two inputs.
 
     Returns:
       {node: its covariance} for the nodes that are computed.
     """
 
-    def field(op: Dense, terms: Sequence[Term], numbers: list, sides: Sides, read: tuple) -> tuple[Value, Sides]:
+    def field(
+        op: Dense, terms: Sequence[Term], numbers: list, marginals: Marginals, read: tuple
+    ) -> tuple[KernelState, Marginals]:
         values, shares, of_sum = read
-        value = _combined(terms, numbers, values, shares, of_sum, space)
-        return law.apply(op, value, sides, space, spec.rules)
+        value = _combined(terms, numbers, values, shares, of_sum, layout)
+        return layer_rules.apply(op, value, marginals, layout, spec.rules)
 
-    slots: dict[int, Value] = dict(enumerate(fields))
-    nodes: dict[int, Value] = {}
+    slots: dict[int, KernelState] = dict(enumerate(fields))
+    nodes: dict[int, KernelState] = {}
     position = 0
     for step in spec.structure.steps:
         numbers = [weights.terms[position + i] for i in range(len(step.terms))]
@@ -205,41 +207,41 @@ def _evaluate(
         if add_shares and len(step.terms) > 1:
             shares = [sides_of(term.slot, None, None) for term in step.terms]
             of_sum = sides_of(step.slot, None, None)
-        total = slots[step.slot] = _combined(step.terms, numbers, values, shares, of_sum, space)
-        sides = sides_of(step.slot, step.node, total)
+        total = slots[step.slot] = _combined(step.terms, numbers, values, shares, of_sum, layout)
+        marginals = sides_of(step.slot, step.node, total)
         if step.node is None:
             continue
         nodes[step.node] = total
         # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
         terms, numbers, read = (
             ([Term(step.slot)], [np.ones((), total.k.dtype)], ([total], None, None))
-            if space.ndim
+            if layout.ndim
             else (step.terms, numbers, (values, shares, of_sum))
         )
         for op, slot in step.fields:
             apply = functools.partial(field, op, terms, numbers)
-            slots[slot], field_sides = evaluated_once(weights.true, apply, sides, read)
+            slots[slot], field_sides = evaluated_once(weights.true, apply, marginals, read)
             field_is(slot, slots[slot], field_sides)
     return nodes
 
 
 def moments_of(
-    spec: Spec, weights: Weights, inputs: Sequence[Value], space: Space, channels: Sequence[int]
+    spec: Spec, weights: Weights, inputs: Sequence[KernelState], layout: PixelLayout, channels: Sequence[int]
 ) -> tuple[Moments, Callable[[int], jax.Array]]:
     """Runs the recursion for inputs with themselves.
 
     Args:
       spec: The program.
       weights: Its numbers.
-      inputs: For every input node the data's second moments (N, *pixels), twice the pixels where the space is full.
-      space: How axes lie; paired.
+      inputs: For every input node the data's second moments (N, *pixels), twice the pixels where the layout is full.
+      layout: How axes lie; paired.
       channels: Fan-in of every stem.
 
     Returns:
       Variances and means, and the function that gives an output node's covariance of inputs with themselves.
     """
-    q_in = [space.diagonal(value.k) for value in inputs]
-    stems = _stems(spec, weights, inputs, [Sides(space.left(q), space.right(q)) for q in q_in], space, channels)
+    q_in = [layout.diagonal(value.k) for value in inputs]
+    stems = _stems(spec, weights, inputs, [Marginals(layout.left(q), layout.right(q)) for q in q_in], layout, channels)
     fields = [field for field, _ in stems]
     if spec.loop:
         assert weights.tables is not None
@@ -254,10 +256,10 @@ def moments_of(
     for terms in spec.structure.means:
         positions.append(positions[-1] + len(terms))
 
-    def field_is(slot: int, value: Value, sides: Sides) -> None:
-        v[slot] = space.diagonal(value.k)
-        if sides.m1 is not None:
-            mu[slot] = space.vector(sides.m1)
+    def field_is(slot: int, value: KernelState, marginals: Marginals) -> None:
+        v[slot] = layout.diagonal(value.k)
+        if marginals.m1 is not None:
+            mu[slot] = layout.vector(marginals.m1)
 
     def mean(node: int) -> jax.Array | None:
         # Nodes are complete once all earlier ones are, and steps come in the order of nodes.
@@ -274,17 +276,17 @@ def moments_of(
             m[node] = total  # type: ignore[assignment]
         return m[node]
 
-    def sides_of(slot: int, node: int | None, value: Value | None) -> Sides:
+    def sides_of(slot: int, node: int | None, value: KernelState | None) -> Marginals:
         if value is not None:
-            v[slot] = space.diagonal(value.k)
+            v[slot] = layout.diagonal(value.k)
         mean_here = mean(node) if spec.structure.means and node is not None else None
         vectors = [v[slot]] if mean_here is None else [v[slot], mean_here]
-        return Sides(*(side(of) for of in vectors for side in (space.left, space.right)))
+        return Marginals(*(side(of) for of in vectors for side in (layout.left, layout.right)))
 
-    for slot, (field, sides) in enumerate(stems):
-        field_is(slot, field, sides)
-    nodes = _evaluate(spec, weights, fields, space, sides_of, field_is, False)
-    if spec.equal_norms or space.full:
+    for slot, (field, marginals) in enumerate(stems):
+        field_is(slot, field, marginals)
+    nodes = _evaluate(spec, weights, fields, layout, sides_of, field_is, False)
+    if spec.equal_norms or layout.full:
         # Sums need no more than what their nodes have.
         v = {step.slot: v[step.slot] for step in spec.structure.steps if step.node is not None}
     return Moments(v, {node: of for node, of in m.items() if of is not None}), lambda output: nodes[output].k
@@ -303,31 +305,35 @@ def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
     }
 
 
-def _read_out(spec: Spec, value: Value, sides: Sides, space: Space) -> tuple[jax.Array, jax.Array | None]:
+def _read_out(
+    spec: Spec, value: KernelState, marginals: Marginals, layout: PixelLayout
+) -> tuple[jax.Array, jax.Array | None]:
     """Applies the readout to a node's covariances; returns second moments."""
     if spec.readout is not None and spec.readout_activation is not None:
-        value, sides = law.activate(spec.readout_activation, *law.uncenter(value, sides), space)
+        value, marginals = layer_rules.activate(
+            spec.readout_activation, *layer_rules.uncenter(value, marginals), layout
+        )
     width = spec.rules.width
     if spec.pixels is not None:
         if spec.pixels == "flatten":
-            width *= math.prod(space.vector(sides.v1).shape[1:])
-        value, sides = law.uncenter(value, sides)
-        k, ntk = (None if v is None else space.read_out(v, spec.pixels) for v in (value.k, value.ntk))
+            width *= math.prod(layout.vector(marginals.v1).shape[1:])
+        value, marginals = layer_rules.uncenter(value, marginals)
+        k, ntk = (None if v is None else layout.read_out(v, spec.pixels) for v in (value.k, value.ntk))
         assert k is not None
-        value, sides, space = Value(k, None, ntk), Sides(k, k), Space()
+        value, marginals, layout = KernelState(k, None, ntk), Marginals(k, k), PixelLayout()
     if spec.readout is not None:
-        value, sides = law.linear(spec.readout, value, sides, space, spec.rules, width)
-    value, _ = law.uncenter(value, sides)
+        value, marginals = layer_rules.linear(spec.readout, value, marginals, layout, spec.rules, width)
+    value, _ = layer_rules.uncenter(value, marginals)
     return value.k, value.ntk
 
 
 def propagate(
     spec: Spec,
     weights: Weights,
-    inputs: Sequence[Value],
+    inputs: Sequence[KernelState],
     q_in: tuple[Sequence[jax.Array], Sequence[jax.Array]],
     moments: tuple[Moments, Moments],
-    space: Space,
+    layout: PixelLayout,
     channels: Sequence[int],
 ) -> Kernels:
     """Runs the recursion for a block of the kernel.
@@ -338,35 +344,41 @@ def propagate(
       inputs: For every input node the block of the data's second moments; an NTK of None is 0.
       q_in: Second moments of the rows' and of the columns' data, for every input node.
       moments: Those of the rows and of the columns at every node.
-      space: How axes lie.
+      layout: How axes lie.
       channels: Fan-in of every stem.
 
     Returns:
       NNGP and NTK of every output; stacked, they are (outputs, N1, N2).
     """
-    sides_in = [Sides(space.left(q1), space.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
-    stems = _stems(spec, weights, inputs, sides_in, space, channels, spec.with_ntk)
+    sides_in = [Marginals(layout.left(q1), layout.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
+    stems = _stems(spec, weights, inputs, sides_in, layout, channels, spec.with_ntk)
     fields = [field for field, _ in stems]
     first, second = moments
 
-    def sides_of(slot: int, node: int | None, value: Value | None = None) -> Sides:
+    def sides_of(slot: int, node: int | None, value: KernelState | None = None) -> Marginals:
         del value
         if slot not in first.v:
-            return Sides(None, None)  # type: ignore[arg-type]
-        v = space.left(first.v[slot]), space.right(second.v[slot])
-        return Sides(*v, space.left(first.m[node]), space.right(second.m[node])) if node in first.m else Sides(*v)
+            return Marginals(None, None)  # type: ignore[arg-type]
+        v = layout.left(first.v[slot]), layout.right(second.v[slot])
+        return (
+            Marginals(*v, layout.left(first.m[node]), layout.right(second.m[node]))
+            if node in first.m
+            else Marginals(*v)
+        )
 
     if spec.loop:
         assert weights.tables is not None
         outputs = run_loop(weights.tables, spec.structure, fields, first, second, spec.rules, spec.equal_norms)
-        sides = sides_of_outputs(weights.tables, first, second)
+        marginals = sides_of_outputs(weights.tables, first, second)
         if spec.stacked:
-            value, _ = law.uncenter(outputs, sides)
+            value, _ = layer_rules.uncenter(outputs, marginals)
             return [(value.k, value.ntk)]
-        one_by_one = [jax.tree.map(lambda v, i=i: v[i], (outputs, sides)) for i in spec.structure.outputs]
-        return [_read_out(spec, of_output, of_both, space) for of_output, of_both in one_by_one]
+        one_by_one = [jax.tree.map(lambda v, i=i: v[i], (outputs, marginals)) for i in spec.structure.outputs]
+        return [_read_out(spec, of_output, of_both, layout) for of_output, of_both in one_by_one]
     nodes = _evaluate(
-        spec, weights, fields, space, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
+        spec, weights, fields, layout, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
     )
     slots = {step.node: step.slot for step in spec.structure.steps}
-    return [_read_out(spec, nodes[output], sides_of(slots[output], output), space) for output in spec.structure.outputs]
+    return [
+        _read_out(spec, nodes[output], sides_of(slots[output], output), layout) for output in spec.structure.outputs
+    ]

@@ -11,20 +11,21 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
+from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture.program import Program, program
 from nngp_dag.errors import GraphError, InputError, shown, within_memory
-from nngp_dag.graph import Conv, Dag, Dense, Network, build_network
+from nngp_dag.graph import Conv, Dag, Dense
 from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERIZATIONS, as_number, check_flag, check_option
-from nngp_dag.graph.program import Program, program
 from nngp_dag.kernels.accuracy import check_quadratures
-from nngp_dag.kernels.angular import series_of, spec_of_series, together
-from nngp_dag.kernels.blocks import kernel_of_inputs
+from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
+from nngp_dag.kernels.backends.loop import Sizes, loop_structure, tables
+from nngp_dag.kernels.backends.unrolled import Kernels, Spec, Weights
+from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
-from nngp_dag.kernels.engine import Kernels, Spec, Weights
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.law import Rules
-from nngp_dag.kernels.loop import Sizes, loop_structure, tables
+from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.result import Origin, finished
-from nngp_dag.kernels.space import Space
 
 GETS = ("nngp", "ntk")
 
@@ -43,7 +44,7 @@ class Evaluation(NamedTuple):
 
     program: Program
     spec: Spec
-    space: Space
+    layout: PixelLayout
     quadrature: bool
 
 
@@ -81,7 +82,7 @@ def kernel(
     Memory grows as N1 N2: the two results, and no temporary of that size.
 
     Rectifiers without biases, with one array of inputs, have kernels that are functions of the angle between two
-    inputs. They are found once for a network, as series (see `nngp_dag.kernels.angular`): then no pair of inputs takes
+    inputs. They are found once for a network, as series (see `backends.chebyshev`): then no pair of inputs takes
     longer for a larger graph, and all such graphs share one compiled program. Other networks, inputs inside
     transformations such as `jax.jit` and `jax.grad`, and graphs so deep that their series do not end, take a loop over
     the nodes, which compiles in a time that does not grow with the graph; graphs of about equal size and equal
@@ -91,7 +92,7 @@ def kernel(
     Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
     not `jax_enable_x64` is set, and so do wider floats; integers and floats narrower than float32 are computed in
     float32. Inputs that are nearly equal, parallel or opposite are no exception, whatever their norms: the squares of
-    their differences or sums are then added up directly, at a higher cost (see `nngp_dag.kernels.blocks`). Angles
+    their differences or sums are then added up directly, at a higher cost (see `nngp_dag.kernels.blocking`). Angles
     below the root of the precision are lost where covariances of all pixels are kept (pooling, "global-average"), and
     under convolutions of images with more than four channels. Results are JAX arrays, but float64 ones are NumPy
     arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
@@ -166,7 +167,7 @@ def kernel(
                 f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
             )
     precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
-    pixels = " and the covariances of all pairs of pixels" if plan.space.full else ""
+    pixels = " and the covariances of all pairs of pixels" if plan.layout.full else ""
     needed = f"{len(wanted)} x {rows * columns * precision.itemsize / 2**30:.3g} GiB of kernels{pixels}"
     with within_memory(
         f"{needed} of {rows:,} x {columns:,} inputs",
@@ -203,10 +204,10 @@ def _results(
             data1, data2 = data1[:1], data2 and data2[:1]
         else:
             weights, spec = weights_of(plan, dtype), plan.spec
-        results = kernel_of_inputs(weights, data1, data2, spec=spec, space=plan.space)
+        results = kernel_of_inputs(weights, data1, data2, spec=spec, layout=plan.layout)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
-                check_quadratures(network, weights, data, plan.spec, plan.space, readout=readout)
+                check_quadratures(network, weights, data, plan.spec, plan.layout, readout=readout)
     return results
 
 
@@ -280,7 +281,7 @@ def evaluation(
     # Inputs are checked to have as many spatial axes as every window.
     first = images[0] if images else None
     ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
-    return Evaluation(plan, spec, Space(ndim, network.pools or image_readout == "global-average"), quadrature)
+    return Evaluation(plan, spec, PixelLayout(ndim, network.pools or image_readout == "global-average"), quadrature)
 
 
 def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
@@ -303,17 +304,17 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     _, *numbers = plan.program
     terms, means = (v[:0] if loop else v for v in numbers)
-    true = None if on_gpu() and not plan.space.ndim else np.asarray(True)
+    true = None if on_gpu() and not plan.layout.ndim else np.asarray(True)
     # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
     return Weights(terms.astype(dtype), means.astype(dtype), loop, true)
 
 
-def _is_angular(plan: Evaluation, *sides: Sequence[np.ndarray | jax.Array]) -> bool:
+def _is_angular(plan: Evaluation, *marginals: Sequence[np.ndarray | jax.Array]) -> bool:
     """Whether kernels of these inputs are functions of their angles; not inside a transformation."""
     # GPUs write short programs out, in one kernel for all steps.
-    if plan.space.ndim or not plan.spec.homogeneous or (on_gpu() and not plan.spec.loop):
+    if plan.layout.ndim or not plan.spec.homogeneous or (on_gpu() and not plan.spec.loop):
         return False
-    return all(x is side[0] and not isinstance(x, jax.core.Tracer) for side in sides for x in side)
+    return all(x is side[0] and not isinstance(x, jax.core.Tracer) for side in marginals for x in side)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -326,7 +327,7 @@ def _series(
 
 
 def weights_of_series(series: np.ndarray, dtype: np.dtype) -> Weights:
-    """Returns the numbers of a program whose outputs are series in the angle, see `nngp_dag.kernels.angular`."""
+    """Returns the numbers of a program whose outputs are series in the angle, see `backends.chebyshev`."""
     empty = np.zeros(0, dtype)
     with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
         return Weights(empty, empty, None, None if on_gpu() else np.asarray(True), series.astype(dtype))

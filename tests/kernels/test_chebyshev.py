@@ -8,12 +8,13 @@ import pytest
 from numpy.polynomial import chebyshev
 
 import nngp_dag as nd
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, Dense, Edge, Op, Scale, build_network, zoo
+from nngp_dag.graph import Dag, Dense, Edge, Op, Scale, zoo
 from nngp_dag.graph.operations import HE_STD
-from nngp_dag.kernels import blocks
-from nngp_dag.kernels.angular import at_angles, series_of
-from nngp_dag.kernels.kernel import evaluation, make_rules
+from nngp_dag.kernels import blocking
+from nngp_dag.kernels._kernel import evaluation, make_rules
+from nngp_dag.kernels.backends.chebyshev import at_angles, series_of
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 6)) * 10.0 ** RNG.uniform(-3, 3, size=(9, 1))
@@ -74,7 +75,7 @@ def series_are_used(monkeypatch):
     """Fails where the kernel comes from the recursion."""
     calls = []
     monkeypatch.setattr(
-        blocks.angular, "position", lambda *args, of=blocks.angular.position: (calls.append(1), of(*args))[1]
+        blocking.angular, "position", lambda *args, of=blocking.angular.position: (calls.append(1), of(*args))[1]
     )
     jax.clear_caches()
     yield
@@ -229,24 +230,26 @@ def test_a_series_that_does_not_hold_is_not_used(dag, stem, dtype):
 def test_graphs_of_all_kinds_share_a_compilation():
     x = X[:, :4].astype(np.float32)
     nd.kernel(zoo.chain(2), x)
-    compiled = blocks.kernel_of_inputs._cache_size()
+    compiled = blocking.kernel_of_inputs._cache_size()
     for dag in (MIXED, zoo.ladder(9), zoo.random_dag(12, seed=1), Dag.from_code("2_22_222")):
         nd.kernel(dag, x)
-    assert blocks.kernel_of_inputs._cache_size() == compiled
+    assert blocking.kernel_of_inputs._cache_size() == compiled
 
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_no_temporary_grows_as_n_squared(stacked):
-    from nngp_dag.kernels.angular import spec_of_series
-    from nngp_dag.kernels.kernel import weights_of_series
-    from nngp_dag.kernels.space import Space
+    from nngp_dag.kernels._kernel import weights_of_series
+    from nngp_dag.kernels.backends.chebyshev import spec_of_series
+    from nngp_dag.kernels.pixel_layout import PixelLayout
 
     n = 4096 if jax.default_backend() == "cpu" else 32768
     outputs = 8 if stacked else 1
     weights = weights_of_series(np.ones((outputs, 2, 128)), np.dtype(np.float32))
     x = [jax.ShapeDtypeStruct((n, 64), jnp.float32)]
     spec = spec_of_series(outputs, True, stacked)
-    memory = blocks.kernel_of_inputs.lower(weights, x, None, spec=spec, space=Space()).compile().memory_analysis()
+    memory = (
+        blocking.kernel_of_inputs.lower(weights, x, None, spec=spec, layout=PixelLayout()).compile().memory_analysis()
+    )
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * outputs * n * n * 4
     assert memory.temp_size_in_bytes < n * n * 4

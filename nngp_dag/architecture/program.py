@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nngp_dag.graph.network import Network
-from nngp_dag.graph.normal_form import Law, normal_form, rows
+from nngp_dag.architecture._normal_form import EdgeKind, normal_form, rows
+from nngp_dag.architecture.network import Network
 from nngp_dag.graph.operations import AvgPool, Dense, Op, is_weighted
 
 
@@ -41,7 +41,7 @@ class MeanTerm(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A law that is evaluated at a node, and the slot of its result."""
+    """A kind that is evaluated at a node, and the slot of its result."""
 
     op: Dense
     slot: int
@@ -54,7 +54,7 @@ class Step(NamedTuple):
       terms: The summands.
       slot: Where the sum is kept.
       node: The node whose covariance this is, or None for that of two nodes.
-      fields: Laws evaluated at the node.
+      fields: KernelClasses evaluated at the node.
     """
 
     terms: tuple[Term, ...]
@@ -149,7 +149,7 @@ class _Planner:
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
         self.weights: list[float | int] = []
-        self.field_slot: dict[Law, int] = {(i, None): i for i in range(self.dag.num_inputs)}
+        self.field_slot: dict[EdgeKind, int] = {(i, None): i for i in range(self.dag.num_inputs)}
         # None where no field reaches both nodes.
         self.sum_slot: dict[tuple[int, int], int | None] = {}
         self.leaving: list[dict[Dense, None]] = [{} for _ in range(self.dag.num_nodes)]
@@ -205,11 +205,11 @@ class _Planner:
         table, _ = rows(self.network)
         for node in sorted(table):
             a, _ = table[node]
-            self.add((node, node), [(Term(self.field_slot[law]), weight) for law, weight in a.items()])
+            self.add((node, node), [(Term(self.field_slot[kind]), weight) for kind, weight in a.items()])
         sums: list[dict[MeanTerm, float | int]] = []
         for node in range(self.dag.num_nodes if self.network.has_means else 0):
             _, b = table.get(node, ({}, {}))
-            sums.append({MeanTerm(self.field_slot[law], None): weight for law, weight in b.items()})
+            sums.append({MeanTerm(self.field_slot[kind], None): weight for kind, weight in b.items()})
         return self.finish(sums)
 
     def plan_pairs(self) -> Program | None:

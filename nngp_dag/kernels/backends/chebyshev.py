@@ -26,12 +26,12 @@ from jax import lax
 from numpy.polynomial import chebyshev
 
 from nngp_dag.activations import ABRelu, get_activation
+from nngp_dag.architecture.program import MeanTerm, Program, Structure
 from nngp_dag.graph import Dense
-from nngp_dag.graph.program import MeanTerm, Program, Structure
+from nngp_dag.kernels.backends.unrolled import Kernels, Spec
 from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.dual.arcsine import double_arcsine
-from nngp_dag.kernels.engine import Kernels, Spec
-from nngp_dag.kernels.law import Rules
+from nngp_dag.kernels.layer_rules import Rules
 
 # Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
 _ANGLES = 256

@@ -11,7 +11,8 @@ import pytest
 import nngp_dag as nd
 from nngp_dag import activations
 from nngp_dag.graph import Edge, Op
-from nngp_dag.kernels import blocks, device, fused
+from nngp_dag.kernels import blocking, device
+from nngp_dag.kernels.backends import pallas
 
 DAG = nd.Dag.from_code("2_21_112")
 TWO = nd.Dag(
@@ -42,11 +43,11 @@ def like_a_gpu(monkeypatch):
     sizes = device._ON_GPU._replace(tile=64, multiple=32)
     for module in (device, blocks):
         monkeypatch.setattr(module, "block_sizes", lambda: sizes)
-    kernel = sys.modules["nngp_dag.kernels.kernel"]
+    kernel = sys.modules["nngp_dag.kernels._kernel"]
     monkeypatch.setattr(kernel, "on_gpu", lambda: True)
     monkeypatch.setattr(kernel, "_WRITTEN_OUT_ENTRIES", 0)
     monkeypatch.setattr(device, "on_gpu", lambda: True)
-    monkeypatch.setattr(blocks, "compiles_triton", lambda: True)
+    monkeypatch.setattr(blocking, "compiles_triton", lambda: True)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -60,8 +61,8 @@ def interpreted(like_a_gpu, monkeypatch):
         calls.append(options)
         return fused_tile(*args, **options, interpret=True)
 
-    fused_tile = fused.write_tile
-    monkeypatch.setattr(fused, "write_tile", write_tile)
+    fused_tile = pallas.write_tile
+    monkeypatch.setattr(pallas, "write_tile", write_tile)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
     return calls
 

@@ -6,8 +6,9 @@ from graph_cases import any_dags, assert_same_network, dags, kernels_of_tables, 
 from hypothesis import given, settings
 
 import nngp_dag as nd
+from nngp_dag.architecture import normal_form
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import Dag, Edge, Op, normal_form
+from nngp_dag.graph import Dag, Edge, Op
 
 BY_HAND = {
     # Columns: the stem, then the weighted edges that leave node 0, 1, 2.

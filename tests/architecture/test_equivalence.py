@@ -5,14 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
+from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import AvgPool, Dag, Dense, Network, Scale, build_network, zoo
-from nngp_dag.graph.laws import Laws
+from nngp_dag.graph import AvgPool, Dag, Dense, Scale, zoo
 
 
 def laws_of(dags, **options):
-    laws = Laws()
-    return [laws.add(build_network(dag, **options)) for dag in dags]
+    kernel_classes = KernelClasses()
+    return [kernel_classes.add(build_network(dag, **options)) for dag in dags]
 
 
 def test_all_codes_of_three_blocks():
@@ -22,23 +23,23 @@ def test_all_codes_of_three_blocks():
             networks[code] = Network(Dag.from_code(code))
         except GraphError:
             continue
-    laws = Laws()
-    found = {code: laws.add(network) for code, network in networks.items()}
+    kernel_classes = KernelClasses()
+    found = {code: kernel_classes.add(network) for code, network in networks.items()}
     assert (len(found), len(set(found.values()))) == (662, 83)
-    # Neither the order nor the company of a network changes its law.
-    again = Laws()
+    # Neither the order nor the company of a network changes its digest.
+    again = KernelClasses()
     assert {code: again.add(networks[code]) for code in reversed(networks)} == found
-    assert Laws().add(networks["2_21_112"]) == found["2_21_112"]
+    assert KernelClasses().add(networks["2_21_112"]) == found["2_21_112"]
 
 
 def test_homogeneous_operations_move_factors():
     """A sum of two skips before a layer, or of the same fields after it."""
     one, other = (build_network(Dag.from_code(code)) for code in ("1_11_112", "2_11_111"))
-    strict, loose = Laws(), Laws(lambda op: True)
+    strict, loose = KernelClasses(), KernelClasses(lambda op: True)
     assert strict.add(one) != strict.add(other)
     assert loose.add(one) == loose.add(other)
     # One operation that is not, as one with biases, and factors stay where they are.
-    partly = Laws(lambda op: op.b_std is None)
+    partly = KernelClasses(lambda op: op.b_std is None)
     one, other = (build_network(Dag.from_code(code), b_std=0.1) for code in ("1_11_112", "2_11_111"))
     assert partly.add(one) != partly.add(other)
 
@@ -61,7 +62,7 @@ def test_equal_and_different_laws(one, other):
 
 
 def test_two_branches_alike_are_one_law_twice():
-    """Two branches of equal law add up: as covariances, A = 2; a shared one would have A = 4."""
+    """Two branches of equal digest add up: as covariances, A = 2; a shared one would have A = 4."""
     apart = Dag.from_edges([(0, 1, "weighted"), (0, 2, "weighted"), (1, 3, "skip"), (2, 3, "skip")])
     together = Dag.from_edges([(0, 1, "weighted"), (1, 2, "skip"), (1, 3, "skip"), (2, 3, "skip")])
     scaled = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0))])
@@ -95,8 +96,8 @@ class Named:
 
 def test_operations_that_read_alike_are_told_apart():
     dags = [Dag.from_edges([(0, 1, Dense(activation=activation))]) for activation in (Named(), Named())]
-    laws = Laws()
-    assert laws._text(dags[0].edges[0].op) != laws._text(dags[1].edges[0].op)
+    kernel_classes = KernelClasses()
+    assert kernel_classes._text(dags[0].edges[0].op) != kernel_classes._text(dags[1].edges[0].op)
 
 
 def test_aggregation_counts():
@@ -106,20 +107,20 @@ def test_aggregation_counts():
 
 def test_what_no_table_describes():
     with pytest.raises(GraphError, match=r"one output and no pooling, got pooling; use `nngp_dag.kernel`"):
-        Laws().add(Network(Dag.from_edges([(0, 1, AvgPool((2, 2)))])))
+        KernelClasses().add(Network(Dag.from_edges([(0, 1, AvgPool((2, 2)))])))
     with pytest.raises(GraphError, match="one output and no pooling, got 2 outputs"):
-        Laws().add(Network(Dag.from_edges([(0, 1, "skip"), (0, 2, "weighted")], output=[1, 2])))
+        KernelClasses().add(Network(Dag.from_edges([(0, 1, "skip"), (0, 2, "weighted")], output=[1, 2])))
 
 
 def test_the_program_evaluates_every_law_once():
-    laws = Laws()
+    kernel_classes = KernelClasses()
     dags = [Dag.from_code(code) for code in ("2_02_002", "2_02", "2", "2_02_002")]
-    outputs = [laws.add(Network(dag)) for dag in dags]
-    structure = laws.program(outputs).structure
+    outputs = [kernel_classes.add(Network(dag)) for dag in dags]
+    structure = kernel_classes.program(outputs).structure
     # Nodes 0 to 3 of the chain, which has the shorter ones in it.
     assert len(structure.steps) == 4
     assert structure.outputs == (3, 2, 1, 3)
-    with_readout = laws.program(outputs, Dense(activation=None))
+    with_readout = kernel_classes.program(outputs, Dense(activation=None))
     assert len(with_readout.structure.steps) == 7
     assert len(set(with_readout.structure.outputs)) == 3
     assert with_readout.structure.outputs[0] == with_readout.structure.outputs[3]
@@ -127,9 +128,9 @@ def test_the_program_evaluates_every_law_once():
 
 
 def test_a_program_holds_only_what_its_outputs_need():
-    laws = Laws()
-    chain, wide = (laws.add(Network(Dag.from_code(code))) for code in ("2_02_002", "2_22_222"))
-    assert len(laws.program([chain]).structure.steps) == 4
-    assert len(laws.program([wide]).structure.steps) == 4
+    kernel_classes = KernelClasses()
+    chain, wide = (kernel_classes.add(Network(Dag.from_code(code))) for code in ("2_02_002", "2_22_222"))
+    assert len(kernel_classes.program([chain]).structure.steps) == 4
+    assert len(kernel_classes.program([wide]).structure.steps) == 4
     # Nodes 0 and 1 are shared.
-    assert len(laws.program([chain, wide]).structure.steps) == 6
+    assert len(kernel_classes.program([chain, wide]).structure.steps) == 6

@@ -7,8 +7,9 @@ import networkx as nx
 import pytest
 
 import nngp_dag as nd
+from nngp_dag.architecture import Network, build_network, normal_form
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Network, Op, Scale, build_network, normal_form
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 
 SKIP, WEIGHTED = Op.SKIP, Op.WEIGHTED
 ACT_FIRST = Dense(order="act-linear")

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nngp_dag.architecture.program import Field, Program, Step, Structure
 from nngp_dag.graph import Dense
-from nngp_dag.graph.program import Field, Program, Step, Structure
-from nngp_dag.kernels import law
-from nngp_dag.kernels.law import Rules, Sides, Summand, Value
-from nngp_dag.kernels.space import Space
+from nngp_dag.kernels import layer_rules
+from nngp_dag.kernels.layer_rules import KernelState, Marginals, Rules, Summand
+from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Terms that one turn adds up; longer sums take several turns.
 _TERMS = 4
@@ -269,7 +269,7 @@ def _put(stack: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def run_loop_moments(
-    tables: Tables, structure: Structure, fields: Sequence[Value], mu: Sequence[jax.Array], rules: Rules
+    tables: Tables, structure: Structure, fields: Sequence[KernelState], mu: Sequence[jax.Array], rules: Rules
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs the recursion for inputs with themselves.
 
@@ -285,7 +285,7 @@ def run_loop_moments(
       computed; None where all means are 0.
     """
     ops = operations(structure)
-    space = Space(paired=True)
+    layout = PixelLayout(paired=True)
     like = fields[0].k
     count, turns = len(fields), tables.op.shape[0]
     num_nodes = tables.nodes.shape[0]
@@ -302,9 +302,11 @@ def run_loop_moments(
     def apply(op: Dense | None, variance: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
         if op is None:
             return jnp.zeros_like(variance), jnp.zeros_like(variance)
-        given = Sides(variance, variance, mean, mean) if structure.means else Sides(variance, variance)
-        value, sides = law.apply(op, Value(variance, jnp.zeros_like(variance), None), given, space, rules)
-        return value.k, jnp.zeros_like(mean) if sides.m1 is None else sides.m1
+        given = Marginals(variance, variance, mean, mean) if structure.means else Marginals(variance, variance)
+        value, marginals = layer_rules.apply(
+            op, KernelState(variance, jnp.zeros_like(variance), None), given, layout, rules
+        )
+        return value.k, jnp.zeros_like(mean) if marginals.m1 is None else marginals.m1
 
     def turn(i: jax.Array, state: tuple) -> tuple:
         stack, v, means = state
@@ -327,12 +329,12 @@ def run_loop_moments(
 def run_loop(
     tables: Tables,
     structure: Structure,
-    fields: Sequence[Value],
+    fields: Sequence[KernelState],
     first: Any,
     second: Any,
     rules: Rules,
     equal_norms: bool,
-) -> Value:
+) -> KernelState:
     """Runs the recursion for a block of the kernel.
 
     Args:
@@ -348,27 +350,27 @@ def run_loop(
       The covariances of the output nodes, one above the other, (outputs, N1, N2).
     """
     ops = operations(structure)
-    space = Space()
+    layout = PixelLayout()
     (v1, m1), (v2, m2) = first, second
     count = len(fields)
 
-    def apply(op: Dense | None, total: Value, sides: Sides) -> Value:
+    def apply(op: Dense | None, total: KernelState, marginals: Marginals) -> KernelState:
         if op is None:
             return jax.tree.map(jnp.zeros_like, total)
-        return law.apply(op, total, sides, space, rules)[0]
+        return layer_rules.apply(op, total, marginals, layout, rules)[0]
 
-    def turn(i: jax.Array, stacks: Value) -> Value:
+    def turn(i: jax.Array, stacks: KernelState) -> KernelState:
         of_sum = v1[count + 2 * i][:, None], v2[count + 2 * i][None]
         places = tables.term_places[i]
         shares = (None, None) if equal_norms else (v1[places][:, :, None], v2[places][:, None])
         values = jax.tree.map(lambda stack: stack[tables.terms[i]], stacks)
         summands = Summand(tables.weights[i][:, None, None], values, *shares)
-        total = law.add_up(summands, *((None, None) if equal_norms else of_sum))
+        total = layer_rules.add_up(summands, *((None, None) if equal_norms else of_sum))
         node = tables.node[i]
-        sides = Sides(*of_sum)
+        marginals = Marginals(*of_sum)
         if structure.means:
-            sides = Sides(*of_sum, m1[node][:, None], m2[node][None])
-        field = lax.switch(tables.op[i], [lambda v, s, op=op: apply(op, v, s) for op in (*ops, None)], total, sides)
+            marginals = Marginals(*of_sum, m1[node][:, None], m2[node][None])
+        field = lax.switch(tables.op[i], [lambda v, s, op=op: apply(op, v, s) for op in (*ops, None)], total, marginals)
         return jax.tree.map(
             lambda stack, v, f: _put(_put(stack, v, tables.store[i]), f, tables.field[i]), stacks, total, field
         )
@@ -377,8 +379,8 @@ def run_loop(
     return jax.tree.map(lambda stack: stack[jnp.asarray(tables.outputs)], stacks)
 
 
-def sides_of_outputs(tables: Tables, first: Any, second: Any) -> Sides:
+def sides_of_outputs(tables: Tables, first: Any, second: Any) -> Marginals:
     """Returns variances and means of the output nodes, (outputs, N1, 1) and (outputs, 1, N2)."""
     places, nodes = jnp.asarray(tables.output_places), jnp.asarray(tables.output_nodes)
     v = first.v[places][:, :, None], second.v[places][:, None, :]
-    return Sides(*v) if first.m is None else Sides(*v, first.m[nodes][:, :, None], second.m[nodes][:, None, :])
+    return Marginals(*v) if first.m is None else Marginals(*v, first.m[nodes][:, :, None], second.m[nodes][:, None, :])

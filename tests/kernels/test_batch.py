@@ -5,30 +5,31 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
+from nngp_dag.architecture import build_network
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import Dag, build_network, zoo
-from nngp_dag.kernels import blocks
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
+from nngp_dag.graph import Dag, zoo
+from nngp_dag.kernels import blocking
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 X = np.random.default_rng(0).normal(size=(12, 7))
 
 
 def together(dags, x=X, *, readout=True, parameterization="ntk", width=None, batch=4, **options):
     """NNGP and NTK of every DAG."""
-    laws = new_laws()
+    kernel_classes = new_kernel_classes()
     networks = [build_network(dag, **options) for dag in dags]
-    of_dag = [laws.add(network) for network in networks]
+    of_dag = [kernel_classes.add(network) for network in networks]
     rules = make_rules(parameterization, width)
-    stacks = kernels_of_laws(
-        laws, list(dict.fromkeys(of_dag)), networks[0], x, readout=readout, rules=rules, batch=batch
+    stacks = kernels_of_classes(
+        kernel_classes, list(dict.fromkeys(of_dag)), networks[0], x, readout=readout, rules=rules, batch=batch
     )
     found = {}
     for stack in stacks:
-        assert stack.nngp.shape == stack.ntk.shape == (len(stack.laws), len(x), len(x))
-        assert len(stack.laws) <= batch
-        found |= {law: (k, t) for law, k, t in zip(stack.laws, stack.nngp, stack.ntk, strict=True)}
-    return [found[law] for law in of_dag]
+        assert stack.nngp.shape == stack.ntk.shape == (len(stack.digests), len(x), len(x))
+        assert len(stack.digests) <= batch
+        found |= {digest: (k, t) for digest, k, t in zip(stack.digests, stack.nngp, stack.ntk, strict=True)}
+    return [found[digest] for digest in of_dag]
 
 
 RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
@@ -90,8 +91,8 @@ def test_tiles_agree_with_one_by_one(monkeypatch):
     """Two whole tiles and a remainder; inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
     x[15], x[3] = x[1] + 1e-9, 0
-    small = blocks.block_sizes()._replace(stacked_tile=4, loop=256)
-    monkeypatch.setattr(blocks, "block_sizes", lambda: small)
+    small = blocking.block_sizes()._replace(stacked_tile=4, loop=256)
+    monkeypatch.setattr(blocking, "block_sizes", lambda: small)
     jax.clear_caches()
     found = together(RANDOM, x, b_std=0.2)
     jax.clear_caches()
@@ -103,7 +104,7 @@ def test_tiles_agree_with_one_by_one(monkeypatch):
 
 
 def test_all_batches_share_one_program():
-    from nngp_dag.kernels.blocks import kernel_of_inputs
+    from nngp_dag.kernels.blocking import kernel_of_inputs
 
     x = np.random.default_rng(1).normal(size=(5, 3))
     before = kernel_of_inputs._cache_size()
@@ -150,21 +151,21 @@ def test_bad_inputs_and_multiplicities():
 @pytest.mark.slow
 def test_the_classes_of_a_space_are_its_different_kernels():
     x = np.random.default_rng(0).normal(size=(4, 6))
-    laws, classes = new_laws(), {}
+    kernel_classes, classes = new_kernel_classes(), {}
     for code in zoo.codes(3):
         try:
             network = build_network(Dag.from_code(code))
         except GraphError:
             continue
-        classes.setdefault(laws.add(network), []).append(network)
+        classes.setdefault(kernel_classes.add(network), []).append(network)
     assert len(classes) == 77
     rules = make_rules("ntk", None)
     first = next(iter(classes.values()))[0]
-    stacks = list(kernels_of_laws(laws, list(classes), first, x, readout=True, rules=rules, batch=77))
-    found = {law: ntk for stack in stacks for law, ntk in zip(stack.laws, stack.ntk, strict=True)}
-    for law, networks in classes.items():
+    stacks = list(kernels_of_classes(kernel_classes, list(classes), first, x, readout=True, rules=rules, batch=77))
+    found = {digest: ntk for stack in stacks for digest, ntk in zip(stack.digests, stack.ntk, strict=True)}
+    for digest, networks in classes.items():
         for network in {networks[0], networks[-1]}:
-            np.testing.assert_allclose(found[law], nd.kernel(network.dag, x, get="ntk"), rtol=1e-12)
+            np.testing.assert_allclose(found[digest], nd.kernel(network.dag, x, get="ntk"), rtol=1e-12)
     different = np.stack(list(found.values())).reshape(77, -1)
     gaps = np.abs(different[:, None] / different[None] - 1).max(axis=2)
     assert gaps[~np.eye(77, dtype=bool)].min() > 1e-4

@@ -8,12 +8,13 @@ import pytest
 from oracles import joint_kernels
 
 import nngp_dag as nd
+from nngp_dag.architecture import Network, build_network
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Dag, Dense, Edge, Network, Op, Scale, build_network
+from nngp_dag.graph import AvgPool, Dag, Dense, Edge, Op, Scale
 
 # Not by `import ... as`, which would take the functions of these names.
-planning = importlib.import_module("nngp_dag.graph.program")
-evaluating = importlib.import_module("nngp_dag.kernels.kernel")
+planning = importlib.import_module("nngp_dag.architecture.program")
+evaluating = importlib.import_module("nngp_dag.kernels._kernel")
 SKIP, WEIGHTED = Op.SKIP, Op.WEIGHTED
 X = np.random.default_rng(0).normal(size=(3, 5))
 PLANS = {

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from nngp_dag.kernels.engine import Kernels, Moments, Spec, Weights, propagate
-from nngp_dag.kernels.law import Value
-from nngp_dag.kernels.space import Space
+from nngp_dag.kernels.backends.unrolled import Kernels, Moments, Spec, Weights, propagate
+from nngp_dag.kernels.layer_rules import KernelState
+from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Rows and columns that a program of the grid computes, and the warps that share them: four entries for each thread,
 # since the dozens of intermediate values of an entry fill its registers. Squares of `_SIDE` are transposed.
@@ -28,7 +28,7 @@ Side = tuple[jax.Array, Sequence[jax.Array], Moments]
 
 def write_tile(
     results: Kernels,
-    values: Sequence[Value],
+    values: Sequence[KernelState],
     rows: Side,
     columns: Side,
     starts: tuple[jax.Array, jax.Array],
@@ -79,10 +79,10 @@ def write_tile(
         kernels = propagate(
             spec,
             Weights(terms, means, None, None),  # pyright: ignore[reportArgumentType]
-            [Value(k[...], gap[...], None) for k, gap in squares],
+            [KernelState(k[...], gap[...], None) for k, gap in squares],
             (q1, q2),
             (moments1, moments2),
-            Space(),
+            PixelLayout(),
             channels,
         )
         i = starts[0] + pl.program_id(0) * _DOWN

@@ -9,24 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag.architecture import Network
+from nngp_dag.architecture.equivalence import KernelClasses
+from nngp_dag.architecture.program import Program
 from nngp_dag.errors import within_memory
-from nngp_dag.graph import Dense, Network
-from nngp_dag.graph.laws import Laws
-from nngp_dag.graph.program import Program
-from nngp_dag.kernels.angular import series_of, spec_of_series, together
-from nngp_dag.kernels.blocks import kernel_of_inputs
-from nngp_dag.kernels.engine import Kernels, Spec
-from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.kernel import (
+from nngp_dag.graph import Dense
+from nngp_dag.kernels._kernel import (
     Evaluation,
     check_range,
     is_homogeneous,
     weights_of,
     weights_of_series,
 )
-from nngp_dag.kernels.law import Rules
-from nngp_dag.kernels.loop import Sizes, loop_structure, sizes_of
-from nngp_dag.kernels.space import Space
+from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
+from nngp_dag.kernels.backends.loop import Sizes, loop_structure, sizes_of
+from nngp_dag.kernels.backends.unrolled import Kernels, Spec
+from nngp_dag.kernels.blocking import kernel_of_inputs
+from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
+from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Kernels so small that some too many cost less than a compilation.
 _SMALL_ENTRIES = 1 << 16
@@ -38,23 +39,23 @@ class Stack(NamedTuple):
     """Kernels of several networks.
 
     Attributes:
-      laws: Their outputs' laws.
+      digests: The classes of their outputs.
       nngp: E[f f'], (networks, N, N).
       ntk: The neural tangent kernels, likewise.
     """
 
-    laws: tuple[str, ...]
+    digests: tuple[str, ...]
     nngp: np.ndarray
     ntk: np.ndarray
 
 
-def new_laws() -> Laws:
-    """Returns `Laws` that know which operations are homogeneous."""
-    return Laws(lambda op: is_homogeneous([op]))
+def new_kernel_classes() -> KernelClasses:
+    """Returns `KernelClasses` that know which operations are homogeneous."""
+    return KernelClasses(lambda op: is_homogeneous([op]))
 
 
-def kernels_of_laws(
-    laws: Laws,
+def kernels_of_classes(
+    kernel_classes: KernelClasses,
     outputs: Sequence[str],
     network: Network,
     x: ArrayLike,
@@ -67,11 +68,11 @@ def kernels_of_laws(
     """Computes the kernels of networks without convolutions and pooling, in batches.
 
     All batches share one compiled program: of series in the angle where the networks have them, otherwise a loop over
-    the laws of all nodes. Memory: that of a `Stack`, twice.
+    the classes of all nodes. Memory: that of a `Stack`, twice.
 
     Args:
-      laws: Where the networks were taken in.
-      outputs: The different laws of their outputs.
+      kernel_classes: Where the networks were taken in.
+      outputs: The different classes of their outputs.
       network: One of them; all agree in stem, readout and layer.
       x: Inputs, (N, ...), for every input node.
       readout: Whether the readout follows.
@@ -92,25 +93,25 @@ def kernels_of_laws(
     with precision_of(dtype):
         inputs: Any = jnp.asarray(data, dtype)
     operation = _readout(network) if readout else None
-    series = _series(laws, outputs, network, operation, rules, data.shape[1], dtype)
-    with_series = [law for law in outputs if law in series]
+    series = _series(kernel_classes, outputs, network, operation, rules, data.shape[1], dtype)
+    with_series = [digest for digest in outputs if digest in series]
     if with_series:
-        all_series, size = together([series[law] for law in with_series]), _size(with_series, batch, data)
+        all_series, size = together([series[digest] for digest in with_series]), _size(with_series, batch, data)
         for part in _parts(range(len(with_series)), batch):
             if all(with_series[i] in known for i in part):
                 continue
             with precision_of(dtype), _fitting(part, data):
                 weights = weights_of_series(all_series[_filled(part, size)], dtype)
                 spec = spec_of_series(size, True, stacked=True)
-                found = kernel_of_inputs(weights, [inputs], None, spec=spec, space=Space())
+                found = kernel_of_inputs(weights, [inputs], None, spec=spec, layout=PixelLayout())
             yield _stack([with_series[i] for i in part], found)
             del found
 
-    without = [law for law in outputs if law not in series]
+    without = [digest for digest in outputs if digest not in series]
     if not without:
         return
     size = _size(without, batch, data)
-    programs = [laws.program(tuple(_filled(part, size)), operation) for part in _parts(without, batch)]
+    programs = [kernel_classes.program(tuple(_filled(part, size)), operation) for part in _parts(without, batch)]
     least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
     for part, program in zip(_parts(without, batch), programs, strict=True):
         if known.issuperset(part):
@@ -119,7 +120,7 @@ def kernels_of_laws(
         with precision_of(dtype), _fitting(part, data):
             weights = weights_of(plan, dtype, least)
             several = [inputs] * program.structure.num_inputs
-            found = kernel_of_inputs(weights, several, None, spec=plan.spec, space=Space())
+            found = kernel_of_inputs(weights, several, None, spec=plan.spec, layout=PixelLayout())
         yield _stack(part, found)
         del found
 
@@ -131,7 +132,7 @@ def _fitting(part: Sequence[Any], data: np.ndarray | jax.Array) -> AbstractConte
 
 
 def _series(
-    laws: Laws,
+    kernel_classes: KernelClasses,
     outputs: Sequence[str],
     network: Network,
     readout: Dense | None,
@@ -139,13 +140,13 @@ def _series(
     channels: int,
     dtype: np.dtype,
 ) -> dict[str, np.ndarray]:
-    """Returns the series of those laws that have them, see `nngp_dag.kernels.angular`."""
+    """Returns the series of those classes that have them, see `backends.chebyshev`."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(outputs, _SERIES):
-        plan = _plan(laws.program(tuple(part), readout), network, rules)
+        plan = _plan(kernel_classes.program(tuple(part), readout), network, rules)
         check_range(plan.program, dtype)
         series = series_of(plan.program, plan.spec, channels, dtype)
-        found |= {law: v for law, v in zip(part, series, strict=True) if v is not None}
+        found |= {digest: v for digest, v in zip(part, series, strict=True) if v is not None}
     return found
 
 
@@ -184,7 +185,7 @@ def _plan(program: Program, network: Network, rules: Rules) -> Evaluation:
         loop=True,
         stacked=True,
     )
-    return Evaluation(program, spec, Space(), False)
+    return Evaluation(program, spec, PixelLayout(), False)
 
 
 def _readout(network: Network) -> Dense:

@@ -14,16 +14,17 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, get_activation
+from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, as_path, check_callable, shown
-from nngp_dag.graph import Dag, Dense, Network, build_network
-from nngp_dag.graph.laws import Laws
+from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
 from nngp_dag.kernels import kernel
+from nngp_dag.kernels._gram import bytes_of
+from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.kernels.dual import dual
-from nngp_dag.kernels.gram import bytes_of
 from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
-from nngp_dag.kernels.kernel import make_rules
-from nngp_dag.kernels.many import kernels_of_laws, new_laws
 from nngp_dag.report.sweep_files import SweepDirectory
 from nngp_dag.storage import claimed
 from nngp_dag.theory import lambda_min_bracket, spectrum
@@ -69,7 +70,7 @@ def sweep(
 ) -> "pandas.DataFrame":
     """Computes exact kernels and their extreme eigenvalues for a whole list of DAGs.
 
-    DAGs of equal normal form, up to nodes of equal law, have equal kernels: these are computed once, and reported as
+    DAGs of equal normal form, up to nodes with equal kernels, have equal kernels: computed once, and reported as
     one `kernel_class`. What several kernels share, down to single nodes, is evaluated once too, and all of it by one
     compiled program. Networks with convolutions, pooling or `Quadrature` are evaluated one by one.
 
@@ -147,13 +148,13 @@ def sweep(
     batch = _batch(bytes_of(memory_budget), data)
 
     rows = list(_rows(dags))
-    laws, classes = new_laws(), {}
+    kernel_classes, classes = new_kernel_classes(), {}
     networks: dict[Dag, tuple[str, str]] = {}
     for row in rows:
         if row.dag is None:
             continue
         if row.dag not in networks:
-            networks[row.dag] = _classify(row.dag, laws, options, readout, image_readout, data)
+            networks[row.dag] = _classify(row.dag, kernel_classes, options, readout, image_readout, data)
         row.kernel_class, row.reason = networks[row.dag]
         if row.kernel_class:
             classes.setdefault(row.kernel_class, row.dag)
@@ -183,11 +184,11 @@ def sweep(
         if directory is not None:
             found = directory.prepare(settings, resume=resume, overwrite=overwrite)
         known = frozenset(found)
-        alone = {law for law in classes if _is_alone(build_network(classes[law], **options))}
-        together = [law for law in classes if law not in alone]
+        alone = {digest for digest in classes if _is_alone(build_network(classes[digest], **options))}
+        together = [digest for digest in classes if digest not in alone]
 
-        def num_inputs(law: str) -> int:
-            return classes[law].num_inputs
+        def num_inputs(digest: str) -> int:
+            return classes[digest].num_inputs
 
         def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
             # Networks of several inputs have other scales; beside them the others would round otherwise.
@@ -195,15 +196,15 @@ def sweep(
                 group = [*listed]
                 if known.issuperset(group):
                     continue
-                for stack in kernels_of_laws(
-                    laws, group, plain, data, readout=readout, rules=rules, batch=batch, known=known
+                for stack in kernels_of_classes(
+                    kernel_classes, group, plain, data, readout=readout, rules=rules, batch=batch, known=known
                 ):
-                    yield from zip(stack.laws, zip(stack.nngp, stack.ntk, strict=True), strict=True)
-            for law in (law for law in classes if law in alone and law not in known):
+                    yield from zip(stack.digests, zip(stack.nngp, stack.ntk, strict=True), strict=True)
+            for digest in (digest for digest in classes if digest in alone and digest not in known):
                 yield (
-                    law,
+                    digest,
                     _one_kernel(
-                        classes[law],
+                        classes[digest],
                         data,
                         readout=readout,
                         image_readout=image_readout,
@@ -213,17 +214,17 @@ def sweep(
                     ),
                 )
 
-        done = sum(law in known for law in classes)
+        done = sum(digest in known for digest in classes)
         report("kernels and spectra", done, len(classes))
-        for law, matrices in pairs():
-            if law in known:
+        for digest, matrices in pairs():
+            if digest in known:
                 continue
             result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
             if bounds:
-                result |= _bounds(classes[law], data, readout, options, parameterization)
-            found[law] = result
+                result |= _bounds(classes[digest], data, readout, options, parameterization)
+            found[digest] = result
             if directory is not None:
-                directory.add(law, result)
+                directory.add(digest, result)
             done += 1
             report("kernels and spectra", done, len(classes))
 
@@ -262,7 +263,12 @@ def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.nd
 
 
 def _classify(
-    dag: Dag, laws: Laws, options: Mapping[str, Any], readout: bool, image_readout: str, x: np.ndarray
+    dag: Dag,
+    kernel_classes: KernelClasses,
+    options: Mapping[str, Any],
+    readout: bool,
+    image_readout: str,
+    x: np.ndarray,
 ) -> tuple[str, str]:
     """Returns the class of a DAG's kernels, or why it has none."""
     try:
@@ -277,11 +283,11 @@ def _classify(
         if len(dag.outputs) > 1:
             raise GraphError(f"Expected one output, got {len(dag.outputs)}; sweep a graph for each of them")
         if network.pools:
-            return laws.digest_of_edges(network), ""
-        law = laws.add(network)
-        if laws.largest_weight(law) > float(np.finfo(x.dtype).max):
+            return kernel_classes.digest_of_edges(network), ""
+        digest = kernel_classes.add(network)
+        if kernel_classes.largest_weight(digest) > float(np.finfo(x.dtype).max):
             raise GraphError(f"Expected multiplicities of skips whose squares {x.dtype} can hold, got larger ones")
-        return law, ""
+        return digest, ""
     except NngpDagError as error:
         return "", str(error)
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag.architecture import Network, build_network
 from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, within_memory
-from nngp_dag.graph import Dag, Network, build_network
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_flag, check_whole
+from nngp_dag.kernels._kernel import kernel, make_rules
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
-from nngp_dag.kernels.kernel import kernel, make_rules
 from nngp_dag.kernels.result import Kernel, Origin
 
 # The interpreter with JAX (160 MB), the compiler's work on both programs (up to 240 MB) and the temporaries of the
@@ -106,7 +107,7 @@ def gram(
 
     On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy, gram.json, which states the call: graph,
     options, shapes, dtype, tile, versions, and the SHA-256 of the inputs; and tiles.crc, a checksum of every tile. It
-    appears when everything is done. Until then a directory `.<name>.partial` beside it takes up the same space. Killed
+    appears when everything is done. Until then a directory `.<name>.partial` beside it takes up the same layout. Killed
     at any time and called again with the same arguments, by the same versions on the same kind of device, `gram`
     continues after the last tile that reached the disk, and the files have the bits of an unbroken run. Called again
     when `out` is finished, it returns what is there. Either way it reads all tiles that are there first, and refuses
@@ -233,7 +234,7 @@ def _compute(
     height, width = min(plan.tile[0], plan.shape[0] - i), min(plan.tile[1], plan.shape[1] - j)
     blocks = {name: np.asarray(getattr(tile, name), plan.dtype)[:height, :width] for name in ("nngp", "ntk")}
     if diagonal:
-        # Rounding may differ on the two sides of the diagonal.
+        # Rounding may differ on the two marginals of the diagonal.
         blocks = {name: np.where(np.tri(height, k=-1, dtype=bool), v.T, v) for name, v in blocks.items()}
     return blocks
 

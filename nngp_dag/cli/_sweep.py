@@ -98,8 +98,8 @@ def sweep(
 ) -> None:
     """Rank many DAGs by the spectra of their exact kernels, without training."""
     from nngp_dag.report import output_file
+    from nngp_dag.report._sweep import sweep as sweep_dags
     from nngp_dag.report.ranking import rank_correlations
-    from nngp_dag.report.sweep import sweep as sweep_dags
     from nngp_dag.report.sweep_plots import plot_sweep
     from nngp_dag.report.tables import bounds_table, correlation_table, sweep_summary, sweep_table
 

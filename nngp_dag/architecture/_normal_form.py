@@ -3,10 +3,10 @@
 Every weighted edge draws its own weights, so at infinite width its output field is independent of every other
 edge's, and skips only add such fields up: X(t) = sum_e n[t, e] g_e, where n[t, e] counts the skip-only paths from
 the head of e to t (each weighted by the scales along it). Fields of equal operations that leave the same node share one
-law l, so kernels depend on n only through
+kind l, so kernels depend on n only through
 
-    A[t, l] = sum over weighted edges e of law l of n[t, e]^2    (weights of covariances)
-    B[t, l] = sum over weighted edges e of law l of n[t, e]      (weights of means)
+    A[t, l] = sum over weighted edges e of kind l of n[t, e]^2    (weights of covariances)
+    B[t, l] = sum over weighted edges e of kind l of n[t, e]      (weights of means)
 
 Two DAGs with equal tables have equal kernels, exactly.
 """
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nngp_dag.architecture.network import Network
 from nngp_dag.errors import GraphError
 from nngp_dag.graph.dag import Dag
-from nngp_dag.graph.network import Network
 from nngp_dag.graph.operations import Dense, Op
 
-Law = tuple[int, Dense | None]
+EdgeKind = tuple[int, Dense | None]
 """The source of weighted edges and their operation; (i, None) is the stem of input i."""
 
-Row = dict[Law, float | int]
+Row = dict[EdgeKind, float | int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
     dag = network.dag
     # All fields with the same head share n[t, e], so multiplicities are kept per head:
     # multiplicity[t] = {head: sum over skip-only paths head -> t}.
-    laws: list[Counter[Law]] = [Counter() for _ in range(dag.num_nodes)]
+    kinds: list[Counter[EdgeKind]] = [Counter() for _ in range(dag.num_nodes)]
     for node in range(dag.num_inputs):
-        laws[node][node, None] = 1
+        kinds[node][node, None] = 1
     multiplicity: list[dict[int, float | int]] = []
     shared: list[bool] = []
     for node, into in enumerate(network.into):
@@ -65,7 +65,7 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
         shared.append(False)
         for edge in into:
             if isinstance(edge.op, Dense):
-                laws[node][edge.source, edge.op] += 1
+                kinds[node][edge.source, edge.op] += 1
                 continue
             shared[node] |= shared[edge.source] or not carried.keys().isdisjoint(multiplicity[edge.source])
             for head, n in multiplicity[edge.source].items():
@@ -73,7 +73,7 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
                     carried[head] = carried.get(head, 0) + n * network.multiplicity(edge)
                 except OverflowError:
                     raise _too_many(node) from None
-        if laws[node]:
+        if kinds[node]:
             carried[node] = network.factor(node)
         multiplicity.append(carried)
 
@@ -83,14 +83,14 @@ def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
     for node in reversed(range(dag.num_nodes)):
         if node not in needed:
             continue
-        a, b = Counter[Law](), Counter[Law]()
+        a, b = Counter[EdgeKind](), Counter[EdgeKind]()
         shared_skips |= shared[node]
         try:
             for head, n in multiplicity[node].items():
-                for law, edges in laws[head].items():
-                    a[law] += edges * n**2  # type: ignore[assignment]
-                    b[law] += edges * n  # type: ignore[assignment]
-            table[node] = {law: float(n) for law, n in a.items()}, {law: float(n) for law, n in b.items()}
+                for kind, edges in kinds[head].items():
+                    a[kind] += edges * n**2  # type: ignore[assignment]
+                    b[kind] += edges * n  # type: ignore[assignment]
+            table[node] = {kind: float(n) for kind, n in a.items()}, {kind: float(n) for kind, n in b.items()}
         except OverflowError:
             raise _too_many(node) from None
         needed.update(source for source, op in a if op is not None)

@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.kernels import angular
-from nngp_dag.kernels.device import block_sizes, compiles_triton
-from nngp_dag.kernels.dual import gap_of, root
-from nngp_dag.kernels.dual import size as absolute
-from nngp_dag.kernels.engine import (
+from nngp_dag.kernels.backends import chebyshev
+from nngp_dag.kernels.backends.unrolled import (
     Kernels,
     Moments,
     Spec,
@@ -24,7 +21,11 @@ from nngp_dag.kernels.engine import (
     propagate,
     second_moments_of,
 )
-from nngp_dag.kernels.law import Value
+from nngp_dag.kernels.device import block_sizes, compiles_triton
+from nngp_dag.kernels.dual import gap_of, root
+from nngp_dag.kernels.dual import size as absolute
+from nngp_dag.kernels.layer_rules import KernelState
+from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.products import (
     areas,
     center_of,
@@ -39,7 +40,6 @@ from nngp_dag.kernels.products import (
     shifts,
     with_distances,
 )
-from nngp_dag.kernels.space import Space
 from nngp_dag.kernels.tiles import by_rows, by_tiles, mirrored
 
 
@@ -63,42 +63,42 @@ class _Inputs(NamedTuple):
     moments: Moments
 
 
-def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, space: Space) -> _Inputs:
-    paired = space._replace(paired=True)
+def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, layout: PixelLayout) -> _Inputs:
+    paired = layout._replace(paired=True)
     scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
-    of_nodes = [scale if space.ndim else norms([x]) for x in data]
+    of_nodes = [scale if layout.ndim else norms([x]) for x in data]
     values = []
     for x, norm in zip(data, of_nodes, strict=True):
-        if space.full:
+        if layout.full:
             scaled = x * inverse_of(scale, x.ndim)
-            k = jax.vmap(lambda image: images(image[None], image[None], space)[0, 0])(scaled)
-            values.append(Value(k, None, None))
+            k = jax.vmap(lambda image: images(image[None], image[None], layout)[0, 0])(scaled)
+            values.append(KernelState(k, None, None))
             continue
-        if space.ndim:
+        if layout.ndim:
             k = jnp.mean((x * inverse_of(scale, x.ndim)) ** 2, axis=-1)
         else:
             # Vectors over their norms have one second moment; those that are 0 get a scale of 0 in the end.
             k = jnp.ones(1, x.dtype) if spec.equal_norms else (norm * inverse_of(scale)) ** 2
-        values.append(Value(k, jnp.zeros_like(k), None))
+        values.append(KernelState(k, jnp.zeros_like(k), None))
     moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
     return _Inputs(data, of_nodes, scale, [paired.diagonal(value.k) for value in values], moments)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "space"))
+@functools.partial(jax.jit, static_argnames=("spec", "layout"))
 def second_moments(
-    weights: Weights, x: Sequence[jax.Array], *, spec: Spec, space: Space
+    weights: Weights, x: Sequence[jax.Array], *, spec: Spec, layout: PixelLayout
 ) -> tuple[list[jax.Array], Any]:
     """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`.
 
     Of length 1 where all inputs share it, see `_Inputs`.
     """
-    prepared = _prepare(weights, x, spec, space)
+    prepared = _prepare(weights, x, spec, layout)
     return prepared.q, second_moments_of(spec, weights, prepared.moments)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "space"))
+@functools.partial(jax.jit, static_argnames=("spec", "layout"))
 def kernel_of_inputs(
-    weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array] | None, *, spec: Spec, space: Space
+    weights: Weights, x1: Sequence[jax.Array], x2: Sequence[jax.Array] | None, *, spec: Spec, layout: PixelLayout
 ) -> Kernels:
     """Computes the kernels of a network on data.
 
@@ -107,18 +107,18 @@ def kernel_of_inputs(
       x1: For every input node the data, (N1, d), or images (N1, *pixels, channels).
       x2: Likewise (N2, ...), or None for x1.
       spec: The program.
-      space: How axes lie, for blocks.
+      layout: How axes lie, for blocks.
 
     Returns:
       For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
       (outputs, N1, N2).
     """
-    if x2 is None and not space.ndim and len(x1[0]) >= 2 * _tile(spec):
+    if x2 is None and not layout.ndim and len(x1[0]) >= 2 * _tile(spec):
         fused = compiles_triton() and not spec.loop and weights.series is None
         return (_in_registers if fused else _symmetric)(spec, weights, x1)
-    first = _prepare(weights, x1, spec, space)
-    second = first if x2 is None else _prepare(weights, x2, spec, space)
-    between = _Between(spec, space, weights, first, symmetric=x2 is None)
+    first = _prepare(weights, x1, spec, layout)
+    second = first if x2 is None else _prepare(weights, x2, spec, layout)
+    between = _Between(spec, layout, weights, first, symmetric=x2 is None)
     columns, indices = between.ready(between.by_row(second)), jnp.arange(len(second.scale))
     size = block_sizes().product // (len(indices) * between.pixels)
     found = by_rows(
@@ -137,8 +137,8 @@ def _tile(spec: Spec) -> int:
 
 def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
     """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
-    prepared = _prepare(weights, x, spec, Space())
-    between = _Between(spec, Space(), weights, prepared, symmetric=True)
+    prepared = _prepare(weights, x, spec, PixelLayout())
+    between = _Between(spec, PixelLayout(), weights, prepared, symmetric=True)
     count, dtype = x[0].shape[0], x[0].dtype
     sizes = block_sizes()
     # As equal as multiples are, since the last tile moves back over what others have computed.
@@ -151,11 +151,11 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     def put(results: Any, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> Any:
         indices = i + jnp.arange(size), j + jnp.arange(size)
         if fused:
-            from nngp_dag.kernels.fused import write_tile  # imports Pallas
+            from nngp_dag.kernels.backends.pallas import write_tile  # imports Pallas
 
             values = between.values(rows, indices[0], columns, indices[1])
-            sides, channels = (rows[1:], columns[1:]), between.channels
-            return write_tile(results, values, *sides, (i, j), spec=spec, weights=weights, channels=channels)
+            marginals, channels = (rows[1:], columns[1:]), between.channels
+            return write_tile(results, values, *marginals, (i, j), spec=spec, weights=weights, channels=channels)
 
         def both(into: jax.Array, tile: jax.Array) -> jax.Array:
             outputs = (0,) * (tile.ndim - 2)
@@ -164,7 +164,7 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
-    # Series are of no use inside a transformation, see `nngp_dag.kernels.kernel`.
+    # Series are of no use inside a transformation, see `nngp_dag.kernels._kernel`.
     return by_tiles(between.by_row(prepared), count, size, shapes, between.ready, put, weights.series is None)
 
 
@@ -189,14 +189,14 @@ _FEW_CHANNELS = 4
 class _Between:
     """What is computed between rows and columns of inputs, both as `ready` gives them."""
 
-    def __init__(self, spec: Spec, space: Space, weights: Weights, first: _Inputs, symmetric: bool) -> None:
+    def __init__(self, spec: Spec, layout: PixelLayout, weights: Weights, first: _Inputs, symmetric: bool) -> None:
         """`first` are the rows."""
         x = first.data
-        self.spec, self.space, self.weights, self.symmetric = spec, space, weights, symmetric
+        self.spec, self.layout, self.weights, self.symmetric = spec, layout, weights, symmetric
         self.channels = [v.shape[-1] for v in x]
-        self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if space.full else 1)
+        self.pixels = math.prod(x[0].shape[1:-1]) ** (2 if layout.full else 1)
         self.centers = [
-            center_of(v, norm) if is_long(v) and not space.ndim else None
+            center_of(v, norm) if is_long(v) and not layout.ndim else None
             for v, norm in zip(x, first.norms, strict=True)
         ]
 
@@ -215,31 +215,31 @@ class _Between:
         (data, of_centers, of_nodes), scale, q, moments = taken
         # A quotient: numbers over their sizes are exactly 1 or -1.
         over_norms = [over(x, norm, scale) for x, norm in zip(data, of_nodes, strict=True)]
-        if not self.space.ndim:
+        if not self.layout.ndim:
             centers = zip(over_norms, self.centers, strict=True)
             over_norms = [parts(x) if c is None else parts(x - c[None], centered=True) for x, c in centers]
         return list(zip(over_norms, of_centers, strict=True)), scale, q, moments
 
-    def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[Value]:
+    def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[KernelState]:
         """Returns second moments for every input node; i and j are the inputs' indices."""
         (x, _, q1, _), (z, _, q2, _) = rows, columns
         return [self._value(*of, i, j) for of in zip(x, z, q1, q2, strict=True)]
 
-    def _value(self, first: Any, second: Any, q1: jax.Array, q2: jax.Array, i: jax.Array, j: jax.Array) -> Value:
+    def _value(self, first: Any, second: Any, q1: jax.Array, q2: jax.Array, i: jax.Array, j: jax.Array) -> KernelState:
         (x, shift1), (z, shift2) = first, second
-        space = self.space
-        left, right = space.left(q1), space.right(q2)
-        if space.ndim:
+        layout = self.layout
+        left, right = layout.left(q1), layout.right(q2)
+        if layout.ndim:
             diagonal = self._on_diagonal(i, j)
-            diagonal = diagonal.reshape(*diagonal.shape, *[1] * space.ndim)
-            k = images(x, z, space)
-            if space.full:
-                return Value(k, None, None)
+            diagonal = diagonal.reshape(*diagonal.shape, *[1] * layout.ndim)
+            k = images(x, z, layout)
+            if layout.full:
+                return KernelState(k, None, None)
             k = jnp.where(diagonal, left, k)
             # Of few channels the area between two pixels' vectors is a short sum of squares.
             area = areas(x, z) if x.shape[-1] <= _FEW_CHANNELS else None
             gap = gap_of(k, left, right) if area is None else gap_of_area(area, k, left, right)
-            return Value(k, jnp.where(diagonal, 0, gap), None)
+            return KernelState(k, jnp.where(diagonal, 0, gap), None)
 
         def correlation(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
             # An input coincides with itself, whatever the rounding of its products.
@@ -262,11 +262,11 @@ class _Between:
         # directly, which costs more than a matrix product.
         gap = lax.cond(jnp.any(close(False) | close(True)), summed, lambda: coarse)
         if self.spec.equal_norms:
-            return Value(rho, gap, None)
+            return KernelState(rho, gap, None)
         # An input 0 lies over its scale, not over its norm; what is rounded away elsewhere is its derivative here.
         s1, s2 = root(left), root(right)
         k = jnp.where(self._on_diagonal(i, j), left, jnp.where(s1 > 0, s1, 1) * jnp.where(s2 > 0, s2, 1) * rho)
-        return Value(k, jnp.where((s1 > 0) & (s2 > 0), s1 * s2 * gap, s1 * s2 - absolute(k)), None)
+        return KernelState(k, jnp.where((s1 > 0) & (s2 > 0), s1 * s2 * gap, s1 * s2 - absolute(k)), None)
 
     def _opposite(self, first: Any, second: Any) -> tuple[list[jax.Array], list[jax.Array]]:
         """Returns rows, and columns with the other sign; both with their center, so that sums are symmetric."""
@@ -281,14 +281,14 @@ class _Between:
 
         def position(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
             half_distance = jnp.where(self._on_diagonal(i, j), 0, 1 - products(x, z, shift1, shift2))
-            return angular.position(half_distance)
+            return chebyshev.position(half_distance)
 
         coarse = evaluated_once(self.weights.true, position, x, z, shift1, shift2, i, j)
-        limit = angular.position(jnp.asarray(_CLOSE, coarse.dtype))
+        limit = chebyshev.position(jnp.asarray(_CLOSE, coarse.dtype))
 
         def summed(positions: jax.Array, x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
             close = (positions < limit) & ~self._on_diagonal(i, j)
-            return with_distances(positions, close, x, z, block_sizes().cell, angular.position)
+            return with_distances(positions, close, x, z, block_sizes().cell, chebyshev.position)
 
         def corrected() -> jax.Array:
             # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
@@ -310,7 +310,7 @@ class _Between:
             del indices
             values, scale, q, moments = taken
             moments = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments) if spec.loop else moments
-            results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.space, self.channels)
+            results = propagate(spec, self.weights, values, (q, q2), (moments, moments2), self.layout, self.channels)
             back = scale[:, None] * scale2[None, :]
             back = back[None] if spec.stacked else back
             return [(k * back, None if ntk is None else ntk * back) for k, ntk in results]
@@ -319,7 +319,7 @@ class _Between:
             del indices
             positions, scale, *_ = taken
             assert self.weights.series is not None
-            return angular.kernels(self.weights.series, positions, scale[:, None] * scale2[None, :], spec)
+            return chebyshev.kernels(self.weights.series, positions, scale[:, None] * scale2[None, :], spec)
 
         if self.weights.series is None:
             values, block = self.values(rows, i, columns, j), recursion
@@ -341,7 +341,7 @@ def _rows_of_a_block(spec: Spec, weights: Weights, entries: int, dtype: np.dtype
     return max(2, block_sizes().loop // (entries * dtype.itemsize))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
+@functools.partial(jax.jit, static_argnames=("spec", "layout", "channels"))
 def kernel_of_kernel(
     weights: Weights,
     inputs: Sequence[tuple[jax.Array, jax.Array | None]],
@@ -349,7 +349,7 @@ def kernel_of_kernel(
     variances2: Sequence[jax.Array] | None,
     *,
     spec: Spec,
-    space: Space,
+    layout: PixelLayout,
     channels: Sequence[int],
 ) -> Kernels:
     """Computes the kernels of a network from those of its inputs.
@@ -362,17 +362,17 @@ def kernel_of_kernel(
       variances1: For every input node the covariance of the rows' inputs with themselves, (N1, *pixels).
       variances2: Likewise of the columns, or None where they are the rows.
       spec: The program.
-      space: How axes lie, for blocks.
+      layout: How axes lie, for blocks.
       channels: Fan-in of every stem.
 
     Returns:
       For every output NNGP and NTK, (N1, N2, *pixels).
     """
-    paired = space._replace(paired=True)
+    paired = layout._replace(paired=True)
     spec = spec._replace(homogeneous=False)  # inputs are not scaled
 
     def moments(variances: Sequence[jax.Array]) -> tuple[list[jax.Array], Moments]:
-        values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
+        values = [KernelState(k, None if layout.full else jnp.zeros_like(k), None) for k in variances]
         return [paired.diagonal(k) for k in variances], moments_of(spec, weights, values, paired, channels)[0]
 
     q1, moments1 = moments(variances1)
@@ -385,11 +385,11 @@ def kernel_of_kernel(
         diagonal = (indices[:, None] == jnp.arange(count2)[None, :]) & (variances2 is None)
         diagonal = diagonal.reshape(*diagonal.shape, *[1] * (kernels[0][0].ndim - 2))
         values = []
-        for (k, ntk), left, right in zip(kernels, map(space.left, q), map(space.right, q2), strict=True):
-            k = k if space.full else jnp.where(diagonal, left, k)
-            gap = None if space.full else jnp.where(diagonal, 0, gap_of(k, left, right))
-            values.append(Value(k, gap, ntk))
-        return propagate(spec, weights, values, (q, q2), (moments, moments2), space, channels)
+        for (k, ntk), left, right in zip(kernels, map(layout.left, q), map(layout.right, q2), strict=True):
+            k = k if layout.full else jnp.where(diagonal, left, k)
+            gap = None if layout.full else jnp.where(diagonal, 0, gap_of(k, left, right))
+            values.append(KernelState(k, gap, ntk))
+        return propagate(spec, weights, values, (q, q2), (moments, moments2), layout, channels)
 
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
     k = inputs[0][0]
@@ -397,16 +397,16 @@ def kernel_of_kernel(
     return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "space", "channels"))
+@functools.partial(jax.jit, static_argnames=("spec", "layout", "channels"))
 def variances_of_outputs(
-    weights: Weights, variances: Sequence[jax.Array], *, spec: Spec, space: Space, channels: tuple[int, ...]
+    weights: Weights, variances: Sequence[jax.Array], *, spec: Spec, layout: PixelLayout, channels: tuple[int, ...]
 ) -> list[jax.Array]:
     """Returns the second moments of every output node for inputs with themselves, (N, *pixels).
 
     Arguments are as in `kernel_of_kernel`.
     """
-    paired = space._replace(paired=True)
-    values = [Value(k, None if space.full else jnp.zeros_like(k), None) for k in variances]
+    paired = layout._replace(paired=True)
+    values = [KernelState(k, None if layout.full else jnp.zeros_like(k), None) for k in variances]
     moments, variance_of = moments_of(spec._replace(homogeneous=False), weights, values, paired, channels)
     results = []
     for output in spec.structure.outputs:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from nngp_dag.activations import get_activation
 from nngp_dag.graph import Conv, Dense
 from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, traced_variance
-from nngp_dag.kernels.space import Space, window_means
+from nngp_dag.kernels.pixel_layout import PixelLayout, window_means
 
 # As in neural-tangents; keeps an input of zeros at zero.
 LAYER_NORM_EPS = 1e-12
@@ -33,7 +33,7 @@ LAYER_NORM_EPS = 1e-12
 _dual = jax.jit(dual, static_argnums=0, inline=True)
 
 
-class Value(NamedTuple):
+class KernelState(NamedTuple):
     """Covariances of two sets of inputs at some place of the network, or second moments where means are in.
 
     Attributes:
@@ -69,7 +69,7 @@ class Rules(NamedTuple):
         )
 
 
-class Sides(NamedTuple):
+class Marginals(NamedTuple):
     """Vectors of both inputs, with axes that broadcast against covariances: variances v and means m."""
 
     v1: jax.Array
@@ -82,12 +82,14 @@ class Summand(NamedTuple):
     """What `add_up` adds: a weight, a value, and its variances at both inputs, which None says not to matter."""
 
     weight: Any
-    value: Value
+    value: KernelState
     v1: jax.Array | None
     v2: jax.Array | None
 
 
-def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v2: jax.Array | None = None) -> Value:
+def add_up(
+    summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v2: jax.Array | None = None
+) -> KernelState:
     """Adds independent fields up, with weights that are not negative.
 
     With r = sqrt(v1 v2), and g = sqrt(w_s v_s / v), whose square is the share of a summand in the variance of an input,
@@ -114,14 +116,14 @@ def add_up(summands: Sequence[Summand] | Summand, v1: jax.Array | None = None, v
     k = total(lambda s: s.weight * s.value.k)
     ntk = None if first.value.ntk is None else total(lambda s: s.weight * s.value.ntk)  # type: ignore[operator]
     if first.value.gap is None:
-        return Value(k, None, ntk)
+        return KernelState(k, None, ntk)
     if not stacked and len(parts) == 1:
-        return Value(k, first.weight * first.value.gap, ntk)
+        return KernelState(k, first.weight * first.value.gap, ntk)
     gap = total(lambda s: s.weight * (s.value.gap + _against(s.value.k, beside(k))))  # type: ignore[operator]
     if v1 is not None and v2 is not None:
         of_sum = beside(v1), beside(v2)
         gap += root(v1) * root(v2) / 2 * total(lambda s: _square_of_shares(s, *of_sum))
-    return Value(k, gap, ntk)
+    return KernelState(k, gap, ntk)
 
 
 def _against(k: jax.Array, of_sum: jax.Array) -> jax.Array:
@@ -135,41 +137,45 @@ def _square_of_shares(summand: Summand, v1: jax.Array, v2: jax.Array) -> jax.Arr
     return (root(ratio(summand.weight * summand.v1, v1)) - root(ratio(summand.weight * summand.v2, v2))) ** 2
 
 
-def gap_from(value: Value, sides: Sides) -> jax.Array:
+def gap_from(value: KernelState, marginals: Marginals) -> jax.Array:
     """Returns the gap, by subtraction where it is not kept."""
-    return gap_of(value.k, sides.v1, sides.v2) if value.gap is None else value.gap
+    return gap_of(value.k, marginals.v1, marginals.v2) if value.gap is None else value.gap
 
 
-def _convolve(value: Value, sides: Sides, op: Dense, space: Space) -> tuple[Value, Sides]:
+def _convolve(
+    value: KernelState, marginals: Marginals, op: Dense, layout: PixelLayout
+) -> tuple[KernelState, Marginals]:
     """Averages over the filter's pixels."""
     if not isinstance(op, Conv):
-        return value, sides
+        return value, marginals
     if value.gap is None:
-        k, ntk = (None if v is None else space.convolve(v, op) for v in (value.k, value.ntk))
+        k, ntk = (None if v is None else layout.convolve(v, op) for v in (value.k, value.ntk))
         assert k is not None
-        return Value(k, None, ntk), Sides(space.convolve(sides.v1, op, "left"), space.convolve(sides.v2, op, "right"))
+        return KernelState(k, None, ntk), Marginals(
+            layout.convolve(marginals.v1, op, "left"), layout.convolve(marginals.v2, op, "right")
+        )
 
     for axis, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
-        terms, pixels = window_means((value, sides), space.batch + axis, size, stride, op.padding)
-        sides = Sides(
+        terms, pixels = window_means((value, marginals), layout.batch + axis, size, stride, op.padding)
+        marginals = Marginals(
             *(
                 functools.reduce(operator.add, v) / pixels
                 for v in ([of.v1 for _, of in terms], [of.v2 for _, of in terms])
             )
         )
-        value = add_up([Summand(1 / pixels, of, s.v1, s.v2) for of, s in terms], sides.v1, sides.v2)
-    return value, sides
+        value = add_up([Summand(1 / pixels, of, s.v1, s.v2) for of, s in terms], marginals.v1, marginals.v2)
+    return value, marginals
 
 
 def linear(
-    op: Dense, value: Value, sides: Sides, space: Space, rules: Rules, fan_in: int | None = None
-) -> tuple[Value, Sides]:
+    op: Dense, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: int | None = None
+) -> tuple[KernelState, Marginals]:
     """Applies fresh weights to covariances and means; the output is a centered Gaussian process."""
     weight, bias = op.w_std**2, (op.b_std or 0.0) ** 2
     a_w, a_b = rules.tangent_weights(op, fan_in)
     if isinstance(op, Conv):
-        value, sides = _convolve(*uncenter(value, sides), op, space)
-    second = _second_moments(value, sides)
+        value, marginals = _convolve(*uncenter(value, marginals), op, layout)
+    second = _second_moments(value, marginals)
     v1, v2 = (weight * functools.reduce(operator.add, of) + bias for of in _variances(second))
     ntk = None
     if value.ntk is not None:
@@ -177,37 +183,44 @@ def linear(
     summands = [s._replace(weight=weight, value=s.value._replace(ntk=None)) for s in second]
     if bias:
         same = jnp.full((1,) * value.k.ndim, bias, value.k.dtype)
-        summands.append(Summand(1, Value(same, None if value.gap is None else jnp.zeros_like(same), None), same, same))
-    return add_up(summands, v1, v2)._replace(ntk=ntk), Sides(v1, v2)
+        summands.append(
+            Summand(1, KernelState(same, None if value.gap is None else jnp.zeros_like(same), None), same, same)
+        )
+    return add_up(summands, v1, v2)._replace(ntk=ntk), Marginals(v1, v2)
 
 
-def activate(activation: object, value: Value, sides: Sides, space: Space) -> tuple[Value, Sides]:
+def activate(
+    activation: object, value: KernelState, marginals: Marginals, layout: PixelLayout
+) -> tuple[KernelState, Marginals]:
     """Applies the activation to a centered Gaussian process; returns covariances, variances and means of the output."""
     phi = get_activation(activation)  # type: ignore[arg-type]
-    if space.paired and value.gap is not None:  # inputs with themselves
-        v, m = traced_variance(phi, sides.v1), mean(phi, sides.v1)
-        return Value(v, value.gap, None), Sides(v, v, m, m)
-    c, gap, slope = _dual(phi, value.k, gap_from(value, sides), sides.v1, sides.v2)
+    if layout.paired and value.gap is not None:  # inputs with themselves
+        v, m = traced_variance(phi, marginals.v1), mean(phi, marginals.v1)
+        return KernelState(v, value.gap, None), Marginals(v, v, m, m)
+    c, gap, slope = _dual(phi, value.k, gap_from(value, marginals), marginals.v1, marginals.v2)
     ntk = None if value.ntk is None else slope * value.ntk
-    return Value(c, None if value.gap is None else gap, ntk), Sides(
-        traced_variance(phi, sides.v1), traced_variance(phi, sides.v2), mean(phi, sides.v1), mean(phi, sides.v2)
+    return KernelState(c, None if value.gap is None else gap, ntk), Marginals(
+        traced_variance(phi, marginals.v1),
+        traced_variance(phi, marginals.v2),
+        mean(phi, marginals.v1),
+        mean(phi, marginals.v2),
     )
 
 
-def normalize(value: Value, sides: Sides) -> tuple[Value, Sides]:
+def normalize(value: KernelState, marginals: Marginals) -> tuple[KernelState, Marginals]:
     """Applies layer normalization over channels to covariances."""
-    std1, std2 = jnp.sqrt(sides.v1 + LAYER_NORM_EPS), jnp.sqrt(sides.v2 + LAYER_NORM_EPS)
+    std1, std2 = jnp.sqrt(marginals.v1 + LAYER_NORM_EPS), jnp.sqrt(marginals.v2 + LAYER_NORM_EPS)
     scaled = jax.tree.map(lambda v: v / (std1 * std2), value)
-    return scaled, Sides(sides.v1 / std1**2, sides.v2 / std2**2)
+    return scaled, Marginals(marginals.v1 / std1**2, marginals.v2 / std2**2)
 
 
-def _second_moments(value: Value, sides: Sides) -> list[Summand]:
+def _second_moments(value: KernelState, marginals: Marginals) -> list[Summand]:
     """Returns what second moments are the sum of: covariances, and products of means where there are any."""
-    summands = [Summand(1, value, sides.v1, sides.v2)]
-    if sides.m1 is not None and sides.m2 is not None:
-        product = sides.m1 * sides.m2
+    summands = [Summand(1, value, marginals.v1, marginals.v2)]
+    if marginals.m1 is not None and marginals.m2 is not None:
+        product = marginals.m1 * marginals.m2
         gap = None if value.gap is None else jnp.zeros_like(product)
-        summands.append(Summand(1, Value(product, gap, None), sides.m1**2, sides.m2**2))
+        summands.append(Summand(1, KernelState(product, gap, None), marginals.m1**2, marginals.m2**2))
     return summands
 
 
@@ -215,22 +228,22 @@ def _variances(summands: Sequence[Summand]) -> tuple[list[Any], list[Any]]:
     return [s.v1 for s in summands], [s.v2 for s in summands]
 
 
-def uncenter(value: Value, sides: Sides) -> tuple[Value, Sides]:
+def uncenter(value: KernelState, marginals: Marginals) -> tuple[KernelState, Marginals]:
     """Turns covariances into second moments, with second moments in the place of variances."""
-    summands = [s._replace(value=s.value._replace(ntk=None)) for s in _second_moments(value, sides)]
+    summands = [s._replace(value=s.value._replace(ntk=None)) for s in _second_moments(value, marginals)]
     q1, q2 = (functools.reduce(operator.add, of) for of in _variances(summands))
-    return add_up(summands, q1, q2)._replace(ntk=value.ntk), Sides(q1, q2)
+    return add_up(summands, q1, q2)._replace(ntk=value.ntk), Marginals(q1, q2)
 
 
 def apply(
-    op: Dense, value: Value, sides: Sides, space: Space, rules: Rules, fan_in: int | None = None
-) -> tuple[Value, Sides]:
+    op: Dense, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: int | None = None
+) -> tuple[KernelState, Marginals]:
     """Applies a weighted operation to covariances; the output has means only after an activation."""
     if op.layer_norm:
-        value, sides = normalize(value, sides)
+        value, marginals = normalize(value, marginals)
     if op.order == "act-linear" and op.activation is not None:
-        value, sides = activate(op.activation, *uncenter(value, sides), space)
-    value, sides = linear(op, value, sides, space, rules, fan_in)
+        value, marginals = activate(op.activation, *uncenter(value, marginals), layout)
+    value, marginals = linear(op, value, marginals, layout, rules, fan_in)
     if op.order == "linear-act" and op.activation is not None:
-        value, sides = activate(op.activation, value, sides, space)
-    return value, sides
+        value, marginals = activate(op.activation, value, marginals, layout)
+    return value, marginals

@@ -1,12 +1,12 @@
-"""Nodes of equal law, over many networks: which networks have equal kernels, and one program for all of them.
+"""Classes of nodes with equal kernels, over many networks, and one program for all of them.
 
 A node's kernels are a function of its row of the normal form, {(source, operation): (A, B)}, and of the kernels of its
-sources. So two nodes, of one network or of two, have equal kernels if their rows agree once sources of equal law are
-taken for one: their A and B then add up. B counts for operations whose output has a mean; elsewhere it is set to 0.
+sources. So two nodes, of one network or of two, have equal kernels if their rows agree once sources of one class count
+as one: their A and B then add up. B counts for operations whose output has a mean; elsewhere it is set to 0.
 
 Operations may be homogeneous, as W relu(x) without biases is: c times the kernels of a node give c times the kernels of
 the field. Rows are then compared up to such factors, which wander on to the next row: a sum of two equal skips before a
-layer is no other law than after it.
+layer is in the same class as after it.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nngp_dag.architecture._normal_form import rows
+from nngp_dag.architecture.network import Network
+from nngp_dag.architecture.program import Field, MeanTerm, Program, Step, Structure, Term
 from nngp_dag.errors import GraphError
-from nngp_dag.graph.network import Network
-from nngp_dag.graph.normal_form import rows
 from nngp_dag.graph.operations import Dense
-from nngp_dag.graph.program import Field, MeanTerm, Program, Step, Structure, Term
 
 
 class Summand(NamedTuple):
     """What one kind of weighted edges adds to a node.
 
     Attributes:
-      source: The law of the node that they leave, or the number of an input.
+      source: The class of the node that they leave, by its digest, or the number of an input.
       op: Their operation; None for the stem of an input.
       a: Weight of its covariance.
       b: Weight of its mean.
@@ -39,16 +39,16 @@ class Summand(NamedTuple):
     b: float
 
 
-class Laws:
-    """The different laws of the nodes of networks, each known by a digest of itself and of all that it depends on.
+class KernelClasses:
+    """Classes of nodes with equal kernels, over many networks, each known by a digest of all that it depends on.
 
     Equal digests mean equal kernels, whichever networks they come from, in whatever order. Networks are to agree in
     stem and readout, and must not pool: pooling mixes pixels, and no table of A and B describes it.
 
     Example:
       >>> from nngp_dag.graph import Dag
-      >>> laws = Laws()
-      >>> one, other, third = (laws.add(Network(Dag.from_code(code))) for code in ("2_02_001", "1_02_002", "2_02_002"))
+      >>> classes = KernelClasses()
+      >>> one, other, third = (classes.add(Network(Dag.from_code(c))) for c in ("2_02_001", "1_02_002", "2_02_002"))
       >>> one == other, one == third
       (True, False)
     """
@@ -61,7 +61,7 @@ class Laws:
         self._texts: dict[Dense, str] = {}
 
     def add(self, network: Network) -> str:
-        """Takes in the nodes of a network; returns the law of its output.
+        """Takes in the nodes of a network; returns the class of its output, by its digest.
 
         Raises:
           GraphError: The network has several outputs or pools, or a multiplicity of skips exceeds float64.
@@ -73,17 +73,17 @@ class Laws:
         output = max(network.dag.outputs)
         ops = {network.stem_op, *(op for a, _ in table.values() for _, op in a if op is not None)}
         scales = all(map(self._homogeneous, ops))
-        # The law of every node, and the factor by which the node's kernels exceed those of the law.
+        # The class of every node, and the factor by which the node's kernels exceed those of the class.
         known: dict[int, tuple[str, float]] = {}
         for node in sorted(table):
             a, b = table[node]
             summed: dict[tuple[str | int, Dense | None], tuple[float, float]] = {}
             for (source, op), weight in a.items():
-                law, factor = (source, 1.0) if op is None else known[source]
+                digest, factor = (source, 1.0) if op is None else known[source]
                 has_mean = not (network.stem_op if op is None else op).output_is_gaussian
-                before = summed.get((law, op), (0.0, 0.0))
+                before = summed.get((digest, op), (0.0, 0.0))
                 mean_weight = float(b[source, op]) * math.sqrt(factor) if has_mean else 0.0
-                summed[law, op] = before[0] + float(weight) * factor, before[1] + mean_weight
+                summed[digest, op] = before[0] + float(weight) * factor, before[1] + mean_weight
             factor = sum(weight for weight, _ in summed.values()) if scales else 1.0
             if factor <= 0 or not math.isfinite(factor):
                 factor = 1.0
@@ -113,27 +113,29 @@ class Laws:
         return hashlib.sha256("\n".join([*ends, *edges]).encode()).hexdigest()
 
     def largest_weight(self, output: str) -> float:
-        """Returns the largest A or B on which a law depends."""
-        return max(abs(weight) for law in self._needed([output]) for s in self._rows[law] for weight in (s.a, s.b))
+        """Returns the largest A or B on which a class depends."""
+        return max(
+            abs(weight) for digest in self._needed([output]) for s in self._rows[digest] for weight in (s.a, s.b)
+        )
 
     def program(self, outputs: Sequence[str], readout: Dense | None = None) -> Program:
-        """Returns one program for the kernels of several networks, in which every law is evaluated once.
+        """Returns one program for the kernels of several networks, in which every class is evaluated once.
 
         Args:
-          outputs: Laws of the networks' outputs.
+          outputs: KernelClasses of the networks' outputs.
           readout: What follows them, as a weighted edge to a node of its own; None for nothing.
         """
         order = self._needed(outputs)
-        number = {law: i for i, law in enumerate(order)}
-        leaving: dict[str, dict[Dense, None]] = {law: {} for law in order}
-        for law in order:
-            for summand in self._rows[law]:
+        number = {digest: i for i, digest in enumerate(order)}
+        leaving: dict[str, dict[Dense, None]] = {digest: {} for digest in order}
+        for digest in order:
+            for summand in self._rows[digest]:
                 if summand.op is not None:
                     leaving[summand.source][summand.op] = None  # type: ignore[index]
-        for law in outputs if readout is not None else ():
-            leaving[law][readout] = None  # type: ignore[index]
+        for digest in outputs if readout is not None else ():
+            leaving[digest][readout] = None  # type: ignore[index]
         num_inputs = 1 + max(
-            (s.source for law in order for s in self._rows[law] if isinstance(s.source, int)), default=0
+            (s.source for digest in order for s in self._rows[digest] if isinstance(s.source, int)), default=0
         )
         slots: dict[tuple[str | int, Dense | None], int] = {(i, None): i for i in range(num_inputs)}
         count = num_inputs
@@ -141,23 +143,23 @@ class Laws:
         means: list[tuple[MeanTerm, ...]] = []
         weights: list[float] = []
         mean_weights: list[float] = []
-        for law in order:
-            terms = tuple(Term(slots[summand.source, summand.op]) for summand in self._rows[law])
-            weights += [summand.a for summand in self._rows[law]]
-            with_mean = [summand for summand in self._rows[law] if summand.b]
+        for digest in order:
+            terms = tuple(Term(slots[summand.source, summand.op]) for summand in self._rows[digest])
+            weights += [summand.a for summand in self._rows[digest]]
+            with_mean = [summand for summand in self._rows[digest] if summand.b]
             means.append(tuple(MeanTerm(slots[summand.source, summand.op], None) for summand in with_mean))
             mean_weights += [summand.b for summand in with_mean]
             fields = []
-            for i, op in enumerate(leaving[law], start=count + 1):
-                slots[law, op] = i
+            for i, op in enumerate(leaving[digest], start=count + 1):
+                slots[digest, op] = i
                 fields.append(Field(op, i))
-            steps.append(Step(terms, count, number[law], tuple(fields)))
+            steps.append(Step(terms, count, number[digest], tuple(fields)))
             count += 1 + len(fields)
-        ends = {law: number[law] for law in outputs}
+        ends = {digest: number[digest] for digest in outputs}
         if readout is not None:
-            for law in ends:
-                ends[law] = len(steps)
-                steps.append(Step((Term(slots[law, readout]),), count, ends[law], ()))
+            for digest in ends:
+                ends[digest] = len(steps)
+                steps.append(Step((Term(slots[digest, readout]),), count, ends[digest], ()))
                 weights.append(1.0)
                 means.append(())
                 count += 1
@@ -166,18 +168,18 @@ class Laws:
             count,
             tuple(steps),
             tuple(means) if mean_weights else (),
-            tuple(ends[law] for law in outputs),
+            tuple(ends[digest] for digest in outputs),
         )
         return Program(structure, np.array(weights, float), np.array(mean_weights, float))
 
     def _needed(self, outputs: Iterable[str]) -> list[str]:
-        """The laws on which some depend, these included, sources first."""
+        """The classes on which some depend, these included, sources first."""
         needed = set(outputs)
         order = []
-        for law in reversed(self._rows):
-            if law in needed:
-                order.append(law)
-                needed.update(str(summand.source) for summand in self._rows[law] if summand.op is not None)
+        for digest in reversed(self._rows):
+            if digest in needed:
+                order.append(digest)
+                needed.update(str(summand.source) for summand in self._rows[digest] if summand.op is not None)
         return order[::-1]
 
     def _text(self, op: Dense | None) -> str:
