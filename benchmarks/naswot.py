@@ -2,7 +2,7 @@
 
 The reference builds a network for every cell and runs it forwards and backwards, in PyTorch: batch 128, C = 16, N = 5.
 Ours is one compiled program for all cells, run forwards. Checked before any timing: the kernel of patterns against its
-definition, ReLU by ReLU of a plain network that is written out here. Where PyTorch is installed, which is no
+definition, ReLU by ReLU of a plain network that is unrolled here. Where PyTorch is installed, which is no
 dependency, it does what the reference does, in turn with ours, for the first cells without dead edges, and must find
 the same kernels; then the share of its seconds on this machine is told, too. The device computes on one thread if the
 process is bound to one core:

@@ -39,9 +39,8 @@ def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], in
         count += 1
         found.setdefault(classes.add(network), network)
     network = next(iter(found.values()))
-    stacks = kernels_of_classes(
-        classes, list(found), network, x, readout=True, rules=make_rules("ntk", None), batch=128
-    )
+    rules = make_rules("ntk", None)
+    stacks = kernels_of_classes(classes, list(found), network, x, readout=True, rules=rules, batch=128)
     kernels = {law: both for s in stacks for law, both in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True)}
     return {found[law].dag: both for law, both in kernels.items()}, count
 

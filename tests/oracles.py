@@ -118,7 +118,7 @@ def joint_kernels(
         return op.w_std**2 * k + b**2, a_w * k + a_b + op.w_std**2 * t
 
     def law(op: Dense, k, t, m, image, fan_in):
-        """Second moments, NTK and means of what an edge puts out."""
+        """Second moments, NTK and means of an edge's output."""
         if op.layer_norm:
             k, std = k - np.outer(m, m), np.sqrt(np.diag(k) - m**2)
             k, t = k / np.outer(std, std), t / np.outer(std, std)

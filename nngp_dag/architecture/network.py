@@ -206,7 +206,7 @@ class Network:
             for edge, output in zip(into, outputs, strict=True):
                 if output != outputs[0]:
                     raise GraphError(
-                        f"Expected all edges into node {edge.target} to put out images of one shape, got {outputs[0]} "
+                        f"Expected all edges into node {edge.target} to output images of one shape, got {outputs[0]} "
                         f"from {into[0]} and {output} from {edge}; give them equal strides and padding 'SAME'"
                     )
             # Nodes without live edges take no part.
@@ -215,7 +215,7 @@ class Network:
 
 
 def window_output(op: object, image: tuple[int, ...], what: str) -> tuple[int, ...]:
-    """Returns the spatial shape that an operation puts out.
+    """Returns the spatial shape of an operation's output.
 
     Raises:
       GraphError: It needs another number of spatial axes or a larger image.

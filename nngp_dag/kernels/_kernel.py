@@ -31,10 +31,10 @@ GETS = ("nngp", "ntk")
 
 _WIDER = ", or pass dtype='float64'"
 
-# Up to so many steps a program may be written out, which runs up to twice as fast as the loop and takes a second more
+# Up to so many steps a program may be unrolled, which runs up to twice as fast as the loop and takes a second more
 # to compile: worth it for kernels of at least so many entries.
-_WRITTEN_OUT_STEPS = 4
-_WRITTEN_OUT_ENTRIES = 1 << 19
+_UNROLLED_STEPS = 4
+_UNROLLED_ENTRIES = 1 << 19
 # These take long to compile, as quadratures do; the loop holds every operation once.
 _COMPILED_ONCE = (Tanh, Silu, Softplus)
 
@@ -81,12 +81,12 @@ def kernel(
 
     Memory grows as N1 N2: the two results, and no temporary of that size.
 
-    Rectifiers without biases, with one array of inputs, have kernels that are functions of the angle between two
+    ReLU networks without biases, with one array of inputs, have kernels that are functions of the angle between two
     inputs. They are found once for a network, as series (see `backends.chebyshev`): then no pair of inputs takes
     longer for a larger graph, and all such graphs share one compiled program. Other networks, inputs inside
     transformations such as `jax.jit` and `jax.grad`, and graphs so deep that their series do not end, take a loop over
     the nodes, which compiles in a time that does not grow with the graph; graphs of about equal size and equal
-    operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are written out, which runs
+    operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are unrolled, which runs
     faster. With convolutions every graph compiles for itself, in a time that grows with its edges.
 
     Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
@@ -159,7 +159,7 @@ def kernel(
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
-    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, rows * columns >= _WRITTEN_OUT_ENTRIES)
+    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, rows * columns >= _UNROLLED_ENTRIES)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
         if first.shape[1:] != second.shape[1:]:
             raise InputError(
@@ -265,8 +265,8 @@ def evaluation(
     dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
     quadrature = any(isinstance(phi, Quadrature) for phi in activations)
     in_loop = quadrature or any(isinstance(phi, _COMPILED_ONCE) for phi in activations)
-    written_out = large and len(plan.structure.steps) <= _WRITTEN_OUT_STEPS and not in_loop
-    loop = not images and not written_out
+    unrolled = large and len(plan.structure.steps) <= _UNROLLED_STEPS and not in_loop
+    loop = not images and not unrolled
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,
         stem=network.stem_op if network.has_stem else None,
@@ -285,7 +285,7 @@ def evaluation(
 
 
 def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
-    """Whether scaling an input scales what layers and activations put out, all of them, by as much."""
+    """Whether scaling an input scales what layers and activations output, all of them, by as much."""
     for op in operations:
         if isinstance(op, Dense) and (op.b_std is not None or op.layer_norm):
             return False

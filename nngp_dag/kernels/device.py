@@ -13,7 +13,7 @@ class BlockSizes(NamedTuple):
 
     Attributes:
       product: Entries of a block of rows of the product of inputs, large enough for matrix products.
-      block: Entries of each value in the recursion that is written out; in a symmetric kernel, a whole tile.
+      block: Entries of each value in the recursion that is unrolled; in a symmetric kernel, a whole tile.
       series: Values of Chebyshev polynomials for a stack of kernels that are series in the angle.
       loop: Bytes of each value in the loop, of which it keeps one for every node.
       tile: Rows that a tile of a symmetric kernel has, about: enough for matrix products, and small beside the kernel.

@@ -63,23 +63,23 @@ class PixelLayout(NamedTuple):
                 v = jnp.diagonal(v, axis1=1, axis2=2)
         return v
 
-    def _axes(self, i: int, marginals: str) -> tuple[int, ...]:
+    def _axes(self, i: int, sides: str) -> tuple[int, ...]:
         if not self.full:
             return (self.batch + i,)
         first = self.batch + 2 * i
-        return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[marginals]
+        return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[sides]
 
-    def convolve(self, v: jax.Array, op: Dense, marginals: str = "both") -> jax.Array:
-        """Averages over the filter's pixels: the covariance of what a convolution of unit weight variance puts out."""
+    def convolve(self, v: jax.Array, op: Dense, sides: str = "both") -> jax.Array:
+        """Averages over the filter's pixels: the covariance of a convolution with unit weight variance."""
         if not isinstance(op, Conv):
             return v
         for i, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
-            v = window_mean(v, self._axes(i, marginals), size, stride, op.padding)
+            v = window_mean(v, self._axes(i, sides), size, stride, op.padding)
         return v
 
-    def pool(self, v: jax.Array, op: AvgPool | None, marginals: str) -> jax.Array:
+    def pool(self, v: jax.Array, op: AvgPool | None, sides: str) -> jax.Array:
         """Applies average pooling to one side of a full covariance."""
-        return v if op is None else pool(v, op, [self._axes(i, marginals)[0] for i in range(self.ndim)])
+        return v if op is None else pool(v, op, [self._axes(i, sides)[0] for i in range(self.ndim)])
 
     def read_out(self, v: jax.Array, how: str) -> jax.Array:
         """Averages over pixels: equal ones ("flatten") or all pairs ("global-average")."""

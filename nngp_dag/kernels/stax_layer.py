@@ -160,7 +160,7 @@ def DagLayer(  # noqa: N802
             params.append(drawn)
             if nodes[edge.target] not in (None, shape):
                 raise GraphError(
-                    f"Expected all edges into node {edge.target} to put out one shape, got {nodes[edge.target]} and "
+                    f"Expected all edges into node {edge.target} to output one shape, got {nodes[edge.target]} and "
                     f"{shape} from edge {edge}; give them equal strides, and inputs without stem `width` channels"
                 )
             nodes[edge.target] = shape

@@ -1,6 +1,6 @@
 """Architecture search without training, on NAS-Bench-201 and DARTS."""
 
-from nngp_dag.nas.benchmark import AccuracyTable
+from nngp_dag.nas.accuracy_table import AccuracyTable
 from nngp_dag.nas.catalog import BUILT_IN
 from nngp_dag.nas.cells import Cell, cells, sample_cells
 from nngp_dag.nas.costs import flops, parameters

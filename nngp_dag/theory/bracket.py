@@ -221,7 +221,7 @@ def _smallest_of_data(k_in: np.ndarray, features: int) -> float:
 
 
 def _field(op: Dense, node: _Node) -> tuple[float, float]:
-    """Returns lower bounds on lambda_min of C and of the NTK of what an edge puts out."""
+    """Returns lower bounds on lambda_min of C and of the NTK of an edge's output."""
     k, t = np.asarray(node.exact.nngp), np.asarray(node.exact.ntk)
     if op.activation is None:
         return op.w_std**2 * node.nngp, op.w_std**2 * (node.nngp + node.ntk)

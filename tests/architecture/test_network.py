@@ -86,7 +86,7 @@ def test_shapes_of_images():
         (
             [Conv(filter_shape=(3, 3), strides=(2, 2)), SKIP],
             (4, 4),
-            r"all edges into node 1 to put out images of one shape, got \(4, 4\) from 0->1:skip and \(2, 2\) from "
+            r"all edges into node 1 to output images of one shape, got \(4, 4\) from 0->1:skip and \(2, 2\) from "
             r"0->1:conv\(3x3\)-relu; give them equal strides and padding 'SAME'",
         ),
         ([Conv(filter_shape=(3,))], (4, 4), r"images with 1 spatial axes for edge 0->1:conv\(3\)-relu, got 2"),

@@ -44,7 +44,7 @@ def plan_by(monkeypatch):
 @pytest.mark.parametrize(
     ("dag", "plans"),
     [(Dag.from_code("1_11_212"), PLANS), (SKIPS, ("rows", "pairs")), (MIXED, ("rows",))],
-    ids=["written out", "loop", "scales"],
+    ids=["unrolled", "loop", "scales"],
 )
 def test_all_plans_give_the_same_kernels(dag, plans, plan_by):
     options = {"b_std": 0.2, "w_std": 1.1, "aggregation": "scaled-sum", "activation": "erf"}

@@ -123,7 +123,7 @@ CASES = {
 
 
 def unrolled(monkeypatch):
-    monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_WRITTEN_OUT_ENTRIES", 0)
+    monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_UNROLLED_ENTRIES", 0)
 
 
 WAYS = {

@@ -79,7 +79,7 @@ def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, r
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dag", [nd.zoo.ladder(11), nd.zoo.random_dag(10, seed=1)], ids=str)
-def test_graphs_beyond_the_written_out_recursion(dag, order):
+def test_graphs_beyond_the_unrolled_recursion(dag, order):
     for readout in (True, False):
         k = nd.kernel(dag, X, Z, order=order, readout=readout)
         nngp, ntk = joint_kernel(dag, X, Z, order, readout)
@@ -160,17 +160,17 @@ def planned(dag, **options):
 
 @pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_written_out_form_of_large_kernels_equals_the_loop(order, symmetric, monkeypatch):
+def test_the_unrolled_form_of_large_kernels_equals_the_loop(order, symmetric, monkeypatch):
     x = X.copy()
     x[2] = 0
     options = {"x2": None if symmetric else Z, "order": order}
     for code in ("2_21_112", "1_11_212"):
         monkeypatch.undo()
         loop = nd.kernel(nd.Dag.from_code(code), x, **options)
-        monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_WRITTEN_OUT_ENTRIES", 0)
-        written_out = nd.kernel(nd.Dag.from_code(code), x, **options)
-        np.testing.assert_allclose(written_out.nngp, loop.nngp, rtol=1e-14)
-        np.testing.assert_allclose(written_out.ntk, loop.ntk, rtol=1e-14)
+        monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_UNROLLED_ENTRIES", 0)
+        unrolled = nd.kernel(nd.Dag.from_code(code), x, **options)
+        np.testing.assert_allclose(unrolled.nngp, loop.nngp, rtol=1e-14)
+        np.testing.assert_allclose(unrolled.ntk, loop.ntk, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
         np.testing.assert_allclose(curvature, (both[0] - both[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["written out", "loop"])
+@pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["unrolled", "loop"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_temporary_grows_as_n_squared(dag, symmetric):
     n = 4096 if jax.default_backend() == "cpu" else 49152

@@ -45,7 +45,7 @@ def like_a_gpu(monkeypatch):
         monkeypatch.setattr(module, "block_sizes", lambda: sizes)
     kernel = sys.modules["nngp_dag.kernels._kernel"]
     monkeypatch.setattr(kernel, "on_gpu", lambda: True)
-    monkeypatch.setattr(kernel, "_WRITTEN_OUT_ENTRIES", 0)
+    monkeypatch.setattr(kernel, "_UNROLLED_ENTRIES", 0)
     monkeypatch.setattr(device, "on_gpu", lambda: True)
     monkeypatch.setattr(blocking, "compiles_triton", lambda: True)
     jax.clear_caches()

@@ -603,11 +603,11 @@ def test_bad_lists_of_inputs():
 
 def test_shapes_that_do_not_meet():
     # Without stem, what comes in is added up as it is; strides make images of different sizes.
-    match = r"Expected all edges into node 2 to put out one shape, got \(5, 7\) and \(5, 8\) from edge 1->2"
+    match = r"Expected all edges into node 2 to output one shape, got \(5, 7\) and \(5, 8\) from edge 1->2"
     with pytest.raises(GraphError, match=match):
         DagLayer(Dag.from_code("2_12"), 8, has_stem=False)[0](jax.random.key(0), X.shape)
     strided = Dag.from_edges([(0, 1, Conv(filter_shape=(3, 3), strides=(2, 2))), (0, 1, "skip")])
-    with pytest.raises(GraphError, match="Expected all edges into node 1 to put out images of one shape"):
+    with pytest.raises(GraphError, match="Expected all edges into node 1 to output images of one shape"):
         DagLayer(strided, 8, stem=Dense())[0](jax.random.key(0), IMAGES.shape)
 
 

@@ -266,7 +266,7 @@ def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterizati
             np.testing.assert_allclose(result, value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
 
 
-def test_mixed_operations_written_out_by_hand():
+def test_mixed_operations_unrolled_by_hand():
     model = case("mixed mean")[2]("standard")
     stem, sine, erf, gelu, plain, readout = (
         (np.asarray(layer.linear.kernel[...]), 0 if layer.linear.bias is None else np.asarray(layer.linear.bias[...]))

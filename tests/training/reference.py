@@ -1,4 +1,4 @@
-"""A trainer of plain DAG networks in float64 NumPy: forward and backward pass, and optimizer, written out by hand.
+"""A trainer of plain DAG networks in float64 NumPy: forward and backward pass, and optimizer, unrolled by hand.
 
 Nothing here comes from the package but the names under which its parameters lie.
 """

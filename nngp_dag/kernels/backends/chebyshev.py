@@ -1,4 +1,4 @@
-"""Networks of rectifiers without biases on one input: their kernels are functions of the angle between two inputs.
+"""Networks of ReLU type without biases on one input: their kernels are functions of the angle between two inputs.
 
 Where every operation is homogeneous, so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the inputs
 and the angle theta between them, and likewise the NTK; one layer by Cho and Saul 2009, eq. (6), any graph by induction

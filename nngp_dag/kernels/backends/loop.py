@@ -32,13 +32,13 @@ class Tables(NamedTuple):
       store: Slot of the sum.
       node: The node whose covariance the sum is, or H + 1.
       op: Number of the operation that is applied, or one past the last for none.
-      field: Slot of what the operation puts out.
+      field: Slot of the operation's output.
       mean_terms: Places of means to add up for the node, (turns, terms).
       mean_weights: Their weights.
       mean: Place of the node's mean.
-      field_mean: Place of the mean of what the operation puts out.
+      field_mean: Place of the mean of the operation's output.
       term_places: Places of the terms' variances, (turns, terms). A place is the number of a stem's field, or behind
-        these two for every turn: of its sum, and of what its operation puts out.
+        these two for every turn: of its sum, and of its operation's output.
       outputs: Slots of the output nodes' covariances.
       output_places: Places of their variances.
       output_nodes: The output nodes.

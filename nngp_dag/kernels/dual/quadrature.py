@@ -27,7 +27,7 @@ def _dual_quadrature(phi: Quadrature, pair: Pair) -> Triple:
     left, right = (_hermite_coefficients(phi.fn, phi.degree, s).at[0].set(0) for s in (pair.s1, pair.s2))
     norm1, norm2 = (root(jnp.sum(side**2, axis=0)) for side in (left, right))
 
-    # Horner's scheme as in `series`, and the sum in `gap_of_series`, but in a loop: written out it would take seconds
+    # Horner's scheme as in `series`, and the sum in `gap_of_series`, but in a loop: unrolled it would take seconds
     # to compile.
     def of_values(sums: Triple, term: tuple[jax.Array, jax.Array]) -> tuple[Triple, None]:
         (value, quotient, apart), (a, b) = sums, term
