@@ -32,7 +32,7 @@ def images(data_dir: Any, split: str, count: int | None) -> tuple[np.ndarray, np
 
 
 def matrix(x1: jax.Array, x2: jax.Array | None = None) -> Any:
-    return nd.kernel(DAG, x1, x2, get="ntk")
+    return nd.kernel(DAG, x1, x2, get="ntk").ntk
 
 
 def measure(few: np.ndarray, train: tuple, test: tuple, dtype: str, ridge: float, repeats: int) -> dict[str, Any]:

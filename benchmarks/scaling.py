@@ -18,7 +18,7 @@ import numpy as np
 from common import checked, exact_pair, finding, largest_gap, load, pair, parser_of, save, show, timed
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
@@ -37,7 +37,7 @@ def random_networks(count: int) -> list:
     while len(networks) < count:
         code = "_".join("".join(map(str, rng.choice(3, size=t))) for t in range(1, 8))
         try:
-            network = build_network(nd.Dag.from_code(code))
+            network = as_network(nd.Dag.from_code(code))
         except nd.errors.GraphError:
             continue
         networks.setdefault(classes.add(network), network)
@@ -58,7 +58,7 @@ def in_batches(networks: Sequence[Any], x: np.ndarray) -> np.ndarray:
 def check(x: np.ndarray, many: np.ndarray) -> None:
     networks = random_networks(DAGS[0])
     for batched, network in list(zip(in_batches(networks, x), networks, strict=True))[::8]:
-        np.testing.assert_allclose(batched, nd.kernel(network.dag, x, get="ntk"), rtol=1e-4)
+        np.testing.assert_allclose(batched, nd.kernel(network.dag, x, get="ntk").ntk, rtol=1e-4)
     chain = nd.zoo.chain(3)
     gap = largest_gap(pair(chain, many), exact_pair(chain, many))
     if gap > 2e-5:

@@ -20,7 +20,7 @@ import scipy.linalg
 from common import exact_pair, finding, largest_gap, load, pair, parser_of, save, show, stax_chain, timed
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
@@ -33,7 +33,7 @@ def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], in
     classes, found, count = new_kernel_classes(), {}, 0
     for code in nd.zoo.codes(3):
         try:
-            network = build_network(nd.Dag.from_code(code))
+            network = as_network(nd.Dag.from_code(code))
         except nd.errors.GraphError:
             continue
         count += 1

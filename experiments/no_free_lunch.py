@@ -108,8 +108,8 @@ def networks() -> dict[str, nd.Dag]:
 
 def properties(dag: nd.Dag, recipe: nd.Recipe, x: np.ndarray) -> dict[str, Any]:
     """Returns what is known of a DAG before it trains; eigenvalues are those of kernels on `x`."""
-    nngp = nd.kernel(dag, x, layer=recipe.layer, readout=False, get="nngp")
-    ntk = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width, get="ntk")
+    nngp = nd.kernel(dag, x, layer=recipe.layer, readout=False, get="nngp").nngp
+    ntk = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width, get="ntk").ntk
     with warnings.catch_warnings():
         # Eigenvalues that are not resolved are marked as such.
         warnings.simplefilter("ignore", nd.errors.NumericalWarning)

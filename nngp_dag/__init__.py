@@ -5,8 +5,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    # Graphs and their operations
+    # Graphs, their operations, and networks
     from nngp_dag import activations
+    from nngp_dag.architecture import Network
     from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
 
     # Kernels
@@ -54,6 +55,7 @@ __all__ = [
     "LinearizedRuns",
     "LossCurve",
     "Modes",
+    "Network",
     "Op",
     "PathBound",
     "Posterior",
@@ -89,10 +91,24 @@ __all__ = [
 # All of it is loaded on first use: the package comes up at once, and with it the help of the command line and what it
 # answers to an interruption.
 _MODULES = frozenset(
-    ("activations", "data", "errors", "graph", "kernels", "nas", "nets", "report", "stax", "theory", "training")
+    (
+        "activations",
+        "architecture",
+        "data",
+        "errors",
+        "graph",
+        "kernels",
+        "nas",
+        "nets",
+        "report",
+        "stax",
+        "theory",
+        "training",
+    )
 )
 _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
+    "Network": "architecture",
     **dict.fromkeys(("Kernel", "gram", "kernel"), "kernels"),
     **dict.fromkeys(("compare", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),

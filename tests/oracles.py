@@ -13,7 +13,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from nngp_dag.activations import ABRelu, get_activation
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Network, as_network
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 from nngp_dag.nets import DagNet, as_functions
 
@@ -200,7 +200,7 @@ def joint_kernels(
 def joint_kernel(dag: Dag, x1: np.ndarray, x2: np.ndarray, order: str, readout: bool) -> tuple[np.ndarray, np.ndarray]:
     """The blocks (x1, x2) of `joint_kernels` for ReLU; of one set of inputs if x1 is x2."""
     inputs = x1 if x1 is x2 else np.concatenate([x1, x2])
-    [(k, ntk)] = joint_kernels(build_network(dag, order=order), [inputs], readout=readout)
+    [(k, ntk)] = joint_kernels(as_network(dag, order=order), [inputs], readout=readout)
     return k[: len(x1), -len(x2) :], ntk[: len(x1), -len(x2) :]
 
 

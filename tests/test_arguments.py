@@ -50,7 +50,7 @@ ENTRIES = {
     "path_bound": lambda dag: nd.path_bound(dag, stem().nngp).value,
     "ntk_path_bound": lambda dag: nd.ntk_path_bound(dag, stem()).value,
     "DagNet": lambda dag: nd.nets.DagNet(dag, 5, 1, width=3, rngs=nnx.Rngs(0))(X),
-    "DagLayer": lambda dag: nd.stax.DagLayer(dag, 3)[0](jax.random.key(0), (6, 5))[0][1],
+    "DagLayer": lambda dag: nd.stax.DagLayer(dag, width=3)[0](jax.random.key(0), (6, 5))[0][1],
     "dag_table": lambda dag: dag_table(dag) is not None,
 }
 
@@ -97,7 +97,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
     with pytest.raises(
         InputError, match=r"`data` to be `nngp_dag\.data\.Splits`, got an array of shape \(6, 5\); make"
     ):
-        nd.train(DAG, X, epochs=1)  # type: ignore[arg-type]
+        nd.train(DAG, X, nd.Recipe(epochs=1))  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"Expected `dags` to be a `Dag`.*an array of shape \(6, 5\)"):
         nd.train(X, DAG)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`dags` to be a list of DAGs.*; the graphs come first"):

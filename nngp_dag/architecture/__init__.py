@@ -1,6 +1,6 @@
 """A graph with all operations filled in, its normal form, its program, and which have equal kernels. No JAX here."""
 
 from nngp_dag.architecture._normal_form import NormalForm, normal_form
-from nngp_dag.architecture.network import Network, build_network
+from nngp_dag.architecture.network import Architecture, Network, as_network
 
-__all__ = ["Network", "NormalForm", "build_network", "normal_form"]
+__all__ = ["Architecture", "Network", "NormalForm", "as_network", "normal_form"]

@@ -3,60 +3,116 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from nngp_dag.errors import GraphError, InputError, InputWarning, shown, warn
+from nngp_dag.errors import GraphError, InputError, InputWarning, did_you_mean, shown, warn
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
-from nngp_dag.graph.operations import HE_STD, AvgPool, Conv, Dense, Op, Scale, check_flag, check_option, describe
+from nngp_dag.graph.operations import (
+    IMAGE_READOUTS,
+    PARAMETERIZATIONS,
+    AvgPool,
+    Conv,
+    Dense,
+    Op,
+    Scale,
+    check_flag,
+    check_option,
+    check_whole,
+    describe,
+)
 from nngp_dag.graph.reading import as_dag
 
 AGGREGATIONS = ("sum", "scaled-sum", "mean")
+# Fields of the layer that may be given for it.
+_OF_LAYER = ("activation", "order", "w_std", "b_std")
+
+
+class Architecture(TypedDict, total=False):
+    """What may be said of a network beside its graph: fields of `Network`, and of its layer (the first four)."""
+
+    activation: Hashable
+    order: str
+    w_std: float
+    b_std: float | None
+    layer: Dense | None
+    aggregation: str
+    stem: Dense | None
+    readout: bool
+    image_readout: str
+    parameterization: str
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The architecture: a graph, its operations, its stems and how nodes add up.
+    """The architecture: a graph, its operations, stem and readout, how nodes add up, and the parameterization.
 
     X(t) = a(t) * sum over live edges s -> t of op(X(s)), a(t) = 1 ("sum"), 1 / sqrt(in-degree) ("scaled-sum") or
     1 / in-degree ("mean"). Only live edges count, those on a path from an input to an output.
 
     Attributes:
-      dag: The connectivity.
+      dag: The connectivity: a `Dag`, a code, name or cell that `Dag.parse` reads, or (source, target, operation)
+        triples as `Dag.from_edges` takes them; kept as a `Dag`.
       layer: The operation of edges marked `Op.WEIGHTED`, and of stem and readout: in the order "linear-act" the stem is
         `layer` and the readout is linear; in the order "act-linear" the stem is linear and the readout starts with
         the activation.
       aggregation: "sum", "scaled-sum" or "mean".
       stem: The operation from the data to every input node, if not that of `layer` (without layer norm).
+      readout: Whether a linear readout follows the last node; otherwise outputs are X(H) itself.
+      image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
+      parameterization: What gradients are taken with respect to: "ntk", parameters of variance 1, or "standard",
+        weights of variance w_std^2 / fan-in themselves; the NTK then grows with the width.
+      width: Units, or channels, of every node of the finite network. Of kernels, only the NTK of the standard
+        parameterization depends on it.
       has_stem: Without a stem the data themselves are node 0.
 
     Raises:
-      GraphError: No path leads to an output, or an activation comes before the weights of an edge whose source is not
-        Gaussian.
-      InputError: An option is unknown.
+      GraphError: `dag` is no graph, no path leads to an output, or an activation comes before the weights of an edge
+        whose source is not Gaussian.
+      InputError: An option is unknown or out of range.
+
+    Example:
+      >>> network = Network("2_21_112", layer=Dense(activation="erf", order="act-linear"), aggregation="mean")
+      >>> str(network), network.width
+      ("2_21_112 (erf-dense, mean)", 1024)
+
+    Reference: Chen et al., NeurIPS 2022, Section 3 (the architecture); Jacot et al., NeurIPS 2018, and Lee et al.,
+    NeurIPS 2019, appendix F (parameterizations).
     """
 
     dag: Dag
     layer: Dense = dataclasses.field(default_factory=Dense)
     aggregation: str = "sum"
     stem: Dense | None = None
+    readout: bool = True
+    image_readout: str = "flatten"
+    parameterization: str = "ntk"
+    width: int = 1024
     has_stem: bool = True
 
     def __post_init__(self) -> None:
-        """Fills in the stem and validates."""
+        """Reads the graph, fills in the stem and validates."""
+        if isinstance(self.dag, Sequence) and not isinstance(self.dag, str):
+            object.__setattr__(self, "dag", Dag.from_edges(self.dag))
+        object.__setattr__(self, "dag", as_dag(self.dag))
+        if not isinstance(self.layer, Dense):
+            raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(self.layer)}")
         check_option("aggregation", self.aggregation, AGGREGATIONS)
-        object.__setattr__(self, "has_stem", check_flag("has_stem", self.has_stem))
+        check_option("image_readout", self.image_readout, IMAGE_READOUTS)
+        check_option("parameterization", self.parameterization, PARAMETERIZATIONS)
+        for flag in ("has_stem", "readout"):
+            object.__setattr__(self, flag, check_flag(flag, getattr(self, flag)))
+        object.__setattr__(self, "width", check_whole("width", self.width, 1))
         if not isinstance(self.stem, (Dense, NoneType)):
             raise InputError(f"Expected `stem` to be a `Dense` or a `Conv`, got {shown(self.stem)}")
         self.dag.require_connected()
         if self.stem is not None and not self.has_stem:
             raise InputError(f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out")
         if self.stem is None:
-            activation = self.layer.activation if self.layer.order == "linear-act" else None
-            stem = dataclasses.replace(self.layer, activation=activation, layer_norm=False)
-            object.__setattr__(self, "stem", stem)
+            object.__setattr__(self, "stem", _stem_of(self.layer))
         elif self.stem.order == "act-linear" and self.stem.activation is not None:
             raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
         elif self.stem.layer_norm:
@@ -65,6 +121,11 @@ class Network:
             raise InputError(
                 f"Expected a graph with one input where there is no stem, got {self.dag.num_inputs}; without weights "
                 "of their own the inputs would be correlated"
+            )
+        if self.image_readout != "flatten" and not self.image_operations:
+            raise InputError(
+                "Expected `image_readout` 'flatten' for a network without convolutions and pooling, got "
+                f"{self.image_readout!r}"
             )
         self.check_gaussian(input_is_gaussian=True)
 
@@ -91,8 +152,15 @@ class Network:
 
     @property
     def reads_out_activated(self) -> bool:
-        """Whether the readout applies the activation before its weights."""
-        return self.layer.order == "act-linear" and self.layer.activation is not None
+        """Whether there is a readout that applies the activation before its weights."""
+        return self.readout and self.layer.order == "act-linear" and self.layer.activation is not None
+
+    @property
+    def readout_op(self) -> Dense:
+        """The readout's operation; whether there is one says `readout`."""
+        layer = self.layer
+        activation = layer.activation if self.reads_out_activated else None
+        return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)
 
     @functools.cached_property
     def weighted_operations(self) -> tuple[Dense, ...]:
@@ -214,6 +282,12 @@ class Network:
         return shapes
 
 
+def _stem_of(layer: Dense) -> Dense:
+    """Returns the stem that follows from the layer."""
+    activation = layer.activation if layer.order == "linear-act" else None
+    return dataclasses.replace(layer, activation=activation, layer_norm=False)
+
+
 def window_output(op: object, image: tuple[int, ...], what: str) -> tuple[int, ...]:
     """Returns the spatial shape of an operation's output.
 
@@ -235,41 +309,60 @@ def window_output(op: object, image: tuple[int, ...], what: str) -> tuple[int, .
     return tuple((size - of) // step + 1 for size, of, step in zip(image, window, op.strides or (), strict=True))
 
 
-def build_network(
-    dag: Dag | str,
-    *,
-    activation: Hashable = "relu",
-    order: str = "linear-act",
-    w_std: float = HE_STD,
-    b_std: float | None = None,
-    layer: Any = None,
-    aggregation: str = "sum",
-    stem: Dense | None = None,
-    has_stem: bool = True,
+def as_network(
+    value: object, name: str = "network", *, has_stem: bool = True, **architecture: Unpack[Architecture]
 ) -> Network:
-    """Builds a network from the options that kernels and finite models share.
+    """Returns the network that an argument and options of the architecture stand for.
 
     Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
     every pixel by itself; an `InputWarning` says so.
 
+    Args:
+      value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
+      name: The argument.
+      has_stem: As in `Network`; kernels and finite networks have one.
+      **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
+
     Raises:
-      GraphError: As for `Network`; or `dag` is no graph, see `as_dag`.
+      GraphError: As for `Network`; or `value` is no graph, see `as_dag`.
       InputError: As for `Network`; or both `layer` and one of the options that describe it are given.
+
+    Example:
+      >>> network = as_network("2_12", activation="erf", aggregation="mean")
+      >>> network.layer.activation, as_network(network, b_std=0.1).layer.activation
+      ('erf', 'erf')
     """
-    dag = as_dag(dag)
-    described = Dense(activation=activation, order=order, w_std=w_std, b_std=b_std)
-    if layer is None:
-        network = Network(dag, described, aggregation, stem, has_stem)
-        _warn_where_dense_beside_convolutions(network, stem_is_given=stem is not None)
-        return network
-    if described != Dense():
+    if unknown := [option for option in architecture if option not in Architecture.__annotations__]:
+        near = did_you_mean(unknown[0], Architecture.__annotations__)
         raise InputError(
-            "Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
+            f"Expected options of the network ({', '.join(Architecture.__annotations__)}), got `{unknown[0]}`{near}"
+        )
+    options: dict[str, Any] = dict(architecture)
+    described = {option: options.pop(option) for option in _OF_LAYER if option in options}
+    layer = options.pop("layer", None)
+    if layer is not None and described:
+        raise InputError(
+            f"Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
             f"{shown(layer)}"
         )
-    if not isinstance(layer, Dense):
-        raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
-    return Network(dag, layer, aggregation, stem, has_stem)
+    if isinstance(value, Network):
+        if described:
+            layer = dataclasses.replace(value.layer, **described)
+        if layer is not None:
+            options["layer"] = layer
+        if value.has_stem != has_stem:
+            if has_stem:
+                raise InputError(f"Expected `{name}` to have a stem, got one without; leave `has_stem` to `DagLayer`")
+            options["has_stem"] = False
+        # A stem that followed from the layer follows from the new one.
+        if value.stem == _stem_of(value.layer) and (layer is not None or not has_stem):
+            options.setdefault("stem", None)
+        return dataclasses.replace(value, **options) if options else value
+    dag = as_dag(value, name, "a `Network`, a `Dag`")
+    network = Network(dag, Dense(**described) if layer is None else layer, has_stem=has_stem, **options)
+    if layer is None:
+        _warn_where_dense_beside_convolutions(network, stem_is_given=options.get("stem") is not None)
+    return network
 
 
 def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:

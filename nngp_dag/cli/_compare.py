@@ -1,11 +1,12 @@
 """The command compare."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nngp_dag.cli.last_words import Resumable
+from nngp_dag.cli.network import takes_network
 from nngp_dag.cli.options import (
     DATA,
     TRAINING,
@@ -14,10 +15,7 @@ from nngp_dag.cli.options import (
     DataOption,
     DatasetOption,
     JsonOption,
-    OrderFlag,
-    OrderOption,
     OverwriteOption,
-    ParameterizationOption,
     QuietOption,
     ResumeOption,
     ScaleOption,
@@ -36,6 +34,7 @@ _OUT = "nngp-dag-compare"
 _SUBSET = 128
 
 
+@takes_network
 def compare(
     dag: DagsOption = None,
     data: DataOption = None,
@@ -43,7 +42,6 @@ def compare(
     data_dir: DataDirOption = None,
     subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
     scale_inputs: ScaleOption = True,
-    width: Annotated[int, count("Units of every node of the trained networks.", TRAINING)] = 1024,
     seeds: Annotated[int, count("Networks trained per DAG, with seeds 0, 1, 2, ...", TRAINING)] = 5,
     steps: Annotated[int, count("Steps of full-batch gradient descent.", TRAINING)] = 100,
     learning_rate: Annotated[
@@ -56,13 +54,13 @@ def compare(
             "size on the loss summed over examples, ½‖y − f‖²; that of train is on the mean over a batch.",
         ),
     ] = "auto",
-    order: OrderFlag = OrderOption.LINEAR_ACT,
-    parameterization: ParameterizationOption = "ntk",
     out: Annotated[Path | None, out_option("Folder for compare.json, curves.csv, compare.png.", _OUT)] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    *,
+    architecture: dict[str, Any],
 ) -> None:
     """Train real networks and put their loss beside the bounds and the exact expectation."""
     from nngp_dag import report
@@ -93,17 +91,15 @@ def compare(
             dags,
             samples.x,
             samples.targets,
-            width=width,
             seeds=seeds,
             steps=steps,
             learning_rate=eta,
-            order=order.value,
-            parameterization=parameterization,
             out=out,
             resume=resume,
             overwrite=overwrite,
             config=config,
             on_progress=on_progress,
+            **architecture,
         )
     show(compare_table(results))
     files = [out / name for name in ("compare.json", "curves.csv", "compare.png")]

@@ -6,35 +6,25 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nngp_dag.cli.last_words import Resumable, counted
+from nngp_dag.cli.network import takes_network
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
     NETWORK,
     OUTPUT,
-    ActivationOption,
-    AggregationOption,
-    BStdOption,
-    ConvOption,
     DataDirOption,
     DataOption,
     DatasetOption,
-    ImageReadoutOption,
     JsonOption,
-    OrderFlag,
-    OrderOption,
     OverwriteOption,
-    ParameterizationOption,
     Precision,
     PrecisionOption,
     QuietOption,
     ReadoutOption,
     ResumeOption,
     ScaleOption,
-    WidthOption,
-    WStdOption,
     count,
     exclusive,
-    layer_of,
     out_option,
     output,
 )
@@ -47,6 +37,7 @@ _OUT = "nngp-dag-sweep"
 _SUBSET = 128
 
 
+@takes_network
 def sweep(
     dag: Annotated[
         list[str] | None,
@@ -70,15 +61,6 @@ def sweep(
     data_dir: DataDirOption = None,
     subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
     scale_inputs: ScaleOption = True,
-    activation: ActivationOption = "relu",
-    order: OrderFlag = OrderOption.LINEAR_ACT,
-    w_std: WStdOption = None,
-    b_std: BStdOption = None,
-    aggregation: AggregationOption = "sum",
-    conv: ConvOption = None,
-    image_readout: ImageReadoutOption = "flatten",
-    parameterization: ParameterizationOption = "ntk",
-    width: WidthOption = None,
     readout: ReadoutOption = True,
     bounds: Annotated[
         bool, typer.Option("--bounds", rich_help_panel=COMPUTE, help="Add bounds on λmin that always hold.")
@@ -95,8 +77,11 @@ def sweep(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    *,
+    architecture: dict[str, Any],
 ) -> None:
     """Rank many DAGs by the spectra of their exact kernels, without training."""
+    from nngp_dag.graph import Conv
     from nngp_dag.report import output_file
     from nngp_dag.report._sweep import sweep as sweep_dags
     from nngp_dag.report.ranking import rank_correlations
@@ -105,9 +90,15 @@ def sweep(
 
     exclusive(resume, overwrite)
     dags, what = _listed(dag, nodes, file, space)
-    layer = layer_of(activation, order, w_std, b_std, conv)
+    images = isinstance(architecture["layer"], Conv)
     load = choose_samples(
-        data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs, images=conv is not None
+        data,
+        dataset,
+        data_dir,
+        subset,
+        usual=_SUBSET,
+        scale_inputs=scale_inputs,
+        images=images,
     )
     out = output(_OUT, out, again=resume or overwrite)
     Resumable(out / "config.json", counted("kernel classes"))
@@ -125,11 +116,7 @@ def sweep(
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            layer=layer,
-            aggregation=aggregation,
-            image_readout=image_readout,
-            parameterization=parameterization,
-            width=width,
+            **architecture,
         )
     valid: Any = table[table["valid"]]
     found = rank_correlations(

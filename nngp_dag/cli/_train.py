@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from nngp_dag.cli.last_words import Resumable, epochs_in, once
+from nngp_dag.cli.network import NETWORK_OPTIONS, architecture_of, takes_network
 from nngp_dag.cli.options import (
     DATA,
     NETWORK,
     OUTPUT,
     TRAINING,
-    ActivationOption,
-    AggregationOption,
-    ConvOption,
     DagsOption,
     DataDirOption,
     DataOption,
     EvalSubsetOption,
-    ImageReadout,
     JsonOption,
-    OrderFlag,
-    OrderOption,
     OverwriteOption,
-    Parameterization,
     QuietOption,
     SplitsOption,
     TrainSubsetOption,
@@ -54,6 +48,7 @@ _OUT = "nngp-dag-train"
 _CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
 
 
+@takes_network
 def train(
     context: Context,
     dag: DagsOption = None,
@@ -70,17 +65,6 @@ def train(
             help="Scale every input to |x|² = d. (Commands that compute kernels do so unless told otherwise.)",
         ),
     ] = False,
-    width: Annotated[int, typer.Option(rich_help_panel=NETWORK, help="Units, or channels, of every node.")] = 1024,
-    activation: ActivationOption = "relu",
-    order: OrderFlag = OrderOption.LINEAR_ACT,
-    aggregation: AggregationOption = "sum",
-    conv: ConvOption = None,
-    image_readout: Annotated[
-        ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, before the readout.")
-    ] = "global-average",
-    parameterization: Annotated[
-        Parameterization, typer.Option(rich_help_panel=NETWORK, help="How weights and their step sizes scale.")
-    ] = "standard",
     batch_norm: Annotated[
         bool, typer.Option("--batch-norm", rich_help_panel=NETWORK, help="Batch normalization after weights.")
     ] = False,
@@ -93,7 +77,7 @@ def train(
             rich_help_panel=TRAINING,
             help="Step size on the mean loss of a batch; that of compare is on the loss summed over examples.",
         ),
-    ] = 1e-3,
+    ] = 0.05,
     momentum: Annotated[
         float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, from 0 to below 1.")
     ] = 0.0,
@@ -140,10 +124,12 @@ def train(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    *,
+    architecture: dict[str, Any],
 ) -> None:
     """Train networks on images, with curves, checkpoints and TensorBoard events; resumable at any moment."""
     from nngp_dag import training
-    from nngp_dag.activations import get_activation
+    from nngp_dag.architecture import as_network
     from nngp_dag.graph import zoo
     from nngp_dag.training.rundir import check_free
     from nngp_dag.training.tables import (
@@ -165,7 +151,7 @@ def train(
         return
     exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)
-    options = {name: value for name, value in context.params.items() if name not in _CONTROLS}
+    options: dict[str, Any] = {name: value for name, value in context.params.items() if name not in _CONTROLS}
     if resume:
         options = _resumed(context, out, options)
     # Absolute, so that the run resumes from anywhere.
@@ -176,18 +162,13 @@ def train(
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {name: parse_dag(name) for name in names}
-    networks = options.pop("seeds")
+    seeds = options.pop("seeds")
     keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir")
     source = {name: options.pop(name) for name in keys}
     milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
-    recipe = training.Recipe(
-        **options
-        | {
-            "milestones": tuple(milestones) if milestones else None,
-            "order": OrderOption(options["order"]).value,
-        }
-    )
-    get_activation(recipe.activation)
+    # Of a run that goes on, what it was begun with.
+    architecture = architecture_of(**{name: options.pop(name) for name in NETWORK_OPTIONS})
+    recipe = training.Recipe(**options, milestones=tuple(milestones) if milestones else None)
     again = f"{program()} train --resume --out {shlex.quote(str(out))}"
     Resumable(out / "config.json", epochs_in(out, recipe.epochs * len(dags)), again)
     # As texts, where config.json has them.
@@ -204,14 +185,16 @@ def train(
     splits = load()
     say(splits.statement)
     # Of a whole space of graphs, config.json holds the numbers.
-    for name, graph in list(dags.items())[:_MOST_TABLES]:
-        show(model_table(name, recipe.summary(graph, splits.train.x.shape[1:], splits.num_classes)))
+    shape, batch_norm = splits.train.x.shape[1:], recipe.batch_norm
+    networks = {name: as_network(dag, **architecture) for name, dag in dags.items()}
+    for name, network in list(networks.items())[:_MOST_TABLES]:
+        show(model_table(name, training.summary_of(network, shape, splits.num_classes, batch_norm=batch_norm)))
     with progress() as on_progress:
         runs = training.train(
-            dags,
+            networks,
             splits,
             recipe,
-            seeds=networks,
+            seeds=seeds,
             out=out,
             resume=resume,
             overwrite=overwrite,

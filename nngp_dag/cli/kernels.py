@@ -6,35 +6,25 @@ from typing import Annotated, Any
 import typer
 
 from nngp_dag.cli.last_words import counted, once, same_command
+from nngp_dag.cli.network import takes_network
 from nngp_dag.cli.options import (
     COMPUTE,
     DATA,
     OUTPUT,
-    ActivationOption,
-    AggregationOption,
-    BStdOption,
-    ConvOption,
     DagOption,
     DataDirOption,
     DataOption,
     DatasetOption,
-    ImageReadoutOption,
     JsonOption,
-    OrderFlag,
-    OrderOption,
     OverwriteOption,
-    ParameterizationOption,
     Precision,
     PrecisionOption,
     QuietOption,
     ReadoutOption,
     ResumeOption,
     ScaleOption,
-    WidthOption,
-    WStdOption,
     count,
     exclusive,
-    layer_of,
     out_option,
     output,
     parse_dag,
@@ -75,6 +65,7 @@ def show_command(
     result(dag_facts(dag, cell) | ({} if png is None else {"files": [png]}))
 
 
+@takes_network
 def kernel_command(
     dag: DagOption,
     data: DataOption = None,
@@ -84,34 +75,26 @@ def kernel_command(
         int | None, count("Take the first N training examples.", DATA, show_default=f"{_KERNEL_SUBSET}")
     ] = None,
     scale_inputs: ScaleOption = True,
-    activation: ActivationOption = "relu",
-    order: OrderFlag = OrderOption.LINEAR_ACT,
-    w_std: WStdOption = None,
-    b_std: BStdOption = None,
-    aggregation: AggregationOption = "sum",
-    conv: ConvOption = None,
-    image_readout: ImageReadoutOption = "flatten",
-    parameterization: ParameterizationOption = "ntk",
-    width: WidthOption = None,
     readout: ReadoutOption = True,
     dtype: PrecisionOption = Precision.FLOAT64,
     out: Annotated[Path | None, out_option("Write this .npz, and a picture beside it.", _KERNEL)] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    *,
+    architecture: dict[str, Any],
 ) -> None:
     """Compute the exact NNGP and NTK of a DAG on a data set."""
     import numpy as np
 
     from nngp_dag.graph.codes import shorten
-    from nngp_dag.graph.operations import describe
+    from nngp_dag.graph.operations import Conv, describe
     from nngp_dag.kernels import kernel
     from nngp_dag.report import output_file, plot_kernel
     from nngp_dag.report.tables import spectrum_facts, spectrum_table
     from nngp_dag.theory import spectrum
 
-    graph = parse_dag(dag)
-    layer = layer_of(activation, order, w_std, b_std, conv)
+    graph, layer = parse_dag(dag), architecture["layer"]
     if out is not None and out.suffix != ".npz":
         raise InputError(f"Expected --out to end in .npz, got {out}")
     load = choose_samples(
@@ -121,7 +104,7 @@ def kernel_command(
         subset,
         usual=_KERNEL_SUBSET,
         scale_inputs=scale_inputs,
-        images=conv is not None,
+        images=isinstance(architecture["layer"], Conv),
     )
     out = output(_KERNEL, out, again=overwrite)
     picture = out.with_suffix(".png")
@@ -133,12 +116,8 @@ def kernel_command(
             k = kernel(
                 graph,
                 samples.x.astype(dtype.value),
-                layer=layer,
-                aggregation=aggregation,
-                image_readout=image_readout,
-                parameterization=parameterization,
-                width=width,
                 readout=readout,
+                **architecture,
             )
             spectra = {}
             for done, (name, matrix) in enumerate({"NNGP": k.nngp, "NTK": k.ntk}.items(), start=1):
@@ -158,6 +137,7 @@ def kernel_command(
     result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})
 
 
+@takes_network
 def gram_command(
     dag: DagOption,
     data: DataOption = None,
@@ -167,15 +147,6 @@ def gram_command(
         int | None, count("Take the first N training examples.", DATA, show_default=f"{_GRAM_SUBSET}")
     ] = None,
     scale_inputs: ScaleOption = True,
-    activation: ActivationOption = "relu",
-    order: OrderFlag = OrderOption.LINEAR_ACT,
-    w_std: WStdOption = None,
-    b_std: BStdOption = None,
-    aggregation: AggregationOption = "sum",
-    conv: ConvOption = None,
-    image_readout: ImageReadoutOption = "flatten",
-    parameterization: ParameterizationOption = "ntk",
-    width: WidthOption = None,
     dtype: PrecisionOption = Precision.FLOAT32,
     memory_budget: Annotated[
         str, typer.Option(rich_help_panel=COMPUTE, help="Memory of the whole process, such as '6 GiB'.")
@@ -186,24 +157,33 @@ def gram_command(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    *,
+    architecture: dict[str, Any],
 ) -> None:
     """Compute large kernels in tiles on disk, within a memory budget.
 
     Interrupted, the same command continues; --resume says that there must be something to go on with.
     """
+    from nngp_dag.graph import Conv
     from nngp_dag.kernels import gram
     from nngp_dag.kernels._gram import bytes_of
 
     exclusive(resume, overwrite)
     graph = parse_dag(dag)
-    layer = layer_of(activation, order, w_std, b_std, conv)
     bytes_of(memory_budget)
+    images = isinstance(architecture["layer"], Conv)
     out = Path(_GRAM) if out is None else out
     # Where `gram` keeps what is unfinished.
     if resume and not (out.exists() or (out.parent / f".{out.name}.partial").exists()):
         raise InputError(f"Expected {out} to hold kernels to go on with, got none; leave out --resume to start them")
     load = choose_samples(
-        data, dataset, data_dir, subset, usual=_GRAM_SUBSET, scale_inputs=scale_inputs, images=conv is not None
+        data,
+        dataset,
+        data_dir,
+        subset,
+        usual=_GRAM_SUBSET,
+        scale_inputs=scale_inputs,
+        images=images,
     )
     same_command(counted("tiles"))
     with progress() as on_progress:
@@ -215,11 +195,7 @@ def gram_command(
             overwrite=overwrite,
             on_progress=on_progress,
             tile=tile,
-            layer=layer,
-            aggregation=aggregation,
-            image_readout=image_readout,
-            parameterization=parameterization,
-            width=width,
+            **architecture,
         )
     rows, columns = k.nngp.shape
     files = [out / name for name in ("nngp.npy", "ntk.npy", "gram.json")]

@@ -3,7 +3,7 @@
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from nngp_dag.errors import InputError
 if TYPE_CHECKING:
     from typer import CallbackParam as Parameter
 
-    from nngp_dag.graph import Dag, Dense
+    from nngp_dag.graph import Dag
 else:
     # What typer 0.29 passes is of the base class of what it documents.
     Parameter = typer.CallbackParam.__base__
@@ -125,36 +125,6 @@ DagsOption = Annotated[
         rich_help_panel=NETWORK, help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."
     ),
 ]
-OrderFlag = Annotated[
-    OrderOption, typer.Option(rich_help_panel=NETWORK, help="On weighted edges: act(W x), or W act(x).")
-]
-ActivationOption = Annotated[
-    str,
-    typer.Option(rich_help_panel=NETWORK, help="relu, erf, gelu, ...; `nngp-dag list activations` shows all."),
-]
-WStdOption = Annotated[
-    float | None, typer.Option(rich_help_panel=NETWORK, help="Std of weights times √fan-in; by default √2 (He).")
-]
-BStdOption = Annotated[
-    float | None, typer.Option(rich_help_panel=NETWORK, help="Std of biases; by default there are none.")
-]
-Aggregation = Literal["sum", "scaled-sum", "mean"]
-AggregationOption = Annotated[
-    Aggregation, typer.Option(rich_help_panel=NETWORK, help="How nodes add up; scaled-sum by 1/√in-degree.")
-]
-ConvOption = Annotated[
-    int | None,
-    count("Weighted edges and the stem are convolutions with filters of this side, such as 3.", NETWORK),
-]
-ImageReadout = Literal["flatten", "global-average"]
-ImageReadoutOption = Annotated[
-    ImageReadout, typer.Option(rich_help_panel=NETWORK, help="With --conv, after the last node.")
-]
-Parameterization = Literal["ntk", "standard"]
-ParameterizationOption = Annotated[
-    Parameterization, typer.Option(rich_help_panel=NETWORK, help="The NTK of standard grows with --width.")
-]
-WidthOption = Annotated[int | None, count("Width of the finite network; for --parameterization standard.", NETWORK)]
 ReadoutOption = Annotated[
     bool, typer.Option(rich_help_panel=NETWORK, help="Kernels after the readout, or at the last node.")
 ]
@@ -228,17 +198,3 @@ def parse_rate(option: str, text: str) -> str | float:
     if not (math.isfinite(rate) and rate > 0):
         raise InputError(f"Expected {option} to be finite and above 0, got {rate}")
     return rate
-
-
-def layer_of(
-    activation: str, order: OrderOption, w_std: float | None, b_std: float | None, conv: int | None
-) -> "Dense":
-    """The operation of weighted edges."""
-    from nngp_dag.activations import get_activation
-    from nngp_dag.graph.operations import HE_STD, Conv, Dense
-
-    get_activation(activation)
-    w_std = HE_STD if w_std is None else w_std
-    if conv is None:
-        return Dense(activation=activation, order=order.value, w_std=w_std, b_std=b_std)
-    return Conv(filter_shape=(conv, conv), activation=activation, order=order.value, w_std=w_std, b_std=b_std)

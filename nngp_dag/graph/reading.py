@@ -10,12 +10,13 @@ from nngp_dag.graph.dag import Dag
 _MODELS = ("flax", "torch", "equinox", "haiku", "keras", "tensorflow")
 
 
-def as_dag(value: Any, name: str = "dag") -> Dag:
+def as_dag(value: Any, name: str = "dag", kinds: str = "a `Dag`") -> Dag:
     """Returns the graph that an argument stands for: a `Dag`, or a text that `Dag.parse` reads.
 
     Args:
       value: What the caller gave.
       name: The argument.
+      kinds: What it may be beside a text.
 
     Raises:
       GraphError: It is neither, or the text is no graph; the message says what to pass instead.
@@ -42,4 +43,4 @@ def as_dag(value: Any, name: str = "dag") -> Dag:
         got, remedy = shown(value), "`Dag.from_edges` reads (source, target, op) triples; this takes one graph"
     else:
         got, remedy = shown(value), f"pass `Dag.from_code({EXAMPLE!r})`, or that text"
-    raise GraphError(f"Expected `{name}` to be a `Dag`, or a code, name or cell as text, got {got}; {remedy}")
+    raise GraphError(f"Expected `{name}` to be {kinds}, or a code, name or cell as text, got {got}; {remedy}")

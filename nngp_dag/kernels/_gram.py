@@ -1,27 +1,26 @@
 """`gram`: kernels of large data, tile by tile within a stated memory budget, on disk and resumable where asked."""
 
 import contextlib
-import inspect
 import math
 import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, within_memory
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_flag, check_whole
-from nngp_dag.kernels._kernel import kernel, make_rules
+from nngp_dag.kernels._kernel import kernel
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
-from nngp_dag.kernels.result import Kernel, Origin
+from nngp_dag.kernels.result import Kernel
 
 # The interpreter with JAX (160 MB), the compiler's work on both programs (up to 240 MB) and the temporaries of the
 # engine (tens of MB), as measured, and some room.
@@ -33,8 +32,6 @@ _SMALL_TILES = (32, 16, 8, 4, 2, 1)
 # Arrays of covariances of pixels that are there at once: those of inputs with themselves and what convolutions, dual
 # activations and readouts make of one of them, and three for every node that is still needed; as measured on a CPU.
 _ARRAYS, _ARRAYS_OF_A_NODE = 14, 3
-# The options of `kernel` that make a network.
-_ARCHITECTURE = ("activation", "order", "w_std", "b_std", "layer", "aggregation", "stem")
 
 
 class _Plan(NamedTuple):
@@ -76,7 +73,7 @@ class _Memory:
 
 
 def gram(
-    dag: Dag | str,
+    network: Network | Dag | str,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
@@ -86,7 +83,8 @@ def gram(
     progress: bool = True,
     on_progress: Callable[[str, int, int], None] | None = None,
     tile: int | None = None,
-    **options: Any,
+    dtype: str | None = None,
+    **architecture: Unpack[Architecture],
 ) -> Kernel:
     """Computes the NNGP and NTK of `kernel` for many inputs, tile by tile, within a memory budget.
 
@@ -114,7 +112,7 @@ def gram(
     any that differ from what was written: about 3 s for 20,000 inputs in float32, once the disk has them in memory.
 
     Args:
-      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
+      network: As in `kernel`; with one output.
       x1: Inputs, (N1, features...). For a graph with several inputs a list of such arrays.
       x2: Inputs, (N2, features...), or None for x1.
       memory_budget: Bytes, or a text such as "6 GiB" or "500 MB".
@@ -123,7 +121,8 @@ def gram(
       progress: Whether to show a bar with the time left on the error stream, if that is a terminal.
       on_progress: Called with ("tiles", tiles done, tiles) instead.
       tile: Rows of a tile at most; None for what the budget allows.
-      **options: Those of `kernel`: `activation`, `order`, `readout`, `dtype` and so on.
+      dtype: As in `kernel`.
+      **architecture: As in `kernel`: `activation`, `order`, `readout` and so on.
 
     Returns:
       A `Kernel` with `nngp` and `ntk`, (N1, N2) each: NumPy arrays, or read-only memory maps of the files in `out`.
@@ -141,49 +140,46 @@ def gram(
       >>> k.ntk.shape, bool((k.ntk == k.ntk.T).all())
       ((5, 5), True)
     """
-    try:
-        call = inspect.signature(kernel).bind(dag, x1, x2, **options)
-    except TypeError as error:
-        raise InputError(f"Expected options of `nngp_dag.kernel`, got {', '.join(options)}: {error}") from None
-    call.apply_defaults()
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
-    network = build_network(dag, **{name: call.kwargs[name] for name in _ARCHITECTURE})
-    dag = network.dag
+    network = as_network(network, **architecture)
+    if len(network.dag.outputs) > 1:
+        raise InputError(
+            f"Expected a graph with one output, got {len(network.dag.outputs)}; call `gram` for each of them"
+        )
     check_callable("on_progress", on_progress)
     tile = None if tile is None else check_whole("tile", tile, 1)
     path = None if out is None else as_path("out", out).resolve()
     budget = bytes_of(memory_budget)
     arrays1 = _arrays("x1", x1, network)
     arrays2 = None if x2 is None else _arrays("x2", x2, network)
-    dtype = compute_dtype(*arrays1, *(arrays2 or ()), dtype=call.kwargs["dtype"])
-    per_column = _numbers_per_column(network, call.arguments["image_readout"], arrays1[0].shape[1:-1])
-    plan = _plan(arrays1, arrays2, dtype, tile, budget, in_memory=path is None, per_column=per_column)
-    rules = make_rules(call.kwargs["parameterization"], call.kwargs["width"])
-    origin = Origin(network, call.kwargs["readout"], call.kwargs["image_readout"], rules, 0)
+    precision = compute_dtype(*arrays1, *(arrays2 or ()), dtype=dtype)
+    per_column = _numbers_per_column(network, arrays1[0].shape[1:-1])
+    plan = _plan(arrays1, arrays2, precision, tile, budget, in_memory=path is None, per_column=per_column)
     if path is None:
         with within_memory(f"two matrices of {plan.shape[0]:,} x {plan.shape[1]:,} entries", "pass `out`"):
             memory = _Memory(plan.shape, plan.dtype)
-        _fill(memory, plan, dag, arrays1, arrays2, options, progress, on_progress)
-        return Kernel(**memory.matrices, origin=origin)
-    configuration = describe(dag, call.kwargs, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
+        _fill(memory, plan, network, arrays1, arrays2, dtype, progress, on_progress)
+        return Kernel(memory.matrices["nngp"], memory.matrices["ntk"], network=network)
+    configuration = describe(network, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
     tiles = plan.tiles()
     done = load_finished(path, configuration, overwrite, tiles)
     if done is None:
         with unfinished(path, configuration, overwrite, tiles) as files:
-            _fill(files, plan, dag, arrays1, arrays2, options, progress, on_progress)
+            _fill(files, plan, network, arrays1, arrays2, dtype, progress, on_progress)
             files.finish()
         done = load_finished(path, configuration)
     assert done is not None
-    return Kernel(*done, origin=origin)
+    nngp, ntk = done
+    return Kernel(nngp, ntk, network=network)
 
 
 def _fill(
     results: _Memory | GramFiles,
     plan: _Plan,
-    dag: Dag,
+    network: Network,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
-    options: Mapping[str, Any],
+    dtype: str | None,
     progress: bool,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
@@ -193,7 +189,7 @@ def _fill(
     report("tiles", results.tiles_done, len(corners))
     with _progress_bar(len(corners), results.tiles_done, progress and on_progress is None) as advance:
         for i, j in corners[results.tiles_done :]:
-            for name, block in _compute(dag, arrays1, arrays2, i, j, plan, options).items():
+            for name, block in _compute(network, arrays1, arrays2, i, j, plan, dtype).items():
                 results.put(name, i, j, block)
                 if plan.symmetric and i != j:
                     results.put(name, j, i, block.T)
@@ -203,13 +199,13 @@ def _fill(
 
 
 def _compute(
-    dag: Dag,
+    network: Network,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
     i: int,
     j: int,
     plan: _Plan,
-    options: Mapping[str, Any],
+    dtype: str | None,
 ) -> dict[str, np.ndarray]:
     """Returns the blocks of both matrices from row i and column j on, cropped at the edges of the matrices."""
     diagonal = plan.symmetric and i == j
@@ -219,22 +215,17 @@ def _compute(
         # What looks like a mistake was said of all inputs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InputWarning)
-            tile = kernel(dag, _as_given(rows), None if columns is None else _as_given(columns), **options)
+            tile = kernel(network, _as_given(rows), None if columns is None else _as_given(columns), dtype=dtype)
     except InputError as error:
         if i == j == 0:
             raise
         raise InputError(
             f"{error} (in the tile whose rows begin with input {i} and whose columns, `x2` there, with input {j})"
         ) from error
-    if not isinstance(tile, Kernel):
-        raise InputError(
-            f"Expected one output and both kernels, got a {type(tile).__name__} of them; leave `get` out, and split a "
-            "graph of several outputs"
-        )
     height, width = min(plan.tile[0], plan.shape[0] - i), min(plan.tile[1], plan.shape[1] - j)
     blocks = {name: np.asarray(getattr(tile, name), plan.dtype)[:height, :width] for name in ("nngp", "ntk")}
     if diagonal:
-        # Rounding may differ on the two marginals of the diagonal.
+        # Rounding may differ on the two sides of the diagonal.
         blocks = {name: np.where(np.tri(height, k=-1, dtype=bool), v.T, v) for name, v in blocks.items()}
     return blocks
 
@@ -305,7 +296,7 @@ def _plan(
     return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
 
 
-def _numbers_per_column(network: Network, image_readout: str, pixels: Sequence[int]) -> int:
+def _numbers_per_column(network: Network, pixels: Sequence[int]) -> int:
     """Returns how many covariances of pixels are there at once for each column of a tile, if for a single row."""
     dag = network.dag
     if not network.image_operations:
@@ -314,7 +305,7 @@ def _numbers_per_column(network: Network, image_readout: str, pixels: Sequence[i
     for edge in dag.edges:
         last[edge.source] = max(last.get(edge.source, 0), edge.target)
     live = max(sum(node <= at <= end for node, end in last.items()) for at in range(dag.num_nodes))
-    pairs = math.prod(pixels) ** (2 if network.pools or image_readout == "global-average" else 1)
+    pairs = math.prod(pixels) ** (2 if network.pools or network.image_readout == "global-average" else 1)
     return (_ARRAYS + _ARRAYS_OF_A_NODE * live) * pairs
 
 

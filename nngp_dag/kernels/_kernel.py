@@ -1,8 +1,9 @@
 """`kernel`: the NNGP and NTK of a network on data."""
 
+import dataclasses
 import functools
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.core
@@ -11,11 +12,10 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.program import Program, program
 from nngp_dag.errors import GraphError, InputError, shown, within_memory
 from nngp_dag.graph import Conv, Dag, Dense
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERIZATIONS, as_number, check_flag, check_option
 from nngp_dag.kernels.accuracy import check_quadratures
 from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
 from nngp_dag.kernels.backends.loop import Sizes, loop_structure, tables
@@ -23,9 +23,9 @@ from nngp_dag.kernels.backends.unrolled import Kernels, Spec, Weights
 from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.device import on_gpu
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels.layer_rules import rules_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
-from nngp_dag.kernels.result import Origin, finished
+from nngp_dag.kernels.result import finished
 
 GETS = ("nngp", "ntk")
 
@@ -49,25 +49,15 @@ class Evaluation(NamedTuple):
 
 
 def kernel(
-    dag: Dag | str,
+    network: Network | Dag | str,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
-    activation: Hashable = "relu",
-    order: str = "linear-act",
-    w_std: float = HE_STD,
-    b_std: float | None = None,
-    layer: Dense | None = None,
-    aggregation: str = "sum",
-    stem: Dense | None = None,
-    readout: bool = True,
-    image_readout: str = "flatten",
-    parameterization: str = "ntk",
-    width: int | None = None,
     get: str | tuple[str, ...] = GETS,
     dtype: str | None = None,
+    **architecture: Unpack[Architecture],
 ) -> Any:
-    """Computes the exact NNGP and NTK of the infinitely wide network with the connectivity of `dag`.
+    """Computes the exact NNGP and NTK of the infinitely wide network of any connectivity.
 
     The network: a stem from the input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H. A
     weighted edge is phi(W x + b) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al.
@@ -98,32 +88,21 @@ def kernel(
     arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
 
     Args:
-      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
+      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
       x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
       x2: Inputs, (N2, ...) with as many features, or None for x1.
-      activation: The nonlinearity phi: a name such as "relu", "erf", "gelu", "sin", or one of `nngp_dag.activations`;
-        among them `Quadrature(fn)` for any other function, with a `NumericalWarning` where it is not accurate.
-      order: "linear-act" or "act-linear".
-      w_std: Standard deviation of weights, times sqrt(fan-in).
-      b_std: Standard deviation of biases; None for none.
-      layer: Instead of the four above, the operation of plain weighted edges, such as
-        `nngp_dag.Conv(filter_shape=(3, 3))`.
-      aggregation: How nodes add up: "sum", "scaled-sum" (over the root of the in-degree) or "mean".
-      stem: The operation of the stem, if not that of `layer` (without layer norm).
-      readout: Whether to apply the readout; otherwise kernels are those of X(H).
-      image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
-      parameterization: "ntk", or "standard": gradients with respect to weights of variance w_std^2 / fan-in themselves.
-      width: Width of the finite network, in units or channels; the NTK of the standard parameterization grows with it.
-      get: "nngp" or "ntk" for that array alone, by default both.
+      get: "nngp" or "ntk" for that matrix alone, by default both.
       dtype: "float32" or "float64", the precision to compute in; by default that of the input.
+      **architecture: Fields of `nngp_dag.Network` (`layer`, `aggregation`, `stem`, `readout`, `image_readout`,
+        `parameterization`, `width`), and of its layer (`activation`, `order`, `w_std`, `b_std`).
 
     Returns:
-      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, or one of these arrays; a list where the graph has several
-      outputs. An `InputWarning` says where inputs look like raw bytes, or like images whose channels come first. An
-      input that is all zero has zero rows where there are no biases and phi(0) = 0.
+      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, None where it was not asked for; a tuple of them where the graph
+      has several outputs. An `InputWarning` says where inputs look like raw bytes, or like images whose channels come
+      first. An input that is all zero has zero rows where there are no biases and phi(0) = 0.
 
     Raises:
-      GraphError: `dag` is no graph or no path leads through it, an activation meets a node that is not Gaussian,
+      GraphError: `network` is no graph or no path leads through it, an activation meets a node that is not Gaussian,
         operations do not fit the images, or the dtype cannot hold skip multiplicities.
       InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
         an option is unknown, a `Quadrature` is worthless at the variances that are reached, or the kernels are not
@@ -137,29 +116,18 @@ def kernel(
       >>> k.nngp.shape, float(k.nngp[0, 0].round(3))
       ((3, 3), 14.681)
       >>> images = np.random.default_rng(0).normal(size=(2, 5, 5, 3))
-      >>> nd.kernel(nd.Dag.from_code("2_12"), images, layer=nd.Conv(filter_shape=(3, 3)), get="ntk").shape
+      >>> nd.kernel(nd.Dag.from_code("2_12"), images, layer=nd.Conv(filter_shape=(3, 3))).ntk.shape
       (2, 2)
 
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
     (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
-    network = build_network(
-        dag,
-        activation=activation,
-        order=order,
-        w_std=w_std,
-        b_std=b_std,
-        layer=layer,
-        aggregation=aggregation,
-        stem=stem,
-    )
+    network = as_network(network, **architecture)
     wanted = _wanted(get)
-    readout = check_flag("readout", readout)
-    rules = make_rules(parameterization, width)
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
-    plan = evaluation(network, readout, image_readout, rules, "ntk" in wanted, rows * columns >= _UNROLLED_ENTRIES)
+    plan = evaluation(network, "ntk" in wanted, rows * columns >= _UNROLLED_ENTRIES)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
         if first.shape[1:] != second.shape[1:]:
             raise InputError(
@@ -173,11 +141,10 @@ def kernel(
         f"{needed} of {rows:,} x {columns:,} inputs",
         "`nngp_dag.gram` computes them in tiles within a memory budget, and on disk with `out`",
     ):
-        results = _results(network, inputs1, inputs2, plan, readout, rules, precision)
-        origin = functools.partial(Origin, network, readout, image_readout, rules)
+        results = _results(network, inputs1, inputs2, plan, precision)
         inputs = (*inputs1, *(inputs2 or ()))
-        kernels = [finished(*pair, precision, wanted, origin(i), inputs) for i, pair in enumerate(results)]
-    return kernels if len(network.dag.outputs) > 1 else kernels[0]
+        kernels = [finished(*pair, precision, wanted, network, i, inputs) for i, pair in enumerate(results)]
+    return tuple(kernels) if len(kernels) > 1 else kernels[0]
 
 
 def _results(
@@ -185,8 +152,6 @@ def _results(
     inputs1: Sequence[np.ndarray | jax.Array],
     inputs2: Sequence[np.ndarray | jax.Array] | None,
     plan: Evaluation,
-    readout: bool,
-    rules: Rules,
     dtype: np.dtype,
 ) -> Kernels:
     """Returns NNGP and NTK of every output, of inputs that have been checked."""
@@ -195,7 +160,7 @@ def _results(
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
         series = None
         if _is_angular(plan, inputs1, inputs2 or inputs1):
-            series = _series(network, readout, rules, plan.spec.with_ntk, data1[0].shape[1], dtype)
+            series = _series(network, plan.spec.with_ntk, data1[0].shape[1], dtype)
         if series is not None:
             check_range(plan.program, dtype)
             check_least(series, dtype)
@@ -207,62 +172,34 @@ def _results(
         results = kernel_of_inputs(weights, data1, data2, spec=spec, layout=plan.layout)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
-                check_quadratures(network, weights, data, plan.spec, plan.layout, readout=readout)
+                check_quadratures(network, weights, data, plan.spec, plan.layout)
     return results
-
-
-def make_rules(parameterization: str, width: int | None) -> Rules:
-    """Validates what gradients are taken with respect to.
-
-    Raises:
-      InputError: The parameterization is unknown, or "standard" without a width.
-    """
-    check_option("parameterization", parameterization, PARAMETERIZATIONS)
-    if (width is None and parameterization == "standard") or (width is not None and as_number("width", width) < 1):
-        raise InputError(
-            "Expected `width` to be at least 1, and given with parameterization 'standard', whose NTK grows with it, "
-            f"got {shown(width)}"
-        )
-    return Rules() if parameterization == "ntk" or width is None else Rules("standard", width)
 
 
 @functools.lru_cache(maxsize=4096)
 def evaluation(
-    network: Network,
-    readout: bool,
-    image_readout: str | None,
-    rules: Rules,
-    with_ntk: bool = True,
-    large: bool = False,
+    network: Network, with_ntk: bool = True, large: bool = False, *, keeps_pixels: bool = False
 ) -> Evaluation:
     """Plans the evaluation of a network's kernels.
 
     Args:
       network: The network.
-      readout: Whether the readout follows.
-      image_readout: What becomes of pixels: "flatten", "global-average", or None to keep them.
-      rules: The parameterization.
       with_ntk: Whether the NTK is wanted.
       large: Whether the kernel is so large that speed is worth time to compile.
+      keeps_pixels: Whether the pixels of the last node stay, for layers that follow.
 
     Raises:
       GraphError: An activation meets a node that is not Gaussian.
-      InputError: `image_readout` is unknown, or an activation is.
+      InputError: An activation is unknown.
     """
-    if image_readout is not None:
-        check_option("image_readout", image_readout, IMAGE_READOUTS)
-    network.check_gaussian(input_is_gaussian=True, reads_out=readout)
+    network.check_gaussian(input_is_gaussian=True, reads_out=True)
     operations = network.weighted_operations
-    layer = network.layer
-    readout_activation = layer.activation if readout and network.reads_out_activated else None
+    readout = network.readout_op if network.readout else None
+    readout_activation = readout and readout.activation
     activations = [get_activation(spec) for spec in (*(op.activation for op in operations), readout_activation)]  # type: ignore[arg-type]
     images = network.image_operations
-    if image_readout not in (None, "flatten") and not images:
-        raise InputError(
-            f"Expected `image_readout` 'flatten' for a network without convolutions and pooling, got {image_readout!r}"
-        )
     plan = program(network)
-    dense = Dense(activation=None, w_std=layer.w_std, b_std=layer.b_std)
+    dense = readout and dataclasses.replace(readout, activation=None)
     quadrature = any(isinstance(phi, Quadrature) for phi in activations)
     in_loop = quadrature or any(isinstance(phi, _COMPILED_ONCE) for phi in activations)
     unrolled = large and len(plan.structure.steps) <= _UNROLLED_STEPS and not in_loop
@@ -270,18 +207,20 @@ def evaluation(
     spec = Spec(
         structure=loop_structure(plan.structure) if loop else plan.structure,
         stem=network.stem_op if network.has_stem else None,
-        readout=dense if readout else None,
+        readout=dense,
         readout_activation=readout_activation,
-        pixels=image_readout if images else None,
-        rules=rules,
+        pixels=network.image_readout if images and not keeps_pixels else None,
+        rules=rules_of(network),
         with_ntk=with_ntk,
-        homogeneous=is_homogeneous((*operations, dense, readout_activation)),
+        homogeneous=is_homogeneous((*operations, network.readout_op, readout_activation)),
         loop=loop,
     )
     # Inputs are checked to have as many spatial axes as every window.
     first = images[0] if images else None
     ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
-    return Evaluation(plan, spec, PixelLayout(ndim, network.pools or image_readout == "global-average"), quadrature)
+    return Evaluation(
+        plan, spec, PixelLayout(ndim, network.pools or network.image_readout == "global-average"), quadrature
+    )
 
 
 def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
@@ -318,10 +257,8 @@ def _is_angular(plan: Evaluation, *marginals: Sequence[np.ndarray | jax.Array]) 
 
 
 @functools.lru_cache(maxsize=4096)
-def _series(
-    network: Network, readout: bool, rules: Rules, with_ntk: bool, channels: int, dtype: np.dtype
-) -> np.ndarray | None:
-    plan = evaluation(network, readout, None, rules, with_ntk)
+def _series(network: Network, with_ntk: bool, channels: int, dtype: np.dtype) -> np.ndarray | None:
+    plan = evaluation(network, with_ntk)
     found = [v for v in series_of(plan.program, plan.spec, channels, dtype) if v is not None]
     return together(found) if len(found) == len(network.dag.outputs) else None
 

@@ -1,6 +1,5 @@
 """Whether the series behind `activations.Quadrature` is accurate at the variances that a network reaches."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -25,7 +24,7 @@ _REMEDY = "raise `degree`, reduce `w_std`, or use a closed form"
 
 
 def check_quadratures(
-    network: Network, weights: Weights, x: Sequence[jax.Array], spec: Spec, layout: PixelLayout, *, readout: bool
+    network: Network, weights: Weights, x: Sequence[jax.Array], spec: Spec, layout: PixelLayout
 ) -> None:
     """Warns where the series of an activation is not accurate at the variances of its inputs, or refuses it.
 
@@ -35,7 +34,6 @@ def check_quadratures(
       x: The data of every input node.
       spec: The program.
       layout: How axes lie.
-      readout: Whether the readout follows.
 
     Raises:
       InputError: A function is not finite there, grows too fast, or its kernel would be off by a quarter or more.
@@ -45,9 +43,8 @@ def check_quadratures(
     if network.has_stem:
         uses += [("the stem", network.stem_op, value) for value in q_in]
     uses += [(f"edge {e}", e.op, q[e.source]) for e in network.edges if isinstance(e.op, Dense)]
-    if readout and network.reads_out_activated:
-        readout_op = dataclasses.replace(network.layer, layer_norm=False)
-        uses += [("the readout", readout_op, q[output]) for output in network.dag.outputs]
+    if network.reads_out_activated:
+        uses += [("the readout", network.readout_op, q[output]) for output in network.dag.outputs]
     worst = 0.0, "", 0.0
     for where, op, variance in uses:
         phi = get_activation(op.activation)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from nngp_dag.kernels.backends.loop import Sizes, loop_structure, sizes_of
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec
 from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels.layer_rules import rules_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Kernels so small that some too many cost less than a compilation.
@@ -60,8 +60,6 @@ def kernels_of_classes(
     network: Network,
     x: ArrayLike,
     *,
-    readout: bool,
-    rules: Rules,
     batch: int,
     known: frozenset[str] = frozenset(),
 ) -> Iterator[Stack]:
@@ -73,10 +71,8 @@ def kernels_of_classes(
     Args:
       kernel_classes: Where the networks were taken in.
       outputs: The different classes of their outputs.
-      network: One of them; all agree in stem, readout and layer.
+      network: One of them; all agree in all but the graph.
       x: Inputs, (N, ...), for every input node.
-      readout: Whether the readout follows.
-      rules: The parameterization.
       batch: How many kernels come at once.
       known: Outputs that are not wanted. Batches of nothing else are left out; the others are what they are without it,
         and so are the bits of their kernels.
@@ -92,8 +88,8 @@ def kernels_of_classes(
     dtype = compute_dtype(data)
     with precision_of(dtype):
         inputs: Any = jnp.asarray(data, dtype)
-    operation = _readout(network) if readout else None
-    series = _series(kernel_classes, outputs, network, operation, rules, data.shape[1], dtype)
+    operation = network.readout_op if network.readout else None
+    series = _series(kernel_classes, outputs, network, operation, data.shape[1], dtype)
     with_series = [digest for digest in outputs if digest in series]
     if with_series:
         all_series, size = together([series[digest] for digest in with_series]), _size(with_series, batch, data)
@@ -116,7 +112,7 @@ def kernels_of_classes(
     for part, program in zip(_parts(without, batch), programs, strict=True):
         if known.issuperset(part):
             continue
-        plan = _plan(program, network, rules)
+        plan = _plan(program, network)
         with precision_of(dtype), _fitting(part, data):
             weights = weights_of(plan, dtype, least)
             several = [inputs] * program.structure.num_inputs
@@ -136,14 +132,13 @@ def _series(
     outputs: Sequence[str],
     network: Network,
     readout: Dense | None,
-    rules: Rules,
     channels: int,
     dtype: np.dtype,
 ) -> dict[str, np.ndarray]:
     """Returns the series of those classes that have them, see `backends.chebyshev`."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(outputs, _SERIES):
-        plan = _plan(kernel_classes.program(tuple(part), readout), network, rules)
+        plan = _plan(kernel_classes.program(tuple(part), readout), network)
         check_range(plan.program, dtype)
         series = series_of(plan.program, plan.spec, channels, dtype)
         found |= {digest: v for digest, v in zip(part, series, strict=True) if v is not None}
@@ -170,7 +165,7 @@ def _stack(part: Sequence[str], found: Kernels) -> Stack:
     return Stack(tuple(part), *(np.asarray(v)[: len(part)] for v in (nngp, ntk)))
 
 
-def _plan(program: Program, network: Network, rules: Rules) -> Evaluation:
+def _plan(program: Program, network: Network) -> Evaluation:
     structure = loop_structure(program.structure)
     operations = [field.op for step in structure.steps for field in step.fields]
     spec = Spec(
@@ -179,16 +174,10 @@ def _plan(program: Program, network: Network, rules: Rules) -> Evaluation:
         readout=None,
         readout_activation=None,
         pixels=None,
-        rules=rules,
+        rules=rules_of(network),
         with_ntk=True,
         homogeneous=is_homogeneous([network.stem_op, *operations]),
         loop=True,
         stacked=True,
     )
     return Evaluation(program, spec, PixelLayout(), False)
-
-
-def _readout(network: Network) -> Dense:
-    layer = network.layer
-    activation = layer.activation if network.reads_out_activated else None
-    return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)

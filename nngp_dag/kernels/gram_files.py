@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from nngp_dag.architecture import Network
 from nngp_dag.errors import OutputError
-from nngp_dag.graph import Dag
 from nngp_dag.interrupt import UNFINISHED
 from nngp_dag.storage import LOCK, as_output_error, busy, gone, locked, made, read_json
 
@@ -42,8 +42,7 @@ Tile = Sequence[tuple[int, int, int, int]]
 
 
 def describe(
-    dag: Dag,
-    options: Mapping[str, Any],
+    network: Network,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
     shape: tuple[int, int],
@@ -53,8 +52,7 @@ def describe(
     """Returns everything that the bits of the results depend on, as JSON holds it.
 
     Args:
-      dag: The connectivity.
-      options: The options of `kernel`; they count as equal where their `repr` is.
+      network: The network; its options count as equal where their `repr` is.
       arrays1: The inputs, one array per input node.
       arrays2: Likewise, or None where they are the same.
       shape: Of the results.
@@ -62,9 +60,13 @@ def describe(
       dtype: Of the results.
     """
     return {
-        "dag": str(dag),
-        "graph": {field.name: repr(getattr(dag, field.name)) for field in dataclasses.fields(dag)},
-        "options": {name: repr(value) for name, value in options.items()},
+        "dag": str(network.dag),
+        "graph": {field.name: repr(getattr(network.dag, field.name)) for field in dataclasses.fields(network.dag)},
+        "options": {
+            field.name: repr(getattr(network, field.name))
+            for field in dataclasses.fields(network)
+            if field.name != "dag"
+        },
         "x1": [_describe_array(array) for array in arrays1],
         "x2": None if arrays2 is None else [_describe_array(array) for array in arrays2],
         "shape": list(shape),

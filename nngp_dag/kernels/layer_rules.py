@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from nngp_dag.activations import get_activation
+from nngp_dag.architecture import Network
 from nngp_dag.graph import Conv, Dense
 from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, traced_variance
 from nngp_dag.kernels.pixel_layout import PixelLayout, window_means
@@ -67,6 +68,11 @@ class Rules(NamedTuple):
         return float(channels * (math.prod(op.filter_shape) if isinstance(op, Conv) else 1)), float(
             op.b_std is not None
         )
+
+
+def rules_of(network: Network) -> Rules:
+    """Returns the parameterization of a network; the width counts in the standard one only."""
+    return Rules("standard", network.width) if network.parameterization == "standard" else Rules()
 
 
 class Marginals(NamedTuple):

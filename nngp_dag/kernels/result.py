@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -16,55 +16,50 @@ from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, shorten
 from nngp_dag.graph import Dense, Operation, Scale
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.kernels.layer_rules import Rules
 
 # A cause of an overflow is named where it alone takes up so much of the exponents of a dtype.
 _SHARE = 0.25
 
 
-class Origin(NamedTuple):
-    """The network of a kernel, and what was taken of it; everything but the inputs that the numbers depend on."""
-
-    network: Network
-    readout: bool
-    image_readout: str
-    rules: Rules
-    output: int
-
-    def difference(self, other: "Origin") -> str:
-        """Names the first option in which two differ, with both values; nothing where they are equal."""
-        pairs = zip(_OPTIONS, self._all, other._all, strict=True)
-        return next(
-            (f"`{name}` {shorten(str(a), 160)} and {shorten(str(b), 160)}" for name, a, b in pairs if a != b), ""
-        )
-
-    @property
-    def _all(self) -> tuple[Any, ...]:
-        n = self.network
-        return n.dag, n.layer, n.aggregation, n.stem, *self[1:3], *self.rules, self.output
-
-
-_OPTIONS = ("dag", "layer", "aggregation", "stem", "readout", "image_readout", "parameterization", "width", "output")
+# Any, since one that was not asked for is None: a checker would ask of every use whether it is.
+Matrix = Float[Array | np.ndarray, "n1 n2"] | Any
 
 
 # Dropped by transformations, or functions of kernels would compile anew for every network, and `jax.tree.map` would
 # refuse kernels of two.
-@partial(jax.tree_util.register_dataclass, data_fields=["nngp", "ntk"], meta_fields=[], drop_fields=["origin"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["nngp", "ntk"], meta_fields=[], drop_fields=["network", "output"]
+)
 @dataclass(frozen=True)
 class Kernel:
     """The infinite-width kernels of one network, a JAX pytree.
 
     Attributes:
-      nngp: E[f_k(x_i) f_k(x_j)] over initializations, for one output unit k, (N1, N2).
-      ntk: The neural tangent kernel, (N1, N2).
-      origin: The network and its options, as `nngp_dag.kernel` and `nngp_dag.gram` note them, so that what takes
-        several kernels can refuse those of different networks. None for kernels made by hand, or by transformations
-        such as `jax.jit` and `jax.tree.map`, which are taken as they are.
+      nngp: E[f_k(x_i) f_k(x_j)] over initializations, for one output unit k, (N1, N2); None if it was not asked for.
+      ntk: The neural tangent kernel, (N1, N2); None if it was not asked for.
+      network: The network, as `nngp_dag.kernel` and `nngp_dag.gram` note it, so that what takes several kernels can
+        refuse those of different networks. None for kernels made by hand, or by transformations such as `jax.jit` and
+        `jax.tree.map`, which are taken as they are.
+      output: Which of the network's outputs they belong to, counted from 0.
     """
 
-    nngp: Float[Array | np.ndarray, "n1 n2"]
-    ntk: Float[Array | np.ndarray, "n1 n2"]
-    origin: Origin | None = field(default=None, compare=False, repr=False, kw_only=True)
+    nngp: Matrix
+    ntk: Matrix
+    network: Network | None = field(default=None, compare=False, repr=False, kw_only=True)
+    output: int = field(default=0, compare=False, repr=False, kw_only=True)
+
+    def difference(self, other: "Kernel") -> str:
+        """Names the first option in which the networks of two kernels differ, with both values; empty if in none."""
+        one, two = self.network, other.network
+        if one is None or two is None:
+            return ""
+        pairs = [(f.name, getattr(one, f.name), getattr(two, f.name)) for f in fields(Network)]
+        # Kernels do not depend on the width otherwise.
+        pairs = [pair for pair in pairs if pair[0] != "width" or one.parameterization == "standard"]
+        pairs.append(("output", self.output, other.output))
+        return next(
+            (f"`{name}` {shorten(str(a), 160)} and {shorten(str(b), 160)}" for name, a, b in pairs if a != b), ""
+        )
 
 
 @jax.jit
@@ -78,17 +73,19 @@ def finished(
     ntk: jax.Array | None,
     dtype: np.dtype,
     wanted: Sequence[str],
-    origin: Origin,
+    network: Network,
+    output: int,
     inputs: Sequence[np.ndarray | jax.Array],
-) -> Kernel | Array | np.ndarray:
-    """Returns the matrices that are wanted, checked to be finite, as what the caller is given.
+) -> Kernel:
+    """Returns the matrices that are wanted, checked to be finite.
 
     Args:
       nngp: The NNGP, (N1, N2).
       ntk: The NTK, or None.
       dtype: Their precision.
       wanted: "nngp", "ntk" or both.
-      origin: The network and its options.
+      network: The network.
+      output: Which of its outputs.
       inputs: What they were computed of, to say why they are not finite.
 
     Raises:
@@ -103,13 +100,13 @@ def finished(
             what = " and ".join(f"an {name.upper()}" for name in broken)
             raise InputError(
                 f"Expected kernels that {dtype} can hold, got {what} with entries that are not finite; "
-                f"{_cause(origin.network, inputs, dtype)}"
+                f"{_cause(network, inputs, dtype)}"
             )
         if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
             results = {name: None if v is None else np.asarray(v) for name, v in results.items()}
-    if len(wanted) == 1:
-        return results[wanted[0]]  # type: ignore[return-value]
-    return Kernel(**results, origin=origin)  # type: ignore[arg-type]
+    return Kernel(
+        **{name: v if name in wanted else None for name, v in results.items()}, network=network, output=output
+    )
 
 
 def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np.dtype) -> str:

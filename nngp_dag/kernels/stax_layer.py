@@ -1,7 +1,8 @@
 """A network as a layer of `neural_tangents.stax`."""
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,13 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.architecture import Network, build_network
-from nngp_dag.errors import GraphError, InputError, shown
+from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Scale
-from nngp_dag.graph.operations import HE_STD, PARAMETERIZATIONS, Operation, as_number, check_option
+from nngp_dag.graph.operations import Operation, check_flag
 from nngp_dag.kernels._kernel import evaluation, weights_of
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.kernels.layer_rules import Rules
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
 
@@ -63,18 +63,10 @@ def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]
 
 @stax.layer
 def DagLayer(  # noqa: N802
-    dag: Dag | str,
-    width: int,
+    network: Network | Dag | str,
     *,
-    activation: Hashable = "relu",
-    order: str = "linear-act",
-    w_std: float = HE_STD,
-    b_std: float | None = None,
-    layer: Dense | None = None,
-    aggregation: str = "sum",
-    stem: Dense | None = None,
     has_stem: bool = True,
-    parameterization: str = "ntk",
+    **architecture: Unpack[Architecture],
 ) -> tuple[Any, Any, Any]:
     """The stem and the nodes of a network with the connectivity of a DAG, as a `neural_tangents.stax` layer.
 
@@ -92,18 +84,10 @@ def DagLayer(  # noqa: N802
     supported.
 
     Args:
-      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
-      width: Number of units, or channels, of every node of the finite network.
-      activation: The nonlinearity phi; see `nngp_dag.kernel`, also for the next four.
-      order: "linear-act", phi(W x + b) on edges and the stem Linear + phi; or "act-linear", W phi(x) + b and the stem
-        Linear.
-      w_std: Standard deviation of weights, times sqrt(fan-in).
-      b_std: Standard deviation of biases; None for none.
-      layer: Instead of the four above, the operation of plain weighted edges.
-      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
-      stem: The operation of the stem, if not that of `layer`.
+      network: The network, see `nngp_dag.kernel`; what it says of the readout and of pixels is left to what follows.
       has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others.
-      parameterization: "ntk" or "standard".
+      **architecture: Fields of `nngp_dag.Network`, among them `width`, the units or channels of every node of the
+        finite network, and of its layer.
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every
@@ -119,27 +103,19 @@ def DagLayer(  # noqa: N802
       >>> import numpy as np, nngp_dag as nd
       >>> from neural_tangents import stax
       >>> dag = nd.Dag.from_code("2_21_112")
-      >>> _, _, kernel_fn = stax.serial(nd.stax.DagLayer(dag, 512), stax.Dense(1, W_std=2**0.5))
+      >>> _, _, kernel_fn = stax.serial(nd.stax.DagLayer(dag), stax.Dense(1, W_std=2**0.5))
       >>> x = np.eye(3, dtype=np.float32)
       >>> bool(np.allclose(kernel_fn(x, None, "ntk"), nd.kernel(dag, x).ntk, rtol=1e-5))
       True
 
     Reference: Novak et al., ICLR 2020 (the stax language); Chen et al., NeurIPS 2022 (the architecture).
     """
-    if as_number("width", width) < 1:
-        raise InputError(f"Expected `width` to be at least 1, got {shown(width)}")
-    check_option("parameterization", parameterization, PARAMETERIZATIONS)
-    network = build_network(
-        dag,
-        activation=activation,
-        order=order,
-        w_std=w_std,
-        b_std=b_std,
-        layer=layer,
-        aggregation=aggregation,
-        stem=stem,
-        has_stem=has_stem,
+    network = dataclasses.replace(
+        as_network(network, has_stem=check_flag("has_stem", has_stem), **architecture),
+        readout=False,
+        image_readout="flatten",
     )
+    width, parameterization = network.width, network.parameterization
     dag = network.dag
     several_outputs = len(dag.outputs) > 1
     stems = [_finite(network.stem_op, width, parameterization)] * dag.num_inputs if has_stem else []
@@ -195,7 +171,7 @@ def DagLayer(  # noqa: N802
             )
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
-        plan = evaluation(network, False, None, Rules(parameterization, width), with_ntk=first.ntk is not None)
+        plan = evaluation(network, with_ntk=first.ntk is not None, keeps_pixels=True)
         layout = plan.layout._replace(
             ndim=len(first.shape1) - 2, full=not first.diagonal_spatial and len(first.shape1) > 2
         )

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Network, as_network
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
-from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.nas.measures import Found
 from nngp_dag.nas.spaces import SearchSpace
@@ -134,7 +133,7 @@ class ExpectedKernels:
             if not dag.num_paths:
                 self._class_of[wiring] = None
                 continue
-            network = build_network(dag)
+            network = as_network(dag)
             self._class_of[wiring] = digest = self._kernel_classes.add(network)
             if digest not in self._known:
                 left[digest] = network
@@ -143,10 +142,7 @@ class ExpectedKernels:
                 self._known[digest] = _lambda_min(ntk)
 
     def _ntks(self, digests: list[str], network: Network) -> Iterator[np.ndarray]:
-        rules = make_rules("ntk", None)
-        stacks = kernels_of_classes(
-            self._kernel_classes, digests, network, self._inputs, readout=True, rules=rules, batch=_BATCH
-        )
+        stacks = kernels_of_classes(self._kernel_classes, digests, network, self._inputs, batch=_BATCH)
         for stack in stacks:
             yield from stack.ntk
 

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
 from nngp_dag.graph import Dag
-from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.costs import flops, parameters
@@ -35,7 +34,7 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
         if cell.dag in classes or cell.dag in refused:
             continue
         try:
-            network = build_network(cell.dag)
+            network = as_network(cell.dag)
         except GraphError as error:
             refused[cell.dag] = str(error)
             continue
@@ -43,11 +42,8 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
         networks.setdefault(classes[cell.dag], network)
     left = [digest for digest in networks if digest not in setting.memo]
     if left:
-        rules = make_rules("ntk", None)
         inputs = on_sphere(setting.images)
-        stacks = kernels_of_classes(
-            kernel_classes, left, networks[left[0]], inputs, readout=True, rules=rules, batch=_BATCH
-        )
+        stacks = kernels_of_classes(kernel_classes, left, networks[left[0]], inputs, batch=_BATCH)
         for stack in stacks:
             for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
                 setting.memo[digest] = _spectra(matrices)

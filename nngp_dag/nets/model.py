@@ -1,8 +1,9 @@
 """The finite network of a DAG, as a flax nnx module and as a pure function."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,11 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import (
-    HE_STD,
-    IMAGE_READOUTS,
-    PARAMETERIZATIONS,
     check_flag,
-    check_option,
     check_whole,
     check_window,
 )
@@ -38,25 +35,16 @@ class DagNet(nnx.Module):
     pixels that `image_shape` names: a flattening readout has as many weights as the last node has pixels and channels.
 
     Args:
-      dag: The connectivity: a `Dag`, or a code, name or cell that `Dag.parse` reads.
+      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
       in_features: Number of features, or of an image's channels; for a graph with several inputs a tuple of such
         numbers, or one for all.
       out_features: Number of outputs of every readout.
-      width: Number of units, or channels, of every node.
-      activation: The nonlinearity phi: a name such as "relu", or one of `nngp_dag.activations`.
-      order: "linear-act" or "act-linear".
-      w_std: Standard deviation of weights, times sqrt(fan-in).
-      b_std: Standard deviation of biases; None for none. 0 means biases that start at 0, which "standard" trains and
-        "ntk" leaves there.
-      layer: Instead of the four above, the operation of plain weighted edges.
-      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
-      stem: The operation of the stem, if not that of `layer`.
       image_shape: (height, width) of images, for networks with convolutions or pooling only.
-      image_readout: What becomes of the pixels of the last node: "flatten" or "global-average".
-      parameterization: What is trained: "ntk" or "standard"; see `WeightedLayer`.
       batch_norm: Whether batch normalization follows the weights of stem and edges. No infinite-width kernel here
         describes such networks.
       rngs: All weights come from `rngs.params`: those of stems, then of edges, then of readouts.
+      **architecture: Fields of `nngp_dag.Network`, among them `width` and `parameterization` (what is trained, see
+        `WeightedLayer`), and of its layer. Biases of b_std = 0 start at 0; "standard" trains them, "ntk" leaves them.
 
     Attributes:
       network: The architecture, with every operation filled in.
@@ -87,47 +75,29 @@ class DagNet(nnx.Module):
 
     def __init__(
         self,
-        dag: Dag | str,
+        network: Network | Dag | str,
         in_features: int | Sequence[int],
         out_features: int,
         *,
-        width: int,
-        activation: Hashable = "relu",
-        order: str = "linear-act",
-        w_std: float = HE_STD,
-        b_std: float | None = None,
-        layer: Dense | None = None,
-        aggregation: str = "sum",
-        stem: Dense | None = None,
         image_shape: Sequence[int] | None = None,
-        image_readout: str = "flatten",
-        parameterization: str = "ntk",
         batch_norm: bool = False,
         rngs: nnx.Rngs,
+        **architecture: Unpack[Architecture],
     ):
         """Draws all weights."""
-        network = build_network(
-            dag,
-            activation=activation,
-            order=order,
-            w_std=w_std,
-            b_std=b_std,
-            layer=layer,
-            aggregation=aggregation,
-            stem=stem,
-        )
-        dag = network.dag
+        network = as_network(network, **architecture)
+        if not network.readout:
+            raise InputError("Expected a network with a readout, got one without; `features` returns the last node")
+        dag, width, parameterization = network.dag, network.width, network.parameterization
         batch_norm = check_flag("batch_norm", batch_norm)
         if not isinstance(rngs, nnx.Rngs):
             raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass such as nnx.Rngs(0)")
-        check_option("image_readout", image_readout, IMAGE_READOUTS)
-        check_option("parameterization", parameterization, PARAMETERIZATIONS)
         channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
         if len(channels) != dag.num_inputs:
             raise InputError(
                 f"Expected `in_features` to hold {dag.num_inputs} numbers, one per input node, got {shown(in_features)}"
             )
-        for name, size in (("in_features", min(channels)), ("out_features", out_features), ("width", width)):
+        for name, size in (("in_features", min(channels)), ("out_features", out_features)):
             check_whole(name, size, 1)
         if network.image_operations and image_shape is None:
             raise InputError("Expected `image_shape` for convolutions and pooling, got None; pass (height, width)")
@@ -139,9 +109,9 @@ class DagNet(nnx.Module):
         image = () if image_shape is None else check_window("image_shape", image_shape)
         pixels = network.pixels(image)
 
-        self.network, self.image_readout = network, image_readout
+        self.network = network
         self.input_shapes = tuple((*image, size) for size in channels)
-        phi = network.layer.activation if network.reads_out_activated else None
+        phi = network.readout_op.activation
         self.readout_activation = None if phi is None else get_activation(phi)  # type: ignore[arg-type]
 
         def layers(of: Iterable[tuple[Dense, int, int]], norm: bool) -> nnx.List:
@@ -153,8 +123,8 @@ class DagNet(nnx.Module):
         self.edges = layers(
             ((edge.op, width, width) for edge in network.edges if isinstance(edge.op, Dense)), batch_norm
         )
-        linear = Dense(activation=None, w_std=network.layer.w_std, b_std=network.layer.b_std)
-        read = [math.prod(pixels[node]) if image_readout == "flatten" else 1 for node in dag.outputs]
+        linear = dataclasses.replace(network.readout_op, activation=None)
+        read = [math.prod(pixels[node]) if network.image_readout == "flatten" else 1 for node in dag.outputs]
         self.readouts = layers(((linear, width * size, out_features) for size in read), False)
 
     @property
@@ -189,7 +159,7 @@ class DagNet(nnx.Module):
         for node, readout in zip(self._output_nodes(x), self.readouts, strict=True):
             if self.readout_activation is not None:
                 node = self.readout_activation(node)
-            if self.image_readout == "flatten":
+            if self.network.image_readout == "flatten":
                 node = node.reshape(len(node), math.prod(node.shape[1:]))
             elif node.ndim > 2:
                 node = node.mean(axis=tuple(range(1, node.ndim - 1)))

@@ -1,20 +1,23 @@
 """Theory beside experiment: bound, exact expectation and measured training of several DAGs on one data set."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import InputError, OutputError, as_path, check_callable, shown
-from nngp_dag.graph import Dag, as_dag
-from nngp_dag.graph.operations import ORDERS, PARAMETERIZATIONS, as_number, check_flag, check_option, check_whole
+from nngp_dag.graph import Dag, Dense, Op
+from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
@@ -22,6 +25,7 @@ from nngp_dag.report.compare_files import CompareDirectory
 from nngp_dag.storage import claimed, environment
 from nngp_dag.theory import (
     Bracket,
+    Brackets,
     LossCurve,
     PathBound,
     Spectrum,
@@ -38,6 +42,7 @@ from nngp_dag.theory.symmetric import check_targets
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
+Given = Network | Dag | str
 
 # Losses are float32 sums; a violation smaller than their rounding is none.
 _ROUNDING = 1e-5
@@ -45,17 +50,19 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Comparison:
-    """What theory says of one DAG, and what S networks did. Losses are L = 0.5 ||y - f||^2 over the training set.
+    """What theory says of one network, and what S networks did. Losses are L = 0.5 ||y - f||^2 over the training set.
 
     Attributes:
-      name: How the user calls the DAG.
-      dag: The DAG.
+      name: How the user calls the network.
+      network: The network; `dag` is its graph.
       nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
       ntk: Spectrum of the NTK after the readout, which training follows.
       nngp_bracket: What always bounds lambda_min(K(H)).
-      ntk_bracket: What always bounds lambda_min(NTK); its lower end is 0 in the standard parameterization.
-      path_bound: The published formula for lambda_min(K(H)).
-      ntk_path_bound: That for lambda_min(NTK), or None in the standard parameterization.
+      ntk_bracket: What always bounds lambda_min(NTK). The lower ends are 0 where `lambda_min_bracket` has none, as in
+        the standard parameterization.
+      path_bound: The published formula for lambda_min(K(H)); None for networks that it does not cover, those of other
+        layers than ReLU without biases, or of nodes that are no plain sums.
+      ntk_path_bound: That for lambda_min(NTK); None in the standard parameterization, too.
       learning_rate: eta of gradient descent on L.
       conditions_met: Whether the rate bound is a theorem for linearized training at this eta.
       bound: Rate bound from the mean initial loss, (steps + 1,).
@@ -64,18 +71,23 @@ class Comparison:
     """
 
     name: str
-    dag: Dag
+    network: Network
     nngp: Spectrum
     ntk: Spectrum
     nngp_bracket: Bracket
     ntk_bracket: Bracket
-    path_bound: PathBound
+    path_bound: PathBound | None
     ntk_path_bound: PathBound | None
     learning_rate: float
     conditions_met: bool
     bound: Float[np.ndarray, " steps"]
     expected: LossCurve
     curves: Float[np.ndarray, "seeds steps"]
+
+    @property
+    def dag(self) -> Dag:
+        """The connectivity."""
+        return self.network.dag
 
     @property
     def bound_rate(self) -> float:
@@ -116,6 +128,7 @@ class Comparison:
     def as_row(self) -> dict[str, Any]:
         """Returns the row of compare.json; an eigenvalue that is not resolved is None."""
         return {
+            "name": self.name,
             "dag": str(self.dag),
             "num_paths": self.dag.num_paths,
             "effective_depth": self.dag.effective_depth,
@@ -125,8 +138,10 @@ class Comparison:
             "ntk_lambda_max": self.ntk.lambda_max,
             "nngp_lambda_min_bracket": [self.nngp_bracket.lower, self.nngp_bracket.upper],
             "ntk_lambda_min_bracket": [self.ntk_bracket.lower, self.ntk_bracket.upper],
-            "path_bound": self.path_bound.value,
-            "path_bound_violated_assumptions": list(self.path_bound.violated_assumptions),
+            "path_bound": self.path_bound.value if self.path_bound else None,
+            "path_bound_violated_assumptions": (
+                list(self.path_bound.violated_assumptions) if self.path_bound else None
+            ),
             "ntk_path_bound": self.ntk_path_bound.value if self.ntk_path_bound else None,
             "ntk_path_bound_violated_assumptions": (
                 list(self.ntk_path_bound.violated_assumptions) if self.ntk_path_bound else None
@@ -151,39 +166,35 @@ def _lower(s: Spectrum) -> float:
 
 
 def compare(
-    dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str],
+    networks: Given | Iterable[Given] | Mapping[str, Given],
     x: ArrayLike,
     y: ArrayLike,
     *,
-    width: int = 1024,
     seeds: SupportsIndex | Sequence[int] = 5,
     steps: int = 100,
     learning_rate: LearningRate = "auto",
-    order: str = "linear-act",
-    parameterization: str = "ntk",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    **architecture: Unpack[Architecture],
 ) -> list[Comparison]:
     """Puts bounds, exact expectation and measurement of full-batch gradient descent side by side.
 
     Networks train in float32 on L = 0.5 ||y - f||^2; kernels, spectra and expectations are in float64. Memory: a few
-    N x N matrices per DAG.
+    N x N matrices per network.
 
     Args:
-      dags: One DAG, several, or several by name, each a `Dag`, a code, a name of `zoo.FIGURE3` or a NAS-Bench-201
-        cell; without names they are called by their texts.
+      networks: One network, several, or several by name, each a `Network`, or its graph as a `Dag`, or as a code, name
+        or cell that `Dag.parse` reads; without names they are called by their texts. Fully connected, with one input
+        and one output.
       x: Inputs, (N, d), N >= 2.
       y: Targets, (N, C) or (N,), such as `nngp_dag.data.one_hot` makes of labels.
-      width: Units of every node.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves; one network each.
       steps: Steps of gradient descent.
-      learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each DAG, "shared" for the smallest of these for all.
-      order: "linear-act" or "act-linear".
-      parameterization: "ntk", or "standard", in which the NTK grows with the width.
-      out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all DAGs are done, those
+      learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each network, "shared" for the smallest of these for all.
+      out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all networks are done, those
         that are lie in its folder `unfinished`.
       resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
         are those of one that was not interrupted.
@@ -191,14 +202,15 @@ def compare(
       config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the
         picture.
       on_progress: Called with (what is being done, steps done, steps in all).
+      **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `order`, `parameterization`, ...
 
     Returns:
-      One `Comparison` for each DAG, in the given order.
+      One `Comparison` for each network, in the given order.
 
     Raises:
-      GraphError: A text is no DAG.
-      InputError: Fewer than 2 inputs, inputs that are all 0, equal DAGs, a learning rate at which training diverges,
-        or any bad argument.
+      GraphError: A text is no graph.
+      InputError: Fewer than 2 inputs, inputs that are all 0, equal networks, a learning rate at which training
+        diverges, or any bad argument.
       OutputError: `out` is not free, or cannot be written.
       CheckpointError: There is nothing to resume, or another comparison.
 
@@ -209,14 +221,12 @@ def compare(
       >>> mixed.name, mixed.curves.shape, chain.learning_rate > mixed.learning_rate
       ('DAG#3', (2, 4), True)
     """
-    named = _named(dags)
+    named = _named(networks, architecture)
     x = _inputs(x)
     y = check_targets("y", y, len(x))
-    width, steps = check_whole("width", width, 1), check_whole("steps", steps, 1)
+    steps = check_whole("steps", steps, 1)
     chosen = chosen_seeds(seeds)
     learning_rate = _rate(learning_rate)
-    check_option("order", order, ORDERS)
-    check_option("parameterization", parameterization, PARAMETERIZATIONS)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     folder = None if out is None else as_path("out", out)
     _check_config(config)
@@ -230,13 +240,11 @@ def compare(
 
     settings = {
         **(config or {}),
-        "dags": {name: str(dag) for name, dag in named.items()},
-        "width": width,
+        "dags": {name: str(network.dag) for name, network in named.items()},
+        "networks": {name: to_document(network) for name, network in named.items()},
         "seeds": chosen,
         "steps": steps,
         "learning_rate": learning_rate,
-        "order": order,
-        "parameterization": parameterization,
         **environment(),
     }
     directory = None if folder is None else CompareDirectory(folder, settings["dags"])
@@ -245,10 +253,9 @@ def compare(
         if directory is not None:
             digests = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in (("x", x), ("y", y))}
             kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
-            found = {name: Comparison(dag=named[name], **fields) for name, fields in kept.items()}
+            found = {name: Comparison(network=named[name], **fields) for name, fields in kept.items()}
         try:
-            options = {"width": width, "order": order, "parameterization": parameterization}
-            for result in _compared(named, found, x, y, chosen, steps, learning_rate, options, report):
+            for result in _compared(named, found, x, y, chosen, steps, learning_rate, report):
                 found[result.name] = result
                 if directory is not None:
                     directory.add(result)
@@ -260,33 +267,32 @@ def compare(
             raise
         results = [found[name] for name in named]
         if directory is not None:
-            networks = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {width}"
+            widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
+            trained = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {widths}"
             what = f"{len(x)} inputs" + (f" of {settings['dataset']}" if "dataset" in settings else "")
-            directory.finish(results, settings, f"{what}: bound, exact expectation, and {networks}")
+            directory.finish(results, settings, f"{what}: bound, exact expectation, and {trained}")
     return results
 
 
 def _compared(
-    dags: Mapping[str, Dag],
+    networks: Mapping[str, Network],
     found: Mapping[str, Comparison],
     x: Float[np.ndarray, "n d"],
     y: Float[np.ndarray, "n c"],
     seeds: list[int],
     steps: int,
     learning_rate: LearningRate,
-    options: Mapping[str, Any],
     report: Progress,
 ) -> Iterator[Comparison]:
-    """Yields the DAGs that are not found."""
-    order, parameterization = options["order"], options["parameterization"]
-    left = {name: dag for name, dag in dags.items() if name not in found}
+    """Yields the networks that are not found."""
+    left = {name: network for name, network in networks.items() if name not in found}
     nodes: dict[str, Kernel] = {}
     outputs: dict[str, Kernel] = {}
     spectra = {name: (result.nngp, result.ntk) for name, result in found.items()}
-    for i, (name, dag) in enumerate(left.items()):
+    for i, (name, network) in enumerate(left.items()):
         report("kernels", i, len(left))
-        nodes[name] = kernel(dag, x, order=order, readout=False)
-        outputs[name] = kernel(dag, x, **options)
+        nodes[name] = kernel(network, x, readout=False)
+        outputs[name] = kernel(network, x)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
     report("kernels", len(left), len(left))
     rates = learning_rates({name: ntk for name, (_, ntk) in spectra.items()}, learning_rate)
@@ -297,14 +303,13 @@ def _compared(
                 f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {limit:.4g} of {name}, got {eta}; "
                 "gradient descent diverges beyond"
             )
-    stem = kernel(Dag.from_code("1"), x, order=order, readout=False)
 
-    for i, (name, dag) in enumerate(left.items(), start=1):
+    for i, (name, network) in enumerate(left.items(), start=1):
         nngp, ntk = spectra[name]
         eta = rates[name]
         report(f"training {name}", 0, steps)
         run = descend(
-            lambda rngs, dag=dag: DagNet(dag, x.shape[1], y.shape[1], rngs=rngs, **options),
+            lambda rngs, network=network: DagNet(network, x.shape[1], y.shape[1], rngs=rngs),
             x.astype(np.float32),
             y.astype(np.float32),
             optimizer=optax.sgd(eta),
@@ -316,17 +321,12 @@ def _compared(
         report("bounds and expectations", i - 1, len(left))
         yield Comparison(
             name=name,
-            dag=dag,
+            network=network,
             nngp=nngp,
             ntk=ntk,
-            nngp_bracket=lambda_min_bracket(dag, x, order=order, readout=False).nngp,
-            ntk_bracket=(
-                lambda_min_bracket(dag, x, order=order).ntk
-                if parameterization == "ntk"
-                else Bracket(0.0, principal_minor_bound(outputs[name].ntk))
-            ),
-            path_bound=path_bound(dag, stem.nngp, order=order),
-            ntk_path_bound=ntk_path_bound(dag, stem, order=order) if parameterization == "ntk" else None,
+            nngp_bracket=_bracket(nodes[name], x).nngp,
+            ntk_bracket=_bracket(outputs[name], x).ntk,
+            **_path_bounds(network, x),
             learning_rate=eta,
             conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
             bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
@@ -334,6 +334,29 @@ def _compared(
             curves=curves,
         )
         report("bounds and expectations", i, len(left))
+
+
+def _bracket(k: Kernel, x: Float[np.ndarray, "n d"]) -> Brackets:
+    """Returns what bounds lambda_min of NNGP and NTK; from below nothing but 0 where no theorem is known."""
+    assert k.network is not None
+    try:
+        return lambda_min_bracket(k.network, x)
+    except InputError:
+        return Brackets(*(Bracket(0.0, principal_minor_bound(v)) for v in (k.nngp, k.ntk)))
+
+
+def _path_bounds(network: Network, x: Float[np.ndarray, "n d"]) -> dict[str, PathBound | None]:
+    """Returns the published formulas for the networks that they are about."""
+    layer = Dense(order=network.layer.order)
+    codes = all(isinstance(edge.op, Op) for edge in network.dag.live_edges)
+    if not codes or network != dataclasses.replace(network, layer=layer, stem=None, aggregation="sum"):
+        return {"path_bound": None, "ntk_path_bound": None}
+    stem = kernel(dataclasses.replace(network, dag=Dag.from_code("1"), parameterization="ntk", readout=False), x)
+    in_ntk = network.parameterization == "ntk"
+    return {
+        "path_bound": path_bound(network.dag, stem.nngp, order=layer.order),
+        "ntk_path_bound": ntk_path_bound(network.dag, stem, order=layer.order) if in_ntk else None,
+    }
 
 
 def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
@@ -353,19 +376,22 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
     return dict.fromkeys(spectra, float(learning_rate))
 
 
-def _named(dags: Dag | str | Iterable[Dag | str] | Mapping[str, Dag | str]) -> dict[str, Dag]:
-    if isinstance(dags, (Dag, str)):
-        dags = [dags]
-    if not isinstance(dags, Iterable):
-        raise InputError(f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {type(dags).__name__}")
-    given: Any = dags.items() if isinstance(dags, Mapping) else [(str(dag), dag) for dag in dags]
+def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
+    if isinstance(networks, (Network, Dag, str)):
+        networks = [networks]
+    if not isinstance(networks, Iterable):
+        raise InputError(
+            "Expected `networks` to be a list of networks or graphs, or a dict of them by name, got "
+            f"{type(networks).__name__}"
+        )
+    given: Any = networks.items() if isinstance(networks, Mapping) else [(str(one), one) for one in networks]
     for name, _ in given:
         if not isinstance(name, str):
-            raise InputError(f"Expected names of `dags` to be text, got {shown(name)}; pass str(name)")
-    parsed = [(name, as_dag(dag)) for name, dag in given]
-    if not parsed or len({dag for _, dag in parsed}) < len(parsed):
+            raise InputError(f"Expected names of `networks` to be text, got {shown(name)}; pass str(name)")
+    parsed = [(name, as_network(one, **architecture)) for name, one in given]
+    if not parsed or len({network for _, network in parsed}) < len(parsed):
         names = ", ".join(name for name, _ in parsed)
-        raise InputError(f"Expected distinct DAGs, at least one, got {names or 'none'}; name every graph once")
+        raise InputError(f"Expected distinct networks, at least one, got {names or 'none'}; name every one once")
     return dict(parsed)
 
 

@@ -1,27 +1,26 @@
 """Whole spaces of architectures: kernels and spectra of many DAGs on the same data, one row each."""
 
 import contextlib
+import dataclasses
 import hashlib
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import Quadrature, get_activation
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels._gram import bytes_of
-from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
@@ -46,19 +45,18 @@ _RESERVE = 512 * 2**20
 
 @dataclass
 class _Row:
-    """A DAG of the list: what it is called, and its class of equal kernels or why it has none."""
+    """A network of the list: what it is called, and its class of equal kernels or why it has none."""
 
     name: str
-    dag: Dag | None = None
+    network: Network | None = None
     kernel_class: str = ""
     reason: str = ""
 
 
 def sweep(
-    dags: Iterable[Dag | str] | Mapping[str, Dag | str],
+    networks: Iterable[Network | Dag | str] | Mapping[str, Network | Dag | str],
     x: ArrayLike | Sequence[Any],
     *,
-    readout: bool = True,
     bounds: bool = False,
     dtype: str = "float64",
     memory_budget: int | str = "4 GiB",
@@ -66,11 +64,11 @@ def sweep(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
-    **options: Any,
+    **architecture: Unpack[Architecture],
 ) -> "pandas.DataFrame":
-    """Computes exact kernels and their extreme eigenvalues for a whole list of DAGs.
+    """Computes exact kernels and their extreme eigenvalues for a whole list of networks.
 
-    DAGs of equal normal form, up to nodes with equal kernels, have equal kernels: computed once, and reported as
+    Graphs of equal normal form, up to nodes with equal kernels, have equal kernels: computed once, and reported as
     one `kernel_class`. What several kernels share, down to single nodes, is evaluated once too, and all of it by one
     compiled program. Networks with convolutions, pooling or `Quadrature` are evaluated one by one.
 
@@ -78,27 +76,28 @@ def sweep(
     from `memory_budget`, and 512 MiB for JAX and its compiler. Not counted are large spectra, which take what
     `nngp_dag.spectrum` says, `bounds`, and covariances of pixels.
 
-    Whatever the order of the DAGs and the number of kernels at once, results agree to rounding: eigenvalues to 1e-12 of
-    the largest one. (Two jumps, of `sign` or a step, turn rounding of the inputs into its root.)
+    Whatever the order of the networks and the number of kernels at once, results agree to rounding: eigenvalues to
+    1e-12 of the largest one. (Two jumps, of `sign` or a step, turn rounding of the inputs into its root.)
 
     Args:
-      dags: DAGs, or texts that `Dag.parse` reads, in a list, or by name. One that is no valid DAG, or has no kernel,
-        gets a row that says why.
+      networks: Networks, or their graphs as `nngp_dag.kernel` takes them, in a list, or by name. One that is no valid
+        graph, or has no kernel, gets a row that says why.
       x: Inputs, (N, ...).
-      readout: Whether kernels are those after the readout, or those of X(H), which the rate bound uses.
       bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`, where it applies (ReLU, fully
         connected, no biases, NTK parameterization), else NaN. That costs as much again.
       dtype: Precision of the kernels, "float64" or "float32"; spectra are in float64.
       memory_budget: Bytes, or a text such as "6 GiB".
       out: Directory for the results: sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
       resume: Go on with the sweep in `out`: kernel classes that stand in its classes.csv are not computed again. Data,
-        options and versions must be the same, the DAGs need not; where they and `memory_budget` are, so are the bits.
+        options and versions must be the same, the networks need not; where they and `memory_budget` are, so are the
+        bits.
       overwrite: Replace the sweep in `out`.
       on_progress: Called with (what is done, kernel classes done, classes).
-      **options: Those of `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`, `parameterization`, ...
+      **architecture: Options of all networks, see `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`,
+        `readout` (without it kernels are those of X(H), which the rate bound uses), ...
 
     Returns:
-      A table with a row for each DAG, in the given order: `dag` (its name), `code`, `valid`, `reason`, `num_paths`,
+      A table with a row for each network, in the given order: `dag` (its name), `code`, `valid`, `reason`, `num_paths`,
       `effective_depth`, `effective_width`, `kernel_class`, `class_size`, and for `nngp_` and `ntk_`: `lambda_min`,
       `lambda_max`, `condition_number`, `trace`, `floor`, `resolved`. A smallest eigenvalue that the precision does not
       resolve is NaN, its condition number infinite.
@@ -120,58 +119,44 @@ def sweep(
 
     Reference: Chen, Huang, Wang, "No Free Lunch" in Neural Architectures?, AutoML 2023 (ranking spaces by lambda_min).
     """
-    if isinstance(dags, (str, Dag)):
+    if isinstance(networks, (str, Dag, Network)):
         raise InputError(
-            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {shown(dags)}; pass [{shown(dags)}]"
+            f"Expected `networks` to be a list of graphs or networks, or a dict by name, got {shown(networks)}; "
+            f"pass [{shown(networks)}]"
         )
-    if not isinstance(dags, Iterable) or getattr(getattr(dags, "dtype", None), "kind", "O") in "biufc":
+    if not isinstance(networks, Iterable) or getattr(getattr(networks, "dtype", None), "kind", "O") in "biufc":
         raise InputError(
-            f"Expected `dags` to be a list of DAGs, or a dict of them by name, got {shown(dags)}; the graphs come "
-            "first, and then the data"
+            f"Expected `networks` to be a list of graphs or networks, or a dict by name, got {shown(networks)}; "
+            "the graphs come first, and then the data"
         )
     check_option("dtype", dtype, DTYPES)
-    readout, bounds = check_flag("readout", readout), check_flag("bounds", bounds)
+    bounds = check_flag("bounds", bounds)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if resume and out is None:
         raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
-    if "get" in options:
-        raise InputError("Expected options of the network, got `get`; leave it out, a sweep takes both kernels")
-    parameterization, width = options.pop("parameterization", "ntk"), options.pop("width", None)
-    rules = make_rules(parameterization, width)
-    image_readout = options.pop("image_readout", "flatten")
-    check_option("image_readout", image_readout, IMAGE_READOUTS)
     # What would be wrong with every row is an error.
-    plain = build_network(Dag.from_code("1"), **options)
-    for op in (plain.layer, plain.stem_op):
-        get_activation(op.activation)
+    plain, common = _common(architecture)
     data = _inputs(x, dtype, plain)
     batch = _batch(bytes_of(memory_budget), data)
 
-    rows = list(_rows(dags))
-    kernel_classes, classes = new_kernel_classes(), {}
-    networks: dict[Dag, tuple[str, str]] = {}
-    for row in rows:
-        if row.dag is None:
-            continue
-        if row.dag not in networks:
-            networks[row.dag] = _classify(row.dag, kernel_classes, options, readout, image_readout, data)
-        row.kernel_class, row.reason = networks[row.dag]
-        if row.kernel_class:
-            classes.setdefault(row.kernel_class, row.dag)
+    rows = list(_rows(networks, architecture))
     if not rows:
-        raise InputError("Expected at least one DAG to sweep, got none")
-    if resume and any(_is_quadrature(op) for dag in classes.values() for op in _operations(dag, options)):
+        raise InputError("Expected at least one network to sweep, got none")
+    spaces = _Spaces(common, data)
+    classes: dict[str, Network] = {}
+    for row in rows:
+        if row.network is not None:
+            row.kernel_class, row.reason = spaces.classify(row.network)
+            if row.kernel_class:
+                classes.setdefault(row.kernel_class, row.network)
+    if resume and any(_is_quadrature(op) for network in classes.values() for op in _operations(network)):
         raise InputError(
             "Expected activations that a file can name, got a `Quadrature`, whose function cannot be compared with "
             "that of the sweep before; leave out `resume`"
         )
 
     settings = {
-        "options": {name: repr(value) for name, value in sorted(options.items())},
-        "parameterization": parameterization,
-        "width": None if width is None else int(width),
-        "image_readout": image_readout,
-        "readout": readout,
+        "options": {name: repr(value) for name, value in common},
         "bounds": bounds,
         "dtype": dtype,
         "inputs": {"shape": list(data.shape), "sha256": hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()},
@@ -184,47 +169,37 @@ def sweep(
         if directory is not None:
             found = directory.prepare(settings, resume=resume, overwrite=overwrite)
         known = frozenset(found)
-        alone = {digest for digest in classes if _is_alone(build_network(classes[digest], **options))}
-        together = [digest for digest in classes if digest not in alone]
-
-        def num_inputs(digest: str) -> int:
-            return classes[digest].num_inputs
+        alone = {key for key, network in classes.items() if _is_alone(network)}
 
         def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
-            # Networks of several inputs have other scales; beside them the others would round otherwise.
-            for _, listed in itertools.groupby(sorted(together, key=num_inputs), num_inputs):
-                group = [*listed]
-                if known.issuperset(group):
+            for kernel_classes, group in spaces.groups(key for key in classes if key not in alone):
+                if known.issuperset(group.values()):
                     continue
+                network = classes[next(iter(group.values()))]
                 for stack in kernels_of_classes(
-                    kernel_classes, group, plain, data, readout=readout, rules=rules, batch=batch, known=known
+                    kernel_classes,
+                    list(group),
+                    network,
+                    data,
+                    batch=batch,
+                    known=frozenset(digest for digest, key in group.items() if key in known),
                 ):
-                    yield from zip(stack.digests, zip(stack.nngp, stack.ntk, strict=True), strict=True)
-            for digest in (digest for digest in classes if digest in alone and digest not in known):
-                yield (
-                    digest,
-                    _one_kernel(
-                        classes[digest],
-                        data,
-                        readout=readout,
-                        image_readout=image_readout,
-                        parameterization=parameterization,
-                        width=width,
-                        **options,
-                    ),
-                )
+                    for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
+                        yield group[digest], matrices
+            for key in (key for key in classes if key in alone and key not in known):
+                yield key, _one_kernel(classes[key], data)
 
-        done = sum(digest in known for digest in classes)
+        done = sum(key in known for key in classes)
         report("kernels and spectra", done, len(classes))
-        for digest, matrices in pairs():
-            if digest in known:
+        for key, matrices in pairs():
+            if key in known:
                 continue
             result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
             if bounds:
-                result |= _bounds(classes[digest], data, readout, options, parameterization)
-            found[digest] = result
+                result |= _bounds(classes[key], data)
+            found[key] = result
             if directory is not None:
-                directory.add(digest, result)
+                directory.add(key, result)
             done += 1
             report("kernels and spectra", done, len(classes))
 
@@ -234,24 +209,42 @@ def sweep(
     return table
 
 
-def _rows(dags: Iterable[Dag | str] | Mapping[str, Dag | str]) -> Iterator[_Row]:
-    named: Any = dags.items() if isinstance(dags, Mapping) else ((str(dag), dag) for dag in dags)
-    parsed: dict[str, Dag | str] = {}
+# Options of a network by name, all but its graph.
+Options = tuple[tuple[str, Any], ...]
+
+
+def _options(network: Network) -> Options:
+    return tuple((f.name, getattr(network, f.name)) for f in dataclasses.fields(network) if f.name != "dag")
+
+
+def _common(architecture: Architecture) -> tuple[Network, Options]:
+    """Returns a network of a single node, and the options of all networks; they are checked."""
+    options: Architecture = {**architecture}
+    # That needs images, which a single node may be without.
+    image_readout = options.pop("image_readout", "flatten")
+    check_option("image_readout", image_readout, IMAGE_READOUTS)
+    network = as_network(Dag.from_code("1"), **options)
+    for op in _operations(network):
+        get_activation(op.activation)
+    return network, tuple((dict(_options(network)) | {"image_readout": image_readout}).items())
+
+
+def _rows(
+    networks: Iterable[Network | Dag | str] | Mapping[str, Network | Dag | str], architecture: Architecture
+) -> Iterator[_Row]:
+    named: Any = networks.items() if isinstance(networks, Mapping) else ((str(one), one) for one in networks)
+    known: dict[Hashable, tuple[Network | None, str]] = {}
     for name, given in named:
-        if isinstance(given, str):
-            if given not in parsed:
-                try:
-                    parsed[given] = Dag.parse(given)
-                except GraphError as error:
-                    parsed[given] = str(error)
-            given = parsed[given]
-            if isinstance(given, str):
-                yield _Row(name, reason=given)
-                continue
-        if isinstance(given, Dag):
-            yield _Row(name, given)
-        else:
-            yield _Row(name, reason=f"Expected a `Dag`, a code or a cell, got {shown(given)}")
+        if not isinstance(given, (str, Dag, Network)):
+            yield _Row(name, reason=f"Expected a `Network`, a `Dag`, a code or a cell, got {shown(given)}")
+            continue
+        if given not in known:
+            try:
+                known[given] = as_network(given, **architecture), ""
+            except NngpDagError as error:
+                known[given] = None, str(error)
+        network, reason = known[given]
+        yield _Row(name, network, reason=reason)
 
 
 def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.ndarray:
@@ -262,38 +255,61 @@ def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.nd
     return np.asarray(given).astype(dtype)
 
 
-def _classify(
-    dag: Dag,
-    kernel_classes: KernelClasses,
-    options: Mapping[str, Any],
-    readout: bool,
-    image_readout: str,
-    x: np.ndarray,
-) -> tuple[str, str]:
-    """Returns the class of a DAG's kernels, or why it has none."""
-    try:
-        network = build_network(dag, **options)
-        for op in _operations(dag, options):
+class _Spaces:
+    """Classes of networks with equal kernels, among those that agree in all but the graph."""
+
+    def __init__(self, common: Options, x: np.ndarray) -> None:
+        """`common` are the options of the sweep, `x` the inputs."""
+        self._common, self._x = common, x
+        self._of_options: dict[Options, KernelClasses] = {}
+        self._known: dict[Network, tuple[str, str]] = {}
+        # Of a key: what its networks agree in, and their digest there.
+        self._places: dict[str, tuple[Options, int, str]] = {}
+
+    def classify(self, network: Network) -> tuple[str, str]:
+        """Returns the key of the class of a network's kernels, or why it has none."""
+        if network not in self._known:
+            try:
+                self._known[network] = self._key(network), ""
+            except NngpDagError as error:
+                self._known[network] = "", str(error)
+        return self._known[network]
+
+    def _key(self, network: Network) -> str:
+        for op in _operations(network):
             get_activation(op.activation)
         if network.image_operations:
-            check_inputs("x", x, network)
-        elif image_readout != "flatten":
-            raise GraphError(f"Expected convolutions or pooling with `image_readout` {image_readout!r}, got none")
-        network.check_gaussian(input_is_gaussian=True, reads_out=readout)
-        if len(dag.outputs) > 1:
-            raise GraphError(f"Expected one output, got {len(dag.outputs)}; sweep a graph for each of them")
+            check_inputs("x", self._x, network)
+        network.check_gaussian(input_is_gaussian=True, reads_out=True)
+        if len(network.dag.outputs) > 1:
+            raise GraphError(f"Expected one output, got {len(network.dag.outputs)}; sweep a graph for each of them")
+        options = _options(network)
+        kernel_classes = self._of_options.setdefault(options, new_kernel_classes())
         if network.pools:
-            return kernel_classes.digest_of_edges(network), ""
-        digest = kernel_classes.add(network)
-        if kernel_classes.largest_weight(digest) > float(np.finfo(x.dtype).max):
-            raise GraphError(f"Expected multiplicities of skips whose squares {x.dtype} can hold, got larger ones")
-        return digest, ""
-    except NngpDagError as error:
-        return "", str(error)
+            digest = kernel_classes.digest_of_edges(network)
+        else:
+            digest = kernel_classes.add(network)
+            if kernel_classes.largest_weight(digest) > float(np.finfo(self._x.dtype).max):
+                raise GraphError(f"Expected multiplicities of skips whose squares {self._x.dtype} can hold, got larger")
+        key = digest if options == self._common else hashlib.sha256(f"{digest} {options!r}".encode()).hexdigest()
+        self._places[key] = options, network.dag.num_inputs, digest
+        return key
+
+    def groups(self, keys: Iterable[str]) -> Iterator[tuple[KernelClasses, dict[str, str]]]:
+        """Yields what is evaluated together: classes, and {digest: key} of those that are wanted.
+
+        Networks of several inputs have other scales; beside them the others would round otherwise.
+        """
+        found: dict[tuple[Options, int], dict[str, str]] = {}
+        for key in keys:
+            options, num_inputs, digest = self._places[key]
+            found.setdefault((options, num_inputs), {})[digest] = key
+        order = list(self._of_options)
+        for (options, _), group in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
+            yield self._of_options[options], group
 
 
-def _operations(dag: Dag, options: Mapping[str, Any]) -> tuple[Dense, ...]:
-    network = build_network(dag, **options)
+def _operations(network: Network) -> tuple[Dense, ...]:
     return *network.weighted_operations, network.layer
 
 
@@ -303,19 +319,19 @@ def _is_quadrature(op: Dense) -> bool:
 
 def _is_alone(network: Network) -> bool:
     """Whether a network is evaluated by itself."""
-    operations = (*network.weighted_operations, network.layer)
+    operations = _operations(network)
     if network.image_operations or any(map(_is_quadrature, operations)):
         return True
     # Of an activation without a dual `kernel` says so.
     return any(dual.dispatch(type(get_activation(op.activation))) is dual.dispatch(object) for op in operations)
 
 
-def _one_kernel(dag: Dag, x: np.ndarray, **options: Any) -> Sequence[np.ndarray] | str:
+def _one_kernel(network: Network, x: np.ndarray) -> Sequence[np.ndarray] | str:
     """Returns both kernels, or why they cannot be trusted."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", NumericalWarning)
         try:
-            k = kernel(dag, x, **options)
+            k = kernel(network, x)
         except (NngpDagError, NumericalWarning) as error:
             return str(error)
     return np.asarray(k.nngp), np.asarray(k.ntk)
@@ -345,16 +361,10 @@ def _spectra(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
     return result
 
 
-def _bounds(
-    dag: Dag, x: np.ndarray, readout: bool, options: Mapping[str, Any], parameterization: str
-) -> dict[str, float]:
-    known = {name: value for name, value in options.items() if name in ("order", "w_std", "layer", "aggregation")}
-    others = {name: value for name, value in options.items() if name not in known}
-    defaults = {"activation": "relu", "b_std": None, "stem": None}
-    if parameterization != "ntk" or any(defaults.get(name, ...) != value for name, value in others.items()):
-        return {}
+def _bounds(network: Network, x: np.ndarray) -> dict[str, float]:
+    """Returns brackets on lambda_min, or nothing where they do not apply."""
     try:
-        brackets = lambda_min_bracket(dag, x, readout=readout, **known)
+        brackets = lambda_min_bracket(network, x)
     except NngpDagError:
         return {}
     return {f"{name}_{end}": getattr(getattr(brackets, name), end) for name in KERNELS for end in BOUNDS}
@@ -375,7 +385,7 @@ def _table(rows: Sequence[_Row], found: Mapping[str, Mapping[str, Any]], bounds:
     facts: dict[Dag, tuple[Any, ...]] = {}
     records = []
     for row in rows:
-        dag, result = row.dag, found.get(row.kernel_class, {})
+        dag, result = row.network and row.network.dag, found.get(row.kernel_class, {})
         if dag is not None and dag not in facts:
             facts[dag] = str(dag), _number(dag.num_paths), dag.effective_depth, dag.effective_width
         code, *statistics = facts[dag] if dag is not None else ("", math.nan, math.nan, math.nan)

@@ -44,7 +44,7 @@ _DAG_SHAPE = {
         "ntk": _SPECTRUM,
         "nngp_bracket": _BRACKET,
         "ntk_bracket": _BRACKET,
-        "path_bound": _PATH_BOUND,
+        "path_bound?": _PATH_BOUND,
         "ntk_path_bound?": _PATH_BOUND,
         "learning_rate": float,
         "conditions_met": bool,
@@ -105,7 +105,8 @@ class CompareDirectory:
 
     def add(self, result: "Comparison") -> None:
         """Keeps a DAG that is finished."""
-        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        names = [field.name for field in dataclasses.fields(result) if field.name != "network"]
+        fields = {name: getattr(result, name) for name in names}
         # What is None is left out.
         kept = {name: value for name, value in {**fields, "dag": str(result.dag)}.items() if value is not None}
         text = json.dumps(kept, default=_as_json)
@@ -223,15 +224,15 @@ def write_json(path: Path, results: Sequence["Comparison"], config: Mapping[str,
 
 
 def write_curves(path: Path, results: Sequence["Comparison"]) -> None:
-    """Writes the curves as CSV: dag, step, bound, expected, empirical_mean, empirical_std, expected_std."""
+    """Writes the curves as CSV: name, dag, step, bound, expected, empirical_mean, empirical_std, expected_std."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
+        writer.writerow(["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
         for result in results:
             expected = result.expected
             columns = zip(result.bound, expected.mean, result.mean, result.std, expected.std, strict=True)
             for step, values in enumerate(columns):
-                writer.writerow([str(result.dag), step, *(f"{value:.9g}" for value in values)])
+                writer.writerow([result.name, str(result.dag), step, *(f"{value:.9g}" for value in values)])
 
 
 def _as_json(value: Any) -> Any:

@@ -17,17 +17,16 @@ import dataclasses
 import functools
 import math
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture._normal_form import EdgeKind
 from nngp_dag.architecture._normal_form import rows as tables_of
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
-from nngp_dag.graph.operations import HE_STD
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import real_array
 from nngp_dag.theory._spectrum import spectrum
@@ -91,16 +90,7 @@ def principal_minor_bound(matrix: ArrayLike) -> float:
     return bound
 
 
-def lambda_min_bracket(
-    dag: Dag | str,
-    x: ArrayLike,
-    *,
-    order: str = "linear-act",
-    w_std: float = HE_STD,
-    layer: Dense | None = None,
-    aggregation: str = "sum",
-    readout: bool = True,
-) -> Brackets:
+def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architecture: Unpack[Architecture]) -> Brackets:
     """Returns brackets on lambda_min of NNGP and NTK of a ReLU network that hold for every graph.
 
     From above: `principal_minor_bound` of the exact kernel. From below: the power series of the ReLU kernel, Schur
@@ -110,18 +100,14 @@ def lambda_min_bracket(
     matrices.
 
     Args:
-      dag: The connectivity, a `Dag` or a text that `Dag.parse` reads: skips, scales and fully connected edges with
-        ReLU, no biases.
+      network: The network, see `nngp_dag.kernel`: skips, scales and fully connected edges with ReLU, no biases, in the
+        NTK parameterization.
       x: Inputs, (N, ...).
-      order: As in `nngp_dag.kernel`, like `w_std`, `layer` and `aggregation`.
-      w_std: Standard deviation of weights, times sqrt(fan-in).
-      layer: The operation of plain weighted edges, instead of `order` and `w_std`.
-      aggregation: "sum", "scaled-sum" or "mean".
-      readout: Whether the kernels are those after the readout or those of X(H).
+      **architecture: Options of the network, see `nngp_dag.kernel`.
 
     Raises:
-      InputError: `x` is refused by `nngp_dag.kernel`, or an edge is not of the kind above.
-      GraphError: No path leads through `dag`.
+      InputError: `x` is refused by `nngp_dag.kernel`, or the network is not of the kind above.
+      GraphError: No path leads through the graph.
 
     Example:
       >>> import nngp_dag as nd
@@ -134,11 +120,11 @@ def lambda_min_bracket(
     Reference: Oymak and Soltanolkotabi, IEEE JSAIT 2020 (series and Schur products); Nguyen, Mondelli, Montufar, ICML
     2021 (deep ReLU networks); Horn and Johnson, Topics in Matrix Analysis, section 5.3 (Schur products).
     """
-    network = build_network(dag, order=order, w_std=w_std, layer=layer, aggregation=aggregation)
+    network = as_network(network, **architecture)
     _check_relu(network)
     data = np.asarray(real_array("x", x), np.float64)
-    exact = kernel(network.dag, data, layer=network.layer, aggregation=aggregation, readout=readout)
-    lower = _lower(network, data.reshape(len(data), -1), readout)
+    exact = kernel(network, data)
+    lower = _lower(network, data.reshape(len(data), -1))
     return Brackets(*(_rounded(low, np.asarray(k)) for low, k in zip(lower, (exact.nngp, exact.ntk), strict=True)))
 
 
@@ -150,6 +136,11 @@ def _rounded(lower: float, k: np.ndarray) -> Bracket:
 
 def _check_relu(network: Network) -> None:
     dag = network.dag
+    if network.parameterization != "ntk":
+        raise InputError(
+            f"Expected the NTK parameterization, got `parameterization` {network.parameterization!r}; for other "
+            "networks `principal_minor_bound` bounds lambda_min from above"
+        )
     if dag.num_inputs > 1 or len(dag.outputs) > 1:
         raise InputError(
             f"Expected a graph with one input and one output, got {dag.num_inputs} and {len(dag.outputs)}; bound the "
@@ -167,7 +158,7 @@ def _check_relu(network: Network) -> None:
             )
 
 
-def _lower(network: Network, data: Float[np.ndarray, "n d"], readout: bool) -> tuple[float, float]:
+def _lower(network: Network, data: Float[np.ndarray, "n d"]) -> tuple[float, float]:
     """Returns lower bounds on lambda_min of NNGP and NTK."""
     tables, _ = tables_of(network)
     (output,) = network.dag.outputs
@@ -191,16 +182,15 @@ def _lower(network: Network, data: Float[np.ndarray, "n d"], readout: bool) -> t
                 )
         # Weyl, over the independent fields.
         nodes[node] = tuple(sum(weight * fields[kind][i] for kind, weight in weights.items()) for i in (0, 1))  # type: ignore[assignment]
-    if not readout:
+    if not network.readout:
         return nodes[output]
-    op = network.layer if network.reads_out_activated else dataclasses.replace(network.layer, activation=None)
-    return _field(op, _Node(exact[output], *nodes[output]))
+    return _field(network.readout_op, _Node(exact[output], *nodes[output]))
 
 
 def _last_nodes(network: Network, dag: Dag, data: np.ndarray) -> list[Kernel]:
     """Returns the kernels of the outputs of a graph with the options of a network."""
-    kernels = kernel(dag, data, layer=network.layer, aggregation=network.aggregation, readout=False)
-    return kernels if isinstance(kernels, list) else [kernels]
+    kernels = kernel(dataclasses.replace(network, dag=dag, readout=False), data)
+    return list(kernels) if isinstance(kernels, tuple) else [kernels]
 
 
 class _Node(NamedTuple):

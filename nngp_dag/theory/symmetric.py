@@ -138,13 +138,13 @@ def check_kernel(name: str, k: Kernel) -> None:
 
 
 def check_same_network(**kernels: Kernel) -> None:
-    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know it; see `Kernel.origin`."""
+    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know (`Kernel.network`)."""
     for name, k in kernels.items():
         check_kernel(name, k)
-    known = [(name, k.origin) for name, k in kernels.items() if k.origin is not None]
-    for name, origin in known[1:]:
+    known = [(name, k) for name, k in kernels.items() if k.network is not None]
+    for name, k in known[1:]:
         first, expected = known[0]
-        if difference := expected.difference(origin):
+        if difference := expected.difference(k):
             raise InputError(
                 f"Expected `{first}` and `{name}` to be kernels of one network, got {difference}; compute them with "
                 "the same graph and options"

@@ -5,6 +5,7 @@ from nngp_dag.training.cell_recipe import CellRecipe, read_cell
 from nngp_dag.training.cells import TrainedCell, train_cell
 from nngp_dag.training.evaluation import Evaluation, evaluate
 from nngp_dag.training.history import History
+from nngp_dag.training.networks import summary_of
 from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.run import Trained, train
 
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "read_cell",
     "stable_learning_rate",
+    "summary_of",
     "train",
     "train_cell",
 ]

@@ -2,8 +2,8 @@
 
 import math
 
+from nngp_dag.architecture import Network
 from nngp_dag.data import Splits
-from nngp_dag.graph import Dag
 from nngp_dag.kernels import kernel
 from nngp_dag.theory import largest_stable_learning_rate
 from nngp_dag.training.recipe import Recipe
@@ -16,7 +16,7 @@ _MOST_ENTRIES = 1 << 26
 _LARGEST_CURVATURE = {"squared": 1.0, "cross-entropy": 0.5}
 
 
-def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None:
+def stable_learning_rate(network: Network, recipe: Recipe, data: Splits) -> float | None:
     """Returns the learning rate below which linearized training at infinite width cannot diverge on one batch.
 
     A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
@@ -26,8 +26,8 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
     loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
 
     Args:
-      dag: The connectivity.
-      recipe: Network and optimizer.
+      network: The architecture.
+      recipe: How it is trained.
       data: What it trains on.
 
     Returns:
@@ -38,8 +38,8 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
 
     Example:
       >>> from nngp_dag.data import load_splits
-      >>> rate = stable_learning_rate(Dag.from_code("2_12"), Recipe(width=256), load_splits("digits", subset=500))
-      >>> 1e-4 < rate < 1e-1
+      >>> rate = stable_learning_rate(Network("2_12"), Recipe(), load_splits("digits", subset=500))
+      >>> 1e-2 < rate < 1
       True
 
     Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearized training and its largest rate).
@@ -47,20 +47,11 @@ def stable_learning_rate(dag: Dag, recipe: Recipe, data: Splits) -> float | None
     if recipe.batch_norm:
         return None
     inputs = min(recipe.batch_size, _MOST_INPUTS)
-    if recipe.conv is not None:
+    if network.image_operations:
         pixels = math.prod(data.train.x.shape[1:3])
-        entries = pixels**2 if recipe.image_readout == "global-average" else pixels
+        entries = pixels**2 if network.pools or network.image_readout == "global-average" else pixels
         inputs = min(inputs, max(2, math.isqrt(_MOST_ENTRIES // entries)))
     x = data.train.x[:inputs]
-    ntk = kernel(
-        dag,
-        x if recipe.conv is not None else x.reshape(len(x), -1),
-        layer=recipe.layer,
-        aggregation=recipe.aggregation,
-        image_readout="flatten" if recipe.conv is None else recipe.image_readout,
-        parameterization=recipe.parameterization,
-        width=recipe.width if recipe.parameterization == "standard" else None,
-        get="ntk",
-    )
+    ntk = kernel(network, x if network.image_operations else x.reshape(len(x), -1), get="ntk").ntk
     curvature = _LARGEST_CURVATURE[recipe.loss] / len(x)
     return largest_stable_learning_rate(ntk, momentum=recipe.momentum, nesterov=recipe.nesterov) / curvature

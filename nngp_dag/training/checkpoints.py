@@ -26,7 +26,7 @@ _FORMAT = 2
 OF_DAG = {
     "kind": str,
     "name": str,
-    "dag": str,
+    "network": dict,
     "recipe": {"epochs": int},
     "seeds": [int],
     "data": {"sha256": str, "source?": (dict, type(None))},

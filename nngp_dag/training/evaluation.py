@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from nngp_dag.architecture import Network, as_network
+from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
-from nngp_dag.errors import CheckpointError, GraphError
+from nngp_dag.errors import CheckpointError, GraphError, InputError
 from nngp_dag.graph import Dag
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
@@ -42,7 +44,7 @@ def evaluate(
     checkpoint: str | Path,
     data: Splits | None = None,
     *,
-    dag: Dag | None = None,
+    network: Network | Dag | str | None = None,
     data_dir: str | Path | None = None,
 ) -> Evaluation:
     """Evaluates the networks of a checkpoint that `nngp_dag.train` wrote.
@@ -50,7 +52,7 @@ def evaluate(
     Args:
       checkpoint: The folder, OUT/checkpoints/NAME/last or best.
       data: What to evaluate on; by default the data of the run, loaded again.
-      dag: The connectivity, needed only where no code can express it.
+      network: The network, needed only where no file can hold it (`Quadrature`).
       data_dir: As in `load_dataset`, where `data` is left out.
 
     Returns:
@@ -64,7 +66,7 @@ def evaluate(
       >>> import tempfile, nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=500)
       >>> with tempfile.TemporaryDirectory() as out:
-      ...     [run] = nd.train(nd.Dag.from_code("2_12"), data, out=out + "/run", width=32, epochs=2)
+      ...     [run] = nd.train("2_12", data, nd.Recipe(epochs=2), out=out + "/run", width=32)
       ...     found = nd.evaluate(out + "/run/checkpoints/2_12/last")
       >>> bool((found.of("test", "loss") == run.history.of("test", "loss")[-1]).all())
       True
@@ -86,16 +88,17 @@ def evaluate(
             raise CheckpointError(
                 f"Expected {data.name} to hold the data that {folder} was trained on, got others; pass `data`"
             )
-    if dag is None:
+    if network is None:
         try:
-            dag = Dag.from_code(about["dag"])
-        except GraphError:
+            network = from_document(about["network"])
+        except (GraphError, InputError) as error:
             raise CheckpointError(
-                f"Expected {folder} to be of a graph that a code can express, got {about['dag']}; pass `dag`"
+                f"Expected {folder} to describe a network that can be built again, got one that cannot: {error}; pass "
+                "`network`"
             ) from None
-    elif str(dag) != about["dag"]:
-        raise CheckpointError(f"Expected `dag` to be that of {folder}, {about['dag']}, got {dag}")
-    program = Program(dag, recipe, data, len(seeds))
+    elif to_document(network := as_network(network)) != about["network"]:
+        raise CheckpointError(f"Expected `network` to be that of {folder}, {about['network']}, got {network}")
+    program = Program(network, recipe, data, len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":
         found: Best | State = checkpoints.restore(folder, abstract_best)[0]

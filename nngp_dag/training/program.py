@@ -10,11 +10,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nngp_dag.architecture import Network
 from nngp_dag.data import Splits
-from nngp_dag.graph import Dag
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
+from nngp_dag.training.networks import build
 from nngp_dag.training.recipe import Recipe
 
 # Examples that are evaluated at once, where they have no pixels; with pixels as many as are trained on at once.
@@ -55,14 +56,14 @@ class Best(NamedTuple):
 
 
 class Program:
-    """The compiled training of S networks of one DAG.
+    """The compiled training of S networks of one architecture.
 
     Weights and the order of batches come from one key per seed, the order of epoch e from that key and e: the state
     after an epoch is a function of the state before it, the seed and e alone. That is what makes resuming exact.
 
     Args:
-      dag: The connectivity.
-      recipe: Network and optimizer.
+      network: The architecture.
+      recipe: How it is trained.
       data: What to train on; only its shapes matter here.
       num_seeds: S.
 
@@ -73,13 +74,16 @@ class Program:
       InputError: The network does not fit the data.
     """
 
-    def __init__(self, dag: Dag, recipe: Recipe, data: Splits, num_seeds: int):
+    def __init__(self, network: Network, recipe: Recipe, data: Splits, num_seeds: int):
         """Traces the network; compiles nothing yet."""
         self.num_examples = len(data.train.labels)
         self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
         self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
         shape = data.train.x.shape[1:]
-        self._init, self._apply = as_stateful_functions(lambda rngs: recipe.network(dag, shape, data.num_classes, rngs))
+        self._init, self._apply = as_stateful_functions(
+            lambda rngs: build(network, shape, data.num_classes, batch_norm=recipe.batch_norm, rngs=rngs)
+        )
+        self._on_images = bool(network.image_operations)
         self._optimizer = recipe.optimizer(self.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(data))
         self._epoch: Callable[..., Any] | None = None
@@ -218,7 +222,7 @@ class Program:
                 seen = self._sums(outputs, labels[block], jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen), None
 
-            size = min(_EVALUATION_BATCH if self.recipe.conv is None else self.recipe.batch_size, len(x))
+            size = min(self.recipe.batch_size if self._on_images else _EVALUATION_BATCH, len(x))
             blocks = jnp.arange(-(-len(x) // size) * size).reshape(-1, size)
             sums, _ = jax.lax.scan(add, self._no_sums, blocks)
             return _metrics(*sums)

@@ -1,4 +1,4 @@
-"""How a network is built and trained: every choice in one place, validated once."""
+"""How networks are trained: every choice in one place, validated once."""
 
 import dataclasses
 import math
@@ -7,13 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nngp_dag.errors import InputError, shown
-from nngp_dag.graph import Conv, Dag, Dense
-from nngp_dag.graph.operations import HE_STD, IMAGE_READOUTS, PARAMETERIZATIONS, as_number, check_flag, check_option
-from nngp_dag.nets import DagNet, ModelSummary, summarize
+from nngp_dag.graph.operations import as_number, check_flag, check_option
 from nngp_dag.theory.sgd import LOSSES
 
 SCHEDULES = ("constant", "multistep", "cosine")
@@ -22,13 +19,9 @@ _MOST_EPOCHS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The network of a DAG and the stochastic gradient descent that trains it.
-
-    The defaults are the network of Chen et al.: linear-act edges, ReLU, He initialization, biases that start at 0, all
-    of them trained in the standard parameterization, cross entropy, plain SGD with batches of 128.
+    """The stochastic gradient descent that trains a network; what the network is says `nngp_dag.Network`.
 
     Attributes:
-      width: Units, or channels, of every node.
       epochs: Passes over the training part.
       batch_size: Examples a step. Every epoch draws a new order; its last batch holds what is left.
       learning_rate: Step size eta, times the gradient of the batch's mean loss.
@@ -39,33 +32,25 @@ class Recipe:
       schedule: What follows: "constant", "multistep" (a tenth at every milestone), or "cosine" (down to 0).
       milestones: Epochs at which "multistep" divides, counted from the start; by default at half and three quarters.
       loss: Of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
-      batch_norm: Whether batch normalization follows the weights of stem and edges.
-      parameterization: "standard" or "ntk"; see `nngp_dag.nets.WeightedLayer`.
-      activation: The nonlinearity phi.
-      order: "linear-act" or "act-linear".
-      w_std: Standard deviation of weights, times sqrt(fan-in).
-      b_std: Standard deviation of biases; 0: they start at 0 (and are trained in "standard"); None: there are none.
-      aggregation: How nodes add up: "sum", "scaled-sum" or "mean".
-      conv: Side of the filters of convolutions in place of dense edges, such as 3; None for dense edges.
-      image_readout: With `conv`, what becomes of the last node's pixels: "global-average" or "flatten".
+      batch_norm: Whether batch normalization follows the weights of stem and edges, while a network trains with live
+        batch statistics; no kernel describes that.
 
     Raises:
       InputError: A number is out of range or an option is unknown.
 
     Example:
-      >>> recipe = Recipe(width=64, epochs=10, learning_rate=0.1, warmup=2, schedule="cosine")
+      >>> recipe = Recipe(epochs=10, learning_rate=0.1, warmup=2, schedule="cosine")
       >>> rate = recipe.learning_rates(steps_per_epoch=5)
       >>> [round(float(rate(step)), 4) for step in (0, 4, 9, 10, 30)]
       [0.01, 0.05, 0.1, 0.1, 0.05]
 
-    Reference: Chen et al., NeurIPS 2022, and its published trainer (defaults, warm-up); Sutskever et al., ICML 2013
+    Reference: Chen et al., NeurIPS 2022, and its published trainer (batches, warm-up); Sutskever et al., ICML 2013
     (Nesterov's momentum); Loshchilov and Hutter, ICLR 2017 (cosine).
     """
 
-    width: int = 1024
     epochs: int = 20
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.05
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -74,18 +59,10 @@ class Recipe:
     milestones: tuple[int, ...] | None = None
     loss: str = "cross-entropy"
     batch_norm: bool = False
-    parameterization: str = "standard"
-    activation: str = "relu"
-    order: str = "linear-act"
-    w_std: float = HE_STD
-    b_std: float | None = 0.0
-    aggregation: str = "sum"
-    conv: int | None = None
-    image_readout: str = "global-average"
 
     def __post_init__(self) -> None:
-        """Validates what `DagNet` does not."""
-        for name in ("width", "epochs", "batch_size"):
+        """Validates."""
+        for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {shown(value)}")
@@ -108,8 +85,6 @@ class Recipe:
             raise InputError(f"Expected `warmup` between 0 and the {self.epochs} epochs, got {self.warmup}")
         check_option("schedule", self.schedule, SCHEDULES)
         check_option("loss", self.loss, LOSSES)
-        check_option("parameterization", self.parameterization, PARAMETERIZATIONS)
-        check_option("image_readout", self.image_readout, IMAGE_READOUTS)
         if self.milestones is not None and self.schedule != "multistep":
             raise InputError(f"Expected no `milestones` with schedule {self.schedule!r}, got {self.milestones}")
         if self.milestones is not None and not (
@@ -120,52 +95,6 @@ class Recipe:
             raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {self.milestones[-1]}")
         if self.batch_norm and self.batch_size == 1:
             raise InputError("Expected `batch_size` above 1 with `batch_norm`, got 1: one example has no variance")
-        if self.conv is not None and self.conv < 1:
-            raise InputError(f"Expected `conv` to be at least 1, got {self.conv}")
-
-    @property
-    def layer(self) -> Dense:
-        """The operation of weighted edges."""
-        options: dict[str, Any] = {
-            "activation": self.activation,
-            "order": self.order,
-            "w_std": self.w_std,
-            "b_std": self.b_std,
-        }
-        return Dense(**options) if self.conv is None else Conv(filter_shape=(self.conv, self.conv), **options)
-
-    def network(self, dag: Dag, input_shape: tuple[int, ...], num_classes: int, rngs: nnx.Rngs) -> DagNet:
-        """Builds the network of a DAG for inputs of a shape, (features...) or, with `conv`, (height, width, channels).
-
-        Raises:
-          InputError: The inputs are no images although there are convolutions, or the graph has several outputs.
-        """
-        if dag.num_inputs > 1 or len(dag.outputs) > 1:
-            raise InputError(
-                f"Expected a graph with one input and one output to train, got {dag.num_inputs} and {len(dag.outputs)}"
-            )
-        if self.conv is not None and len(input_shape) != 3:
-            raise InputError(
-                f"Expected images (height, width, channels) for `conv`, got inputs of shape {input_shape}; leave "
-                "`conv` out or choose another data set"
-            )
-        return DagNet(
-            dag,
-            math.prod(input_shape) if self.conv is None else input_shape[-1],
-            num_classes,
-            width=self.width,
-            layer=self.layer,
-            aggregation=self.aggregation,
-            image_shape=None if self.conv is None else input_shape[:2],
-            image_readout="flatten" if self.conv is None else self.image_readout,
-            parameterization=self.parameterization,
-            batch_norm=self.batch_norm,
-            rngs=rngs,
-        )
-
-    def summary(self, dag: Dag, input_shape: tuple[int, ...], num_classes: int) -> ModelSummary:
-        """Counts parameters and floating-point operations of a DAG's network; draws no weights."""
-        return summarize(nnx.eval_shape(lambda: self.network(dag, input_shape, num_classes, nnx.Rngs(0))))
 
     def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the learning rate as a function of the number of steps already taken."""

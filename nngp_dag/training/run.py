@@ -5,12 +5,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, SupportsIndex
+from types import NoneType
+from typing import Any, SupportsIndex, Unpack
 
 import jax
 import numpy as np
 from flax import nnx
 
+from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture.document import to_document
 from nngp_dag.data import Splits
 from nngp_dag.errors import (
     CheckpointError,
@@ -23,7 +26,7 @@ from nngp_dag.errors import (
     shown,
     within_memory,
 )
-from nngp_dag.graph import Dag, as_dag
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import as_number, check_flag
 from nngp_dag.nets import ModelSummary, chosen_seeds
 from nngp_dag.nets.model import Params
@@ -31,12 +34,14 @@ from nngp_dag.storage import claimed, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.history import METRICS, PARTS, History
+from nngp_dag.training.networks import summary_of
 from nngp_dag.training.plots import plot_training
 from nngp_dag.training.program import Best, Device, Program, State, on_device
 from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.rundir import RunDirectory
 
 Progress = Callable[[str, int, int, float], None]
+Given = Network | Dag | str
 
 # 128 GiB of float32, with gradients, momentum and the best state.
 _MOST_PARAMETERS = 1 << 33
@@ -44,11 +49,11 @@ _MOST_PARAMETERS = 1 << 33
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """S trained networks of one DAG.
+    """S trained networks of one architecture.
 
     Attributes:
-      name: How the user calls the DAG.
-      dag: The DAG.
+      name: How the user calls it.
+      network: The architecture; `dag` is its graph.
       history: Their curves.
       summary: Parameters and floating-point operations of the network.
       params: Parameters after the last epoch, every leaf with leading axis S.
@@ -59,7 +64,7 @@ class Trained:
     """
 
     name: str
-    dag: Dag
+    network: Network
     history: History
     summary: ModelSummary
     params: Params
@@ -68,9 +73,14 @@ class Trained:
     best_stats: nnx.State
     best_epoch: np.ndarray
 
+    @property
+    def dag(self) -> Dag:
+        """The connectivity."""
+        return self.network.dag
+
 
 def train(
-    dags: Dag | str | Sequence[Dag | str] | Mapping[str, Dag | str],
+    networks: Given | Sequence[Given] | Mapping[str, Given],
     data: Splits,
     recipe: Recipe | None = None,
     *,
@@ -81,35 +91,35 @@ def train(
     checkpoint_every: int = 1,
     config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
-    **choices: Any,
+    **architecture: Unpack[Architecture],
 ) -> list[Trained]:
-    """Trains finite networks of DAGs by stochastic gradient descent, several seeds of a DAG as one program.
+    """Trains finite networks by stochastic gradient descent, several seeds of each as one program.
 
-    An epoch, its evaluation included, is one compiled program over data that stay on the device. DAGs train one after
-    another; while one trains, the program of the next compiles, and DAGs with equal live edges share theirs. The same
-    seeds, options, machine and versions give the same bits, also where a run was killed and resumed (on a GPU only if
-    XLA is told to be deterministic: XLA_FLAGS=--xla_gpu_deterministic_ops=true).
+    An epoch, its evaluation included, is one compiled program over data that stay on the device. Networks train one
+    after another; while one trains, the program of the next compiles, and graphs with equal live edges share theirs.
+    The same seeds, options, machine and versions give the same bits, also where a run was killed and resumed (on a GPU
+    only if XLA is told to be deterministic: XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
     Args:
-      dags: One DAG or text that `Dag.parse` reads, several, or several by name; without names they are called by
-        their codes.
+      networks: One network, several, or several by name, each a `Network`, or its graph as a `Dag`, or as a code, name
+        or cell that `Dag.parse` reads; without names they are called by their graphs.
       data: What to train on, such as `nngp_dag.data.load_splits("mnist")`.
-      recipe: Network and optimizer; by default `Recipe()`.
+      recipe: How they are trained; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and checkpoints; None writes nothing.
       resume: Go on with the run in `out`. More epochs may be asked for if the schedule is constant.
       overwrite: Replace the run in `out`.
       checkpoint_every: Save the state whenever so many epochs are done, and at the end.
       config: What else to write to config.json.
-      on_progress: Called with (DAG, epochs done, epochs, training loss, mean over seeds).
-      **choices: Fields of `Recipe` to replace, such as `width=256`.
+      on_progress: Called with (network, epochs done, epochs, training loss, mean over seeds).
+      **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `activation`, `layer`, ...
 
     Returns:
-      One `Trained` per DAG.
+      One `Trained` per network.
 
     Raises:
       InputError: An option is out of range or does not fit the data.
-      GraphError: A DAG has no path.
+      GraphError: A graph has no path.
       DivergenceError: A loss is no longer finite.
       OutputError: `out` holds another run, cannot be written, or another process writes it; checkpoints written before
         stay.
@@ -118,19 +128,18 @@ def train(
     Example:
       >>> import nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=500)
-      >>> [run] = nd.train(nd.Dag.from_code("2_12"), data, seeds=2, width=32, epochs=3, learning_rate=0.01)
+      >>> [run] = nd.train("2_12", data, nd.Recipe(epochs=3), seeds=2, width=32)
       >>> run.history.of("test", "accuracy").shape, run.summary.parameters
-      ((4, 2), 4522)
+      ((4, 2), 4416)
 
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
-    named = _named(dags)
+    named = _named(networks, architecture)
     _check_data(data)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
-    try:
-        recipe = dataclasses.replace(recipe or Recipe(), **choices)
-    except TypeError as error:
-        raise InputError(f"Expected options of `Recipe`, got {', '.join(choices)}: {error}") from None
+    if not isinstance(recipe, (Recipe, NoneType)):
+        raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass such as Recipe(epochs=5)")
+    recipe = recipe or Recipe()
     chosen = chosen_seeds(seeds)
     if as_number("checkpoint_every", checkpoint_every) < 1:
         raise InputError(f"Expected `checkpoint_every` to be at least 1, got {shown(checkpoint_every)}")
@@ -139,13 +148,17 @@ def train(
 
     _check_batches(recipe, len(data.train.labels))
     programs: dict[Any, Program] = {}
-    of_dag = {}
-    for name, dag in named.items():
-        key = (dag.num_nodes, dag.live_edges, dag.num_inputs, dag.outputs)
+    of_name = {}
+    for name, network in named.items():
+        # Dead edges, and with them the codes, may differ.
+        key = dataclasses.replace(network, dag=dataclasses.replace(network.dag, edges=network.dag.live_edges))
         if key not in programs:
-            programs[key] = Program(dag, recipe, data, len(chosen))
-        of_dag[name] = programs[key]
-    summaries = {name: recipe.summary(dag, data.train.x.shape[1:], data.num_classes) for name, dag in named.items()}
+            programs[key] = Program(network, recipe, data, len(chosen))
+        of_name[name] = programs[key]
+    shape, batch_norm = data.train.x.shape[1:], recipe.batch_norm
+    summaries = {
+        name: summary_of(network, shape, data.num_classes, batch_norm=batch_norm) for name, network in named.items()
+    }
 
     for name, summary in summaries.items():
         if summary.parameters * len(chosen) > _MOST_PARAMETERS:
@@ -159,7 +172,7 @@ def train(
     about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
     document = {
         **(config or {}),
-        "dags": {name: str(dag) for name, dag in named.items()},
+        "networks": {name: to_document(network) for name, network in named.items()},
         **about,
         "models": {
             name: {"parameters": summary.parameters, "flops_per_example": summary.flops}
@@ -171,8 +184,8 @@ def train(
             directory.prepare(document, resume=resume, overwrite=overwrite)
 
         runs = [
-            _Run(name, dag, of_dag[name], recipe, chosen, data, directory, checkpoint_every, about)
-            for name, dag in named.items()
+            _Run(name, network, of_name[name], recipe, chosen, data, directory, checkpoint_every, about)
+            for name, network in named.items()
         ]
         try:
             if resume:
@@ -183,7 +196,8 @@ def train(
                 directory.log(data.statement)
                 for name, summary in summaries.items():
                     directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
-            what = f"{len(chosen)} networks of width {recipe.width}"
+            widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
+            what = f"{len(chosen)} networks of width {widths}"
             with within_memory(what, "lower `width`, `seeds` or `batch_size`"):
                 return _train_all(runs, summaries, directory, on_progress)
         except BaseException:
@@ -221,7 +235,7 @@ def _train_all(
             trained.append(
                 Trained(
                     run.name,
-                    run.dag,
+                    run.network,
                     run.history,
                     summaries[run.name],
                     # On the host, so that the device holds one DAG's states at a time.
@@ -234,17 +248,18 @@ def _train_all(
             first = trained[0].history
             seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
             recipe = runs[0].recipe
-            title = f"{runs[0].data.name}, width {recipe.width}, η = {recipe.learning_rate:g}: mean and range, {seeds}"
+            widths = ", ".join(map(str, dict.fromkeys(run.network.width for run in runs)))
+            title = f"{runs[0].data.name}, width {widths}, η = {recipe.learning_rate:g}: mean and range, {seeds}"
             plot_training([run.history for run in trained], path, title, loss=recipe.loss)
     return trained
 
 
 @dataclasses.dataclass
 class _Run:
-    """The training of one DAG."""
+    """The training of one network."""
 
     name: str
-    dag: Dag
+    network: Network
     program: Program
     recipe: Recipe
     seeds: list[int]
@@ -329,7 +344,7 @@ class _Run:
 
     def _save(self, epoch: int, state: State, best: Best) -> None:
         assert self.directory is not None
-        description = {"name": self.name, "dag": str(self.dag), **self.about}
+        description = {"name": self.name, "network": to_document(self.network), **self.about}
         # The best first: if the process dies in between, the epoch is trained again and finds the same best state.
         for kind, tree in (("best", best), ("last", (state, self.history.values))):
             folder = self.directory.checkpoints(self.name, kind)
@@ -341,7 +356,7 @@ class _Run:
         def comparable(of: Mapping[str, Any]) -> dict[str, Any]:
             return {**of, "recipe": {**of["recipe"], "epochs": None}}
 
-        expected = comparable({"name": self.name, "dag": str(self.dag), **self.about})
+        expected = comparable({"name": self.name, "network": to_document(self.network), **self.about})
         found = comparable(found)
         for key, value in expected.items():
             if found.get(key) != value:
@@ -370,7 +385,7 @@ class _Run:
 
     def _advice(self, rate: float) -> str:
         try:
-            stable = stable_learning_rate(self.dag, self.recipe, self.data)
+            stable = stable_learning_rate(self.network, self.recipe, self.data)
         except NngpDagError as error:
             return f"no kernel says which rate is stable ({error}): lower --lr"
         if stable is None:
@@ -405,17 +420,20 @@ def _check_data(data: object) -> None:
         )
 
 
-def _named(dags: Dag | str | Sequence[Dag | str] | Mapping[str, Dag | str]) -> dict[str, Dag]:
-    if isinstance(dags, Mapping):
-        named = {name: as_dag(dag, f"dags[{name!r}]") for name, dag in dags.items()}
+def _named(networks: Given | Sequence[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
+    if isinstance(networks, Mapping):
+        named = {name: as_network(one, f"networks[{name!r}]", **architecture) for name, one in networks.items()}
     else:
-        if isinstance(dags, Iterable) and not isinstance(dags, str) and not hasattr(dags, "shape"):
-            listed = [as_dag(dag, f"dags[{i}]") for i, dag in enumerate(dags)]
+        if isinstance(networks, Iterable) and not isinstance(networks, str) and not hasattr(networks, "shape"):
+            listed = [as_network(one, f"networks[{i}]", **architecture) for i, one in enumerate(networks)]
         else:
-            listed = [as_dag(dags, "dags")]
-        named = {str(dag): dag for dag in listed}
+            listed = [as_network(networks, "networks", **architecture)]
+        named = {str(network.dag): network for network in listed}
         if len(named) < len(listed):
-            raise InputError(f"Expected every DAG once, got {', '.join(map(str, listed))}")
+            names = ", ".join(str(network.dag) for network in listed)
+            raise InputError(
+                f"Expected every graph once where networks have no names, got {names}; pass {{name: network}}"
+            )
     if not named:
-        raise InputError("Expected at least one DAG to train, got none")
+        raise InputError("Expected at least one network to train, got none")
     return named

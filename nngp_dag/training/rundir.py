@@ -29,7 +29,7 @@ CONFIG = "config.json"
 # Also the empty name, which is none.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?)?", re.IGNORECASE)
 _SHAPE = {
-    "dags": dict,
+    "networks": dict,
     "recipe": {"epochs": int},
     "seeds": [int],
     "data": dict,
@@ -235,7 +235,16 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
                 f"Expected the run in {path} to have {name} {value!r}, got {_short(recipe.get(name))}; {remedy}, or "
                 "choose another --out"
             )
-    for name in ("dags", "seeds", "data"):
+    if before["networks"].keys() == now["networks"].keys():
+        for name, network in now["networks"].items():
+            for option, value in network.items():
+                found = before["networks"][name].get(option)
+                if found != value:
+                    raise CheckpointError(
+                        f"Expected the run in {path} to have {option} {_short(value)}, got {_short(found)}; resume "
+                        "with that, or choose another --out"
+                    )
+    for name in ("networks", "seeds", "data"):
         if before[name] != now[name]:
             raise CheckpointError(
                 f"Expected the run in {path} to have {name} {_short(now[name])}, got {_short(before[name])}; resume "

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import AvgPool, Dag, Dense, Scale, zoo
@@ -13,7 +13,7 @@ from nngp_dag.graph import AvgPool, Dag, Dense, Scale, zoo
 
 def laws_of(dags, **options):
     kernel_classes = KernelClasses()
-    return [kernel_classes.add(build_network(dag, **options)) for dag in dags]
+    return [kernel_classes.add(as_network(dag, **options)) for dag in dags]
 
 
 def test_all_codes_of_three_blocks():
@@ -34,13 +34,13 @@ def test_all_codes_of_three_blocks():
 
 def test_homogeneous_operations_move_factors():
     """A sum of two skips before a layer, or of the same fields after it."""
-    one, other = (build_network(Dag.from_code(code)) for code in ("1_11_112", "2_11_111"))
+    one, other = (as_network(Dag.from_code(code)) for code in ("1_11_112", "2_11_111"))
     strict, loose = KernelClasses(), KernelClasses(lambda op: True)
     assert strict.add(one) != strict.add(other)
     assert loose.add(one) == loose.add(other)
     # One operation that is not, as one with biases, and factors stay where they are.
     partly = KernelClasses(lambda op: op.b_std is None)
-    one, other = (build_network(Dag.from_code(code), b_std=0.1) for code in ("1_11_112", "2_11_111"))
+    one, other = (as_network(Dag.from_code(code), b_std=0.1) for code in ("1_11_112", "2_11_111"))
     assert partly.add(one) != partly.add(other)
 
 

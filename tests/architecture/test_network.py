@@ -7,7 +7,7 @@ import networkx as nx
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.architecture import Network, build_network, normal_form
+from nngp_dag.architecture import Network, as_network, normal_form
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 
@@ -123,7 +123,7 @@ def test_operations_that_do_not_fit_the_image(ops, image, message):
 )
 def test_bad_options(dag, options, message, unchecked):
     with pytest.raises(InputError, match=f"Expected {message}"):
-        build_network(dag, **options)
+        as_network(dag, **options)
 
 
 @pytest.mark.parametrize(

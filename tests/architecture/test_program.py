@@ -8,7 +8,7 @@ import pytest
 from oracles import joint_kernels
 
 import nngp_dag as nd
-from nngp_dag.architecture import Network, build_network
+from nngp_dag.architecture import Network, as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Dag, Dense, Edge, Op, Scale
 
@@ -48,7 +48,7 @@ def plan_by(monkeypatch):
 )
 def test_all_plans_give_the_same_kernels(dag, plans, plan_by):
     options = {"b_std": 0.2, "w_std": 1.1, "aggregation": "scaled-sum", "activation": "erf"}
-    [(nngp, ntk)] = joint_kernels(build_network(dag, **options), [X])
+    [(nngp, ntk)] = joint_kernels(as_network(dag, **options), [X])
     for name in plans:
         plan_by(name)
         k = nd.kernel(dag, X, **options)

@@ -10,7 +10,7 @@ import pytest
 from high_precision import pair_kernels
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, NumericalWarning
 from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
 
@@ -52,7 +52,7 @@ def random_network(rng):
         drawn = [(s, t, choices[rng.choice(5, p=[0.2, 0.4, 0.2, 0.1, 0.1])]) for t in range(nodes) for s in range(t)]
         edges = tuple(Edge(s, t, op) for s, t, op in drawn if op is not None)
         try:
-            network = build_network(
+            network = as_network(
                 Dag(nodes, edges), layer=layer, aggregation=str(rng.choice(["sum", "mean", "scaled-sum"]))
             )
             network.check_gaussian(input_is_gaussian=True, reads_out=True)
@@ -148,7 +148,7 @@ def test_every_way_keeps_the_angle(way, case, dtype, monkeypatch):
     x = inputs(rng, 5)[[0, 2, 3, 4, 5, 6, 9, 13, 14, 15, 16, 17, 18]].astype(dtype)
     with jax.enable_x64(dtype == np.float64):
         k = WAYS[way](nd.Dag.from_code(code), x, options)
-    network = build_network(nd.Dag.from_code(code), **options)
+    network = as_network(nd.Dag.from_code(code), **options)
     assert max(errors(network, x, k, some_pairs(rng, len(x), 30))) < TOLERANCE[dtype]
 
 
@@ -157,7 +157,7 @@ def test_numbers_as_inputs(dtype):
     """Years, prices: all inputs lie on one line, which nothing but biases leaves."""
     x = np.array([1900, 1950, 2000, 2020, 1, -3, 0.001], dtype)[:, None]
     for options in ({"b_std": 0.1}, {"b_std": 0.0}, {"activation": "sign"}, {"activation": "erf", "b_std": 1.0}):
-        network = build_network(nd.Dag.from_code("2_12"), **options)
+        network = as_network(nd.Dag.from_code("2_12"), **options)
         k = nd.kernel(network.dag, x, **options)
         assert max(errors(network, x, k, itertools.combinations(range(len(x)), 2))) < TOLERANCE[dtype], options
 
@@ -198,7 +198,7 @@ def test_a_dead_edge_with_an_operation_of_its_own_changes_nothing():
 def test_layer_norm_after_a_mean_that_dominates(activation):
     x = np.random.default_rng(1).normal(size=(3, 8))
     options = {"stem": Dense(activation=activation, w_std=0.1), "layer": Dense(layer_norm=True)}
-    network = build_network(nd.Dag.from_code("2"), **options)
+    network = as_network(nd.Dag.from_code("2"), **options)
     for dtype, tolerance in TOLERANCE.items():
         k = nd.kernel(network.dag, x.astype(dtype), **options)
         assert max(errors(network, x.astype(dtype), k, [(0, 1), (0, 2), (1, 2)])) < tolerance
@@ -209,8 +209,8 @@ def test_products_of_variances_do_not_overflow(scale):
     x = (scale * np.array([[1.0, 0], [0.1, 0.99**0.5]])).astype(np.float32)
     for activation in ("erf", "sigmoid_like", "gelu", "gaussian", "gabor", "tanh"):
         options = {"activation": activation, "readout": False}
-        single = nd.kernel(nd.Dag.from_code("1"), x, **options, get="nngp")
-        double = nd.kernel(nd.Dag.from_code("1"), x.astype(np.float64), **options, get="nngp")
+        single = nd.kernel(nd.Dag.from_code("1"), x, **options, get="nngp").nngp
+        double = nd.kernel(nd.Dag.from_code("1"), x.astype(np.float64), **options, get="nngp").nngp
         np.testing.assert_allclose(single, double, rtol=3e-6, atol=2e-6 * double[0, 0], err_msg=activation)
 
 
@@ -220,7 +220,7 @@ def test_entries_keep_within_the_resolution_floor(options):
     rng = np.random.default_rng(5)
     along, across = np.linalg.qr(rng.normal(size=(100, 2)))[0].T
     x = 10 * np.array([np.cos(a) * along + np.sin(a) * across for a in (0, *np.geomspace(1e-3, 0.5, 10))])
-    network = build_network(nd.Dag.from_code("2_02"), **options)
+    network = as_network(nd.Dag.from_code("2_02"), **options)
     k = nd.kernel(network.dag, x, **options)
     assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps
 
@@ -240,7 +240,7 @@ def test_numbers_as_large_as_years_and_prices(activation, scale):
         norms = np.sqrt(np.diag(exact))
         assert (np.abs(np.asarray(found, float) - exact) < TOLERANCE[np.float32] * np.outer(norms, norms)).all()
     if activation == "gelu" and scale == 1:
-        network = build_network(nd.Dag.from_code("2_12"), **options)
+        network = as_network(nd.Dag.from_code("2_12"), **options)
         pairs = list(itertools.combinations(range(len(years)), 2))
         assert max(errors(network, years, double, pairs)) < TOLERANCE[np.float64]
 

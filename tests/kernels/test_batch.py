@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Dag, zoo
 from nngp_dag.kernels import blocking
@@ -18,7 +18,7 @@ X = np.random.default_rng(0).normal(size=(12, 7))
 def together(dags, x=X, *, readout=True, parameterization="ntk", width=None, batch=4, **options):
     """NNGP and NTK of every DAG."""
     kernel_classes = new_kernel_classes()
-    networks = [build_network(dag, **options) for dag in dags]
+    networks = [as_network(dag, **options) for dag in dags]
     of_dag = [kernel_classes.add(network) for network in networks]
     rules = make_rules(parameterization, width)
     stacks = kernels_of_classes(
@@ -154,7 +154,7 @@ def test_the_classes_of_a_space_are_its_different_kernels():
     kernel_classes, classes = new_kernel_classes(), {}
     for code in zoo.codes(3):
         try:
-            network = build_network(Dag.from_code(code))
+            network = as_network(Dag.from_code(code))
         except GraphError:
             continue
         classes.setdefault(kernel_classes.add(network), []).append(network)
@@ -165,7 +165,7 @@ def test_the_classes_of_a_space_are_its_different_kernels():
     found = {digest: ntk for stack in stacks for digest, ntk in zip(stack.digests, stack.ntk, strict=True)}
     for digest, networks in classes.items():
         for network in {networks[0], networks[-1]}:
-            np.testing.assert_allclose(found[digest], nd.kernel(network.dag, x, get="ntk"), rtol=1e-12)
+            np.testing.assert_allclose(found[digest], nd.kernel(network.dag, x, get="ntk").ntk, rtol=1e-12)
     different = np.stack(list(found.values())).reshape(77, -1)
     gaps = np.abs(different[:, None] / different[None] - 1).max(axis=2)
     assert gaps[~np.eye(77, dtype=bool)].min() > 1e-4

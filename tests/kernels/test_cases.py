@@ -13,7 +13,7 @@ from oracles import ORDERS, joint_kernels
 
 import nngp_dag as nd
 from nngp_dag.activations import Polynomial, Quadrature, hermite, leaky_relu
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.architecture.network import AGGREGATIONS
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
 from nngp_dag.graph.operations import PARAMETERIZATIONS
@@ -121,7 +121,7 @@ def compare(dag, inputs, tolerance, *, parameterization="ntk", image_readout="fl
     given = inputs if dag.num_inputs > 1 else inputs[0]
     kernels = nd.kernel(dag, given, width=WIDTH, **rules, **options)
     exact = [x.astype(np.float64) for x in inputs]
-    assert_equal(kernels, joint_kernels(build_network(dag, **options), exact, width=WIDTH, **rules), tolerance)
+    assert_equal(kernels, joint_kernels(as_network(dag, **options), exact, width=WIDTH, **rules), tolerance)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import ORDERS, dags, joint_kernel
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.kernels import blocking
 from nngp_dag.kernels._kernel import evaluation, weights_of
@@ -152,7 +152,7 @@ def test_images_are_flattened_and_one_input_is_enough():
 
 def planned(dag, **options):
     """A network's plan for large kernels, and its numbers in float32."""
-    network = build_network(dag, **options)
+    network = as_network(dag, **options)
     plan = evaluation(network, True, "flatten", Rules(), large=True)
     assert plan.spec.loop == (dag.num_nodes > 4)
     return plan, weights_of(plan, np.dtype(np.float32))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.architecture import build_network
+from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
 
 X = np.random.default_rng(0).normal(size=(4, 6))
@@ -20,8 +20,8 @@ def test_get():
     both = nd.kernel(DAG, X)
     assert isinstance(both, nd.Kernel)
     np.testing.assert_array_equal(nd.kernel(DAG, X, get=("ntk", "nngp")).ntk, both.ntk)
-    np.testing.assert_allclose(nd.kernel(DAG, X, get="nngp"), both.nngp, rtol=1e-15)
-    np.testing.assert_allclose(nd.kernel(DAG, X, get="ntk"), both.ntk, rtol=1e-15)
+    np.testing.assert_allclose(nd.kernel(DAG, X, get="nngp").nngp, both.nngp, rtol=1e-15)
+    np.testing.assert_allclose(nd.kernel(DAG, X, get="ntk").ntk, both.ntk, rtol=1e-15)
 
 
 @pytest.mark.slow
@@ -149,4 +149,4 @@ def test_bad_options(dag, x, options, error, match):
 def test_a_layer_is_an_operation():
     # Past `kernel`, whose annotations are checked in tests.
     with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
-        build_network(DAG, layer="conv")
+        as_network(DAG, layer="conv")

@@ -31,7 +31,7 @@ def _as_neural_tangents_wants_it():
 
 def with_readout(dag, order, width=64):
     tail = [stax.Dense(1, W_std=HE)] if order == "linear-act" else [stax.Relu(), stax.Dense(1, W_std=HE)]
-    return stax.serial(nd.stax.DagLayer(dag, width, order=order), *tail)
+    return stax.serial(nd.stax.DagLayer(dag, width=width, order=order), *tail)
 
 
 def relative(value, reference):
@@ -147,7 +147,7 @@ def test_layer_gives_the_kernel_without_readout(name):
     for parameterization in PARAMETERIZATIONS[len(name) % 2 :] if name in QUICK else PARAMETERIZATIONS:
         described = options | {"parameterization": parameterization}
         expected = nd.kernel(dag, x, z, **described, readout=False, image_readout=pixels, width=16)
-        values = DagLayer(dag, 16, **described)[2](x, z)
+        values = DagLayer(dag, width=16, **described)[2](x, z)
         if x[0].ndim > 1:
             values = [reads_pixels(pixels)[2](k) for k in listed(values)]
         for value, reference in zip(listed(values), listed(expected), strict=True):
@@ -158,9 +158,9 @@ def test_layer_gives_the_kernel_without_readout(name):
 @pytest.mark.nightly
 def test_what_to_get():
     dag, x, z, options, _ = case("mixed")
-    _, _, kernel_fn = DagLayer(dag, 16, **options)
+    _, _, kernel_fn = DagLayer(dag, width=16, **options)
     k = nd.kernel(dag, x, z, **options, readout=False)
-    own = nd.kernel(dag, x, **options, readout=False, get="nngp")
+    own = nd.kernel(dag, x, **options, readout=False, get="nngp").nngp
     assert relative(kernel_fn(x, z, "nngp"), k.nngp) < 1e-10
     assert kernel_fn(x, z, ("ntk", "nngp"))._fields == ("ntk", "nngp")
     assert kernel_fn(x, z, ("nngp", "cov1")).cov1.shape == (4,)
@@ -235,7 +235,7 @@ def test_chains_of_operations_equal_plain_stax(name, parameterization):
     ops, pixels = CHAINS[name]
     x, z = (X, Z) if pixels is None else (IMAGES, MORE_IMAGES)
     dag = Dag.from_edges([(t, t + 1, op) for t, op in enumerate(ops[1:])])
-    layer = DagLayer(dag, 16, stem=ops[0], parameterization=parameterization)
+    layer = DagLayer(dag, width=16, stem=ops[0], parameterization=parameterization)
     after = [] if pixels is None else [reads_pixels(pixels)]
     after.append(stax.Dense(2, 1.2, 0.3, parameterization=parameterization))
     composed = stax.serial(layer, *after)[2](x, z, BOTH)
@@ -261,12 +261,12 @@ def test_convolutions_before_and_after_turn_kernels_around():
     after = [stax.Conv(16, (2, 3), (2, 1)), stax.Erf(), stax.AvgPool((2, 1)), stax.Flatten(), stax.Dense(1)]
     ops = [LINEAR_CONV, AvgPool((1, 2), padding="VALID"), ACT_CONV]
     dag = Dag.from_edges([(0, 1, ops[1]), (1, 2, ops[2])])
-    kernel_fn = stax.serial(*before, DagLayer(dag, 16, stem=ops[0]), *after)[2]
+    kernel_fn = stax.serial(*before, DagLayer(dag, width=16, stem=ops[0]), *after)[2]
     plain = stax.serial(*before, *in_stax(ops, 16, "ntk"), *after)[2](IMAGES, MORE_IMAGES, BOTH)
     assert_same(kernel_fn(IMAGES, MORE_IMAGES, BOTH), plain, 1e-7)
     reversed_kernel = before[0][2](IMAGES)
     assert reversed_kernel.is_reversed
-    assert not DagLayer(dag, 16, stem=ops[0])[2](reversed_kernel).is_reversed
+    assert not DagLayer(dag, width=16, stem=ops[0])[2](reversed_kernel).is_reversed
 
 
 @pytest.mark.nightly
@@ -278,7 +278,7 @@ def test_only_the_diagonal_of_pixels_is_kept_where_the_graph_permits():
         return k
 
     looker = (*stax.Identity()[:2], look)
-    convolutions, pools = DagLayer(Dag.from_code("2"), 8, layer=CONV), DagLayer(Dag.from_edges(POOLED), 8)
+    convolutions, pools = DagLayer(Dag.from_code("2"), width=8, layer=CONV), DagLayer(Dag.from_edges(POOLED), width=8)
     for layer, readout, diagonal in (
         (convolutions, stax.Flatten(), True),
         (convolutions, stax.GlobalAvgPool(), False),
@@ -351,7 +351,7 @@ def test_layer_composes_with_layers_before_and_after(order):
     before = [stax.Dense(1, W_std=1.3, b_std=0.4), stax.Relu()]
     chain = [stax.Dense(1, W_std=HE), stax.Relu()] * 3
     after = [stax.Dense(1, W_std=1.1, b_std=0.2), stax.Relu(), stax.Dense(1)]
-    layer = DagLayer(nd.zoo.chain(2), 64, order=order)
+    layer = DagLayer(nd.zoo.chain(2), width=64, order=order)
     _, _, composed = stax.serial(*before, layer, *([] if order == "linear-act" else [stax.Relu()]), *after)
     _, _, plain = stax.serial(*before, *chain, *after)
     assert_same(composed(X, Z, BOTH), plain(X, Z, BOTH), 1e-6)
@@ -363,7 +363,9 @@ def test_layers_in_a_row_are_one_graph(order):
     cell = Dag.from_code("2_12")
     # The second layer's stem is a weighted edge: with the order "act-linear" the activation comes before it.
     between = [] if order == "linear-act" else [stax.Relu()]
-    row = stax.serial(DagLayer(cell, 16, order=order), *between, DagLayer(cell, 16, order=order))[2](X, Z, BOTH)
+    row = stax.serial(DagLayer(cell, width=16, order=order), *between, DagLayer(cell, width=16, order=order))[2](
+        X, Z, BOTH
+    )
     whole = Dag.from_edges([(0, "a", cell), ("a", "b", "weighted"), ("b", "out", cell)])
     assert_same(row, nd.kernel(whole, X, Z, order=order, readout=False), 1e-7)
 
@@ -373,14 +375,14 @@ def test_a_graph_on_an_edge_is_that_graph_in_its_place():
     inner = Dag.from_code("2_12")
     nested = Dag.from_edges([(0, 1, inner), (0, 1, "skip"), (1, 2, "weighted")])
     flat = Dag.from_edges([(0, "m", 2), (0, 1, 1), ("m", 1, 2), (0, 1, 1), (1, 2, 2)])
-    reference = DagLayer(flat, 16)[2](X, Z, BOTH)
-    assert_same(DagLayer(nested, 16)[2](X, Z, BOTH), reference, 1e-12)
+    reference = DagLayer(flat, width=16)[2](X, Z, BOTH)
+    assert_same(DagLayer(nested, width=16)[2](X, Z, BOTH), reference, 1e-12)
     assert_same(reference, nd.kernel(flat, X, Z, readout=False), 1e-12)
 
 
 @pytest.mark.nightly
 def test_repeat():
-    layer = DagLayer(CELL, 7, activation="erf", b_std=0.1)
+    layer = DagLayer(CELL, width=7, activation="erf", b_std=0.1)
     repeated, row = stax.repeat(layer, 2), stax.serial(layer, layer)
     assert_same(repeated[2](X, Z, BOTH), row[2](X, Z, BOTH), 1e-12)
     shape, params = repeated[0](jax.random.key(0), X.shape)
@@ -404,12 +406,12 @@ def test_parallel_branches():
 def test_several_inputs_and_outputs():
     # After FanOut both inputs are the same data; outputs are read by weights of their own and then added up.
     k = nd.kernel(TWO_INPUTS, X, Z)
-    fanned = stax.serial(stax.FanOut(2), DagLayer(TWO_INPUTS, 16), stax.Dense(1, W_std=HE))
+    fanned = stax.serial(stax.FanOut(2), DagLayer(TWO_INPUTS, width=16), stax.Dense(1, W_std=HE))
     assert_same(fanned[2](X, Z, BOTH), k, 1e-12)
     shape, params = fanned[0](jax.random.key(0), X.shape)
     assert shape == fanned[1](params, X).shape == (5, 1)
     readouts = stax.parallel(stax.Dense(1, W_std=HE), stax.Dense(1, W_std=HE))
-    summed = stax.serial(DagLayer(TWO_OUTPUTS, 16), readouts, stax.FanInSum())
+    summed = stax.serial(DagLayer(TWO_OUTPUTS, width=16), readouts, stax.FanInSum())
     assert_same(summed[2](X, Z, BOTH), jax.tree.map(lambda *k: sum(k), *nd.kernel(TWO_OUTPUTS, X, Z)), 1e-12)
     _, params = summed[0](jax.random.key(0), X.shape)
     assert summed[1](params, X).shape == (5, 1)
@@ -419,7 +421,7 @@ def test_several_inputs_and_outputs():
 def test_without_stem_what_comes_in_is_node_0():
     chain, residual = nd.zoo.chain(2), Dag.from_code("2_12")
     weighted = [stax.Relu(), stax.Dense(7, W_std=HE)]
-    bare = DagLayer(chain, 7, order="act-linear", has_stem=False)
+    bare = DagLayer(chain, width=7, order="act-linear", has_stem=False)
     dense = stax.Dense(7, W_std=1.1, b_std=0.3)
     plain = stax.serial(dense, *weighted, *weighted)[2](X, Z, BOTH)
     assert_same(stax.serial(dense, bare)[2](X, Z, BOTH), plain, 1e-7)
@@ -427,12 +429,14 @@ def test_without_stem_what_comes_in_is_node_0():
     stem = stax.Dense(7, W_std=HE)
     for parameterization, in_front in (("ntk", stem), ("standard", stax.Dense(7, HE, parameterization="standard"))):
         options = {"order": "act-linear", "parameterization": parameterization}
-        whole = DagLayer(residual, 7, **options)[2](X, Z, BOTH)
-        assert_same(stax.serial(in_front, DagLayer(residual, 7, **options, has_stem=False))[2](X, Z, BOTH), whole, 1e-7)
+        whole = DagLayer(residual, width=7, **options)[2](X, Z, BOTH)
+        assert_same(
+            stax.serial(in_front, DagLayer(residual, width=7, **options, has_stem=False))[2](X, Z, BOTH), whole, 1e-7
+        )
     # Raw data may be a node too, where no activation and no sum with one meets it.
-    raw = DagLayer(Dag.from_code("2_02"), 16, has_stem=False)[2](X, Z, BOTH)
+    raw = DagLayer(Dag.from_code("2_02"), width=16, has_stem=False)[2](X, Z, BOTH)
     assert_same(raw, stax.serial(*[stax.Dense(1, W_std=HE), stax.Relu()] * 2)[2](X, Z, BOTH), 1e-7)
-    shape, params = DagLayer(chain, 7, has_stem=False)[0](jax.random.key(0), X.shape)
+    shape, params = DagLayer(chain, width=7, has_stem=False)[0](jax.random.key(0), X.shape)
     assert shape == X.shape
     assert len(params) == 2
 
@@ -440,11 +444,11 @@ def test_without_stem_what_comes_in_is_node_0():
 @pytest.mark.nightly
 def test_what_is_gaussian():
     for order in ORDERS:
-        assert DagLayer(CELL, 8, order=order)[2](X).is_gaussian is (order == "act-linear")
-    outputs = DagLayer(Dag.from_edges([(0, 1, 2), (1, 2, Dense(activation=None))], output=[2, 1]), 8)[2](X)
+        assert DagLayer(CELL, width=8, order=order)[2](X).is_gaussian is (order == "act-linear")
+    outputs = DagLayer(Dag.from_edges([(0, 1, 2), (1, 2, Dense(activation=None))], output=[2, 1]), width=8)[2](X)
     assert [k.is_gaussian for k in outputs] == [True, False]
     with pytest.raises(ValueError, match="Gaussian"):
-        stax.serial(DagLayer(Dag.from_code("2_12"), 64), stax.Relu())[2](X, None, "nngp")
+        stax.serial(DagLayer(Dag.from_code("2_12"), width=64), stax.Relu())[2](X, None, "nngp")
 
 
 # The rest of neural-tangents
@@ -490,7 +494,7 @@ def assert_samples_agree(layer, x, exact, get, draws):
 @pytest.mark.parametrize("name", ["mixed", pytest.param("pooled", marks=pytest.mark.nightly)])
 def test_kernel_fn_describes_the_layers_own_finite_network(name):
     dag, x, _, options, _ = case(name)
-    layer, draws = DagLayer(dag, 256, **options), 160
+    layer, draws = DagLayer(dag, width=256, **options), 160
     if name == "pooled":
         layer = stax.serial(layer, stax.Flatten())
     assert_samples_agree(layer, x, np.asarray(layer[2](x, None, "nngp")), "nngp", draws)
@@ -499,7 +503,7 @@ def test_kernel_fn_describes_the_layers_own_finite_network(name):
 @pytest.mark.nightly
 def test_kernel_fn_describes_the_tangents_of_the_layers_own_finite_network():
     dag, x, _, options, _ = case("mixed")
-    layer = stax.serial(DagLayer(dag, 256, **options), stax.Dense(1, W_std=HE))
+    layer = stax.serial(DagLayer(dag, width=256, **options), stax.Dense(1, W_std=HE))
     assert_samples_agree(layer, x, np.asarray(layer[2](x, None, "ntk")), "ntk", 160)
 
 
@@ -529,7 +533,7 @@ def give_layer(layer, drawn):
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterization):
     dag, x, _, options, pixels = case(name)
     options["parameterization"] = parameterization
-    init_fn, apply_fn, _ = DagLayer(dag, 8, **options)
+    init_fn, apply_fn, _ = DagLayer(dag, width=8, **options)
     shapes = [v.shape for v in listed(x)]
     features, params = init_fn(jax.random.key(0), shapes if len(shapes) > 1 else shapes[0])
     image = shapes[0][1:-1] or None
@@ -560,13 +564,13 @@ def test_finite_network_equals_the_flax_one_with_the_same_weights(name, paramete
 def test_bad_arguments():
     dag = Dag.from_code("2")
     with pytest.raises(InputError, match="Expected `width` to be at least 1, got 0"):
-        DagLayer(dag, 0)
+        DagLayer(dag, width=0)
     with pytest.raises(InputError, match="Expected `order` to be one of"):
-        DagLayer(dag, 8, order="other")
+        DagLayer(dag, width=8, order="other")
     with pytest.raises(InputError, match="Expected `parameterization` to be one of 'ntk', 'standard', got 'mup'"):
-        DagLayer(dag, 8, parameterization="mup")
+        DagLayer(dag, width=8, parameterization="mup")
     with pytest.raises(InputError, match="Expected a graph with one input where there is no stem, got 2"):
-        DagLayer(TWO_INPUTS, 8, has_stem=False)
+        DagLayer(TWO_INPUTS, width=8, has_stem=False)
 
 
 def everything_refuses(layer, inputs, error, match):
@@ -581,7 +585,7 @@ def everything_refuses(layer, inputs, error, match):
 
 
 def test_bad_shapes():
-    layer, images = DagLayer(Dag.from_code("2"), 8), DagLayer(Dag.from_code("2"), 8, layer=CONV)
+    layer, images = DagLayer(Dag.from_code("2"), width=8), DagLayer(Dag.from_code("2"), width=8, layer=CONV)
     flatten = r"Expected the input .* shape \(N, d\), got \(3, 6, 5, 2\); put `stax.Flatten\(\)` before it"
     everything_refuses(layer, IMAGES, InputError, flatten)
     everything_refuses(images, X, InputError, r"Expected .* to be images \(N, \*pixels, channels\), got \(5, 7\)")
@@ -591,11 +595,13 @@ def test_bad_shapes():
 
 
 def test_bad_lists_of_inputs():
-    two = DagLayer(TWO_INPUTS, 8)
+    two = DagLayer(TWO_INPUTS, width=8)
     for inputs in (X, [X], [X, X, X]):
         number = len(inputs) if isinstance(inputs, list) else 1
         everything_refuses(two, inputs, InputError, rf"Expected a list of 2 inputs.*FanOut\(2\)`, got {number}")
-    everything_refuses(DagLayer(CELL, 8), [X, X], InputError, "Expected one input, got 2; the graph has one input node")
+    everything_refuses(
+        DagLayer(CELL, width=8), [X, X], InputError, "Expected one input, got 2; the graph has one input node"
+    )
     everything_refuses(two, [X, X[:3]], InputError, r"differ in their channels only, got \[\(5, 7\), \(3, 7\)\]")
     with pytest.raises(InputError, match=r"differ in their channels only, got \[\(3, 7\), \(2, 7\)\]"):
         two[2]([X, X], [Z, Z[:2]], "nngp")
@@ -605,30 +611,30 @@ def test_shapes_that_do_not_meet():
     # Without stem, what comes in is added up as it is; strides make images of different sizes.
     match = r"Expected all edges into node 2 to output one shape, got \(5, 7\) and \(5, 8\) from edge 1->2"
     with pytest.raises(GraphError, match=match):
-        DagLayer(Dag.from_code("2_12"), 8, has_stem=False)[0](jax.random.key(0), X.shape)
+        DagLayer(Dag.from_code("2_12"), width=8, has_stem=False)[0](jax.random.key(0), X.shape)
     strided = Dag.from_edges([(0, 1, Conv(filter_shape=(3, 3), strides=(2, 2))), (0, 1, "skip")])
     with pytest.raises(GraphError, match="Expected all edges into node 1 to output images of one shape"):
-        DagLayer(strided, 8, stem=Dense())[0](jax.random.key(0), IMAGES.shape)
+        DagLayer(strided, width=8, stem=Dense())[0](jax.random.key(0), IMAGES.shape)
 
 
 def test_raw_inputs_are_not_gaussian():
-    act_linear = DagLayer(Dag.from_code("2"), 7, order="act-linear", has_stem=False)
+    act_linear = DagLayer(Dag.from_code("2"), width=7, order="act-linear", has_stem=False)
     with pytest.raises(GraphError, match=r"Expected node 0 to be Gaussian, since edge 0->1.*the input in it"):
         act_linear[2](X, None, "nngp")
-    linear_act = DagLayer(Dag.from_code("2_12"), 7, has_stem=False)
+    linear_act = DagLayer(Dag.from_code("2_12"), width=7, has_stem=False)
     with pytest.raises(GraphError, match="Expected the input's mean to be known at node 2"):
         linear_act[2](X, None, "nngp")
 
 
 def test_the_fan_in_of_the_standard_parameterization_is_the_width():
-    kernel_fn = DagLayer(Dag.from_code("2"), 16, parameterization="standard", has_stem=False)[2]
+    kernel_fn = DagLayer(Dag.from_code("2"), width=16, parameterization="standard", has_stem=False)[2]
     assert kernel_fn(X, None, "nngp").shape == (5, 5)
     with pytest.raises(InputError, match=r"Expected an input of `width`, 16, channels for the NTK.*, got 7; put"):
         kernel_fn(X, None, "ntk")
 
 
 def test_masks_are_refused():
-    init_fn, apply_fn, kernel_fn = DagLayer(Dag.from_code("2"), 8)
+    init_fn, apply_fn, kernel_fn = DagLayer(Dag.from_code("2"), width=8)
     with pytest.raises(InputError, match="Expected kernels without masks, got masked ones; `DagLayer` does not"):
         kernel_fn(X, None, "nngp", mask_constant=0.0)
     _, params = init_fn(jax.random.key(0), X.shape)
@@ -637,6 +643,6 @@ def test_masks_are_refused():
 
 
 def test_other_axes_are_refused():
-    layer = DagLayer(Dag.from_code("2"), 8, layer=CONV)
+    layer = DagLayer(Dag.from_code("2"), width=8, layer=CONV)
     with pytest.raises(ValueError, match="requires `channel_axis == 3`"):
         stax.serial(stax.Dense(8, channel_axis=1), layer)[2](IMAGES, None, "nngp")

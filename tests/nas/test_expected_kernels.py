@@ -21,7 +21,7 @@ def kernels():
 
 
 def lambda_min(dag):
-    return nd.spectrum(nd.kernel(dag, on_sphere(IMAGES), get="ntk")).lambda_min
+    return nd.spectrum(nd.kernel(dag, on_sphere(IMAGES), get="ntk").ntk).lambda_min
 
 
 def mixtures(space, *masks):

@@ -420,7 +420,7 @@ def test_gradient_flow_is_that_of_neural_tangents():
     times = y.size * curve.times
     # It relies on rank promotion.
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
-        kernel_fn = stax.serial(nd.stax.DagLayer(dag, 64), stax.Dense(1, W_std=2**0.5))[2]
+        kernel_fn = stax.serial(nd.stax.DagLayer(dag, width=64), stax.Dense(1, W_std=2**0.5))[2]
         predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x[:4], y)
         on_train = predict(t=times, get="ntk", compute_cov=True)
         on_test = predict(t=times, x_test=x[4:], get="ntk", compute_cov=True)

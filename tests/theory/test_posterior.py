@@ -34,7 +34,7 @@ def of_x():
 def test_both_kinds_are_those_of_neural_tangents(of_x):
     # It relies on rank promotion.
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
-        kernel_fn = stax.serial(nd.stax.DagLayer(DAG, 64), stax.Dense(1, W_std=2**0.5))[2]
+        kernel_fn = stax.serial(nd.stax.DagLayer(DAG, width=64), stax.Dense(1, W_std=2**0.5))[2]
         predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, X, Y)
         laws = predict(t=None, x_test=Z, get=KINDS, compute_cov=True)
     for kind in KINDS:

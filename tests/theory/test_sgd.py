@@ -55,7 +55,7 @@ def test_wide_networks_train_as_predicted():
     data = nd.data.Splits("mine", part, part, part, CLASSES)
     options = {"batch_size": 10, "epochs": 8}
     [trained] = nd.train(
-        DAG, data, seeds=16, width=512, parameterization="ntk", b_std=None, learning_rate=0.2, **options
+        DAG, data, nd.Recipe(learning_rate=0.2), seeds=16, width=512, parameterization="ntk", b_std=None, **options
     )
     measured = trained.history.of("train", "loss")
     predicted = run(draws=400, **options).losses

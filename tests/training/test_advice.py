@@ -36,7 +36,7 @@ def top_modes(monkeypatch, dag, recipe, rates):
     width = recipe.width if recipe.parameterization == "standard" else None
     ntk = kernel(
         dag, DATA.train.x, layer=recipe.layer, parameterization=recipe.parameterization, width=width, get="ntk"
-    )
+    ).ntk
     top = np.linalg.eigh(np.asarray(ntk, np.float64))[1][:, -1]
     state, best = program.draw(SEEDS)
     found = []
@@ -100,7 +100,7 @@ def test_the_rate_by_hand():
         ({"momentum": 0.5}, 24, 3.0),
         ({"momentum": 0.5, "nesterov": True}, 24, 1.5),
     ):
-        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterization="ntk", get="ntk")
+        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterization="ntk", get="ntk").ntk
         expected = limit * inputs / np.linalg.eigvalsh(np.asarray(ntk, np.float64)).max()
         rate = stable_learning_rate(CHAIN, dataclasses.replace(recipe, **choices), DATA)
         assert rate == pytest.approx(expected, rel=1e-5)

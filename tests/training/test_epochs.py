@@ -199,13 +199,13 @@ def test_epochs_to_an_accuracy_are_interpolated(twins):
 
 def test_a_batch_larger_than_the_training_part():
     with pytest.raises(InputError, match=r"`batch_size` to be at most the 22 training examples, got 23; lower it"):
-        train(Dag.from_code("2"), DATA, width=4, batch_size=23)
+        train(Dag.from_code("2"), DATA, Recipe(batch_size=23), width=4)
 
 
 def test_a_batch_of_one_with_batch_norm():
     message = r"several examples with `batch_norm`, got 22 examples in batches of 7, which leave one; choose another"
     with pytest.raises(InputError, match=message):
-        train(Dag.from_code("2"), DATA, width=4, batch_size=7, batch_norm=True)
+        train(Dag.from_code("2"), DATA, Recipe(batch_size=7, batch_norm=True), width=4)
 
 
 @pytest.mark.nightly

@@ -49,7 +49,7 @@ def data(tfds_dir):
 def test_the_authors_curve_lies_among_ours(golden, data, code):
     theirs = golden[code]
     recipe = {"width": 1024, "batch_size": 128, "learning_rate": 1e-5, "b_std": 0.0, "parameterization": "standard"}
-    [run] = train(Dag.from_code(code), data, seeds=SEEDS, epochs=EPOCHS, loss="cross-entropy", **recipe)
+    [run] = train(Dag.from_code(code), data, Recipe(epochs=EPOCHS, loss="cross-entropy"), seeds=SEEDS, **recipe)
     assert run.summary.parameters == theirs["n_params"]
     assert run.history.steps_per_epoch == theirs["steps_per_epoch"]
     t = scipy.stats.t.ppf((1 + LEVEL) / 2, SEEDS - 1) * (1 + 1 / SEEDS) ** 0.5

@@ -1,0 +1,112 @@
+"""Networks as JSON holds them, so that results on disk say what they belong to and can be read back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nngp_dag.architecture.network import Network
+from nngp_dag.errors import GraphError, InputError, shown
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Operation, Scale
+
+_CLASSES: dict[str, type] = {cls.__name__: cls for cls in (AvgPool, Conv, Dense, Scale)}
+
+
+def to_document(network: Network) -> dict[str, Any]:
+    """Returns what JSON can hold of a network.
+
+    Activations are kept by name, those with other parameters by class and parameters. A `Quadrature` is kept as its
+    `repr`, which two equal functions share, and cannot be read back.
+
+    Example:
+      >>> document = to_document(Network("2_12", aggregation="mean"))
+      >>> document["dag"], document["aggregation"], from_document(document) == Network("2_12", aggregation="mean")
+      ('2_12', 'mean', True)
+    """
+    fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+    stem = None if network.stem is None else _of_operation(network.stem)
+    return fields | {"dag": _of_dag(network.dag), "layer": _of_operation(network.layer), "stem": stem}
+
+
+def from_document(document: Mapping[str, Any]) -> Network:
+    """Returns the network that `to_document` described.
+
+    Raises:
+      GraphError, InputError: It describes none, or an activation that cannot be read back.
+    """
+    try:
+        fields = dict(document)
+        stem = fields["stem"]
+        fields |= {
+            "dag": _dag(fields["dag"]),
+            "layer": _operation(fields["layer"]),
+            "stem": None if stem is None else _operation(stem),
+        }
+        return Network(**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"Expected the description of a network, got {shown(document)}: {error}") from None
+
+
+def _of_dag(dag: Dag) -> Any:
+    try:
+        return dag.code
+    except GraphError:
+        edges = [[edge.source, edge.target, _of_operation(edge.op)] for edge in dag.edges]
+        return {
+            "num_nodes": dag.num_nodes,
+            "num_inputs": dag.num_inputs,
+            "outputs": list(dag.outputs),
+            "edges": edges,
+        }
+
+
+def _dag(document: Any) -> Dag:
+    if isinstance(document, str):
+        return Dag.from_code(document)
+    edges = tuple(Edge(source, target, _operation(op)) for source, target, op in document["edges"])
+    outputs = tuple(document["outputs"])
+    return Dag(document["num_nodes"], edges, num_inputs=document["num_inputs"], outputs=outputs)
+
+
+def _of_operation(op: Operation) -> Any:
+    if isinstance(op, Op):
+        return op.name.lower()
+    fields: dict[str, Any] = {f.name: getattr(op, f.name) for f in dataclasses.fields(op)}
+    if isinstance(op, Dense):
+        fields["activation"] = _of_activation(op.activation)
+    return {type(op).__name__: {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
+
+
+def _operation(document: Any) -> Any:
+    if isinstance(document, str):
+        return Op.parse(document)
+    [(name, fields)] = document.items()
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    if "activation" in fields:
+        fields["activation"] = _activation(fields["activation"])
+    return _CLASSES[name](**fields)
+
+
+def _of_activation(activation: Any) -> Any:
+    if activation is None or isinstance(activation, str):
+        return activation
+    from nngp_dag.activations import ACTIVATIONS, Quadrature  # which loads JAX
+
+    if isinstance(activation, Quadrature):
+        return {"Quadrature": repr(activation)}
+    known = next((name for name, value in ACTIVATIONS.items() if value == activation), None)
+    if known is not None:
+        return known
+    fields = {f.name: getattr(activation, f.name) for f in dataclasses.fields(activation)}
+    return {type(activation).__name__: {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
+
+
+def _activation(document: Any) -> Any:
+    if not isinstance(document, Mapping):
+        return document
+    from nngp_dag import activations
+
+    [(name, fields)] = document.items()
+    cls = getattr(activations, name)
+    if cls is activations.Quadrature:
+        raise InputError(f"Expected an activation that a file can hold, got {shown(fields)}; pass the network")
+    return cls(**fields)

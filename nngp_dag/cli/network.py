@@ -1,0 +1,74 @@
+"""The options of the network, declared once for all commands that take them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from nngp_dag.cli.options import NETWORK, OrderOption, count
+
+_Aggregation = Literal["sum", "scaled-sum", "mean"]
+_ImageReadout = Literal["flatten", "global-average"]
+_Parameterization = Literal["ntk", "standard"]
+
+
+def _option(help: str) -> Any:  # noqa: A002
+    return typer.Option(rich_help_panel=NETWORK, help=help)
+
+
+def architecture_of(
+    activation: Annotated[str, _option("relu, erf, gelu, ...; `nngp-dag list activations` shows all.")] = "relu",
+    order: Annotated[OrderOption, _option("On weighted edges: act(W x), or W act(x).")] = OrderOption.LINEAR_ACT,
+    w_std: Annotated[float | None, _option("Std of weights times √fan-in; by default √2 (He).")] = None,
+    b_std: Annotated[float | None, _option("Std of biases; by default there are none.")] = None,
+    aggregation: Annotated[_Aggregation, _option("How nodes add up; scaled-sum by 1/√in-degree.")] = "sum",
+    conv: Annotated[
+        int | None,
+        count("Weighted edges and the stem are convolutions with filters of this side, such as 3.", NETWORK),
+    ] = None,
+    image_readout: Annotated[_ImageReadout, _option("With --conv, after the last node.")] = "flatten",
+    parameterization: Annotated[
+        _Parameterization, _option("How weights and step sizes scale; the NTK of standard grows with --width.")
+    ] = "ntk",
+    width: Annotated[int, count("Units, or channels, of every node of the finite network.", NETWORK)] = 1024,
+) -> dict[str, Any]:
+    """Returns the architecture that options describe."""
+    from nngp_dag.activations import get_activation
+    from nngp_dag.graph import Conv, Dense
+
+    get_activation(activation)
+    described: dict[str, Any] = {"activation": activation, "order": OrderOption(order).value, "b_std": b_std}
+    described |= {} if w_std is None else {"w_std": w_std}
+    return {
+        "layer": Dense(**described) if conv is None else Conv(filter_shape=(conv, conv), **described),
+        "aggregation": aggregation,
+        "image_readout": image_readout,
+        "parameterization": parameterization,
+        "width": width,
+    }
+
+
+NETWORK_OPTIONS = tuple(inspect.signature(architecture_of).parameters)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    annotated = {name: hint for name, hint in function.__annotations__.items() if not isinstance(hint, str)}
+    return {name: hint for name, hint in annotated.items() if name != "return"}
+
+
+def takes_network(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of the network in the place of its last parameter, `architecture`."""
+    own = [value for name, value in inspect.signature(command).parameters.items() if name != "architecture"]
+    parameters = [*own, *inspect.signature(architecture_of).parameters.values()]
+
+    def wrapped(**values: Any) -> None:
+        command(**values, architecture=architecture_of(**{name: values.pop(name) for name in NETWORK_OPTIONS}))
+
+    hints = {name: hint for f in (command, architecture_of) for name, hint in _hints(f).items()}
+    wrapped.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in parameters]
+    )
+    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
+    return wrapped

@@ -1,0 +1,41 @@
+"""The finite networks that are trained: `DagNet`s of the shapes of a data set."""
+
+import math
+
+from flax import nnx
+
+from nngp_dag.architecture import Network
+from nngp_dag.errors import InputError
+from nngp_dag.nets import DagNet, ModelSummary, summarize
+
+
+def build(
+    network: Network, input_shape: tuple[int, ...], num_classes: int, *, batch_norm: bool = False, rngs: nnx.Rngs
+) -> DagNet:
+    """Builds a network for inputs of a shape, (features...) or, where it needs images, (height, width, channels).
+
+    Raises:
+      InputError: The inputs are no images although the network needs some, or the graph has several inputs or outputs.
+    """
+    dag = network.dag
+    if dag.num_inputs > 1 or len(dag.outputs) > 1:
+        raise InputError(
+            f"Expected a graph with one input and one output to train, got {dag.num_inputs} and {len(dag.outputs)}"
+        )
+    if not network.image_operations:
+        return DagNet(network, math.prod(input_shape), num_classes, batch_norm=batch_norm, rngs=rngs)
+    if len(input_shape) != 3:
+        raise InputError(
+            f"Expected images (height, width, channels) for convolutions and pooling, got inputs of shape "
+            f"{input_shape}; take a network without them or choose another data set"
+        )
+    return DagNet(network, input_shape[-1], num_classes, image_shape=input_shape[:2], batch_norm=batch_norm, rngs=rngs)
+
+
+def summary_of(
+    network: Network, input_shape: tuple[int, ...], num_classes: int, *, batch_norm: bool = False
+) -> ModelSummary:
+    """Counts parameters and floating-point operations of a network; draws no weights."""
+    return summarize(
+        nnx.eval_shape(lambda: build(network, input_shape, num_classes, batch_norm=batch_norm, rngs=nnx.Rngs(0)))
+    )
