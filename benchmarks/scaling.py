@@ -19,7 +19,6 @@ from common import checked, exact_pair, finding, largest_gap, load, pair, parser
 
 import nngp_dag as nd
 from nngp_dag.architecture import as_network
-from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
@@ -48,25 +47,22 @@ def in_batches(networks: Sequence[Any], x: np.ndarray) -> np.ndarray:
     """Returns the NTKs of networks in batches of one program, (networks, N, N)."""
     classes = new_kernel_classes()
     outputs = [classes.add(network) for network in networks]
-    rules = make_rules("ntk", None)
-    stacks = kernels_of_classes(
-        classes, outputs, networks[0], x, readout=True, rules=rules, batch=min(BATCH, len(networks))
-    )
+    stacks = kernels_of_classes(classes, outputs, networks[0], x, batch=min(BATCH, len(networks)))
     return np.concatenate([stack.ntk for stack in stacks])
 
 
 def check(x: np.ndarray, many: np.ndarray) -> None:
     networks = random_networks(DAGS[0])
     for batched, network in list(zip(in_batches(networks, x), networks, strict=True))[::8]:
-        np.testing.assert_allclose(batched, nd.kernel(network.dag, x, get="ntk").ntk, rtol=1e-4)
+        np.testing.assert_allclose(batched, nd.kernel(network, x, get="ntk").ntk, rtol=1e-4)
     chain = nd.zoo.chain(3)
     gap = largest_gap(pair(chain, many), exact_pair(chain, many))
     if gap > 2e-5:
         raise SystemExit(f"kernels of the chain differ by {gap:.1e}; nothing is timed")
     ladder = nd.zoo.ladder(NODES[0])
     for options in (LADDER, LADDER | BIASES):
-        exact = nd.kernel(ladder, x.astype(np.float64), **options)
-        np.testing.assert_allclose(nd.kernel(ladder, x, **options), exact, rtol=1e-4)
+        exact = nd.kernel(ladder, x.astype(np.float64), **options).ntk
+        np.testing.assert_allclose(nd.kernel(ladder, x, **options).ntk, exact, rtol=1e-4)
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from common import exact_pair, finding, largest_gap, load, pair, parser_of, save
 
 import nngp_dag as nd
 from nngp_dag.architecture import as_network
-from nngp_dag.kernels._kernel import make_rules
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 ASKED, CODES = 100, 729
@@ -39,8 +38,7 @@ def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], in
         count += 1
         found.setdefault(classes.add(network), network)
     network = next(iter(found.values()))
-    rules = make_rules("ntk", None)
-    stacks = kernels_of_classes(classes, list(found), network, x, readout=True, rules=rules, batch=128)
+    stacks = kernels_of_classes(classes, list(found), network, x, batch=128)
     kernels = {law: both for s in stacks for law, both in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True)}
     return {found[law].dag: both for law, both in kernels.items()}, count
 

@@ -58,6 +58,13 @@ Key = tuple[str, str, int]
 OURS, BARE, LOADER = "ours", "PyTorch bare", "PyTorch loader"
 
 
+def network_of(code: str, width: int) -> Any:
+    """Returns what both sides train: biases start at 0, and weights and biases are trained as they are."""
+    import nngp_dag as nd
+
+    return nd.Network(code, layer=nd.Dense(b_std=0.0), parameterization="standard", width=width)
+
+
 class Ours:
     """This project's side."""
 
@@ -72,27 +79,22 @@ class Ours:
         self.states: dict[tuple[str, int], Any] = {}
         self.matrix, self.multiply = jax.random.normal(jax.random.key(0), (SIDE, SIDE)), jax.jit(jax.numpy.matmul)
 
-    def recipe(self, rate: float = RATE) -> Any:
-        """Returns what both sides train."""
-        from nngp_dag import Recipe
-
-        return Recipe(width=self.width, batch_size=BATCH, learning_rate=rate)
-
     def make(self, code: str, examples: int, seeds: int, rate: float = RATE) -> tuple[Any, Any]:
         """Returns the trainer of the first examples, and these on the device."""
-        from nngp_dag import Dag
+        from nngp_dag import Recipe
         from nngp_dag.data import Part, Splits
         from nngp_dag.training.program import Program, on_device
 
         evaluated = Part(self.x[:EVALUATED], self.labels[:EVALUATED])
         data = Splits("timing", Part(self.x[:examples], self.labels[:examples]), evaluated, evaluated, CLASSES)
-        return Program(Dag.from_code(code), self.recipe(rate), data, seeds), on_device(data)
+        recipe = Recipe(batch_size=BATCH, learning_rate=rate)
+        return Program(network_of(code, self.width), recipe, data, seeds), on_device(data)
 
     def layers(self, code: str) -> Any:
         """Returns the layers with weights: the stem, weighted edges, the readout."""
-        from nngp_dag import Dag
+        from nngp_dag.training import summary_of
 
-        return self.recipe().summary(Dag.from_code(code), self.x.shape[1:], CLASSES).layers
+        return summary_of(network_of(code, self.width), self.x.shape[1:], CLASSES).layers
 
     def step_gflop(self, code: str) -> float:
         """Counts the floating-point operations of a step, in 1e9."""
@@ -254,8 +256,8 @@ class Run:
         import nngp_dag as nd
 
         data = load(self.options["data_dir"], self.options["examples"])
-        recipe = nd.Recipe(width=self.options["width"], epochs=RUN_EPOCHS, batch_size=BATCH, learning_rate=RATE)
-        [trained] = nd.train(nd.Dag.from_code(CODES[0]), data, recipe, seeds=seeds)
+        recipe = nd.Recipe(epochs=RUN_EPOCHS, batch_size=BATCH, learning_rate=RATE)
+        [trained] = nd.train(network_of(CODES[0], self.options["width"]), data, recipe, seeds=seeds)
         return trained.history.of("train", "loss").tolist()
 
 

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import nngp_dag as nd
+from nngp_dag.architecture.document import to_document
 from nngp_dag.graph import zoo
 
 # Okabe and Ito's palette.
@@ -36,12 +37,10 @@ COLORS = ("#0072B2", "#E69F00", "#009E73")
 _MOST_INPUTS = 16_000
 
 
-def predict(dag: nd.Dag, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearizedRuns:
+def predict(network: nd.Network, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearizedRuns:
     """Returns learning curves of the infinitely wide, linearized network under the recipe's SGD."""
-    x = data.train.x.reshape(len(data.train.x), -1)
-    k = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width)
     return nd.linearized_sgd(
-        k,
+        nd.kernel(network, data.train.x.reshape(len(data.train.x), -1)),
         data.train.labels,
         recipe.learning_rate,
         batch_size=recipe.batch_size,
@@ -159,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"))
     options = parser.parse_args(arguments)
 
-    recipe = nd.Recipe(
-        width=options.width, epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.lr
-    )
-    dags = {name: zoo.named(name) for name in zoo.FIGURE3}
+    recipe = nd.Recipe(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.lr)
+    # As in the paper: biases start at 0, and weights and biases are trained as they are.
+    of_paper: dict[str, Any] = {"layer": nd.Dense(b_std=0.0), "parameterization": "standard", "width": options.width}
+    networks = {name: nd.Network(zoo.named(name), **of_paper) for name in zoo.FIGURE3}
     curves: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     rows: list[dict[str, Any]] = []
     statements = {}
@@ -179,10 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     statement=f"{data.statement}; only the first {options.held_out} of either are evaluated",
                 )
             statements[dataset] = data.statement
-            tasks = {name: bars.add_task(f"{dataset} {name}", total=options.epochs) for name in dags}
+            tasks = {name: bars.add_task(f"{dataset} {name}", total=options.epochs) for name in networks}
             out = options.out.parent / f"{options.out.name}-runs" / dataset
             runs = nd.train(
-                dags,
+                networks,
                 data,
                 recipe,
                 seeds=options.seeds,
@@ -198,14 +197,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows.append(summarize(run.name, dataset, run.dag, loss, times, "measured"))
                 if len(data.train.labels) <= _MOST_INPUTS:
                     bars.console.print(f"predicting {dataset} {run.name}")
-                    predicted = predict(run.dag, data, recipe, options.draws)
+                    predicted = predict(run.network, data, recipe, options.draws)
                     found |= {"predicted_loss": predicted.losses, "predicted_accuracy": predicted.accuracies}
                     times = epochs_to(predicted.accuracies, options.threshold)
                     rows.append(summarize(run.name, dataset, run.dag, predicted.losses, times, "predicted"))
                 curves[dataset][run.name] = found
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {**recipe.as_dict(), "seeds": options.seeds, "draws": options.draws, "threshold": options.threshold}
+    of_networks = {name: value for name, value in to_document(networks[next(iter(networks))]).items() if name != "dag"}
+    settings = {"network": of_networks, **recipe.as_dict()}
+    settings |= {name: getattr(options, name) for name in ("seeds", "draws", "threshold")}
     from nngp_dag.storage import environment
 
     document = {"settings": settings, "data": statements, "environment": environment(), "rows": rows}

@@ -55,6 +55,7 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 import nngp_dag as nd
+from nngp_dag.architecture.document import to_document
 
 PUBLISHED = -0.77
 # Only training is measured; the evaluation of all validation and test images would cost more than the training.
@@ -93,8 +94,11 @@ MEASURES = {"epochs_to_threshold": "epochs to threshold", "share_of_loss_left": 
 CONTROL = "diagonal_nngp"
 
 
-def networks() -> dict[str, nd.Dag]:
-    """Returns every network with 3 hidden nodes and a weighted edge, by the first of its codes."""
+def networks(width: int) -> dict[str, nd.Network]:
+    """Returns every network with 3 hidden nodes and a weighted edge, by the first of its codes.
+
+    As in the paper, biases start at 0, and weights and biases are trained as they are.
+    """
     found: dict[Any, nd.Dag] = {}
     for digits in itertools.product("012", repeat=6):
         try:
@@ -103,13 +107,14 @@ def networks() -> dict[str, nd.Dag]:
             continue
         if any(edge.weighted for edge in dag.live_edges):
             found.setdefault(dag.live_edges, dag)
-    return {dag.code: dag for dag in found.values()}
+    of_paper: dict[str, Any] = {"layer": nd.Dense(b_std=0.0), "parameterization": "standard", "width": width}
+    return {dag.code: nd.Network(dag, **of_paper) for dag in found.values()}
 
 
-def properties(dag: nd.Dag, recipe: nd.Recipe, x: np.ndarray) -> dict[str, Any]:
-    """Returns what is known of a DAG before it trains; eigenvalues are those of kernels on `x`."""
-    nngp = nd.kernel(dag, x, layer=recipe.layer, readout=False, get="nngp").nngp
-    ntk = nd.kernel(dag, x, layer=recipe.layer, parameterization="standard", width=recipe.width, get="ntk").ntk
+def properties(network: nd.Network, x: np.ndarray) -> dict[str, Any]:
+    """Returns what is known of a network before it trains; eigenvalues are those of kernels on `x`."""
+    dag = network.dag
+    nngp, ntk = nd.kernel(network, x, readout=False, get="nngp").nngp, nd.kernel(network, x, get="ntk").ntk
     with warnings.catch_warnings():
         # Eigenvalues that are not resolved are marked as such.
         warnings.simplefilter("ignore", nd.errors.NumericalWarning)
@@ -145,20 +150,20 @@ def slowness(history: nd.training.History, threshold: float) -> dict[str, Any]:
 
 
 def train(
-    dags: dict[str, nd.Dag],
+    chosen: dict[str, nd.Network],
     data: nd.data.Splits,
     recipe: nd.Recipe,
     seeds: int,
     report: Callable[..., None],
 ) -> dict[str, nd.training.History | None]:
-    """Trains DAGs together, so that compilation overlaps training; None where a loss is no longer finite."""
+    """Trains networks together, so that compilation overlaps training; None where a loss is no longer finite."""
     try:
-        return {run.name: run.history for run in nd.train(dags, data, recipe, seeds=seeds, on_progress=report)}
+        return {run.name: run.history for run in nd.train(chosen, data, recipe, seeds=seeds, on_progress=report)}
     except nd.errors.DivergenceError:
-        if len(dags) == 1:
-            return dict.fromkeys(dags)
+        if len(chosen) == 1:
+            return dict.fromkeys(chosen)
         # One DAG that diverges stops all; apart, the others finish.
-        apart = [train({name: dag}, data, recipe, seeds, report) for name, dag in dags.items()]
+        apart = [train({name: network}, data, recipe, seeds, report) for name, network in chosen.items()]
         return {name: history for one in apart for name, history in one.items()}
 
 
@@ -448,11 +453,11 @@ def run(options: argparse.Namespace) -> None:
             )
     if not 0 < options.threshold <= 1:
         raise nd.errors.InputError(f"Expected `--threshold` above 0 and at most 1, got {options.threshold}")
-    every = networks()
+    every = networks(options.width)
     if not 0 <= options.sample <= len(every):
         raise nd.errors.InputError(f"Expected `--sample` between 0 and {len(every)}, got {options.sample}")
     order = [str(code) for code in np.random.default_rng(0).permutation(sorted(every))][: options.sample or None]
-    recipe = nd.Recipe(width=options.width, epochs=options.epochs, learning_rate=options.lr)
+    recipe = nd.Recipe(epochs=options.epochs, learning_rate=options.lr)
     data = nd.data.load_splits(options.dataset, subset=options.subset or None, data_dir=options.data_dir)
     data = dataclasses.replace(
         data,
@@ -467,6 +472,7 @@ def run(options: argparse.Namespace) -> None:
         "seeds": options.seeds,
         "threshold": options.threshold,
         "kernel_images": f"the first {len(x)} training images, normalized as trained, in float64",
+        "network": {name: value for name, value in to_document(every[order[0]]).items() if name != "dag"},
         **recipe.as_dict(),
     }
     rows = stored_rows(options.out, settings, order, options.overwrite)
@@ -488,7 +494,7 @@ def run(options: argparse.Namespace) -> None:
 
             histories = train({code: every[code] for code in chunk}, data, recipe, options.seeds, report)
             for code, history in histories.items():
-                row = dict.fromkeys(FIELDS, "") | {"status": "diverged"} | properties(every[code], recipe, x)
+                row = dict.fromkeys(FIELDS, "") | {"status": "diverged"} | properties(every[code], x)
                 if history is not None:
                     row |= slowness(history, options.threshold)
                 row = {key: f"{value:.9g}" if isinstance(value, float) else str(value) for key, value in row.items()}
@@ -510,7 +516,7 @@ def run(options: argparse.Namespace) -> None:
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     title = (
         f"{found['dags_in_tau']} DAGs with 3 hidden nodes on {len(data.train.labels):,} images of {data.name}, "
-        f"width {recipe.width}, η = {recipe.learning_rate:g}, {options.seeds} seeds"
+        f"width {options.width}, η = {recipe.learning_rate:g}, {options.seeds} seeds"
     )
     draw(rows, found, recipe.epochs, options.threshold, title, options.out.with_suffix(".png"))
     console = Console()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
 
     # Kernels
-    from nngp_dag.kernels import Kernel, gram, kernel
+    from nngp_dag.kernels import Kernel, explain, gram, kernel
 
     # Theory, sweeps, comparisons, and training of finite networks
     from nngp_dag.report import compare, sweep
@@ -67,6 +67,7 @@ __all__ = [
     "compare",
     "evaluate",
     "expected_loss",
+    "explain",
     "gram",
     "kernel",
     "kernel_regression_accuracy",
@@ -109,7 +110,7 @@ _MODULES = frozenset(
 _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
     "Network": "architecture",
-    **dict.fromkeys(("Kernel", "gram", "kernel"), "kernels"),
+    **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
     **dict.fromkeys(("compare", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
 }

@@ -6,7 +6,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# Compiling takes most of the time, and these tests are about values, not speed: cheap code, kept between runs. Before
+# JAX is loaded, and for the commands that tests start, too. With NNGP_DAG_TEST_XLA=default XLA does what users get.
+if os.environ.get("NNGP_DAG_TEST_XLA") != "default":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_enable_concurrency_optimized_scheduler=false "
+        "--xla_cpu_parallel_codegen_split_count=2",
+    )
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 import jax
+import jaxtyping
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -16,6 +30,21 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Every compiled program takes memory mappings, of which Linux gives a process 65,530: beyond, the compiler crashes.
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _counted = time.monotonic()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Makes all but a sample of the cases of a test slow, where it is marked `sample(n)`: n of them, evenly spaced."""
+    cases: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
+            cases.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
+    for of_test in cases.values():
+        (wanted,) = of_test[0].get_closest_marker("sample").args
+        chosen = {i * len(of_test) // wanted for i in range(wanted)}
+        for i, item in enumerate(of_test):
+            if i not in chosen:
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +68,14 @@ def _require(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """The folder of independent float64 reference values."""
-    return _require(SHARED / "golden")
+    """The folder of independent reference values."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def nasbench201() -> Path:
+    """The published accuracies of all cells of NAS-Bench-201."""
+    return _require(SHARED / "data" / "nasbench201_cifar10.csv")
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +87,14 @@ def golden_kernels(golden_dir: Path) -> dict:
 def tfds_dir() -> Path:
     """A tensorflow-datasets data_dir that holds mnist and cifar10."""
     return _require(SHARED / "data" / "tfds")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Turns the tests' type checker off: users do not have it, so wrong types must meet an error of the package."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def drawn_inputs() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(3, 4))

@@ -91,20 +91,20 @@ def window_maps(image: Sequence[int], op: Conv | AvgPool) -> tuple[list[np.ndarr
 
 
 def joint_kernels(
-    network: Network,
-    inputs: Sequence[np.ndarray],
-    *,
-    readout: bool = True,
-    image_readout: str = "flatten",
-    parameterization: str = "ntk",
-    width: int = 1,
+    network: Network, inputs: Sequence[np.ndarray], **options: object
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
 
     Knows nothing of normal forms, programs and spaces: E[X_t X_u] and the products of the gradients of X_t and X_u
     are sums over the edges into t. Rows and columns are (input, pixel) pairs, on which every operation is a matrix.
+
+    Args:
+      network: The network.
+      inputs: One array per input node.
+      **options: Fields of the network to replace.
     """
-    dag, n = network.dag, len(inputs[0])
+    network = dataclasses.replace(network, **options)
+    dag, width, n = network.dag, network.width, len(inputs[0])
     image = inputs[0].shape[1:-1] if network.image_operations else ()
 
     def over_inputs(pixel_map: np.ndarray) -> np.ndarray:
@@ -114,7 +114,8 @@ def joint_kernels(
         maps = [over_inputs(m) for m in window_maps(image, op)[0]] if isinstance(op, Conv) else [np.eye(len(k))]
         k, t = (sum(m @ v @ m.T for m in maps) / len(maps) for v in (k, t))
         b = op.b_std or 0
-        a_w, a_b = (op.w_std**2, b**2) if parameterization == "ntk" else (fan_in * len(maps), op.b_std is not None)
+        standard = network.parameterization == "standard"
+        a_w, a_b = (fan_in * len(maps), op.b_std is not None) if standard else (op.w_std**2, b**2)
         return op.w_std**2 * k + b**2, a_w * k + a_b + op.w_std**2 * t
 
     def law(op: Dense, k, t, m, image, fan_in):
@@ -184,15 +185,15 @@ def joint_kernels(
     results = []
     for output in dag.outputs:
         k, t = K[output, output], T[output, output]
-        if readout and network.layer.order == "act-linear" and network.layer.activation is not None:
+        if network.readout and network.layer.order == "act-linear" and network.layer.activation is not None:
             k, fd, _ = expectations(network.layer.activation, k)
             t = fd * t
         size = math.prod(pixels[output])
-        equal = np.eye(size) / size if image_readout == "flatten" else np.ones((size, size)) / size**2
+        equal = np.eye(size) / size if network.image_readout == "flatten" else np.ones((size, size)) / size**2
         k, t = (np.einsum("ipjq,pq->ij", v.reshape(n, size, n, size), equal) for v in (k, t))
-        if readout:
+        if network.readout:
             plain = dataclasses.replace(Dense(), activation=None, w_std=network.layer.w_std, b_std=network.layer.b_std)
-            k, t = weigh(plain, k, t, (), width * (size if image_readout == "flatten" else 1))
+            k, t = weigh(plain, k, t, (), width * (size if network.image_readout == "flatten" else 1))
         results.append((k, t))
     return results
 
@@ -200,7 +201,7 @@ def joint_kernels(
 def joint_kernel(dag: Dag, x1: np.ndarray, x2: np.ndarray, order: str, readout: bool) -> tuple[np.ndarray, np.ndarray]:
     """The blocks (x1, x2) of `joint_kernels` for ReLU; of one set of inputs if x1 is x2."""
     inputs = x1 if x1 is x2 else np.concatenate([x1, x2])
-    [(k, ntk)] = joint_kernels(as_network(dag, order=order), [inputs], readout=readout)
+    [(k, ntk)] = joint_kernels(as_network(dag, order=order, readout=readout), [inputs])
     return k[: len(x1), -len(x2) :], ntk[: len(x1), -len(x2) :]
 
 
@@ -231,7 +232,7 @@ def empirical_kernels(create, inputs: Sequence[np.ndarray], draws: int, seed: in
         for last, jacobian in zip(listed(model.features(argument)), jacobians, strict=True):
             if model.readout_activation is not None:
                 last = model.readout_activation(last)
-            if model.image_readout == "global-average":
+            if model.network.image_readout == "global-average":
                 last = last.mean(axis=tuple(range(1, last.ndim - 1)))
             last = last.reshape(len(last), -1)
             # Given the last node, the readout is Gaussian: its part of the average is taken exactly.

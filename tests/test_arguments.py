@@ -1,12 +1,12 @@
 """What people give by mistake: refused or warned of in one line by the function that they called."""
 
+import dataclasses
 import functools
 import re
 import warnings
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -24,17 +24,16 @@ from nngp_dag.errors import (
 from nngp_dag.graph import as_dag
 from nngp_dag.report.tables import dag_table
 
+# Users do not have the tests' type checker.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 X = np.random.default_rng(0).normal(size=(6, 5))
 IMAGES = np.random.default_rng(1).normal(size=(2, 6, 6, 3))
 DAG = nd.Dag.from_code("2_12")
 CONV = nd.Conv(filter_shape=(3, 3))
 RNGS = nnx.Rngs(0)
-
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Turns the tests' type checker off: users do not have it, so wrong types must meet an error of the package."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+PART = nd.data.Part(X.astype(np.float32), np.arange(6) % 2)
+SPLITS = nd.data.Splits("mine", PART, PART, PART, num_classes=2)
 
 
 @functools.cache
@@ -55,11 +54,64 @@ ENTRIES = {
 }
 
 
+# These are about the graph alone.
+OF_GRAPHS = ("path_bound", "ntk_path_bound", "dag_table")
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_entry_points_take_texts_and_refuse_what_is_no_graph(entry):
     np.testing.assert_array_equal(ENTRIES[entry](" dag#1 "), ENTRIES[entry](nd.zoo.named("DAG#1")))
-    with pytest.raises(GraphError, match=r"Expected `dag` to be a `Dag`.*got an array of shape \(6, 5\); the graph"):
+    kinds = "`dag` to be a `Dag`" if entry in OF_GRAPHS else "`network` to be a `Network`, a `Dag`"
+    with pytest.raises(GraphError, match=rf"Expected {kinds}.*got an array of shape \(6, 5\); the graph"):
         ENTRIES[entry](X)
+
+
+LAYER = {"activation": "erf", "order": "act-linear", "w_std": 1.25, "b_std": 0.25}
+OPTIONS = {"aggregation": "mean", "parameterization": "standard", "width": 3}
+
+
+def _kernels(k):
+    return np.stack([k.nngp, k.ntk])
+
+
+def _outputs(init, apply):
+    return apply(init(jax.random.key(0), X.shape)[1], jnp.asarray(X, jnp.float32))
+
+
+# Each as numbers that depend on every option above.
+NETWORKS = {
+    "kernel": lambda network, **options: _kernels(nd.kernel(network, X, **options)),
+    "gram": lambda network, **options: _kernels(nd.gram(network, X, **options)),
+    "sweep": lambda network, **options: nd.sweep([network], X, **options).select_dtypes(float).to_numpy(),
+    "compare": lambda network, **options: np.stack(
+        [(c.curves[0], c.expected.mean, c.bound) for c in nd.compare(network, X, X, seeds=1, steps=2, **options)]
+    ),
+    "DagNet": lambda network, **options: nd.nets.DagNet(network, 5, 1, rngs=nnx.Rngs(0), **options)(X),
+    "DagLayer": lambda network, **options: _outputs(*nd.stax.DagLayer(network, **options)[:2]),
+}
+
+
+@pytest.mark.parametrize("entry", NETWORKS)
+def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
+    call, layer = NETWORKS[entry], nd.Dense(**LAYER)
+    expected = call(nd.Network(DAG, layer, **OPTIONS))
+    given = {
+        "a dag and options": (DAG, LAYER | OPTIONS),
+        "a text and options": (" 2_12", LAYER | OPTIONS),
+        "a text and a layer": ("2_12", {"layer": layer, **OPTIONS}),
+        "another network and options": (nd.Network("2_12", width=9), LAYER | OPTIONS),
+    }
+    for network, options in given.values():
+        jax.tree.map(np.testing.assert_array_equal, call(network, **options), expected)
+    # And every one of the options counts.
+    for option in ("w_std", "aggregation", "width"):
+        changed = nd.Network(DAG, layer, **OPTIONS)
+        if option == "w_std":
+            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}), stem=None)
+        else:
+            changed = dataclasses.replace(changed, **{option: {"aggregation": "sum", "width": 4}[option]})
+        with pytest.raises(AssertionError):
+            jax.tree.map(np.testing.assert_array_equal, call(changed), expected)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +150,26 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         InputError, match=r"`data` to be `nngp_dag\.data\.Splits`, got an array of shape \(6, 5\); make"
     ):
         nd.train(DAG, X, nd.Recipe(epochs=1))  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match=r"Expected `dags` to be a `Dag`.*an array of shape \(6, 5\)"):
+    with pytest.raises(GraphError, match=r"Expected `networks` to be a `Network`, a `Dag`.*an array of shape \(6, 5\)"):
         nd.train(X, DAG)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"`dags` to be a list of DAGs.*; the graphs come first"):
+    with pytest.raises(InputError, match=r"`networks` to be a list of graphs or networks.*; the graphs come first"):
         nd.sweep(X, ["2_12"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
         nd.nets.DagNet(DAG, 5, 1, width=3, rngs=0)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"Expected options of `nngp_dag\.kernel`, got actvation"):
-        nd.gram(DAG, X, actvation="erf")
+    calls = (
+        nd.kernel,
+        nd.gram,
+        nd.lambda_min_bracket,
+        lambda dag, x, **typo: nd.sweep([dag], x, **typo),
+        lambda dag, x, **typo: nd.compare(dag, x, np.eye(6), **typo),
+        lambda dag, x, **typo: nd.train(dag, SPLITS, **typo),
+        lambda dag, x, **typo: nd.nets.DagNet(dag, 5, 1, rngs=RNGS, **typo),
+        lambda dag, x, **typo: nd.stax.DagLayer(dag, **typo),
+    )
+    for call in calls:
+        message = r"Expected options of the network \(activation, .*\), got `actvation`; did you mean 'activation'\?"
+        with pytest.raises(InputError, match=message):
+            call(DAG, X, actvation="erf")
 
 
 # Kernels of one network.
@@ -141,7 +205,7 @@ def test_kernels_of_different_networks_are_refused_together():
     by_hand = nd.Kernel(xt.nngp, xt.ntk), jax.tree.map(np.asarray, xx)
     np.testing.assert_array_equal(nd.posterior(tt, *by_hand, y, noise=0.1).mean, expected.mean)
     difference = jax.tree.map(lambda a, b: a - b, xt, other)
-    assert difference.origin is None
+    assert difference.network is None
     assert jax.tree.structure(xt) == jax.tree.structure(other)
 
 
@@ -186,7 +250,7 @@ def test_a_single_number_is_no_list_of_targets():
         ({"learning_rate": None}, "`learning_rate` to be a finite number, got None"),
         ({"learning_rate": np.float32(-1)}, "`learning_rate` to be finite and above 0, got"),
         ({"order": 3}, "`order` to be one of"),
-        ({"dags": {7: "2", "b": "1"}}, r"names of `dags` to be text, got 7; pass str\(name\)"),
+        ({"networks": {7: "2", "b": "1"}}, r"names of `networks` to be text, got 7; pass str\(name\)"),
         ({"config": [1]}, r"`config` to be a dict with names that are text, got \[1\]"),
         ({"config": {1: 2}}, "`config` to be a dict with names that are text"),
         ({"config": {"x": X}}, "`config` to hold what JSON can"),
@@ -195,7 +259,7 @@ def test_a_single_number_is_no_list_of_targets():
     ],
 )
 def test_wrong_types_are_found_before_a_comparison_begins(change, message):
-    arguments = {"dags": "2", "x": X, "y": np.eye(6), "on_progress": lambda task, *_: pytest.fail(task), **change}
+    arguments = {"networks": "2", "x": X, "y": np.eye(6), "on_progress": lambda task, *_: pytest.fail(task), **change}
     with pytest.raises(InputError, match=f"Expected {message}"):
         nd.compare(**arguments)
 

@@ -10,9 +10,11 @@ from cli_cases import check_options
 from typer.main import get_command
 
 import nngp_dag as nd
-from nngp_dag.architecture import network
+from nngp_dag.architecture import Architecture, network
+from nngp_dag.architecture.document import from_document
 from nngp_dag.cli import app, main
-from nngp_dag.cli.options import Aggregation, ImageReadout, Parameterization, output
+from nngp_dag.cli.network import NETWORK_OPTIONS
+from nngp_dag.cli.options import output
 from nngp_dag.graph import operations
 
 
@@ -110,13 +112,38 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
     assert {p.name for p in out_dir.iterdir()} == {"compare.json", "curves.csv", "compare.png"}
     document = json.loads((out_dir / "compare.json").read_text())
     assert [row["dag"] for row in document["rows"]] == ["2", "2_21_112"]
-    assert document["config"]["width"] == 16
+    assert [described["width"] for described in document["config"]["networks"].values()] == [16, 16]
     assert document["config"]["seeds"] == [0, 1]
     status, _, err = run(capsys, *arguments)
     assert status == 2
     assert err.startswith("nngp-dag: error: Expected the output directory")
     assert run(capsys, "compare", "--dag", "2", *SMALL, "--out", str(out_dir), "--overwrite")[0] == 0
     assert json.loads((out_dir / "compare.json").read_text())["rows"] == document["rows"][:1]
+
+
+def test_compare_takes_any_network(capsys, tmp_path):
+    layer = ("--activation", "erf", "--order", "act-linear", "--b-std", "0.25", "--w-std", "1.5")
+    sizes = ("--subset", "6", "--width", "4", "--seeds", "1", "--steps", "2", "--json")
+    arguments = ("compare", "--dag", "2_12", *layer, "--aggregation", "mean", *sizes, "--out", str(tmp_path / "out"))
+    status, text, _ = run(capsys, *arguments)
+    assert status == 0
+    document = json.loads((tmp_path / "out" / "compare.json").read_text())
+    [row] = json.loads(text)["rows"]
+    assert [row] == document["rows"]
+    expected = nd.Network(
+        "2_12", nd.Dense(activation="erf", order="act-linear", b_std=0.25, w_std=1.5), aggregation="mean", width=4
+    )
+    assert from_document(document["config"]["networks"]["2_12"]) == expected
+    assert (row["name"], row["path_bound"], row["ntk_path_bound"]) == ("2_12", None, None)
+    assert row["ntk_lambda_min_bracket"][0] == 0
+    data = nd.data.load_dataset("digits", subset=6)
+    x = nd.data.scale_to_sphere(nd.data.normalize(data))
+    [same] = nd.compare(expected, x, nd.data.one_hot(data.labels, 10), seeds=1, steps=2)
+    assert {**same.as_row(), "name": "2_12"} == row
+    status, _, err = run(capsys, *arguments[:-1], str(tmp_path / "other"), "--activation", "rleu")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Expected --activation to be one of relu, " in err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -336,10 +363,21 @@ def test_examples_of_the_help_parse(command):
         check_options(example)
 
 
-def test_choices_are_those_of_the_library():
-    assert get_args(Aggregation) == network.AGGREGATIONS
-    assert get_args(ImageReadout) == operations.IMAGE_READOUTS
-    assert set(get_args(Parameterization)) == set(operations.PARAMETERIZATIONS)
+@pytest.mark.parametrize("name", ["kernel", "gram", "compare", "sweep", "train"])
+def test_options_of_the_network_are_those_of_the_library(name):
+    options = {option.name: option for option in COMMANDS[name].params}
+    assert set(options) >= {*NETWORK_OPTIONS, "conv"}
+    assert {*Architecture.__annotations__} - {*options} <= {"layer", "stem", "readout"}
+    plain = nd.Network("2")
+    for option in ("aggregation", "image_readout", "parameterization", "width"):
+        assert options[option].default == getattr(plain, option)
+    for option in ("activation", "order", "b_std"):
+        assert options[option].default == getattr(plain.layer, option)
+    hints = {option: options[option].type_descriptor.annotation for option in NETWORK_OPTIONS}
+    assert get_args(hints["aggregation"]) == network.AGGREGATIONS
+    assert get_args(hints["image_readout"]) == operations.IMAGE_READOUTS
+    assert set(get_args(hints["parameterization"])) == set(operations.PARAMETERIZATIONS)
+    assert tuple(hints["order"]) == operations.ORDERS
 
 
 def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):

@@ -16,7 +16,7 @@ from nngp_dag.kernels import layer_rules
 from nngp_dag.kernels.backends import chebyshev
 from nngp_dag.nets import DagNet
 
-evaluating = importlib.import_module("nngp_dag.kernels._kernel")
+evaluating = importlib.import_module("nngp_dag.kernels.choose")
 X = np.random.default_rng(0).normal(size=(3, 6))
 WIDTH, DRAWS = 128, 4096
 
@@ -76,6 +76,7 @@ def test_the_check_is_two_sided_and_sees_five_per_cent(code):
                 assert_agrees(samples * factor, exact, power=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_series", [False, True])
 def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
     dag = nd.Dag.from_code("1_01_222")
@@ -106,10 +107,10 @@ def test_leaving_out_skip_multiplicities_is_caught(monkeypatch):
 
     program_of = evaluating.program
     monkeypatch.setattr(evaluating, "program", once)
-    evaluating.evaluation.cache_clear()
+    evaluating.plan_of.cache_clear()
     evaluating._series.cache_clear()
     wrong = nd.kernel(dag, X)
-    evaluating.evaluation.cache_clear()
+    evaluating.plan_of.cache_clear()
     evaluating._series.cache_clear()
     nngp, ntk = finite_kernels(dag, X.tobytes(), X.shape[1], "linear-act", WIDTH, DRAWS, seed=1)
     with pytest.raises(AssertionError, match="off by"):
@@ -218,6 +219,7 @@ def marks_of(name):
     return pytest.mark.slow if name == "pooling" else pytest.mark.nightly if name in LATER else ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=marks_of(n)) for n in dict.fromkeys([*GENERAL, *SLOW])])
 def test_general_networks(name):
     kernels, drawn, width = general(name)

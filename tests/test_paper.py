@@ -14,6 +14,7 @@ def lambda_mins(dataset):
     return [s.lambda_min for s in spectra]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("subset", [16, 128, 500])
 def test_lambda_min_orders_the_three_dags_on_digits(subset):
     first, second, third = lambda_mins(load_dataset("digits", subset=subset))

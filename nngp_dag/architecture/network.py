@@ -46,7 +46,7 @@ class Architecture(TypedDict, total=False):
     width: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Network:
     """The architecture: a graph, its operations, stem and readout, how nodes add up, and the parameterization.
 
@@ -84,32 +84,54 @@ class Network:
     """
 
     dag: Dag
-    layer: Dense = dataclasses.field(default_factory=Dense)
-    aggregation: str = "sum"
-    stem: Dense | None = None
-    readout: bool = True
-    image_readout: str = "flatten"
-    parameterization: str = "ntk"
-    width: int = 1024
-    has_stem: bool = True
+    layer: Dense
+    aggregation: str
+    stem: Dense | None
+    readout: bool
+    image_readout: str
+    parameterization: str
+    width: int
+    has_stem: bool
 
-    def __post_init__(self) -> None:
-        """Reads the graph, fills in the stem and validates."""
-        if isinstance(self.dag, Sequence) and not isinstance(self.dag, str):
-            object.__setattr__(self, "dag", Dag.from_edges(self.dag))
-        object.__setattr__(self, "dag", as_dag(self.dag))
-        if not isinstance(self.layer, Dense):
-            raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(self.layer)}")
-        check_option("aggregation", self.aggregation, AGGREGATIONS)
-        check_option("image_readout", self.image_readout, IMAGE_READOUTS)
-        check_option("parameterization", self.parameterization, PARAMETERIZATIONS)
-        for flag in ("has_stem", "readout"):
-            object.__setattr__(self, flag, check_flag(flag, getattr(self, flag)))
-        object.__setattr__(self, "width", check_whole("width", self.width, 1))
+    def __init__(
+        self,
+        dag: Dag | str | Sequence[Sequence[Any]],
+        layer: Any = None,
+        aggregation: str = "sum",
+        stem: Dense | None = None,
+        readout: bool = True,
+        image_readout: str = "flatten",
+        parameterization: str = "ntk",
+        width: int = 1024,
+        has_stem: bool = True,
+    ) -> None:
+        """Reads the graph, fills in the stem and validates; by default `layer` is `Dense()`."""
+        layer = Dense() if layer is None else layer
+        if not isinstance(layer, Dense):
+            raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
+        check_option("aggregation", aggregation, AGGREGATIONS)
+        check_option("image_readout", image_readout, IMAGE_READOUTS)
+        check_option("parameterization", parameterization, PARAMETERIZATIONS)
+        fields = {
+            "dag": Dag.from_edges(dag) if isinstance(dag, (list, tuple)) else as_dag(dag),
+            "layer": layer,
+            "aggregation": aggregation,
+            "stem": stem,
+            "readout": check_flag("readout", readout),
+            "image_readout": image_readout,
+            "parameterization": parameterization,
+            "width": check_whole("width", width, 1),
+            "has_stem": check_flag("has_stem", has_stem),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         if not isinstance(self.stem, (Dense, NoneType)):
             raise InputError(f"Expected `stem` to be a `Dense` or a `Conv`, got {shown(self.stem)}")
         self.dag.require_connected()
-        if self.stem is not None and not self.has_stem:
+        if not self.has_stem and self.stem not in (None, _stem_of(self.layer)):
             raise InputError(f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out")
         if self.stem is None:
             object.__setattr__(self, "stem", _stem_of(self.layer))

@@ -20,6 +20,7 @@ from nngp_dag.cli.options import (
     DataOption,
     EvalSubsetOption,
     JsonOption,
+    OrderOption,
     OverwriteOption,
     QuietOption,
     SplitsOption,
@@ -166,7 +167,8 @@ def train(
     keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir")
     source = {name: options.pop(name) for name in keys}
     milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
-    # Of a run that goes on, what it was begun with.
+    # Of a run that goes on, what it was begun with; then it is a text.
+    options["order"] = OrderOption(options["order"])
     architecture = architecture_of(**{name: options.pop(name) for name in NETWORK_OPTIONS})
     recipe = training.Recipe(**options, milestones=tuple(milestones) if milestones else None)
     again = f"{program()} train --resume --out {shlex.quote(str(out))}"

@@ -63,7 +63,8 @@ def takes_network(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [*own, *inspect.signature(architecture_of).parameters.values()]
 
     def wrapped(**values: Any) -> None:
-        command(**values, architecture=architecture_of(**{name: values.pop(name) for name in NETWORK_OPTIONS}))
+        architecture = architecture_of(**{name: values.pop(name) for name in NETWORK_OPTIONS})
+        command(**values, architecture=architecture)
 
     hints = {name: hint for f in (command, architecture_of) for name, hint in _hints(f).items()}
     wrapped.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}

@@ -1,7 +1,7 @@
 """Infinite-width kernels: dual activations, their propagation through a network, and the neural-tangents layer."""
 
 from nngp_dag.kernels._gram import gram
-from nngp_dag.kernels._kernel import kernel
+from nngp_dag.kernels._kernel import explain, kernel
 from nngp_dag.kernels.result import Kernel
 
-__all__ = ["Kernel", "gram", "kernel"]
+__all__ = ["Kernel", "explain", "gram", "kernel"]

@@ -1,9 +1,7 @@
 """`kernel`: the NNGP and NTK of a network on data."""
 
-import dataclasses
-import functools
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.core
@@ -11,41 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
-from nngp_dag.architecture.program import Program, program
+from nngp_dag.architecture.program import Program
 from nngp_dag.errors import GraphError, InputError, shown, within_memory
-from nngp_dag.graph import Conv, Dag, Dense
+from nngp_dag.graph import Dag
 from nngp_dag.kernels.accuracy import check_quadratures
-from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
-from nngp_dag.kernels.backends.loop import Sizes, loop_structure, tables
+from nngp_dag.kernels.backends.loop import Sizes, tables
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec, Weights
 from nngp_dag.kernels.blocking import kernel_of_inputs
-from nngp_dag.kernels.device import on_gpu
+from nngp_dag.kernels.choose import Plan, Problem, choose
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.layer_rules import rules_of
-from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.result import finished
 
 GETS = ("nngp", "ntk")
 
 _WIDER = ", or pass dtype='float64'"
-
-# Up to so many steps a program may be unrolled, which runs up to twice as fast as the loop and takes a second more
-# to compile: worth it for kernels of at least so many entries.
-_UNROLLED_STEPS = 4
-_UNROLLED_ENTRIES = 1 << 19
-# These take long to compile, as quadratures do; the loop holds every operation once.
-_COMPILED_ONCE = (Tanh, Silu, Softplus)
-
-
-class Evaluation(NamedTuple):
-    """A network that is ready for evaluation: its program, what to compile, and how axes of covariances lie."""
-
-    program: Program
-    spec: Spec
-    layout: PixelLayout
-    quadrature: bool
 
 
 def kernel(
@@ -124,17 +102,8 @@ def kernel(
     """
     network = as_network(network, **architecture)
     wanted = _wanted(get)
-    inputs1 = check_inputs("x1", x1, network, dtype)
-    inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
+    inputs1, inputs2, plan, precision = _planned(network, x1, x2, "ntk" in wanted, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
-    plan = evaluation(network, "ntk" in wanted, rows * columns >= _UNROLLED_ENTRIES)
-    for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
-        if first.shape[1:] != second.shape[1:]:
-            raise InputError(
-                "Expected `x1` and `x2` to have equally many features, got "
-                f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
-            )
-    precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
     pixels = " and the covariances of all pairs of pixels" if plan.layout.full else ""
     needed = f"{len(wanted)} x {rows * columns * precision.itemsize / 2**30:.3g} GiB of kernels{pixels}"
     with within_memory(
@@ -147,93 +116,99 @@ def kernel(
     return tuple(kernels) if len(kernels) > 1 else kernels[0]
 
 
+def explain(
+    network: Network | Dag | str,
+    x1: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct,
+    x2: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | None = None,
+    *,
+    dtype: str | None = None,
+    **architecture: Unpack[Architecture],
+) -> str:
+    """Says how `kernel` would compute the kernels of a network, and why; nothing is compiled or evaluated.
+
+    Args:
+      network: As in `kernel`.
+      x1: As in `kernel`, or the shape and dtype of one array.
+      x2: As `x1`, or None for the same inputs.
+      dtype: As in `kernel`.
+      **architecture: As in `kernel`.
+
+    Raises:
+      GraphError, InputError: As `kernel`.
+
+    Example:
+      >>> import jax, numpy as np, nngp_dag as nd
+      >>> nd.explain("2_21_112", np.ones((300, 64))).split(", ")[0]
+      'Chebyshev series in the angle'
+      >>> print(nd.explain("2_21_112", jax.ShapeDtypeStruct((20000, 784), np.float32), b_std=0.1))
+      4 unrolled steps, float32; symmetric tiles of about 360 rows (over half a million entries, and a graph of 4 steps)
+    """
+    network = as_network(network, **architecture)
+    *_, plan, _ = _planned(network, _of_shape(x1), None if x2 is None else _of_shape(x2), True, dtype)
+    return f"{plan.way} ({plan.reason})"
+
+
+def _of_shape(x: Any) -> Any:
+    """Returns an array of a shape, which takes no memory."""
+    return np.broadcast_to(np.ones((), x.dtype), x.shape) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
+Arrays = Sequence[np.ndarray | jax.Array]
+
+
+def _planned(
+    network: Network, x1: Any, x2: Any, with_ntk: bool, dtype: str | None
+) -> tuple[Arrays, Arrays | None, Plan, np.dtype]:
+    """Returns the inputs, checked, the way to compute their kernels, and the precision."""
+    inputs1 = check_inputs("x1", x1, network, dtype)
+    inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
+    for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
+        if first.shape[1:] != second.shape[1:]:
+            raise InputError(
+                "Expected `x1` and `x2` to have equally many features, got "
+                f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
+            )
+    both = (inputs1, inputs2 or inputs1)
+    precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
+    problem = Problem(
+        rows=len(inputs1[0]),
+        columns=len(both[1][0]),
+        symmetric=inputs2 is None,
+        features=inputs1[0].shape[-1],
+        dtype=precision,
+        with_ntk=with_ntk,
+        one_array=all(x is side[0] for side in both for x in side),
+        traced=any(isinstance(x, jax.core.Tracer) for side in both for x in side),
+    )
+    return inputs1, inputs2, choose(network, problem), precision
+
+
 def _results(
     network: Network,
     inputs1: Sequence[np.ndarray | jax.Array],
     inputs2: Sequence[np.ndarray | jax.Array] | None,
-    plan: Evaluation,
+    plan: Plan,
     dtype: np.dtype,
 ) -> Kernels:
     """Returns NNGP and NTK of every output, of inputs that have been checked."""
     with precision_of(dtype):
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
-        series = None
-        if _is_angular(plan, inputs1, inputs2 or inputs1):
-            series = _series(network, plan.spec.with_ntk, data1[0].shape[1], dtype)
-        if series is not None:
+        if plan.series is not None:
             check_range(plan.program, dtype)
-            check_least(series, dtype)
-            outputs = len(network.dag.outputs)
-            weights, spec = weights_of_series(series, dtype), spec_of_series(outputs, plan.spec.with_ntk)
+            check_least(plan.series, dtype)
+            weights = weights_of_series(plan.series, plan.spec, dtype)
             data1, data2 = data1[:1], data2 and data2[:1]
         else:
-            weights, spec = weights_of(plan, dtype), plan.spec
-        results = kernel_of_inputs(weights, data1, data2, spec=spec, layout=plan.layout)
+            weights = weights_of(plan, dtype)
+        results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, layout=plan.layout)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):
                 check_quadratures(network, weights, data, plan.spec, plan.layout)
     return results
 
 
-@functools.lru_cache(maxsize=4096)
-def evaluation(
-    network: Network, with_ntk: bool = True, large: bool = False, *, keeps_pixels: bool = False
-) -> Evaluation:
-    """Plans the evaluation of a network's kernels.
-
-    Args:
-      network: The network.
-      with_ntk: Whether the NTK is wanted.
-      large: Whether the kernel is so large that speed is worth time to compile.
-      keeps_pixels: Whether the pixels of the last node stay, for layers that follow.
-
-    Raises:
-      GraphError: An activation meets a node that is not Gaussian.
-      InputError: An activation is unknown.
-    """
-    network.check_gaussian(input_is_gaussian=True, reads_out=True)
-    operations = network.weighted_operations
-    readout = network.readout_op if network.readout else None
-    readout_activation = readout and readout.activation
-    activations = [get_activation(spec) for spec in (*(op.activation for op in operations), readout_activation)]  # type: ignore[arg-type]
-    images = network.image_operations
-    plan = program(network)
-    dense = readout and dataclasses.replace(readout, activation=None)
-    quadrature = any(isinstance(phi, Quadrature) for phi in activations)
-    in_loop = quadrature or any(isinstance(phi, _COMPILED_ONCE) for phi in activations)
-    unrolled = large and len(plan.structure.steps) <= _UNROLLED_STEPS and not in_loop
-    loop = not images and not unrolled
-    spec = Spec(
-        structure=loop_structure(plan.structure) if loop else plan.structure,
-        stem=network.stem_op if network.has_stem else None,
-        readout=dense,
-        readout_activation=readout_activation,
-        pixels=network.image_readout if images and not keeps_pixels else None,
-        rules=rules_of(network),
-        with_ntk=with_ntk,
-        homogeneous=is_homogeneous((*operations, network.readout_op, readout_activation)),
-        loop=loop,
-    )
-    # Inputs are checked to have as many spatial axes as every window.
-    first = images[0] if images else None
-    ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
-    return Evaluation(
-        plan, spec, PixelLayout(ndim, network.pools or network.image_readout == "global-average"), quadrature
-    )
-
-
-def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
-    """Whether scaling an input scales what layers and activations output, all of them, by as much."""
-    for op in operations:
-        if isinstance(op, Dense) and (op.b_std is not None or op.layer_norm):
-            return False
-        if not get_activation(op.activation if isinstance(op, Dense) else op).homogeneous:  # type: ignore[arg-type]
-            return False
-    return True
-
-
-def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) -> Weights:
+def weights_of(plan: Plan, dtype: np.dtype, least: Sizes | None = None) -> Weights:
     """Returns the numbers of a program in `dtype`; for a loop in tables of the sizes `least` or larger.
 
     Raises:
@@ -243,31 +218,16 @@ def weights_of(plan: Evaluation, dtype: np.dtype, least: Sizes | None = None) ->
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
     _, *numbers = plan.program
     terms, means = (v[:0] if loop else v for v in numbers)
-    true = None if on_gpu() and not plan.layout.ndim else np.asarray(True)
+    true = None if plan.spec.blocks.gpu and not plan.layout.ndim else np.asarray(True)
     # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
     return Weights(terms.astype(dtype), means.astype(dtype), loop, true)
 
 
-def _is_angular(plan: Evaluation, *marginals: Sequence[np.ndarray | jax.Array]) -> bool:
-    """Whether kernels of these inputs are functions of their angles; not inside a transformation."""
-    # GPUs write short programs out, in one kernel for all steps.
-    if plan.layout.ndim or not plan.spec.homogeneous or (on_gpu() and not plan.spec.loop):
-        return False
-    return all(x is side[0] and not isinstance(x, jax.core.Tracer) for side in marginals for x in side)
-
-
-@functools.lru_cache(maxsize=4096)
-def _series(network: Network, with_ntk: bool, channels: int, dtype: np.dtype) -> np.ndarray | None:
-    plan = evaluation(network, with_ntk)
-    found = [v for v in series_of(plan.program, plan.spec, channels, dtype) if v is not None]
-    return together(found) if len(found) == len(network.dag.outputs) else None
-
-
-def weights_of_series(series: np.ndarray, dtype: np.dtype) -> Weights:
+def weights_of_series(series: np.ndarray, spec: Spec, dtype: np.dtype) -> Weights:
     """Returns the numbers of a program whose outputs are series in the angle, see `backends.chebyshev`."""
     empty = np.zeros(0, dtype)
     with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
-        return Weights(empty, empty, None, None if on_gpu() else np.asarray(True), series.astype(dtype))
+        return Weights(empty, empty, None, None if spec.blocks.gpu else np.asarray(True), series.astype(dtype))
 
 
 def check_range(program: Program, dtype: np.dtype) -> None:

@@ -11,22 +11,19 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.equivalence import KernelClasses
-from nngp_dag.architecture.program import Program
 from nngp_dag.errors import within_memory
 from nngp_dag.graph import Dense
 from nngp_dag.kernels._kernel import (
-    Evaluation,
     check_range,
-    is_homogeneous,
     weights_of,
     weights_of_series,
 )
-from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
-from nngp_dag.kernels.backends.loop import Sizes, loop_structure, sizes_of
-from nngp_dag.kernels.backends.unrolled import Kernels, Spec
+from nngp_dag.kernels.backends.chebyshev import series_of, together
+from nngp_dag.kernels.backends.loop import Sizes, sizes_of
+from nngp_dag.kernels.backends.unrolled import Kernels
 from nngp_dag.kernels.blocking import kernel_of_inputs
+from nngp_dag.kernels.choose import is_homogeneous, plan_of_stack, spec_of_stacked_series
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
-from nngp_dag.kernels.layer_rules import rules_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Kernels so small that some too many cost less than a compilation.
@@ -97,8 +94,8 @@ def kernels_of_classes(
             if all(with_series[i] in known for i in part):
                 continue
             with precision_of(dtype), _fitting(part, data):
-                weights = weights_of_series(all_series[_filled(part, size)], dtype)
-                spec = spec_of_series(size, True, stacked=True)
+                spec = spec_of_stacked_series(size)
+                weights = weights_of_series(all_series[_filled(part, size)], spec, dtype)
                 found = kernel_of_inputs(weights, [inputs], None, spec=spec, layout=PixelLayout())
             yield _stack([with_series[i] for i in part], found)
             del found
@@ -112,7 +109,7 @@ def kernels_of_classes(
     for part, program in zip(_parts(without, batch), programs, strict=True):
         if known.issuperset(part):
             continue
-        plan = _plan(program, network)
+        plan = plan_of_stack(program, network)
         with precision_of(dtype), _fitting(part, data):
             weights = weights_of(plan, dtype, least)
             several = [inputs] * program.structure.num_inputs
@@ -138,7 +135,7 @@ def _series(
     """Returns the series of those classes that have them, see `backends.chebyshev`."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(outputs, _SERIES):
-        plan = _plan(kernel_classes.program(tuple(part), readout), network)
+        plan = plan_of_stack(kernel_classes.program(tuple(part), readout), network)
         check_range(plan.program, dtype)
         series = series_of(plan.program, plan.spec, channels, dtype)
         found |= {digest: v for digest, v in zip(part, series, strict=True) if v is not None}
@@ -163,21 +160,3 @@ def _filled(part: list[Any], size: int) -> list[Any]:
 def _stack(part: Sequence[str], found: Kernels) -> Stack:
     [(nngp, ntk)] = found
     return Stack(tuple(part), *(np.asarray(v)[: len(part)] for v in (nngp, ntk)))
-
-
-def _plan(program: Program, network: Network) -> Evaluation:
-    structure = loop_structure(program.structure)
-    operations = [field.op for step in structure.steps for field in step.fields]
-    spec = Spec(
-        structure=structure,
-        stem=network.stem_op if network.has_stem else None,
-        readout=None,
-        readout_activation=None,
-        pixels=None,
-        rules=rules_of(network),
-        with_ntk=True,
-        homogeneous=is_homogeneous([network.stem_op, *operations]),
-        loop=True,
-        stacked=True,
-    )
-    return Evaluation(program, spec, PixelLayout(), False)

@@ -21,7 +21,6 @@ from nngp_dag.kernels.backends.unrolled import (
     propagate,
     second_moments_of,
 )
-from nngp_dag.kernels.device import block_sizes, compiles_triton
 from nngp_dag.kernels.dual import gap_of, root
 from nngp_dag.kernels.dual import size as absolute
 from nngp_dag.kernels.layer_rules import KernelState
@@ -114,25 +113,25 @@ def kernel_of_inputs(
       (outputs, N1, N2).
     """
     if x2 is None and not layout.ndim and len(x1[0]) >= 2 * _tile(spec):
-        fused = compiles_triton() and not spec.loop and weights.series is None
-        return (_in_registers if fused else _symmetric)(spec, weights, x1)
+        return (_in_registers if spec.fused else _symmetric)(spec, weights, x1)
     first = _prepare(weights, x1, spec, layout)
     second = first if x2 is None else _prepare(weights, x2, spec, layout)
     between = _Between(spec, layout, weights, first, symmetric=x2 is None)
     columns, indices = between.ready(between.by_row(second)), jnp.arange(len(second.scale))
-    size = block_sizes().product // (len(indices) * between.pixels)
+    size = spec.blocks.product // (len(indices) * between.pixels)
     found = by_rows(
         between.by_row(first),
         len(first.scale),
         size,
         lambda rows, i: between.kernels(between.ready(rows), i, columns, indices),
+        spec.blocks,
         axis=int(spec.stacked),
     )
     return jax.tree.map(mirrored, found) if x2 is None else found
 
 
 def _tile(spec: Spec) -> int:
-    return block_sizes().stacked_tile if spec.stacked else block_sizes().tile
+    return spec.blocks.stacked_tile if spec.stacked else spec.blocks.tile
 
 
 def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
@@ -140,7 +139,7 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
     prepared = _prepare(weights, x, spec, PixelLayout())
     between = _Between(spec, PixelLayout(), weights, prepared, symmetric=True)
     count, dtype = x[0].shape[0], x[0].dtype
-    sizes = block_sizes()
+    sizes = spec.blocks
     # As equal as multiples are, since the last tile moves back over what others have computed.
     times = -(-count // (sizes.multiple * -(-count // _tile(spec))))
     size = sizes.multiple * (times + 1 if sizes.odd and times % 2 == 0 else times)
@@ -164,8 +163,8 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
-    # Series are of no use inside a transformation, see `nngp_dag.kernels._kernel`.
-    return by_tiles(between.by_row(prepared), count, size, shapes, between.ready, put, weights.series is None)
+    # Series are of no use inside a transformation, see `nngp_dag.kernels.choose`.
+    return by_tiles(between.by_row(prepared), count, size, shapes, between.ready, put, sizes, weights.series is None)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -254,7 +253,7 @@ class _Between:
             return (coarse < _CLOSE) & side & ~self._on_diagonal(i, j)
 
         def summed() -> jax.Array:
-            cell = block_sizes().cell
+            cell = self.spec.blocks.cell
             gap = with_distances(coarse, close(False), x, z, cell)
             return with_distances(gap, close(True), *self._opposite(first, second), cell)
 
@@ -288,7 +287,7 @@ class _Between:
 
         def summed(positions: jax.Array, x: Sequence[jax.Array], z: Sequence[jax.Array]) -> jax.Array:
             close = (positions < limit) & ~self._on_diagonal(i, j)
-            return with_distances(positions, close, x, z, block_sizes().cell, chebyshev.position)
+            return with_distances(positions, close, x, z, self.spec.blocks.cell, chebyshev.position)
 
         def corrected() -> jax.Array:
             # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
@@ -326,19 +325,19 @@ class _Between:
         else:
             values, block = self._positions(rows[0][0], columns[0][0], i, j), series
         size = _rows_of_a_block(spec, self.weights, len(j) * self.pixels, scale2.dtype)
-        return by_rows((values, *rows[1:]), len(i), size, block, axis=int(spec.stacked))
+        return by_rows((values, *rows[1:]), len(i), size, block, spec.blocks, axis=int(spec.stacked))
 
 
 def _rows_of_a_block(spec: Spec, weights: Weights, entries: int, dtype: np.dtype) -> int:
     """How many rows, of so many entries each, the recursion or the series take at once."""
     if spec.stacked and weights.series is not None:
-        return block_sizes().series // (entries * weights.series.shape[-1])
+        return spec.blocks.series // (entries * weights.series.shape[-1])
     # What the loop keeps grows with the outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     if not spec.loop:
-        return block_sizes().block // entries
+        return spec.blocks.block // entries
     # Over a single long row XLA's loop is ten times as slow as over two.
-    return max(2, block_sizes().loop // (entries * dtype.itemsize))
+    return max(2, spec.blocks.loop // (entries * dtype.itemsize))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "layout", "channels"))
@@ -394,7 +393,7 @@ def kernel_of_kernel(
     moments_by_row = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), moments1) if spec.loop else moments1
     k = inputs[0][0]
     size = _rows_of_a_block(spec, weights, max(1, k.size // count1), k.dtype)
-    return by_rows((list(inputs), q1, moments_by_row), count1, size, block)
+    return by_rows((list(inputs), q1, moments_by_row), count1, size, block, spec.blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "layout", "channels"))

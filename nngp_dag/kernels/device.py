@@ -1,4 +1,4 @@
-"""What depends on the device: how much is computed at once, and how results are allocated."""
+"""What depends on the device: how much is computed at once, and how results are allocated. `choose` alone asks."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ class BlockSizes(NamedTuple):
       multiple: What a tile's rows are a multiple of; on GPUs, of the squares of `nngp_dag.kernels.backends.pallas`.
       odd: Whether they are an odd multiple: entries of a column that lie a power of two apart share few lines of a
         CPU's cache, which takes a fifth longer.
+      gpu: Whether this is for a device that is no CPU.
       cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.
     """
 
@@ -32,6 +33,7 @@ class BlockSizes(NamedTuple):
     stacked_tile: int
     multiple: int
     odd: bool
+    gpu: bool
     cell: int
 
 
@@ -46,6 +48,7 @@ _ON_CPU = BlockSizes(
     stacked_tile=256,
     multiple=8,
     odd=True,
+    gpu=False,
     cell=0,
 )
 _ON_GPU = BlockSizes(
@@ -57,14 +60,9 @@ _ON_GPU = BlockSizes(
     stacked_tile=2048,
     multiple=64,
     odd=False,
+    gpu=True,
     cell=16,
 )
-
-
-def on_gpu() -> bool:
-    """Whether JAX's default device is no CPU."""
-    device = _default_device()
-    return getattr(device, "platform", device) != "cpu"
 
 
 def compiles_triton() -> bool:
@@ -79,12 +77,13 @@ def _default_device() -> Any:
 
 def block_sizes() -> BlockSizes:
     """Returns the sizes for JAX's default device."""
-    return _ON_GPU if on_gpu() else _ON_CPU
+    device = _default_device()
+    return _ON_CPU if getattr(device, "platform", device) == "cpu" else _ON_GPU
 
 
-def unwritten(shapes: Any) -> Any:
+def unwritten(shapes: Any, blocks: BlockSizes) -> Any:
     """Returns a pytree of arrays that are to be overwritten, and hold anything."""
-    if on_gpu():
+    if blocks.gpu:
         return jax.tree.map(lambda v: lax.empty(v.shape, v.dtype), shapes)
     # Of different numbers: XLA would fill one array and copy it, on one thread.
     numbers = itertools.count()

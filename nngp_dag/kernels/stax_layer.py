@@ -14,8 +14,9 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Scale
 from nngp_dag.graph.operations import Operation, check_flag
-from nngp_dag.kernels._kernel import evaluation, weights_of
+from nngp_dag.kernels._kernel import weights_of
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
+from nngp_dag.kernels.choose import plan_of_layer
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
@@ -171,7 +172,7 @@ def DagLayer(  # noqa: N802
             )
         input_is_gaussian = all(one.is_gaussian for one in inputs)
         network.check_gaussian(input_is_gaussian=input_is_gaussian)
-        plan = evaluation(network, with_ntk=first.ntk is not None, keeps_pixels=True)
+        plan = plan_of_layer(network, first.ntk is not None)
         layout = plan.layout._replace(
             ndim=len(first.shape1) - 2, full=not first.diagonal_spatial and len(first.shape1) > 2
         )

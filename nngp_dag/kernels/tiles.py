@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.kernels.device import unwritten
+from nngp_dag.kernels.device import BlockSizes, unwritten
 
 _INDEX = jax.ShapeDtypeStruct((), np.int32)
 
@@ -18,6 +18,7 @@ def by_rows(
     count: int,
     size: int,
     block: Callable[[Any, jax.Array], Any],
+    blocks: BlockSizes,
     axis: int = 0,
 ) -> Any:
     """Computes results in blocks of rows.
@@ -27,6 +28,7 @@ def by_rows(
       count: Number of rows.
       size: Rows of a block.
       block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
+      blocks: For the device.
       axis: Where results have their rows.
 
     Returns:
@@ -53,7 +55,7 @@ def by_rows(
         )
 
     shapes = jax.tree.map(whole, jax.eval_shape(compute, _INDEX))
-    return lax.fori_loop(0, -(-count // size), store, unwritten(shapes))
+    return lax.fori_loop(0, -(-count // size), store, unwritten(shapes, blocks))
 
 
 def _taken(rows: Any, start: jax.Array | int, size: int) -> Any:
@@ -67,6 +69,7 @@ def by_tiles(
     shapes: Any,
     ready: Callable[[Any], Any],
     put: Callable[..., Any],
+    blocks: BlockSizes,
     differentiable: bool,
 ) -> Any:
     """Computes symmetric results in square tiles, those on and above the diagonal.
@@ -78,6 +81,7 @@ def by_tiles(
       shapes: Those of the results.
       ready: slice of `data` -> what is computed of it alone.
       put: (results, that of the rows, index of the first one, likewise for the columns) -> results with that tile.
+      blocks: For the device.
       differentiable: Whether derivatives may be wanted. Otherwise rows are made ready once for all of their tiles, in a
         loop whose bounds reverse mode does not take.
 
@@ -97,7 +101,7 @@ def by_tiles(
             i, j = pairs[p, 0], pairs[p, 1]
             return put(results, at(i), i, at(j), j)
 
-        return lax.fori_loop(0, len(pairs), tile, unwritten(shapes))
+        return lax.fori_loop(0, len(pairs), tile, unwritten(shapes, blocks))
 
     firsts = jnp.asarray(starts)
 
@@ -107,7 +111,7 @@ def by_tiles(
             a, len(starts), lambda b, results: put(results, rows, firsts[a], at(firsts[b]), firsts[b]), results
         )
 
-    return lax.fori_loop(0, len(starts), row, unwritten(shapes))
+    return lax.fori_loop(0, len(starts), row, unwritten(shapes, blocks))
 
 
 def mirrored(v: jax.Array) -> jax.Array:

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.document import to_document
-from nngp_dag.errors import InputError, OutputError, as_path, check_callable, shown
+from nngp_dag.errors import GraphError, InputError, OutputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense, Op
-from nngp_dag.graph.operations import as_number, check_flag, check_whole
+from nngp_dag.graph.operations import as_number, check_flag, check_whole, describe
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
@@ -64,7 +65,7 @@ class Comparison:
         layers than ReLU without biases, or of nodes that are no plain sums.
       ntk_path_bound: That for lambda_min(NTK); None in the standard parameterization, too.
       learning_rate: eta of gradient descent on L.
-      conditions_met: Whether the rate bound is a theorem for linearized training at this eta.
+      conditions_met: Whether the rate bound is a theorem for linearized training at this eta; else `unmet` says why.
       bound: Rate bound from the mean initial loss, (steps + 1,).
       expected: Exact mean and standard deviation of the loss of linearized training at infinite width.
       curves: Measured losses, (S, steps + 1).
@@ -116,9 +117,19 @@ class Comparison:
         return self.mean / self.expected.mean - 1
 
     @property
+    def unmet(self) -> str:
+        """Why the rate bound is no theorem here, in a few words; empty where it is one."""
+        if self.conditions_met:
+            return ""
+        # Then at any eta: the slowest mode shrinks by 1 - 2 eta lambda_min(NTK) a step, to first order.
+        if 4 * _lower(self.ntk) <= _lower(self.nngp):
+            return "λmin(NTK) too small for the rate bound"
+        return "η too large for the rate bound"
+
+    @property
     def verdict(self) -> str:
         """One line: whether the bound's conditions are met, how often it is broken, how far off the expectation is."""
-        conditions = "conditions of the rate bound met" if self.conditions_met else "η too large for the rate bound"
+        conditions = self.unmet or "conditions of the rate bound met"
         violations = f"{self.bound_violations} violation{'' if self.bound_violations == 1 else 's'}"
         worst = int(np.abs(self.gaps).argmax())
         error = self.expected.std[worst] / len(self.curves) ** 0.5 / self.expected.mean[worst]
@@ -208,9 +219,9 @@ def compare(
       One `Comparison` for each network, in the given order.
 
     Raises:
-      GraphError: A text is no graph.
-      InputError: Fewer than 2 inputs, inputs that are all 0, equal networks, a learning rate at which training
-        diverges, or any bad argument.
+      GraphError: A text is no graph, or a graph has several inputs or outputs.
+      InputError: Fewer than 2 inputs, inputs that are all 0, networks that are equal or that their texts do not tell
+        apart, convolutions, a network without readout, a learning rate at which training diverges, or any bad argument.
       OutputError: `out` is not free, or cannot be written.
       CheckpointError: There is nothing to resume, or another comparison.
 
@@ -384,15 +395,41 @@ def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture
             "Expected `networks` to be a list of networks or graphs, or a dict of them by name, got "
             f"{type(networks).__name__}"
         )
-    given: Any = networks.items() if isinstance(networks, Mapping) else [(str(one), one) for one in networks]
-    for name, _ in given:
+    given: list[tuple[Any, str, Any]]
+    if isinstance(networks, Mapping):
+        given = [(name, f"networks[{name!r}]", one) for name, one in networks.items()]
+    else:
+        given = [(str(one), f"networks[{i}]", one) for i, one in enumerate(networks)]
+    for name, _, _ in given:
         if not isinstance(name, str):
             raise InputError(f"Expected names of `networks` to be text, got {shown(name)}; pass str(name)")
-    parsed = [(name, as_network(one, **architecture)) for name, one in given]
+    parsed = [(name, as_network(one, argument, **architecture)) for name, argument, one in given]
+    names = ", ".join(name for name, _ in parsed)
     if not parsed or len({network for _, network in parsed}) < len(parsed):
-        names = ", ".join(name for name, _ in parsed)
         raise InputError(f"Expected distinct networks, at least one, got {names or 'none'}; name every one once")
+    if len(dict(parsed)) < len(parsed):
+        raise InputError(f"Expected networks that their texts tell apart, got {names}; pass {{name: network}}")
+    for name, network in parsed:
+        _check_network(name, network)
     return dict(parsed)
+
+
+def _check_network(name: str, network: Network) -> None:
+    """Raises an error where a network is none that is compared."""
+    inputs, outputs = network.dag.num_inputs, len(network.dag.outputs)
+    if inputs > 1 or outputs > 1:
+        raise GraphError(
+            f"Expected graphs with one input and one output to compare, got {inputs} and {outputs} in {name}"
+        )
+    if network.image_operations:
+        raise InputError(
+            "Expected networks without convolutions and pooling to compare, got "
+            f"{describe(network.image_operations[0])} in {name}; `nngp_dag.train` takes them"
+        )
+    if not network.readout:
+        raise InputError(f"Expected networks with a readout to compare, got {name} without; leave `readout` True")
+    for op in (*network.weighted_operations, network.layer):
+        get_activation(op.activation)
 
 
 def _inputs(x: ArrayLike) -> Float[np.ndarray, "n d"]:

@@ -179,11 +179,14 @@ class CompareDirectory:
     def _read(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         before = self._read_settings()
         for name, value in settings.items():
+            then = before.get(name)
             # As text, since the order of the DAGs counts.
-            if json.dumps(before.get(name)) != json.dumps(value):
+            if json.dumps(then) != json.dumps(value):
+                if name == "networks":
+                    name, value, then = _first_difference(value, then)
                 raise CheckpointError(
-                    f"Expected the comparison in {self.path} to have {name} {_short(value)}, got "
-                    f"{_short(before.get(name))}; resume with that, or choose another --out"
+                    f"Expected the comparison in {self.path} to have {name} {_short(value)}, got {_short(then)}; "
+                    "resume with that, or choose another --out"
                 )
         found = {}
         for name, dag in self._dags.items():
@@ -246,6 +249,18 @@ def _digest(text: str) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _first_difference(networks: Mapping[str, Any], before: Any) -> tuple[str, Any, Any]:
+    """Returns the first field in which descriptions of networks of equal names differ, and its values now and then."""
+    found = before if isinstance(before, dict) else {}
+    for name, fields in networks.items():
+        then = found.get(name)
+        if isinstance(then, dict):
+            for field, value in fields.items():
+                if then.get(field) != value:
+                    return field, value, then.get(field)
+    return "networks", networks, before
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:

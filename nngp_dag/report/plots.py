@@ -72,7 +72,7 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
     share = result.mean[-1] / result.mean[0]
     facts = f"η = {result.learning_rate:.2g}   λmin K(H) = {lambda_min}\nloss after the last step: "
     facts += f"{share:.1%} of its start" if np.isfinite(share) else "not finite"
-    facts += "" if result.conditions_met else "\nη too large for the rate bound: it may not hold"
+    facts += f"\n{result.unmet}: it may not hold" if result.unmet else ""
     style.panel_title(axes, facts, 0.9 * width, size=9)
 
 

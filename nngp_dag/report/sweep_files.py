@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas
 
 _SHAPE = {
-    "settings": {"inputs": dict, "readout": bool, "bounds": bool},
+    "settings": {"options": dict, "inputs": dict, "bounds": bool},
     "environment": dict,
     "resumed_in?": [dict],
 }
@@ -95,10 +95,12 @@ class SweepDirectory:
         )
 
     def _check(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        for name, value in settings.items():
-            if before.get(name) != value:
+        # Options one by one, since all of them are a long text.
+        now, then = ({**of, **of["options"], "options": None} for of in (settings, before))
+        for name, value in now.items():
+            if then.get(name) != value:
                 raise CheckpointError(
-                    f"Expected the sweep in {self.path} to have {name} {value}, got {before.get(name)}; resume with "
+                    f"Expected the sweep in {self.path} to have {name} {value}, got {then.get(name)}; resume with "
                     "that, or choose another --out"
                 )
 

@@ -1,5 +1,6 @@
 """Results as tables on the screen."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,14 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         f"Training loss ½‖y − f‖² after {steps} steps", "start", "rate bound", "expected", "measured", "broken"
     )
     notes, verdicts = [], []
+    codes = Counter(str(result.dag) for result in results)
+    # At most two reasons.
+    marks = {"": ""} | dict(zip(dict.fromkeys(result.unmet for result in results if result.unmet), "†‡", strict=False))
     for result in results:
         code = str(result.dag)
-        name = code if result.name == code or len(result.name) > 12 else f"{result.name} {code}"
-        short = result.name if len(result.name) <= 12 else code
+        # A long name gives way to the code, where that tells networks apart.
+        short = result.name if len(result.name) <= 12 or codes[code] > 1 else code
+        name = code if short == code else f"{short} {code}"
         verdicts.append(f"{short}: {result.verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
@@ -60,13 +65,12 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         training.add_row(
             short,
             format_loss(result.mean[0]),
-            format_loss(result.bound[-1]) + ("" if result.conditions_met else "†"),
+            format_loss(result.bound[-1]) + marks[result.unmet],
             f"{format_loss(result.expected.mean[-1])} ± {result.expected.std[-1]:.2g}",
             f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
-    if not all(result.conditions_met for result in results):
-        notes.append("† η is too large for the rate bound to be a theorem")
+    notes += [f"{mark} {reason} to be a theorem" for reason, mark in marks.items() if reason]
     return Group(graphs, smallest, training, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
 
 

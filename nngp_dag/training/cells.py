@@ -123,7 +123,7 @@ def train_cell(
         "recipe": dataclasses.asdict(recipe),
         "seeds": [seed],
         "data": data.fingerprint,
-        "dags": {_NAME: str(cell)},
+        "networks": {_NAME: {"cell": str(cell)}},
     }
     directory = None if out is None else RunDirectory(Path(out), [_NAME])
     document = {**(config or {}), **about}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
-from nngp_dag.errors import CheckpointError, GraphError, InputError
+from nngp_dag.errors import CheckpointError
 from nngp_dag.graph import Dag
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
@@ -91,13 +91,18 @@ def evaluate(
     if network is None:
         try:
             network = from_document(about["network"])
-        except (GraphError, InputError) as error:
+        # Ours, and what a damaged description meets first.
+        except ValueError as error:
             raise CheckpointError(
                 f"Expected {folder} to describe a network that can be built again, got one that cannot: {error}; pass "
                 "`network`"
             ) from None
-    elif to_document(network := as_network(network)) != about["network"]:
-        raise CheckpointError(f"Expected `network` to be that of {folder}, {about['network']}, got {network}")
+    elif (given := to_document(network := as_network(network))) != about["network"]:
+        expected = about["network"]
+        option = next(name for name in (*given, *expected) if given.get(name) != expected.get(name))
+        raise CheckpointError(
+            f"Expected `network` to be that of {folder}, of {option} {expected.get(option)}, got {given.get(option)}"
+        )
     program = Program(network, recipe, data, len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":

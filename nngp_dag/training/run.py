@@ -354,7 +354,8 @@ class _Run:
         """Raises a `CheckpointError` where a checkpoint is of another run; the epochs may differ."""
 
         def comparable(of: Mapping[str, Any]) -> dict[str, Any]:
-            return {**of, "recipe": {**of["recipe"], "epochs": None}}
+            # Options of the network first, since a message names the first difference.
+            return {**of["network"], **of, "recipe": {**of["recipe"], "epochs": None}}
 
         expected = comparable({"name": self.name, "network": to_document(self.network), **self.about})
         found = comparable(found)

@@ -237,8 +237,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) ->
             )
     if before["networks"].keys() == now["networks"].keys():
         for name, network in now["networks"].items():
-            for option, value in network.items():
-                found = before["networks"][name].get(option)
+            options = before["networks"][name]
+            for option, value in network.items() if isinstance(options, dict) else ():
+                found = options.get(option)
                 if found != value:
                     raise CheckpointError(
                         f"Expected the run in {path} to have {option} {_short(value)}, got {_short(found)}; resume "

@@ -115,7 +115,11 @@ def test_operations_that_do_not_fit_the_image(ops, image, message):
             r"`stem` to apply its weights first, got order 'act-linear'; use 'linear",
         ),
         (line(WEIGHTED), {"stem": Dense(layer_norm=True)}, r"`stem` without `layer_norm`, got one; normalize the data"),
-        (line(WEIGHTED), {"stem": Dense(), "has_stem": False}, r"no `stem` where `has_stem` is False, got Dense\(.*"),
+        (
+            line(WEIGHTED),
+            {"stem": Dense(w_std=1.0), "has_stem": False},
+            r"no `stem` where `has_stem` is False, got Dense\(.*",
+        ),
         (TWO_INPUTS, {"has_stem": False}, r"a graph with one input where there is no stem, got 2; without weights of"),
         (line(WEIGHTED), {"layer": ACT_FIRST, "order": "act-linear"}, r"either `layer` or `activation`, .* got both;"),
         (line(WEIGHTED), {"layer": Scale(2.0)}, r"`layer` to be a `Dense` or a `Conv`, got Scale\(factor=2.0\)"),

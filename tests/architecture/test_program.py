@@ -14,7 +14,7 @@ from nngp_dag.graph import AvgPool, Dag, Dense, Edge, Op, Scale
 
 # Not by `import ... as`, which would take the functions of these names.
 planning = importlib.import_module("nngp_dag.architecture.program")
-evaluating = importlib.import_module("nngp_dag.kernels._kernel")
+evaluating = importlib.import_module("nngp_dag.kernels.choose")
 SKIP, WEIGHTED = Op.SKIP, Op.WEIGHTED
 X = np.random.default_rng(0).normal(size=(3, 5))
 PLANS = {
@@ -33,14 +33,15 @@ def plan_by(monkeypatch):
     """Makes `kernel` use one plan."""
 
     def choose(name):
-        evaluating.evaluation.cache_clear()
+        evaluating.plan_of.cache_clear()
         monkeypatch.setattr(evaluating, "program", PLANS[name])
 
     yield choose
     monkeypatch.undo()
-    evaluating.evaluation.cache_clear()
+    evaluating.plan_of.cache_clear()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("dag", "plans"),
     [(Dag.from_code("1_11_212"), PLANS), (SKIPS, ("rows", "pairs")), (MIXED, ("rows",))],
@@ -56,6 +57,7 @@ def test_all_plans_give_the_same_kernels(dag, plans, plan_by):
         np.testing.assert_allclose(k.ntk, ntk, rtol=1e-12)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("num_nodes", [10, 50, 200, 1000, 2000])
 @pytest.mark.parametrize("step", [2, 5])
 def test_ladders_cost_no_more_than_their_edges(num_nodes, step):
@@ -73,6 +75,7 @@ def test_residual_networks_cost_no_more_than_their_edges(num_nodes):
     assert len(planning._Planner(Network(dag)).plan_rows().weights) > num_nodes**2 / 3
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_nodes", [8, 20, 40])
 def test_dense_skips_are_planned_by_rows(num_nodes):
     # DenseNet: every node adds up all earlier ones.

@@ -126,6 +126,7 @@ def test_sphere_splits_share_the_teacher_but_no_point():
         ({"seed": -1}, r"Expected `seed` to be a whole number, at least 0, got -1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_sphere_refusals(arguments, message):
     with pytest.raises(InputError, match=message):
         load_dataset("sphere", **arguments)

@@ -5,6 +5,7 @@ import itertools
 import math
 from fractions import Fraction
 
+import pytest
 from graph_cases import any_dags, walk, walked_histogram
 from hypothesis import given, settings
 
@@ -82,6 +83,7 @@ def test_a_ladder_of_1000_nodes_is_exact_where_enumeration_would_never_end():
     assert dag.num_paths == counts[0] > 10**200
 
 
+@pytest.mark.slow
 def test_depth_and_width_need_no_histogram(monkeypatch):
     """Three numbers for each node, where a histogram has as many as there are depths."""
     num_nodes = 4000
@@ -99,6 +101,7 @@ def test_depth_and_width_need_no_histogram(monkeypatch):
     assert dag.effective_width == float("inf")
 
 
+@pytest.mark.slow
 def test_every_reference_cell_has_the_depth_and_width_of_the_authors(golden_dir):
     with (golden_dir / "nb201_effective_depth_width.csv").open() as file:
         rows = list(csv.DictReader(file))

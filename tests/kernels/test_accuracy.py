@@ -53,6 +53,7 @@ def test_relu_entries_are_within_2e_6_where_the_angle_exceeds_a_hundredth(graph,
         assert (error[far] < 2e-6 * exact[far]).all(), (error[far] / exact[far]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "activation", ["erf", *(pytest.param(a, marks=pytest.mark.slow) for a in ("abs", "leaky_relu", "gelu", "sin"))]
 )
@@ -62,6 +63,7 @@ def test_other_activations_are_within_2e_6_of_the_diagonal(activation):
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("erf", "gelu"))])
 def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
     x = at_angles(7) * np.float32(10.0) ** np.arange(-6, 6)[:, None]

@@ -1,7 +1,6 @@
 """Kernels of inputs that are equal, parallel, opposite and nearly so, whatever their norms, against 50 digits."""
 
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import nngp_dag as nd
 from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, NumericalWarning
 from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
+from nngp_dag.kernels import choose
 
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}
 SMOOTH = ("erf", "gelu", "sin", "cos", "gaussian", "gabor")
@@ -84,6 +84,7 @@ def some_pairs(rng, n, count):
     return [every[p] for p in rng.permutation(len(every))[:count]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     "seed",
@@ -123,7 +124,7 @@ CASES = {
 
 
 def unrolled(monkeypatch):
-    monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_UNROLLED_ENTRIES", 0)
+    monkeypatch.setattr(choose, "_UNROLLED_ENTRIES", 0)
 
 
 WAYS = {
@@ -135,6 +136,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
@@ -152,6 +154,7 @@ def test_every_way_keeps_the_angle(way, case, dtype, monkeypatch):
     assert max(errors(network, x, k, some_pairs(rng, len(x), 30))) < TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_numbers_as_inputs(dtype):
     """Years, prices: all inputs lie on one line, which nothing but biases leaves."""
@@ -194,6 +197,7 @@ def test_a_dead_edge_with_an_operation_of_its_own_changes_nothing():
         np.testing.assert_allclose(found.ntk, plain.ntk, rtol=1e-15)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("activation", ["cos", "gaussian", "exp"])
 def test_layer_norm_after_a_mean_that_dominates(activation):
     x = np.random.default_rng(1).normal(size=(3, 8))
@@ -204,6 +208,7 @@ def test_layer_norm_after_a_mean_that_dominates(activation):
         assert max(errors(network, x.astype(dtype), k, [(0, 1), (0, 2), (1, 2)])) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-15, 3e9, 1e15])
 def test_products_of_variances_do_not_overflow(scale):
     x = (scale * np.array([[1.0, 0], [0.1, 0.99**0.5]])).astype(np.float32)
@@ -225,6 +230,7 @@ def test_entries_keep_within_the_resolution_floor(options):
     assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 1e3])
 @pytest.mark.parametrize(
     "activation", ["gelu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("silu", "softplus"))]
@@ -254,6 +260,7 @@ SMOOTH_ENOUGH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMOOTH_ENOUGH)
 def test_gradients_at_orthogonal_inputs_and_at_zero(case):
     """At k = 0 two formulas meet; an input 0 has a gradient where there are biases."""
@@ -267,7 +274,8 @@ def test_gradients_at_orthogonal_inputs_and_at_zero(case):
 
                     def entry(v, i=i, j=j, row=row, get=get):
                         inputs = jnp.asarray(x).at[row].set(v)
-                        return nd.kernel(nd.Dag.from_code("1"), inputs, get=get, **options)[i, j]
+                        k = nd.kernel(nd.Dag.from_code("1"), inputs, **options)
+                        return getattr(k, get)[i, j]
 
                     slope = jax.grad(entry)(jnp.asarray(x[row]))
                     steps = 1e-5 * np.eye(3)
@@ -275,6 +283,7 @@ def test_gradients_at_orthogonal_inputs_and_at_zero(case):
                     np.testing.assert_allclose(slope, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_variances_far_below_those_of_the_data_are_numbers():
     dag = nd.zoo.chain(3)
     x = (1e9 * np.random.default_rng(0).normal(size=(3, 4))).astype(np.float32)

@@ -1,6 +1,5 @@
 """Kernels of many networks at once against those of each alone."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -8,22 +7,19 @@ import nngp_dag as nd
 from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import Dag, zoo
-from nngp_dag.kernels import blocking
-from nngp_dag.kernels._kernel import make_rules
+from nngp_dag.kernels import choose
 from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
+from nngp_dag.kernels.device import block_sizes
 
 X = np.random.default_rng(0).normal(size=(12, 7))
 
 
-def together(dags, x=X, *, readout=True, parameterization="ntk", width=None, batch=4, **options):
+def together(dags, x=X, *, batch=4, **options):
     """NNGP and NTK of every DAG."""
     kernel_classes = new_kernel_classes()
     networks = [as_network(dag, **options) for dag in dags]
     of_dag = [kernel_classes.add(network) for network in networks]
-    rules = make_rules(parameterization, width)
-    stacks = kernels_of_classes(
-        kernel_classes, list(dict.fromkeys(of_dag)), networks[0], x, readout=readout, rules=rules, batch=batch
-    )
+    stacks = kernels_of_classes(kernel_classes, list(dict.fromkeys(of_dag)), networks[0], x, batch=batch)
     found = {}
     for stack in stacks:
         assert stack.nngp.shape == stack.ntk.shape == (len(stack.digests), len(x), len(x))
@@ -35,6 +31,7 @@ def together(dags, x=X, *, readout=True, parameterization="ntk", width=None, bat
 RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -65,6 +62,7 @@ def test_they_equal_kernels_one_by_one(options):
 ERF = nd.Dense(activation="erf", b_std=0.2)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "other", [zoo.chain(200), Dag.from_edges([(0, 1, ERF), (1, 2, "weighted")])], ids=["deep", "erf"]
 )
@@ -91,11 +89,9 @@ def test_tiles_agree_with_one_by_one(monkeypatch):
     """Two whole tiles and a remainder; inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
     x[15], x[3] = x[1] + 1e-9, 0
-    small = blocking.block_sizes()._replace(stacked_tile=4, loop=256)
-    monkeypatch.setattr(blocking, "block_sizes", lambda: small)
-    jax.clear_caches()
+    small = block_sizes()._replace(stacked_tile=4, loop=256)
+    monkeypatch.setattr(choose, "block_sizes", lambda: small)
     found = together(RANDOM, x, b_std=0.2)
-    jax.clear_caches()
     for dag, (nngp, ntk) in zip(RANDOM, found, strict=True):
         alone = nd.kernel(dag, x, b_std=0.2)
         np.testing.assert_allclose(nngp, alone.nngp, rtol=1e-12, atol=1e-13 * np.abs(alone.nngp).max())
@@ -159,9 +155,8 @@ def test_the_classes_of_a_space_are_its_different_kernels():
             continue
         classes.setdefault(kernel_classes.add(network), []).append(network)
     assert len(classes) == 77
-    rules = make_rules("ntk", None)
     first = next(iter(classes.values()))[0]
-    stacks = list(kernels_of_classes(kernel_classes, list(classes), first, x, readout=True, rules=rules, batch=77))
+    stacks = list(kernels_of_classes(kernel_classes, list(classes), first, x, batch=77))
     found = {digest: ntk for stack in stacks for digest, ntk in zip(stack.digests, stack.ntk, strict=True)}
     for digest, networks in classes.items():
         for network in {networks[0], networks[-1]}:

@@ -107,7 +107,7 @@ def test_the_selection_covers_all_pairs():
 
 def assert_equal(kernels, references, tolerance):
     """Compares every output to `tolerance`, relative to the roots of the diagonals."""
-    for k, (nngp, ntk) in zip(kernels if isinstance(kernels, list) else [kernels], references, strict=True):
+    for k, (nngp, ntk) in zip(kernels if isinstance(kernels, tuple) else [kernels], references, strict=True):
         for value, reference in ((k.nngp, nngp), (k.ntk, ntk)):
             scale = np.sqrt(np.outer(np.diag(reference), np.diag(reference)))
             error = np.abs(np.asarray(value) - reference) / scale
@@ -124,6 +124,7 @@ def compare(dag, inputs, tolerance, *, parameterization="ntk", image_readout="fl
     assert_equal(kernels, joint_kernels(as_network(dag, **options), exact, width=WIDTH, **rules), tolerance)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("structure", "dag", "activation", "order", "aggregation", "dtype", "parameterization"),
     [case if case in DEFAULT else pytest.param(*case, marks=pytest.mark.nightly) for case in PRODUCT],
@@ -158,6 +159,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_mixed_operations(parameterization):
     stem = Dense(activation=None, b_std=0.1)
@@ -209,6 +211,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",

@@ -13,8 +13,9 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import Dag, Dense, Edge, Op, Scale, zoo
 from nngp_dag.graph.operations import HE_STD
 from nngp_dag.kernels import blocking
-from nngp_dag.kernels._kernel import evaluation, make_rules
 from nngp_dag.kernels.backends.chebyshev import at_angles, series_of
+from nngp_dag.kernels.choose import plan_of
+from nngp_dag.kernels.device import block_sizes
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 6)) * 10.0 ** RNG.uniform(-3, 3, size=(9, 1))
@@ -58,7 +59,7 @@ def by_recursion(dag, x, x2=None, **options):
 
 
 def pairs(kernels):
-    return [(k.nngp, k.ntk) for k in (kernels if isinstance(kernels, list) else [kernels])]
+    return [(k.nngp, k.ntk) for k in (kernels if isinstance(kernels, tuple) else [kernels])]
 
 
 def assert_close(found, expected, tolerance):
@@ -75,7 +76,7 @@ def series_are_used(monkeypatch):
     """Fails where the kernel comes from the recursion."""
     calls = []
     monkeypatch.setattr(
-        blocking.angular, "position", lambda *args, of=blocking.angular.position: (calls.append(1), of(*args))[1]
+        blocking.chebyshev, "position", lambda *args, of=blocking.chebyshev.position: (calls.append(1), of(*args))[1]
     )
     jax.clear_caches()
     yield
@@ -83,6 +84,7 @@ def series_are_used(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
@@ -134,7 +136,7 @@ def exact(depth, theta):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_at_angles_against_high_precision(depth):
     theta = np.array([0, 1e-9, 1e-4, 0.5, np.pi / 2, 2.0, 3.0, np.pi - 1e-4, np.pi - 1e-9])
-    plan = evaluation(as_network(zoo.chain(depth)), True, None, make_rules("ntk", None))
+    plan = plan_of(as_network(zoo.chain(depth)), True, True, block_sizes())
     [found] = at_angles(plan.program, plan.spec, 5, theta)
     expected = np.array([exact(depth, v) for v in theta]).T
     assert (np.abs(found - expected) <= 6e-16 * expected.max(axis=1, keepdims=True)).all()
@@ -149,6 +151,7 @@ def angle(x, z):
         return 2 * mpmath.atan2(apart, together)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-7), (np.float64, 1e-13)])
 @pytest.mark.parametrize("features", [6, 784])
 @pytest.mark.parametrize("sign", [1, -1], ids=["close", "opposite"])
@@ -180,7 +183,7 @@ def test_centered_inputs_that_are_nearly_opposite_have_symmetric_kernels(feature
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dag", [Dag.from_code("2_02_002"), MIXED, zoo.chain(60)], ids=["skips", "mixed", "deep"])
 def test_series_hold_between_the_angles_they_come_from(dag, dtype):
-    plan = evaluation(as_network(dag), True, None, make_rules("ntk", None))
+    plan = plan_of(as_network(dag), True, True, block_sizes())
     [series] = series_of(plan.program, plan.spec, 5, np.dtype(dtype))
     assert series is not None
     theta = np.concatenate([np.linspace(0, np.pi, 1001), np.pi * np.logspace(-9, -2, 50)])
@@ -194,7 +197,7 @@ def test_series_hold_between_the_angles_they_come_from(dag, dtype):
 def test_what_a_float32_series_leaves_out_adds_up_to_little(depth):
     # Near the ends all terms have one sign: none of them may be larger than the limit, nor may their sum.
     network = as_network(zoo.ladder(depth), order="act-linear", aggregation="scaled-sum")
-    plan = evaluation(network, True, None, make_rules("ntk", None))
+    plan = plan_of(network, True, True, block_sizes())
     (short,), (long,) = (series_of(plan.program, plan.spec, 5, dtype) for dtype in (np.dtype("f4"), np.dtype("f8")))
     assert short is not None
     if long is not None:
@@ -209,6 +212,7 @@ def nearly_even(odd):
     return Dag(4, tuple(Edge(i, i + 1, layer) for i in range(3))), layer
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("dag", "stem", "dtype"),
     [
@@ -220,7 +224,7 @@ def nearly_even(odd):
     ids=["very deep", "deep", "nearly even", "nearly even, float32"],
 )
 def test_a_series_that_does_not_hold_is_not_used(dag, stem, dtype):
-    plan = evaluation(as_network(dag, stem=stem), True, None, make_rules("ntk", None))
+    plan = plan_of(as_network(dag, stem=stem), True, True, block_sizes())
     assert series_of(plan.program, plan.spec, 5, np.dtype(dtype)) == [None]
     x = X.astype(dtype)
     tolerance = 1e-13 if dtype == np.float64 else 1e-6
@@ -244,9 +248,9 @@ def test_no_temporary_grows_as_n_squared(stacked):
 
     n = 4096 if jax.default_backend() == "cpu" else 32768
     outputs = 8 if stacked else 1
-    weights = weights_of_series(np.ones((outputs, 2, 128)), np.dtype(np.float32))
     x = [jax.ShapeDtypeStruct((n, 64), jnp.float32)]
-    spec = spec_of_series(outputs, True, stacked)
+    spec = spec_of_series(outputs, True, block_sizes(), stacked)
+    weights = weights_of_series(np.ones((outputs, 2, 128)), spec, np.dtype(np.float32))
     memory = (
         blocking.kernel_of_inputs.lower(weights, x, None, spec=spec, layout=PixelLayout()).compile().memory_analysis()
     )
@@ -269,7 +273,7 @@ def test_kernels_of_which_a_dtype_would_lose_digits_are_refused(dtype, lost, kep
 
 def test_outputs_that_are_zero_are_no_loss():
     canceled = (Edge(0, 1, Scale(1.0)), Edge(0, 1, Scale(-1.0)), Edge(0, 2, Op.SKIP))
-    zero, other = nd.kernel(Dag(3, canceled, outputs=(1, 2)), X, get="nngp").nngp
+    zero, other = (k.nngp for k in nd.kernel(Dag(3, canceled, outputs=(1, 2)), X, get="nngp"))
     assert np.abs(zero).max() == 0
     assert np.diag(other).max() > 0
 

@@ -72,6 +72,7 @@ def expectations(f, df, q1, q2, rho):
     return [float(np.sum(weights * g)) for g in (f1 * f2, df1 * df2, f1, f2)]
 
 
+@pytest.mark.sample(3)
 @every_case
 def test_against_integration(case):
     args = arrays(POINTS)
@@ -135,6 +136,7 @@ def exact_dual(case, gap, q1, q2, sign=1):
     return c, mp.sqrt(variances[0] * variances[1]) - abs(c), slope
 
 
+@pytest.mark.sample(5)
 @every_closed_form
 def test_to_the_last_digits(case):
     points = [(q1, q2, rho) for q1 in (0.25, 1.0, 2.25) for q2 in (0.25, 1.0) for rho in (-0.9, -0.4, 0.1, 0.6, 0.99)]
@@ -147,6 +149,7 @@ def test_to_the_last_digits(case):
             assert abs(mp.mpf(float(value[i])) - reference) <= 1e-13 * max(abs(reference), 0.1 * scale[i]), point
 
 
+@pytest.mark.sample(6)
 @every_closed_form
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -173,6 +176,7 @@ def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
                 )
 
 
+@pytest.mark.sample(11)
 @every_case
 def test_diagonal_is_exact(case):
     for q in (jnp.float32(1.7), jnp.float64(0.3), jnp.float32(0), jnp.float64(0)):
@@ -222,6 +226,7 @@ def total(phi):
     return lambda *args: jnp.stack(dual(phi, *args))
 
 
+@pytest.mark.sample(7)
 @every_case
 def test_extreme_scales_pass_in_float32(case):
     # Powers of larger variances overflow on the way.
@@ -264,6 +269,7 @@ def test_derivative_in_k_is_fd(case):
     np.testing.assert_allclose(jax.grad(f)(k, q1, q2), fd, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", list({type(case.phi): case for case in CASES}.values()), ids=lambda case: case.name)
 def test_compiled_for_matrices(case):
     q = jnp.asarray([0.5, 1.0, 2.0, 0.0])
@@ -304,6 +310,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_quadrature_error_is_as_documented_and_holds(name):
     fn, bounds = BOUNDS[name]
@@ -391,6 +398,7 @@ def test_numbers_less_their_arctangent_against_high_precision(dtype):
             assert abs(mp.mpf(float(value)) - expected) <= 8 * np.finfo(dtype).eps * abs(expected)
 
 
+@pytest.mark.slow
 def test_the_angle_has_its_slope_at_right_angles():
     """At cos = 0 both halves of the formula meet; orthogonal inputs are common."""
     one = jnp.asarray(1.0)

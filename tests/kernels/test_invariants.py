@@ -94,6 +94,7 @@ def test_a_skip_to_a_new_node_in_front_of_an_edge_changes_nothing(case, data):
     assert_equal(longer, dag)
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.sampled_from([0.0, 1.0, 1 + 1e-9, 0.3, -2.0]))
 def test_gram_matrices_are_symmetric_and_positive(case, factor):

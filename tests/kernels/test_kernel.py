@@ -11,9 +11,9 @@ from oracles import ORDERS, dags, joint_kernel
 import nngp_dag as nd
 from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.kernels import blocking
-from nngp_dag.kernels._kernel import evaluation, weights_of
-from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels import blocking, choose
+from nngp_dag.kernels._kernel import weights_of
+from nngp_dag.kernels.device import block_sizes
 
 X = np.random.default_rng(0).normal(size=(5, 7))
 Z = np.random.default_rng(1).normal(size=(3, 7))
@@ -153,7 +153,7 @@ def test_images_are_flattened_and_one_input_is_enough():
 def planned(dag, **options):
     """A network's plan for large kernels, and its numbers in float32."""
     network = as_network(dag, **options)
-    plan = evaluation(network, True, "flatten", Rules(), large=True)
+    plan = choose.choose(network, choose.Problem(1024, 1024, True, 64, np.dtype(np.float32), traced=True))
     assert plan.spec.loop == (dag.num_nodes > 4)
     return plan, weights_of(plan, np.dtype(np.float32))
 
@@ -167,12 +167,13 @@ def test_the_unrolled_form_of_large_kernels_equals_the_loop(order, symmetric, mo
     for code in ("2_21_112", "1_11_212"):
         monkeypatch.undo()
         loop = nd.kernel(nd.Dag.from_code(code), x, **options)
-        monkeypatch.setattr(sys.modules["nngp_dag.kernels._kernel"], "_UNROLLED_ENTRIES", 0)
+        monkeypatch.setattr(choose, "_UNROLLED_ENTRIES", 0)
         unrolled = nd.kernel(nd.Dag.from_code(code), x, **options)
         np.testing.assert_allclose(unrolled.nngp, loop.nngp, rtol=1e-14)
         np.testing.assert_allclose(unrolled.ntk, loop.ntk, rtol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dag",
     [
@@ -184,11 +185,9 @@ def test_the_unrolled_form_of_large_kernels_equals_the_loop(order, symmetric, mo
 def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatch):
     whole = nd.kernel(dag, X, None if symmetric else Z)
     # Products in blocks of two rows and a remainder of one, and the recursion row by row.
-    few = blocking.block_sizes()._replace(product=10, block=5)
-    monkeypatch.setattr(blocking, "block_sizes", lambda: few)
-    jax.clear_caches()
+    few = block_sizes()._replace(product=10, block=5)
+    monkeypatch.setattr(choose, "block_sizes", lambda: few)
     in_blocks = nd.kernel(dag, X, None if symmetric else Z)
-    jax.clear_caches()
     np.testing.assert_allclose(in_blocks.nngp, whole.nngp, rtol=1e-14)
     np.testing.assert_allclose(in_blocks.ntk, whole.ntk, rtol=1e-14)
 
@@ -207,12 +206,10 @@ def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
     x[15], x[3] = x[1] + 1e-9, 0
     whole = nd.kernel(dag, x)
     slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
-    small = blocking.block_sizes()._replace(tile=4)
-    monkeypatch.setattr(blocking, "block_sizes", lambda: small)
-    jax.clear_caches()
+    small = block_sizes()._replace(tile=4)
+    monkeypatch.setattr(choose, "block_sizes", lambda: small)
     tiled = nd.kernel(dag, x)
     tiled_slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
-    jax.clear_caches()
     for found, expected in ((tiled.nngp, whole.nngp), (tiled.ntk, whole.ntk)):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
     np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
@@ -232,9 +229,8 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, s
     # Every pair by itself.
     expected = [float(nd.kernel(dag, x[i : i + 1], x[j : j + 1]).ntk[0, 0]) for i, j in pairs]
     for size in (70, 416):
-        tiles = blocking.block_sizes()._replace(tile=size, cell=cell)
-        monkeypatch.setattr(blocking, "block_sizes", lambda tiles=tiles: tiles)
-        jax.clear_caches()
+        tiles = block_sizes()._replace(tile=size, cell=cell)
+        monkeypatch.setattr(choose, "block_sizes", lambda tiles=tiles: tiles)
         found = np.asarray(nd.kernel(dag, x).ntk)
         np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
 
@@ -260,6 +256,7 @@ def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
         np.testing.assert_allclose(curvature, (both[0] - both[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["unrolled", "loop"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_temporary_grows_as_n_squared(dag, symmetric):
@@ -273,7 +270,7 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
     # A few blocks of rows, whatever N.
-    assert memory.temp_size_in_bytes < 12 * blocking.block_sizes().product * 4 < n * n * 4 / 2
+    assert memory.temp_size_in_bytes < 12 * block_sizes().product * 4 < n * n * 4 / 2
 
 
 def test_checks_of_results_allocate_nothing_of_their_size(monkeypatch):
@@ -321,6 +318,7 @@ def test_numpy_data_inside_jit():
     np.testing.assert_allclose(jax.jit(lambda: nd.kernel(dag, X, Z).ntk)(), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_constants_of_jax_inside_jit_are_checked():
     dag, x, z = nd.Dag.from_code("2_12"), jnp.asarray(X, jnp.float32), jnp.asarray(Z, jnp.float32)
     expected = nd.kernel(dag, x, z).ntk

@@ -1,7 +1,6 @@
 """The GPU kernel of a tile: run by its interpreter, lowered for CUDA, and, where there is a GPU, run on it."""
 
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import pytest
 import nngp_dag as nd
 from nngp_dag import activations
 from nngp_dag.graph import Edge, Op
-from nngp_dag.kernels import blocking, device
+from nngp_dag.kernels import choose, device
 from nngp_dag.kernels.backends import pallas
 
 DAG = nd.Dag.from_code("2_21_112")
@@ -41,16 +40,9 @@ def inputs(n, d=40, distance=1e-9):
 def like_a_gpu(monkeypatch):
     """All decisions are those for a GPU, with small tiles; what is compiled for CUDA goes to the interpreter."""
     sizes = device._ON_GPU._replace(tile=64, multiple=32)
-    for module in (device, blocks):
-        monkeypatch.setattr(module, "block_sizes", lambda: sizes)
-    kernel = sys.modules["nngp_dag.kernels._kernel"]
-    monkeypatch.setattr(kernel, "on_gpu", lambda: True)
-    monkeypatch.setattr(kernel, "_UNROLLED_ENTRIES", 0)
-    monkeypatch.setattr(device, "on_gpu", lambda: True)
-    monkeypatch.setattr(blocking, "compiles_triton", lambda: True)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+    monkeypatch.setattr(choose, "block_sizes", lambda: sizes)
+    monkeypatch.setattr(choose, "compiles_triton", lambda: True)
+    monkeypatch.setattr(choose, "_UNROLLED_ENTRIES", 0)
 
 
 @pytest.fixture
@@ -67,6 +59,7 @@ def interpreted(like_a_gpu, monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
@@ -114,6 +107,7 @@ def test_gradients_are_those_of_small_calls(interpreted):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "activation",

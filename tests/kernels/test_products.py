@@ -46,6 +46,7 @@ def test_a_common_background_costs_no_digits(n, inputs):
         assert np.sqrt((found_gaps**2).mean()) < 3.5e-7
 
 
+@pytest.mark.slow
 def test_a_common_background_between_two_sets():
     x, z = with_background(1), with_background(50, seed=1)
     x[0] = with_background(3, seed=2)[0]
@@ -71,6 +72,7 @@ def test_the_product_of_centered_inputs_is_less_rounded():
     assert better < 4e-7 < 6e-7 < plain
 
 
+@pytest.mark.slow
 def test_slopes_do_not_know_of_the_center():
     x = with_background(20)
 

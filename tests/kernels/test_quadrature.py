@@ -55,6 +55,7 @@ EXACT = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", EXACT)
 def test_the_error_holds_or_the_function_is_refused(name):
     with jax.enable_x64(True):
@@ -103,6 +104,7 @@ def test_overflow_counts_in_the_precision_of_the_kernel():
         quadrature_error(phi, 36.0, np.float32)
 
 
+@pytest.mark.slow
 def test_kernels_say_so():
     options = {"w_std": 1.0, "readout": False}
     with pytest.raises(

@@ -61,6 +61,7 @@ def diagonal(name, exponent):
         return tuple(map(float, (expectation(lambda u: f(u) ** 2), expectation(lambda u: df(u) ** 2), expectation(f))))
 
 
+@pytest.mark.sample(10)
 @every_name
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("exponent", [-6, -2, 0, 2, 6])
@@ -135,6 +136,7 @@ def test_samples_agree_to_a_per_cent(name):
         assert abs(float(value) - samples.mean()) < 5 * standard_error
 
 
+@pytest.mark.slow
 @every_name
 def test_finite_networks_agree(name):
     x, width = np.random.default_rng(1).normal(size=(2, 3)), 64
@@ -154,6 +156,7 @@ def test_finite_networks_agree(name):
         assert (np.abs(samples.mean(axis=0) - kernel) / scale < tolerance).all()
 
 
+@pytest.mark.slow
 @every_name
 def test_gradients_need_no_memory_for_every_pair(name):
     def total(k, q):

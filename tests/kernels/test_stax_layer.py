@@ -222,6 +222,7 @@ CHAINS = {
 FIRST_CHAINS = {("dense", "standard")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameterization"),
     [
@@ -242,6 +243,7 @@ def test_chains_of_operations_equal_plain_stax(name, parameterization):
     assert_same(composed, stax.serial(*in_stax(ops, 16, parameterization), *after)[2](x, z, BOTH), 1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 4])
 def test_relu_chains_equal_plain_stax(layers):
     chain = [stax.Dense(1, W_std=HE), stax.Relu()] * (layers + 1)
@@ -454,6 +456,7 @@ def test_what_is_gaussian():
 # The rest of neural-tangents
 
 
+@pytest.mark.slow
 def test_batches():
     # Rows of two: what comes in are blocks off the diagonal, whose inputs are not known to coincide.
     kernel_fn = with_readout(CELL, "linear-act")[2]
@@ -528,6 +531,7 @@ def give_layer(layer, drawn):
         layer.linear.bias = nnx.Param(biases.reshape(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", cases(QUICK))
 def test_finite_network_equals_the_flax_one_with_the_same_weights(name, parameterization):
@@ -563,7 +567,7 @@ def test_finite_network_equals_the_flax_one_with_the_same_weights(name, paramete
 
 def test_bad_arguments():
     dag = Dag.from_code("2")
-    with pytest.raises(InputError, match="Expected `width` to be at least 1, got 0"):
+    with pytest.raises(InputError, match="Expected `width` to be a whole number, at least 1, got 0"):
         DagLayer(dag, width=0)
     with pytest.raises(InputError, match="Expected `order` to be one of"):
         DagLayer(dag, width=8, order="other")

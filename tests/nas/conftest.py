@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -28,9 +27,3 @@ def published(golden_dir):
     net = MacroNet(channels=16, cells=1, rngs=nnx.Rngs(0))
     load_state_dict(net, weights, cell)
     return Published(net, cell, jnp.asarray(values["x"].transpose(0, 2, 3, 1)), weights, values)
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Turns the tests' type checker off: users do not have it, so wrong types must meet an error of the package."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

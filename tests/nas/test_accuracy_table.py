@@ -28,8 +28,8 @@ def write(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def published(golden_dir):
-    return AccuracyTable.load(golden_dir.parent / "data" / "nasbench201_cifar10.csv")
+def published(nasbench201):
+    return AccuracyTable.load(nasbench201)
 
 
 def test_the_published_table(published):

@@ -128,7 +128,7 @@ CASES = {
     "mixed mean": (MIXED, [(6,)], {"stem": GAUSSIAN_STEM, "aggregation": "mean"}),
     "plain": (CELL, [(6,)], {}),
     "act-linear": (CELL, [(6,)], {"order": "act-linear", "activation": "erf", "w_std": 1.1, "b_std": 0.2}),
-    "linear": (CELL, [(6,)], {"activation": None, "b_std": 0.2, "image_readout": "global-average"}),
+    "linear": (CELL, [(6,)], {"activation": None, "b_std": 0.2}),
     "two inputs": (TWO_INPUTS, [(6,), (4,)], {"b_std": 0.2}),
     "two outputs": (TWO_OUTPUTS, [(6,)], {"order": "act-linear"}),
     "convolutions": (CELL, [(5, 5, 2)], {"layer": CONV}),
@@ -254,6 +254,7 @@ def listed(value):
     return value if isinstance(value, list) else [value]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.nightly)])
 @each_case
 def test_every_kind_of_network_against_a_numpy_forward_pass(name, parameterization):
@@ -283,6 +284,7 @@ def test_mixed_operations_unrolled_by_hand():
     np.testing.assert_allclose(model(X), x3 @ readout[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(6)
 @each_case
 def test_parameterizations_describe_the_same_function(name):
     _, x, build = case(name)
@@ -299,6 +301,7 @@ def test_parameterizations_describe_the_same_function(name):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(6)
 @each_case
 def test_gradients_reach_every_parameter_of_the_pure_functions_which_equal_the_module(name):
     _, x, build = case(name)

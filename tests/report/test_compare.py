@@ -23,6 +23,10 @@ X, Y = scale_to_sphere(normalize(DATA)), one_hot(DATA.labels, 10)
 SMALL = {"width": 64, "seeds": [0, 1], "steps": 4}
 
 
+class StoppedError(Exception):
+    pass
+
+
 @pytest.fixture(scope="module")
 def results():
     dags = {name: nd.zoo.named(name) for name in ("DAG#1", "DAG#3")}
@@ -128,6 +132,22 @@ def test_conditions_are_flagged_where_the_step_is_too_long_for_the_bound():
     assert "†" in text_of(compare_table([result]))
 
 
+def test_what_is_unmet_is_named(results):
+    met, small = results[0], {"lambda_min": results[0].nngp.lambda_min / 8}
+    assert met.unmet == ""
+    long = dataclasses.replace(met, name="long", conditions_met=False)
+    weak = dataclasses.replace(long, name="weak", ntk=dataclasses.replace(met.ntk, **small))
+    text = text_of(compare_table([met, weak, long]), width=160)
+    assert "† λmin(NTK) too small for the rate bound to be a theorem" in text
+    assert "‡ η too large for the rate bound to be a theorem" in text
+    assert "weak: λmin(NTK) too small for the rate bound, 0 violations" in text
+    # Where it is said, no step is small enough; elsewhere one is.
+    for result, holds in ((weak, False), (long, True)):
+        eigenvalues = result.nngp.lambda_min, result.ntk.lambda_min, result.ntk.lambda_max
+        assert nd.rate_bound_holds_for(*eigenvalues, 1e-6 / result.ntk.lambda_max) is holds
+    assert "to be a theorem" not in text_of(compare_table([met]), width=160)
+
+
 def test_an_eigenvalue_below_the_floor_is_withheld():
     x = X.copy()
     x[1] = x[0]
@@ -154,6 +174,7 @@ def test_files(results, tmp_path):
     document = json.loads((tmp_path / "compare.json").read_text())
     assert document["config"] == {"dataset": "digits"}
     fields = {
+        "name",
         "dag",
         "num_paths",
         "effective_depth",
@@ -170,12 +191,13 @@ def test_files(results, tmp_path):
     }
     assert all(fields <= row.keys() for row in document["rows"])
     assert [row["dag"] for row in document["rows"]] == ["2_02_002", "2_21_112"]
+    assert [(next(iter(row)), row["name"]) for row in document["rows"]] == [("name", "DAG#1"), ("name", "DAG#3")]
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
-    columns = ["dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"]
+    columns = ["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"]
     assert list(rows[0]) == columns
     assert len(rows) == 2 * 5
     last = rows[-1]
-    assert (last["dag"], last["step"]) == ("2_21_112", "4")
+    assert (last["name"], last["dag"], last["step"]) == ("DAG#3", "2_21_112", "4")
     assert float(last["empirical_mean"]) == pytest.approx(document["rows"][1]["loss_final_mean"], rel=1e-6)
     assert float(last["expected"]) == pytest.approx(results[1].expected.mean[-1], rel=1e-6)
     assert float(last["expected_std"]) == pytest.approx(results[1].expected.std[-1], rel=1e-6)
@@ -224,6 +246,15 @@ def test_tables_fit_a_terminal(results):
     assert "inf" not in text
 
 
+def test_networks_of_one_graph_are_told_apart(results):
+    named = [dataclasses.replace(results[0], name=f"a network that is {what}") for what in ("wide", "deep")]
+    text = text_of(compare_table(named), width=160)
+    for result in named:
+        assert f"{result.name} 2_02_002" in text
+        assert f"\n{result.name}: conditions" in text
+    assert "that is wide" not in text_of(compare_table(named[:1]), width=160)
+
+
 def test_counts_and_eigenvalues_as_text():
     assert format_count(12_345) == "12,345"
     assert format_count(10**20) == "1.000e20"
@@ -233,9 +264,9 @@ def test_counts_and_eigenvalues_as_text():
 
 def test_bad_arguments():
     chain = nd.zoo.chain(1)
-    with pytest.raises(InputError, match="Expected distinct DAGs, at least one, got none"):
+    with pytest.raises(InputError, match="Expected distinct networks, at least one, got none"):
         compare({}, X, Y, **SMALL)
-    with pytest.raises(InputError, match="Expected distinct DAGs, at least one, got a, b"):
+    with pytest.raises(InputError, match="Expected distinct networks, at least one, got a, b"):
         compare({"a": chain, "b": chain}, X, Y, **SMALL)
     with pytest.raises(InputError, match="Expected at least 2 inputs to compare, got 1"):
         compare({"a": chain}, X[:1], Y[:1], **SMALL)
@@ -243,12 +274,53 @@ def test_bad_arguments():
         compare({"a": chain}, X, Y, learning_rate=10.0, **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("dag", "ends"),
+    [
+        (nd.Dag.from_edges([(0, 2, "weighted"), (1, 2, "skip")], source=[0, 1], output=2), "2 and 1"),
+        (nd.Dag.from_edges([(0, 1, "weighted"), (1, 2, "weighted")], source=0, output=[1, 2]), "1 and 2"),
+    ],
+)
+def test_graphs_of_several_ends_are_refused_before_anything_is_computed(dag, ends):
+    with pytest.raises(
+        GraphError, match=f"Expected graphs with one input and one output to compare, got {ends} in two"
+    ):
+        compare({"two": dag}, X, Y, on_progress=lambda task, *_: pytest.fail(task), **SMALL)
+
+
+def test_networks_of_any_activation_biases_and_sums(tmp_path):
+    """Without theorems of their own, but with the exact expectation; and what is None survives an interruption."""
+    layer = nd.Dense(activation="erf", order="act-linear", b_std=0.3)
+    networks = {"erf": nd.Network("2_12", layer, aggregation="mean"), "relu": "2"}
+    options = {"width": 64, "seeds": 2, "steps": 3}
+
+    def stop(task, done, total):
+        if task == "training relu":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        compare(networks, X, Y, out=tmp_path / "out", on_progress=stop, **options)
+    results = compare(networks, X, Y, out=tmp_path / "out", resume=True, **options)
+    erf, relu = compare(networks, X, Y, **options)
+    for resumed, result in zip(results, (erf, relu), strict=True):
+        assert resumed.network == result.network
+        assert resumed.as_row() == result.as_row()
+        np.testing.assert_array_equal(resumed.curves, result.curves)
+    assert erf.network == nd.Network("2_12", layer, aggregation="mean", width=64)
+    k = nd.kernel(erf.network, X.astype(np.float64))
+    assert erf.ntk.lambda_min == pytest.approx(nd.spectrum(k.ntk).lambda_min, rel=1e-9)
+    expected = nd.expected_loss(k, Y, erf.learning_rate, 3)
+    np.testing.assert_allclose(erf.expected.mean, expected, rtol=1e-9)
+    for s, bracket in ((erf.nngp, erf.nngp_bracket), (erf.ntk, erf.ntk_bracket)):
+        assert 0 == bracket.lower < s.lambda_min <= bracket.upper
+    assert erf.path_bound is erf.ntk_path_bound is erf.as_row()["path_bound"] is None
+    assert relu.path_bound.is_bound
+    assert 0 < relu.ntk_bracket.lower <= relu.ntk.lambda_min
+    assert text_of(compare_table([erf]), width=160).count(" n/a ") == 2
+
+
 def files_in(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-class StoppedError(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -296,14 +368,18 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
     ("change", "message"),
     [
         ({"width": 9}, "to have width 9, got 8; resume with that"),
+        ({"activation": "erf"}, r'to have layer {"Dense": {"activation": "erf".*, got {"Dense": {"activation": "relu"'),
         ({"config": {"dataset": "mnist"}}, 'to have dataset "mnist", got "digits"'),
         ({"x": X + 1}, "to have sha256"),
-        ({"dags": {"chain": "2_02", "one": "1"}}, 'to have dags {"chain": "2_02", "one": "1"}, got {"one": "1", "ch'),
+        (
+            {"networks": {"chain": "2_02", "one": "1"}},
+            'to have dags {"chain": "2_02", "one": "1"}, got {"one": "1", "ch',
+        ),
     ],
 )
 def test_another_comparison_is_not_resumed(whole, cut, change, message):
     dags, options, _ = whole
-    arguments = {"dags": dags, "x": X, "y": Y, **options, **change}
+    arguments = {"networks": dags, "x": X, "y": Y, **options, **change}
     before = files_in(cut / "unfinished")
     with pytest.raises(CheckpointError, match=message):
         nd.compare(out=cut, resume=True, **arguments)
@@ -399,8 +475,11 @@ def test_graphs_and_seeds_in_every_form(results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dags": ["2", nd.zoo.chain(1)]}, "Expected distinct DAGs, at least one, got 2, 2; name every graph once"),
-        ({"dags": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
+        (
+            {"networks": ["2", nd.zoo.chain(1)]},
+            "Expected distinct networks, at least one, got 2, 2; name every one once",
+        ),
+        ({"networks": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
         ({"y": DATA.labels}, r"`y` to be numbers to regress on, got integers from 0 to 9, .*one_hot\(y, 10\) for cl"),
         ({"y": DATA.labels[:, None]}, "which look like class labels"),
         ({"x": X[:3]}, r"Expected `y` to have shape \(3,\) or \(3, C\), got \(12, 10\)"),
@@ -421,6 +500,6 @@ def test_graphs_and_seeds_in_every_form(results):
     ],
 )
 def test_wrong_arguments_are_one_line(change, message):
-    arguments = {"dags": "1", "x": X, "y": Y, "steps": 2, **change}
-    with pytest.raises(InputError if change.get("dags") != "2_2x" else GraphError, match=message):
+    arguments = {"networks": "1", "x": X, "y": Y, "steps": 2, **change}
+    with pytest.raises(InputError if change.get("networks") != "2_2x" else GraphError, match=message):
         nd.compare(**arguments)

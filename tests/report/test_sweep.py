@@ -112,6 +112,36 @@ def test_names_dags_and_codes():
     assert list(nd.sweep(list(dags.values()), X).dag) == ["2_12", "2_21"]
 
 
+def test_networks_of_different_options_in_one_sweep(tmp_path):
+    erf = nd.Network("2_12", nd.Dense(activation="erf", b_std=0.5), aggregation="mean")
+    networks = {
+        "erf": erf,
+        "text": "2_12",
+        "network": nd.Network("2_12"),
+        "dag": Dag.from_code("2_12"),
+        "last node": nd.Network("2_12", readout=False),
+    }
+    found = nd.sweep(networks, X, out=tmp_path / "out")
+    assert found.valid.all()
+    assert list(found.code) == ["2_12"] * 5
+    assert list(found.class_size) == [1, 3, 3, 3, 1]
+    assert found.kernel_class.nunique() == 3
+    for name, network in networks.items():
+        [row] = found[found.dag == name].itertuples()
+        k = nd.kernel(network, X)
+        assert row.nngp_lambda_min == pytest.approx(nd.spectrum(k.nngp).lambda_min, rel=1e-9)
+        assert row.ntk_lambda_max == pytest.approx(nd.spectrum(k.ntk).lambda_max, rel=1e-9)
+    steps = []
+    resumed = nd.sweep(networks, X, out=tmp_path / "out", resume=True, on_progress=lambda *step: steps.append(step[1:]))
+    assert steps == [(3, 3)]
+    pandas.testing.assert_frame_equal(resumed, found, check_exact=True)
+    # Options of the sweep are those of every network in it.
+    averaged = nd.sweep([erf, "2_12"], X, aggregation="scaled-sum")
+    assert list(averaged.dag) == [str(erf), "2_12"]
+    k = nd.kernel(erf, X, aggregation="scaled-sum")
+    assert averaged.ntk_lambda_min[0] == pytest.approx(nd.spectrum(k.ntk).lambda_min, rel=1e-9)
+
+
 def test_degenerate_kernels_are_unresolved():
     """Duplicate inputs: some eigenvalue is 0."""
     found = nd.sweep(["2_02", "1_01"], np.concatenate([X, X[:1]]))
@@ -174,7 +204,7 @@ def test_what_does_not_fit_one_graph_is_said_of_that_graph():
     assert "to hold images" in found.reason[0]
     assert "step" in found.reason[1]
     averaged = nd.sweep(["2"], X, image_readout="global-average")
-    assert averaged.reason[0].startswith("Expected convolutions or pooling with `image_readout`")
+    assert averaged.reason[0].startswith("Expected `image_readout` 'flatten' for a network without")
 
 
 def test_graphs_without_a_closed_form():
@@ -206,10 +236,10 @@ def test_kernels_at_the_last_node_and_precision(table):
 @pytest.mark.parametrize(
     ("dags", "options", "message"),
     [
-        ([], {}, "at least one DAG to sweep, got none"),
+        ([], {}, "at least one network to sweep, got none"),
         (["2"], {"dtype": "float16"}, "`dtype` to be one of .*, got 'float16'"),
-        (["2"], {"get": "ntk"}, "got `get`; leave it out"),
-        (["2"], {"parameterization": "standard"}, "`width` to be at least 1"),
+        (["2"], {"get": "ntk"}, r"options of the network \(activation, .*\), got `get`"),
+        (["2"], {"parameterization": "standard", "width": 0}, "`width` to be a whole number, at least 1, got 0"),
         (["2"], {"memory_budget": "1 MB"}, "`memory_budget` to hold the kernels of 10 inputs"),
         (["2"], {"memory_budget": "much"}, "`memory_budget` to be bytes, from 1 to 2.63, or a text"),
         (["2"], {"resume": True}, "`out` to name the sweep to resume, got None"),
@@ -277,7 +307,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
 
     def recorded(*arguments, **options):
         for stack in kernels_of_classes(*arguments, **options):
-            stacks.append(stack.laws)
+            stacks.append(stack.digests)
             yield stack
 
     monkeypatch.setattr(sweep_module, "_MOST_KERNELS", 3)
@@ -310,7 +340,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "act-linear"}, "to have options"),
+        ({"order": "act-linear"}, r"to have layer Dense\(.*'act-linear'.*got Dense\(.*'linear-act'"),
         ({"dtype": "float32"}, "to have dtype float32, got float64"),
         ({"readout": False}, "to have readout False, got True"),
         ({"x": X[:5]}, "to have inputs"),

@@ -390,6 +390,7 @@ def test_an_ntk_of_zero_leaves_the_loss_as_it_is():
             np.testing.assert_allclose(values, value, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicates", [False, True], ids=["regular", "singular"])
 def test_gradient_flow_is_the_limit_of_small_steps(duplicates):
     train, cross, test = joint_kernels(17, duplicates)

@@ -77,6 +77,7 @@ def cases(request):
     return found
 
 
+@pytest.mark.slow
 def test_the_path_bound_is_the_published_formula_over_every_path(cases):
     assert len(CONNECTED) == 662
     for code, _, k0, bound in cases:
@@ -216,6 +217,7 @@ def doubled_layers(num_layers):
     return nd.Dag(num_layers + 1, tuple(Edge(t, t + 1, Op.WEIGHTED) for t in range(num_layers) for _ in range(2)))
 
 
+@pytest.mark.slow
 def test_a_path_bound_beyond_float64_is_infinite():
     k0 = np.array([[1.0, 0.5], [0.5, 1.0]])
     assert math.isfinite(nd.path_bound(doubled_layers(1000), k0).value)
@@ -245,6 +247,7 @@ def near_and_far(rng):
     return np.array(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "code"), [("linear-act", "2_02"), ("act-linear", "2_21_112")])
 def test_inputs_of_any_norms_and_angles_keep_the_bounds(order, code):
     rng = np.random.default_rng(0)

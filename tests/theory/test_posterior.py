@@ -44,6 +44,7 @@ def test_both_kinds_are_those_of_neural_tangents(of_x):
         np.testing.assert_allclose(result.std**2, np.diag(result.covariance), rtol=1e-14)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_kinds_by_explicit_inverses(kind, noise, of_x):

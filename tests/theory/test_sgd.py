@@ -17,6 +17,7 @@ def run(k=K, learning_rate=0.2, **options):
     return nd.linearized_sgd(k, LABELS, learning_rate, **options)
 
 
+@pytest.mark.slow
 def test_full_batches_of_squared_loss_follow_the_exact_expectation():
     # A second derivation: moments in the eigenbasis against draws in function space. The trainer's mean loss is
     # L / N, so eta of the one is eta N of the other.

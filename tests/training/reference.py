@@ -41,24 +41,28 @@ def softmax(outputs):
 class Reference:
     """One network of linear-act edges with ReLU and sums at the nodes, trained step by step.
 
-    `w_std` and `b_std` scale what is trained in the parameterization "ntk", whose biases are dead where b_std is 0.
+    `w_std` and `b_std` of the network's layer scale what is trained in the parameterization "ntk", whose biases are
+    dead where b_std is 0; None means that there are none.
     """
 
-    def __init__(self, code, params, stats, *, recipe):
+    def __init__(self, network, params, stats, *, recipe):
+        code = network.dag.code
         self.edges, self.last = edges_of(code), code.count("_") + 1
         self.params = {name: leaf.copy() for name, leaf in params.items()}
         self.stats = {name: leaf.copy() for name, leaf in stats.items()}
         self.velocity = {name: np.zeros_like(leaf) for name, leaf in params.items()}
-        self.recipe = recipe
+        self.network, self.recipe = network, recipe
 
     def scales(self, layer):
-        if self.recipe.parameterization == "standard":
+        if self.network.parameterization == "standard":
             return 1.0, 1.0
-        return self.recipe.w_std / len(self.params[*layer, "linear", "kernel"]) ** 0.5, self.recipe.b_std
+        op = self.network.layer
+        return op.w_std / len(self.params[*layer, "linear", "kernel"]) ** 0.5, op.b_std
 
     def affine(self, layer, x):
         w_scale, b_scale = self.scales(layer)
-        return w_scale * x @ self.params[*layer, "linear", "kernel"] + b_scale * self.params[*layer, "linear", "bias"]
+        y = w_scale * x @ self.params[*layer, "linear", "kernel"]
+        return y if self.network.layer.b_std is None else y + b_scale * self.params[*layer, "linear", "bias"]
 
     def layer(self, layer, x, training):
         """Returns relu(BN(W x + b)) and what its backward pass needs; in training moves the averages."""
@@ -107,7 +111,8 @@ class Reference:
         def back_affine(layer, x, change):
             w_scale, b_scale = self.scales(layer)
             found[*layer, "linear", "kernel"] = w_scale * x.T @ change
-            found[*layer, "linear", "bias"] = b_scale * change.sum(axis=0)
+            if self.network.layer.b_std is not None:
+                found[*layer, "linear", "bias"] = b_scale * change.sum(axis=0)
             return w_scale * change @ self.params[*layer, "linear", "kernel"].T
 
         def back(layer, change):

@@ -7,36 +7,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_cases import splits
+from training_cases import authors_network, splits
 
 from nngp_dag import kernel
+from nngp_dag.architecture import Network
 from nngp_dag.errors import DivergenceError, GraphError
-from nngp_dag.graph import Dag
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, run, stable_learning_rate, train
+from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 
-CHAIN = Dag.from_code("2")
-DATA = splits(train=24)
-FULL = {"batch_size": 24, "loss": "squared"}
 # Wide, so that kernels are close to that of infinite width, and hardly move.
 WIDTH, STEPS, SEEDS = 2048, 3, range(4)
+# In the parameterization "ntk" biases of b_std = 0 are dead.
+WIDE = Network("2", width=WIDTH)
+CHAIN = authors_network("2", parameterization="ntk")
+DATA = splits(train=24)
+FULL = {"batch_size": 24, "loss": "squared"}
 
 
-def top_modes(monkeypatch, dag, recipe, rates):
+def top_modes(monkeypatch, network, recipe, rates):
     """Trains at one rate after the other; returns the sizes of the outputs' deviations in the top mode, (steps, seeds).
 
     Full batches of the squared loss: an epoch is a step of gradient descent. Networks of finite width leave the
     unstable region by themselves once the loss has grown, so what is measured is how the top mode begins to grow.
     """
     monkeypatch.setattr(Recipe, "learning_rates", lambda self, _: lambda step: jnp.asarray(rates)[step])
-    program, device = Program(dag, recipe, DATA, len(SEEDS)), on_device(DATA)
-    _, apply = as_stateful_functions(lambda rngs: recipe.network(dag, (6,), 3, rngs))
+    program, device = Program(network, recipe, DATA, len(SEEDS)), on_device(DATA)
+    _, apply = as_stateful_functions(lambda rngs: build(network, (6,), 3, rngs=rngs))
     outputs_of = jax.jit(jax.vmap(lambda params, stats: apply(params, stats, DATA.train.x)[0]))
-    width = recipe.width if recipe.parameterization == "standard" else None
-    ntk = kernel(
-        dag, DATA.train.x, layer=recipe.layer, parameterization=recipe.parameterization, width=width, get="ntk"
-    ).ntk
+    ntk = kernel(network, DATA.train.x, get="ntk").ntk
     top = np.linalg.eigh(np.asarray(ntk, np.float64))[1][:, -1]
     state, best = program.draw(SEEDS)
     found = []
@@ -54,16 +54,16 @@ def top_modes(monkeypatch, dag, recipe, rates):
     [
         ("2", {"parameterization": "ntk"}),
         ("2_21_112", {"parameterization": "ntk"}),
-        ("2_12", {"parameterization": "standard"}),
-        ("2_12", {"parameterization": "standard", "b_std": None}),
-        ("2_12", {"parameterization": "standard", "activation": "erf", "order": "act-linear"}),
+        ("2_12", {}),
+        ("2_12", {"b_std": None}),
+        ("2_12", {"activation": "erf", "order": "act-linear"}),
     ],
 )
 def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, code, choices):
-    recipe = Recipe(width=WIDTH, epochs=2 * STEPS, **FULL | choices)
-    rate = stable_learning_rate(Dag.from_code(code), recipe, DATA)
+    network, recipe = authors_network(code, width=WIDTH, **choices), Recipe(epochs=2 * STEPS, **FULL)
+    rate = stable_learning_rate(network, recipe, DATA)
     rates = [0.9 * rate] * STEPS + [1.15 * rate] * STEPS
-    sizes = top_modes(monkeypatch, Dag.from_code(code), recipe, rates)
+    sizes = top_modes(monkeypatch, network, recipe, rates)
     below, above = (np.log(sizes[1:] / sizes[:-1]).mean(axis=1)[at] for at in (slice(STEPS), slice(STEPS, None)))
     # A step multiplies the mode by 1 - 2 * 0.9 and 1 - 2 * 1.15; a rate that is off by a factor of 1.05 fails.
     assert np.exp(below) == pytest.approx(np.full(STEPS, 0.8), abs=0.05)
@@ -75,9 +75,9 @@ def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, cod
 @pytest.mark.parametrize("factor", [0.9, 1.15])
 def test_with_momentum(monkeypatch, factor, nesterov):
     mu = 0.8
-    recipe = Recipe(width=WIDTH, epochs=8, momentum=mu, nesterov=nesterov, parameterization="ntk", **FULL)
-    rate = stable_learning_rate(CHAIN, recipe, DATA)
-    sizes = top_modes(monkeypatch, CHAIN, recipe, [factor * rate] * 8)
+    recipe = Recipe(epochs=8, momentum=mu, nesterov=nesterov, **FULL)
+    rate = stable_learning_rate(WIDE, recipe, DATA)
+    sizes = top_modes(monkeypatch, WIDE, recipe, [factor * rate] * 8)
     # The mode p and its momentum m, from m = 0, at eta lambda = the factor times Jury's bound.
     x = factor * (2 * (1 + mu) / (1 + 2 * mu) if nesterov else 2 * (1 + mu))
     p, m, expected = 1.0, 0.0, [1.0]
@@ -92,7 +92,7 @@ def test_with_momentum(monkeypatch, factor, nesterov):
 
 def test_the_rate_by_hand():
     """On the first examples of the training part; a batch of a softmax has at most half the curvature."""
-    recipe = Recipe(parameterization="ntk", **FULL)
+    recipe = Recipe(**FULL)
     for choices, inputs, limit in (
         ({}, 24, 2.0),
         ({"loss": "cross-entropy"}, 24, 4.0),
@@ -100,7 +100,7 @@ def test_the_rate_by_hand():
         ({"momentum": 0.5}, 24, 3.0),
         ({"momentum": 0.5, "nesterov": True}, 24, 1.5),
     ):
-        ntk = kernel(CHAIN, DATA.train.x[:inputs], b_std=0.0, parameterization="ntk", get="ntk").ntk
+        ntk = kernel("2", DATA.train.x[:inputs], b_std=0.0, get="ntk").ntk
         expected = limit * inputs / np.linalg.eigvalsh(np.asarray(ntk, np.float64)).max()
         rate = stable_learning_rate(CHAIN, dataclasses.replace(recipe, **choices), DATA)
         assert rate == pytest.approx(expected, rel=1e-5)
@@ -112,7 +112,7 @@ def test_no_rate_where_no_kernel_says_one():
 
 @pytest.mark.slow
 def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
-    recipe = Recipe(width=8, epochs=30, learning_rate=600.0, warmup=30, parameterization="ntk", **FULL)
+    recipe = Recipe(epochs=30, learning_rate=600.0, warmup=30, **FULL)
     with pytest.raises(DivergenceError) as info:
         train({"mine": CHAIN}, DATA, recipe, seeds=[7], out=tmp_path / "run")
     message = str(info.value)
@@ -173,9 +173,9 @@ def first_step_that_breaks(recipe, seed):
 
 @pytest.mark.slow
 def test_divergence_with_batch_norm_where_no_kernel_gives_advice():
-    recipe = Recipe(width=8, epochs=20, batch_size=10, learning_rate=1e20, loss="squared", batch_norm=True)
+    recipe = Recipe(epochs=20, batch_size=10, learning_rate=1e20, loss="squared", batch_norm=True)
     with pytest.raises(DivergenceError, match="with batch normalization no kernel says which rate is stable: lower --"):
-        train(Dag.from_code("2_12"), DATA, recipe)
+        train(authors_network("2_12"), DATA, recipe)
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
         raise GraphError("Expected less")
 
     monkeypatch.setattr(run, "stable_learning_rate", refuse)
-    recipe = Recipe(width=8, epochs=20, batch_size=10, learning_rate=1e20, loss="squared")
+    recipe = Recipe(epochs=20, batch_size=10, learning_rate=1e20, loss="squared")
     with pytest.raises(DivergenceError, match=r"no kernel says which rate is stable \(Expected less\): lower --lr"):
         train(CHAIN, DATA, recipe)
 
@@ -192,6 +192,6 @@ def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
 @pytest.mark.slow
 def test_divergence_in_the_last_step_of_all():
     """The loss before the update is finite, and the network after it is not."""
-    recipe = Recipe(width=8, epochs=1, learning_rate=1e30, **FULL)
+    recipe = Recipe(epochs=1, learning_rate=1e30, **FULL)
     with pytest.raises(DivergenceError, match="Expected the loss to stay finite"):
         train(CHAIN, DATA, recipe)

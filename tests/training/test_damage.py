@@ -8,15 +8,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from training_cases import CODE, EPOCHS, assert_same_bits, command, error_line, splits
+from training_cases import CODE, EPOCHS, assert_same_bits, authors_network, command, error_line, splits
 
+from nngp_dag.architecture.document import from_document
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.graph import Dag
 from nngp_dag.storage import locked
 from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
 from nngp_dag.training.rundir import RunDirectory
+
+NETWORK = authors_network(CODE)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def like(finished, shared_programs):
     """The shapes of what the last checkpoint of the run holds."""
     config = json.loads((finished / "config.json").read_text())
     recipe, data = Recipe.from_dict(config["recipe"]), load_splits("sphere", subset=40)
-    abstract, _ = shared_programs(Dag.from_code(CODE), recipe, data, 1).abstract_state
+    abstract, _ = shared_programs(NETWORK, recipe, data, 1).abstract_state
     return abstract, np.empty((EPOCHS + 1, 3, 3, 1))
 
 
@@ -171,13 +173,42 @@ def test_evaluation_on_data_that_were_others_then(finished, monkeypatch):
         evaluate(last(finished))
 
 
-def test_evaluation_of_another_graph(finished, saved, tmp_path):
-    with pytest.raises(CheckpointError, match=r"Expected `dag` to be that of .*, 2_12, got 2_02"):
-        evaluate(last(finished), dag=Dag.from_code("2_02"))
+def test_evaluation_of_another_network(finished):
+    for other, message in (
+        (authors_network("2_02"), "of dag 2_12, got 2_02"),
+        (authors_network(CODE, width=9), "of width 8, got 9"),
+        (CODE, "of layer {'Dense': .*'b_std': 0.0.*, got {'Dense': .*'b_std': None"),
+    ):
+        with pytest.raises(CheckpointError, match=f"Expected `network` to be that of .*/last, {message}"):
+            evaluate(last(finished), network=other)
+    found = evaluate(last(finished), network=NETWORK)
+    np.testing.assert_array_equal(found.values, evaluate(last(finished)).values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dag": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
+        ({"dag": "2_00_000"}, "Expected a path from node 0 to the output node 3"),
+        ({"dag": 5}, "Expected the description of a network"),
+        ({"dag": {"num_nodes": 2}}, "Expected the description of a network"),
+        ({"layer": {"Dense": {"activation": {"Quadrature": "Quadrature(<function f>)"}}}}, "Quadrature"),
+        ({"layer": {"Dense": {"color": 3}}}, "Expected the description of a network"),
+        ({"layer": {}}, ""),
+        ({"width": 0}, "Expected `width` to be a whole number"),
+        ({"color": 3}, "Expected the description of a network"),
+    ],
+)
+def test_a_network_that_cannot_be_built_again(saved, tmp_path, change, message):
     state, document = saved
-    checkpoints.save(tmp_path / "none", EPOCHS, state, document["description"] | {"dag": "0 -> 1 (mine)"})
-    with pytest.raises(CheckpointError, match=r"to be of a graph that a code can express, got 0 -> 1 \(mine\); pass"):
+    description = document["description"]
+    description = description | {"network": description["network"] | change}
+    checkpoints.save(tmp_path / "none", EPOCHS, state, description)
+    with pytest.raises(
+        CheckpointError, match=f"to describe a network that can be built again, got .*{message}.*; pass `network`"
+    ) as info:
         evaluate(tmp_path / "none")
+    assert "\n" not in str(info.value)
 
 
 def test_an_epoch_that_is_saved_is_not_saved_again(saved, like, tmp_path):
@@ -209,9 +240,11 @@ def foreign(description, kind):
     """The description of a run that differs in one thing."""
     changed = json.loads(json.dumps(description))
     if kind == "width":
-        changed["recipe"]["width"] = 9
+        changed["network"]["width"] = 9
     elif kind == "dag":
-        changed["dag"] = "2_02"
+        changed["network"]["dag"] = "2_02"
+    elif kind == "recipe":
+        changed["recipe"]["learning_rate"] = 0.02
     elif kind == "data":
         changed["data"]["sha256"] = "0" * 64
     elif kind == "seeds":
@@ -219,7 +252,10 @@ def foreign(description, kind):
     return changed
 
 
-@pytest.mark.parametrize(("kind", "key"), [("width", "recipe"), ("dag", "dag"), ("data", "data"), ("seeds", "seeds")])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("width", "width"), ("dag", "dag"), ("recipe", "recipe"), ("data", "data"), ("seeds", "seeds")],
+)
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, which):
     state, document = saved
@@ -237,6 +273,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
         ({"recipe": None}, "got null for description.recipe, not an object"),
         ({"seeds": [1.5]}, "got 1.5 for an item of description.seeds, not an integer"),
         ({"data": 5}, "got 5 for description.data, not an object"),
+        ({"network": "2_12"}, 'got "2_12" for description.network, not an object'),
     ],
 )
 def test_checkpoints_of_wrong_types(saved, copy, change, message):
@@ -250,7 +287,7 @@ def test_checkpoints_of_wrong_types(saved, copy, change, message):
 
 def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
     state, document = saved
-    description = document["description"] | {"recipe": {"epochs": 1, "width": "a", "color": 3}}
+    description = document["description"] | {"recipe": {"epochs": 1, "batch_size": "a", "color": 3}}
     checkpoints.save(tmp_path / "last", 1, state, description)
     with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*color"):
         evaluate(tmp_path / "last")
@@ -281,8 +318,9 @@ def test_another_process_at_work_and_a_folder_that_is_deleted(copy, monkeypatch)
 
 def resume(out):
     config = json.loads((out / "config.json").read_text())
+    networks = {name: from_document(network) for name, network in config["networks"].items()}
     data = load_splits("sphere", subset=40)
-    return train({CODE: Dag.from_code(CODE)}, data, Recipe.from_dict(config["recipe"]), out=out, resume=True)
+    return train(networks, data, Recipe.from_dict(config["recipe"]), out=out, resume=True)
 
 
 def run(capfd, *arguments):

@@ -5,16 +5,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from reference import Reference, flat, metrics
-from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, splits
+from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, authors_network, splits
 
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag
+from nngp_dag.graph import Conv
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, train
+from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 
 # Node 1 leads nowhere, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
-CODE, TWIN = "2_20_201", "0_20_201"
+NETWORK, TWIN = authors_network("2_20_201"), authors_network("0_20_201")
 SEEDS, EPOCHS = (5, 1), PARTIAL.epochs
 # Neither the batch divides the training part, nor the block any part; class 2 occurs in the training part alone.
 DATA, RECIPE = PARTIAL_DATA, PARTIAL
@@ -23,7 +25,7 @@ DATA, RECIPE = PARTIAL_DATA, PARTIAL
 @pytest.fixture(scope="module")
 def epochs(shared_programs, small_blocks):
     """The state, best state, metrics and losses after every epoch of two seeds, evaluated in blocks of 4."""
-    trainer, device = shared_programs(Dag.from_code(CODE), RECIPE, DATA, len(SEEDS)), on_device(DATA)
+    trainer, device = shared_programs(NETWORK, RECIPE, DATA, len(SEEDS)), on_device(DATA)
     state, best = trainer.draw(SEEDS)
     # Copies on the host, since an epoch uses up the states that it starts from.
     host = [jax.device_get((state, best))]
@@ -49,7 +51,7 @@ def test_epochs_equal_a_plain_loop_over_the_same_batches(epochs):
     assert trainer.steps_per_epoch == 3
     rates = RECIPE.learning_rates_at(np.arange(3 * EPOCHS), 3)
     for s, seed in enumerate(SEEDS):
-        net = Reference(CODE, flat(host[0][0].params, s), flat(host[0][0].stats, s), recipe=RECIPE)
+        net = Reference(NETWORK, flat(host[0][0].params, s), flat(host[0][0].stats, s), recipe=RECIPE)
         x, labels = DATA.train
         step = 0
         for epoch in range(1, EPOCHS + 1):
@@ -89,7 +91,7 @@ def test_evaluation_of_the_state_before_and_after(epochs):
     for point, values in ((0, found[0]), (-1, again)):
         state = host[point][0]
         for s in range(len(SEEDS)):
-            net = Reference(CODE, flat(state.params, s), flat(state.stats, s), recipe=RECIPE)
+            net = Reference(NETWORK, flat(state.params, s), flat(state.stats, s), recipe=RECIPE)
             for p, part in enumerate(DATA.parts.values()):
                 outputs, _ = net.forward(part.x)
                 expected = metrics(net.losses(outputs, part.labels), outputs, part.labels)
@@ -137,8 +139,8 @@ def twins():
         patch.setattr(Program, "_run_epoch", spy)
         jax.monitoring.register_event_duration_secs_listener(on_event)
         try:
-            dags = {"one": Dag.from_code(CODE), "twin": Dag.from_code(TWIN)}
-            runs = train(dags, DATA, RECIPE, seeds=[SEEDS[1]], on_progress=on_progress)
+            networks = {"one": NETWORK, "twin": TWIN}
+            runs = train(networks, DATA, RECIPE, seeds=[SEEDS[1]], on_progress=on_progress)
         finally:
             jax.monitoring.unregister_event_duration_listener(on_event)
     return runs, counts, traced
@@ -199,13 +201,13 @@ def test_epochs_to_an_accuracy_are_interpolated(twins):
 
 def test_a_batch_larger_than_the_training_part():
     with pytest.raises(InputError, match=r"`batch_size` to be at most the 22 training examples, got 23; lower it"):
-        train(Dag.from_code("2"), DATA, Recipe(batch_size=23), width=4)
+        train("2", DATA, Recipe(batch_size=23), width=4)
 
 
 def test_a_batch_of_one_with_batch_norm():
     message = r"several examples with `batch_norm`, got 22 examples in batches of 7, which leave one; choose another"
     with pytest.raises(InputError, match=message):
-        train(Dag.from_code("2"), DATA, Recipe(batch_size=7, batch_norm=True), width=4)
+        train("2", DATA, Recipe(batch_size=7, batch_norm=True), width=4)
 
 
 @pytest.mark.nightly
@@ -214,11 +216,12 @@ def test_convolutional_epochs_equal_a_plain_loop_of_gradients(readout):
     data = splits(train=22, classes=3, features=48)
     parts = {name: part._replace(x=part.x.reshape(-1, 4, 4, 3)) for name, part in data.parts.items()}
     data = type(data)("images", **parts, num_classes=3)
-    recipe = Recipe(width=6, epochs=2, batch_size=8, learning_rate=0.05, conv=3, image_readout=readout)
-    [run] = train(Dag.from_code("2_12"), data, recipe, seeds=[4])
-    trainer = Program(Dag.from_code("2_12"), recipe, data, 1)
+    recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
+    network = Network("2_12", layer=Conv(filter_shape=(3, 3), b_std=0.1), width=6, image_readout=readout)
+    [run] = train(network, data, recipe, seeds=[4])
+    trainer = Program(network, recipe, data, 1)
     params = jax.tree.map(lambda leaf: leaf[0], trainer.draw([4])[0].params)
-    _, apply = as_stateful_functions(lambda rngs: recipe.network(Dag.from_code("2_12"), (4, 4, 3), 3, rngs))
+    _, apply = as_stateful_functions(lambda rngs: build(network, (4, 4, 3), 3, rngs=rngs))
     x, labels = data.train
 
     def loss(params, x, labels):

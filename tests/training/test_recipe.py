@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError
-from nngp_dag.graph import Dag, Edge, Op
+from nngp_dag.graph import AvgPool, Conv, Dag, Edge, Op
 from nngp_dag.training import Recipe
+from nngp_dag.training.networks import build, summary_of
 
 STEPS = 7
 
@@ -74,7 +76,7 @@ def test_losses_by_hand(loss):
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"schedule": "multistep", "milestones": (2, 5), "b_std": None, "conv": 3, "momentum": 0.9}]
+    "choices", [{}, {"schedule": "multistep", "milestones": (2, 5), "batch_norm": True, "momentum": 0.9}]
 )
 def test_recipes_survive_json(choices):
     recipe = Recipe(**choices)
@@ -84,7 +86,6 @@ def test_recipes_survive_json(choices):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
         ({"epochs": -1}, "Expected `epochs` to be a whole number, at least 1, got -1"),
         ({"batch_size": 0}, "Expected `batch_size` to be a whole number, at least 1, got 0"),
         ({"learning_rate": 0.0}, "Expected `learning_rate` to be finite and above 0, got 0.0"),
@@ -101,8 +102,6 @@ def test_recipes_survive_json(choices):
         ({"warmup": 6, "epochs": 5}, "Expected `warmup` between 0 and the 5 epochs, got 6"),
         ({"schedule": "linear"}, "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         ({"loss": "hinge"}, "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
-        ({"parameterization": "mup"}, "Expected `parameterization` to be one of .*, got 'mup'"),
-        ({"image_readout": "max"}, "Expected `image_readout` to be one of 'flatten', 'global-average', got 'max'"),
         ({"milestones": (3,)}, r"Expected no `milestones` with schedule 'constant', got \(3,\)"),
         ({"milestones": (), "schedule": "multistep"}, r"Expected `milestones` to be growing numbers .*, got \(\)"),
         ({"milestones": (0, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(0, 3\)"),
@@ -111,7 +110,6 @@ def test_recipes_survive_json(choices):
         ({"milestones": (3, 20), "schedule": "multistep"}, "Expected `milestones` below the 20 epochs, got 20"),
         ({"epochs": 1_000_001}, "Expected `epochs` to be at most 1,000,000, got 1000001"),
         ({"batch_norm": True, "batch_size": 1}, "Expected `batch_size` above 1 with `batch_norm`, got 1: one example"),
-        ({"conv": 0}, "Expected `conv` to be at least 1, got 0"),
     ],
 )
 def test_refusals(choices, message):
@@ -120,13 +118,13 @@ def test_refusals(choices, message):
 
 
 def test_the_largest_and_smallest_that_are_allowed():
-    Recipe(width=1, epochs=3, batch_size=1, momentum=0.0, weight_decay=0.0, warmup=3, conv=1)
+    Recipe(epochs=3, batch_size=1, momentum=0.0, weight_decay=0.0, warmup=3)
     Recipe(epochs=1_000_000, batch_size=2, batch_norm=True)
     Recipe(epochs=3, schedule="multistep", milestones=(1, 2))
 
 
 @pytest.mark.parametrize(
-    ("dag", "shape", "choices", "message"),
+    ("dag", "shape", "options", "message"),
     [
         (
             Dag(3, (Edge(0, 2, Op.WEIGHTED), Edge(1, 2, Op.WEIGHTED)), num_inputs=2),
@@ -143,11 +141,36 @@ def test_the_largest_and_smallest_that_are_allowed():
         (
             Dag.from_code("2"),
             (64,),
-            {"conv": 3},
-            r"Expected images \(height, width, channels\) for `conv`, got inputs of shape \(64,\); leave `conv` out",
+            {"layer": Conv(filter_shape=(3, 3))},
+            r"Expected images \(height, width, channels\) for convolutions and pooling, got inputs of shape \(64,\)",
+        ),
+        (
+            Dag(2, (Edge(0, 1, AvgPool((2, 2))),)),
+            (8, 8),
+            {},
+            r"Expected images \(height, width, channels\) for convolutions and pooling, got inputs of shape \(8, 8\)",
         ),
     ],
 )
-def test_networks_that_do_not_fit(dag, shape, choices, message):
-    with pytest.raises(InputError, match=message):
-        Recipe(width=4, **choices).network(dag, shape, 3, nnx.Rngs(0))
+def test_networks_that_do_not_fit(dag, shape, options, message):
+    network = Network(dag, width=4, **options)
+    for call in (lambda: build(network, shape, 3, rngs=nnx.Rngs(0)), lambda: summary_of(network, shape, 3)):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "batch_norm", "parameters"),
+    [
+        (Network("2", width=4), (2, 3), False, 6 * 4 + 4 * 4 + 4 * 5),
+        (Network("2", width=4), (2, 3), True, 6 * 4 + 4 * 4 + 4 * 5 + 2 * 8),
+        (Network("2", width=4, layer=Conv(filter_shape=(3, 3))), (2, 3, 1), False, 9 * 4 + 9 * 16 + 6 * 4 * 5),
+        # Pooling alone makes images of the inputs.
+        (Network(Dag(2, (Edge(0, 1, AvgPool((2, 2))),)), width=4), (2, 2, 3), False, 3 * 4 + 4 * 4 * 5),
+    ],
+)
+def test_networks_are_built_for_the_shapes_of_the_data(network, shape, batch_norm, parameters):
+    net = build(network, shape, 5, batch_norm=batch_norm, rngs=nnx.Rngs(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == parameters
+    assert summary_of(network, shape, 5, batch_norm=batch_norm).parameters == parameters
+    assert net(jnp.ones((7, *shape))).shape == (7, 5)

@@ -11,10 +11,10 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from training_cases import authors_network
 
 from nngp_dag import Recipe, kernel, linearized_sgd, train
 from nngp_dag.data import Splits, load_splits
-from nngp_dag.graph import Dag
 
 SEEDS, EPOCHS = 4, 6
 CODES = ("2_02_002", "1_01_222", "2_21_112")
@@ -48,8 +48,8 @@ def data(tfds_dir):
 )
 def test_the_authors_curve_lies_among_ours(golden, data, code):
     theirs = golden[code]
-    recipe = {"width": 1024, "batch_size": 128, "learning_rate": 1e-5, "b_std": 0.0, "parameterization": "standard"}
-    [run] = train(Dag.from_code(code), data, Recipe(epochs=EPOCHS, loss="cross-entropy"), seeds=SEEDS, **recipe)
+    recipe = Recipe(epochs=EPOCHS, batch_size=128, learning_rate=1e-5, loss="cross-entropy")
+    [run] = train(authors_network(code, width=1024), data, recipe, seeds=SEEDS)
     assert run.summary.parameters == theirs["n_params"]
     assert run.history.steps_per_epoch == theirs["steps_per_epoch"]
     t = scipy.stats.t.ppf((1 + LEVEL) / 2, SEEDS - 1) * (1 + 1 / SEEDS) ** 0.5
@@ -76,8 +76,7 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
 def test_the_authors_curve_lies_among_draws_at_infinite_width(golden, data, code):
     """Loss and accuracy of every epoch within the prediction interval of the kernel's own learning curves."""
     x, epochs, draws = data.train.x.reshape(12_800, -1), 10, 30
-    dag, recipe = Dag.from_code(code), Recipe(width=1024)
-    k = kernel(dag, x, layer=recipe.layer, parameterization="standard", width=1024)
+    k = kernel(authors_network(code, width=1024), x)
     runs = linearized_sgd(
         k, data.train.labels, 1e-5, batch_size=128, epochs=epochs, num_classes=10, draws=draws, seed=1
     )

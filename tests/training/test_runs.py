@@ -10,11 +10,11 @@ import threading
 import jax
 import numpy as np
 import pytest
-from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, assert_same_run, scalars, splits
+from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, assert_same_run, authors_network, scalars, splits
 
 import nngp_dag as nd
+from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import CheckpointError, InputError, OutputError
-from nngp_dag.graph import Dag
 from nngp_dag.training import Recipe, checkpoints, evaluate, run, train
 from nngp_dag.training.history import FIELDS, METRICS, PARTS
 from nngp_dag.training.rundir import folder_names
@@ -22,9 +22,9 @@ from nngp_dag.training.rundir import folder_names
 pytestmark = pytest.mark.usefixtures("shared_programs", "small_blocks", "quick_picture")
 
 # Equal live edges, so that one program serves both.
-DAGS = {"one": Dag.from_code("2_20_201"), "twin": Dag.from_code("0_20_201")}
+NETWORKS = {"one": authors_network("2_20_201"), "twin": authors_network("0_20_201")}
 DATA, RECIPE = PARTIAL_DATA, PARTIAL
-CONSTANT = Recipe(width=8, epochs=4, batch_size=8, learning_rate=0.05)
+CONSTANT = Recipe(epochs=4, batch_size=8, learning_rate=0.05)
 SEEDS = [3, 0]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -49,8 +49,8 @@ def quick_picture():
         yield
 
 
-def go(out, dags=DAGS, data=DATA, recipe=RECIPE, seeds=SEEDS, **options):
-    return train(dags, data, recipe, seeds=seeds, out=out, **options)
+def go(out, networks=NETWORKS, data=DATA, recipe=RECIPE, seeds=SEEDS, **options):
+    return train(networks, data, recipe, seeds=seeds, out=out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def states(out):
     """Returns the epoch, digest and description of every checkpoint of a run."""
     return {
         (name, kind): checkpoints.describe(out / "checkpoints" / name / kind)
-        for name in DAGS
+        for name in NETWORKS
         for kind in ("last", "best")
     }
 
@@ -84,7 +84,7 @@ def test_files_of_a_run(whole):
     assert (out / "curves.png").read_bytes()[:8] == PNG
     rows = list(csv.DictReader((out / "curves.csv").read_text().splitlines()))
     assert tuple(rows[0]) == FIELDS
-    assert len(rows) == len(DAGS) * (RECIPE.epochs + 1) * len(SEEDS)
+    assert len(rows) == len(NETWORKS) * (RECIPE.epochs + 1) * len(SEEDS)
     at, rates = iter(rows), RECIPE.learning_rates_at(3 * np.arange(RECIPE.epochs), 3)
     for result in runs:
         for epoch in range(RECIPE.epochs + 1):
@@ -102,7 +102,7 @@ def test_configuration_of_a_run(whole):
     out, runs = whole
     config = json.loads((out / "config.json").read_text())
     assert Recipe.from_dict(config["recipe"]) == RECIPE
-    assert config["dags"] == {name: str(dag) for name, dag in DAGS.items()}
+    assert config["networks"] == {name: to_document(network) for name, network in NETWORKS.items()}
     assert config["seeds"] == SEEDS
     assert {name: config["data"][name] for name in PARTS} == {"train": 22, "validation": 7, "test": 9}
     assert config["models"]["one"]["parameters"] == runs[0].summary.parameters
@@ -112,7 +112,7 @@ def test_configuration_of_a_run(whole):
 def test_log_of_a_run(whole):
     lines = (whole[0] / "train.log").read_text().splitlines()
     assert lines[0] == DATA.statement
-    assert sum(" epoch " in line for line in lines) == len(DAGS) * (RECIPE.epochs + 1)
+    assert sum(" epoch " in line for line in lines) == len(NETWORKS) * (RECIPE.epochs + 1)
     assert "parameters" in lines[1]
 
 
@@ -133,7 +133,7 @@ def test_tensorboard_events_of_a_run(whole):
 
 def test_checkpoints_of_a_run(whole, shared_programs):
     out, runs = whole
-    program = shared_programs(DAGS["one"], RECIPE, DATA, len(SEEDS))
+    program = shared_programs(NETWORKS["one"], RECIPE, DATA, len(SEEDS))
     abstract, abstract_best = program.abstract_state
     for result in runs:
         (last, curves), document = checkpoints.restore(
@@ -163,6 +163,24 @@ def test_evaluation_finds_what_the_run_found(whole):
                 curve = result.history.of(part, metric)
                 assert (last.of(part, metric) == curve[-1]).all()
                 assert (best.of(part, metric) == curve[result.best_epoch, [0, 1]]).all()
+
+
+@pytest.mark.slow
+def test_a_network_is_built_again_from_its_checkpoint(tmp_path):
+    # No code expresses the parallel edges, and no name the activation.
+    erf = nd.Dense(activation="erf", b_std=0.1)
+    dag = nd.Dag.from_edges([("in", "a", erf), ("in", "a", "skip"), ("a", "out", "weighted")])
+    layer = nd.Dense(activation=nd.activations.leaky_relu(0.3), w_std=1.2)
+    network = nd.Network(dag, layer=layer, aggregation="mean", stem=nd.Dense(activation=None), width=8)
+    nameless = nd.Network("2", layer=nd.Dense(activation=nd.activations.Quadrature(jax.nn.mish)), width=8)
+    for result in go(tmp_path / "run", {"mine": network, "nameless": nameless}, recipe=CONSTANT):
+        folder = tmp_path / "run" / "checkpoints" / result.name / "last"
+        if result.name == "nameless":
+            with pytest.raises(CheckpointError, match=r"got one that cannot: .*Quadrature.*; pass `network`"):
+                evaluate(folder, DATA)
+        found = evaluate(folder, DATA, network=nameless if result.name == "nameless" else None)
+        for metric in METRICS:
+            np.testing.assert_array_equal(found.of("test", metric), result.history.of("test", metric)[-1])
 
 
 @pytest.mark.nightly
@@ -238,7 +256,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, moment, name, e
     assert_same_run(resumed, runs)
     assert (out / "curves.csv").read_bytes() == (whole_out / "curves.csv").read_bytes()
     assert states(out) == states(whole_out)
-    for run_name in DAGS:
+    for run_name in NETWORKS:
         place = f"tensorboard/{run_name}/seed-{SEEDS[0]}"
         assert scalars(out / place) == scalars(whole_out / place)
     # It went on, and did not start again.
@@ -265,11 +283,11 @@ def test_more_epochs_under_a_constant_schedule(tmp_path):
 
 def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
     (copy / "notes.txt").write_text("mine")
-    [result] = go(copy, dags={"twin": DAGS["twin"]}, overwrite=True)
+    [result] = go(copy, networks={"twin": NETWORKS["twin"]}, overwrite=True)
     assert (copy / "notes.txt").read_text() == "mine"
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["twin"]
     assert [path.name for path in (copy / "tensorboard").iterdir()] == ["twin"]
-    assert json.loads((copy / "config.json").read_text())["dags"] == {"twin": str(DAGS["twin"])}
+    assert json.loads((copy / "config.json").read_text())["networks"] == {"twin": to_document(NETWORKS["twin"])}
     assert len((copy / "curves.csv").read_text().splitlines()) == 1 + len(list(result.history.rows()))
 
 
@@ -279,7 +297,8 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 8}, "Expected options of `Recipe`, got .*widht"),
+        ({"widht": 8}, r"Expected options of the network \(activation, .*\), got `widht`; did you mean 'width'"),
+        ({"epochs": 8}, r"Expected options of the network \(activation, .*\), got `epochs`"),
         ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got 0"),
         ({"seeds": -2}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got -2"),
         ({"seeds": []}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[\]"),
@@ -288,20 +307,26 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
         ({"seeds": [2**32]}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[4294967296\]"),
         (
             {"width": 10**5},
-            "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,001,200,004",
+            "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,001,000,000",
         ),
         ({"checkpoint_every": 0}, "Expected `checkpoint_every` to be at least 1, got 0"),
         ({"resume": True}, "Expected `out` to name the run to resume, got None; pass the folder of the run"),
-        ({"dags": []}, "Expected at least one DAG to train, got none"),
-        ({"dags": {}}, "Expected at least one DAG to train, got none"),
-        ({"dags": [Dag.from_code("2"), Dag.from_code("2")]}, "Expected every DAG once, got 2, 2"),
-        ({"batch_size": 23}, "Expected `batch_size` to be at most the 22 training examples, got 23"),
+        ({"networks": []}, "Expected at least one network to train, got none"),
+        ({"networks": {}}, "Expected at least one network to train, got none"),
+        (
+            {"networks": ["2", nd.Network("2", width=3)]},
+            "Expected every graph once where .*, got 2, 2; pass",
+        ),
+        ({"recipe": Recipe(batch_size=23)}, "Expected `batch_size` to be at most the 22 training examples, got 23"),
         ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
+        ({"parameterization": "mup"}, "Expected `parameterization` to be one of .*, got 'mup'"),
+        ({"image_readout": "max"}, "Expected `image_readout` to be one of 'flatten', 'global-average', got 'max'"),
+        ({"readout": False}, "Expected a network with a readout, got one without"),
     ],
 )
 def test_refused_options(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        nd.train(**{"dags": Dag.from_code("2"), "data": DATA, "width": 4, "batch_size": 8} | options)
+        nd.train(**{"networks": "2", "data": DATA, "recipe": Recipe(batch_size=8), "width": 4} | options)
 
 
 def refused(error, message, out, **options):
@@ -327,7 +352,7 @@ def test_a_folder_with_a_run_is_not_touched_unasked(copy, tmp_path):
         (None, r"Expected .*config.json to describe a run to go on with, got none; leave out --resume to start one"),
         ("{", "to describe a run to go on with, got Expecting property name"),
         ("[]", r"to describe a run to go on with, got \[\] for the whole, not an object"),
-        ('{"recipe": {}}', "to describe a run to go on with, got no dags"),
+        ('{"recipe": {}}', "to describe a run to go on with, got no networks"),
         ("3", "to describe a run to go on with, got "),
     ],
 )
@@ -340,11 +365,20 @@ def test_nothing_to_resume(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": dataclasses.replace(RECIPE, width=9)}, r"to have width 9, got 8; resume with that, or choose"),
         ({"recipe": dataclasses.replace(RECIPE, learning_rate=0.1)}, "to have learning_rate 0.1, got 0.05"),
         ({"recipe": dataclasses.replace(RECIPE, epochs=3)}, "to have epochs 3, got 4; resume with as many"),
         ({"seeds": [0, 3]}, r"to have seeds \[0, 3\], got \[3, 0\]; resume with those, or choose another --out"),
-        ({"dags": {"one": DAGS["one"]}}, 'to have dags {"one": "2_20_201"}, got {"one": "2_20_201", "twin"'),
+        ({"width": 9}, "to have width 9, got 8; resume with that, or choose"),
+        ({"parameterization": "ntk"}, 'to have parameterization "ntk", got "standard"; resume with that, or choose'),
+        ({"b_std": None}, 'to have layer {"Dense": .*"b_std": null.*}, got {"Dense": .*"b_std": 0.0.*}; resume with'),
+        (
+            {"networks": NETWORKS | {"twin": authors_network("0_20_202")}},
+            'to have dag "0_20_202", got "0_20_201"; resume with that, or choose another --out',
+        ),
+        (
+            {"networks": {"one": NETWORKS["one"]}},
+            'to have networks {"one": {"dag": "2_20_201", .*, got {"one": {"dag": .*; resume with those, or choose',
+        ),
         ({"data": splits(train=22, classes=4, seed=1)}, 'to have data {"name": "mine", .*"sha256": '),
         ({"data": splits(train=24, classes=4)}, 'to have data {"name": "mine", "train": 24'),
     ],
@@ -406,12 +440,12 @@ def test_parameters_keep_their_types_and_a_leading_axis(whole):
 
 
 def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
-    first, second = DAGS["one"], Dag.from_code("2_12")
+    first, second = NETWORKS["one"], authors_network("2_12")
     released, waited = threading.Event(), []
 
-    def build(dag, *rest):
-        program = shared_programs(dag, *rest)
-        if dag == second:
+    def build(network, *rest):
+        program = shared_programs(network, *rest)
+        if network == second:
             patch.setattr(program, "compile", lambda: waited.append(released.wait(60)))
         return program
 

@@ -11,18 +11,24 @@ import jax
 import numpy as np
 import pytest
 from reference import Reference, close, flat, metrics
-from training_cases import splits
+from training_cases import authors_network, splits
 
-from nngp_dag.graph import Dag
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe
+from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 
 SEED, STEPS = 3, 2
 DATA = splits(train=16)
 # The second has a skip over two nodes beside the weighted edges, and no edge from node 0 to node 2.
 CODES = ("2_21_112", "2_02_122")
-LOSSES, PARAMETERIZATIONS = ("cross-entropy", "squared"), ("standard", "ntk")
+LOSSES = ("cross-entropy", "squared")
+# The authors' networks, and others whose biases are scaled, or absent as by default.
+NETWORKS = {
+    "standard": {},
+    "ntk": {"parameterization": "ntk", "b_std": 0.3},
+    "default": {"parameterization": "ntk", "b_std": None},
+}
 OPTIMIZERS = {
     "momentum": {"momentum": 0.9, "weight_decay": 0.1},
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
@@ -30,34 +36,38 @@ OPTIMIZERS = {
 }
 # The slow tests have all of the product; test_epochs.py has momentum, weight decay and batch norm over several epochs.
 SOME = (("2_21_112", "cross-entropy", "standard", "nesterov", False),)
-ALL = tuple(itertools.product(CODES, LOSSES, PARAMETERIZATIONS, OPTIMIZERS, (False, True)))
+ALL = tuple(itertools.product(CODES, LOSSES, NETWORKS, OPTIMIZERS, (False, True)))
+# Of the default network, in the tier between.
+SLOW = (("2_02_122", "cross-entropy", "default", "plain", False),)
 
 
 @pytest.mark.parametrize(
-    ("code", "loss", "parameterization", "optimizer", "batch_norm"),
-    [*SOME, *(pytest.param(*case, marks=pytest.mark.nightly) for case in ALL if case not in SOME)],
+    ("code", "loss", "kind", "optimizer", "batch_norm"),
+    [
+        *SOME,
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in ALL if case not in (*SOME, *SLOW)),
+    ],
 )
-def test_forward_and_steps(code, loss, parameterization, optimizer, batch_norm):
-    rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * {"standard": 1, "ntk": 4}[parameterization]
+def test_forward_and_steps(code, loss, kind, optimizer, batch_norm):
+    rate = {"squared": 0.02, "cross-entropy": 0.1}[loss] * (1 if kind == "standard" else 4)
     if batch_norm and optimizer == "plain":
         rate *= 3
+    network = authors_network(code, width=16, **NETWORKS[kind])
     recipe = Recipe(
-        width=16,
         epochs=STEPS,
         # The whole training part, so that an epoch is a step.
         batch_size=len(DATA.train.labels),
         learning_rate=rate,
         loss=loss,
-        parameterization=parameterization,
         batch_norm=batch_norm,
-        b_std=0.0 if parameterization == "standard" else 0.3,
         **OPTIMIZERS[optimizer],
     )
-    program, device = Program(Dag.from_code(code), recipe, DATA, 1), on_device(DATA)
+    program, device = Program(network, recipe, DATA, 1), on_device(DATA)
     assert program.steps_per_epoch == 1
     state, best = program.draw([SEED])
-    net = Reference(code, flat(state.params, 0), flat(state.stats, 0), recipe=recipe)
-    _, apply = as_stateful_functions(lambda rngs: recipe.network(Dag.from_code(code), (6,), 3, rngs))
+    net = Reference(network, flat(state.params, 0), flat(state.stats, 0), recipe=recipe)
+    _, apply = as_stateful_functions(lambda rngs: build(network, (6,), 3, batch_norm=batch_norm, rngs=rngs))
     one = jax.tree.map(lambda leaf: leaf[0], (state.params, state.stats))
     close(jax.jit(lambda p, s: apply(p, s, DATA.train.x)[0])(*one), net.forward(DATA.train.x)[0])
 
@@ -93,7 +103,7 @@ def test_forward_and_steps(code, loss, parameterization, optimizer, batch_norm):
 # --- the trainer by hand --------------------------------------------------------------------------
 
 
-def drawn(recipe):
+def drawn(recipe, **architecture):
     """Returns random parameters and averages of a network of 2_02_122 with 6 features, width 5 and 3 classes."""
     rng = np.random.default_rng(0)
     normed = [("stems", 0), *(("edges", i) for i in range(4))]
@@ -104,26 +114,26 @@ def drawn(recipe):
     stats = {(*layer, "norm", key): 5 for layer in normed for key in ("mean", "var")}
     draws = {name: rng.normal(size=shape) for name, shape in params.items()}
     averages = {name: rng.uniform(0.5, 2, size=shape) for name, shape in stats.items()}
-    return Reference("2_02_122", draws, averages, recipe=recipe)
+    return Reference(authors_network("2_02_122", width=5, **architecture), draws, averages, recipe=recipe)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_its_gradient_is_the_slope_of_its_loss(loss):
-    net = drawn(Recipe(batch_norm=True, parameterization="ntk", b_std=0.3, loss=loss))
+    net = drawn(Recipe(batch_norm=True, loss=loss), parameterization="ntk", b_std=0.3)
     _, _, gradient = net.gradient(*DATA.train)
     rng = np.random.default_rng(0)
     assert gradient.keys() == net.params.keys()
     for name, values in gradient.items():
         direction, sides = rng.normal(size=values.shape), []
         for step in (1e-5, -1e-5):
-            moved = Reference("2_02_122", net.params, net.stats, recipe=net.recipe)
+            moved = Reference(net.network, net.params, net.stats, recipe=net.recipe)
             moved.params[name] += step * direction
             sides.append(moved.losses(moved.forward(DATA.train.x, training=True)[0], DATA.train.labels).mean())
         assert np.vdot(values, direction) == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 
 def test_its_averages_move_by_a_tenth_and_serve_evaluation():
-    net = drawn(Recipe(batch_norm=True, parameterization="standard"))
+    net = drawn(Recipe(batch_norm=True))
     mean, var = (net.stats["stems", 0, "norm", key].copy() for key in ("mean", "var"))
     x = DATA.train.x.astype(np.float64)
     z = x @ net.params["stems", 0, "linear", "kernel"] + net.params["stems", 0, "linear", "bias"]

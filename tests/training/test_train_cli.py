@@ -6,10 +6,11 @@ import re
 import shutil
 
 import pytest
-from training_cases import CODE, EPOCHS, OPTIONS, error_line, scalars
+from training_cases import CODE, EPOCHS, OPTIONS, authors_network, error_line, scalars
 
+from nngp_dag.architecture.document import to_document
 from nngp_dag.cli import main
-from nngp_dag.training import checkpoints
+from nngp_dag.training import Recipe, checkpoints
 from nngp_dag.training import run as training_run
 from nngp_dag.training.history import FIELDS
 from nngp_dag.training.program import Program
@@ -42,11 +43,9 @@ def test_files(finished):
         *("config.json", "train.log", "curves.csv", "curves.png", "tensorboard", "checkpoints")
     }
     config = json.loads((finished / "config.json").read_text())
-    assert (
-        config["recipe"] | {"width": 8, "batch_size": 16, "momentum": 0.9, "nesterov": True, "epochs": 6}
-        == (config["recipe"])
-    )
-    assert config["recipe"]["learning_rate"] == 0.01
+    chosen = {"batch_size": 16, "momentum": 0.9, "nesterov": True, "epochs": 6, "learning_rate": 0.01}
+    assert config["recipe"] == Recipe(**chosen).as_dict()
+    assert config["networks"] == {CODE: to_document(authors_network(CODE))}
     assert config["data"]["source"] == {"name": "sphere", "subset": 40, "scale_inputs": False}
     assert config["options"]["dag"] == [CODE]
     assert config["seeds"] == [0]
@@ -112,15 +111,16 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
     [
         (("--nothing",), "No such option"),
         (("--width", "wide"), "Invalid value for '--width'"),
-        (("--width", "-3"), "Expected --width to be a whole number, at least 1, got -3"),
+        (("--width", "-3"), "Expected --width to be at least 1, got -3"),
+        (("--conv", "0"), "Expected --conv to be at least 1, got 0"),
         (("--epochs", "-1"), "Expected --epochs to be a whole number, at least 1, got -1"),
         (("--batch-size", "0"), "Expected --batch-size to be a whole number, at least 1, got 0"),
         (("--seeds", "-2"), "Expected --seeds to be at least 1, got -2"),
         (("--seeds", "0"), "Expected --seeds to be at least 1, got 0"),
         (("--subset", "-5"), "Expected --subset to be at least 1, got -5"),
         (("--checkpoint-every", "0"), "Expected --checkpoint-every to be at least 1, got 0"),
-        (("--lr", "-1"), "Expected --lr to be finite and above 0, got -1.0"),
-        (("--lr", "nan"), "Expected --lr to be finite and above 0, got nan"),
+        (("--lr", "-1"), "Expected --learning-rate to be finite and above 0, got -1.0"),
+        (("--lr", "nan"), "Expected --learning-rate to be finite and above 0, got nan"),
         (("--momentum", "1"), "Expected --momentum in [0, 1), got 1.0"),
         (("--nesterov",), "Expected --momentum above 0 with --nesterov, got 0"),
         (("--weight-decay", "-1"), "Expected --weight-decay to be finite and at least 0, got -1.0"),
@@ -132,12 +132,15 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--activation", "rely"), "Expected --activation to be one of"),
         (("--aggregation", "max"), "Expected --aggregation to be one of"),
         (("--image-readout", "max", "--conv", "3"), "Expected --image-readout to be one of"),
-        (("--image-readout", "flatten"), "Expected --image-readout beside --conv, got it alone; leave it out or"),
+        (
+            ("--image-readout", "global-average"),
+            "Expected --image-readout beside --conv, got it alone; leave it out",
+        ),
         (("--order", "other"), "Expected --order to be one of 'linear-act', 'act-linear', got 'other'"),
         (("--batch-size", "41"), "Expected --batch-size to be at most the 40 training examples, got 41; lower it"),
         (
             ("--conv", "3"),
-            "Expected images (height, width, channels) for `conv`, got inputs of shape (64,); leave `conv`",
+            "Expected images (height, width, channels) for convolutions and pooling, got inputs of shape (64,); take",
         ),
         (("--dag", "2_2x"), "Expected block 2 of `code` to hold 2 digits"),
         (("--dag", "2_00_000"), "Expected a path from node 0 to the output node 3"),
@@ -168,7 +171,9 @@ def tree(out):
         (("train", "--resume", "--width", "9"), "to have width 9, got 8; resume with that, or choose another --out"),
         (("train", "--resume", "--seeds", "3"), "to have seeds [0, 1, 2], got [0]; resume with those, or choose"),
         (("train", "--resume", "--epochs", "3"), "to have epochs 3, got 6; resume with as many, or with more under"),
-        (("train", "--resume", "--dag", "2_02"), 'to have dags {"2_02": "2_02"}, got {"2_12": "2_12"}'),
+        (("train", "--resume", "--dag", "2_02"), 'to have networks {"2_02": {"dag": "2_02", "layer": {"Dense": '),
+        (("train", "--resume", "--parameterization", "ntk"), 'to have parameterization "ntk", got "standard"; resume'),
+        (("train", "--resume", "--activation", "erf"), 'to have layer {"Dense": {"activation": "erf", '),
         (("train", "--resume", "--subset", "36"), 'to have data {"name": "sphere", "train": 36'),
         (("train", "--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one of them out"),
         (("train", "--resume", "--momentum", "0.5"), "to have momentum 0.5, got 0.9"),
@@ -191,7 +196,7 @@ def test_a_file_is_no_folder(capsys, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"dags": {}, "recipe": {}, "seeds": [], "data": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"networks": {}, "recipe": {}, "seeds": [], "data": {}}'])
 def test_a_configuration_that_is_none(capsys, copy, text):
     (copy / "config.json").write_text(text)
     status, _, err = run(capsys, "train", "--resume", "--out", copy)
@@ -225,6 +230,8 @@ def test_other_versions_do_not_resume(capsys, copy):
     ("change", "message"),
     [
         ({"resumed_in": 5}, "got 5 for resumed_in, not a list"),
+        ({"networks": 5}, "got 5 for networks, not an object"),
+        ({"networks": {CODE: 5}}, f'got {{"{CODE}": 5}}; resume with those'),
         ({"seeds": [1.5]}, "got 1.5 for an item of seeds, not an integer"),
         ({"seeds": None}, "got null for seeds, not a list"),
         ({"environment": "here"}, "for environment, not an object"),
@@ -295,7 +302,7 @@ def test_three_dags_of_the_paper_and_every_option(capsys, tmp_path):
     assert "±" in text
     assert text.count("a forward pass of one example") == 3
     rates = [float(row["learning_rate"]) for row in rows_of(out)[2:10:2]]
-    assert rates == pytest.approx([1e-3 / 3, 1e-3, 1e-4, 1e-5], rel=1e-5)
+    assert rates == pytest.approx([0.05 / 3, 0.05, 0.005, 0.0005], rel=1e-5)
     folders = list((out / "checkpoints").iterdir())
     assert len(folders) == 3
     for folder in folders:

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 
+from nngp_dag.architecture import as_network
 from nngp_dag.data import Splits
 from nngp_dag.data.splits import Part
 from nngp_dag.training import Recipe
@@ -17,8 +18,14 @@ CODE, EPOCHS = "2_12", 6
 # A run of the command; points of the sphere are drawn in no time.
 OPTIONS = (
     *("train", "--dag", CODE, "--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width", "8"),
+    *("--parameterization", "standard", "--b-std", "0"),
     *("--momentum", "0.9", "--nesterov", "--lr", "0.01", "--epochs", str(EPOCHS)),
 )
+
+
+def authors_network(dag, **architecture):
+    """The network of the authors' trainer, by default small: biases that start at 0, and all is trained as it is."""
+    return as_network(dag, **{"parameterization": "standard", "b_std": 0.0, "width": 8} | architecture)
 
 
 def splits(train=20, validation=7, test=9, *, classes=3, features=6, seed=0, absent=()):
@@ -41,7 +48,6 @@ def splits(train=20, validation=7, test=9, *, classes=3, features=6, seed=0, abs
 
 PARTIAL_DATA = splits(train=22, validation=7, test=9, classes=4, absent=(2,))
 PARTIAL = Recipe(
-    width=8,
     epochs=4,
     batch_size=8,
     learning_rate=0.05,

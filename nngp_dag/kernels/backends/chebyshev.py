@@ -29,6 +29,7 @@ from nngp_dag.activations import ABRelu, get_activation
 from nngp_dag.architecture.program import MeanTerm, Program, Structure
 from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec
+from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.dual.arcsine import double_arcsine
 from nngp_dag.kernels.layer_rules import Rules
@@ -206,7 +207,7 @@ def together(series: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([np.pad(v, ((0, 0), (0, terms - v.shape[1]))) for v in series])
 
 
-def spec_of_series(outputs: int, with_ntk: bool, stacked: bool = False) -> Spec:
+def spec_of_series(outputs: int, with_ntk: bool, blocks: BlockSizes, stacked: bool = False) -> Spec:
     """Returns the program that has no steps, since its outputs are series in the angle."""
     return Spec(
         structure=Structure(1, 1, (), (), tuple(range(outputs))),
@@ -218,6 +219,7 @@ def spec_of_series(outputs: int, with_ntk: bool, stacked: bool = False) -> Spec:
         with_ntk=with_ntk,
         homogeneous=True,
         loop=False,
+        blocks=blocks,
         stacked=stacked,
     )
 

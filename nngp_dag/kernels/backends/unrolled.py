@@ -28,6 +28,7 @@ from nngp_dag.architecture.program import Structure, Term
 from nngp_dag.graph import Dense
 from nngp_dag.kernels import layer_rules
 from nngp_dag.kernels.backends.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
+from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.layer_rules import KernelState, Marginals, Rules, Summand
 from nngp_dag.kernels.pixel_layout import PixelLayout, pool
 
@@ -48,7 +49,9 @@ class Spec(NamedTuple):
       with_ntk: Whether the NTK is wanted.
       homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
       loop: Whether the steps run as a loop.
+      blocks: How much is computed at once.
       stacked: Whether the kernels of all outputs come as one array; for loops and series without readout.
+      fused: Whether the steps of a tile run in one Pallas kernel.
     """
 
     structure: Structure
@@ -60,7 +63,9 @@ class Spec(NamedTuple):
     with_ntk: bool
     homogeneous: bool
     loop: bool
+    blocks: BlockSizes
     stacked: bool = False
+    fused: bool = False
 
     @property
     def equal_norms(self) -> bool:

@@ -125,7 +125,7 @@ def _gated(a: jax.Array | float, b: jax.Array | float, pair: Pair) -> Triple:
     c = k * t.alpha + t.ab * ((k * t.inverse) * (k * t.inverse) / t.delta - of_means)
     missing = t.turned - t.rise / t.ab * (1 - t.y1 - t.y2 - 1 / t.delta / t.delta_of_r)
     # The integral over the rectangle of slopes goes once around it. Of (a, b) and (b, a), both of which are summed,
-    # two marginals are the same as the two others.
+    # two sides are the same as the two others.
     around = _side(b * pair.s2, a * pair.s1, a * pair.s2) - _side(b * pair.s1, a * pair.s1, a * pair.s2)
     slope = t.alpha + t.ab * k / t.delta * (1 / t.delta**2 + t.y1 + t.y2)
     return c / (2 * math.pi), (missing + pair.r * around) / (2 * math.pi), slope / (2 * math.pi)

@@ -1,0 +1,225 @@
+"""Which way a kernel is computed, and why: the one place with conditions on device, size, activation and tracing.
+
+Four ways lead to the same kernel, up to rounding:
+
+    Chebyshev series    kernels that are functions of the angle of two inputs: no pair of inputs takes longer for a
+                        larger graph, and all graphs share one compiled program
+    loop                over the nodes; compiles in a time that does not grow with the graph, and graphs of about equal
+                        size and equal operations share it
+    unrolled            step by step: up to twice as fast as the loop, but every graph compiles for itself
+    Pallas              the unrolled steps as one GPU kernel, with all values in registers
+"""
+
+import functools
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
+from nngp_dag.architecture import Network
+from nngp_dag.architecture.program import Program, program
+from nngp_dag.graph import Conv, Dense
+from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
+from nngp_dag.kernels.backends.loop import loop_structure
+from nngp_dag.kernels.backends.unrolled import Spec
+from nngp_dag.kernels.device import BlockSizes, block_sizes, compiles_triton
+from nngp_dag.kernels.layer_rules import rules_of
+from nngp_dag.kernels.pixel_layout import PixelLayout
+
+# Up to so many steps a program may be unrolled, which takes a second more to compile: worth it for kernels of at least
+# so many entries.
+_UNROLLED_STEPS = 4
+_UNROLLED_ENTRIES = 1 << 19
+# These take long to compile, as quadratures do; the loop holds every operation once.
+_COMPILED_ONCE = (Tanh, Silu, Softplus)
+
+
+class Problem(NamedTuple):
+    """What is asked for, as far as the way depends on it.
+
+    Attributes:
+      rows: Number of inputs.
+      columns: Number of inputs of the second set.
+      symmetric: Whether there is no second set.
+      features: Features, or channels, of the first input.
+      dtype: Precision.
+      with_ntk: Whether the NTK is wanted.
+      one_array: Whether all input nodes read one array.
+      traced: Whether inputs are inside a transformation such as `jax.jit`.
+    """
+
+    rows: int
+    columns: int
+    symmetric: bool
+    features: int
+    dtype: np.dtype
+    with_ntk: bool = True
+    one_array: bool = True
+    traced: bool = False
+
+
+class Plan(NamedTuple):
+    """How kernels are computed.
+
+    Attributes:
+      program: Its steps and numbers.
+      spec: What to compile, for the steps.
+      layout: How axes of covariances lie.
+      quadrature: Whether some activation is a `Quadrature`.
+      series: Instead of the steps, the Chebyshev series of all outputs.
+      way: What this is called.
+      reason: Why.
+    """
+
+    program: Program
+    spec: Spec
+    layout: PixelLayout
+    quadrature: bool
+    series: np.ndarray | None = None
+    way: str = ""
+    reason: str = ""
+
+
+def choose(network: Network, problem: Problem) -> Plan:
+    """Chooses the way to compute the kernels of a network.
+
+    Raises:
+      GraphError: An activation meets a node that is not Gaussian.
+      InputError: An activation is unknown.
+    """
+    blocks = block_sizes()
+    network.check_gaussian(input_is_gaussian=True, reads_out=True)
+    large = problem.rows * problem.columns >= _UNROLLED_ENTRIES
+    unrolled = large and _may_be_unrolled(network)
+    tiles = problem.symmetric and not network.image_operations and problem.rows >= 2 * blocks.tile
+    plan = plan_of(network, problem.with_ntk, not (unrolled or network.image_operations), blocks)
+    obstacle = _obstacle_to_series(plan, problem)
+    if not obstacle:
+        found = _series(network, problem.with_ntk, problem.features, problem.dtype)
+        if found is not None:
+            spec = spec_of_series(len(network.dag.outputs), problem.with_ntk, blocks)
+            way = f"Chebyshev series in the angle, {found.shape[-1]} terms"
+            reason = "ReLU-type activations without biases, one input array"
+            return _named(plan._replace(spec=spec, series=found), way, reason, problem, tiles)
+        obstacle = "its Chebyshev series does not end"
+    if network.image_operations:
+        return _named(plan, "unrolled steps", "convolutions or pooling", problem, tiles)
+    steps = len(plan.program.structure.steps)
+    if not unrolled:
+        return _named(plan, f"loop over {steps} steps", obstacle, problem, tiles)
+    reason = f"over half a million entries, and a graph of {steps} steps"
+    if tiles and compiles_triton():
+        fused = plan._replace(spec=plan.spec._replace(fused=True))
+        return _named(fused, f"{steps} unrolled steps in one Pallas kernel", f"a GPU, {reason}", problem, tiles)
+    return _named(plan, f"{steps} unrolled steps", reason, problem, tiles)
+
+
+def _named(plan: Plan, way: str, reason: str, problem: Problem, tiles: bool) -> Plan:
+    parts = f"symmetric tiles of about {plan.spec.blocks.tile} rows" if tiles else "blocks of rows"
+    return plan._replace(way=f"{way}, {problem.dtype}; {parts}", reason=reason)
+
+
+def _obstacle_to_series(plan: Plan, problem: Problem) -> str:
+    """Says why kernels are no series in the angle, or nothing where they may be."""
+    if plan.layout.ndim:
+        return "convolutions or pooling"
+    if not plan.spec.homogeneous:
+        return "biases, layer norm, or an activation that is not of ReLU type"
+    if not problem.one_array:
+        return "several input arrays"
+    if problem.traced:
+        return "inputs inside a transformation of JAX"
+    # GPUs run few steps in one kernel, which is faster still.
+    return "few steps on a GPU" if plan.spec.blocks.gpu and not plan.spec.loop else ""
+
+
+def _may_be_unrolled(network: Network) -> bool:
+    if network.image_operations or len(program(network).structure.steps) > _UNROLLED_STEPS:
+        return False
+    return not any(isinstance(phi, (Quadrature, *_COMPILED_ONCE)) for phi in _activations(network))
+
+
+def _activations(network: Network) -> list[object]:
+    operations = [*network.weighted_operations, network.readout_op]
+    return [get_activation(op.activation) for op in operations]  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *, keeps_pixels: bool = False) -> Plan:
+    """Returns the evaluation of a network's steps, in a loop or one after another.
+
+    Args:
+      network: The network.
+      with_ntk: Whether the NTK is wanted.
+      loop: Whether the steps run as a loop.
+      blocks: How much is computed at once.
+      keeps_pixels: Whether the pixels of the last node stay, for layers that follow.
+    """
+    operations, images = network.weighted_operations, network.image_operations
+    readout = network.readout_op
+    steps = program(network)
+    spec = Spec(
+        structure=loop_structure(steps.structure) if loop else steps.structure,
+        stem=network.stem_op if network.has_stem else None,
+        readout=Dense(activation=None, w_std=readout.w_std, b_std=readout.b_std) if network.readout else None,
+        readout_activation=readout.activation if network.readout else None,
+        pixels=network.image_readout if images and not keeps_pixels else None,
+        rules=rules_of(network),
+        with_ntk=with_ntk,
+        homogeneous=is_homogeneous((*operations, readout)),
+        loop=loop,
+        blocks=blocks,
+    )
+    # Inputs are checked to have as many spatial axes as every window.
+    first = images[0] if images else None
+    ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
+    layout = PixelLayout(ndim, network.pools or network.image_readout == "global-average")
+    return Plan(steps, spec, layout, any(isinstance(phi, Quadrature) for phi in _activations(network)))
+
+
+def plan_of_layer(network: Network, with_ntk: bool) -> Plan:
+    """Returns the evaluation of a network without readout that other layers follow, from the kernels of its inputs."""
+    return plan_of(network, with_ntk, not network.image_operations, block_sizes(), keeps_pixels=True)
+
+
+def plan_of_stack(steps: Program, network: Network) -> Plan:
+    """Returns the evaluation of one program for many networks with the options of one: a loop, of stacked kernels."""
+    structure = loop_structure(steps.structure)
+    operations = [field.op for step in structure.steps for field in step.fields]
+    spec = Spec(
+        structure=structure,
+        stem=network.stem_op if network.has_stem else None,
+        readout=None,
+        readout_activation=None,
+        pixels=None,
+        rules=rules_of(network),
+        with_ntk=True,
+        homogeneous=is_homogeneous([network.stem_op, *operations]),
+        loop=True,
+        blocks=block_sizes(),
+        stacked=True,
+    )
+    return Plan(steps, spec, PixelLayout(), False)
+
+
+def spec_of_stacked_series(outputs: int) -> Spec:
+    """Returns what to compile for many kernels that are series in the angle."""
+    return spec_of_series(outputs, True, block_sizes(), stacked=True)
+
+
+def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
+    """Whether scaling an input scales what layers and activations output, all of them, by as much."""
+    for op in operations:
+        if isinstance(op, Dense) and (op.b_std is not None or op.layer_norm):
+            return False
+        if not get_activation(op.activation if isinstance(op, Dense) else op).homogeneous:  # type: ignore[arg-type]
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _series(network: Network, with_ntk: bool, features: int, dtype: np.dtype) -> np.ndarray | None:
+    plan = plan_of(network, with_ntk, True, block_sizes())
+    found = [v for v in series_of(plan.program, plan.spec, features, dtype) if v is not None]
+    return together(found) if len(found) == len(network.dag.outputs) else None
