@@ -152,6 +152,9 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         nd.train(DAG, X, nd.Recipe(epochs=1))  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"Expected `networks` to be a `Network`, a `Dag`.*an array of shape \(6, 5\)"):
         nd.train(X, DAG)  # type: ignore[arg-type]
+    for networks, argument in (([DAG, X], r"networks\[1\]"), ({"a": DAG, "b": X}, r"networks\['b'\]")):
+        with pytest.raises(GraphError, match=rf"Expected `{argument}` to be a `Network`, a `Dag`.*an array of shape"):
+            nd.compare(networks, X, np.eye(6))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`networks` to be a list of graphs or networks.*; the graphs come first"):
         nd.sweep(X, ["2_12"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
@@ -276,6 +279,7 @@ def test_scalars_of_numpy_and_targets_in_one_row_are_compared(tmp_path):
 # Inputs.
 
 
+@pytest.mark.slow
 def test_images_whose_channels_come_first_are_named():
     first = np.moveaxis(IMAGES, -1, 1)
     for call in (nd.kernel, nd.gram):
@@ -393,6 +397,7 @@ def test_inputs_on_explicit_axes_of_a_mesh_are_named():
 # Networks.
 
 
+@pytest.mark.slow
 def test_dense_layers_beside_convolutions_are_named():
     mixed = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", "weighted"), ("in", "out", "skip")])
     own = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", nd.Dense())])
@@ -499,6 +504,7 @@ def test_kernels_beyond_memory_name_their_size_and_gram():
         nd.kernel(DAG, np.ones((400_000, 2), np.float32))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("dag", "x", "options", "message"),
     [

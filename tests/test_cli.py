@@ -51,6 +51,15 @@ def test_show(capsys, tmp_path):
     assert run(capsys, "show", "|nor_conv_3x3~0|+|none~0|skip_connect~1|")[0] == 0
 
 
+def test_show_explains_how_kernels_would_be_computed(capsys):
+    status, out, _ = run(capsys, "show", "2_21_112", "--explain", "20000x784")
+    assert status == 0
+    assert "kernels: Chebyshev series in the angle" in out
+    status, out, _ = run(capsys, "show", "2_21_112", "--explain", "999999999x7", "--json")
+    assert json.loads(out)["kernels"].endswith("(ReLU-type activations without biases, one input array)")
+    assert "such as 20000x784, got '20kx7'" in run(capsys, "show", "2_12", "--explain", "20kx7")[2]
+
+
 def test_show_reports_a_disconnected_cell(capsys):
     status, out, _ = run(capsys, "show", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
     assert status == 0
@@ -72,6 +81,7 @@ def test_kernel(capsys, tmp_path):
     assert "--overwrite" in err
 
 
+@pytest.mark.slow
 def test_kernel_of_a_convolutional_network(capsys, tmp_path):
     options = ("--conv", "3", "--activation", "erf", "--b-std", "0.1", "--aggregation", "mean", "--dtype", "float32")
     out_file = tmp_path / "k.npz"
@@ -146,6 +156,7 @@ def test_compare_takes_any_network(capsys, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -267,6 +278,7 @@ def mine(tmp_path):
     return tmp_path, x, labels
 
 
+@pytest.mark.slow
 def test_kernels_of_ones_own_data(capsys, mine):
     folder, x, labels = mine
     dag, sphere = nd.Dag.from_code("2"), nd.data.scale_to_sphere(x)
@@ -295,6 +307,7 @@ def test_an_input_that_is_zero_is_refused_with_the_option_that_takes_it(capsys, 
     assert "or pass --no-scale-inputs" in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(capsys, mine):
     folder = mine[0]
     status, text, err = run(capsys, "show", "2_21_112", "--json")
@@ -313,6 +326,7 @@ def test_json_is_all_that_is_printed(capsys, mine):
     assert "paths P" in run(capsys, "show", "2")[1]
 
 
+@pytest.mark.slow
 def test_quiet_leaves_results_and_errors(capsys, mine):
     folder = mine[0]
     options = ("kernel", "--dag", "2", "--data", str(folder / "my.npz"), "--out", str(folder / "k.npz"))
@@ -452,4 +466,4 @@ def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines
-    assert lines[0].startswith("nngp-dag: error: Expected `data_dir` to hold readable files of mnist")
+    assert lines[0].startswith("nngp-dag: error: Expected --data-dir to hold readable files of mnist")

@@ -34,6 +34,7 @@ def test_every_public_name_has_a_docstring_with_an_example_or_fields():
             assert ">>>" in item.__doc__, name
 
 
+@pytest.mark.slow
 def test_readme_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -99,6 +100,7 @@ def test_the_readme_lists_every_command():
         check_options(line)
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_without_training_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in COMMANDS[:4]:

@@ -259,6 +259,7 @@ main()
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_training_goes_on(tmp_path):
     arguments = [*COMMANDS["train"], "--epochs", "400"]
     log = tmp_path / "out" / "train.log"
@@ -272,6 +273,7 @@ def test_training_goes_on(tmp_path):
     assert half_written(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on(tmp_path):
     process = real(COMMANDS["compare"], tmp_path)
     line = interrupt(process, signal.SIGTERM, (tmp_path / "out/unfinished/0.json").exists)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 
 def run(code: str) -> str:
     done = subprocess.run(
@@ -45,10 +47,12 @@ SNAPSHOT = """
 """
 
 
+@pytest.mark.slow
 def test_import_leaves_jax_as_it_was():
     run(SNAPSHOT + "    import nngp_dag\n    assert_unchanged(before)\n    assert config == dict(jax.config.values)\n")
 
 
+@pytest.mark.slow
 def test_the_stax_layer_leaves_jax_as_it_was_and_needs_no_tensorflow():
     run(
         SNAPSHOT

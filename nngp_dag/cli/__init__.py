@@ -54,7 +54,7 @@ def _add(to: typer.Typer, name: str, function: Callable[..., None], *examples: s
     to.command(name, epilog=epilog, context_settings=_SETTINGS["context_settings"])(function)
 
 
-_add(app, "show", show_command, "2_21_112 --png graph.png", f"{_CELL} --json")
+_add(app, "show", show_command, "2_21_112 --png graph.png", "2_21_112 --explain 20000x784", f"{_CELL} --json")
 _add(
     app,
     "kernel",

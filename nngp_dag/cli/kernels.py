@@ -1,7 +1,8 @@
 """The commands show, kernel and gram."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,9 @@ from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
 
+if TYPE_CHECKING:
+    from nngp_dag.graph import Dag
+
 _KERNEL, _GRAM = "nngp-dag-kernel.npz", "nngp-dag-gram"
 _KERNEL_SUBSET, _GRAM_SUBSET = 256, 1024
 
@@ -41,6 +45,13 @@ def show_command(
     code: Annotated[
         str, typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")
     ],
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=COMPUTE,
+            help="Say how its kernels would be computed, and why, for float32 inputs of this shape, such as 20000x784.",
+        ),
+    ] = None,
     png: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Also draw the graph to this file.")] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -55,14 +66,27 @@ def show_command(
     from nngp_dag.report.tables import dag_facts, dag_table
 
     dag, cell = parse_dag(code), code if code.startswith("|") else None
+    said = None if explain is None else _explained(dag, explain)
     if png is not None:
         # A cell's graph counts pooling as a skip.
         with output_file(png, overwrite=overwrite, option="--png") as path:
             plot_dag(dag, path, operations=nasbench201_edges(cell) if cell else [])
-    show(dag_table(dag, cell))
+    show(dag_table(dag, cell), *([] if said is None else [f"kernels: {said}"]))
     if png is not None:
         say(f"wrote {png}")
-    result(dag_facts(dag, cell) | ({} if png is None else {"files": [png]}))
+    facts = dag_facts(dag, cell) | ({} if said is None else {"kernels": said})
+    result(facts | ({} if png is None else {"files": [png]}))
+
+
+def _explained(dag: "Dag", shape: str) -> str:
+    import jax
+    import numpy as np
+
+    from nngp_dag.kernels import explain
+
+    if not re.fullmatch(r"[1-9]\d{0,9}(x[1-9]\d{0,9})+", shape, re.ASCII):
+        raise InputError(f"Expected --explain to be a shape such as 20000x784, got {shape[:60]!r}")
+    return explain(dag, jax.ShapeDtypeStruct(tuple(map(int, shape.split("x"))), np.float32))
 
 
 @takes_network

@@ -144,22 +144,23 @@ def explain(
       4 unrolled steps, float32; symmetric tiles of about 360 rows (over half a million entries, and a graph of 4 steps)
     """
     network = as_network(network, **architecture)
-    *_, plan, _ = _planned(network, _of_shape(x1), None if x2 is None else _of_shape(x2), True, dtype)
+    counts = [x.shape[0] if isinstance(x, jax.ShapeDtypeStruct) else None for x in (x1, x2)]
+    *_, plan, _ = _planned(network, _of_shape(x1), None if x2 is None else _of_shape(x2), True, dtype, counts)
     return f"{plan.way} ({plan.reason})"
 
 
 def _of_shape(x: Any) -> Any:
-    """Returns an array of a shape, which takes no memory."""
-    return np.broadcast_to(np.ones((), x.dtype), x.shape) if isinstance(x, jax.ShapeDtypeStruct) else x
+    """Returns one input of a shape, in the place of as many as it says."""
+    return np.ones((1, *x.shape[1:]), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
 
 
 Arrays = Sequence[np.ndarray | jax.Array]
 
 
 def _planned(
-    network: Network, x1: Any, x2: Any, with_ntk: bool, dtype: str | None
+    network: Network, x1: Any, x2: Any, with_ntk: bool, dtype: str | None, counts: Sequence[int | None] = (None, None)
 ) -> tuple[Arrays, Arrays | None, Plan, np.dtype]:
-    """Returns the inputs, checked, the way to compute their kernels, and the precision."""
+    """Returns checked inputs, the way to compute their kernels (of `counts` inputs, if given), and the precision."""
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
@@ -171,8 +172,8 @@ def _planned(
     both = (inputs1, inputs2 or inputs1)
     precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
     problem = Problem(
-        rows=len(inputs1[0]),
-        columns=len(both[1][0]),
+        rows=counts[0] or len(inputs1[0]),
+        columns=counts[inputs2 is not None] or len(both[1][0]),
         symmetric=inputs2 is None,
         features=inputs1[0].shape[-1],
         dtype=precision,

@@ -24,6 +24,7 @@ def cell_of(**operations):
     return Cell(tuple(operations.get(f"e{source}{target}", "none") for source, target in EDGES))
 
 
+@pytest.mark.slow
 def test_text_number_and_order_agree(every_cell):
     assert list(map(str, every_cell)) == list(zoo.nasbench201())
     for number, cell in enumerate(every_cell):

@@ -28,6 +28,7 @@ def mixtures(space, *masks):
     return space.mixture(np.stack(masks))
 
 
+@pytest.mark.slow
 def test_a_single_cell_has_the_value_of_its_own_kernel(kernels):
     cells = [Cell.from_index(index) for index in (9502, 31, 15_624, 6012)]
     assert all(cell.dag.num_paths for cell in cells)

@@ -31,12 +31,14 @@ def forward(net, x):
     return compiled, lambda cell, net=net: np.asarray(compiled(nnx.state(net), x, np.array(cell.codes)))
 
 
+@pytest.mark.slow
 def test_logits_and_features_are_those_of_the_published_network(published):
     features = nnx.jit(MacroNet.features)(published.net, published.x, np.array(published.cell.codes))
     np.testing.assert_allclose(features, published.values["features_train_mode"], atol=1e-5)
     np.testing.assert_allclose(published.net.classify(features), published.values["logits_train_mode"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dead_edges_and_isomorphism_change_no_output(forward):
     _, logits = forward
     dead = Cell((*RICH.operations[:4], "nor_conv_3x3", "none"))
@@ -56,6 +58,7 @@ def test_pooling_leaves_padding_out():
     np.testing.assert_allclose(averaged(x), expected, atol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("side", "stride"), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 1), (3, 2)])
 def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     rng = np.random.default_rng(0)
@@ -102,6 +105,7 @@ def test_a_disconnected_cell_gives_every_image_the_same_logits(forward):
     np.testing.assert_array_equal(logits, np.broadcast_to(logits[:1], logits.shape))
 
 
+@pytest.mark.slow
 def test_all_cells_share_one_compilation_which_says_what_a_call_says(forward, net, x):
     compiled, logits = forward
     for cell in (RICH, Cell.from_index(0), Cell.from_index(15_624), Cell.from_index(9_375)):

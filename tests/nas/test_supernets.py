@@ -37,6 +37,7 @@ def with_weights_of(macro, cell, **sizes):
     return net
 
 
+@pytest.mark.slow
 def test_a_one_hot_mixture_is_the_published_network(published):
     net = with_weights_of(published.net, published.cell, channels=16, cells=1)
     logits = nnx.jit(CellSupernet.__call__)(net, published.x, one_hot(published.cell))

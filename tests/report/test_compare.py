@@ -39,6 +39,7 @@ def text_of(renderable, width=80):
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_comparison_agrees_with_the_library(results):
     for result in results:
         k, node = nd.kernel(result.dag, X), nd.kernel(result.dag, X, readout=False)
@@ -204,6 +205,7 @@ def test_files(results, tmp_path):
     assert float(last["empirical_std"]) == pytest.approx(results[1].curves[:, -1].std(ddof=1), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures(results, tmp_path):
     five_panels = [*results, *results, results[0]]
     plot_compare(five_panels, tmp_path / "compare.png", "title")
@@ -213,6 +215,7 @@ def test_pictures(results, tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_nothing_hides_the_curves(results, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     steps = np.arange(results[0].curves.shape[1])
@@ -353,6 +356,7 @@ def cut(_cut, tmp_path):
     return shutil.copytree(_cut, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
     dags, options, out = whole
     assert {file.name for file in (cut / "unfinished").iterdir()} == {"settings.json", "0.json"}
@@ -465,6 +469,7 @@ def test_what_has_not_begun_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_graphs_and_seeds_in_every_form(results):
     found = nd.compare([nd.zoo.named("DAG#1"), "dag#3"], X, Y, width=64, seeds=2, steps=4)
     assert [result.name for result in found] == ["2_02_002", "dag#3"]
@@ -479,6 +484,14 @@ def test_graphs_and_seeds_in_every_form(results):
             {"networks": ["2", nd.zoo.chain(1)]},
             "Expected distinct networks, at least one, got 2, 2; name every one once",
         ),
+        (
+            {"networks": [nd.Network("2", width=8), nd.Network("2", width=9)]},
+            r"Expected networks that their texts tell apart, got 2 \(.*\), 2 \(.*\); pass {name: network}",
+        ),
+        ({"networks": "2", "activation": "rleu"}, "got 'rleu'; did you mean 'relu'"),
+        ({"networks": "2", "activation": np.tanh}, "Expected `activation` to be a name or an `Activation`, got tanh"),
+        ({"networks": "2", "readout": False}, "Expected networks with a readout to compare, got 2 without"),
+        ({"networks": "2", "layer": nd.Conv(filter_shape=(3, 3))}, "without convolutions and pooling .* in 2; `nngp_"),
         ({"networks": "2_2x"}, "Expected block 2 of `code` to hold 2 digits"),
         ({"y": DATA.labels}, r"`y` to be numbers to regress on, got integers from 0 to 9, .*one_hot\(y, 10\) for cl"),
         ({"y": DATA.labels[:, None]}, "which look like class labels"),

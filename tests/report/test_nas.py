@@ -209,7 +209,7 @@ def test_the_commands(capsys, tmp_path):
             ]
         )
     search = ("search", "--benchmark", table, "--scores", out, "--score", "parameters", "--sample", 5, "--repeats", 20)
-    assert "`column` to be one of c10, c100, got None" in run(capsys, *search)[2]
+    assert "Expected --column to be one of c10, c100, got None" in run(capsys, *search)[2]
     search = (*search, "--column", "c10", "--column", "c100")
     status, text, _ = run(capsys, *search)
     assert status == 0

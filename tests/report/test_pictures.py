@@ -85,6 +85,7 @@ GRAPHS = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs(figures, tmp_path, name):
     plot_dag(GRAPHS[name], tmp_path / "dag.png")
@@ -141,6 +142,7 @@ def kernel(n):
     return nd.Kernel(nngp=root @ root.T, ntk=root @ root.T + np.eye(n))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("names", [range(10), [f"class {i}" for i in range(40)], ["only"]])
 def test_rows_of_kernels_are_named_by_class(figures, tmp_path, names):
     labels = np.resize(np.array(list(names)), 40)
@@ -155,6 +157,7 @@ def test_rows_of_kernels_are_named_by_class(figures, tmp_path, names):
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), kernel(40).nngp[np.ix_(order, order)])
 
 
+@pytest.mark.slow
 def test_rows_of_kernels_are_named_as_the_classes_of_a_file(figures, tmp_path):
     names = ("-1", "10", "2", "a name that is long", "$\\no$")
     plot_kernel(kernel(40), tmp_path / "kernel.png", "title", labels=np.arange(40) % 5, classes=names)
@@ -188,6 +191,7 @@ def test_curves_name_the_loss(figures, tmp_path, loss):
     assert [text.get_text() for text in ticks(figures[0].axes[2].xaxis)] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 @pytest.mark.parametrize("paths", [1, 10**20])
 def test_sweeps(figures, tmp_path, scale, paths):
@@ -234,6 +238,7 @@ def scores():
     return table, AccuracyTable(tuple(cells), {"accuracy": accuracy})
 
 
+@pytest.mark.slow
 def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores):
     table, benchmark = scores
     plot_scores(table, benchmark, ["parameters", "naswot", "ntk_condition", "synflow"], tmp_path / "s.png")

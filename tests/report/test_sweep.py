@@ -28,6 +28,7 @@ def table():
     return nd.sweep(CODES, X)
 
 
+@pytest.mark.slow
 def test_rows_equal_spectra_of_single_kernels(table):
     assert list(table.dag) == CODES
     for row in table[table.valid].itertuples():
@@ -142,6 +143,7 @@ def test_networks_of_different_options_in_one_sweep(tmp_path):
     assert averaged.ntk_lambda_min[0] == pytest.approx(nd.spectrum(k.ntk).lambda_min, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_degenerate_kernels_are_unresolved():
     """Duplicate inputs: some eigenvalue is 0."""
     found = nd.sweep(["2_02", "1_01"], np.concatenate([X, X[:1]]))
@@ -413,6 +415,7 @@ def test_rank_correlations_against_counting():
     assert math.isnan(found.kendall[1])
 
 
+@pytest.mark.slow
 def test_pictures(table, tmp_path):
     for name, shown in (("all", table), ("one", table[:1]), ("none", table[3:4])):
         plot_sweep(shown, tmp_path / f"{name}.png", name)

@@ -49,6 +49,7 @@ def test_training_fits_80_columns_with_whole_numbers():
     assert "train loss" in text
 
 
+@pytest.mark.slow
 def test_sweeps_name_cells_and_show_bounds(swept):
     text = text_of(sweep_table(swept))
     [line] = lines_with(text, "3|ps|--1")

@@ -25,6 +25,7 @@ def linear(space, seed=0, name="linear"):
     )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["nasbench201", "darts"])
 def test_a_search_on_disk_goes_on_and_ends_the_same(tmp_path, name):
     space = get_space(name)
@@ -138,19 +139,20 @@ def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
 def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
     table = str(tfds_dir.parent / "nasbench201_cifar10.csv")
     for more, message in (
-        (("--space", "nats"), "`space` to be one of nasbench201, darts, got 'nats'"),
+        (("--space", "nats"), "--space to be one of nasbench201, darts, got 'nats'"),
         (("--measure", "luck"), "`names` out of ntk, regions, exact, got luck"),
         (("--space", "darts", "--benchmark", table), "--benchmark only with --space nasbench201, got darts"),
-        (("--repeats", "0"), "`repeats` to be at least 1, got 0"),
+        (("--repeats", "0"), "--repeats to be at least 1, got 0"),
         (("--column", "a"), "--column only with --benchmark, got a"),
         (("--measure", "exact", "--measure", "exact"), "`names` of different measures, got exact, exact"),
-        (("--measure", "exact", "--gradients", "some"), "`gradients` to be one of 'all', 'reference', got 'some'"),
+        (("--measure", "exact", "--gradients", "some"), "--gradients to be one of 'all', 'reference', got 'some'"),
         (("--dataset", "sphere", "--measure", "ntk"), "`images` to be (n, height, width, channels) for networks"),
     ):
         assert message in failure(capsys, *arguments(tfds_dir, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, capsys, monkeypatch):
     def made(space, *_, **__):
         sound = linear(space, name="exact").evaluate

@@ -69,6 +69,7 @@ def large_file(folder):
     return max(read, key=lambda path: path.stat().st_size)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_damage_to_any_file_passes_for_other_numbers(finished, like, saved, tmp_path, damage):
     out, (state, document) = finished, saved

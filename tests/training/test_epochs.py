@@ -46,6 +46,7 @@ def order_of(seed, epoch):
     return np.asarray(jax.random.permutation(key, len(DATA.train.labels)))
 
 
+@pytest.mark.slow
 def test_epochs_equal_a_plain_loop_over_the_same_batches(epochs):
     trainer, host, found, losses, _ = epochs
     assert trainer.steps_per_epoch == 3
@@ -146,6 +147,7 @@ def twins():
     return runs, counts, traced
 
 
+@pytest.mark.slow
 def test_seeds_together_equal_seeds_alone(epochs, twins):
     _, host, found, _, _ = epochs
     (alone, _), _, _ = twins

@@ -63,6 +63,7 @@ def killed_again_and_again(out, options, kills, cache):
     return at_work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, compilation_cache, kills):
     out = tmp_path / "run"

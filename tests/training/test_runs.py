@@ -77,6 +77,7 @@ def states(out):
 # --- what is there afterwards ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_of_a_run(whole):
     out, runs = whole
     names = {"config.json", "train.log", "curves.csv", "curves.png", "tensorboard", "checkpoints"}
@@ -223,6 +224,7 @@ def stop_at(monkeypatch, moment, name, epoch):
     return on_progress
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("moment", "name", "epoch", "every"),
     [

@@ -41,6 +41,7 @@ ALL = tuple(itertools.product(CODES, LOSSES, NETWORKS, OPTIMIZERS, (False, True)
 SLOW = (("2_02_122", "cross-entropy", "default", "plain", False),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "loss", "kind", "optimizer", "batch_norm"),
     [
