@@ -1,11 +1,12 @@
-"""Command lines that documents show."""
+"""Command lines: those that documents show, and what they print."""
 
 import re
 import shlex
 
+import pytest
 from typer.main import get_command
 
-from nngp_dag.cli import app
+from nngp_dag.cli import app, main
 
 
 def arguments_of(line: str) -> list[str]:
@@ -21,3 +22,12 @@ def check_options(line: str) -> None:
     while hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     command.make_context("nngp-dag", arguments)
+
+
+def run(capsys, *arguments):
+    """Returns (exit status, standard output, standard error without lines of progress, which slow machines show)."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    err = re.sub(r"^nngp-dag: \d+ (s|min|h)\b.*\n", "", captured.err, flags=re.MULTILINE)
+    return stop.value.code, captured.out, err

@@ -6,25 +6,16 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cli_cases import check_options
+from cli_cases import check_options, run
 from typer.main import get_command
 
 import nngp_dag as nd
 from nngp_dag.architecture import Architecture, network
 from nngp_dag.architecture.document import from_document
-from nngp_dag.cli import app, main
+from nngp_dag.cli import app
 from nngp_dag.cli.network import NETWORK_OPTIONS
 from nngp_dag.cli.options import output
 from nngp_dag.graph import operations
-
-
-def run(capsys, *arguments):
-    """Returns (exit status, standard output, standard error)."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
 LONG = "x" * 300

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nngp_dag.architecture.network import Network
-from nngp_dag.errors import GraphError, InputError, shown
+from nngp_dag.errors import GraphError, InputError, NngpDagError, shown
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Operation, Scale
 
 _CLASSES: dict[str, type] = {cls.__name__: cls for cls in (AvgPool, Conv, Dense, Scale)}
@@ -42,7 +42,9 @@ def from_document(document: Mapping[str, Any]) -> Network:
             "stem": None if stem is None else _operation(stem),
         }
         return Network(**fields)
-    except (KeyError, TypeError, AttributeError) as error:
+    except NngpDagError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"Expected the description of a network, got {shown(document)}: {error}") from None
 
 

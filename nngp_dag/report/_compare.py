@@ -302,7 +302,8 @@ def _compared(
     spectra = {name: (result.nngp, result.ntk) for name, result in found.items()}
     for i, (name, network) in enumerate(left.items()):
         report("kernels", i, len(left))
-        nodes[name] = kernel(network, x, readout=False)
+        # The NNGP is that of every parameterization.
+        nodes[name] = kernel(network, x, readout=False, parameterization="ntk")
         outputs[name] = kernel(network, x)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
     report("kernels", len(left), len(left))

@@ -56,7 +56,10 @@ def interpreted(like_a_gpu, monkeypatch):
     fused_tile = pallas.write_tile
     monkeypatch.setattr(pallas, "write_tile", write_tile)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
-    return calls
+    # What was traced without the interpreter, or with it, would be taken again.
+    jax.clear_caches()
+    yield calls
+    jax.clear_caches()
 
 
 @pytest.mark.slow

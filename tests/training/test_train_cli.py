@@ -6,24 +6,16 @@ import re
 import shutil
 
 import pytest
+from cli_cases import run
 from training_cases import CODE, EPOCHS, OPTIONS, authors_network, error_line, scalars
 
 from nngp_dag.architecture.document import to_document
-from nngp_dag.cli import main
 from nngp_dag.training import Recipe, checkpoints
 from nngp_dag.training import run as training_run
 from nngp_dag.training.history import FIELDS
 from nngp_dag.training.program import Program
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def run(capsys, *arguments):
-    """Returns (exit status, standard output, standard error)."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -295,7 +287,7 @@ def test_three_dags_of_the_paper_and_every_option(capsys, tmp_path):
     options = ("--subset", "40", "--batch-size", "16", "--width", "4", "--epochs", "4", "--seeds", "2", "--conv", "3")
     more = ("--schedule", "multistep", "--milestone", "2", "--milestone", "3", "--warmup", "1", "--batch-norm")
     rest = ("--loss", "squared", "--parameterization", "ntk", "--weight-decay", "0.01", "--momentum", "0.5")
-    status, text, err = run(capsys, "train", *options, *more, *rest, "--out", out)
+    status, text, err = run(capsys, "train", *options, *more, *rest, "--quiet", "--out", out)
     assert (status, err) == (0, "")
     assert len({row["dag"] for row in rows_of(out)}) == 3
     assert len(rows_of(out)) == 3 * 5 * 2
