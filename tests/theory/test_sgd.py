@@ -55,9 +55,7 @@ def test_wide_networks_train_as_predicted():
     part = nd.data.Part(X.astype(np.float32), LABELS)
     data = nd.data.Splits("mine", part, part, part, CLASSES)
     options = {"batch_size": 10, "epochs": 8}
-    [trained] = nd.train(
-        DAG, data, nd.Recipe(learning_rate=0.2), seeds=16, width=512, parameterization="ntk", b_std=None, **options
-    )
+    [trained] = nd.train(DAG, data, nd.Recipe(learning_rate=0.2, **options), seeds=16, width=512)
     measured = trained.history.of("train", "loss")
     predicted = run(draws=400, **options).losses
     error = np.sqrt(measured.var(axis=1, ddof=1) / 16 + predicted.var(axis=1, ddof=1) / 400)
