@@ -77,7 +77,7 @@ class Network:
     Example:
       >>> network = Network("2_21_112", layer=Dense(activation="erf", order="act-linear"), aggregation="mean")
       >>> str(network), network.width
-      ("2_21_112 (erf-dense, mean)", 1024)
+      ('2_21_112 (erf-dense, mean)', 1024)
 
     Reference: Chen et al., NeurIPS 2022, Section 3 (the architecture); Jacot et al., NeurIPS 2018, and Lee et al.,
     NeurIPS 2019, appendix F (parameterizations).
