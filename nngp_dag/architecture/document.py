@@ -108,7 +108,7 @@ def _activation(document: Any) -> Any:
     from nngp_dag import activations
 
     [(name, fields)] = document.items()
-    cls = getattr(activations, name)
-    if cls is activations.Quadrature:
-        raise InputError(f"Expected an activation that a file can hold, got {shown(fields)}; pass the network")
+    cls = getattr(activations, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, activations.Activation)) or cls is activations.Quadrature:
+        raise InputError(f"Expected an activation that a file can hold, got {shown(document)}; pass the network")
     return cls(**fields)

@@ -167,6 +167,12 @@ class Network:
         return tuple(map(tuple, into))
 
     @property
+    def kernel_options(self) -> dict[str, Any]:
+        """The options beside the graph that kernels depend on; the width counts in the standard parameterization."""
+        unused = {"dag"} if self.parameterization == "standard" else {"dag", "width"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in unused}
+
+    @property
     def stem_op(self) -> Dense:
         """The stem's operation."""
         assert self.stem is not None
@@ -221,7 +227,7 @@ class Network:
         """Raises a `GraphError` where an activation meets a node that is not Gaussian, or a mean is unknown.
 
         Args:
-          input_is_gaussian: Of a network without stem: whether the data are a centered Gaussian process.
+          input_is_gaussian: Whether the data are a centered Gaussian process; counts without a stem only.
           reads_out: Whether the readout follows.
         """
         inputs = f"the {'stem' if self.has_stem else 'input'}"

@@ -31,7 +31,14 @@ def architecture_of(
     parameterization: Annotated[
         _Parameterization, _option("How weights and step sizes scale; the NTK of standard grows with --width.")
     ] = "ntk",
-    width: Annotated[int, count("Units, or channels, of every node of the finite network.", NETWORK)] = 1024,
+    width: Annotated[
+        int,
+        count(
+            "Units, or channels, of every node of finite networks; of kernels, only the NTK of --parameterization "
+            "standard depends on it.",
+            NETWORK,
+        ),
+    ] = 1024,
 ) -> dict[str, Any]:
     """Returns the architecture that options describe."""
     from nngp_dag.activations import get_activation

@@ -1,4 +1,4 @@
-"""`kernel`: the NNGP and NTK of a network on data."""
+"""`kernel`, the NNGP and NTK of a network on data, and `explain`, how it computes them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Unpack
@@ -124,7 +124,7 @@ def explain(
     dtype: str | None = None,
     **architecture: Unpack[Architecture],
 ) -> str:
-    """Says how `kernel` would compute the kernels of a network, and why; nothing is compiled or evaluated.
+    """Says how `kernel` would compute the kernels of a network, and why, without doing so.
 
     Args:
       network: As in `kernel`.
@@ -141,7 +141,7 @@ def explain(
       >>> nd.explain("2_21_112", np.ones((300, 64))).split(", ")[0]
       'Chebyshev series in the angle'
       >>> print(nd.explain("2_21_112", jax.ShapeDtypeStruct((20000, 784), np.float32), b_std=0.1))
-      4 unrolled steps, float32; symmetric tiles of about 360 rows (over half a million entries, and a graph of 4 steps)
+      4 unrolled steps, float32; symmetric tiles of about 360 rows (20,000 x 20,000 entries, and a graph of 4 steps)
     """
     network = as_network(network, **architecture)
     counts = [x.shape[0] if isinstance(x, jax.ShapeDtypeStruct) else None for x in (x1, x2)]

@@ -108,7 +108,7 @@ def choose(network: Network, problem: Problem) -> Plan:
     steps = len(plan.program.structure.steps)
     if not unrolled:
         return _named(plan, f"loop over {steps} steps", obstacle, problem, tiles)
-    reason = f"over half a million entries, and a graph of {steps} steps"
+    reason = f"{problem.rows:,} x {problem.columns:,} entries, and a graph of {steps} steps"
     if tiles and compiles_triton():
         fused = plan._replace(spec=plan.spec._replace(fused=True))
         return _named(fused, f"{steps} unrolled steps in one Pallas kernel", f"a GPU, {reason}", problem, tiles)

@@ -62,11 +62,7 @@ def describe(
     return {
         "dag": str(network.dag),
         "graph": {field.name: repr(getattr(network.dag, field.name)) for field in dataclasses.fields(network.dag)},
-        "options": {
-            field.name: repr(getattr(network, field.name))
-            for field in dataclasses.fields(network)
-            if field.name != "dag"
-        },
+        "options": {name: repr(value) for name, value in network.kernel_options.items()},
         "x1": [_describe_array(array) for array in arrays1],
         "x2": None if arrays2 is None else [_describe_array(array) for array in arrays2],
         "shape": list(shape),

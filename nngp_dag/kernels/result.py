@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -53,9 +53,8 @@ class Kernel:
         one, two = self.network, other.network
         if one is None or two is None:
             return ""
-        pairs = [(f.name, getattr(one, f.name), getattr(two, f.name)) for f in fields(Network)]
-        # Kernels do not depend on the width otherwise.
-        pairs = [pair for pair in pairs if pair[0] != "width" or one.parameterization == "standard"]
+        first, second = ({"dag": k.dag, **k.kernel_options} for k in (one, two))
+        pairs = [(name, first.get(name), second.get(name)) for name in first | second]
         pairs.append(("output", self.output, other.output))
         return next(
             (f"`{name}` {shorten(str(a), 160)} and {shorten(str(b), 160)}" for name, a, b in pairs if a != b), ""

@@ -39,7 +39,7 @@ class Stage(nnx.Module):
     Attributes:
       conv1: (cells, 6, 1, 1, C, C).
       conv3: (cells, 6, 3, 3, C, C).
-      scale: Of the normalization after whichever convolution an edge has, (cells, 6, C).
+      scale: The scale of the normalization after whichever convolution an edge has, (cells, 6, C).
       shift: Likewise.
     """
 

@@ -30,7 +30,7 @@ class MixedStage(nnx.Module):
     Attributes:
       conv1: (cells, 6, 1, 1, C, C).
       conv3: (cells, 6, 3, 3, C, C).
-      scale: Of the normalizations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
+      scale: Scales of the normalizations after the convolutions of `CONVOLUTIONS`, (cells, 6, 2, C).
       shift: Likewise.
     """
 

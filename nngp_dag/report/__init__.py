@@ -1,7 +1,8 @@
 """Theory beside experiment: comparisons, tables, pictures and files."""
 
-from nngp_dag.report._compare import Comparison, compare
+from nngp_dag.report._compare import compare
 from nngp_dag.report._sweep import sweep
+from nngp_dag.report.comparison import Comparison
 from nngp_dag.report.dag_plots import plot_dag
 from nngp_dag.report.plots import plot_compare, plot_kernel
 from nngp_dag.report.ranking import rank_correlations

@@ -1,11 +1,10 @@
-"""Theory beside experiment: bound, exact expectation and measured training of several DAGs on one data set."""
+"""`compare`: bound, exact expectation and measured training of several networks on one data set."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex, Unpack
 
@@ -23,11 +22,11 @@ from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
+from nngp_dag.report.comparison import Comparison, lower_end
 from nngp_dag.storage import claimed, environment
 from nngp_dag.theory import (
     Bracket,
     Brackets,
-    LossCurve,
     PathBound,
     Spectrum,
     lambda_min_bracket,
@@ -44,136 +43,6 @@ from nngp_dag.theory.symmetric import check_targets
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
 Given = Network | Dag | str
-
-# Losses are float32 sums; a violation smaller than their rounding is none.
-_ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What theory says of one network, and what S networks did. Losses are L = 0.5 ||y - f||^2 over the training set.
-
-    Attributes:
-      name: How the user calls the network.
-      network: The network; `dag` is its graph.
-      nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
-      ntk: Spectrum of the NTK after the readout, which training follows.
-      nngp_bracket: What always bounds lambda_min(K(H)).
-      ntk_bracket: What always bounds lambda_min(NTK). The lower ends are 0 where `lambda_min_bracket` has none, as in
-        the standard parameterization.
-      path_bound: The published formula for lambda_min(K(H)); None for networks that it does not cover, those of other
-        layers than ReLU without biases, or of nodes that are no plain sums.
-      ntk_path_bound: That for lambda_min(NTK); None in the standard parameterization, too.
-      learning_rate: eta of gradient descent on L.
-      conditions_met: Whether the rate bound is a theorem for linearized training at this eta; else `unmet` says why.
-      bound: Rate bound from the mean initial loss, (steps + 1,).
-      expected: Exact mean and standard deviation of the loss of linearized training at infinite width.
-      curves: Measured losses, (S, steps + 1).
-    """
-
-    name: str
-    network: Network
-    nngp: Spectrum
-    ntk: Spectrum
-    nngp_bracket: Bracket
-    ntk_bracket: Bracket
-    path_bound: PathBound | None
-    ntk_path_bound: PathBound | None
-    learning_rate: float
-    conditions_met: bool
-    bound: Float[np.ndarray, " steps"]
-    expected: LossCurve
-    curves: Float[np.ndarray, "seeds steps"]
-
-    @property
-    def dag(self) -> Dag:
-        """The connectivity."""
-        return self.network.dag
-
-    @property
-    def bound_rate(self) -> float:
-        """Factor by which the bound shrinks a step: 1 - eta lambda_min / 2, or 1 where lambda_min is not resolved."""
-        return 1 - self.learning_rate * _lower(self.nngp) / 2
-
-    @property
-    def mean(self) -> Float[np.ndarray, " steps"]:
-        """Measured loss, mean over seeds, (steps + 1,)."""
-        return self.curves.mean(axis=0)
-
-    @property
-    def std(self) -> Float[np.ndarray, " steps"]:
-        """Measured loss, standard deviation over seeds (S - 1 in the denominator; 0 for one seed), (steps + 1,)."""
-        return self.curves.std(axis=0, ddof=1) if len(self.curves) > 1 else np.zeros(self.curves.shape[1])
-
-    @property
-    def bound_violations(self) -> int:
-        """Number of (seed, step) at which a network lies above its own bound, rate^k times its initial loss."""
-        decay = self.bound_rate ** np.arange(self.curves.shape[1])
-        return int((self.curves > self.curves[:, :1] * decay * (1 + _ROUNDING)).sum())
-
-    @property
-    def gaps(self) -> Float[np.ndarray, " steps"]:
-        """Measured mean over expectation, minus 1, (steps + 1,)."""
-        return self.mean / self.expected.mean - 1
-
-    @property
-    def unmet(self) -> str:
-        """Why the rate bound is no theorem here, in a few words; empty where it is one."""
-        if self.conditions_met:
-            return ""
-        # Then at any eta: the slowest mode shrinks by 1 - 2 eta lambda_min(NTK) a step, to first order.
-        if 4 * _lower(self.ntk) <= _lower(self.nngp):
-            return "λmin(NTK) too small for the rate bound"
-        return "η too large for the rate bound"
-
-    @property
-    def verdict(self) -> str:
-        """One line: whether the bound's conditions are met, how often it is broken, how far off the expectation is."""
-        conditions = self.unmet or "conditions of the rate bound met"
-        violations = f"{self.bound_violations} violation{'' if self.bound_violations == 1 else 's'}"
-        worst = int(np.abs(self.gaps).argmax())
-        error = self.expected.std[worst] / len(self.curves) ** 0.5 / self.expected.mean[worst]
-        gap = f"largest gap to the expectation {self.gaps[worst]:+.1%} at step {worst} (sampling error {error:.1%})"
-        return f"{conditions}, {violations}, {gap}"
-
-    def as_row(self) -> dict[str, Any]:
-        """Returns the row of compare.json; an eigenvalue that is not resolved is None."""
-        return {
-            "name": self.name,
-            "dag": str(self.dag),
-            "num_paths": self.dag.num_paths,
-            "effective_depth": self.dag.effective_depth,
-            "effective_width": self.dag.effective_width,
-            "nngp_lambda_min": self.nngp.lambda_min if self.nngp.resolved else None,
-            "ntk_lambda_min": self.ntk.lambda_min if self.ntk.resolved else None,
-            "ntk_lambda_max": self.ntk.lambda_max,
-            "nngp_lambda_min_bracket": [self.nngp_bracket.lower, self.nngp_bracket.upper],
-            "ntk_lambda_min_bracket": [self.ntk_bracket.lower, self.ntk_bracket.upper],
-            "path_bound": self.path_bound.value if self.path_bound else None,
-            "path_bound_violated_assumptions": (
-                list(self.path_bound.violated_assumptions) if self.path_bound else None
-            ),
-            "ntk_path_bound": self.ntk_path_bound.value if self.ntk_path_bound else None,
-            "ntk_path_bound_violated_assumptions": (
-                list(self.ntk_path_bound.violated_assumptions) if self.ntk_path_bound else None
-            ),
-            "learning_rate": self.learning_rate,
-            "bound_rate": self.bound_rate,
-            "bound_conditions_met": self.conditions_met,
-            "bound_violations": self.bound_violations,
-            "loss_initial_mean": float(self.mean[0]),
-            "loss_final_mean": float(self.mean[-1]),
-            "loss_final_std": float(self.std[-1]),
-            "loss_initial_expected": float(self.expected.mean[0]),
-            "loss_final_expected": float(self.expected.mean[-1]),
-            "loss_final_expected_std": float(self.expected.std[-1]),
-            "largest_relative_gap": float(np.abs(self.gaps).max()),
-            "verdict": self.verdict,
-        }
-
-
-def _lower(s: Spectrum) -> float:
-    return s.lambda_min if s.resolved else 0.0
 
 
 def compare(
@@ -340,8 +209,8 @@ def _compared(
             ntk_bracket=_bracket(outputs[name], x).ntk,
             **_path_bounds(network, x),
             learning_rate=eta,
-            conditions_met=rate_bound_holds_for(_lower(nngp), _lower(ntk), ntk.lambda_max, eta),
-            bound=rate_bound(_lower(nngp), eta, steps, float(curves[:, 0].mean())),
+            conditions_met=rate_bound_holds_for(lower_end(nngp), lower_end(ntk), ntk.lambda_max, eta),
+            bound=rate_bound(lower_end(nngp), eta, steps, float(curves[:, 0].mean())),
             expected=loss_curve(outputs[name], y, eta, steps),
             curves=curves,
         )

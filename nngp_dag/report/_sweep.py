@@ -1,7 +1,6 @@
 """Whole spaces of architectures: kernels and spectra of many DAGs on the same data, one row each."""
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import warnings
@@ -209,12 +208,8 @@ def sweep(
     return table
 
 
-# Options of a network by name, all but its graph.
+# `Network.kernel_options`, hashable.
 Options = tuple[tuple[str, Any], ...]
-
-
-def _options(network: Network) -> Options:
-    return tuple((f.name, getattr(network, f.name)) for f in dataclasses.fields(network) if f.name != "dag")
 
 
 def _common(architecture: Architecture) -> tuple[Network, Options]:
@@ -226,7 +221,7 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
     network = as_network(Dag.from_code("1"), **options)
     for op in _operations(network):
         get_activation(op.activation)
-    return network, tuple((dict(_options(network)) | {"image_readout": image_readout}).items())
+    return network, tuple((network.kernel_options | {"image_readout": image_readout}).items())
 
 
 def _rows(
@@ -283,7 +278,7 @@ class _Spaces:
         network.check_gaussian(input_is_gaussian=True, reads_out=True)
         if len(network.dag.outputs) > 1:
             raise GraphError(f"Expected one output, got {len(network.dag.outputs)}; sweep a graph for each of them")
-        options = _options(network)
+        options = tuple(network.kernel_options.items())
         kernel_classes = self._of_options.setdefault(options, new_kernel_classes())
         if network.pools:
             digest = kernel_classes.digest_of_edges(network)

@@ -17,7 +17,7 @@ from nngp_dag.storage import as_output_error, claimed, is_occupied, output_direc
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 
 if TYPE_CHECKING:
-    from nngp_dag.report._compare import Comparison
+    from nngp_dag.report.comparison import Comparison
 
 _JOURNAL = "unfinished"
 _SETTINGS = "settings.json"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nngp_dag.kernels import Kernel
-    from nngp_dag.report._compare import Comparison
+    from nngp_dag.report.comparison import Comparison
 
 
 def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> None:

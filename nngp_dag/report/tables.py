@@ -13,7 +13,7 @@ from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
 from nngp_dag.graph.operations import describe
-from nngp_dag.report._compare import Comparison
+from nngp_dag.report.comparison import Comparison
 from nngp_dag.theory import Spectrum
 
 if TYPE_CHECKING:

@@ -135,6 +135,11 @@ def check_kernel(name: str, k: Kernel) -> None:
     """Raises an `InputError` unless `k` is a `Kernel` with both matrices."""
     if not isinstance(k, Kernel):
         raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
+    if k.nngp is None or k.ntk is None:
+        held = "the NTK" if k.nngp is None else "the NNGP"
+        raise InputError(
+            f"Expected `{name}` to hold both kernels, got {held} alone; call `nngp_dag.kernel` without `get`"
+        )
 
 
 def check_same_network(**kernels: Kernel) -> None:

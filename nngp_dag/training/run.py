@@ -134,6 +134,8 @@ def train(
 
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
+    if of_recipe := sorted(architecture.keys() & {field.name for field in dataclasses.fields(Recipe)}):
+        raise InputError(f"Expected `{of_recipe[0]}` in `recipe`, got it beside; pass Recipe({of_recipe[0]}=...)")
     named = _named(networks, architecture)
     _check_data(data)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)

@@ -25,7 +25,7 @@ IMAGES = (8, 6, 6, 3)
         (CODE, (128, 64), {"b_std": 0.1}, LOOP, "biases, layer norm, or an activation that is not of ReLU type"),
         (CODE, (128, 64), {"layer": nd.Dense(layer_norm=True)}, LOOP, "biases, layer norm, or"),
         (CODE, (128, 64), {"activation": "erf"}, LOOP, "an activation that is not of ReLU type"),
-        (CODE, (1_024, 64), {"activation": "erf"}, f"4 {STEPS}", "over half a million entries, and a graph of 4 steps"),
+        (CODE, (1_024, 64), {"activation": "erf"}, f"4 {STEPS}", "1,024 x 1,024 entries, and a graph of 4 steps"),
         (CODE, (1_024, 64), {"activation": "tanh"}, LOOP, "an activation that is not of ReLU type"),
         (nd.zoo.ladder(40), (1_024, 64), {"b_std": 0.1}, LOOP, "biases"),
         (CODE, IMAGES, {"layer": nd.Conv(filter_shape=(3, 3))}, STEPS, "convolutions or pooling"),

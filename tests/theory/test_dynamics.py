@@ -654,3 +654,10 @@ def test_real_networks_diverge_where_the_prediction_does():
     # From steps twice as long they do not come back.
     with pytest.raises(InputError, match="Expected training to converge, got a loss that is not finite"):
         trained(3 * limit)
+
+
+def test_half_a_kernel_is_refused():
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    for get, held in (("ntk", "the NTK"), ("nngp", "the NNGP")):
+        with pytest.raises(InputError, match=f"Expected `k` to hold both kernels, got {held} alone; call"):
+            loss_curve(nd.kernel("2_12", x, get=get), np.eye(4), 0.01, 3)

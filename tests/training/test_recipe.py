@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import nngp_dag as nd
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Edge, Op
@@ -174,3 +175,8 @@ def test_networks_are_built_for_the_shapes_of_the_data(network, shape, batch_nor
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == parameters
     assert summary_of(network, shape, 5, batch_norm=batch_norm).parameters == parameters
     assert net(jnp.ones((7, *shape))).shape == (7, 5)
+
+
+def test_options_of_the_recipe_belong_into_it():
+    with pytest.raises(InputError, match=r"Expected `epochs` in `recipe`, got it beside; pass Recipe\(epochs=...\)"):
+        nd.train("2_12", nd.data.load_splits("sphere", subset=40), epochs=3)  # type: ignore[call-arg]
