@@ -57,8 +57,8 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
     """Returns <grad f(x_i), grad f(x_j)>, f the sum of the outputs of a network, (n, n); for compiled programs.
 
     Args:
-      graph: The module of a network that is called with images and an architecture, normalizes by its `normalize` alone, which
-        may be told `over` what axis of images, and has its weights where `nnx.split` puts them.
+      graph: The module of a network that is called with images and an architecture, normalizes by its `normalize`
+        alone, which may be told `over` what axis of images, and has its weights where `nnx.split` puts them.
       params: The weights.
       x: Images, (n, height, width, channels).
       architecture: What the network is called with besides.
