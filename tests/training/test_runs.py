@@ -300,7 +300,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
     ("options", "message"),
     [
         ({"widht": 8}, r"Expected options of the network \(activation, .*\), got `widht`; did you mean 'width'"),
-        ({"epochs": 8}, r"Expected options of the network \(activation, .*\), got `epochs`"),
+        ({"epochs": 8}, r"Expected `epochs` in `recipe`, got it beside; pass Recipe\(epochs=\.\.\.\)"),
         ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got 0"),
         ({"seeds": -2}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got -2"),
         ({"seeds": []}, r"Expected at least one seed, none twice, all from 0 to 2.32 - 1, got \[\]"),
