@@ -1,10 +1,12 @@
 """Pointwise nonlinearities phi, as frozen values that the kernels and the finite networks share.
 
 An activation is a function of arrays and says nothing of infinite width; its Gaussian expectations are in
-`nngp_dag.kernels.dual`. Equal parameters make equal, equally hashed activations, so that they serve as static
-arguments of `jax.jit`.
+`nngp_dag.kernels.dual`. Equal parameters make equal, equally hashed activations. They are pytrees of JAX, whose leaves
+are the parameters: a compiled program takes them as inputs, and serves all their values. Parameters of -1, 0 and 1 are
+part of the structure instead, since formulas are shorter there: those of relu need not multiply by them.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +28,10 @@ Number = float | int
 @dataclass(frozen=True)
 class Activation:
     """A nonlinearity phi: R -> R, applied elementwise; the dtype of the array is kept."""
+
+    def __init_subclass__(cls) -> None:
+        """Registers the class as a pytree."""
+        jax.tree_util.register_pytree_node(cls, cls._split, functools.partial(_joined, cls))
 
     def __post_init__(self) -> None:
         """Validates the parameters.
@@ -58,6 +64,24 @@ class Activation:
     def _parameters(self) -> tuple[Any, ...]:
         return tuple(getattr(self, f.name) for f in fields(self))
 
+    def _split(self) -> tuple[list[Any], "_Structure"]:
+        """Returns the numbers that programs take as inputs, and the fields with `_NUMBER` in the place of those."""
+        numbers, structure = [], []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            parts = value if isinstance(value, tuple) else (value,)
+            marked = tuple(part if self._is_fixed(f.name, part) else _NUMBER for part in parts)
+            numbers += [part for part, mark in zip(parts, marked, strict=True) if mark is _NUMBER]
+            structure.append((f.name, marked if isinstance(value, tuple) else marked[0]))
+        return numbers, tuple(structure)
+
+    def _is_fixed(self, name: str, value: Any) -> bool:
+        """Whether a value belongs to the structure: what is no number, and numbers for which formulas are shorter."""
+        del name
+        if isinstance(value, float):
+            return value in (-1.0, 0.0, 1.0)
+        return value is None or callable(value) or isinstance(value, (int, str))
+
     def _apply(self, x: jax.Array) -> jax.Array:
         raise NotImplementedError
 
@@ -65,6 +89,20 @@ class Activation:
         """Turns every field into a finite float; activations with other fields have their own."""
         for f in fields(self):
             object.__setattr__(self, f.name, _number(f"{f.name}` of `{type(self).__name__}", getattr(self, f.name)))
+
+
+_Structure = tuple[tuple[str, Any], ...]
+_NUMBER = object()
+
+
+def _joined(cls: type[Activation], structure: _Structure, numbers: Sequence[Any]) -> Any:
+    """Undoes `Activation._split`; numbers may be those of a compiled program, which cannot be validated."""
+    phi, following = object.__new__(cls), iter(numbers)
+    for name, value in structure:
+        parts = value if isinstance(value, tuple) else (value,)
+        parts = tuple(next(following) if part is _NUMBER else part for part in parts)
+        object.__setattr__(phi, name, parts if isinstance(value, tuple) else parts[0])
+    return phi
 
 
 def _number(what: str, value: Number) -> float:
@@ -160,6 +198,16 @@ class Sin(Activation):
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return self.a * jnp.sin(self.b * x + self.c)
+
+    @property
+    def parity(self) -> int:
+        """1 where the function is odd, -1 where it is even, else 0."""
+        if not isinstance(self.c, float):  # in a compiled program, which knows the phases of odd and even ones
+            return 0
+        return 1 if abs(math.sin(self.c)) < 1e-15 else -1 if abs(math.cos(self.c)) < 1e-15 else 0
+
+    def _is_fixed(self, name: str, value: Any) -> bool:
+        return super()._is_fixed(name, value) or (name == "c" and isinstance(value, float) and self.parity != 0)
 
 
 @dataclass(frozen=True)

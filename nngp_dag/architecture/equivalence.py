@@ -122,7 +122,7 @@ class KernelClasses:
         """Returns one program for the kernels of several networks, in which every class is evaluated once.
 
         Args:
-          outputs: KernelClasses of the networks' outputs.
+          outputs: Classes of the networks' outputs.
           readout: What follows them, as a weighted edge to a node of its own; None for nothing.
         """
         order = self._needed(outputs)
@@ -143,6 +143,7 @@ class KernelClasses:
         means: list[tuple[MeanTerm, ...]] = []
         weights: list[float] = []
         mean_weights: list[float] = []
+        operations: dict[Dense, int] = {}
         for digest in order:
             terms = tuple(Term(slots[summand.source, summand.op]) for summand in self._rows[digest])
             weights += [summand.a for summand in self._rows[digest]]
@@ -152,7 +153,7 @@ class KernelClasses:
             fields = []
             for i, op in enumerate(leaving[digest], start=count + 1):
                 slots[digest, op] = i
-                fields.append(Field(op, i))
+                fields.append(Field(operations.setdefault(op, len(operations)), i))
             steps.append(Step(terms, count, number[digest], tuple(fields)))
             count += 1 + len(fields)
         ends = {digest: number[digest] for digest in outputs}
@@ -170,7 +171,7 @@ class KernelClasses:
             tuple(means) if mean_weights else (),
             tuple(ends[digest] for digest in outputs),
         )
-        return Program(structure, np.array(weights, float), np.array(mean_weights, float))
+        return Program(structure, np.array(weights, float), np.array(mean_weights, float), tuple(operations))
 
     def _needed(self, outputs: Iterable[str]) -> list[str]:
         """The classes on which some depend, these included, sources first."""

@@ -41,9 +41,9 @@ class MeanTerm(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A kind that is evaluated at a node, and the slot of its result."""
+    """What leaves a node through weights: the operation, by its number in `Program.operations`, and the slot."""
 
-    op: Dense
+    op: int
     slot: int
 
 
@@ -54,7 +54,7 @@ class Step(NamedTuple):
       terms: The summands.
       slot: Where the sum is kept.
       node: The node whose covariance this is, or None for that of two nodes.
-      fields: KernelClasses evaluated at the node.
+      fields: The fields that leave the node.
     """
 
     terms: tuple[Term, ...]
@@ -82,11 +82,12 @@ class Structure(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A structure and the weights of its terms, float64."""
+    """A structure, the weights of its terms, float64, and the operations of its fields."""
 
     structure: Structure
     weights: np.ndarray
     mean_weights: np.ndarray
+    operations: tuple[Dense, ...]
 
 
 # Up to so many nodes, graphs of skips and plain weighted edges share one program.
@@ -125,6 +126,11 @@ def program(network: Network) -> Program:
     return pairs or by_rows
 
 
+def program_by_rows(network: Network) -> Program:
+    """Plans by rows: every node is a sum of independent fields, without weights below 0. Nothing may pool."""
+    return _Planner(network).plan_rows()
+
+
 def _dense(network: Network) -> Program:
     tables = normal_form(network.dag, network.aggregation)
     count = network.dag.num_nodes
@@ -132,12 +138,13 @@ def _dense(network: Network) -> Program:
     field_slots = [0, *range(2, 2 * count, 2)]
     steps, means = [], []
     for node in range(count):
-        fields = (Field(network.layer, 2 * node + 2),) if node < count - 1 else ()
+        fields = (Field(0, 2 * node + 2),) if node < count - 1 else ()
         steps.append(Step(tuple(map(Term, field_slots[: node + 1])), 2 * node + 1, node, fields))
         means.append(tuple(MeanTerm(slot, None) for slot in field_slots[: node + 1]))
     lower = np.tril_indices(count)
     structure = Structure(1, 2 * count, tuple(steps), tuple(means) if network.has_means else (), (count - 1,))
-    return Program(structure, tables.A[lower], tables.B[lower] if network.has_means else np.zeros(0))
+    mean_weights = tables.B[lower] if network.has_means else np.zeros(0)
+    return Program(structure, tables.A[lower], mean_weights, (network.layer,))
 
 
 class _Planner:
@@ -149,6 +156,7 @@ class _Planner:
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
         self.weights: list[float | int] = []
+        self.operations: dict[Dense, int] = {}
         self.field_slot: dict[EdgeKind, int] = {(i, None): i for i in range(self.dag.num_inputs)}
         # None where no field reaches both nodes.
         self.sum_slot: dict[tuple[int, int], int | None] = {}
@@ -174,7 +182,7 @@ class _Planner:
         fields = []
         for op in self.leaving[left] if left == right else ():
             self.field_slot[left, op] = self.new_slot()
-            fields.append(Field(op, self.field_slot[left, op]))
+            fields.append(Field(self.operations.setdefault(op, len(self.operations)), self.field_slot[left, op]))
         self.weights += merged.values()
         self.steps.append(Step(tuple(merged), slot, left if left == right else None, tuple(fields)))
 
@@ -183,7 +191,7 @@ class _Planner:
         means = tuple(tuple(terms) for terms in sums)
         weights = [weight for terms in sums for weight in terms.values()]
         structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), means, self.dag.outputs)
-        return Program(structure, np.array(self.weights, float), np.array(weights, float))
+        return Program(structure, np.array(self.weights, float), np.array(weights, float), tuple(self.operations))
 
     def _means_by_edge(self) -> list[dict[MeanTerm, float | int]]:
         sums = []

@@ -217,18 +217,19 @@ def weights_of(plan: Plan, dtype: np.dtype, least: Sizes | None = None) -> Weigh
     """
     check_range(plan.program, dtype)
     loop = tables(plan.program, dtype, least) if plan.spec.loop else None
-    _, *numbers = plan.program
-    terms, means = (v[:0] if loop else v for v in numbers)
+    terms, means = (v[:0] if loop else v for v in (plan.program.weights, plan.program.mean_weights))
+    layers = np.array(jax.tree.leaves(plan.layers), np.float64)
     true = None if plan.spec.blocks.gpu and not plan.layout.ndim else np.asarray(True)
     # Compiled functions take NumPy's arrays as they are; making JAX's of them would compile something for each shape.
-    return Weights(terms.astype(dtype), means.astype(dtype), loop, true)
+    with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
+        return Weights(terms.astype(dtype), means.astype(dtype), layers.astype(dtype), loop, true)
 
 
 def weights_of_series(series: np.ndarray, spec: Spec, dtype: np.dtype) -> Weights:
     """Returns the numbers of a program whose outputs are series in the angle, see `backends.chebyshev`."""
     empty = np.zeros(0, dtype)
     with np.errstate(over="ignore"):  # the kernels will not be finite, which is reported
-        return Weights(empty, empty, None, None if spec.blocks.gpu else np.asarray(True), series.astype(dtype))
+        return Weights(empty, empty, empty, None, None if spec.blocks.gpu else np.asarray(True), series.astype(dtype))
 
 
 def check_range(program: Program, dtype: np.dtype) -> None:

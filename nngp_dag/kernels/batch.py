@@ -137,7 +137,7 @@ def _series(
     for part in _parts(outputs, _SERIES):
         plan = plan_of_stack(kernel_classes.program(tuple(part), readout), network)
         check_range(plan.program, dtype)
-        series = series_of(plan.program, plan.spec, channels, dtype)
+        series = series_of(plan.program, plan.layers, channels, dtype)
         found |= {digest: v for digest, v in zip(part, series, strict=True) if v is not None}
     return found
 

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
@@ -24,7 +25,7 @@ from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, toget
 from nngp_dag.kernels.backends.loop import loop_structure
 from nngp_dag.kernels.backends.unrolled import Spec
 from nngp_dag.kernels.device import BlockSizes, block_sizes, compiles_triton
-from nngp_dag.kernels.layer_rules import rules_of
+from nngp_dag.kernels.layer_rules import Layers, layers_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Up to so many steps a program may be unrolled, which takes a second more to compile: worth it for kernels of at least
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
 
     Attributes:
       program: Its steps and numbers.
+      layers: Its operations.
       spec: What to compile, for the steps.
       layout: How axes of covariances lie.
       quadrature: Whether some activation is a `Quadrature`.
@@ -73,6 +75,7 @@ class Plan(NamedTuple):
     """
 
     program: Program
+    layers: Layers
     spec: Spec
     layout: PixelLayout
     quadrature: bool
@@ -157,17 +160,14 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
       keeps_pixels: Whether the pixels of the last node stay, for layers that follow.
     """
     operations, images = network.weighted_operations, network.image_operations
-    readout = network.readout_op
     steps = program(network)
+    layers = layers_of(network, steps.operations, reads_out=network.readout)
     spec = Spec(
         structure=loop_structure(steps.structure) if loop else steps.structure,
-        stem=network.stem_op if network.has_stem else None,
-        readout=Dense(activation=None, w_std=readout.w_std, b_std=readout.b_std) if network.readout else None,
-        readout_activation=readout.activation if network.readout else None,
+        layers=jax.tree.structure(layers),
         pixels=network.image_readout if images and not keeps_pixels else None,
-        rules=rules_of(network),
         with_ntk=with_ntk,
-        homogeneous=is_homogeneous((*operations, readout)),
+        homogeneous=is_homogeneous((*operations, network.readout_op)),
         loop=loop,
         blocks=blocks,
     )
@@ -175,7 +175,7 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
     first = images[0] if images else None
     ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
     layout = PixelLayout(ndim, network.pools or network.image_readout == "global-average")
-    return Plan(steps, spec, layout, any(isinstance(phi, Quadrature) for phi in _activations(network)))
+    return Plan(steps, layers, spec, layout, any(isinstance(phi, Quadrature) for phi in _activations(network)))
 
 
 def plan_of_layer(network: Network, with_ntk: bool) -> Plan:
@@ -185,22 +185,18 @@ def plan_of_layer(network: Network, with_ntk: bool) -> Plan:
 
 def plan_of_stack(steps: Program, network: Network) -> Plan:
     """Returns the evaluation of one program for many networks with the options of one: a loop, of stacked kernels."""
-    structure = loop_structure(steps.structure)
-    operations = [field.op for step in structure.steps for field in step.fields]
+    layers = layers_of(network, steps.operations, reads_out=False)
     spec = Spec(
-        structure=structure,
-        stem=network.stem_op if network.has_stem else None,
-        readout=None,
-        readout_activation=None,
+        structure=loop_structure(steps.structure),
+        layers=jax.tree.structure(layers),
         pixels=None,
-        rules=rules_of(network),
         with_ntk=True,
-        homogeneous=is_homogeneous([network.stem_op, *operations]),
+        homogeneous=is_homogeneous([network.stem_op, *steps.operations]),
         loop=True,
         blocks=block_sizes(),
         stacked=True,
     )
-    return Plan(steps, spec, PixelLayout(), False)
+    return Plan(steps, layers, spec, PixelLayout(), False)
 
 
 def spec_of_stacked_series(outputs: int) -> Spec:
@@ -221,5 +217,5 @@ def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _series(network: Network, with_ntk: bool, features: int, dtype: np.dtype) -> np.ndarray | None:
     plan = plan_of(network, with_ntk, True, block_sizes())
-    found = [v for v in series_of(plan.program, plan.spec, features, dtype) if v is not None]
+    found = [v for v in series_of(plan.program, plan.layers, features, dtype) if v is not None]
     return together(found) if len(found) == len(network.dag.outputs) else None

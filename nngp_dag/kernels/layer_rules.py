@@ -11,6 +11,7 @@ over its filter first. Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, a
 (convolutions); Yang 2020, "Tensor Programs II" (layer norm).
 """
 
+import dataclasses
 import functools
 import math
 import operator
@@ -20,18 +21,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nngp_dag.activations import get_activation
+from nngp_dag.activations import Activation, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.graph import Conv, Dense
 from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, traced_variance
-from nngp_dag.kernels.pixel_layout import PixelLayout, window_means
+from nngp_dag.kernels.pixel_layout import Filter, PixelLayout, window_means
 
 # As in neural-tangents; keeps an input of zeros at zero.
 LAYER_NORM_EPS = 1e-12
 
 
-# Traced once for equal activations, which are hashable, and shapes.
-_dual = jax.jit(dual, static_argnums=0, inline=True)
+# Traced once for a kind of activation and shapes.
+_dual = jax.jit(dual, inline=True)
 
 
 class KernelState(NamedTuple):
@@ -49,30 +50,85 @@ class KernelState(NamedTuple):
     ntk: jax.Array | None
 
 
-class Rules(NamedTuple):
+_STRUCTURE: dict[str, Any] = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A weighted operation as a pytree: its leaves are numbers, which compiled programs take as inputs.
+
+    Attributes:
+      variance: w_std^2.
+      bias: b_std^2, or None for a layer without biases.
+      activation: The activation, or None.
+      order: "linear-act" or "act-linear".
+      layer_norm: Whether the input is normalized first.
+      filter: That of a convolution, or None.
+    """
+
+    variance: Any
+    bias: Any
+    activation: Activation | None
+    order: str = dataclasses.field(default="linear-act", metadata=_STRUCTURE)
+    layer_norm: bool = dataclasses.field(default=False, metadata=_STRUCTURE)
+    filter: Filter | None = dataclasses.field(default=None, metadata=_STRUCTURE)
+
+
+def layer_of(op: Dense) -> Layer:
+    """Returns an operation with its numbers apart; they are squared in float64."""
+    over = Filter(op.filter_shape, op.strides or (), op.padding) if isinstance(op, Conv) else None
+    phi = None if op.activation is None else get_activation(op.activation)
+    bias = None if op.b_std is None else op.b_std**2
+    return Layer(op.w_std**2, bias, phi, op.order, op.layer_norm, over)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
     """What gradients are taken with respect to.
 
     Attributes:
+      width: Fan-in of weighted edges, in channels, in the standard parameterization; None in the other.
       parameterization: "ntk" or "standard".
-      width: Fan-in of weighted edges, in channels.
     """
 
-    parameterization: str = "ntk"
-    width: int = 1
+    width: Any = None
+    parameterization: str = dataclasses.field(default="ntk", metadata=_STRUCTURE)
 
-    def tangent_weights(self, op: Dense, fan_in: int | None = None) -> tuple[float, float]:
+    def tangent_weights(self, layer: Layer, fan_in: Any = None) -> tuple[Any, Any]:
         """(a_w, a_b) of a linear layer."""
         if self.parameterization == "ntk":
-            return op.w_std**2, (op.b_std or 0.0) ** 2
+            return layer.variance, 0.0 if layer.bias is None else layer.bias
         channels = self.width if fan_in is None else fan_in
-        return float(channels * (math.prod(op.filter_shape) if isinstance(op, Conv) else 1)), float(
-            op.b_std is not None
-        )
+        return channels * float(math.prod(layer.filter.shape if layer.filter else ())), float(layer.bias is not None)
 
 
-def rules_of(network: Network) -> Rules:
-    """Returns the parameterization of a network; the width counts in the standard one only."""
-    return Rules("standard", network.width) if network.parameterization == "standard" else Rules()
+class Layers(NamedTuple):
+    """The weighted operations of a program, a pytree as every `Layer` is.
+
+    Attributes:
+      stem: What is applied to the data, or None where they are node 0.
+      edges: The operations of edges, by number.
+      readout: What follows the output nodes, or None.
+      rules: The parameterization.
+    """
+
+    stem: Layer | None
+    edges: tuple[Layer, ...]
+    readout: Layer | None
+    rules: Rules
+
+
+def layers_of(network: Network, operations: Sequence[Dense], *, reads_out: bool) -> Layers:
+    """Returns the layers of a network whose edges have some operations, with its readout or without."""
+    standard = network.parameterization == "standard"
+    return Layers(
+        layer_of(network.stem_op) if network.has_stem else None,
+        tuple(map(layer_of, operations)),
+        layer_of(network.readout_op) if reads_out else None,
+        Rules(network.width, "standard") if standard else Rules(),
+    )
 
 
 class Marginals(NamedTuple):
@@ -149,20 +205,18 @@ def gap_from(value: KernelState, marginals: Marginals) -> jax.Array:
 
 
 def _convolve(
-    value: KernelState, marginals: Marginals, op: Dense, layout: PixelLayout
+    value: KernelState, marginals: Marginals, over: Filter, layout: PixelLayout
 ) -> tuple[KernelState, Marginals]:
     """Averages over the filter's pixels."""
-    if not isinstance(op, Conv):
-        return value, marginals
     if value.gap is None:
-        k, ntk = (None if v is None else layout.convolve(v, op) for v in (value.k, value.ntk))
+        k, ntk = (None if v is None else layout.convolve(v, over) for v in (value.k, value.ntk))
         assert k is not None
         return KernelState(k, None, ntk), Marginals(
-            layout.convolve(marginals.v1, op, "left"), layout.convolve(marginals.v2, op, "right")
+            layout.convolve(marginals.v1, over, "left"), layout.convolve(marginals.v2, over, "right")
         )
 
-    for axis, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
-        terms, pixels = window_means((value, marginals), layout.batch + axis, size, stride, op.padding)
+    for axis, (size, stride) in enumerate(zip(over.shape, over.strides, strict=True)):
+        terms, pixels = window_means((value, marginals), layout.batch + axis, size, stride, over.padding)
         marginals = Marginals(
             *(
                 functools.reduce(operator.add, v) / pixels
@@ -174,20 +228,21 @@ def _convolve(
 
 
 def linear(
-    op: Dense, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: int | None = None
+    layer: Layer, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: Any = None
 ) -> tuple[KernelState, Marginals]:
     """Applies fresh weights to covariances and means; the output is a centered Gaussian process."""
-    weight, bias = op.w_std**2, (op.b_std or 0.0) ** 2
-    a_w, a_b = rules.tangent_weights(op, fan_in)
-    if isinstance(op, Conv):
-        value, marginals = _convolve(*uncenter(value, marginals), op, layout)
+    weight, bias = layer.variance, layer.bias
+    a_w, a_b = rules.tangent_weights(layer, fan_in)
+    if layer.filter is not None:
+        value, marginals = _convolve(*uncenter(value, marginals), layer.filter, layout)
     second = _second_moments(value, marginals)
-    v1, v2 = (weight * functools.reduce(operator.add, of) + bias for of in _variances(second))
+    v1, v2 = (weight * functools.reduce(operator.add, of) for of in _variances(second))
     ntk = None
     if value.ntk is not None:
         ntk = a_w * functools.reduce(operator.add, [s.value.k for s in second]) + a_b + weight * value.ntk
     summands = [s._replace(weight=weight, value=s.value._replace(ntk=None)) for s in second]
-    if bias:
+    if bias is not None:
+        v1, v2 = v1 + bias, v2 + bias
         same = jnp.full((1,) * value.k.ndim, bias, value.k.dtype)
         summands.append(
             Summand(1, KernelState(same, None if value.gap is None else jnp.zeros_like(same), None), same, same)
@@ -196,10 +251,9 @@ def linear(
 
 
 def activate(
-    activation: object, value: KernelState, marginals: Marginals, layout: PixelLayout
+    phi: Activation, value: KernelState, marginals: Marginals, layout: PixelLayout
 ) -> tuple[KernelState, Marginals]:
     """Applies the activation to a centered Gaussian process; returns covariances, variances and means of the output."""
-    phi = get_activation(activation)  # type: ignore[arg-type]
     if layout.paired and value.gap is not None:  # inputs with themselves
         v, m = traced_variance(phi, marginals.v1), mean(phi, marginals.v1)
         return KernelState(v, value.gap, None), Marginals(v, v, m, m)
@@ -242,14 +296,14 @@ def uncenter(value: KernelState, marginals: Marginals) -> tuple[KernelState, Mar
 
 
 def apply(
-    op: Dense, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: int | None = None
+    layer: Layer, value: KernelState, marginals: Marginals, layout: PixelLayout, rules: Rules, fan_in: Any = None
 ) -> tuple[KernelState, Marginals]:
     """Applies a weighted operation to covariances; the output has means only after an activation."""
-    if op.layer_norm:
+    if layer.layer_norm:
         value, marginals = normalize(value, marginals)
-    if op.order == "act-linear" and op.activation is not None:
-        value, marginals = activate(op.activation, *uncenter(value, marginals), layout)
-    value, marginals = linear(op, value, marginals, layout, rules, fan_in)
-    if op.order == "linear-act" and op.activation is not None:
-        value, marginals = activate(op.activation, value, marginals, layout)
+    if layer.order == "act-linear" and layer.activation is not None:
+        value, marginals = activate(layer.activation, *uncenter(value, marginals), layout)
+    value, marginals = linear(layer, value, marginals, layout, rules, fan_in)
+    if layer.order == "linear-act" and layer.activation is not None:
+        value, marginals = activate(layer.activation, value, marginals, layout)
     return value, marginals

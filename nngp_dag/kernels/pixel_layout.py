@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nngp_dag.graph import AvgPool, Conv, Dense
+from nngp_dag.graph import AvgPool
+
+
+class Filter(NamedTuple):
+    """How a convolution moves over an image: pixels of its filter and strides along every axis, and the padding."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str
 
 
 class PixelLayout(NamedTuple):
@@ -69,12 +77,10 @@ class PixelLayout(NamedTuple):
         first = self.batch + 2 * i
         return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[sides]
 
-    def convolve(self, v: jax.Array, op: Dense, sides: str = "both") -> jax.Array:
+    def convolve(self, v: jax.Array, over: Filter, sides: str = "both") -> jax.Array:
         """Averages over the filter's pixels: the covariance of a convolution with unit weight variance."""
-        if not isinstance(op, Conv):
-            return v
-        for i, (size, stride) in enumerate(zip(op.filter_shape, op.strides or (), strict=True)):
-            v = window_mean(v, self._axes(i, sides), size, stride, op.padding)
+        for i, (size, stride) in enumerate(zip(over.shape, over.strides, strict=True)):
+            v = window_mean(v, self._axes(i, sides), size, stride, over.padding)
         return v
 
     def pool(self, v: jax.Array, op: AvgPool | None, sides: str) -> jax.Array:

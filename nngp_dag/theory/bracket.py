@@ -17,16 +17,17 @@ import dataclasses
 import functools
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.architecture import Architecture, Network, as_network
-from nngp_dag.architecture._normal_form import EdgeKind
-from nngp_dag.architecture._normal_form import rows as tables_of
+from nngp_dag.architecture.interpreter import Sum, run
+from nngp_dag.architecture.program import Step, program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Op, Scale
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import real_array
 from nngp_dag.theory._spectrum import spectrum
@@ -147,6 +148,8 @@ def _check_relu(network: Network) -> None:
             "outputs one by one, with inputs side by side"
         )
     places = [("the stem", network.stem_op), *((f"edge {edge}", edge.op) for edge in network.edges)]
+    if network.readout:
+        places.append(("the readout", network.readout_op))
     for where, op in places:
         if not isinstance(op, Dense):
             if op is not Op.SKIP and not isinstance(op, Scale):
@@ -160,31 +163,51 @@ def _check_relu(network: Network) -> None:
 
 def _lower(network: Network, data: Float[np.ndarray, "n d"]) -> tuple[float, float]:
     """Returns lower bounds on lambda_min of NNGP and NTK."""
-    tables, _ = tables_of(network)
+    program = program_by_rows(network)
     (output,) = network.dag.outputs
     k_in = data @ data.T / data.shape[1]
     at_stem = _Node(Kernel(k_in, np.zeros_like(k_in)), _smallest_of_data(k_in, data.shape[1]), 0.0)
-
-    kinds: list[EdgeKind] = list(dict.fromkeys(kind for a, _ in tables.values() for kind in a))
     exact = {0: _last_nodes(network, Dag.from_code("1"), data)[0]}
-    sources = sorted({source for source, op in kinds if op is not None} - {0} | {output})
+    sources = sorted({step.node for step in program.structure.steps if step.node and step.fields} | {output})
     every = dataclasses.replace(network.dag, outputs=tuple(sources))
     exact |= zip(sources, _last_nodes(network, every, data), strict=True)
 
-    fields: dict[EdgeKind, tuple[float, float]] = {}
-    nodes: dict[int, tuple[float, float]] = {}
-    for node, (weights, _) in sorted(tables.items()):
-        for kind in weights:
-            source, op = kind
-            if kind not in fields:
-                fields[kind] = _field(
-                    *((network.stem_op, at_stem) if op is None else (op, _Node(exact[source], *nodes[source])))
-                )
-        # Weyl, over the independent fields.
-        nodes[node] = tuple(sum(weight * fields[kind][i] for kind, weight in weights.items()) for i in (0, 1))  # type: ignore[assignment]
+    stem = _field(network.stem_op, at_stem)
+    weights, bounds = program.weights.tolist(), _LowerBounds(program.operations, exact)
+    nodes = run(program.structure, weights, None, [stem], [None], bounds)
     if not network.readout:
         return nodes[output]
     return _field(network.readout_op, _Node(exact[output], *nodes[output]))
+
+
+class _LowerBounds:
+    """The algebra of lower bounds on lambda_min of NNGP and NTK, for `run`."""
+
+    def __init__(self, operations: Sequence[Dense], exact: Mapping[int, Kernel]) -> None:
+        """`exact` are the kernels of the nodes that weighted edges leave."""
+        self._operations, self._exact = operations, exact
+
+    def add(self, of: Sum) -> tuple[float, float]:
+        """Adds bounds up, by Weyl's inequality over independent fields."""
+        nngp, ntk = zip(*of.values, strict=True)
+        return float(np.dot(of.weights, nngp)), float(np.dot(of.weights, ntk))
+
+    def at_node(self, step: Step, total: tuple[float, float], mean: None) -> tuple[float, float]:
+        """Returns the sum: adding m m^T lowers no eigenvalue."""
+        del step, mean
+        return total
+
+    def apply(
+        self, operation: int, slot: int, of: Sum, node: tuple[float, float], mean: None
+    ) -> tuple[tuple[float, float], None]:
+        """Bounds a field."""
+        del slot, mean
+        assert of.step.node is not None
+        return _field(self._operations[operation], _Node(self._exact[of.step.node], *node)), None
+
+    def pool(self, mean: None, pool: AvgPool) -> None:
+        """Is not called: means are not followed."""
+        raise NotImplementedError
 
 
 def _last_nodes(network: Network, dag: Dag, data: np.ndarray) -> list[Kernel]:

@@ -137,7 +137,7 @@ def exact(depth, theta):
 def test_at_angles_against_high_precision(depth):
     theta = np.array([0, 1e-9, 1e-4, 0.5, np.pi / 2, 2.0, 3.0, np.pi - 1e-4, np.pi - 1e-9])
     plan = plan_of(as_network(zoo.chain(depth)), True, True, block_sizes())
-    [found] = at_angles(plan.program, plan.spec, 5, theta)
+    [found] = at_angles(plan.program, plan.layers, 5, theta)
     expected = np.array([exact(depth, v) for v in theta]).T
     assert (np.abs(found - expected) <= 6e-16 * expected.max(axis=1, keepdims=True)).all()
 
@@ -184,10 +184,10 @@ def test_centered_inputs_that_are_nearly_opposite_have_symmetric_kernels(feature
 @pytest.mark.parametrize("dag", [Dag.from_code("2_02_002"), MIXED, zoo.chain(60)], ids=["skips", "mixed", "deep"])
 def test_series_hold_between_the_angles_they_come_from(dag, dtype):
     plan = plan_of(as_network(dag), True, True, block_sizes())
-    [series] = series_of(plan.program, plan.spec, 5, np.dtype(dtype))
+    [series] = series_of(plan.program, plan.layers, 5, np.dtype(dtype))
     assert series is not None
     theta = np.concatenate([np.linspace(0, np.pi, 1001), np.pi * np.logspace(-9, -2, 50)])
-    [values] = at_angles(plan.program, plan.spec, 5, theta)
+    [values] = at_angles(plan.program, plan.layers, 5, theta)
     found = chebyshev.chebval(2 * theta / np.pi - 1, series.T)
     limit = {np.float32: np.finfo(np.float32).eps / 2, np.float64: 2e-14}[dtype]
     assert (np.abs(found - values) <= limit * np.abs(values).max(axis=-1, keepdims=True)).all()
@@ -198,7 +198,7 @@ def test_what_a_float32_series_leaves_out_adds_up_to_little(depth):
     # Near the ends all terms have one sign: none of them may be larger than the limit, nor may their sum.
     network = as_network(zoo.ladder(depth), order="act-linear", aggregation="scaled-sum")
     plan = plan_of(network, True, True, block_sizes())
-    (short,), (long,) = (series_of(plan.program, plan.spec, 5, dtype) for dtype in (np.dtype("f4"), np.dtype("f8")))
+    (short,), (long,) = (series_of(plan.program, plan.layers, 5, dtype) for dtype in (np.dtype("f4"), np.dtype("f8")))
     assert short is not None
     if long is not None:
         left_out = np.abs(long[:, short.shape[1] :]).sum(axis=1)
@@ -225,7 +225,7 @@ def nearly_even(odd):
 )
 def test_a_series_that_does_not_hold_is_not_used(dag, stem, dtype):
     plan = plan_of(as_network(dag, stem=stem), True, True, block_sizes())
-    assert series_of(plan.program, plan.spec, 5, np.dtype(dtype)) == [None]
+    assert series_of(plan.program, plan.layers, 5, np.dtype(dtype)) == [None]
     x = X.astype(dtype)
     tolerance = 1e-13 if dtype == np.float64 else 1e-6
     assert_close(nd.kernel(dag, x, stem=stem), by_recursion(dag, x, stem=stem), tolerance)

@@ -16,7 +16,7 @@ which has the digits of angles near 0 and near pi.
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,14 +25,15 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import chebyshev
 
-from nngp_dag.activations import ABRelu, get_activation
-from nngp_dag.architecture.program import MeanTerm, Program, Structure
-from nngp_dag.graph import Dense
+from nngp_dag.activations import IDENTITY, ABRelu
+from nngp_dag.architecture.interpreter import Sum, run
+from nngp_dag.architecture.program import Program, Step, Structure
+from nngp_dag.graph import AvgPool
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec
 from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.dual.arcsine import double_arcsine
-from nngp_dag.kernels.layer_rules import Rules
+from nngp_dag.kernels.layer_rules import Layer, Layers, Rules
 
 # Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
 _ANGLES = 256
@@ -76,34 +77,57 @@ def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
     return _Field(d, e, (a * b + bent * (1 - theta / np.pi)) * x.t), (b - a) * np.sqrt(q / (2 * np.pi))
 
 
-def _applied(op: Dense, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
+def _applied(layer: Layer, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
     """Applies a weighted operation to second moments; returns covariances of its output, and its mean.
 
     They are NaN where the operation is not homogeneous, and so is all that reads them.
     """
-    phi, mean = get_activation(op.activation), 0.0
-    if not isinstance(phi, ABRelu) or op.b_std is not None or op.layer_norm:
+    phi, mean = layer.activation or IDENTITY, 0.0
+    if not isinstance(phi, ABRelu) or layer.bias is not None or layer.layer_norm:
         return _Field(*(np.full_like(x.d, np.nan),) * 3), np.nan
-    if op.order == "act-linear":
+    if layer.order == "act-linear":
         x, _ = _activated(phi, x)
-    variance, (a_w, _) = op.w_std**2, rules.tangent_weights(op, fan_in)
+    variance, (a_w, _) = layer.variance, rules.tangent_weights(layer, fan_in)
     x = _Field(variance * x.d, variance * x.e, a_w * (x.e - x.d) / 2 + variance * x.t)
-    if op.order == "linear-act":
+    if layer.order == "linear-act":
         x, mean = _activated(phi, x)
     return x.plus(-np.square(mean)), mean
 
 
-def _sum(terms: Iterable[tuple[float, _Field]]) -> _Field:
-    parts = zip(*([weight * v for v in field] for weight, field in terms), strict=True)
-    return _Field(*(functools.reduce(operator.add, part) for part in parts))
+class _AtAngles:
+    """The algebra of second moments at angles, for `run`."""
+
+    def __init__(self, layers: Layers) -> None:
+        """`layers` are the operations."""
+        self._layers = layers
+
+    def add(self, of: Sum) -> _Field:
+        """Adds up covariances."""
+        terms = zip(of.weights, of.values, strict=True)
+        parts = zip(*([weight * v for v in field] for weight, field in terms), strict=True)
+        return _Field(*(functools.reduce(operator.add, part) for part in parts))
+
+    def at_node(self, step: Step, total: _Field, mean: float | None) -> _Field:
+        """Returns second moments."""
+        del step
+        return total if mean is None else total.plus(np.square(mean))
+
+    def apply(self, operation: int, slot: int, of: Sum, node: _Field, mean: float | None) -> tuple[_Field, float]:
+        """Applies a weighted operation."""
+        del slot, of, mean
+        return _applied(self._layers.edges[operation], node, self._layers.rules)
+
+    def pool(self, mean: float, pool: AvgPool) -> float:
+        """Is not called: pooling is for images."""
+        raise NotImplementedError
 
 
-def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) -> np.ndarray:
+def at_angles(program: Program, layers: Layers, channels: int, theta: np.ndarray) -> np.ndarray:
     """Computes kernels of inputs whose squares have mean 1.
 
     Args:
       program: The network's program; all its input nodes read the same data.
-      spec: Its stem, readout and parameterization; an activation of the readout is homogeneous.
+      layers: Its operations.
       channels: Features of the data.
       theta: Angles, (M,).
 
@@ -112,44 +136,16 @@ def at_angles(program: Program, spec: Spec, channels: int, theta: np.ndarray) ->
     """
     half = np.concatenate([[0], theta]) / 2
     data = _Field(2 * np.sin(half) ** 2, 2 * np.cos(half) ** 2, np.zeros_like(half))
-    stem = (data, 0.0) if spec.stem is None else _applied(spec.stem, data, spec.rules, channels)
-    structure = program.structure
-    fields = dict.fromkeys(range(structure.num_inputs), stem[0])
-    mu = dict.fromkeys(range(structure.num_inputs), stem[1])
-    means: dict[int, float] = {}
-    weights, mean_weights = iter(program.weights.tolist()), iter(program.mean_weights.tolist())
-    by_node = dict(enumerate([tuple((next(mean_weights), term) for term in terms) for terms in structure.means]))
-    done = 0
-
-    def value(term: MeanTerm) -> float:
-        return mu.get(term.slot, 0.0) if term.slot is not None else means[term.node]  # type: ignore[index]
-
-    last_read = {term.slot: index for index, step in enumerate(structure.steps) for term in step.terms}
-    found: dict[int, _Field] = {}
-    for index, step in enumerate(structure.steps):
-        total = fields[step.slot] = _sum((next(weights), fields[term.slot]) for term in step.terms)
-        for slot in {term.slot for term in step.terms}:
-            if last_read[slot] == index:
-                del fields[slot]
-        if step.node is None:
-            continue
-        # Steps come in the order of nodes; those without one have means, too.
-        for node in range(done, step.node + 1):
-            means[node] = sum((weight * value(term) for weight, term in by_node.get(node, ())), 0.0)
-        done = step.node + 1
-        total = total.plus(np.square(means[step.node]))
-        for op, slot in step.fields:
-            fields[slot], mu[slot] = _applied(op, total, spec.rules)
-        if step.node in structure.outputs:
-            found[step.node] = total
+    stem, mean = (data, None) if layers.stem is None else _applied(layers.stem, data, layers.rules, channels)
+    structure, inputs = program.structure, program.structure.num_inputs
+    weights, mean_weights = program.weights.tolist(), program.mean_weights.tolist()
+    nodes = run(structure, weights, mean_weights, [stem] * inputs, [mean] * inputs, _AtAngles(layers))
     results = []
     for output in structure.outputs:
-        total = found[output]
-        if spec.readout is not None:
-            phi = get_activation(spec.readout_activation)
-            assert isinstance(phi, ABRelu)
-            total, _ = _applied(spec.readout, _activated(phi, total)[0], spec.rules)
-        results.append([(total.e - total.d) / 2, total.t])
+        value = nodes[output]
+        if layers.readout is not None:
+            value, _ = _applied(layers.readout, value, layers.rules)
+        results.append([(value.e - value.d) / 2, value.t])
     return np.array(results)[..., 1:]
 
 
@@ -159,12 +155,12 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi / (2 * _ANGLES) * (np.outer(np.arange(_ANGLES), 2 * np.arange(_ANGLES) + 1) % (4 * _ANGLES)))
 
 
-def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> list[np.ndarray | None]:
+def series_of(program: Program, layers: Layers, channels: int, dtype: np.dtype) -> list[np.ndarray | None]:
     """Returns the Chebyshev coefficients of a network's kernels as functions of 2 theta / pi - 1.
 
     Args:
       program: As in `at_angles`.
-      spec: Likewise.
+      layers: Likewise.
       channels: Likewise.
       dtype: The precision to which series are to hold.
 
@@ -175,7 +171,7 @@ def series_of(program: Program, spec: Spec, channels: int, dtype: np.dtype) -> l
     cosines = _cosines()
     near = np.concatenate([_NEAR, np.pi - _NEAR])
     with np.errstate(all="ignore"):
-        values = at_angles(program, spec, channels, np.concatenate([np.pi * (cosines[1] + 1) / 2, near]))
+        values = at_angles(program, layers, channels, np.concatenate([np.pi * (cosines[1] + 1) / 2, near]))
         return [_series(of_output, 2 * near / np.pi - 1, dtype) for of_output in values]
 
 
@@ -211,11 +207,8 @@ def spec_of_series(outputs: int, with_ntk: bool, blocks: BlockSizes, stacked: bo
     """Returns the program that has no steps, since its outputs are series in the angle."""
     return Spec(
         structure=Structure(1, 1, (), (), tuple(range(outputs))),
-        stem=None,
-        readout=None,
-        readout_activation=None,
+        layers=jax.tree.structure(Layers(None, (), None, Rules())),
         pixels=None,
-        rules=Rules(),
         with_ntk=with_ntk,
         homogeneous=True,
         loop=False,

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.architecture.program import Field, Program, Step, Structure
-from nngp_dag.graph import Dense
+from nngp_dag.architecture.program import Program, Structure
 from nngp_dag.kernels import layer_rules
-from nngp_dag.kernels.layer_rules import KernelState, Marginals, Rules, Summand
+from nngp_dag.kernels.layer_rules import KernelState, Layer, Layers, Marginals, Summand
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
 # Terms that one turn adds up; longer sums take several turns.
@@ -82,13 +81,8 @@ class _Turn(NamedTuple):
     terms: list[tuple[int, float]]
     store: int
     node: int | None
-    op: Dense | None
+    op: int | None
     field: int | None
-
-
-def operations(structure: Structure) -> tuple[Dense, ...]:
-    """The different operations of a program, in a fixed order."""
-    return tuple(dict.fromkeys(field.op for step in structure.steps for field in step.fields))
 
 
 def _turns(program: Program) -> list[_Turn]:
@@ -101,7 +95,7 @@ def _turns(program: Program) -> list[_Turn]:
             turns.append(_Turn(terms[:_TERMS], step.slot, None, None, None))
             terms = [(step.slot, 1.0), *terms[_TERMS:]]
         first, *others = step.fields or (None,)
-        turns.append(_Turn(terms, step.slot, step.node, first and first.op, first and first.slot))
+        turns.append(_Turn(terms, step.slot, step.node, *((first.op, first.slot) if first else (None, None))))
         turns += [_Turn([(step.slot, 1.0)], step.slot, step.node, field.op, field.slot) for field in others if field]
     return turns
 
@@ -176,7 +170,6 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
     structure = program.structure
     turns = _turns(program)
     assigned, _ = _allocate(structure, turns)
-    ops = operations(structure)
     means = _mean_terms(program)
     rows, count, node_count, field_count, mean_count = map(max, sizes_of(program), least or Sizes())
     # Means have places of their own: nodes, one nobody needs, then fields by slot, then one that nobody reads.
@@ -189,7 +182,7 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
     mean_terms, mean_weights = np.full(mean_shape, nowhere, np.int32), np.zeros(mean_shape, dtype)
     store, field = np.full((2, rows), count, np.int32)
     node = np.full(rows, node_count, np.int32)
-    op = np.full(rows, len(ops), np.int32)
+    op = np.full(rows, len(program.operations), np.int32)
     mean, field_mean = np.full((2, rows), nowhere, np.int32)
     # A sum of many terms is stored by several turns; the place of a slot is that of the last one.
     # Those of terms of weight 0 are the sum's own, whose share is the same for all inputs.
@@ -208,7 +201,7 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
             node[index] = mean[index] = turn.node
             node_places[turn.node] = place_of[turn.store]
         if turn.op is not None and turn.field is not None:
-            op[index], field[index] = ops.index(turn.op), assigned[index, turn.field]
+            op[index], field[index] = turn.op, assigned[index, turn.field]
             field_mean[index] = places["field", turn.field]
         if turn.node is not None and means:
             for column, (key, weight) in enumerate(means[turn.node].items()):
@@ -249,11 +242,10 @@ def _rounded(size: int) -> int:
 
 
 def loop_structure(structure: Structure) -> Structure:
-    """What a compiled loop depends on beside table sizes: operations, means, numbers of inputs and outputs."""
-    fields = tuple(Field(op, 0) for op in operations(structure))
+    """What a compiled loop depends on beside table sizes: means, numbers of inputs and outputs."""
     outputs = tuple(range(len(structure.outputs)))
     # Of means only whether there are any.
-    return Structure(structure.num_inputs, 0, (Step((), 0, None, fields),), ((),) if structure.means else (), outputs)
+    return Structure(structure.num_inputs, 0, (), ((),) if structure.means else (), outputs)
 
 
 def _start(fields: Sequence[Any], size: int) -> Any:
@@ -269,7 +261,7 @@ def _put(stack: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def run_loop_moments(
-    tables: Tables, structure: Structure, fields: Sequence[KernelState], mu: Sequence[jax.Array], rules: Rules
+    tables: Tables, structure: Structure, fields: Sequence[KernelState], mu: Sequence[jax.Array], layers: Layers
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs the recursion for inputs with themselves.
 
@@ -278,13 +270,12 @@ def run_loop_moments(
       structure: That of the loop.
       fields: Covariances of the stems, (N,) each, without NTK.
       mu: Their means.
-      rules: The parameterization.
+      layers: The operations.
 
     Returns:
       Variances by place, (places, N), and means of nodes, (nodes, N), with rows of zeros for those that are not
       computed; None where all means are 0.
     """
-    ops = operations(structure)
     layout = PixelLayout(paired=True)
     like = fields[0].k
     count, turns = len(fields), tables.op.shape[0]
@@ -299,12 +290,12 @@ def run_loop_moments(
         # A loop that fuses: a matrix product might run in TF32.
         return jnp.sum(weights[:, None] * values, axis=0)
 
-    def apply(op: Dense | None, variance: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if op is None:
+    def apply(layer: Layer | None, variance: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if layer is None:
             return jnp.zeros_like(variance), jnp.zeros_like(variance)
         given = Marginals(variance, variance, mean, mean) if structure.means else Marginals(variance, variance)
         value, marginals = layer_rules.apply(
-            op, KernelState(variance, jnp.zeros_like(variance), None), given, layout, rules
+            layer, KernelState(variance, jnp.zeros_like(variance), None), given, layout, layers.rules
         )
         return value.k, jnp.zeros_like(mean) if marginals.m1 is None else marginals.m1
 
@@ -314,7 +305,7 @@ def run_loop_moments(
         mean = jnp.zeros_like(variance)
         if structure.means:
             mean = weighted(tables.mean_weights[i], means[tables.mean_terms[i]])
-        branches = [lambda v, m, op=op: apply(op, v, m) for op in (*ops, None)]
+        branches = [lambda v, m, layer=layer: apply(layer, v, m) for layer in (*layers.edges, None)]
         field, mu = lax.switch(tables.op[i], branches, variance, mean)
         stack = _put(_put(stack, variance, tables.store[i]), field, tables.field[i])
         v = _put(_put(v, variance, count + 2 * i), field, count + 2 * i + 1)
@@ -332,7 +323,7 @@ def run_loop(
     fields: Sequence[KernelState],
     first: Any,
     second: Any,
-    rules: Rules,
+    layers: Layers,
     equal_norms: bool,
 ) -> KernelState:
     """Runs the recursion for a block of the kernel.
@@ -343,21 +334,20 @@ def run_loop(
       fields: Covariances of the stems, (N1, N2) each.
       first: Variances by place and means by node of the rows, (places, N1) and (nodes, N1), see `run_loop_moments`.
       second: Those of the columns.
-      rules: The parameterization.
+      layers: The operations.
       equal_norms: Whether the shares of summands in a sum are the same for all inputs.
 
     Returns:
       The covariances of the output nodes, one above the other, (outputs, N1, N2).
     """
-    ops = operations(structure)
     layout = PixelLayout()
     (v1, m1), (v2, m2) = first, second
     count = len(fields)
 
-    def apply(op: Dense | None, total: KernelState, marginals: Marginals) -> KernelState:
-        if op is None:
+    def apply(layer: Layer | None, total: KernelState, marginals: Marginals) -> KernelState:
+        if layer is None:
             return jax.tree.map(jnp.zeros_like, total)
-        return layer_rules.apply(op, total, marginals, layout, rules)[0]
+        return layer_rules.apply(layer, total, marginals, layout, layers.rules)[0]
 
     def turn(i: jax.Array, stacks: KernelState) -> KernelState:
         of_sum = v1[count + 2 * i][:, None], v2[count + 2 * i][None]
@@ -370,7 +360,8 @@ def run_loop(
         marginals = Marginals(*of_sum)
         if structure.means:
             marginals = Marginals(*of_sum, m1[node][:, None], m2[node][None])
-        field = lax.switch(tables.op[i], [lambda v, s, op=op: apply(op, v, s) for op in (*ops, None)], total, marginals)
+        branches = [lambda v, s, layer=layer: apply(layer, v, s) for layer in (*layers.edges, None)]
+        field = lax.switch(tables.op[i], branches, total, marginals)
         return jax.tree.map(
             lambda stack, v, f: _put(_put(stack, v, tables.store[i]), f, tables.field[i]), stacks, total, field
         )

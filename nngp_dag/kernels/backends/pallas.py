@@ -57,7 +57,7 @@ def write_tile(
     """
     size = len(rows[0])
     assert size % _SIDE == size % _DOWN == size % _ACROSS == 0, size
-    numbers = jnp.concatenate([weights.terms, weights.means])
+    numbers = jnp.concatenate([weights.terms, weights.means, weights.layers])
     squares = [(value.k, value.gap) for value in values]
     operands, tree = jax.tree.flatten((jnp.stack(starts), numbers, squares, rows, columns))
     outputs, output_tree = jax.tree.flatten(results)
@@ -74,11 +74,13 @@ def write_tile(
         (scale1, q1, moments1), (scale2, q2, moments2) = (
             jax.tree.map(lambda ref: ref[...], s) for s in (rows, columns)
         )
-        terms = [numbers[i] for i in range(len(weights.terms))]
-        means = [numbers[len(terms) + i] for i in range(len(weights.means))]
+        every = iter([numbers[i] for i in range(numbers.shape[0])])
+        terms, means, layers = (
+            [next(every) for _ in range(len(of))] for of in (weights.terms, weights.means, weights.layers)
+        )
         kernels = propagate(
             spec,
-            Weights(terms, means, None, None),  # pyright: ignore[reportArgumentType]
+            Weights(terms, means, layers, None, None),  # pyright: ignore[reportArgumentType]
             [KernelState(k[...], gap[...], None) for k, gap in squares],
             (q1, q2),
             (moments1, moments2),

@@ -24,13 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.architecture.program import Structure, Term
-from nngp_dag.graph import Dense
+from nngp_dag.architecture.interpreter import Sum, run
+from nngp_dag.architecture.program import Step, Structure, Term
+from nngp_dag.graph import AvgPool
 from nngp_dag.kernels import layer_rules
 from nngp_dag.kernels.backends.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
 from nngp_dag.kernels.device import BlockSizes
-from nngp_dag.kernels.layer_rules import KernelState, Marginals, Rules, Summand
-from nngp_dag.kernels.pixel_layout import PixelLayout, pool
+from nngp_dag.kernels.layer_rules import KernelState, Layers, Marginals, Summand
+from nngp_dag.kernels.pixel_layout import PixelLayout
+from nngp_dag.kernels.pixel_layout import pool as pooled
 
 # NNGP and, where it is wanted, NTK of every output.
 Kernels = list[tuple[jax.Array, jax.Array | None]]
@@ -41,11 +43,8 @@ class Spec(NamedTuple):
 
     Attributes:
       structure: The order of evaluation.
-      stem: The stem's operation, or None where the data are node 0.
-      readout: The readout's linear layer, or None for the kernels of the output nodes.
-      readout_activation: The activation before it, or None.
+      layers: The structure of `Layers`, whose numbers are in `Weights`.
       pixels: How the readout averages over pixels, "flatten" or "global-average"; None leaves them.
-      rules: The parameterization.
       with_ntk: Whether the NTK is wanted.
       homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
       loop: Whether the steps run as a loop.
@@ -55,11 +54,8 @@ class Spec(NamedTuple):
     """
 
     structure: Structure
-    stem: Dense | None
-    readout: Dense | None
-    readout_activation: Any
+    layers: Any
     pixels: str | None
-    rules: Rules
     with_ntk: bool
     homogeneous: bool
     loop: bool
@@ -72,9 +68,13 @@ class Spec(NamedTuple):
         """Whether all inputs, over their norms, have the same variances at every node."""
         return self.homogeneous and self.structure.num_inputs == 1 and self.pixels is None
 
+    def layers_with(self, weights: "Weights") -> Layers:
+        """Returns the operations, with their numbers."""
+        return jax.tree.unflatten(self.layers, [weights.layers[i] for i in range(self.layers.num_leaves)])
+
 
 class Weights(NamedTuple):
-    """The numbers of a program: those of its terms and means, and of the loop's tables where there is one.
+    """The numbers of a program: those of its terms, means and layers, and of the loop's tables where there is one.
 
     `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`. `series` are those of
     `nngp_dag.kernels.backends.chebyshev`, which take the place of the steps.
@@ -82,6 +82,7 @@ class Weights(NamedTuple):
 
     terms: jax.Array | np.ndarray
     means: jax.Array | np.ndarray
+    layers: jax.Array | np.ndarray
     tables: Tables | None
     true: jax.Array | np.ndarray | None
     series: jax.Array | np.ndarray | None = None
@@ -97,29 +98,6 @@ class Moments(NamedTuple):
 
     v: Any
     m: Any
-
-
-def _combined(
-    terms: Sequence[Term],
-    weights: Sequence[Any],
-    values: Sequence[KernelState],
-    shares: Sequence[Marginals] | None,
-    marginals: Marginals | None,
-    layout: PixelLayout,
-) -> KernelState:
-    """Adds up what a step reads, with its weights; see `layer_rules.add_up` for variances of terms and sum."""
-    summands = []
-    for i, (term, weight, value) in enumerate(zip(terms, weights, values, strict=True)):
-        k, ntk = (
-            None if v is None else layout.pool(layout.pool(v, term.left, "left"), term.right, "right")
-            for v in (value.k, value.ntk)
-        )
-        assert k is not None
-        of = Marginals(None, None) if shares is None else shares[i]  # type: ignore[arg-type]
-        summands.append(Summand(weight, KernelState(k, value.gap, ntk), of.v1, of.v2))
-    if shares is None or marginals is None:
-        return layer_rules.add_up(summands)
-    return layer_rules.add_up(summands, marginals.v1, marginals.v2)
 
 
 def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
@@ -145,6 +123,7 @@ def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., A
 def _stems(
     spec: Spec,
     weights: Weights,
+    layers: Layers,
     inputs: Sequence[KernelState],
     marginals: Sequence[Marginals],
     layout: PixelLayout,
@@ -156,12 +135,12 @@ def _stems(
     def stem(value: KernelState, side: Marginals, fan_in: int) -> tuple[KernelState, Marginals]:
         if with_ntk and value.ntk is None:
             value = value._replace(ntk=jnp.zeros_like(value.k))
-        if spec.stem is None:
+        if layers.stem is None:
             return value, side
-        return layer_rules.apply(spec.stem, value, side, layout, spec.rules, fan_in)
+        return layer_rules.apply(layers.stem, value, side, layout, layers.rules, fan_in)
 
     # A loop reads what is in memory.
-    apart = spec.stem is not None and not spec.loop
+    apart = layers.stem is not None and not spec.loop
     once = functools.partial(evaluated_once, weights.true) if apart else lambda f, *args: f(*args)
     return [
         once(functools.partial(stem, fan_in=fan_in), value, side)
@@ -169,65 +148,145 @@ def _stems(
     ]
 
 
-def _evaluate(
-    spec: Spec,
-    weights: Weights,
-    fields: list[KernelState],
-    layout: PixelLayout,
-    sides_of: Callable[[int, int | None, KernelState | None], Marginals],
-    field_is: Callable[[int, KernelState, Marginals], None],
-    add_shares: bool,
-) -> dict[int, KernelState]:
-    """Runs the steps one after another.
+class _Covariances:
+    """The algebra of covariances, for `run`; where variances and means come from, subclasses know."""
 
-    Args:
-      spec: The program.
-      weights: Its numbers.
-      fields: Covariances of the stems.
-      layout: How axes lie.
-      sides_of: Gives the variances of a slot, and the means of the node that it belongs to; the slot's value, where it
-        is known, tells what is not known yet.
-      field_is: Is told every field's slot, value and marginals.
-      add_shares: Whether the shares of summands in a sum differ between two inputs.
+    def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout, *, add_shares: bool) -> None:
+        """`add_shares` says whether the shares of summands in a sum differ between two inputs."""
+        self.layers, self.layout, self._true, self._add_shares = layers, layout, weights.true, add_shares
 
-    Returns:
-      {node: its covariance} for the nodes that are computed.
-    """
+    def variances(self, slot: int) -> Marginals:
+        """Returns the variances of a slot's value."""
+        raise NotImplementedError
 
-    def field(
-        op: Dense, terms: Sequence[Term], numbers: list, marginals: Marginals, read: tuple
-    ) -> tuple[KernelState, Marginals]:
-        values, shares, of_sum = read
-        value = _combined(terms, numbers, values, shares, of_sum, layout)
-        return layer_rules.apply(op, value, marginals, layout, spec.rules)
+    def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
+        """Returns the variances of a node, and its means."""
+        raise NotImplementedError
 
-    slots: dict[int, KernelState] = dict(enumerate(fields))
-    nodes: dict[int, KernelState] = {}
-    position = 0
-    for step in spec.structure.steps:
-        numbers = [weights.terms[position + i] for i in range(len(step.terms))]
-        values = [slots[term.slot] for term in step.terms]
-        position += len(step.terms)
-        shares, of_sum = None, None
-        if add_shares and len(step.terms) > 1:
-            shares = [sides_of(term.slot, None, None) for term in step.terms]
-            of_sum = sides_of(step.slot, None, None)
-        total = slots[step.slot] = _combined(step.terms, numbers, values, shares, of_sum, layout)
-        marginals = sides_of(step.slot, step.node, total)
-        if step.node is None:
-            continue
-        nodes[step.node] = total
+    def add(self, of: Sum) -> KernelState:
+        """Adds up what a step reads."""
+        return self._total(of.step.terms, of.weights, of.values, *self._shares(of.step))
+
+    def at_node(self, step: Step, total: KernelState, mean: jax.Array | None) -> KernelState:
+        """Returns the sum: covariances and means go side by side."""
+        del step, mean
+        return total
+
+    def apply(
+        self, operation: int, slot: int, of: Sum, node: KernelState, mean: jax.Array | None
+    ) -> tuple[KernelState, jax.Array | None]:
+        """Applies a weighted operation."""
+        del slot
         # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
-        terms, numbers, read = (
-            ([Term(step.slot)], [np.ones((), total.k.dtype)], ([total], None, None))
-            if layout.ndim
-            else (step.terms, numbers, (values, shares, of_sum))
-        )
-        for op, slot in step.fields:
-            apply = functools.partial(field, op, terms, numbers)
-            slots[slot], field_sides = evaluated_once(weights.true, apply, marginals, read)
-            field_is(slot, slots[slot], field_sides)
-    return nodes
+        terms, numbers, read = of.step.terms, of.weights, (of.values, *self._shares(of.step))
+        if self.layout.ndim:
+            terms, numbers, read = [Term(of.step.slot)], [np.ones((), node.k.dtype)], ([node], None, None)
+
+        def field(marginals: Marginals, read: tuple) -> tuple[KernelState, Marginals]:
+            total = self._total(terms, numbers, *read)
+            return layer_rules.apply(self.layers.edges[operation], total, marginals, self.layout, self.layers.rules)
+
+        value, marginals = evaluated_once(self._true, field, self.marginals(of.step, mean), read)
+        return value, None if marginals.m1 is None else self.layout.vector(marginals.m1)
+
+    def pool(self, mean: jax.Array, pool: AvgPool) -> jax.Array:
+        """Pools a mean, (N, *pixels)."""
+        return pooled(mean, pool, range(1, mean.ndim))
+
+    def _shares(self, step: Step) -> tuple[list[Marginals] | None, Marginals | None]:
+        if not self._add_shares or len(step.terms) == 1:
+            return None, None
+        return [self.variances(term.slot) for term in step.terms], self.variances(step.slot)
+
+    def _total(
+        self,
+        terms: Sequence[Term],
+        weights: Sequence[Any],
+        values: Sequence[KernelState],
+        shares: Sequence[Marginals] | None,
+        of_sum: Marginals | None,
+    ) -> KernelState:
+        """Adds up values with weights; see `layer_rules.add_up` for the variances of terms and sum."""
+        summands = []
+        for i, (term, weight, value) in enumerate(zip(terms, weights, values, strict=True)):
+            k, ntk = (
+                None if v is None else self.layout.pool(self.layout.pool(v, term.left, "left"), term.right, "right")
+                for v in (value.k, value.ntk)
+            )
+            assert k is not None
+            v1, v2 = (None, None) if shares is None else shares[i][:2]
+            summands.append(Summand(weight, KernelState(k, value.gap, ntk), v1, v2))
+        return layer_rules.add_up(summands, *(of_sum[:2] if of_sum is not None else ()))
+
+
+class _OwnCovariances(_Covariances):
+    """Those of inputs with themselves: variances are the values themselves, and are kept by slot."""
+
+    def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout) -> None:
+        """Starts with no variance."""
+        super().__init__(weights, layers, layout, add_shares=False)
+        self.v: dict[int, jax.Array] = {}
+        self.m: dict[int, jax.Array] = {}
+
+    def keep(self, slot: int, value: KernelState) -> None:
+        """Keeps the variances of a slot."""
+        self.v[slot] = self.layout.diagonal(value.k)
+
+    def add(self, of: Sum) -> KernelState:
+        """Adds up what a step reads."""
+        total = super().add(of)
+        self.keep(of.step.slot, total)
+        return total
+
+    def at_node(self, step: Step, total: KernelState, mean: jax.Array | None) -> KernelState:
+        """Keeps the mean."""
+        if mean is not None and step.node is not None:
+            self.m[step.node] = mean
+        return total
+
+    def apply(
+        self, operation: int, slot: int, of: Sum, node: KernelState, mean: jax.Array | None
+    ) -> tuple[KernelState, jax.Array | None]:
+        """Applies a weighted operation."""
+        value, mean = super().apply(operation, slot, of, node, mean)
+        self.keep(slot, value)
+        return value, mean
+
+    def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
+        """Returns the variances of a node, and its means."""
+        vectors = [self.v[step.slot]] if mean is None else [self.v[step.slot], mean]
+        return Marginals(*(side(of) for of in vectors for side in (self.layout.left, self.layout.right)))
+
+
+class _Block(_Covariances):
+    """Those of a block of the kernel: variances and means of rows and columns are known."""
+
+    def __init__(
+        self, weights: Weights, layers: Layers, layout: PixelLayout, moments: tuple[Moments, Moments], add_shares: bool
+    ) -> None:
+        """`moments` are those of the rows and of the columns."""
+        super().__init__(weights, layers, layout, add_shares=add_shares)
+        self._first, self._second = moments
+
+    def variances(self, slot: int) -> Marginals:
+        """Returns the variances of a slot's value."""
+        return Marginals(self.layout.left(self._first.v[slot]), self.layout.right(self._second.v[slot]))
+
+    def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
+        """Returns the variances of a node, and its means."""
+        del mean
+        variances, node = self.variances(step.slot), step.node
+        if node not in self._first.m:
+            return variances
+        return Marginals(*variances[:2], self.layout.left(self._first.m[node]), self.layout.right(self._second.m[node]))
+
+
+def _run(
+    spec: Spec, weights: Weights, stems: Sequence[tuple[KernelState, Marginals]], algebra: _Covariances, means: bool
+) -> dict[int, KernelState]:
+    numbers, mean_numbers = ([of[i] for i in range(len(of))] for of in (weights.terms, weights.means))
+    mu = [None if sides.m1 is None else algebra.layout.vector(sides.m1) for _, sides in stems]
+    return run(spec.structure, numbers, mean_numbers if means else None, [value for value, _ in stems], mu, algebra)
 
 
 def moments_of(
@@ -245,56 +304,26 @@ def moments_of(
     Returns:
       Variances and means, and the function that gives an output node's covariance of inputs with themselves.
     """
+    layers = spec.layers_with(weights)
     q_in = [layout.diagonal(value.k) for value in inputs]
-    stems = _stems(spec, weights, inputs, [Marginals(layout.left(q), layout.right(q)) for q in q_in], layout, channels)
-    fields = [field for field, _ in stems]
+    sides_in = [Marginals(layout.left(q), layout.right(q)) for q in q_in]
+    stems = _stems(spec, weights, layers, inputs, sides_in, layout, channels)
     if spec.loop:
         assert weights.tables is not None
+        fields = [field for field, _ in stems]
         means = [jnp.zeros_like(v) if s.m1 is None else s.m1 for v, (_, s) in zip(q_in, stems, strict=True)]
-        v_of_places, m_of_nodes = run_loop_moments(weights.tables, spec.structure, fields, means, spec.rules)
+        v_of_places, m_of_nodes = run_loop_moments(weights.tables, spec.structure, fields, means, layers)
         places = jnp.asarray(weights.tables.output_places)
         return Moments(v_of_places, m_of_nodes), lambda output: v_of_places[places[output]]
-    mu: dict[int, jax.Array] = {}
-    v: dict[int, jax.Array] = {}
-    m: dict[int, jax.Array] = {}
-    positions = [0]
-    for terms in spec.structure.means:
-        positions.append(positions[-1] + len(terms))
-
-    def field_is(slot: int, value: KernelState, marginals: Marginals) -> None:
-        v[slot] = layout.diagonal(value.k)
-        if marginals.m1 is not None:
-            mu[slot] = layout.vector(marginals.m1)
-
-    def mean(node: int) -> jax.Array | None:
-        # Nodes are complete once all earlier ones are, and steps come in the order of nodes.
-        if node not in m:
-            total = None
-            for index, term in enumerate(spec.structure.means[node], start=positions[node]):
-                value = mu.get(term.slot) if term.slot is not None else mean(term.node)  # type: ignore[arg-type]
-                if value is None:
-                    continue
-                if term.pool is not None:
-                    value = pool(value, term.pool, range(1, value.ndim))
-                part = weights.means[index] * value
-                total = part if total is None else total + part
-            m[node] = total  # type: ignore[assignment]
-        return m[node]
-
-    def sides_of(slot: int, node: int | None, value: KernelState | None) -> Marginals:
-        if value is not None:
-            v[slot] = layout.diagonal(value.k)
-        mean_here = mean(node) if spec.structure.means and node is not None else None
-        vectors = [v[slot]] if mean_here is None else [v[slot], mean_here]
-        return Marginals(*(side(of) for of in vectors for side in (layout.left, layout.right)))
-
-    for slot, (field, marginals) in enumerate(stems):
-        field_is(slot, field, marginals)
-    nodes = _evaluate(spec, weights, fields, layout, sides_of, field_is, False)
+    algebra = _OwnCovariances(weights, layers, layout)
+    for slot, (field, _) in enumerate(stems):
+        algebra.keep(slot, field)
+    nodes = _run(spec, weights, stems, algebra, means=True)
+    v = algebra.v
     if spec.equal_norms or layout.full:
         # Sums need no more than what their nodes have.
         v = {step.slot: v[step.slot] for step in spec.structure.steps if step.node is not None}
-    return Moments(v, {node: of for node, of in m.items() if of is not None}), lambda output: nodes[output].k
+    return Moments(v, algebra.m), lambda output: nodes[output].k
 
 
 def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
@@ -311,23 +340,21 @@ def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
 
 
 def _read_out(
-    spec: Spec, value: KernelState, marginals: Marginals, layout: PixelLayout
+    spec: Spec, layers: Layers, value: KernelState, marginals: Marginals, layout: PixelLayout
 ) -> tuple[jax.Array, jax.Array | None]:
     """Applies the readout to a node's covariances; returns second moments."""
-    if spec.readout is not None and spec.readout_activation is not None:
-        value, marginals = layer_rules.activate(
-            spec.readout_activation, *layer_rules.uncenter(value, marginals), layout
-        )
-    width = spec.rules.width
+    readout, width = layers.readout, layers.rules.width
+    if readout is not None and readout.activation is not None:
+        value, marginals = layer_rules.activate(readout.activation, *layer_rules.uncenter(value, marginals), layout)
     if spec.pixels is not None:
-        if spec.pixels == "flatten":
+        if spec.pixels == "flatten" and width is not None:
             width *= math.prod(layout.vector(marginals.v1).shape[1:])
         value, marginals = layer_rules.uncenter(value, marginals)
         k, ntk = (None if v is None else layout.read_out(v, spec.pixels) for v in (value.k, value.ntk))
         assert k is not None
         value, marginals, layout = KernelState(k, None, ntk), Marginals(k, k), PixelLayout()
-    if spec.readout is not None:
-        value, marginals = layer_rules.linear(spec.readout, value, marginals, layout, spec.rules, width)
+    if readout is not None:
+        value, marginals = layer_rules.linear(readout, value, marginals, layout, layers.rules, width)
     value, _ = layer_rules.uncenter(value, marginals)
     return value.k, value.ntk
 
@@ -355,35 +382,24 @@ def propagate(
     Returns:
       NNGP and NTK of every output; stacked, they are (outputs, N1, N2).
     """
+    layers = spec.layers_with(weights)
     sides_in = [Marginals(layout.left(q1), layout.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
-    stems = _stems(spec, weights, inputs, sides_in, layout, channels, spec.with_ntk)
-    fields = [field for field, _ in stems]
+    stems = _stems(spec, weights, layers, inputs, sides_in, layout, channels, spec.with_ntk)
     first, second = moments
-
-    def sides_of(slot: int, node: int | None, value: KernelState | None = None) -> Marginals:
-        del value
-        if slot not in first.v:
-            return Marginals(None, None)  # type: ignore[arg-type]
-        v = layout.left(first.v[slot]), layout.right(second.v[slot])
-        return (
-            Marginals(*v, layout.left(first.m[node]), layout.right(second.m[node]))
-            if node in first.m
-            else Marginals(*v)
-        )
-
     if spec.loop:
         assert weights.tables is not None
-        outputs = run_loop(weights.tables, spec.structure, fields, first, second, spec.rules, spec.equal_norms)
+        fields = [field for field, _ in stems]
+        outputs = run_loop(weights.tables, spec.structure, fields, first, second, layers, spec.equal_norms)
         marginals = sides_of_outputs(weights.tables, first, second)
         if spec.stacked:
             value, _ = layer_rules.uncenter(outputs, marginals)
             return [(value.k, value.ntk)]
         one_by_one = [jax.tree.map(lambda v, i=i: v[i], (outputs, marginals)) for i in spec.structure.outputs]
-        return [_read_out(spec, of_output, of_both, layout) for of_output, of_both in one_by_one]
-    nodes = _evaluate(
-        spec, weights, fields, layout, sides_of, lambda *_: None, not spec.equal_norms and inputs[0].gap is not None
-    )
-    slots = {step.node: step.slot for step in spec.structure.steps}
+        return [_read_out(spec, layers, of_output, of_both, layout) for of_output, of_both in one_by_one]
+    algebra = _Block(weights, layers, layout, moments, not spec.equal_norms and inputs[0].gap is not None)
+    nodes = _run(spec, weights, stems, algebra, means=False)
+    steps = {step.node: step for step in spec.structure.steps}
     return [
-        _read_out(spec, nodes[output], sides_of(slots[output], output), layout) for output in spec.structure.outputs
+        _read_out(spec, layers, nodes[output], algebra.marginals(steps[output], None), layout)
+        for output in spec.structure.outputs
     ]

@@ -33,7 +33,7 @@ _FLOAT64 = (
 )
 
 
-def polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
+def polynomial(coefficients: Sequence[float | jax.Array], x: jax.Array) -> jax.Array:
     """Returns sum_n coefficients[n] x^n."""
     value = jnp.zeros_like(x)
     for c in reversed(coefficients):

@@ -124,8 +124,8 @@ def variance(phi: Activation, q: jax.Array) -> jax.Array:
     return dual(phi, q, jnp.zeros_like(q), q, q).covariance
 
 
-# Traced once for an activation and a shape: duals and layers ask for the same.
-traced_variance = jax.jit(variance, static_argnums=0, inline=True)
+# Traced once for a kind of activation and a shape: duals and layers ask for the same.
+traced_variance = jax.jit(variance, inline=True)
 
 
 # C, how far apart the outputs are, and Fd.
@@ -232,7 +232,7 @@ class Widened(NamedTuple):
     own2: tuple[jax.Array, jax.Array, jax.Array]
 
 
-def widened(scale: float, pair: Pair) -> Widened:
+def widened(scale: float | jax.Array, pair: Pair) -> Widened:
     """Returns the pair with noise added; no product of two variances is formed, which might overflow."""
     sigma1, sigma2 = (jnp.sqrt(1 + scale * q) for q in (pair.q1, pair.q2))
     y1, y2 = 1 / sigma1**2, 1 / sigma2**2

@@ -33,7 +33,7 @@ def _dual_ab_relu(phi: ABRelu, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: 
     # which does not cancel.
     a, b = phi.a, phi.b
     straight, bent = (a**2 + b**2) / 2, (b - a) ** 2 / 2
-    if bent == 0:
+    if isinstance(bent, float) and bent == 0:
         return Dual(straight * k, straight * gap, jnp.full_like(k, straight))
     r, *_, t, _ = angle(k, gap, q1, q2)
     bent_h = bent * (r * _h(t))

@@ -52,18 +52,24 @@ def mixture(dtype: np.dtype) -> tuple[tuple[float, float], ...]:
     return _FLOAT32 if dtype.itemsize <= 4 else _FLOAT64
 
 
-# Traced once for a function and shapes, also by calls outside of other compiled functions.
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def double_sum(formula: Callable[[jax.Array, jax.Array, Pair], Triple], factor: float, pair: Pair) -> Triple:
+def double_sum(
+    formula: Callable[[jax.Array, jax.Array, Pair], Triple], factor: float | jax.Array, pair: Pair
+) -> Triple:
     """Sums a formula of (a, b, pair) over all pairs of terms, with a = factor / s_m and b = factor / s_n."""
-    dtype = pair.k.dtype
-    s, p = np.transpose(mixture(dtype))
-    slopes = [jnp.asarray(factor / v, dtype) for v in (np.repeat(s, len(s)), np.tile(s, len(s)))]
+    s, _ = np.transpose(mixture(pair.k.dtype))
+    return _double_sum(formula, jnp.asarray(factor / s, pair.k.dtype), pair)
+
+
+# Traced once for a function and shapes, also by calls outside of other compiled functions.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _double_sum(formula: Callable[[jax.Array, jax.Array, Pair], Triple], slopes: jax.Array, pair: Pair) -> Triple:
+    dtype, count = pair.k.dtype, len(slopes)
+    _, p = np.transpose(mixture(dtype))
     weights = jnp.asarray(np.outer(p, p).ravel(), dtype)
 
     @jax.checkpoint  # otherwise gradients keep what every pair computes
     def of_terms(n: jax.Array, pair: Pair) -> Triple:
-        c, distance, slope = formula(slopes[0][n], slopes[1][n], pair)
+        c, distance, slope = formula(slopes[n // count], slopes[n % count], pair)
         return weights[n] * c, weights[n] * distance, weights[n] * slope
 
     # In a loop: unrolled, hundreds of pairs would take long to compile.

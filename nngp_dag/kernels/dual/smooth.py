@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,16 +47,17 @@ def _difference_of_exponentials(x: jax.Array, y: jax.Array, difference: jax.Arra
     return jnp.exp(jnp.maximum(x, y)) * -jnp.expm1(-jnp.abs(difference))
 
 
-def _parity_of_sin(phi: Sin) -> int:
-    sin, cos = abs(math.sin(phi.c)), abs(math.cos(phi.c))
-    return 1 if sin < 1e-15 else -1 if cos < 1e-15 else 0
+def _sin_and_cos(x: Any) -> tuple[Any, Any]:
+    """Returns sine and cosine; of a number that is known in float64, whatever the precision of what it meets."""
+    return (math.sin(x), math.cos(x)) if isinstance(x, float) else (jnp.sin(x), jnp.cos(x))
 
 
-@register_smooth(Sin, _parity_of_sin)
+@register_smooth(Sin, lambda phi: phi.parity)
 def _dual_sin(phi: Sin, pair: Pair) -> Triple:
     # 2 sin(x) sin(y) = cos(x - y) - cos(x + y), and E[cos(b (u -+ v))] = exp(-b^2 D), exp(-b^2 S).
     b2, k = phi.b**2, pair.k
-    sin2, cos2, cos_of_2c = math.sin(phi.c) ** 2, math.cos(phi.c) ** 2, math.cos(2 * phi.c)
+    sin, cos = _sin_and_cos(phi.c)
+    sin2, cos2, cos_of_2c = sin**2, cos**2, _sin_and_cos(2 * phi.c)[1]
     half_sum = pair.above + pair.difference**2 / 2
     # With the larger exponential outside, so that no factor overflows.
     outer = jnp.exp(-b2 * jnp.where(k < 0, half_sum, pair.half_distance)) / 2
@@ -76,7 +78,7 @@ def _dual_sin(phi: Sin, pair: Pair) -> Triple:
 
 @mean.register(Sin)
 def _mean_sin(phi: Sin, q: jax.Array) -> jax.Array:
-    return phi.a * math.sin(phi.c) * jnp.exp(-(phi.b**2) / 2 * q)
+    return phi.a * _sin_and_cos(phi.c)[0] * jnp.exp(-(phi.b**2) / 2 * q)
 
 
 @register_smooth(Exp)
@@ -158,7 +160,9 @@ def _mean_gabor(phi: Gabor, q: jax.Array) -> jax.Array:
 
 
 def _parity_of_polynomial(phi: Polynomial) -> int:
-    odd, even = any(phi.coefficients[1::2]), any(phi.coefficients[2::2])
+    # Coefficients that are 0 are part of the structure, see `activations.Activation`.
+    present = [not (isinstance(c, float) and c == 0) for c in phi.coefficients]
+    odd, even = any(present[1::2]), any(present[2::2])
     return 0 if odd and even else -1 if even else 1
 
 
@@ -177,7 +181,7 @@ def _mean_polynomial(phi: Polynomial, q: jax.Array) -> jax.Array:
     return _mean_derivatives(phi.coefficients, q)[0]
 
 
-def _mean_derivatives(coefficients: Sequence[float], q: jax.Array) -> list[jax.Array]:
+def _mean_derivatives(coefficients: Sequence[float | jax.Array], q: jax.Array) -> list[jax.Array]:
     """Returns E[phi^(l)(u)] / sqrt(l!) for l = 0, 1, ..."""
     results = []
     for order in range(len(coefficients)):
