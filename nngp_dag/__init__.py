@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     # Graphs, their operations, and networks
     from nngp_dag import activations
     from nngp_dag.architecture import Network
-    from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, zoo
+    from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool, zoo
 
     # Kernels
     from nngp_dag.kernels import Kernel, explain, gram, kernel
@@ -62,6 +62,7 @@ __all__ = [
     "Recipe",
     "Scale",
     "Spectrum",
+    "SumPool",
     "activations",
     "classification_accuracy",
     "compare",
@@ -108,7 +109,7 @@ _MODULES = frozenset(
     )
 )
 _HOME = {
-    **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "zoo"), "graph"),
+    **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "SumPool", "zoo"), "graph"),
     "Network": "architecture",
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
     **dict.fromkeys(("compare", "sweep"), "report"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import ORDERS, dags, empirical_kernels, finite_kernels
 
 import nngp_dag as nd
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
 from nngp_dag.kernels import layer_rules
 from nngp_dag.kernels.backends import chebyshev
 from nngp_dag.nets import DagNet
@@ -135,6 +135,7 @@ POOLED = [
     (0, 1, WEIGHTED),
     (0, 1, AvgPool((2, 2), normalize_edges=True)),
     (1, 2, AvgPool((2, 2), strides=(2, 2))),
+    (1, 2, SumPool((2, 1), strides=(2, 2))),
     (1, 2, Conv(**CONV, strides=(2, 2), activation="erf")),
 ]
 # Edges, shapes of inputs, options; then width and draws.

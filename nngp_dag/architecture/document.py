@@ -6,9 +6,8 @@ from typing import Any
 
 from nngp_dag.architecture.network import Network
 from nngp_dag.errors import GraphError, InputError, NngpDagError, shown
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Operation, Scale
-
-_CLASSES: dict[str, type] = {cls.__name__: cls for cls in (AvgPool, Conv, Dense, Scale)}
+from nngp_dag.graph import Dag, Dense, Edge, Op, Operation
+from nngp_dag.graph.operations import EdgeOperation
 
 
 def to_document(network: Network) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def _operation(document: Any) -> Any:
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     if "activation" in fields:
         fields["activation"] = _activation(fields["activation"])
-    return _CLASSES[name](**fields)
+    return EdgeOperation.known[name](**fields)
 
 
 def _of_activation(activation: Any) -> Any:

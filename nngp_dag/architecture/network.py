@@ -13,15 +13,13 @@ from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import (
     IMAGE_READOUTS,
     PARAMETERIZATIONS,
-    AvgPool,
     Conv,
     Dense,
     Op,
-    Scale,
+    Operation,
     check_flag,
     check_option,
     check_whole,
-    describe,
 )
 from nngp_dag.graph.reading import as_dag
 
@@ -197,15 +195,15 @@ class Network:
         return tuple(dict.fromkeys([*ops, *(edge.op for edge in self.edges if isinstance(edge.op, Dense))]))
 
     @functools.cached_property
-    def image_operations(self) -> tuple[AvgPool | Conv, ...]:
+    def image_operations(self) -> tuple[Operation, ...]:
         """Every different operation that needs images."""
         ops = [edge.op for edge in self.edges] + ([self.stem_op] if self.has_stem else [])
-        return tuple(dict.fromkeys(op for op in ops if isinstance(op, (AvgPool, Conv))))
+        return tuple(dict.fromkeys(op for op in ops if op.window))
 
     @functools.cached_property
     def pools(self) -> bool:
         """Whether some operation without weights mixes pixels, so that their covariances must all be kept."""
-        return any(isinstance(op, AvgPool) for op in self.image_operations)
+        return any(op.mixes_pixels for op in self.image_operations)
 
     @functools.cached_property
     def has_means(self) -> bool:
@@ -221,7 +219,7 @@ class Network:
 
     def multiplicity(self, edge: Edge) -> float | int:
         """How often an edge without weights adds its (pooled) source to its target."""
-        return self.factor(edge.target) * (edge.op.factor if isinstance(edge.op, Scale) else 1)
+        return self.factor(edge.target) * edge.op.factor
 
     def check_gaussian(self, *, input_is_gaussian: bool, reads_out: bool = False) -> None:
         """Raises a `GraphError` where an activation meets a node that is not Gaussian, or a mean is unknown.
@@ -287,7 +285,7 @@ class Network:
 
     def __str__(self) -> str:
         """Returns the graph and what it applies."""
-        return f"{self.dag} ({describe(self.layer)}, {self.aggregation})"
+        return f"{self.dag} ({self.layer.describe()}, {self.aggregation})"
 
     def pixels(self, image: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns the spatial shape of every node, for images of spatial shape `image`.
@@ -316,25 +314,25 @@ def _stem_of(layer: Dense) -> Dense:
     return dataclasses.replace(layer, activation=activation, layer_norm=False)
 
 
-def window_output(op: object, image: tuple[int, ...], what: str) -> tuple[int, ...]:
+def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int, ...]:
     """Returns the spatial shape of an operation's output.
 
     Raises:
       GraphError: It needs another number of spatial axes or a larger image.
     """
-    if not isinstance(op, (AvgPool, Conv)):
+    if op.window is None:
         return image
-    window = op.window_shape if isinstance(op, AvgPool) else op.filter_shape
+    window, strides, padding = op.window
     if len(window) != len(image):
         raise GraphError(
             f"Expected images with {len(window)} spatial axes for {what}, got {len(image)}; inputs have shape "
             "(N, height, width, channels) for a window of two numbers"
         )
-    if op.padding == "SAME":
-        return tuple(-(-size // stride) for size, stride in zip(image, op.strides or (), strict=True))
+    if padding == "SAME":
+        return tuple(-(-size // stride) for size, stride in zip(image, strides, strict=True))
     if any(size < of for size, of in zip(image, window, strict=True)):
         raise GraphError(f"Expected images of at least {window} pixels for {what}, got {image}; use padding 'SAME'")
-    return tuple((size - of) // step + 1 for size, of, step in zip(image, window, op.strides or (), strict=True))
+    return tuple((size - of) // step + 1 for size, of, step in zip(image, window, strides, strict=True))
 
 
 def as_network(

@@ -112,7 +112,7 @@ def kernel_command(
     import numpy as np
 
     from nngp_dag.graph.codes import shorten
-    from nngp_dag.graph.operations import Conv, describe
+    from nngp_dag.graph.operations import Conv
     from nngp_dag.kernels import kernel
     from nngp_dag.report import output_file, plot_kernel
     from nngp_dag.report.tables import spectrum_facts, spectrum_table
@@ -155,7 +155,7 @@ def kernel_command(
         arrays |= {"classes": np.array(samples.classes)} if samples.classes else {}
         np.savez_compressed(npz, **arrays)
         place = "after the readout" if readout else "at the last node"
-        title = f"{shorten(str(graph))}, {describe(layer)}, {place}: first {len(samples.x)} inputs of {samples.name}"
+        title = f"{shorten(str(graph))}, {layer.describe()}, {place}: first {len(samples.x)} inputs of {samples.name}"
         plot_kernel(k, png, title, labels=samples.y if samples.classes else None, classes=samples.classes)
     say(f"wrote {out} and {picture}")
     result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})

@@ -3,7 +3,21 @@
 from nngp_dag.graph import zoo
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
-from nngp_dag.graph.operations import AvgPool, Conv, Dense, Op, Operation, Scale
+from nngp_dag.graph.operations import AvgPool, Conv, Dense, EdgeOperation, Op, Operation, Pool, Scale, SumPool
 from nngp_dag.graph.reading import as_dag
 
-__all__ = ["AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Operation", "Scale", "as_dag", "zoo"]
+__all__ = [
+    "AvgPool",
+    "Conv",
+    "Dag",
+    "Dense",
+    "Edge",
+    "EdgeOperation",
+    "Op",
+    "Operation",
+    "Pool",
+    "Scale",
+    "SumPool",
+    "as_dag",
+    "zoo",
+]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from nngp_dag.graph.operations import Op, Operation, describe, is_weighted
+from nngp_dag.graph.operations import Op, Operation, is_weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Edge:
 
     def __str__(self) -> str:
         """Returns `source->target:operation`."""
-        return f"{self.source}->{self.target}:{describe(self.op)}"
+        return f"{self.source}->{self.target}:{self.op.describe()}"

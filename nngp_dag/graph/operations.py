@@ -1,15 +1,16 @@
 """What an edge may do: operations without weights, and weighted ones.
 
-Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`) are linear maps; weighted ones (`Dense`, `Conv`) draw weights
-of their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and a weighted
-edge without a description of its own applies the layer that the call names (`activation`, `order`, `layer`).
+Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`, `SumPool`) are linear maps; weighted ones (`Dense`, `Conv`)
+draw weights of their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and
+a weighted edge without a description of its own applies the layer that the call names (`activation`, `order`,
+`layer`).
 """
 
 import dataclasses
 import enum
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,11 +26,67 @@ LARGEST = 1e150
 """Of numbers whose squares count: float64 holds no squares of much larger ones, nor of ones below 1 / LARGEST."""
 
 
+class Window(NamedTuple):
+    """How an operation moves over an image: pixels of its window and strides along every axis, and the padding."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeOperation:
+    """What the operations with options of their own have in common.
+
+    Attributes:
+      factor: What an operation without weights multiplies its output by, beside what it does to pixels.
+      window: How it moves over an image, or None where every pixel is by itself.
+      mixes_pixels: Whether it is a linear map of pixels without weights, which `kernels.pixel_layout.pool`,
+        `nets.layers.without_weights` and `kernels.stax_layer.finite` have rules for.
+    """
+
+    factor = 1
+    mixes_pixels: ClassVar[bool] = False
+    known: ClassVar[dict[str, type["EdgeOperation"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Makes the class known by its name, to files that hold networks."""
+        EdgeOperation.known[cls.__name__] = cls
+
+    @property
+    def window(self) -> Window | None:
+        """None: images pass pixel by pixel."""
+        return None
+
+    def describe(self) -> str:
+        """Names the operation, shortly, for messages and tables."""
+        raise NotImplementedError
+
+
 class Op(enum.IntEnum):
     """The operation on a present edge of a paper code; the value is its digit (0 marks an absent edge)."""
 
     SKIP = 1
     WEIGHTED = 2
+
+    @property
+    def factor(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def mixes_pixels(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def window(self) -> None:
+        """None."""
+        return None
+
+    def describe(self) -> str:
+        """Returns the name, in small letters."""
+        return self.name.lower()
 
     @classmethod
     def parse(cls, value: object) -> "Op":
@@ -53,10 +110,14 @@ class Op(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class Scale(EdgeOperation):
     """x -> factor * x, without weights."""
 
-    factor: float
+    factor: float | int = dataclasses.field()
+
+    def describe(self) -> str:
+        """As in "scale(0.5)"."""
+        return f"scale({self.factor:g})"
 
     def __post_init__(self) -> None:
         """Validates the factor."""
@@ -64,32 +125,66 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
-class AvgPool:
-    """The mean over windows of an image's pixels, without weights.
+class Pool(EdgeOperation):
+    """A mean over windows of an image's pixels, times `factor`, without weights.
 
     Attributes:
       window_shape: Pixels of a window, one number per spatial axis.
       strides: Steps between windows; all 1 by default.
       padding: "SAME" (zeros around the image) or "VALID".
-      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by
-        those of the window.
     """
 
     window_shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     padding: str = "SAME"
-    normalize_edges: bool = False
+    mixes_pixels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Validates the window."""
         object.__setattr__(self, "window_shape", check_window("window_shape", self.window_shape))
         object.__setattr__(self, "strides", _strides(self.strides, self.window_shape))
         check_option("padding", self.padding, PADDINGS)
+
+    @property
+    def window(self) -> Window:
+        """How the windows lie."""
+        return Window(self.window_shape, self.strides or (), self.padding)
+
+    def describe(self) -> str:
+        """As in "avg_pool(2x2)"."""
+        kind = type(self).__name__.removesuffix("Pool").lower()
+        return f"{kind}_pool({'x'.join(map(str, self.window_shape))})"
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool(Pool):
+    """The mean over windows of an image's pixels, without weights; options as in `Pool`, and one more.
+
+    Attributes:
+      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by
+        those of the window.
+    """
+
+    normalize_edges: bool = False
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        super().__post_init__()
         object.__setattr__(self, "normalize_edges", check_flag("normalize_edges", self.normalize_edges))
 
 
+@dataclasses.dataclass(frozen=True)
+class SumPool(Pool):
+    """The sum over windows of an image's pixels, without weights; options as in `Pool`."""
+
+    def __post_init__(self) -> None:
+        """Validates the window; a sum is as many means as a window has pixels."""
+        super().__post_init__()
+        object.__setattr__(self, "factor", math.prod(self.window_shape))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(EdgeOperation):
     """A fully connected layer with an activation: phi(W x + b) or W phi(x) + b, fresh weights for every edge.
 
     Weights have variance w_std^2 / fan-in, biases b_std^2. On an image it acts on every pixel alike.
@@ -133,6 +228,15 @@ class Dense:
         """Whether the output is a centered Gaussian process at infinite width, whatever comes in."""
         return self.order == "act-linear" or self.activation is None
 
+    def describe(self) -> str:
+        """As in "relu-conv(3x3)", in the order of what is applied."""
+        linear = f"conv({'x'.join(map(str, self.window.shape))})" if self.window else "dense"
+        activation = getattr(self.activation, "name", self.activation)
+        steps = [linear] if activation is None else [linear, str(activation)]
+        if self.order == "act-linear":
+            steps.reverse()
+        return "-".join(["layer_norm"] * self.layer_norm + steps)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv(Dense):
@@ -157,35 +261,24 @@ class Conv(Dense):
         object.__setattr__(self, "strides", _strides(self.strides, self.filter_shape))
         check_option("padding", self.padding, PADDINGS)
 
+    @property
+    def window(self) -> Window:
+        """How the filter moves."""
+        return Window(self.filter_shape, self.strides or (), self.padding)
 
-Operation = Op | Scale | AvgPool | Dense
+
+Operation = Op | EdgeOperation
 """Anything that an edge may carry."""
 
 
 def parse(value: object) -> Operation:
     """Returns `value` if it is an operation, else reads it as an `Op`."""
-    return value if isinstance(value, (Scale, AvgPool, Dense)) else Op.parse(value)
+    return value if isinstance(value, EdgeOperation) else Op.parse(value)
 
 
 def is_weighted(op: Operation) -> bool:
     """Whether `op` draws weights."""
     return op is Op.WEIGHTED or isinstance(op, Dense)
-
-
-def describe(op: Operation) -> str:
-    """Names an operation, shortly, for messages and tables."""
-    if isinstance(op, Op):
-        return op.name.lower()
-    if isinstance(op, Scale):
-        return f"scale({op.factor:g})"
-    if isinstance(op, AvgPool):
-        return f"avg_pool({'x'.join(map(str, op.window_shape))})"
-    linear = f"conv({'x'.join(map(str, op.filter_shape))})" if isinstance(op, Conv) else "dense"
-    activation = getattr(op.activation, "name", op.activation)
-    steps = [linear] if activation is None else [linear, str(activation)]
-    if op.order == "act-linear":
-        steps.reverse()
-    return "-".join(["layer_norm"] * op.layer_norm + steps)
 
 
 def check_option(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.program import Program, program
-from nngp_dag.graph import Conv, Dense
+from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
 from nngp_dag.kernels.backends.loop import loop_structure
 from nngp_dag.kernels.backends.unrolled import Spec
@@ -172,8 +172,8 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
         blocks=blocks,
     )
     # Inputs are checked to have as many spatial axes as every window.
-    first = images[0] if images else None
-    ndim = 0 if first is None else len(first.filter_shape if isinstance(first, Conv) else first.window_shape)
+    window = images[0].window if images else None
+    ndim = len(window.shape) if window else 0
     layout = PixelLayout(ndim, network.pools or network.image_readout == "global-average")
     return Plan(steps, layers, spec, layout, any(isinstance(phi, Quadrature) for phi in _activations(network)))
 

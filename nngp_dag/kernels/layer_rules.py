@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from nngp_dag.activations import Activation, get_activation
 from nngp_dag.architecture import Network
-from nngp_dag.graph import Conv, Dense
+from nngp_dag.graph import Dense
+from nngp_dag.graph.operations import Window
 from nngp_dag.kernels.dual import dual, gap_of, mean, ratio, root, traced_variance
-from nngp_dag.kernels.pixel_layout import Filter, PixelLayout, window_means
+from nngp_dag.kernels.pixel_layout import PixelLayout, window_means
 
 # As in neural-tangents; keeps an input of zeros at zero.
 LAYER_NORM_EPS = 1e-12
@@ -64,7 +65,7 @@ class Layer:
       activation: The activation, or None.
       order: "linear-act" or "act-linear".
       layer_norm: Whether the input is normalized first.
-      filter: That of a convolution, or None.
+      window: That of a convolution, or None.
     """
 
     variance: Any
@@ -72,15 +73,14 @@ class Layer:
     activation: Activation | None
     order: str = dataclasses.field(default="linear-act", metadata=_STRUCTURE)
     layer_norm: bool = dataclasses.field(default=False, metadata=_STRUCTURE)
-    filter: Filter | None = dataclasses.field(default=None, metadata=_STRUCTURE)
+    window: Window | None = dataclasses.field(default=None, metadata=_STRUCTURE)
 
 
 def layer_of(op: Dense) -> Layer:
     """Returns an operation with its numbers apart; they are squared in float64."""
-    over = Filter(op.filter_shape, op.strides or (), op.padding) if isinstance(op, Conv) else None
     phi = None if op.activation is None else get_activation(op.activation)
     bias = None if op.b_std is None else op.b_std**2
-    return Layer(op.w_std**2, bias, phi, op.order, op.layer_norm, over)
+    return Layer(op.w_std**2, bias, phi, op.order, op.layer_norm, op.window)
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +101,7 @@ class Rules:
         if self.parameterization == "ntk":
             return layer.variance, 0.0 if layer.bias is None else layer.bias
         channels = self.width if fan_in is None else fan_in
-        return channels * float(math.prod(layer.filter.shape if layer.filter else ())), float(layer.bias is not None)
+        return channels * float(math.prod(layer.window.shape if layer.window else ())), float(layer.bias is not None)
 
 
 class Layers(NamedTuple):
@@ -205,7 +205,7 @@ def gap_from(value: KernelState, marginals: Marginals) -> jax.Array:
 
 
 def _convolve(
-    value: KernelState, marginals: Marginals, over: Filter, layout: PixelLayout
+    value: KernelState, marginals: Marginals, over: Window, layout: PixelLayout
 ) -> tuple[KernelState, Marginals]:
     """Averages over the filter's pixels."""
     if value.gap is None:
@@ -233,8 +233,8 @@ def linear(
     """Applies fresh weights to covariances and means; the output is a centered Gaussian process."""
     weight, bias = layer.variance, layer.bias
     a_w, a_b = rules.tangent_weights(layer, fan_in)
-    if layer.filter is not None:
-        value, marginals = _convolve(*uncenter(value, marginals), layer.filter, layout)
+    if layer.window is not None:
+        value, marginals = _convolve(*uncenter(value, marginals), layer.window, layout)
     second = _second_moments(value, marginals)
     v1, v2 = (weight * functools.reduce(operator.add, of) for of in _variances(second))
     ntk = None

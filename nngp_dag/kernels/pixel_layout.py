@@ -5,6 +5,7 @@ for vectors; one axis per spatial axis where only covariances of equal pixels ar
 axes per spatial axis, pixel of the first and pixel of the second input, where all are kept ("full").
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nngp_dag.graph import AvgPool
-
-
-class Filter(NamedTuple):
-    """How a convolution moves over an image: pixels of its filter and strides along every axis, and the padding."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: str
+from nngp_dag.graph import AvgPool, Pool
+from nngp_dag.graph.operations import Window
 
 
 class PixelLayout(NamedTuple):
@@ -77,15 +71,15 @@ class PixelLayout(NamedTuple):
         first = self.batch + 2 * i
         return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[sides]
 
-    def convolve(self, v: jax.Array, over: Filter, sides: str = "both") -> jax.Array:
+    def convolve(self, v: jax.Array, over: Window, sides: str = "both") -> jax.Array:
         """Averages over the filter's pixels: the covariance of a convolution with unit weight variance."""
         for i, (size, stride) in enumerate(zip(over.shape, over.strides, strict=True)):
             v = window_mean(v, self._axes(i, sides), size, stride, over.padding)
         return v
 
-    def pool(self, v: jax.Array, op: AvgPool | None, sides: str) -> jax.Array:
-        """Applies average pooling to one side of a full covariance."""
-        return v if op is None else pool(v, op, [self._axes(i, sides)[0] for i in range(self.ndim)])
+    def pool(self, v: jax.Array, op: Pool | None, sides: str) -> jax.Array:
+        """Applies pooling to one side of a full covariance."""
+        return v if op is None else pool(op, v, [self._axes(i, sides)[0] for i in range(self.ndim)])
 
     def read_out(self, v: jax.Array, how: str) -> jax.Array:
         """Averages over pixels: equal ones ("flatten") or all pairs ("global-average")."""
@@ -95,10 +89,20 @@ class PixelLayout(NamedTuple):
         return v.mean(axis=tuple(range(self.batch, v.ndim))) if v.ndim > self.batch else v
 
 
-def pool(v: jax.Array, op: AvgPool, axes: Sequence[int]) -> jax.Array:
-    """Applies average pooling along the given axes."""
-    for axis, size, stride in zip(axes, op.window_shape, op.strides or (), strict=True):
-        v = window_mean(v, (axis,), size, stride, op.padding, op.normalize_edges)
+@functools.singledispatch
+def pool(op: Pool, v: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Applies an operation that mixes pixels along the given axes, without its factor."""
+    return _window_means(op, v, axes)
+
+
+@pool.register
+def _pool_average(op: AvgPool, v: jax.Array, axes: Sequence[int]) -> jax.Array:
+    return _window_means(op, v, axes, op.normalize_edges)
+
+
+def _window_means(op: Pool, v: jax.Array, axes: Sequence[int], normalize_edges: bool = False) -> jax.Array:
+    for axis, size, stride in zip(axes, op.window.shape, op.window.strides, strict=True):
+        v = window_mean(v, (axis,), size, stride, op.window.padding, normalize_edges)
     return v
 
 

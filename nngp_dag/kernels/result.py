@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, shorten
-from nngp_dag.graph import Dense, Operation, Scale
+from nngp_dag.graph import Dense, Operation
 from nngp_dag.kernels.inputs import precision_of
 
 # A cause of an overflow is named where it alone takes up so much of the exponents of a dtype.
@@ -127,8 +127,8 @@ def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np
             "aggregation='mean' or 'scaled-sum', or fewer parallel skips",
         ),
         (
-            along(lambda op: 2 * math.log2(abs(op.factor)) if isinstance(op, Scale) and op.factor else 0),
-            "the factors of its `Scale` edges multiply",
+            along(lambda op: 2 * math.log2(abs(op.factor)) if op.factor else 0),
+            "the factors of its edges multiply",
             "smaller factors",
         ),
         (2 * math.log2(max(1.0, largest)), f"entries of the inputs reach {largest:.3g}", "rescale the inputs"),

@@ -1,6 +1,7 @@
 """A network as a layer of `neural_tangents.stax`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from jaxtyping import ArrayLike
 from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Scale
+from nngp_dag.graph import AvgPool, Dag, Dense, SumPool
 from nngp_dag.graph.operations import Operation, check_flag
 from nngp_dag.kernels._kernel import weights_of
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
@@ -25,19 +26,29 @@ Shape = tuple[int, ...]
 _NO_MASKS = "`DagLayer` does not support masking"
 
 
-def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
+@functools.singledispatch
+def finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
     """The finite operation, in the layers of stax: init_fn and apply_fn."""
-    if isinstance(op, AvgPool):
-        return stax.AvgPool(op.window_shape, op.strides, op.padding, normalize_edges=op.normalize_edges)[:2]
-    if isinstance(op, Scale):
-        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: float(op.factor) * x)
-    if not isinstance(op, Dense):
-        return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x)
+    del width, parameterization
+    return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x if op.factor == 1 else float(op.factor) * x)
+
+
+@finite.register
+def _finite_average(op: AvgPool, width: int, parameterization: str) -> tuple[Any, Any]:
+    del width, parameterization
+    return stax.AvgPool(*op.window, normalize_edges=op.normalize_edges)[:2]
+
+
+@finite.register
+def _finite_sum(op: SumPool, width: int, parameterization: str) -> tuple[Any, Any]:
+    del width, parameterization
+    return stax.SumPool(*op.window)[:2]
+
+
+@finite.register
+def _finite_weighted(op: Dense, width: int, parameterization: str) -> tuple[Any, Any]:
     options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterization}
-    if isinstance(op, Conv):
-        linear = stax.Conv(width, op.filter_shape, op.strides, op.padding, **options)
-    else:
-        linear = stax.Dense(width, **options)
+    linear = stax.Conv(width, *op.window, **options) if op.window else stax.Dense(width, **options)
     phi = get_activation(op.activation)  # type: ignore[arg-type]
     activation = (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: phi(x))
     layers = [linear[:2], activation]
@@ -119,8 +130,8 @@ def DagLayer(  # noqa: N802
     width, parameterization = network.width, network.parameterization
     dag = network.dag
     several_outputs = len(dag.outputs) > 1
-    stems = [_finite(network.stem_op, width, parameterization)] * dag.num_inputs if has_stem else []
-    edges = [_finite(edge.op, width, parameterization) for edge in network.edges]
+    stems = [finite(network.stem_op, width, parameterization)] * dag.num_inputs if has_stem else []
+    edges = [finite(edge.op, width, parameterization) for edge in network.edges]
 
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, tuple]:
         shapes = [_shape(shape) for shape in _inputs(input_shape, network, _shape)]

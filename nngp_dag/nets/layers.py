@@ -1,5 +1,6 @@
 """What the edges of a finite network apply: layers with weights, and operations without."""
 
+import functools
 import math
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nngp_dag.activations import get_activation
-from nngp_dag.graph.operations import AvgPool, Conv, Dense, Operation, Scale
+from nngp_dag.graph.operations import AvgPool, Dense, Operation, Pool
 
 
 class WeightedLayer(nnx.Module):
@@ -45,7 +46,7 @@ class WeightedLayer(nnx.Module):
         """Draws the weights, then the biases."""
         self.op = op
         self.activation = None if op.activation is None else get_activation(op.activation)  # type: ignore[arg-type]
-        filter_shape = op.filter_shape if isinstance(op, Conv) else ()
+        filter_shape = op.window.shape if op.window else ()
         # NumPy's floats, unlike Python's, would widen what they multiply where x64 is enabled.
         w_std, b_std = float(op.w_std) / (in_features * math.prod(filter_shape)) ** 0.5, float(op.b_std or 0)
         if parameterization == "ntk":
@@ -59,8 +60,8 @@ class WeightedLayer(nnx.Module):
             "rngs": rngs,
         }
         self.linear = (
-            nnx.Conv(in_features, out_features, filter_shape, op.strides, padding=op.padding, **options)
-            if isinstance(op, Conv)
+            nnx.Conv(in_features, out_features, *op.window[:2], padding=op.window.padding, **options)
+            if op.window
             else nnx.Linear(in_features, out_features, **options)
         )
         # PyTorch's constants: it calls 1 - 0.9 the momentum.
@@ -90,7 +91,7 @@ class WeightedLayer(nnx.Module):
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
     def _product(self, x: Array, kernel: Array) -> Array:
-        if not isinstance(self.op, Conv):
+        if self.op.window is None:
             return x @ kernel
         dtype = jnp.result_type(x, kernel)
         axes = "".join(map(str, range(x.ndim - 2)))
@@ -98,15 +99,23 @@ class WeightedLayer(nnx.Module):
         return jax.lax.conv_general_dilated(
             x.astype(dtype),
             kernel.astype(dtype),
-            self.op.strides or (),
-            self.op.padding,
+            self.op.window.strides,
+            self.op.window.padding,
             dimension_numbers=channels_last,
         )
 
 
+@functools.singledispatch
 def without_weights(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
     """Applies an operation that draws no weights."""
-    if isinstance(op, AvgPool):
-        inside_only = op.normalize_edges
-        return nnx.avg_pool(x, op.window_shape, op.strides, op.padding, count_include_pad=not inside_only)
-    return float(op.factor) * x if isinstance(op, Scale) else x
+    return x if op.factor == 1 else float(op.factor) * x
+
+
+@without_weights.register
+def _pool(op: Pool, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
+    return float(op.factor) * nnx.avg_pool(x, *op.window)
+
+
+@without_weights.register
+def _pool_average(op: AvgPool, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
+    return nnx.avg_pool(x, *op.window, count_include_pad=not op.normalize_edges)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from nngp_dag.graph.operations import Dense, describe
+from nngp_dag.graph.operations import Dense
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet
 
@@ -89,7 +89,7 @@ def _layer(name: str, layer: WeightedLayer, pixels: tuple[int, ...]) -> LayerSum
     places, channels = math.prod(pixels), shape[-1]
     return LayerSummary(
         name=name,
-        operation=describe(layer.op) + (" with batch norm" if layer.norm is not None else ""),
+        operation=layer.op.describe() + (" with batch norm" if layer.norm is not None else ""),
         output_shape=(*pixels, channels),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param))),
         flops=places * (2 * math.prod(shape) + (channels if bias is not None else 0)),

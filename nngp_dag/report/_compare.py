@@ -17,7 +17,7 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import GraphError, InputError, OutputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense, Op
-from nngp_dag.graph.operations import as_number, check_flag, check_whole, describe
+from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
@@ -294,7 +294,7 @@ def _check_network(name: str, network: Network) -> None:
     if network.image_operations:
         raise InputError(
             "Expected networks without convolutions and pooling to compare, got "
-            f"{describe(network.image_operations[0])} in {name}; `nngp_dag.train` takes them"
+            f"{network.image_operations[0].describe()} in {name}; `nngp_dag.train` takes them"
         )
     if not network.readout:
         raise InputError(f"Expected networks with a readout to compare, got {name} without; leave `readout` True")

@@ -9,7 +9,7 @@ import numpy as np
 
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, Edge, as_dag, codes
-from nngp_dag.graph.operations import AvgPool, Op, Scale, describe
+from nngp_dag.graph.operations import Op, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +169,7 @@ def _arcs(dag: Dag, operations: Operations) -> list[_Arc]:
         place = edge.source, edge.target, edge.weighted
         copy = seen[place] = seen.get(place, -1) + 1
         peak = 0.375 * (edge.target - edge.source) ** growth + 0.2 * copy
-        text = _short(name or ("" if isinstance(edge.op, Op) else describe(edge.op)))
+        text = _short(name or ("" if isinstance(edge.op, Op) else edge.op.describe()))
         arcs.append(_Arc(edge, text, _kind(edge, name), edge in live, peak if edge.weighted else -peak))
     return arcs
 
@@ -177,7 +177,7 @@ def _arcs(dag: Dag, operations: Operations) -> list[_Arc]:
 def _kind(edge: Edge, name: str) -> str:
     if edge.weighted:
         return "weighted"
-    if isinstance(edge.op, AvgPool) or "pool" in name:
+    if edge.op.mixes_pixels or "pool" in name:
         return "pooling"
     return "scale" if isinstance(edge.op, Scale) else "skip"
 

@@ -12,7 +12,6 @@ from rich.text import Text
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
-from nngp_dag.graph.operations import describe
 from nngp_dag.report.comparison import Comparison
 from nngp_dag.theory import Spectrum
 
@@ -146,7 +145,7 @@ def dag_facts(dag: Dag, cell: str | None = None) -> dict[str, Any]:
 def _operations(dag: Dag, cell: str | None) -> list[str]:
     """Returns what the edges of a graph are called, those of a NAS-Bench-201 cell as in the cell."""
     if cell is None:
-        return [describe(edge.op) for edge in dag.edges]
+        return [edge.op.describe() for edge in dag.edges]
     blocks = nasbench201_operations(cell)
     return [blocks[edge.target - 1][edge.source] for edge in dag.edges]
 

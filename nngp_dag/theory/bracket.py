@@ -27,7 +27,7 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.interpreter import Sum, run
 from nngp_dag.architecture.program import Step, program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Op, Scale
+from nngp_dag.graph import Dag, Dense, Pool
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import real_array
 from nngp_dag.theory._spectrum import spectrum
@@ -152,9 +152,9 @@ def _check_relu(network: Network) -> None:
         places.append(("the readout", network.readout_op))
     for where, op in places:
         if not isinstance(op, Dense):
-            if op is not Op.SKIP and not isinstance(op, Scale):
+            if op.mixes_pixels:
                 raise InputError(f"Expected skips, scales and fully connected edges, got {where}")
-        elif isinstance(op, Conv) or op.activation not in ("relu", None) or op.b_std or op.layer_norm:
+        elif op.window or op.activation not in ("relu", None) or op.b_std or op.layer_norm:
             raise InputError(
                 f"Expected fully connected edges with ReLU, no biases and no layer norm, got {where} with {op!r}; "
                 "for other networks `principal_minor_bound` bounds lambda_min from above"
@@ -205,7 +205,7 @@ class _LowerBounds:
         assert of.step.node is not None
         return _field(self._operations[operation], _Node(self._exact[of.step.node], *node)), None
 
-    def pool(self, mean: None, pool: AvgPool) -> None:
+    def pool(self, mean: None, pool: Pool) -> None:
         """Is not called: means are not followed."""
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Conv, Dense, Op, Scale
-from nngp_dag.graph.operations import describe, is_weighted, parse
+from nngp_dag.graph import AvgPool, Conv, Dense, Op, Scale, SumPool
+from nngp_dag.graph.operations import is_weighted, parse
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from nngp_dag.graph.operations import describe, is_weighted, parse
         (Op.WEIGHTED, "weighted", True),
         (Scale(0.5), "scale(0.5)", False),
         (AvgPool((2, 3)), "avg_pool(2x3)", False),
+        (SumPool((2, 3)), "sum_pool(2x3)", False),
         (Dense(), "dense-relu", True),
         (Dense(activation=None), "dense", True),
         (Dense(activation="erf", order="act-linear", layer_norm=True), "layer_norm-erf-dense", True),
@@ -24,7 +25,7 @@ from nngp_dag.graph.operations import describe, is_weighted, parse
     ],
 )
 def test_operations_are_named_and_kept_as_they_are(op, text, weighted):
-    assert describe(op) == text
+    assert op.describe() == text
     assert is_weighted(op) is weighted
     assert parse(op) is op
 

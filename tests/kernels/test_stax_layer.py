@@ -5,7 +5,7 @@ from flax import nnx
 from oracles import ORDERS
 
 import nngp_dag as nd
-from nngp_dag import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
+from nngp_dag import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.kernels.neural_tangents import neural_tangents as nt
 from nngp_dag.kernels.neural_tangents import stax
@@ -62,6 +62,7 @@ POOLED = [
     (0, 1, Conv(filter_shape=(3, 2), strides=(2, 1), activation="erf", b_std=0.4)),
     (1, 2, AvgPool((2, 3), strides=(1, 2), normalize_edges=True)),
     (1, 2, AvgPool((2, 3), strides=(1, 2))),
+    (1, 2, SumPool((2, 3), strides=(1, 2))),
     (2, 3, Conv(filter_shape=(2, 2), padding="VALID", layer_norm=True)),
     (2, 3, AvgPool((2, 2), padding="VALID", normalize_edges=True)),
     (3, 4, Dense(activation="erf", b_std=0.2)),

@@ -11,7 +11,7 @@ from flax import nnx
 from oracles import ORDERS
 
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
 from nngp_dag.nets import DagNet, WeightedLayer, as_functions
 
 PARAMETERIZATIONS = ("ntk", "standard")
@@ -105,6 +105,7 @@ IMAGES = [
     (0, 1, Conv(filter_shape=(3, 2), strides=(2, 1), activation="erf", b_std=0.4)),
     (1, 2, AvgPool((2, 3), strides=(1, 2), normalize_edges=True)),
     (1, 2, AvgPool((2, 3), strides=(1, 2))),
+    (1, 2, SumPool((2, 3), strides=(1, 2))),
     (2, 3, Conv(filter_shape=(2, 2), padding="VALID", layer_norm=True)),
     (2, 3, AvgPool((2, 2), padding="VALID", normalize_edges=True)),
     (3, 4, Dense(activation="erf", b_std=0.2)),
@@ -191,11 +192,13 @@ def drawn(layer, op, parameterization):
 
 
 def apply(op, layer, x, parameterization):
-    if isinstance(op, AvgPool):
+    if isinstance(op, (AvgPool, SumPool)):
         shown, pixels = patches(x, op.window_shape, op.strides, op.padding)
         inside, _ = patches(np.ones((1, *x.shape[1:-1], 1)), op.window_shape, op.strides, op.padding)
-        mean = shown.sum(2) / (inside.sum(2) if op.normalize_edges else math.prod(op.window_shape))
-        return np.moveaxis(mean, 0, 1).reshape(len(x), *pixels, -1)
+        value = shown.sum(2)
+        if isinstance(op, AvgPool):
+            value = value / (inside.sum(2) if op.normalize_edges else math.prod(op.window_shape))
+        return np.moveaxis(value, 0, 1).reshape(len(x), *pixels, -1)
     if not isinstance(op, Dense):
         return x * (op.factor if isinstance(op, Scale) else 1)
     weights, biases = drawn(layer, op, parameterization)
