@@ -189,6 +189,16 @@ class Softplus(Activation):
 
 
 @dataclass(frozen=True)
+class Elu(Activation):
+    """x where x > 0, else alpha (exp(x) - 1)."""
+
+    alpha: Number = 1.0
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        return jax.nn.elu(x, self.alpha)
+
+
+@dataclass(frozen=True)
 class Sin(Activation):
     """a sin(b x + c)."""
 
@@ -397,6 +407,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Silu(),
     "swish": Silu(),
     "softplus": Softplus(),
+    "elu": Elu(),
     "sin": Sin(),
     "cos": COS,
     "rbf": rbf(),

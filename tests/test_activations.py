@@ -17,6 +17,7 @@ from nngp_dag.activations import (
     ACTIVATIONS,
     ABRelu,
     Activation,
+    Elu,
     Erf,
     Exp,
     Gaussian,
@@ -189,6 +190,16 @@ def _tanh(a, b, c):
     )
 
 
+def _elu(alpha):
+    return Case(
+        Elu(alpha),
+        lambda u: np.where(u > 0, u, alpha * np.expm1(np.minimum(u, 0))),
+        lambda u: np.where(u > 0, 1, alpha * np.exp(np.minimum(u, 0))),
+        None,
+        kinked=alpha != 1,
+    )
+
+
 def _normal_cdf(u):
     return special.erfc(-u / np.sqrt(2)) / 2
 
@@ -247,6 +258,7 @@ CASES = [
         accuracy=1e-14,
     ),
     Case(activations.Softplus(), lambda u: np.logaddexp(u, 0), special.expit, None, accuracy=1e-14),
+    *(_elu(alpha) for alpha in (1.0, 0.3)),
     Case(Quadrature(jax.nn.softplus), lambda u: np.logaddexp(u, 0), special.expit, None),
 ]
 
@@ -326,6 +338,7 @@ def test_bad_names():
     [
         (lambda: ABRelu(float("nan"), 1), "Expected `a` of `ABRelu` to be a finite number, got nan"),
         (lambda: ABRelu(1e160, 1), r"Expected `a` of `ABRelu` to be at most 1e\+150 in size, got 1e\+160"),
+        (lambda: Elu(float("nan")), "Expected `alpha` of `Elu` to be a finite number, got nan"),
         (lambda: Erf(b=float("inf")), "Expected `b` of `Erf` to be a finite number, got inf"),
         (
             lambda: Gaussian(b=0.5),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nngp_dag.activations import Quadrature, Silu, Softplus, Tanh, get_activation
+from nngp_dag.activations import Elu, Quadrature, Silu, Softplus, Tanh, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.program import Program, program
 from nngp_dag.graph import Dense
@@ -33,7 +33,7 @@ from nngp_dag.kernels.pixel_layout import PixelLayout
 _UNROLLED_STEPS = 4
 _UNROLLED_ENTRIES = 1 << 19
 # These take long to compile, as quadratures do; the loop holds every operation once.
-_COMPILED_ONCE = (Tanh, Silu, Softplus)
+_COMPILED_ONCE = (Tanh, Silu, Softplus, Elu)
 
 
 class Problem(NamedTuple):

@@ -21,7 +21,7 @@ TWO = nd.Dag(
     outputs=(3, 2),
 )
 # Those that always take the loop never come here.
-LOOPED = ("tanh", "silu", "swish", "softplus")
+LOOPED = ("tanh", "silu", "swish", "softplus", "elu")
 ACTIVATIONS = [
     *(a for a in activations.ACTIVATIONS if a not in LOOPED),
     activations.RectifiedMonomial(2),

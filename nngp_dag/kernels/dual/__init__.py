@@ -17,18 +17,20 @@ Where phi is smooth, most formulas are those of half distances, D_C = (C11 + C22
 half the squared difference of their norms. Parallel inputs of unequal norms, of variances q at which phi is nearly
 linear, give outputs that are nearly parallel, too: of that angle a share of about eps / q is lost. The distances of
 gelu and silu are over the norms of inputs, so that nothing is lost at large variances, where they are nearly ReLUs;
-that of softplus is good at all.
+that of softplus is good at all. So is that of elu, but for opposite inputs of variances q, at which it is nearly odd:
+of the small gap of their outputs a share of about eps / sqrt(q) is lost.
 
 Everything is elementwise in k: `k`, `gap`, `q1` and `q2` have equal ranks and broadcast to the shape of `k`.
 """
 
 # Importing a module registers its activations.
-from nngp_dag.kernels.dual import gated, kinked, sigmoidal, smooth
+from nngp_dag.kernels.dual import elu, gated, kinked, sigmoidal, smooth
 from nngp_dag.kernels.dual.base import dual, gap_of, mean, ratio, root, size, traced_variance
 from nngp_dag.kernels.dual.quadrature_error import quadrature_error
 
 __all__ = [
     "dual",
+    "elu",
     "gap_of",
     "gated",
     "kinked",

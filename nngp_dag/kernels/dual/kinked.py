@@ -18,7 +18,7 @@ from nngp_dag.kernels.dual.base import (
 )
 
 
-def _h(t: jax.Array) -> jax.Array:
+def sine_less_arc(t: jax.Array) -> jax.Array:
     """Returns (sin(t) - t cos(t)) / pi for 0 <= t <= pi / 2, by its Taylor series, which does not cancel there."""
     value = jnp.zeros_like(t)
     for n in range(6 if t.dtype.itemsize <= 4 else 11, 0, -1):
@@ -36,7 +36,7 @@ def _dual_ab_relu(phi: ABRelu, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: 
     if isinstance(bent, float) and bent == 0:
         return Dual(straight * k, straight * gap, jnp.full_like(k, straight))
     r, *_, t, _ = angle(k, gap, q1, q2)
-    bent_h = bent * (r * _h(t))
+    bent_h = bent * (r * sine_less_arc(t))
     obtuse = k < 0
     # Half the mean squared distance of the outputs of inputs of equal norms.
     below = jnp.where(obtuse, (a + b) ** 2 / 2 * r - a * b * gap, straight * gap) - bent_h
@@ -109,8 +109,8 @@ def _arc_cosine(
     2 w^(n + 1/2) prod_j j^2 / (j / 2 + 1/4) 2F1(1/2, 1/2; n + 3/2; w), w = (1 + cos) / 2, again of positive terms.
     """
     acute_cos = jnp.where(obtuse, 0, cos)
-    j = [1 - t / jnp.pi, acute_cos + _h(t)]
-    e = [t / jnp.pi, near - _h(t)]
+    j = [1 - t / jnp.pi, acute_cos + sine_less_arc(t)]
+    e = [t / jnp.pi, near - sine_less_arc(t)]
     for m in range(1, n):
         j.append((2 * m + 1) * acute_cos * j[m] + m**2 * sin**2 * j[m - 1])
         bracket = odd_factorial(m - 1) * near * (2 * m**2 - 1 + m**2 * near)
