@@ -86,9 +86,9 @@ _FLOAT64 = (
 _POINTS = {4: (24, 6.0, 300.0), 8: (64, 8.6, 1e4)}
 
 
-# Traced once for an activation and shapes, also by calls outside of other compiled functions.
+# Traced once for shapes, also by calls outside of other compiled functions.
 @register_smooth(Elu, gives="scaled distance")
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@functools.partial(jax.jit, inline=True)
 def _dual_elu(phi: Elu, pair: Pair) -> Triple:
     alpha, r = phi.alpha, pair.r
     obtuse = pair.k < 0
