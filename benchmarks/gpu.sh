@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What needs a GPU, in under 8 minutes: the tests of GPU paths, then the benchmarks in order of worth, on random inputs.
+# Each writes its JSON as it ends, so that nothing is lost if the time runs out.
+#
+#     benchmarks/gpu.sh [FOLDER OF RESULTS]
+set -uo pipefail
+cd "$(dirname "$0")/.."
+results=${1:-benchmarks/results}
+mkdir -p "$results"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" NNGP_DAG_TEST_XLA=default # compiled as users get it
+failed=()
+
+step() { # NAME SECONDS COMMAND...
+  local name=$1 seconds=$2
+  shift 2
+  echo "== $name (at $SECONDS s)"
+  timeout "$seconds" "$@" || failed+=("$name")
+}
+
+python -c 'import jax, sys; device = jax.devices()[0]; print(device.device_kind); sys.exit(device.platform == "cpu")' ||
+  { echo "Expected a GPU, got a CPU; nothing to do"; exit 2; }
+step tests 120 python -m pytest -n 0 -q -p no:cacheprovider tests/kernels/test_pallas.py tests/kernels/test_choose.py
+step one_kernel 120 python benchmarks/one_kernel.py --n 1024 4096 16384 50000 --out "$results/one_kernel_gpu.json"
+step sweep 90 python benchmarks/sweep.py --n 256 1024 --out "$results/sweep_gpu.json"
+step scaling 60 python benchmarks/scaling.py --n 1024 4096 16384 --out "$results/scaling_gpu.json"
+((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}"; exit 1; }
