@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nngp_dag.activations import ABRelu, get_activation
 from nngp_dag.architecture import Network, as_network
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
 from nngp_dag.nets import DagNet, as_functions
 
 ORDERS = ("linear-act", "act-linear")
@@ -77,7 +77,7 @@ def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndar
     return results[0], results[1], means[0]
 
 
-def window_maps(image: Sequence[int], op: Conv | AvgPool) -> tuple[list[np.ndarray], np.ndarray]:
+def window_maps(image: Sequence[int], op: Conv | AvgPool | SumPool) -> tuple[list[np.ndarray], np.ndarray]:
     """What each offset of a window shows at its positions, (positions, pixels) each, and pixels inside the image."""
     window = op.filter_shape if isinstance(op, Conv) else op.window_shape
     axes = []
@@ -135,13 +135,15 @@ def joint_kernels(
         return f, fd * t, m
 
     def without_weights(op: object, image) -> np.ndarray:
-        if not isinstance(op, AvgPool):
+        if not isinstance(op, (AvgPool, SumPool)):
             return np.eye(n * math.prod(image)) * (op.factor if isinstance(op, Scale) else 1)
         maps, inside = window_maps(image, op)
+        if isinstance(op, SumPool):
+            return over_inputs(sum(maps))
         return over_inputs(sum(maps) / (inside[:, None] if op.normalize_edges else len(maps)))
 
     def shape_after(op: object, image) -> tuple[int, ...]:
-        if not isinstance(op, (Conv, AvgPool)):
+        if not isinstance(op, (Conv, AvgPool, SumPool)):
             return image
         window = op.filter_shape if isinstance(op, Conv) else op.window_shape
         of = (1,) * len(window) if op.padding == "SAME" else window

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nngp_dag.architecture.program import Step, Structure
-from nngp_dag.graph.operations import Pool
+from nngp_dag.graph.operations import EdgeOperation
 
 
 class Sum(NamedTuple):
@@ -33,7 +33,7 @@ class Algebra(Protocol):
         """Returns value and mean, or None for 0, of a field: a weighted operation on a node's sum or value."""
         ...
 
-    def pool(self, mean: Any, pool: Pool) -> Any:
+    def pool(self, mean: Any, pool: EdgeOperation) -> Any:
         """Returns a mean after pooling."""
 
 

@@ -21,15 +21,15 @@ import numpy as np
 
 from nngp_dag.architecture._normal_form import EdgeKind, normal_form, rows
 from nngp_dag.architecture.network import Network
-from nngp_dag.graph.operations import Dense, Op, Pool, is_weighted
+from nngp_dag.graph.operations import Dense, EdgeOperation, Op, Operation, is_weighted
 
 
 class Term(NamedTuple):
     """One summand: the value in a slot, pooled on the side of the rows, of the columns, or both."""
 
     slot: int
-    left: Pool | None = None
-    right: Pool | None = None
+    left: EdgeOperation | None = None
+    right: EdgeOperation | None = None
 
 
 class MeanTerm(NamedTuple):
@@ -37,7 +37,7 @@ class MeanTerm(NamedTuple):
 
     slot: int | None
     node: int | None
-    pool: Pool | None = None
+    pool: EdgeOperation | None = None
 
 
 class Field(NamedTuple):
@@ -147,6 +147,11 @@ def _dense(network: Network) -> Program:
     return Program(structure, tables.A[lower], mean_weights, (network.layer,))
 
 
+def _mixing(op: Operation) -> EdgeOperation | None:
+    """Returns an operation if it mixes pixels."""
+    return op if isinstance(op, EdgeOperation) and op.mixes_pixels else None
+
+
 class _Planner:
     """Hands out slots and collects steps while a plan is made."""
 
@@ -203,7 +208,7 @@ class _Planner:
                 if isinstance(edge.op, Dense):
                     term = MeanTerm(self.field_slot[edge.source, edge.op], None)
                 else:
-                    term = MeanTerm(None, edge.source, edge.op if isinstance(edge.op, Pool) else None)
+                    term = MeanTerm(None, edge.source, _mixing(edge.op))
                 weight = self.network.factor(node) if is_weighted(edge.op) else self.network.multiplicity(edge)
                 merged[term] = merged.get(term, 0) + weight
             sums.append(merged)
@@ -240,10 +245,10 @@ class _Planner:
         # Without pooling Cov(t, u) is symmetric in its inputs, so that one order is enough.
         return (left, right) if self.network.pools else (max(left, right), min(left, right))
 
-    def _unweighted(self, node: int) -> list[tuple[int, float | int, Pool | None]]:
+    def _unweighted(self, node: int) -> list[tuple[int, float | int, EdgeOperation | None]]:
         """The edges without weights into a node: source, multiplicity, pooling."""
         return [
-            (edge.source, self.network.multiplicity(edge), edge.op if isinstance(edge.op, Pool) else None)
+            (edge.source, self.network.multiplicity(edge), _mixing(edge.op))
             for edge in self.network.into[node]
             if not isinstance(edge.op, Dense)
         ]

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nngp_dag.graph import AvgPool, Pool
+from nngp_dag.errors import InputError
+from nngp_dag.graph import AvgPool, EdgeOperation, Pool
 from nngp_dag.graph.operations import Window
 
 
@@ -77,7 +78,7 @@ class PixelLayout(NamedTuple):
             v = window_mean(v, self._axes(i, sides), size, stride, over.padding)
         return v
 
-    def pool(self, v: jax.Array, op: Pool | None, sides: str) -> jax.Array:
+    def pool(self, v: jax.Array, op: EdgeOperation | None, sides: str) -> jax.Array:
         """Applies pooling to one side of a full covariance."""
         return v if op is None else pool(op, v, [self._axes(i, sides)[0] for i in range(self.ndim)])
 
@@ -90,8 +91,17 @@ class PixelLayout(NamedTuple):
 
 
 @functools.singledispatch
-def pool(op: Pool, v: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Applies an operation that mixes pixels along the given axes, without its factor."""
+def pool(op: EdgeOperation, v: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Applies an operation that mixes pixels along the given axes, one for each spatial axis, without its factor.
+
+    Raises:
+      InputError: No rule is registered for the class of `op`.
+    """
+    raise InputError(f"Expected an operation on pixels with a rule for kernels, got {op!r}; register one with `pool`")
+
+
+@pool.register
+def _pool_windows(op: Pool, v: jax.Array, axes: Sequence[int]) -> jax.Array:
     return _window_means(op, v, axes)
 
 

@@ -13,7 +13,7 @@ from nngp_dag.nas.measures import Found, Measures, darts_measures, nasbench201_m
 from nngp_dag.nas.network import MacroNet
 from nngp_dag.nas.patterns import log_determinant, pattern_kernel
 from nngp_dag.nas.regions import patches
-from nngp_dag.nas.scores import SCORES, Score, Scored, get_score, goodness, register, score_cells
+from nngp_dag.nas.scores import SCORES, Score, Scored, get_score, goodness, load_installed, register, score_cells
 from nngp_dag.nas.setting import Setting
 from nngp_dag.nas.spaces import SPACES, SearchSpace, get_space
 from nngp_dag.nas.state_dict import load_state_dict
@@ -57,3 +57,6 @@ __all__ = [
     "sample_cells",
     "score_cells",
 ]
+
+# Last: their modules import this one.
+load_installed()

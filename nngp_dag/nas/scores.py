@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from nngp_dag.errors import InputError, did_you_mean, shown
+from nngp_dag.errors import InputError, InputWarning, did_you_mean, shown, warn
 from nngp_dag.nas.cells import Cell
 from nngp_dag.nas.setting import Setting
 
@@ -90,6 +91,18 @@ def register(score: Score) -> Score:
         raise InputError(f"Expected `cost` of {score.name!r} to be one of {', '.join(COSTS)}, got {score.cost!r}")
     _registered[score.name] = score
     return score
+
+
+def load_installed() -> None:
+    """Imports the modules that installed packages name in their entry points "nngp_dag.scores", to register scores.
+
+    An `InputWarning` says which of them fail; they are left out.
+    """
+    for entry in metadata.entry_points(group="nngp_dag.scores"):
+        try:
+            entry.load()
+        except Exception as error:  # whatever a foreign module does
+            warn(f"Expected the scores of entry point {entry.name!r} to load, got {shown(error)}", InputWarning)
 
 
 def get_score(name: str) -> Score:

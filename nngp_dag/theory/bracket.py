@@ -27,7 +27,7 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.interpreter import Sum, run
 from nngp_dag.architecture.program import Step, program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Dag, Dense, Pool
+from nngp_dag.graph import Dag, Dense, EdgeOperation
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import real_array
 from nngp_dag.theory._spectrum import spectrum
@@ -205,7 +205,7 @@ class _LowerBounds:
         assert of.step.node is not None
         return _field(self._operations[operation], _Node(self._exact[of.step.node], *node)), None
 
-    def pool(self, mean: None, pool: Pool) -> None:
+    def pool(self, mean: None, pool: EdgeOperation) -> None:
         """Is not called: means are not followed."""
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ import nngp_dag as nd
 from nngp_dag.activations import Polynomial, Quadrature, hermite, leaky_relu
 from nngp_dag.architecture import as_network
 from nngp_dag.architecture.network import AGGREGATIONS
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
 from nngp_dag.graph.operations import PARAMETERIZATIONS
 
 X, Z = np.random.default_rng(0).normal(size=(3, 6)), np.random.default_rng(1).normal(size=(3, 4))
@@ -188,9 +188,11 @@ IMAGES = {
         [
             (0, 1, AvgPool((2, 3), strides=(1, 2), normalize_edges=True)),
             (0, 1, AvgPool((2, 3), strides=(1, 2))),
+            (0, 1, SumPool((2, 3), strides=(1, 2))),
             (0, 1, Conv(**CONV, strides=(1, 2), activation="abs")),
             (1, 2, AvgPool((2, 2), padding="VALID", normalize_edges=True)),
             (1, 2, AvgPool((2, 2), padding="VALID")),
+            (1, 2, SumPool((2, 2), padding="VALID")),
             (2, 3, Dense(activation="relu", b_std=0.2)),
             (2, 3, Scale(-0.5)),
         ],

@@ -1,6 +1,9 @@
 """Scores of cells: the registry, degenerate cells, and each score against a second computation."""
 
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -291,3 +294,27 @@ def test_a_gpu_computes_several_cells_at_once(setting, monkeypatch):
 def test_a_score_that_needs_labels_asks_for_them(setting):
     with pytest.raises(InputError, match=re.escape("Expected `labels` in the setting for grad_norm, got None")):
         list(score_cells([RICH], ["grad_norm"], Setting(setting.images)))
+
+
+def test_scores_of_installed_packages_join(tmp_path, monkeypatch):
+    module = """
+from nngp_dag.nas import Score, register
+def of_plugin(cells, setting):
+    for cell in cells:
+        yield {"of_plugin": 1.0}
+register(Score("of_plugin", True, "wiring", "nobody", of_plugin))
+"""
+    (tmp_path / "my_scores.py").write_text(module)
+    (tmp_path / "mine-1.0.dist-info").mkdir()
+    (tmp_path / "mine-1.0.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1.0\n")
+    entries = "[nngp_dag.scores]\nbroken = not_there\nmine = my_scores\n"
+    (tmp_path / "mine-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    done = subprocess.run(
+        [sys.executable, "-m", "nngp_dag", "list", "scores"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "of_plugin" in done.stdout
+    assert "Expected the scores of entry point 'broken' to load, got" in done.stderr

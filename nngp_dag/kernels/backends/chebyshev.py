@@ -28,7 +28,7 @@ from numpy.polynomial import chebyshev
 from nngp_dag.activations import IDENTITY, ABRelu
 from nngp_dag.architecture.interpreter import Sum, run
 from nngp_dag.architecture.program import Program, Step, Structure
-from nngp_dag.graph import Pool
+from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec
 from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.dual import root
@@ -117,7 +117,7 @@ class _AtAngles:
         del slot, of, mean
         return _applied(self._layers.edges[operation], node, self._layers.rules)
 
-    def pool(self, mean: float, pool: Pool) -> float:
+    def pool(self, mean: float, pool: EdgeOperation) -> float:
         """Is not called: pooling is for images."""
         raise NotImplementedError
 

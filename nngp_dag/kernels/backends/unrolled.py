@@ -26,7 +26,7 @@ from jax import lax
 
 from nngp_dag.architecture.interpreter import Sum, run
 from nngp_dag.architecture.program import Step, Structure, Term
-from nngp_dag.graph import Pool
+from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels import layer_rules
 from nngp_dag.kernels.backends.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
 from nngp_dag.kernels.device import BlockSizes
@@ -189,7 +189,7 @@ class _Covariances:
         value, marginals = evaluated_once(self._true, field, self.marginals(of.step, mean), read)
         return value, None if marginals.m1 is None else self.layout.vector(marginals.m1)
 
-    def pool(self, mean: jax.Array, pool: Pool) -> jax.Array:
+    def pool(self, mean: jax.Array, pool: EdgeOperation) -> jax.Array:
         """Pools a mean, (N, *pixels)."""
         return pooled(pool, mean, range(1, mean.ndim))
 
