@@ -99,7 +99,7 @@ def tenas(
     from nngp_dag.nas.pruning import Pruning, prune
     from nngp_dag.nas.tenas import PER_ROUND, batch_sizes, tenas_measures
     from nngp_dag.report import output_file
-    from nngp_dag.report.tenas_files import SearchDirectory
+    from nngp_dag.report.tenas_files import SearchDirectory, search_folder
     from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
 
     if column is not None and benchmark is None:
@@ -114,8 +114,8 @@ def tenas(
     pruning = Pruning(repeats, seed, shortcut, per_round, ranks=ranks)
     sizes = batch_sizes(searched, measure, batch)
     out = Path(_OUT) if out is None else out
-    if resume and not (out / "config.json").exists():
-        raise InputError(f"Expected {out} to hold a search to go on with, got none; leave out --resume to start one")
+    if resume:
+        search_folder(out).read()
     hold(out)
     usual = max(sizes.values(), default=1)
     samples = choose_samples(data, dataset, data_dir, batch, usual=usual, images=True, default="cifar10")()
