@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from nngp_dag.errors import CheckpointError, OutputError
-from nngp_dag.storage import misfit
+from nngp_dag.storage import difference, misfit
 
 Tree = TypeVar("Tree")
 
@@ -105,6 +105,15 @@ def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
         if wrong := misfit(document, _SHAPE | {"description": about}):
             raise ValueError(wrong)
         return document
+
+
+def check_is_of(folder: Path, found: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Raises a `CheckpointError` where the description that was found in a folder differs from that of this run."""
+    if wrong := difference({name: found.get(name) for name in description}, description):
+        raise CheckpointError(
+            f"Expected the checkpoint {folder} to be of this run, got another's: {wrong}; put the right one there, or "
+            "start anew with --overwrite"
+        )
 
 
 def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -255,7 +256,13 @@ def foreign(description, kind):
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [("width", "width"), ("dag", "dag"), ("recipe", "recipe"), ("data", "data"), ("seeds", "seeds")],
+    [
+        ("width", "network.width 9 before, 8 now"),
+        ("dag", 'network.dag "2_02" before, "2_12" now'),
+        ("recipe", "recipe.learning_rate 0.02 before, 0.01 now"),
+        ("data", 'data.sha256 "0000'),
+        ("seeds", "seeds [2] before, [0] now"),
+    ],
 )
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, which):
@@ -264,7 +271,10 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
     shutil.rmtree(folder)
     description = foreign(document["description"], kind) | {"kind": which}
     checkpoints.save(folder, EPOCHS, resized(state, 9) if kind == "width" else state, description)
-    with pytest.raises(CheckpointError, match=rf"Expected the checkpoint .*/{which} to have {key} .*; it belongs to"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"Expected the checkpoint .*/{which} to be of this run, got another's: {re.escape(key)}.*; put the",
+    ):
         resume(copy)
 
 
@@ -297,7 +307,7 @@ def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
 def test_the_checkpoint_of_another_cell(tmp_path):
     directory = RunDirectory(tmp_path, ["cell"])
     checkpoints.save(directory.checkpoints("cell", "last"), 1, {"a": np.zeros(2)}, {"seeds": [0]})
-    with pytest.raises(CheckpointError, match=r"last to have seeds \[1\], got \[0\]; it belongs to another run: put"):
+    with pytest.raises(CheckpointError, match=r"last to be of this run, got another's: seeds \[0\] before, \[1\] now;"):
         cells._CellRun.load(SimpleNamespace(directory=directory, about={"seeds": [1]}))
 
 
