@@ -16,24 +16,32 @@ _PLACES = {"environment": dict, "resumed_in?": [dict]}
 
 
 class ResultDirectory:
-    """A folder with config.json, which says from what and by which versions its result is made.
+    """A folder with a configuration, which says from what and by which versions its result is made.
 
     Args:
       path: The folder.
       what: The kind of result, such as "a run", for messages.
       settings: {entry of the configuration: its shape}, of all on which the result depends; those whose names end in
         "?" may be missing, and may differ when the result goes on.
-      files: Files and folders that hold the result, in the order in which they are removed.
+      files: Files and folders that hold the result, or patterns of them, in the order in which they are removed.
+      config: The name of the configuration.
 
     Attributes:
       begun: Whether there is something worth keeping. Until then an error removes the result.
     """
 
-    def __init__(self, path: Path, what: str, settings: Mapping[str, Shape], files: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        settings: Mapping[str, Shape],
+        files: Sequence[str] = (),
+        config: str = "config.json",
+    ) -> None:
         """Touches nothing."""
         self.path, self.begun = path, False
         self._what, self._settings = what, settings
-        self._config, self._files = path / "config.json", (*files, "config.json")
+        self._config, self._files = path / config, (*files, config)
         self._document: dict[str, Any] = {}
         self._before: dict[str, Any] | None = None
 
@@ -106,17 +114,17 @@ class ResultDirectory:
                 self._before, self.begun = self.read(), True
                 names = [name for name in self._settings if not name.endswith("?")]
                 then, now = ({name: of[name] for name in names} for of in (self._before, compared(self._before, now)))
-                check_same(then, now, self._config)
                 environments(self._before, self.path)
+                check_same(then, now, self._config)
             else:
-                self._discard()
+                self.discard()
             try:
                 yield
             except BaseException:
                 if not self.begun:
                     # The error at hand says more than what follows from it.
                     with contextlib.suppress(OutputError):
-                        self._discard()
+                        self.discard()
                 raise
 
     def begin(self) -> dict[str, Any]:
@@ -128,10 +136,10 @@ class ResultDirectory:
         places, known = document.get("resumed_in", []), before.get("resumed_in", [])
         return places[-1] if len(places) > len(known) else {}
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Removes the result, and leaves other files."""
         with as_output_error(self.path):
-            for path in (self.path / name for name in self._files):
+            for path in [path for name in self._files for path in self.path.glob(name)]:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

@@ -371,13 +371,16 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 9}, "to have width 9, got 8; resume with that"),
-        ({"activation": "erf"}, r'to have layer {"Dense": {"activation": "erf".*, got {"Dense": {"activation": "relu"'),
-        ({"config": {"dataset": "mnist"}}, 'to have dataset "mnist", got "digits"'),
-        ({"x": X + 1}, "to have sha256"),
+        (
+            {"width": 9},
+            r"in .*settings\.json, got others: settings\.networks\.one\.width 8 before, 9 now; pass the old",
+        ),
+        ({"activation": "erf"}, r'networks\.one\.layer\.Dense\.activation "relu" before, "erf" now; pass the old ones'),
+        ({"config": {"dataset": "mnist"}}, r'settings\.dataset "digits" before, "mnist" now; pass the old ones'),
+        ({"x": X + 1}, r'settings\.sha256\.x "\w{64}" before, "\w{64}" now'),
         (
             {"networks": {"chain": "2_02", "one": "1"}},
-            'to have dags {"chain": "2_02", "one": "1"}, got {"one": "1", "ch',
+            r'settings\.names \["one", "chain"\] before, \["chain", "one"\] now; pass the old ones',
         ),
     ],
 )
