@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nngp_dag.errors import CheckpointError, OutputError, shorten
+from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.report.plots import plot_compare
 from nngp_dag.storage import (
     ResultDirectory,
     claimed,
+    difference,
     is_occupied,
     output_directory,
     read_json,
@@ -143,20 +144,12 @@ class CompareDirectory:
             if not file.exists():
                 continue
             result = read_sealed(file, "result", _DAG_SHAPE, "a finished DAG", remedy)
-            wanted, got = (
-                json.dumps([one, text])[1:-1] for one, text in ((name, dag), (result["name"], result["dag"]))
-            )
-            if got != wanted:
-                raise CheckpointError(
-                    f"Expected {file} to describe {shorten(wanted, 200)}, got {shorten(got, 200)}; {remedy}"
-                )
             curves, expected = result["curves"], result["expected"]
             lengths = {len(curve) for curve in (result["bound"], expected["mean"], expected["std"], *curves)}
-            if len(curves) != len(settings["seeds"]) or lengths != {settings["steps"] + 1}:
-                raise CheckpointError(
-                    f"Expected {file} to hold {len(settings['seeds'])} curves of {settings['steps']} steps, got "
-                    f"others; {remedy}"
-                )
+            holds = {"name": result["name"], "dag": result["dag"], "curves": len(curves), "points": sorted(lengths)}
+            wanted = {"name": name, "dag": dag, "curves": len(settings["seeds"]), "points": [settings["steps"] + 1]}
+            if wrong := difference(holds, wanted):
+                raise CheckpointError(f"Expected {file} to describe {name}, got something else: {wrong}; {remedy}")
             found[name] = _restored(result)
         return found
 
