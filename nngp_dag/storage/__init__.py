@@ -20,6 +20,8 @@ from nngp_dag.storage.files import (
     made,
     output_directory,
     output_file,
+    rename_claimed,
+    sync,
 )
 from nngp_dag.storage.lock import LOCK, busy, locked
 from nngp_dag.storage.result_directory import ResultDirectory
@@ -47,6 +49,8 @@ __all__ = [
     "read_json",
     "read_sealed",
     "reason_of",
+    "rename_claimed",
+    "sync",
     "write_json",
     "write_sealed",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nngp_dag.errors import CheckpointError, shorten
-from nngp_dag.storage.files import output_file
+from nngp_dag.storage.files import output_file, sync
 
 # A type; several; a dict of entries, those whose names end in "?" optional; or a list of the shape of all items.
 Shape = type | tuple[type, ...] | Mapping[str, Any] | list[Any]
@@ -32,6 +32,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """
     with output_file(path, overwrite=True) as file:
         file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        sync(file)
 
 
 def read_json(path: Path, shape: Shape, what: str, remedy: str) -> dict[str, Any]:
