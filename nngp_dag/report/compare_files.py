@@ -4,7 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,33 +32,22 @@ _SETTINGS = "settings.json"
 
 _SETTINGS_SHAPE = {"settings": {"dags": dict, "seeds": [int], "steps": int, "sha256": dict}}
 _RESULTS_SHAPE = {"config": dict, "rows": [{"dag": str, "bound_rate": float}]}
-_SPECTRUM = {
-    "lambda_min": float,
-    "lambda_max": float,
-    "floor": float,
-    "residual_min": float,
-    "residual_max": float,
-    "trace": float,
-    "effective_rank": float,
-}
+# The parts of a comparison that are more than numbers: what they are, and how a file holds them.
+_SPECTRUM = {field.name: float for field in dataclasses.fields(Spectrum) if field.name != "eigenvalues"}
 _BRACKET = {"lower": float, "upper": float}
 _PATH_BOUND = {"value": float, "violated_assumptions": [str]}
 _CURVE = {"steps": [int], "mean": [float], "std": [float], "learning_rate": float, "stable_learning_rate": float}
-_DAG_SHAPE = {
-    "name": str,
-    "dag": str,
-    "nngp": _SPECTRUM,
-    "ntk": _SPECTRUM,
-    "nngp_bracket": _BRACKET,
-    "ntk_bracket": _BRACKET,
-    "path_bound?": _PATH_BOUND,
-    "ntk_path_bound?": _PATH_BOUND,
-    "learning_rate": float,
-    "conditions_met": bool,
-    "bound": [float],
-    "expected": _CURVE,
-    "curves": [[float]],
+_PARTS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
+    "nngp": (Spectrum, _SPECTRUM),
+    "ntk": (Spectrum, _SPECTRUM),
+    "nngp_bracket": (Bracket, _BRACKET),
+    "ntk_bracket": (Bracket, _BRACKET),
+    "path_bound?": (PathBound, _PATH_BOUND),
+    "ntk_path_bound?": (PathBound, _PATH_BOUND),
+    "expected": (LossCurve, _CURVE),
 }
+_NUMBERS = {"name": str, "learning_rate": float, "conditions_met": bool, "bound": [float], "curves": [[float]]}
+_DAG_SHAPE = {**_NUMBERS, "dag": str, **{name: shape for name, (_, shape) in _PARTS.items()}}
 
 
 class CompareDirectory:
@@ -182,19 +171,16 @@ def _as_json(value: Any) -> Any:
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a comparison as they were, but for the DAG."""
-    spectra = {name: Spectrum(**{key: fields[name][key] for key in _SPECTRUM}) for name in ("nngp", "ntk")}
-    brackets = {
-        name: Bracket(**{key: fields[name][key] for key in _BRACKET}) for name in ("nngp_bracket", "ntk_bracket")
-    }
-    bounds = {}
-    for name in ("path_bound", "ntk_path_bound"):
-        found = fields.get(name)
-        bounds[name] = found and PathBound(found["value"], tuple(found["violated_assumptions"]))
-    curve: dict[str, Any] = {"test_mean": None, "test_std": None}
-    for name in _CURVE:
-        value = fields["expected"][name]
-        curve[name] = np.asarray(value, int if name == "steps" else float) if isinstance(value, list) else value
-    arrays = {name: np.asarray(fields[name], float) for name in ("bound", "curves")}
-    plain = {name: fields[name] for name in ("name", "learning_rate", "conditions_met")}
-    return {**plain, **spectra, **brackets, **bounds, **arrays, "expected": LossCurve(**curve)}
+    """Returns the fields of a comparison as they were, but for the network."""
+    found = {name: _array(fields[name]) for name in _NUMBERS}
+    for entry, (kind, _) in _PARTS.items():
+        part = fields.get(name := entry.removesuffix("?"))
+        found[name] = part and kind(**{key: _array(value) for key, value in part.items()})
+    return found
+
+
+def _array(value: Any) -> Any:
+    """Returns lists of numbers as arrays, and those of texts, or of nothing, as tuples."""
+    if not isinstance(value, list):
+        return value
+    return np.asarray(value) if value and not isinstance(value[0], str) else tuple(value)
