@@ -3,11 +3,12 @@
 import csv
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nngp_dag.nas import Cell, Genotype, SearchSpace
-from nngp_dag.nas.pruning import State
+from nngp_dag.nas.pruning import Measure, OnProgress, Pruning, State, prune
 from nngp_dag.storage import ResultDirectory, claimed, output_file, read_sealed, write_json, write_sealed
 
 
@@ -47,6 +48,25 @@ class SearchDirectory:
             return None
         state = read_sealed(file, "state", dict, "where a search stands", "delete it to start anew")
         return State.from_json(json.dumps(state), self._space)
+
+    def search(
+        self, measures: Sequence[Measure], pruning: Pruning, on_progress: OnProgress = lambda *_: None
+    ) -> Iterator[State]:
+        """Goes on where the search stands, and keeps the state after every round, as `prune` takes and yields them.
+
+        Yields:
+          The state where it goes on, if it does, and that after every round.
+
+        Raises:
+          CheckpointError: As `state`.
+          OutputError: The folder cannot be written, or another process writes it.
+        """
+        state = self.state()
+        if state is not None:
+            yield state
+        for after in prune(self._space, measures, pruning, state, on_progress=on_progress):
+            self.save(after)
+            yield after
 
     def save(self, state: State, accuracy: float | None = None) -> None:
         """Writes the log, once there is one the result and its cell, and the state.
