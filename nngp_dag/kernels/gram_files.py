@@ -108,23 +108,27 @@ def load_finished(
         if path.exists() and not path.is_dir():
             raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another `out`")
         found = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if not found:
-        return None
-    if _DESCRIPTION not in found:
-        raise OutputError(
-            f"Expected the output directory {path} to be new, empty or a result of `gram`, got other files; choose "
-            "another `out`"
-        )
-    with as_output_error(path, "`out`"):
+        if not found:
+            return None
+        if _DESCRIPTION not in found:
+            raise OutputError(
+                f"Expected the output directory {path} to be new, empty or hold a result of `gram`, got other files; "
+                "choose another `out`"
+            )
         if _is_of(path, configuration, overwrite, tiles, finished=True):
             nngp, ntk = (_load(path, name) for name in MATRICES)
             return nngp, ntk
-    if found - _OURS:
-        raise OutputError(
-            f"Expected {path} to hold nothing but the result that is to be overwritten, got "
-            f"{', '.join(sorted(found - _OURS))}; move that, or choose another `out`"
-        )
+    _check_alone(path)
     return None
+
+
+def _check_alone(directory: Path) -> None:
+    """Raises an `OutputError` where a directory that may be deleted holds files of others."""
+    if others := {file.name for file in directory.iterdir()} - _OURS:
+        raise OutputError(
+            f"Expected {directory} to hold results of `gram` alone, got {', '.join(sorted(others)[:3])}; move other "
+            "files away, or choose another `out`"
+        )
 
 
 def _load(directory: Path, name: str) -> np.ndarray:
@@ -259,11 +263,8 @@ def unfinished(
     new = [folder for folder in path.parents if not folder.exists()]
     with as_output_error(path, "`out`"), claimed(partial, "`out`"), contextlib.ExitStack() as stack:
         fresh = not (partial / _DESCRIPTION).exists()
-        if fresh and (others := {file.name for file in partial.iterdir()} - _OURS):
-            raise OutputError(
-                f"Expected {partial} to hold unfinished results of `gram` alone, got {', '.join(sorted(others)[:3])}; "
-                "move other files away, or choose another `out`"
-            )
+        if fresh:
+            _check_alone(partial)
         goes_on = not fresh and _is_of(partial, configuration, overwrite, tiles, finished=False)
         files = None
         try:

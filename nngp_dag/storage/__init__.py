@@ -10,14 +10,11 @@ from nngp_dag.storage.documents import (
     write_json,
     write_sealed,
 )
-from nngp_dag.storage.environment import environment, environments
+from nngp_dag.storage.environment import environment
 from nngp_dag.storage.files import (
     as_output_error,
-    check_not_in_use,
     claimed,
-    gone,
     is_occupied,
-    made,
     output_directory,
     output_file,
     rename_claimed,
@@ -33,16 +30,12 @@ __all__ = [
     "Rows",
     "as_output_error",
     "busy",
-    "check_not_in_use",
     "check_same",
     "claimed",
     "difference",
     "environment",
-    "environments",
-    "gone",
     "is_occupied",
     "locked",
-    "made",
     "misfit",
     "output_directory",
     "output_file",

@@ -134,10 +134,7 @@ def train_cell(
         if resume:
             run.load()
         if directory is not None:
-            directory.write_config()
-            directory.log(data.statement)
-            directory.log(f"{_NAME}: {run.parameters:,} parameters")
-            directory.begin([run.history] if run.history.epochs_done >= 0 else [])
+            directory.begin([run.history], [data.statement, f"{_NAME}: {run.parameters:,} parameters"])
         state = run.train(on_progress)
         if directory is not None:
             directory.finish([run.history])

@@ -192,10 +192,11 @@ def train(
             for run in runs:
                 run.load()
         if directory is not None:
-            directory.write_config()
-            directory.log(data.statement)
-            for name, summary in summaries.items():
-                directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
+            sizes = [
+                f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example"
+                for name, summary in summaries.items()
+            ]
+            directory.begin([run.history for run in runs], [data.statement, *sizes])
         widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
         what = f"{len(chosen)} networks of width {widths}"
         with within_memory(what, "lower `width`, `seeds` or `batch_size`"):
@@ -209,8 +210,6 @@ def _train_all(
     on_progress: Progress | None,
 ) -> list[Trained]:
     device = on_device(runs[0].data)
-    if directory is not None:
-        directory.begin([run.history for run in runs if run.started])
     trained = []
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(1)

@@ -60,22 +60,8 @@ class RunDirectory:
     def opened(
         self, config: Mapping[str, Any], *, resume: bool, overwrite: bool
     ) -> contextlib.AbstractContextManager[None]:
-        """As `ResultDirectory.opened`; with more epochs a run goes on where its learning rate does not depend on them.
-
-        Raises:
-          OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be cleared.
-          CheckpointError: There is nothing to resume, or it was another run, or one of other versions.
-        """
+        """As `ResultDirectory.opened`; more epochs are no other settings where no learning rate depends on them."""
         return self._folder.opened(config, resume=resume, overwrite=overwrite, compared=_with_epochs_before)
-
-    def write_config(self) -> None:
-        """Writes the configuration, into that of the run to resume.
-
-        Raises:
-          OutputError: It cannot be written.
-        """
-        if place := self._folder.begin():
-            self.log(f"resumed with {json.dumps(place)}: bits may differ from an unbroken run")
 
     def log(self, line: str) -> None:
         """Adds a line to train.log."""
@@ -83,11 +69,16 @@ class RunDirectory:
         with as_output_error(path), path.open("a") as file:
             file.write(line + "\n")
 
-    def begin(self, histories: Sequence[History]) -> None:
-        """Writes the curves so far, of the DAGs that have begun."""
+    def begin(self, histories: Sequence[History], lines: Sequence[str]) -> None:
+        """Writes the configuration, what the log says first, and the curves so far, of the DAGs that have begun."""
+        if place := self._folder.begin():
+            self.log(f"resumed with {json.dumps(place)}: bits may differ from an unbroken run")
+        for line in lines:
+            self.log(line)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        self.finish(histories)
-        for history in histories:
+        begun = [history for history in histories if history.epochs_done >= 0]
+        self.finish(begun)
+        for history in begun:
             with as_output_error(self.path / "tensorboard"):
                 self._add_events(history, range(history.epochs_done + 1))
 

@@ -296,7 +296,7 @@ def test_another_call_is_refused_or_overwrites(unbroken, tmp_path):
     ):
         gram(DAG, X, out=path, tile=TILE)
     (path / "mine.txt").touch()
-    with pytest.raises(OutputError, match=r"nothing but the result that is to be overwritten, got mine\.txt; move"):
+    with pytest.raises(OutputError, match=r"out to hold results of `gram` alone, got mine\.txt; move other"):
         gram(DAG, X, out=path, tile=TILE, overwrite=True)
     (path / "mine.txt").unlink()
     (tmp_path / ".out.replaced" / "left by a kill").mkdir(parents=True)
@@ -317,7 +317,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="to be a directory, got a file; choose another `out`"):
         gram(DAG, X, out=tmp_path / "file")
-    with pytest.raises(OutputError, match="to be new, empty or a result of `gram`, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a result of `gram`, got other files"):
         gram(DAG, X, out=tmp_path, overwrite=True)
     with pytest.raises(OutputError, match="to be writable, got Not a directory; choose another `out`"):
         gram(DAG, X, out=tmp_path / "file" / "out")
@@ -441,7 +441,7 @@ def test_a_result_that_appears_meanwhile_is_not_deleted(tmp_path, monkeypatch):
 
     commit = gram_files.GramFiles.commit
     monkeypatch.setattr(gram_files.GramFiles, "commit", appearing)
-    with pytest.raises(OutputError, match="to be new, empty or a result of `gram`, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a result of `gram`, got other files"):
         gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert os.listdir(path) == ["mine.txt"]
     assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 6
@@ -451,7 +451,7 @@ def test_files_of_others_in_the_hidden_folder_are_not_taken_over(tmp_path):
     partial = partial_of(tmp_path / "out")
     partial.mkdir()
     (partial / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"to hold unfinished results of `gram` alone, got mine\.txt; move other"):
+    with pytest.raises(OutputError, match=r"partial to hold results of `gram` alone, got mine\.txt; move other"):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
     assert (partial / "mine.txt").read_text() == "mine"
 
