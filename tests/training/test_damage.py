@@ -15,6 +15,7 @@ from nngp_dag.architecture.document import from_document
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.storage import checkpoints as stored
 from nngp_dag.storage import locked
 from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
 from nngp_dag.training.rundir import RunDirectory
@@ -103,11 +104,11 @@ def test_arrays_that_do_not_match_their_digest(like, saved, tmp_path):
     state, document = saved
     changed = jax.tree.map(np.copy, state)
     jax.tree.leaves(changed)[0].flat[0] += 1
-    digest = checkpoints._digest
+    digest = stored._digest
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "_digest", lambda *_: document["digest"])
+        patch.setattr(stored, "_digest", lambda *_: document["digest"])
         checkpoints.save(tmp_path / "changed", 2, changed, document["description"])
-    assert checkpoints._digest is digest
+    assert stored._digest is digest
     with pytest.raises(CheckpointError, match="got bytes that differ from those saved; put an intact copy there"):
         checkpoints.restore(tmp_path / "changed", like)
 
@@ -126,7 +127,7 @@ def test_a_folder_that_is_no_checkpoint(finished, like, tmp_path):
 
 def test_a_checkpoint_of_another_program(like, saved, tmp_path, monkeypatch):
     state, document = saved
-    monkeypatch.setattr(checkpoints, "_FORMAT", 99)
+    monkeypatch.setattr(stored, "_FORMAT", 99)
     checkpoints.save(tmp_path / "other", 1, state, document["description"])
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="got one of another program or version; put an intact copy there"):
