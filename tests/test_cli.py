@@ -100,7 +100,8 @@ def test_gram_writes_tiles_and_returns_what_is_there(capsys, tmp_path):
     status, _, err = run(capsys, "gram", *options, "--activation", "erf")
     assert status == 2
     assert err.count("\n") == 1
-    assert "another options" in err
+    assert "gram.json, got others: options.layer " in err
+    assert "or pass --overwrite to delete that one" in err
 
 
 @pytest.mark.slow

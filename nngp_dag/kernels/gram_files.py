@@ -154,7 +154,7 @@ def _is_of(
             )
     except CheckpointError as error:
         if not overwrite:
-            raise OutputError(f"{error}, or pass overwrite=True to delete that one") from None
+            raise OutputError(f"{error}, or pass `overwrite` to delete that one") from None
         return False
     return True
 

@@ -292,7 +292,7 @@ def test_another_call_is_refused_or_overwrites(unbroken, tmp_path):
     gram(DAG, X + 1, out=path, tile=TILE, readout=False)
     with pytest.raises(
         OutputError,
-        match=r'as in .*/gram\.json, got others: options\.readout "False" before, "True" now; .*overwrite=True',
+        match=r'as in .*/gram\.json, got others: options\.readout "False" before, "True" now; .*`overwrite`',
     ):
         gram(DAG, X, out=path, tile=TILE)
     (path / "mine.txt").touch()
@@ -306,7 +306,7 @@ def test_another_call_is_refused_or_overwrites(unbroken, tmp_path):
     (path / "ntk.npy").write_bytes(b"")
     with pytest.raises(
         OutputError,
-        match=r"out to hold what was written there, got damaged files; choose another .*, or pass overwrite=True",
+        match=r"out to hold what was written there, got damaged files; choose another .*, or pass `overwrite`",
     ):
         gram(DAG, X, out=path, tile=TILE)
     gram(DAG, X, out=path, tile=TILE, overwrite=True)
@@ -378,7 +378,7 @@ def test_killed_and_resumed_gives_the_same_bits(unbroken, tmp_path, monkeypatch)
     assert not path.exists()
     assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 2
     with pytest.raises(
-        OutputError, match=r"as in .*/\.out\.partial/gram\.json, got others: x1 .* now; pass the old .* overwrite=True"
+        OutputError, match=r"as in .*/\.out\.partial/gram\.json, got others: x1 .* now; pass the old .* `overwrite`"
     ):
         gram(DAG, X + 1, out=path, tile=20)
     calls = counting(monkeypatch)
@@ -515,7 +515,7 @@ def test_damage_is_never_returned(damage, unbroken, tmp_path, monkeypatch):
     gram(DAG, X, out=path, tile=TILE)
     harm, message = DAMAGES[damage]
     harm(path)
-    with pytest.raises(OutputError, match=rf"Expected {path}.* to .*{message}.*; .*, or pass overwrite=True"):
+    with pytest.raises(OutputError, match=rf"Expected {path}.* to .*{message}.*; .*, or pass `overwrite`"):
         gram(DAG, X, out=path, tile=TILE)
     gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert files_of(path) == unbroken
@@ -526,7 +526,7 @@ def test_damage_is_never_continued(damage, unbroken, tmp_path, monkeypatch):
     interrupt_second_tile(monkeypatch, tmp_path / "out", tile=TILE)
     harm, message = DAMAGES[damage]
     harm(partial_of(tmp_path / "out"))
-    with pytest.raises(OutputError, match=rf"Expected .*\.out\.partial.* to .*{message}.*; .*, or pass overwrite=True"):
+    with pytest.raises(OutputError, match=rf"Expected .*\.out\.partial.* to .*{message}.*; .*, or pass `overwrite`"):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
     gram(DAG, X, out=tmp_path / "out", tile=TILE, overwrite=True)
     assert files_of(tmp_path / "out") == unbroken
@@ -543,7 +543,7 @@ def test_a_journal_that_is_cut_off_counts_whole_lines(unbroken, tmp_path, monkey
     with (tmp_path / "out" / "tiles.crc").open("r+b") as journal:
         journal.truncate(20)
     with pytest.raises(
-        OutputError, match=r"to hold what was written there, got checksums of 2 of 6 tiles; .*overwrite=True"
+        OutputError, match=r"to hold what was written there, got checksums of 2 of 6 tiles; .*`overwrite`"
     ):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
 
