@@ -22,7 +22,7 @@ from rich.table import Table
 
 import nngp_dag as nd
 from nngp_dag.nas import AccuracyTable, Cell, get_space
-from nngp_dag.nas.pruning import Pruning, prune
+from nngp_dag.nas.pruning import Pruning
 from nngp_dag.nas.tenas import batch_sizes, tenas_measures
 from nngp_dag.report import output_file
 from nngp_dag.report.tenas_files import SearchDirectory
@@ -62,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = f"seed-{pruning.seed}{'-shortcut' * pruning.shortcut}"
         config = {"measures": options.measures, **asdict(pruning), **settings, "dataset": options.dataset}
         folder = SearchDirectory(options.out.with_name(options.out.name + "-searches") / name, space, config)
-        state = start = folder.state()
-        for state in prune(space, measures, pruning, start):
-            folder.save(state)
-        assert state is not None
+        *_, state = folder.search(measures, pruning)
         cell = space.cell_of(state.mask)
         assert isinstance(cell, Cell)
         [accuracy] = benchmark.look_up([cell]).tolist()

@@ -100,7 +100,8 @@ def test_gram_writes_tiles_and_returns_what_is_there(capsys, tmp_path):
     status, _, err = run(capsys, "gram", *options, "--activation", "erf")
     assert status == 2
     assert err.count("\n") == 1
-    assert "another options" in err
+    assert "gram.json, got others: options.layer " in err
+    assert "or pass --overwrite to delete that one" in err
 
 
 @pytest.mark.slow
@@ -191,8 +192,8 @@ def test_compare_takes_any_network(capsys, tmp_path):
         (("nas", "search", "--benchmark", "b.csv", "--scores", LONG), "too long; choose another --scores"),
         (("nas", "plot", "--benchmark", "b.csv", "--scores", LONG), "too long; choose another --scores"),
         (("gram", "--dag", "2", "--resume"), "to hold kernels to go on with, got none; leave out --resume"),
-        (("nas", "score", "--cell", f"{CELL}", "--resume"), "to describe scores, got none"),
-        (("nas", "tenas", "--resume"), "to hold a search to go on with, got none; leave out --resume"),
+        (("nas", "score", "--cell", f"{CELL}", "--resume"), "to describe scores, got none; leave out --resume"),
+        (("nas", "tenas", "--resume"), "to describe a search, got none; leave out --resume"),
         (("kernel",), "Missing option"),
         (("kernel", "--dag", "2", "--out", "k.txt"), "Expected --out to end in .npz"),
         (("kernel", "--dag", "|none~0|"), "Expected a path from node 0"),

@@ -132,7 +132,7 @@ def train(
     from nngp_dag import training
     from nngp_dag.architecture import as_network
     from nngp_dag.graph import zoo
-    from nngp_dag.training.rundir import check_free
+    from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import (
         evaluation_rows,
         evaluation_table,
@@ -183,7 +183,7 @@ def train(
         eval_subset=source["eval_subset"],
         scale_inputs=source["scale_inputs"],
     )
-    check_free(out, resume=resume, overwrite=overwrite)
+    run_folder(out).check_free(resume=resume, overwrite=overwrite)
     splits = load()
     say(splits.statement)
     # Of a whole space of graphs, config.json holds the numbers.
@@ -212,9 +212,9 @@ def train(
 
 def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the run in a folder, but for those that are given now."""
-    from nngp_dag.training.rundir import read_config
+    from nngp_dag.training.rundir import run_folder
 
-    stored = read_config(out).get("options")
+    stored = run_folder(out).read().get("options")
     if stored is None or not set(options) <= set(stored):
         raise InputError(f"Expected the run in {out} to be one of nngp-dag train, got another; resume it in Python")
     hints = get_type_hints(train)

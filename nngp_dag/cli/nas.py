@@ -87,7 +87,7 @@ def score(
     from nngp_dag.nas import cells as every_cell
     from nngp_dag.nas.cells import NUM_CELLS
     from nngp_dag.nas.scores import measures_of
-    from nngp_dag.report.nas_files import ScoreDirectory, read_config, read_scores
+    from nngp_dag.report.nas_files import ScoreDirectory, read_scores, score_folder
 
     measures_of(score)
     if sample is not None and cell:
@@ -97,7 +97,7 @@ def score(
     chosen = [Cell.parse(text) for text in cell] if cell else []
     out = Path(_SCORES) if out is None else out
     if resume:
-        read_config(out)
+        score_folder(out).read()
     hold(out)
     samples = choose_samples(data, dataset, data_dir, batch, usual=_BATCH, images=True, default="cifar10")()
     sizes = {"channels": channels, "cells": cells, "seed": seed, "cells_at_once": cells_at_once}

@@ -89,18 +89,15 @@ def tenas(
 
     --resume says that there must be a search to go on with.
     """
-    rounds = None
-    same_command(lambda: "nothing new" if rounds is None else f"{rounds} round{'' if rounds == 1 else 's'}")
-    import hashlib
+    rounds: list[int] = []
+    same_command(lambda: f"{rounds[-1]} round{'' if rounds[-1] == 1 else 's'}" if rounds else "nothing new")
     import math
-    from dataclasses import asdict
 
-    from nngp_dag.nas import AccuracyTable, Cell, get_space
-    from nngp_dag.nas.pruning import Pruning, prune
-    from nngp_dag.nas.tenas import PER_ROUND, batch_sizes, tenas_measures
-    from nngp_dag.report import output_file
-    from nngp_dag.report.tenas_files import SearchDirectory
-    from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
+    from nngp_dag.nas import AccuracyTable, get_space
+    from nngp_dag.nas.pruning import Pruning
+    from nngp_dag.nas.tenas import PER_ROUND, batch_sizes
+    from nngp_dag.report.tenas import tenas_search
+    from nngp_dag.report.tenas_files import search_folder
 
     if column is not None and benchmark is None:
         raise InputError(f"Expected --column only with --benchmark, got {column}; leave it out, or name a table")
@@ -114,42 +111,31 @@ def tenas(
     pruning = Pruning(repeats, seed, shortcut, per_round, ranks=ranks)
     sizes = batch_sizes(searched, measure, batch)
     out = Path(_OUT) if out is None else out
-    if resume and not (out / "config.json").exists():
-        raise InputError(f"Expected {out} to hold a search to go on with, got none; leave out --resume to start one")
+    if resume:
+        search_folder(out).read()
     hold(out)
     usual = max(sizes.values(), default=1)
     samples = choose_samples(data, dataset, data_dir, batch, usual=usual, images=True, default="cifar10")()
-    images = samples.x
-    options = {"gradients": gradients, "batch_norm": batch_norm}
-    measures = tenas_measures(
-        searched, images, measure, batch=batch, seed=seed, classes=len(samples.classes) or 10, **options
-    )
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
-    config = {"measures": measure, **asdict(pruning), **options, "batch": sizes, "images": images.shape}
-    folder = SearchDirectory(out, searched, config | {"sha256": digest})
-    state = start = folder.state()
-    rounds = 0 if start is None else start.round - 1
-    with progress() as bar:
-
-        def on_progress(number: int, done: int, total: int) -> None:
-            bar(f"round {number}", done, total)
-
-        for state in prune(searched, measures, pruning, start, on_progress=on_progress):
-            folder.save(state)
-            rounds = state.round - 1
-    assert state is not None
-    cell = searched.cell_of(state.mask)
-    with output_file(out / "trajectory.png", overwrite=True) as path:
-        title = f"Search of {space} by pruning, images of {samples.name}"
-        plot_trajectory(state.trajectory, path, title)
-    with output_file(out / "cell.png", overwrite=True) as path:
-        plot_cell(cell, path)
-    show(str(cell))
-    accuracy = None
-    if known is not None and isinstance(cell, Cell):
-        # Of a finished search too, which may have had no table before.
-        [accuracy] = known.look_up([cell], column).tolist()
-        folder.save(state, accuracy)
+    with progress() as on_progress:
+        found = tenas_search(
+            searched,
+            samples.x,
+            out,
+            measure,
+            pruning,
+            batch=batch,
+            classes=len(samples.classes) or 10,
+            gradients=gradients,
+            batch_norm=batch_norm,
+            dataset=samples.name,
+            table=known,
+            column=column,
+            on_progress=on_progress,
+            on_round=rounds.append,
+        )
+    state, accuracy = found.state, found.accuracy
+    show(str(found.cell))
+    if accuracy is not None:
         show("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
     evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
@@ -159,4 +145,4 @@ def tenas(
             say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")
     counts = {name: getattr(state, name) for name in ("evaluated", "skipped", "seconds")}
-    result({"cell": str(cell), "accuracy": accuracy, **counts, "files": [out]})
+    result({"cell": str(found.cell), "accuracy": accuracy, **counts, "files": [out]})

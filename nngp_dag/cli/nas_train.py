@@ -95,7 +95,7 @@ def train_cell_command(
     from nngp_dag.training.cell_recipe import CellRecipe, read_cell
     from nngp_dag.training.cells import train_cell
     from nngp_dag.training.history import METRICS, PARTS
-    from nngp_dag.training.rundir import check_free
+    from nngp_dag.training.rundir import run_folder
 
     exclusive(resume, overwrite)
     cell = read_cell(genotype)
@@ -117,7 +117,7 @@ def train_cell_command(
     load = choose_splits(data, dataset, data_dir, subset=subset, eval_subset=eval_subset, default="cifar10")
     out = output(_OUT, out, again=resume or overwrite)
     Resumable(out / "config.json", epochs_in(out, epochs))
-    check_free(out, resume=resume, overwrite=overwrite)
+    run_folder(out).check_free(resume=resume, overwrite=overwrite)
     splits = load()
     recipe = CellRecipe.of(cell, splits.train.x.shape[1:], **options)
     say(splits.statement)

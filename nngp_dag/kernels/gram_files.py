@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -23,13 +22,22 @@ import jax
 import numpy as np
 
 from nngp_dag.architecture import Network
-from nngp_dag.errors import OutputError
+from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.interrupt import UNFINISHED
-from nngp_dag.storage import LOCK, as_output_error, busy, gone, locked, made, read_json
+from nngp_dag.storage import (
+    LOCK,
+    as_output_error,
+    busy,
+    check_same,
+    claimed,
+    read_json,
+    rename_claimed,
+    sync,
+    write_json,
+)
 
 MATRICES = ("nngp", "ntk")
 _DESCRIPTION, _JOURNAL = "gram.json", "tiles.crc"
-_NEW_DESCRIPTION = f"{_DESCRIPTION}.new"
 _OURS = {_DESCRIPTION, _JOURNAL, LOCK, *(f"{name}.npy" for name in MATRICES)}
 
 # Rows that are hashed at once.
@@ -100,52 +108,55 @@ def load_finished(
         if path.exists() and not path.is_dir():
             raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another `out`")
         found = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if not found:
-        return None
-    if _DESCRIPTION not in found:
-        raise OutputError(
-            f"Expected the output directory {path} to be new, empty or a result of `gram`, got other files; choose "
-            "another `out`"
-        )
-    difference = _difference(path, configuration)
-    if not difference and tiles is not None:
-        with as_output_error(path, "`out`"):
-            done = _tiles_done(path)
-            whole = "" if done >= len(tiles) else f"checksums of {done} of {len(tiles)} tiles"
-            difference = _damage(path, tiles) or whole
-    if not difference:
-        nngp, ntk = (_load(path, name) for name in MATRICES)
-        return nngp, ntk
-    if not overwrite:
-        raise OutputError(
-            f"Expected the result in {path} to be of this call, got {difference}; pass overwrite=True to delete it, or "
-            "choose another `out`"
-        )
-    if found - _OURS:
-        raise OutputError(
-            f"Expected {path} to hold nothing but the result that is to be overwritten, got "
-            f"{', '.join(sorted(found - _OURS))}; move that, or choose another `out`"
-        )
+        if not found:
+            return None
+        if _DESCRIPTION not in found:
+            raise OutputError(
+                f"Expected the output directory {path} to be new, empty or hold a result of `gram`, got other files; "
+                "choose another `out`"
+            )
+        if _is_of(path, configuration, overwrite, tiles, finished=True):
+            nngp, ntk = (_load(path, name) for name in MATRICES)
+            return nngp, ntk
+    _check_alone(path)
     return None
+
+
+def _check_alone(directory: Path) -> None:
+    """Raises an `OutputError` where a directory that may be deleted holds files of others."""
+    if others := {file.name for file in directory.iterdir()} - _OURS:
+        raise OutputError(
+            f"Expected {directory} to hold results of `gram` alone, got {', '.join(sorted(others)[:3])}; move other "
+            "files away, or choose another `out`"
+        )
 
 
 def _load(directory: Path, name: str) -> np.ndarray:
     return np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
-def _difference(directory: Path, configuration: Mapping[str, Any]) -> str:
-    """Says in which respects a directory is not of this call; nothing if it is."""
+def _is_of(
+    directory: Path,
+    configuration: Mapping[str, Any],
+    overwrite: bool,
+    tiles: Sequence[Tile] | None,
+    *,
+    finished: bool,
+) -> bool:
+    """Whether a directory holds results of this call; raises an `OutputError` otherwise, unless `overwrite`."""
+    file = directory / _DESCRIPTION
     try:
-        found = read_json(directory / _DESCRIPTION, {"shape": [int], "dtype": str}, "a result of `gram`", "")
-        matrices = [_load(directory, name) for name in MATRICES]
-        whole = all(list(m.shape) == found["shape"] and str(m.dtype) == found["dtype"] for m in matrices)
-    # Broad because NumPy meets damaged heads in many ways.
-    except Exception:
-        return "damaged files"
-    names = [name for name, value in configuration.items() if found.get(name) != value]
-    if names:
-        return f"another {', '.join(names)}"
-    return "" if whole else "damaged files"
+        found = read_json(file, {"shape": [int], "dtype": str}, "a result of `gram`", "choose another output")
+        check_same(found, configuration, file)
+        if damage := _damage(directory, found, tiles, finished):
+            raise CheckpointError(
+                f"Expected {directory} to hold what was written there, got {damage}; choose another output"
+            )
+    except CheckpointError as error:
+        if not overwrite:
+            raise OutputError(f"{error}, or pass `overwrite` to delete that one") from None
+        return False
+    return True
 
 
 def _tiles_done(directory: Path) -> int:
@@ -154,26 +165,33 @@ def _tiles_done(directory: Path) -> int:
     return journal.stat().st_size // _LINE if journal.exists() else 0
 
 
-def _damage(directory: Path, tiles: Sequence[Tile]) -> str:
-    """Says which tile is not as it was written; nothing if there is none."""
+def _damage(directory: Path, description: Mapping[str, Any], tiles: Sequence[Tile] | None, finished: bool) -> str:
+    """Says what is not as it was written; nothing if there is none. Without `tiles` it does not read them."""
+    try:
+        matrices = [_load(directory, name) for name in MATRICES]
+    # Broad because NumPy meets damaged heads in many ways.
+    except Exception:
+        return "damaged files"
+    if any([list(m.shape), str(m.dtype)] != [description["shape"], description["dtype"]] for m in matrices):
+        return "damaged files"
+    if tiles is None:
+        return ""
     done = _tiles_done(directory)
     if done > len(tiles):
-        return "damaged files"
+        return "a damaged journal"
     lines = (directory / _JOURNAL).read_bytes() if done else b""
     with contextlib.ExitStack() as stack:
-        files = [
-            (stack.enter_context((directory / f"{name}.npy").open("rb")), _load(directory, name)) for name in MATRICES
-        ]
+        opened = [stack.enter_context((directory / f"{name}.npy").open("rb")) for name in MATRICES]
         for number, tile in enumerate(tiles[:done]):
             found = 0
-            for file, whole in files:
+            for file, whole in zip(opened, matrices, strict=True):
                 for i, j, height, width in tile:
                     for row in range(i, i + height):
                         start = whole.offset + row * whole.strides[0] + j * whole.strides[1]  # type: ignore[attr-defined]
                         found = zlib.crc32(os.pread(file.fileno(), width * whole.itemsize, start), found)
             if lines[_LINE * number :][:_LINE] != _line(found):
                 return f"a damaged tile, number {number}"
-    return ""
+    return f"checksums of {done} of {len(tiles)} tiles" if finished and done < len(tiles) else ""
 
 
 def _line(checksum: int) -> bytes:
@@ -224,17 +242,9 @@ class GramFiles:
 
     def finish(self) -> None:
         """Gives the directory its name; with `overwrite` an older result there is deleted."""
-        if not self._partial.exists():
-            raise gone(self._partial)
-        load_finished(self._path, self._configuration, self._overwrite)
-        old = self._path.with_name(f".{self._path.name}.replaced")
-        if self._path.exists():
-            shutil.rmtree(old, ignore_errors=True)  # left by a kill below
-            os.rename(self._path, old)
-        os.rename(self._partial, self._path)
-        _sync(self._path.parent)
-        (self._path / LOCK).unlink()
-        shutil.rmtree(old, ignore_errors=True)
+        if self._partial.exists():
+            load_finished(self._path, self._configuration, self._overwrite)
+        rename_claimed(self._partial, self._path)
 
 
 @contextlib.contextmanager
@@ -251,28 +261,18 @@ def unfinished(
     """
     partial = path.with_name(f".{path.name}.partial")
     new = [folder for folder in path.parents if not folder.exists()]
-    with as_output_error(path, "`out`"), made(path.parent), contextlib.ExitStack() as stack:
-        partial.mkdir(exist_ok=True)
-        stack.enter_context(locked(partial, path))
+    with as_output_error(path, "`out`"), claimed(partial, "`out`"), contextlib.ExitStack() as stack:
         fresh = not (partial / _DESCRIPTION).exists()
-        if fresh and (others := {file.name for file in partial.iterdir()} - _OURS - {_NEW_DESCRIPTION}):
-            raise OutputError(
-                f"Expected {partial} to hold unfinished results of `gram` alone, got {', '.join(sorted(others)[:3])}; "
-                "move other files away, or choose another `out`"
-            )
-        difference = "" if fresh else _difference(partial, configuration) or _damage(partial, tiles)
-        if difference and not overwrite:
-            raise OutputError(
-                f"Expected the unfinished result in {partial} to be of this call, got {difference}; pass "
-                "overwrite=True to delete it, or choose another `out`"
-            )
+        if fresh:
+            _check_alone(partial)
+        goes_on = not fresh and _is_of(partial, configuration, overwrite, tiles, finished=False)
         files = None
         try:
             if load_finished(path, configuration, overwrite, tiles) is not None:
                 raise busy(path, path / LOCK)  # until a moment ago
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-            if fresh or difference:
+            if not goes_on:
                 UNFINISHED[partial] = new
                 _create(partial, configuration)
             files = GramFiles(path, partial, configuration, overwrite, stack)
@@ -294,16 +294,5 @@ def _create(partial: Path, configuration: Mapping[str, Any]) -> None:
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    temporary = partial / _NEW_DESCRIPTION
-    temporary.write_text(json.dumps(configuration, indent=2) + "\n")
-    _sync(temporary)
-    os.replace(temporary, partial / _DESCRIPTION)
-    _sync(partial)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_json(partial / _DESCRIPTION, configuration)
+    sync(partial)

@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, Float
 from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.document import to_document
-from nngp_dag.errors import GraphError, InputError, OutputError, as_path, check_callable, shown
+from nngp_dag.errors import GraphError, InputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense, Op
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.kernels import Kernel, kernel
@@ -23,7 +23,7 @@ from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
 from nngp_dag.report.comparison import Comparison, lower_end
-from nngp_dag.storage import claimed, environment
+from nngp_dag.storage import environment
 from nngp_dag.theory import (
     Bracket,
     Brackets,
@@ -128,23 +128,17 @@ def compare(
         **environment(),
     }
     directory = None if folder is None else CompareDirectory(folder, settings["dags"])
-    with contextlib.nullcontext() if directory is None else claimed(directory.path):
+    with contextlib.ExitStack() as stack:
         found: dict[str, Comparison] = {}
         if directory is not None:
             digests = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in (("x", x), ("y", y))}
-            kept = directory.prepare({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
+            opened = directory.opened({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
+            kept = stack.enter_context(opened)
             found = {name: Comparison(network=named[name], **fields) for name, fields in kept.items()}
-        try:
-            for result in _compared(named, found, x, y, chosen, steps, learning_rate, report):
-                found[result.name] = result
-                if directory is not None:
-                    directory.add(result)
-        except BaseException:
-            if directory is not None and not resume and not found:
-                # The error at hand says more than what follows from it.
-                with contextlib.suppress(OutputError):
-                    directory.discard()
-            raise
+        for result in _compared(named, found, x, y, chosen, steps, learning_rate, report):
+            found[result.name] = result
+            if directory is not None:
+                directory.add(result)
         results = [found[name] for name in named]
         if directory is not None:
             widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))

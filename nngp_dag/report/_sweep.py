@@ -24,7 +24,6 @@ from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
 from nngp_dag.report.sweep_files import SweepDirectory
-from nngp_dag.storage import claimed
 from nngp_dag.theory import lambda_min_bracket, spectrum
 
 if TYPE_CHECKING:
@@ -163,10 +162,10 @@ def sweep(
     directory = None if out is None else SweepDirectory(as_path("out", out), _class_fields(bounds))
     check_callable("on_progress", on_progress)
     report = on_progress or (lambda task, done, total: None)
-    found: dict[str, dict[str, Any]] = {}
-    with contextlib.nullcontext() if directory is None else claimed(directory.path):
+    with contextlib.ExitStack() as stack:
+        found: dict[str, dict[str, Any]] = {}
         if directory is not None:
-            found = directory.prepare(settings, resume=resume, overwrite=overwrite)
+            found = stack.enter_context(directory.opened(settings, resume=resume, overwrite=overwrite))
         known = frozenset(found)
         alone = {key for key, network in classes.items() if _is_alone(network)}
 

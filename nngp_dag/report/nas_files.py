@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.errors import CheckpointError
 from nngp_dag.nas import SCORES, Cell, Scored, Setting, score_cells
 from nngp_dag.nas.scores import measures_of
-from nngp_dag.storage import Rows, claimed, environments, is_occupied, read_json, write_json
+from nngp_dag.storage import ResultDirectory, Rows, claimed
 
 if TYPE_CHECKING:
     import pandas
 
-_SHAPE = {
-    "settings": {"images": list, "sha256": str, "ntk_images": int},
-    "environment": dict,
-    "resumed_in?": [dict],
-}
+_SETTINGS = {"settings": {"images": list, "sha256": str, "ntk_images": int}}
 
 
 class ScoreDirectory:
@@ -40,23 +36,9 @@ class ScoreDirectory:
     def __init__(self, path: str | Path, setting: Setting) -> None:
         """Makes the folder, or checks the one that is there."""
         self.path, self._setting = Path(path), setting
-        config, settings, before = self.path / "config.json", settings_of(setting), None
-        with claimed(self.path):
-            if config.exists():
-                before = read_config(self.path)
-                for name, value in settings.items():
-                    if (found := before["settings"].get(name)) != value:
-                        raise CheckpointError(
-                            f"Expected the scores in {self.path} to have {name} {value}, got {found}; use that, or "
-                            "choose another --out"
-                        )
-            elif is_occupied(self.path):
-                raise OutputError(
-                    f"Expected {self.path} to be new or hold scores, got other files; choose another --out"
-                )
-            document = {"settings": settings, **environments(before, self.path)}
-            if document != before:
-                write_json(config, document)
+        folder = score_folder(self.path)
+        with folder.opened({"settings": settings_of(setting)}):
+            folder.begin()
 
     def score(self, cells: Sequence[Cell], scores: Sequence[str]) -> Iterator[tuple[str, int, int]]:
         """Scores those cells that the folder does not have, and keeps each as soon as it is known.
@@ -101,13 +83,9 @@ def settings_of(setting: Setting) -> dict[str, Any]:
     }
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Returns what config.json of a folder of scores says.
-
-    Raises:
-      CheckpointError: There is none, or it says something else.
-    """
-    return read_json(path / "config.json", _SHAPE, "scores", "make them with nngp-dag nas score")
+def score_folder(path: Path) -> ResultDirectory:
+    """Returns a folder that holds scores, or will."""
+    return ResultDirectory(path, "scores", _SETTINGS)
 
 
 def read_scores(path: str | Path) -> "pandas.DataFrame":
@@ -124,7 +102,7 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
     import pandas
 
     path = Path(path)
-    read_config(path)
+    score_folder(path).read("make them with nngp-dag nas score")
     found: dict[Cell, dict[str, Any]] = {}
     for file in sorted(path.glob("scores-*.csv")):
         measure = file.stem.removeprefix("scores-")

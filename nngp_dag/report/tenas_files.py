@@ -1,18 +1,15 @@
 """A search by pruning on disk: its configuration, where it stands after every round, its log and its result."""
 
 import csv
-import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import Cell, Genotype, SearchSpace
-from nngp_dag.nas.pruning import State
-from nngp_dag.storage import claimed, environments, is_occupied, output_file, read_json, write_json
-
-_SHAPE = {"search": {"space": str}, "environment": dict, "resumed_in?": [dict]}
+from nngp_dag.nas.pruning import Measure, OnProgress, Pruning, State, prune
+from nngp_dag.storage import ResultDirectory, claimed, output_file, read_sealed, write_json, write_sealed
 
 
 class SearchDirectory:
@@ -36,26 +33,9 @@ class SearchDirectory:
     def __init__(self, path: str | Path, space: SearchSpace, config: dict[str, Any]) -> None:
         """Makes the folder, or checks the one that is there."""
         self.path, self._space = Path(path), space
-        # As JSON has it: tuples are lists.
-        config, before = json.loads(json.dumps({"space": space.name, **config})), None
-        file = self.path / "config.json"
-        with claimed(self.path):
-            if file.exists():
-                before = read_json(file, _SHAPE, "a search", "choose another --out, or delete it to start anew there")
-                searched = before["search"]
-                for name in sorted({*searched, *config}):
-                    if searched.get(name) != config.get(name):
-                        raise CheckpointError(
-                            f"Expected the search in {self.path} to have {name} {config.get(name)}, got "
-                            f"{searched.get(name)}; use that, or choose another --out"
-                        )
-            elif is_occupied(self.path):
-                raise OutputError(
-                    f"Expected {self.path} to be new or hold a search, got other files; choose another --out"
-                )
-            document = {"search": config, **environments(before, self.path)}
-            if document != before:
-                write_json(file, document)
+        folder = search_folder(self.path)
+        with folder.opened({"search": {"space": space.name, **config}}):
+            folder.begin()
 
     def state(self) -> State | None:
         """Returns where the search stands; None before the first round.
@@ -63,14 +43,30 @@ class SearchDirectory:
         Raises:
           CheckpointError: The file is damaged.
         """
-        file, remedy = self.path / "state.json", "delete it to start anew"
+        file = self.path / "state.json"
         if not file.exists():
             return None
-        document = read_json(file, {"state": dict, "sha256": str}, "where a search stands", remedy)
-        text = json.dumps(document["state"])
-        if document["sha256"] != _digest(text):
-            raise CheckpointError(f"Expected {file} to hold what was written there, got other bytes; {remedy}")
-        return State.from_json(text, self._space)
+        state = read_sealed(file, "state", dict, "where a search stands", "delete it to start anew")
+        return State.from_json(json.dumps(state), self._space)
+
+    def search(
+        self, measures: Sequence[Measure], pruning: Pruning, on_progress: OnProgress = lambda *_: None
+    ) -> Iterator[State]:
+        """Goes on where the search stands, and keeps the state after every round, as `prune` takes and yields them.
+
+        Yields:
+          The state where it goes on, if it does, and that after every round.
+
+        Raises:
+          CheckpointError: As `state`.
+          OutputError: The folder cannot be written, or another process writes it.
+        """
+        state = self.state()
+        if state is not None:
+            yield state
+        for after in prune(self._space, measures, pruning, state, on_progress=on_progress):
+            self.save(after)
+            yield after
 
     def save(self, state: State, accuracy: float | None = None) -> None:
         """Writes the log, once there is one the result and its cell, and the state.
@@ -89,8 +85,7 @@ class SearchDirectory:
                 else:
                     with output_file(self.path / "cell.txt", overwrite=True) as file:
                         file.write_text(f"{cell}\n")
-            found = json.loads(state.to_json())
-            write_json(self.path / "state.json", {"state": found, "sha256": _digest(json.dumps(found))})
+            write_sealed(self.path / "state.json", "state", json.loads(state.to_json()))
 
     def _result(self, state: State, cell: Cell | Genotype, accuracy: float | None) -> dict[str, Any]:
         depth_and_width = self._space.expected_depth_and_width(state.mask).tolist()
@@ -121,5 +116,6 @@ class SearchDirectory:
                 )
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def search_folder(path: Path) -> ResultDirectory:
+    """Returns a folder that holds a search, or will."""
+    return ResultDirectory(path, "a search", {"search": {"space": str}})

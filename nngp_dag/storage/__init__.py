@@ -1,37 +1,49 @@
 """What all results on disk share; the ground floor, which knows nothing of kernels, training or reports."""
 
-from nngp_dag.storage.documents import misfit, read_json, reason_of, write_json
-from nngp_dag.storage.environment import environment, environments
+from nngp_dag.storage.documents import (
+    check_same,
+    difference,
+    misfit,
+    read_json,
+    read_sealed,
+    reason_of,
+    write_json,
+    write_sealed,
+)
+from nngp_dag.storage.environment import environment
 from nngp_dag.storage.files import (
     as_output_error,
-    check_not_in_use,
     claimed,
-    gone,
     is_occupied,
-    made,
     output_directory,
     output_file,
+    rename_claimed,
+    sync,
 )
 from nngp_dag.storage.lock import LOCK, busy, locked
+from nngp_dag.storage.result_directory import ResultDirectory
 from nngp_dag.storage.rows import Rows
 
 __all__ = [
     "LOCK",
+    "ResultDirectory",
     "Rows",
     "as_output_error",
     "busy",
-    "check_not_in_use",
+    "check_same",
     "claimed",
+    "difference",
     "environment",
-    "environments",
-    "gone",
     "is_occupied",
     "locked",
-    "made",
     "misfit",
     "output_directory",
     "output_file",
     "read_json",
+    "read_sealed",
     "reason_of",
+    "rename_claimed",
+    "sync",
     "write_json",
+    "write_sealed",
 ]

@@ -1,5 +1,6 @@
 """JSON documents on disk, read without trust: whatever is wrong with one is one line."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nngp_dag.errors import CheckpointError, shorten
-from nngp_dag.storage.files import output_file
+from nngp_dag.storage.files import output_file, sync
 
 # A type; several; a dict of entries, those whose names end in "?" optional; or a list of the shape of all items.
 Shape = type | tuple[type, ...] | Mapping[str, Any] | list[Any]
@@ -31,6 +32,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """
     with output_file(path, overwrite=True) as file:
         file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        sync(file)
 
 
 def read_json(path: Path, shape: Shape, what: str, remedy: str) -> dict[str, Any]:
@@ -52,6 +54,62 @@ def read_json(path: Path, shape: Shape, what: str, remedy: str) -> dict[str, Any
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Expected {path} to describe {what}, got {reason_of(error)}; {remedy}") from None
     return document
+
+
+def write_sealed(path: Path, name: str, value: Any) -> None:
+    """Writes {name: value} with a digest of the value.
+
+    Raises:
+      OutputError: It cannot be written.
+    """
+    # As it will be read: keys are texts, tuples are lists.
+    value = json.loads(json.dumps(value))
+    write_json(path, {name: value, "sha256": _digest(value)})
+
+
+def read_sealed(path: Path, name: str, shape: Shape, what: str, remedy: str) -> Any:
+    """Returns the value in what `write_sealed` wrote.
+
+    Args:
+      path: Its file.
+      name: The name of the value.
+      shape: The shape of the value.
+      what: As in `read_json`.
+      remedy: As in `read_json`.
+
+    Raises:
+      CheckpointError: As in `read_json`, or the value is not as it was written.
+    """
+    document = read_json(path, {name: shape, "sha256": str}, what, remedy)
+    if document["sha256"] != _digest(document[name]):
+        raise CheckpointError(f"Expected {path} to hold what was written there, got something else; {remedy}")
+    return document[name]
+
+
+def check_same(before: Any, now: Any, source: Path) -> None:
+    """Raises a `CheckpointError` that names the first difference between settings before, in `source`, and now."""
+    if found := difference(before, now):
+        raise CheckpointError(
+            f"Expected the same settings as in {source}, got others: {found}; pass the old ones, or another output"
+        )
+
+
+def difference(before: Any, now: Any, name: str = "") -> str:
+    """Says where two documents first differ, and how; nothing where they are equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys((*now, *before)):
+            if found := difference(before.get(key), now.get(key), f"{name}.{key}" if name else key):
+                return found
+        return ""
+    return "" if before == now else f"{name} {_short(before)} before, {_short(now)} now"
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else shorten(json.dumps(value), 200)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def reason_of(error: Exception) -> str:

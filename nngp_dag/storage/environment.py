@@ -41,7 +41,7 @@ def environments(before: Mapping[str, Any] | None, path: Path) -> dict[str, Any]
         if began.get(name) != now[name]:
             raise CheckpointError(
                 f"Expected {name} {began.get(name)}, by which the results in {path} were computed, got {now[name]}, "
-                "which may give other bits; install that version, or start anew in another --out"
+                "which may give other bits; install that version, or start anew in another output"
             )
     if now != began and now not in later:
         later = [*later, now]

@@ -103,10 +103,34 @@ def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
             stack.enter_context(locked(folder, folder))
             _clean(folder)
         _claims[key] = threading.get_ident()
-        stack.callback(_claims.pop, key)
+        stack.callback(_claims.pop, key, None)
         yield
-        if not (folder / LOCK).exists():
+        if key in _claims and not (folder / LOCK).exists():
             raise gone(key)
+
+
+def rename_claimed(folder: Path, target: Path) -> None:
+    """Gives a folder its name once it is whole, and ends the claim; an older result of that name is deleted."""
+    if not folder.exists():
+        raise gone(folder)
+    old = target.with_name(f".{target.name}.replaced")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a kill below
+        os.rename(target, old)
+    os.rename(folder, target)
+    _claims.pop(folder.absolute(), None)
+    sync(target.parent)
+    (target / LOCK).unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Sees a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_not_in_use(folder: Path) -> None:

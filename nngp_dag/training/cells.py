@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import CheckpointError, DivergenceError, InputError, OutputError
+from nngp_dag.errors import DivergenceError, InputError
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import Genotype
-from nngp_dag.storage import claimed, output_file
+from nngp_dag.storage import output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe, with_choices
 from nngp_dag.training.history import METRICS, PARTS, History
@@ -126,25 +126,16 @@ def train_cell(
         "networks": {_NAME: {"cell": str(cell)}},
     }
     directory = None if out is None else RunDirectory(Path(out), [_NAME])
-    document = {**(config or {}), **about}
-    with contextlib.nullcontext() if directory is None else claimed(directory.path):
-        if directory is not None:
-            directory.prepare(document, resume=resume, overwrite=overwrite)
+    opened = contextlib.nullcontext()
+    if directory is not None:
+        opened = directory.opened({**(config or {}), **about}, resume=resume, overwrite=overwrite)
+    with opened:
         run = _CellRun(net, recipe, seed, data, directory, about)
-        try:
-            if resume:
-                run.load()
-            if directory is not None:
-                directory.write_config(document, resume=resume)
-                directory.log(data.statement)
-                directory.log(f"{_NAME}: {run.parameters:,} parameters")
-                directory.begin([run.history] if run.history.epochs_done >= 0 else [])
-            state = run.train(on_progress)
-        except BaseException:
-            if directory is not None and not resume and run.history.epochs_done < 0:
-                with contextlib.suppress(OutputError):
-                    directory.discard()
-            raise
+        if resume:
+            run.load()
+        if directory is not None:
+            directory.begin([run.history], [data.statement, f"{_NAME}: {run.parameters:,} parameters"])
+        state = run.train(on_progress)
         if directory is not None:
             directory.finish([run.history])
             with output_file(directory.path / "curves.png", overwrite=True) as path:
@@ -184,13 +175,7 @@ class _CellRun:
         assert self.directory is not None
         folder = self.directory.checkpoints(_NAME, "last")
         if checkpoints.latest(folder) is not None:
-            found = checkpoints.describe(folder)["description"]
-            for name, value in self.about.items():
-                if found.get(name) != value:
-                    raise CheckpointError(
-                        f"Expected the checkpoint {folder} to have {name} {value}, got {found.get(name)}; it belongs "
-                        "to another run: put the right one there, or start anew with --overwrite"
-                    )
+            checkpoints.check_is_of(folder, checkpoints.describe(folder)["description"], self.about)
             (state, values), _ = checkpoints.restore(folder, (self.state, self.history.values))
             self.state = state
             self.history.values[:] = values

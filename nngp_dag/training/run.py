@@ -20,7 +20,6 @@ from nngp_dag.errors import (
     DivergenceError,
     InputError,
     NngpDagError,
-    OutputError,
     as_path,
     check_callable,
     shown,
@@ -30,7 +29,7 @@ from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import as_number, check_flag
 from nngp_dag.nets import ModelSummary, chosen_seeds
 from nngp_dag.nets.model import Params
-from nngp_dag.storage import claimed, output_file
+from nngp_dag.storage import output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.history import METRICS, PARTS, History
@@ -181,35 +180,27 @@ def train(
             for name, summary in summaries.items()
         },
     }
-    with contextlib.nullcontext() if directory is None else claimed(directory.path):
-        if directory is not None:
-            directory.prepare(document, resume=resume, overwrite=overwrite)
-
+    opened = contextlib.nullcontext()
+    if directory is not None:
+        opened = directory.opened(document, resume=resume, overwrite=overwrite)
+    with opened:
         runs = [
             _Run(name, network, of_name[name], recipe, chosen, data, directory, checkpoint_every, about)
             for name, network in named.items()
         ]
-        try:
-            if resume:
-                for run in runs:
-                    run.load()
-            if directory is not None:
-                directory.write_config(document, resume=resume)
-                directory.log(data.statement)
-                for name, summary in summaries.items():
-                    directory.log(f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example")
-            widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
-            what = f"{len(chosen)} networks of width {widths}"
-            with within_memory(what, "lower `width`, `seeds` or `batch_size`"):
-                return _train_all(runs, summaries, directory, on_progress)
-        except BaseException:
-            if directory is not None:
-                # The error at hand says more than what follows from it.
-                with contextlib.suppress(OutputError):
-                    # What has not begun leaves nothing, so that the next try meets no old run.
-                    if not resume and not any(run.started for run in runs):
-                        directory.discard()
-            raise
+        if resume:
+            for run in runs:
+                run.load()
+        if directory is not None:
+            sizes = [
+                f"{name}: {summary.parameters:,} parameters, {summary.flops:,} FLOPs an example"
+                for name, summary in summaries.items()
+            ]
+            directory.begin([run.history for run in runs], [data.statement, *sizes])
+        widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
+        what = f"{len(chosen)} networks of width {widths}"
+        with within_memory(what, "lower `width`, `seeds` or `batch_size`"):
+            return _train_all(runs, summaries, directory, on_progress)
 
 
 def _train_all(
@@ -219,8 +210,6 @@ def _train_all(
     on_progress: Progress | None,
 ) -> list[Trained]:
     device = on_device(runs[0].data)
-    if directory is not None:
-        directory.begin([run.history for run in runs if run.started])
     trained = []
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(1)
@@ -294,10 +283,13 @@ class _Run:
         last, best = (self.directory.checkpoints(self.name, kind) for kind in ("last", "best"))
         if checkpoints.latest(last) is None:
             return
-        for folder in (last, best):
-            self._check(checkpoints.describe(folder, checkpoints.OF_DAG)["description"], folder)
+        for folder in (best, last):
+            found = checkpoints.describe(folder, checkpoints.OF_DAG)["description"]
+            epochs = found["recipe"]["epochs"]
+            # They may differ.
+            recipe = {**self.about["recipe"], "epochs": epochs}
+            checkpoints.check_is_of(folder, found, {**self._description(folder.name), "recipe": recipe})
         abstract_state, abstract_best = self.program.abstract_state
-        epochs = checkpoints.describe(last)["description"]["recipe"]["epochs"]
         if epochs > self.recipe.epochs:
             raise CheckpointError(
                 f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.recipe.epochs}; resume "
@@ -305,9 +297,8 @@ class _Run:
             )
         curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
         (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
-        found, _ = checkpoints.restore(best, abstract_best)
+        self.states = state, checkpoints.restore(best, abstract_best)[0]
         self.history.values[: len(values)] = values
-        self.states = state, found
 
     def draw(self) -> None:
         """Draws the networks, where no checkpoint holds them."""
@@ -346,27 +337,13 @@ class _Run:
 
     def _save(self, epoch: int, state: State, best: Best) -> None:
         assert self.directory is not None
-        description = {"name": self.name, "network": to_document(self.network), **self.about}
         # The best first: if the process dies in between, the epoch is trained again and finds the same best state.
         for kind, tree in (("best", best), ("last", (state, self.history.values))):
             folder = self.directory.checkpoints(self.name, kind)
-            checkpoints.save(folder, epoch, tree, {"kind": kind, **description})
+            checkpoints.save(folder, epoch, tree, self._description(kind))
 
-    def _check(self, found: Mapping[str, Any], folder: Path) -> None:
-        """Raises a `CheckpointError` where a checkpoint is of another run; the epochs may differ."""
-
-        def comparable(of: Mapping[str, Any]) -> dict[str, Any]:
-            # Options of the network first, since a message names the first difference.
-            return {**of["network"], **of, "recipe": {**of["recipe"], "epochs": None}}
-
-        expected = comparable({"name": self.name, "network": to_document(self.network), **self.about})
-        found = comparable(found)
-        for key, value in expected.items():
-            if found.get(key) != value:
-                raise CheckpointError(
-                    f"Expected the checkpoint {folder} to have {key} {value}, got {found.get(key)}; it belongs to "
-                    "another run: put the right one there, or start anew with --overwrite"
-                )
+    def _description(self, kind: str) -> dict[str, Any]:
+        return {"kind": kind, "name": self.name, "network": to_document(self.network), **self.about}
 
     def _stop(self, epoch: int, losses: np.ndarray) -> None:
         """Raises a `DivergenceError` that says where, and what the kernel says of the learning rate."""

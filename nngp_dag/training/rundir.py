@@ -1,5 +1,6 @@
 """The folder of a run: its configuration, log, curves and TensorBoard events."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -13,30 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nngp_dag.errors import CheckpointError, OutputError, shorten
-from nngp_dag.storage import (
-    as_output_error,
-    check_not_in_use,
-    environments,
-    is_occupied,
-    output_file,
-    read_json,
-    write_json,
-)
+from nngp_dag.storage import ResultDirectory, as_output_error, output_file
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
-CONFIG = "config.json"
 # Also the empty name, which is none.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?)?", re.IGNORECASE)
-_SHAPE = {
-    "networks": dict,
-    "recipe": {"epochs": int},
-    "seeds": [int],
-    "data": dict,
-    "environment": dict,
-    "resumed_in?": [dict],
-    "options?": dict,
-}
+_SETTINGS = {"networks": dict, "recipe": {"epochs": int}, "seeds": [int], "data": dict, "options?": dict}
+_FILES = ("checkpoints", "tensorboard", "train.log", "curves.csv", "curves.png")
+
+
+def run_folder(path: Path) -> ResultDirectory:
+    """Returns a folder that holds a run, or will."""
+    return ResultDirectory(path, "a run", _SETTINGS, _FILES)
 
 
 class RunDirectory:
@@ -56,7 +45,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, names: Sequence[str]):
         """Gives every DAG a folder name."""
-        self.path = path
+        self.path, self._folder = path, run_folder(path)
         self._folders = folder_names(names)
 
     @property
@@ -68,41 +57,11 @@ class RunDirectory:
         """Returns the checkpoint folder of a DAG; kind is "last" or "best"."""
         return self.path / "checkpoints" / self._folders[name] / kind
 
-    def prepare(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Clears the folder, which is claimed, for a new run, or checks the one to resume; writes nothing.
-
-        Raises:
-          OutputError: The folder holds files and neither `resume` nor `overwrite` is set, or cannot be cleared.
-          CheckpointError: There is nothing to resume, or it was another run, or one of other versions.
-        """
-        check_free(self.path, resume=resume, overwrite=overwrite)
-        if resume:
-            before = read_config(self.path)
-            check_same(before, config, self.path)
-            environments(before, self.path)
-        elif overwrite:
-            self.discard()
-
-    def write_config(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Writes the configuration, into that of the run to resume.
-
-        Raises:
-          OutputError: It cannot be written.
-        """
-        before = read_config(self.path) if resume else None
-        document = {**(before or {}), **config, **environments(before, self.path)}
-        if before is not None and document["resumed_in"] != before.get("resumed_in", []):
-            self.log(f"resumed with {json.dumps(document['resumed_in'][-1])}: bits may differ from an unbroken run")
-        write_json(self.path / CONFIG, document)
-
-    def discard(self) -> None:
-        """Removes what a run writes."""
-        with as_output_error(self.path):
-            for kind in ("checkpoints", "tensorboard"):
-                if (self.path / kind).exists():
-                    shutil.rmtree(self.path / kind)
-            for file in ("train.log", "curves.csv", "curves.png", CONFIG):
-                (self.path / file).unlink(missing_ok=True)
+    def opened(
+        self, config: Mapping[str, Any], *, resume: bool, overwrite: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        """As `ResultDirectory.opened`; more epochs are no other settings where no learning rate depends on them."""
+        return self._folder.opened(config, resume=resume, overwrite=overwrite, compared=_with_epochs_before)
 
     def log(self, line: str) -> None:
         """Adds a line to train.log."""
@@ -110,16 +69,22 @@ class RunDirectory:
         with as_output_error(path), path.open("a") as file:
             file.write(line + "\n")
 
-    def begin(self, histories: Sequence[History]) -> None:
-        """Writes the curves so far, of the DAGs that have begun."""
+    def begin(self, histories: Sequence[History], lines: Sequence[str]) -> None:
+        """Writes the configuration, what the log says first, and the curves so far, of the DAGs that have begun."""
+        if place := self._folder.begin():
+            self.log(f"resumed with {json.dumps(place)}: bits may differ from an unbroken run")
+        for line in lines:
+            self.log(line)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        self.finish(histories)
-        for history in histories:
+        begun = [history for history in histories if history.epochs_done >= 0]
+        self.finish(begun)
+        for history in begun:
             with as_output_error(self.path / "tensorboard"):
                 self._add_events(history, range(history.epochs_done + 1))
 
     def add(self, history: History, epoch: int) -> None:
         """Adds one epoch to curves.csv, to the log and to TensorBoard."""
+        self._folder.begun = True
         with as_output_error(self.curves), self.curves.open("a", newline="") as file:
             csv.DictWriter(file, fieldnames=FIELDS).writerows(history.rows([epoch]))
         with as_output_error(self.path / "tensorboard"):
@@ -190,68 +155,9 @@ def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> byte
     return found
 
 
-def check_free(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises an `OutputError` where a new run would meet an old one, and reads nothing."""
-    occupied = is_occupied(path)
-    check_not_in_use(path)
-    if occupied and not resume and not overwrite:
-        raise OutputError(
-            f"Expected the output directory {path} to be new or empty, got an existing one; pass --resume to go on "
-            "with its run, --overwrite to replace it, or choose another --out"
-        )
-    if occupied and overwrite:
-        try:
-            read_config(path)
-        except CheckpointError:
-            raise OutputError(
-                f"Expected the output directory {path} to hold a run to replace, got other files; choose another --out"
-            ) from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Returns the configuration of the run in a folder.
-
-    Raises:
-      CheckpointError: There is none, or it cannot be read.
-    """
-    return read_json(path / CONFIG, _SHAPE, "a run to go on with", "leave out --resume to start one")
-
-
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raises a `CheckpointError` where a run to resume was another one.
-
-    More epochs are allowed where the learning rate does not depend on their number.
-    """
-    recipe = before["recipe"]
-    for name, value in now["recipe"].items():
-        grows = name == "epochs" and recipe.get("schedule") == "constant" and value >= recipe.get(name, value)
-        if recipe.get(name) != value and not grows:
-            remedy = (
-                "resume with as many, or with more under a constant schedule"
-                if name == "epochs"
-                else "resume with that"
-            )
-            raise CheckpointError(
-                f"Expected the run in {path} to have {name} {value!r}, got {_short(recipe.get(name))}; {remedy}, or "
-                "choose another --out"
-            )
-    if before["networks"].keys() == now["networks"].keys():
-        for name, network in now["networks"].items():
-            options = before["networks"][name]
-            for option, value in network.items() if isinstance(options, dict) else ():
-                found = options.get(option)
-                if found != value:
-                    raise CheckpointError(
-                        f"Expected the run in {path} to have {option} {_short(value)}, got {_short(found)}; resume "
-                        "with that, or choose another --out"
-                    )
-    for name in ("networks", "seeds", "data"):
-        if before[name] != now[name]:
-            raise CheckpointError(
-                f"Expected the run in {path} to have {name} {_short(now[name])}, got {_short(before[name])}; resume "
-                "with those, or choose another --out"
-            )
-
-
-def _short(value: Any) -> str:
-    return shorten(json.dumps(value), 300)
+def _with_epochs_before(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration now, with the epochs before in place of more that change nothing else."""
+    recipe, epochs = before["recipe"], before["recipe"]["epochs"]
+    if recipe.get("schedule") == "constant" and now["recipe"]["epochs"] > epochs:
+        return {**now, "recipe": {**now["recipe"], "epochs": epochs}}
+    return now

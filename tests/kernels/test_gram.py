@@ -290,10 +290,13 @@ def test_the_same_call_returns_what_is_there(tmp_path, monkeypatch):
 def test_another_call_is_refused_or_overwrites(unbroken, tmp_path):
     path = tmp_path / "out"
     gram(DAG, X + 1, out=path, tile=TILE, readout=False)
-    with pytest.raises(OutputError, match="to be of this call, got another options, x1; pass overwrite=True"):
+    with pytest.raises(
+        OutputError,
+        match=r'as in .*/gram\.json, got others: options\.readout "False" before, "True" now; .*`overwrite`',
+    ):
         gram(DAG, X, out=path, tile=TILE)
     (path / "mine.txt").touch()
-    with pytest.raises(OutputError, match=r"nothing but the result that is to be overwritten, got mine\.txt; move"):
+    with pytest.raises(OutputError, match=r"out to hold results of `gram` alone, got mine\.txt; move other"):
         gram(DAG, X, out=path, tile=TILE, overwrite=True)
     (path / "mine.txt").unlink()
     (tmp_path / ".out.replaced" / "left by a kill").mkdir(parents=True)
@@ -301,7 +304,10 @@ def test_another_call_is_refused_or_overwrites(unbroken, tmp_path):
     assert files_of(path) == unbroken
     assert os.listdir(tmp_path) == ["out"]
     (path / "ntk.npy").write_bytes(b"")
-    with pytest.raises(OutputError, match="to be of this call, got damaged files; pass overwrite=True"):
+    with pytest.raises(
+        OutputError,
+        match=r"out to hold what was written there, got damaged files; choose another .*, or pass `overwrite`",
+    ):
         gram(DAG, X, out=path, tile=TILE)
     gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert files_of(path) == unbroken
@@ -311,7 +317,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="to be a directory, got a file; choose another `out`"):
         gram(DAG, X, out=tmp_path / "file")
-    with pytest.raises(OutputError, match="to be new, empty or a result of `gram`, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a result of `gram`, got other files"):
         gram(DAG, X, out=tmp_path, overwrite=True)
     with pytest.raises(OutputError, match="to be writable, got Not a directory; choose another `out`"):
         gram(DAG, X, out=tmp_path / "file" / "out")
@@ -372,7 +378,7 @@ def test_killed_and_resumed_gives_the_same_bits(unbroken, tmp_path, monkeypatch)
     assert not path.exists()
     assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 2
     with pytest.raises(
-        OutputError, match=r"the unfinished result in .* to be of this call, got another x1, tile; pass "
+        OutputError, match=r"as in .*/\.out\.partial/gram\.json, got others: x1 .* now; pass the old .* `overwrite`"
     ):
         gram(DAG, X + 1, out=path, tile=20)
     calls = counting(monkeypatch)
@@ -435,7 +441,7 @@ def test_a_result_that_appears_meanwhile_is_not_deleted(tmp_path, monkeypatch):
 
     commit = gram_files.GramFiles.commit
     monkeypatch.setattr(gram_files.GramFiles, "commit", appearing)
-    with pytest.raises(OutputError, match="to be new, empty or a result of `gram`, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a result of `gram`, got other files"):
         gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert os.listdir(path) == ["mine.txt"]
     assert len((partial_of(path) / "tiles.crc").read_bytes().splitlines()) == 6
@@ -445,7 +451,7 @@ def test_files_of_others_in_the_hidden_folder_are_not_taken_over(tmp_path):
     partial = partial_of(tmp_path / "out")
     partial.mkdir()
     (partial / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"to hold unfinished results of `gram` alone, got mine\.txt; move other"):
+    with pytest.raises(OutputError, match=r"partial to hold results of `gram` alone, got mine\.txt; move other"):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
     assert (partial / "mine.txt").read_text() == "mine"
 
@@ -487,15 +493,19 @@ def flip(file, at):
     file.write_bytes(data)
 
 
+# What does it, and what is said of it.
 DAMAGES = {
-    "flipped in the data": lambda folder: flip(folder / "ntk.npy", 130),
-    "flipped in the head": lambda folder: flip(folder / "ntk.npy", 20),
-    "flipped checksum": lambda folder: flip(folder / "tiles.crc", 2),
-    "truncated": lambda folder: os.truncate(folder / "nngp.npy", 500),
-    "no matrix": lambda folder: (folder / "nngp.npy").unlink(),
-    "nested": lambda folder: (folder / "gram.json").write_text("[" * 100_000),
-    "wrong type": lambda folder: (folder / "gram.json").write_text('{"shape": 5, "dtype": 5}'),
-    "too long a journal": lambda folder: (folder / "tiles.crc").write_bytes(b"00000000\n" * 7),
+    "flipped in the data": (lambda folder: flip(folder / "ntk.npy", 130), "got a damaged tile, number 0"),
+    "flipped in the head": (lambda folder: flip(folder / "ntk.npy", 20), "got damaged files"),
+    "flipped checksum": (lambda folder: flip(folder / "tiles.crc", 2), "got a damaged tile, number 0"),
+    "truncated": (lambda folder: os.truncate(folder / "nngp.npy", 500), "got damaged files"),
+    "no matrix": (lambda folder: (folder / "nngp.npy").unlink(), "got damaged files"),
+    "nested": (lambda folder: (folder / "gram.json").write_text("[" * 100_000), "a result of `gram`, got .*recursion"),
+    "wrong type": (lambda folder: (folder / "gram.json").write_text('{"shape": 5, "dtype": 5}'), "got 5 for shape"),
+    "too long a journal": (
+        lambda folder: (folder / "tiles.crc").write_bytes(b"00000000\n" * 7),
+        "got a damaged journal",
+    ),
 }
 
 
@@ -503,8 +513,9 @@ DAMAGES = {
 def test_damage_is_never_returned(damage, unbroken, tmp_path, monkeypatch):
     path = tmp_path / "out"
     gram(DAG, X, out=path, tile=TILE)
-    DAMAGES[damage](path)
-    with pytest.raises(OutputError, match=r"to be of this call, got .*damaged .*; pass overwrite=True"):
+    harm, message = DAMAGES[damage]
+    harm(path)
+    with pytest.raises(OutputError, match=rf"Expected {path}.* to .*{message}.*; .*, or pass `overwrite`"):
         gram(DAG, X, out=path, tile=TILE)
     gram(DAG, X, out=path, tile=TILE, overwrite=True)
     assert files_of(path) == unbroken
@@ -513,8 +524,9 @@ def test_damage_is_never_returned(damage, unbroken, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_never_continued(damage, unbroken, tmp_path, monkeypatch):
     interrupt_second_tile(monkeypatch, tmp_path / "out", tile=TILE)
-    DAMAGES[damage](partial_of(tmp_path / "out"))
-    with pytest.raises(OutputError, match=r"unfinished result .* to be of this call, got .*damaged .*; pass over"):
+    harm, message = DAMAGES[damage]
+    harm(partial_of(tmp_path / "out"))
+    with pytest.raises(OutputError, match=rf"Expected .*\.out\.partial.* to .*{message}.*; .*, or pass `overwrite`"):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
     gram(DAG, X, out=tmp_path / "out", tile=TILE, overwrite=True)
     assert files_of(tmp_path / "out") == unbroken
@@ -530,7 +542,9 @@ def test_a_journal_that_is_cut_off_counts_whole_lines(unbroken, tmp_path, monkey
     assert files_of(tmp_path / "out") == unbroken
     with (tmp_path / "out" / "tiles.crc").open("r+b") as journal:
         journal.truncate(20)
-    with pytest.raises(OutputError, match="to be of this call, got checksums of 2 of 6 tiles; pass overwrite=True"):
+    with pytest.raises(
+        OutputError, match=r"to hold what was written there, got checksums of 2 of 6 tiles; .*`overwrite`"
+    ):
         gram(DAG, X, out=tmp_path / "out", tile=TILE)
 
 

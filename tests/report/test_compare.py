@@ -371,13 +371,16 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 9}, "to have width 9, got 8; resume with that"),
-        ({"activation": "erf"}, r'to have layer {"Dense": {"activation": "erf".*, got {"Dense": {"activation": "relu"'),
-        ({"config": {"dataset": "mnist"}}, 'to have dataset "mnist", got "digits"'),
-        ({"x": X + 1}, "to have sha256"),
+        (
+            {"width": 9},
+            r"in .*settings\.json, got others: settings\.networks\.one\.width 8 before, 9 now; pass the old",
+        ),
+        ({"activation": "erf"}, r'networks\.one\.layer\.Dense\.activation "relu" before, "erf" now; pass the old ones'),
+        ({"config": {"dataset": "mnist"}}, r'settings\.dataset "digits" before, "mnist" now; pass the old ones'),
+        ({"x": X + 1}, r'settings\.sha256\.x "\w{64}" before, "\w{64}" now'),
         (
             {"networks": {"chain": "2_02", "one": "1"}},
-            'to have dags {"chain": "2_02", "one": "1"}, got {"one": "1", "ch',
+            r'settings\.names \["one", "chain"\] before, \["chain", "one"\] now; pass the old ones',
         ),
     ],
 )
@@ -406,7 +409,9 @@ def test_a_damaged_journal_is_found(whole, cut):
 def test_a_finished_dag_under_the_name_of_another_is_found(whole, cut):
     dags, options, _ = whole
     shutil.copy(cut / "unfinished" / "0.json", cut / "unfinished" / "1.json")
-    with pytest.raises(CheckpointError, match=r'1\.json to describe "chain", "2_02", got "one", "1"; delete it'):
+    with pytest.raises(
+        CheckpointError, match=r'1\.json to describe chain, got something else: name "one" before, "chain" now; del'
+    ):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
 
 
@@ -416,7 +421,10 @@ def test_a_finished_dag_under_the_name_of_another_is_found(whole, cut):
         (lambda result: [1], r"got \[1\] for result, not an object; delete it"),
         (lambda result: {**result, "path_bound": {}}, r"got no result\.path_bound\.value; delete it"),
         (lambda result: {**result, "ntk": {**result["ntk"], "floor": "1"}}, r"for result\.ntk\.floor, not a number"),
-        (lambda result: {**result, "curves": [[1.0], [1.0, 2.0]]}, "to hold 2 curves of 3 steps, got others; delete"),
+        (
+            lambda result: {**result, "curves": [[1.0], [1.0, 2.0]]},
+            r"to describe one, got something else: points \[1, 2, 4\] before, \[4\] now; delete it",
+        ),
     ],
 )
 def test_a_damaged_result_with_its_digest_is_found(whole, cut, damage, message):

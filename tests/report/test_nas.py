@@ -109,13 +109,15 @@ def test_failures_are_kept_with_their_reason(setting, tmp_path):
 def test_a_folder_of_something_else_is_refused(setting, tmp_path):
     ScoreDirectory(tmp_path / "s", setting)
     other = Setting(setting.images, setting.labels, channels=4, cells=1, seed=1)
-    with pytest.raises(CheckpointError, match="to have seed 1, got 0; use that, or choose another --out"):
+    with pytest.raises(
+        CheckpointError, match=r"the same settings as .*, got others: settings\.seed 0 before, 1 now; pass"
+    ):
         ScoreDirectory(tmp_path / "s", other)
     with pytest.raises(CheckpointError, match="at least one cell"):
         read_scores(tmp_path / "s")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    with pytest.raises(OutputError, match="to be new or hold scores, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold scores, got other files; choose another"):
         ScoreDirectory(tmp_path / "full", setting)
     with pytest.raises(CheckpointError, match="to describe scores, got none; make them with nngp-dag nas score"):
         read_scores(tmp_path / "absent")

@@ -342,10 +342,10 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "act-linear"}, r"to have layer Dense\(.*'act-linear'.*got Dense\(.*'linear-act'"),
-        ({"dtype": "float32"}, "to have dtype float32, got float64"),
-        ({"readout": False}, "to have readout False, got True"),
-        ({"x": X[:5]}, "to have inputs"),
+        ({"order": "act-linear"}, r"options\.layer \"Dense\(.*'linear-act'.* before, \"Dense\(.*'act-linear'.* now"),
+        ({"dtype": "float32"}, r'in .*config\.json, got others: settings\.dtype "float64" before, "float32" now; pass'),
+        ({"readout": False}, r'settings\.options\.readout "True" before, "False" now; pass the old ones'),
+        ({"x": X[:5]}, r"settings\.inputs\.shape \[10, 6\] before, \[5, 6\] now; pass the old ones"),
     ],
 )
 def test_another_sweep_is_not_resumed(tmp_path, options, message):
@@ -368,9 +368,9 @@ def test_folders_that_are_not_free(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"settings": null, "recipe": {}}')
     with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
-    with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got null for settings, not an"):
+    with pytest.raises(CheckpointError, match="to describe a sweep, got null for settings, not an"):
         nd.sweep(["2"], X, out=tmp_path / "other", resume=True)
-    with pytest.raises(CheckpointError, match="to describe a sweep to go on with, got none"):
+    with pytest.raises(CheckpointError, match="to describe a sweep, got none; leave out --resume to start one"):
         nd.sweep(["2"], X, out=tmp_path / "nowhere", resume=True)
     with pytest.raises(OutputError, match="to be a directory, got a file"):
         nd.sweep(["2"], X, out=tmp_path / "other" / "thesis.tex")

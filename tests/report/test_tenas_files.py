@@ -74,9 +74,9 @@ def test_other_searches_and_damage_are_refused(tmp_path):
     space = get_space("nasbench201")
     SearchDirectory(tmp_path / "a", space, {"seed": 0, "images": (1, 2)})
     SearchDirectory(tmp_path / "a", space, {"seed": 0, "images": (1, 2)})
-    with pytest.raises(CheckpointError, match="to have seed 1, got 0; use that, or choose another --out"):
+    with pytest.raises(CheckpointError, match=r"search\.seed 0 before, 1 now; pass the old ones, or another output"):
         SearchDirectory(tmp_path / "a", space, {"seed": 1, "images": (1, 2)})
-    with pytest.raises(CheckpointError, match="to have space darts, got nasbench201"):
+    with pytest.raises(CheckpointError, match=r'got others: search\.space "nasbench201" before, "darts" now; pass'):
         SearchDirectory(tmp_path / "a", get_space("darts"), {"seed": 0, "images": (1, 2)})
     (tmp_path / "a/state.json").write_text('{"mask": 3')
     with pytest.raises(CheckpointError, match=r"state\.json to describe where a search stands, got .*; delete it to"):
@@ -89,7 +89,7 @@ def test_other_searches_and_damage_are_refused(tmp_path):
     (tmp_path / "b/.config.json.x.partial").mkdir()
     SearchDirectory(tmp_path / "b", space, {})
     (tmp_path / "b/config.json").rename(tmp_path / "b/file")
-    with pytest.raises(OutputError, match="to be new or hold a search, got other files"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a search, got other files; choose another"):
         SearchDirectory(tmp_path / "b", space, {})
 
 
@@ -132,7 +132,7 @@ def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
         main(options)
     assert capsys.readouterr().out.splitlines() == out
     assert json.loads((tmp_path / "out/result.json").read_text()) == result
-    assert "to have shortcut False, got True" in failure(capsys, *options, "--no-shortcut")
+    assert "got others: search.shortcut true before, false now" in failure(capsys, *options, "--no-shortcut")
 
 
 @pytest.mark.slow

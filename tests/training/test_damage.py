@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from nngp_dag.architecture.document import from_document
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.storage import checkpoints as stored
 from nngp_dag.storage import locked
 from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
 from nngp_dag.training.rundir import RunDirectory
@@ -102,11 +104,11 @@ def test_arrays_that_do_not_match_their_digest(like, saved, tmp_path):
     state, document = saved
     changed = jax.tree.map(np.copy, state)
     jax.tree.leaves(changed)[0].flat[0] += 1
-    digest = checkpoints._digest
+    digest = stored._digest
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "_digest", lambda *_: document["digest"])
+        patch.setattr(stored, "_digest", lambda *_: document["digest"])
         checkpoints.save(tmp_path / "changed", 2, changed, document["description"])
-    assert checkpoints._digest is digest
+    assert stored._digest is digest
     with pytest.raises(CheckpointError, match="got bytes that differ from those saved; put an intact copy there"):
         checkpoints.restore(tmp_path / "changed", like)
 
@@ -125,7 +127,7 @@ def test_a_folder_that_is_no_checkpoint(finished, like, tmp_path):
 
 def test_a_checkpoint_of_another_program(like, saved, tmp_path, monkeypatch):
     state, document = saved
-    monkeypatch.setattr(checkpoints, "_FORMAT", 99)
+    monkeypatch.setattr(stored, "_FORMAT", 99)
     checkpoints.save(tmp_path / "other", 1, state, document["description"])
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="got one of another program or version; put an intact copy there"):
@@ -255,7 +257,13 @@ def foreign(description, kind):
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [("width", "width"), ("dag", "dag"), ("recipe", "recipe"), ("data", "data"), ("seeds", "seeds")],
+    [
+        ("width", "network.width 9 before, 8 now"),
+        ("dag", 'network.dag "2_02" before, "2_12" now'),
+        ("recipe", "recipe.learning_rate 0.02 before, 0.01 now"),
+        ("data", 'data.sha256 "0000'),
+        ("seeds", "seeds [2] before, [0] now"),
+    ],
 )
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, which):
@@ -264,7 +272,10 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
     shutil.rmtree(folder)
     description = foreign(document["description"], kind) | {"kind": which}
     checkpoints.save(folder, EPOCHS, resized(state, 9) if kind == "width" else state, description)
-    with pytest.raises(CheckpointError, match=rf"Expected the checkpoint .*/{which} to have {key} .*; it belongs to"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"Expected the checkpoint .*/{which} to be of this run, got another's: {re.escape(key)}.*; put the",
+    ):
         resume(copy)
 
 
@@ -297,7 +308,7 @@ def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
 def test_the_checkpoint_of_another_cell(tmp_path):
     directory = RunDirectory(tmp_path, ["cell"])
     checkpoints.save(directory.checkpoints("cell", "last"), 1, {"a": np.zeros(2)}, {"seeds": [0]})
-    with pytest.raises(CheckpointError, match=r"last to have seeds \[1\], got \[0\]; it belongs to another run: put"):
+    with pytest.raises(CheckpointError, match=r"last to be of this run, got another's: seeds \[0\] before, \[1\] now;"):
         cells._CellRun.load(SimpleNamespace(directory=directory, about={"seeds": [1]}))
 
 

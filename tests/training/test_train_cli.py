@@ -139,7 +139,7 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--dag", "2", "--dag", "2"), "Expected every --dag once, got 2, 2"),
         (("--dataset", "nothing"), "Expected `name` to be one of digits"),
         (("--dataset", "mnist", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
-        (("--resume", "--out", "nowhere"), "nowhere/config.json to describe a run to go on with, got none"),
+        (("--resume", "--out", "nowhere"), "nowhere/config.json to describe a run, got none"),
         (("--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one of them out"),
         (("--evaluate", "nowhere"), "Expected only --data-dir beside --evaluate, got dataset, subset, batch_size"),
     ],
@@ -159,16 +159,19 @@ def tree(out):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (OPTIONS, "to be new or empty, got an existing one; pass --resume to go on with its run, --overwrite"),
-        (("train", "--resume", "--width", "9"), "to have width 9, got 8; resume with that, or choose another --out"),
-        (("train", "--resume", "--seeds", "3"), "to have seeds [0, 1, 2], got [0]; resume with those, or choose"),
-        (("train", "--resume", "--epochs", "3"), "to have epochs 3, got 6; resume with as many, or with more under"),
-        (("train", "--resume", "--dag", "2_02"), 'to have networks {"2_02": {"dag": "2_02", "layer": {"Dense": '),
-        (("train", "--resume", "--parameterization", "ntk"), 'to have parameterization "ntk", got "standard"; resume'),
-        (("train", "--resume", "--activation", "erf"), 'to have layer {"Dense": {"activation": "erf", '),
-        (("train", "--resume", "--subset", "36"), 'to have data {"name": "sphere", "train": 36'),
+        (OPTIONS, "to be new or empty, got an existing one; pass --resume to go on with it, --overwrite"),
+        (
+            ("train", "--resume", "--width", "9"),
+            "networks.2_12.width 8 before, 9 now; pass the old ones, or another",
+        ),
+        (("train", "--resume", "--seeds", "3"), "got others: seeds [0] before, [0, 1, 2] now; pass the old"),
+        (("train", "--resume", "--epochs", "3"), "got others: recipe.epochs 6 before, 3 now; pass the old"),
+        (("train", "--resume", "--dag", "2_02"), 'networks.2_02 none before, {"dag": "2_02", "layer": {"Dense": '),
+        (("train", "--resume", "--parameterization", "ntk"), '.parameterization "standard" before, "ntk" now; pass'),
+        (("train", "--resume", "--activation", "erf"), '.layer.Dense.activation "relu" before, "erf" now; '),
+        (("train", "--resume", "--subset", "36"), "got others: data.train 40 before, 36 now; pass the"),
         (("train", "--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one of them out"),
-        (("train", "--resume", "--momentum", "0.5"), "to have momentum 0.5, got 0.9"),
+        (("train", "--resume", "--momentum", "0.5"), "recipe.momentum 0.9 before, 0.5 now"),
     ],
 )
 def test_a_run_is_not_touched_by_another(capsys, copy, arguments, message):
@@ -223,7 +226,7 @@ def test_other_versions_do_not_resume(capsys, copy):
     [
         ({"resumed_in": 5}, "got 5 for resumed_in, not a list"),
         ({"networks": 5}, "got 5 for networks, not an object"),
-        ({"networks": {CODE: 5}}, f'got {{"{CODE}": 5}}; resume with those'),
+        ({"networks": {CODE: 5}}, f"networks.{CODE} 5 before, {{"),
         ({"seeds": [1.5]}, "got 1.5 for an item of seeds, not an integer"),
         ({"seeds": None}, "got null for seeds, not a list"),
         ({"environment": "here"}, "for environment, not an object"),
