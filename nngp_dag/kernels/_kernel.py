@@ -56,6 +56,8 @@ def kernel(
     the nodes, which compiles in a time that does not grow with the graph; graphs of about equal size and equal
     operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are unrolled, which runs
     faster. With convolutions every graph compiles for itself, in a time that grows with its edges.
+    Standard deviations, scales, widths and parameters of activations are inputs of compiled programs: another value
+    compiles nothing.
 
     Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
     not `jax_enable_x64` is set, and so do wider floats; integers and floats narrower than float32 are computed in
