@@ -107,7 +107,7 @@ def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     for option in ("w_std", "aggregation", "width"):
         changed = nd.Network(DAG, layer, **OPTIONS)
         if option == "w_std":
-            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}), stem=None)
+            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}))
         else:
             changed = dataclasses.replace(changed, **{option: {"aggregation": "sum", "width": 4}[option]})
         with pytest.raises(AssertionError):
@@ -173,6 +173,24 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         message = r"Expected options of the network \(activation, .*\), got `actvation`; did you mean 'activation'\?"
         with pytest.raises(InputError, match=message):
             call(DAG, X, actvation="erf")
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "meant"),
+    [
+        (lambda **typo: nd.kernel(DAG, X, **typo), "gett", "get"),
+        (lambda **typo: nd.explain(DAG, X, **typo), "dytpe", "dtype"),
+        (lambda **typo: nd.gram(DAG, X, **typo), "memory_buget", "memory_budget"),
+        (lambda **typo: nd.sweep([DAG], X, **typo), "boudns", "bounds"),
+        (lambda **typo: nd.train(DAG, SPLITS, **typo), "seed", "seeds"),
+        (lambda **typo: nd.compare(DAG, X, np.eye(6), **typo), "step", "steps"),
+        (lambda **typo: nd.nets.DagNet(DAG, 5, 1, rngs=RNGS, **typo), "batchnorm", "batch_norm"),
+        (lambda **typo: nd.stax.DagLayer(DAG, **typo), "has_sten", "has_stem"),
+    ],
+)
+def test_typos_of_an_entry_points_own_arguments_are_named(call, given, meant):
+    with pytest.raises(InputError, match=rf"beside them \(.*\b{meant}\b.*\), got `{given}`; did you mean '{meant}'\?"):
+        call(**{given: 3})
 
 
 # Kernels of one network.

@@ -100,7 +100,7 @@ def kernel(
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
     (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", kernel, **architecture)
     wanted = _wanted(get)
     inputs1, inputs2, plan, precision = _planned(network, x1, x2, "ntk" in wanted, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
@@ -143,7 +143,7 @@ def explain(
       >>> print(nd.explain("2_21_112", jax.ShapeDtypeStruct((20000, 784), np.float32), b_std=0.1))
       4 unrolled steps, float32; symmetric tiles of about 360 rows (20,000 x 20,000 entries, and a graph of 4 steps)
     """
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", explain, **architecture)
     counts = [x.shape[0] if isinstance(x, jax.ShapeDtypeStruct) else None for x in (x1, x2)]
     *_, plan, _ = _planned(network, _of_shape(x1), None if x2 is None else _of_shape(x2), True, dtype, counts)
     return f"{plan.way} ({plan.reason})"

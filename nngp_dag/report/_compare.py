@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import GraphError, InputError, OutputError, as_path, check_callable, shown
@@ -273,7 +272,7 @@ def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture
     for name, _, _ in given:
         if not isinstance(name, str):
             raise InputError(f"Expected names of `networks` to be text, got {shown(name)}; pass str(name)")
-    parsed = [(name, as_network(one, argument, **architecture)) for name, argument, one in given]
+    parsed = [(name, as_network(one, argument, compare, **architecture)) for name, argument, one in given]
     names = ", ".join(name for name, _ in parsed)
     if not parsed or len({network for _, network in parsed}) < len(parsed):
         raise InputError(f"Expected distinct networks, at least one, got {names or 'none'}; name every one once")
@@ -298,8 +297,6 @@ def _check_network(name: str, network: Network) -> None:
         )
     if not network.readout:
         raise InputError(f"Expected networks with a readout to compare, got {name} without; leave `readout` True")
-    for op in (*network.weighted_operations, network.layer):
-        get_activation(op.activation)
 
 
 def _inputs(x: ArrayLike) -> Float[np.ndarray, "n d"]:

@@ -218,9 +218,7 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
     # That needs images, which a single node may be without.
     image_readout = options.pop("image_readout", "flatten")
     check_option("image_readout", image_readout, IMAGE_READOUTS)
-    network = as_network(Dag.from_code("1"), **options)
-    for op in _operations(network):
-        get_activation(op.activation)
+    network = as_network(Dag.from_code("1"), "network", sweep, **options)
     return network, tuple((network.kernel_options | {"image_readout": image_readout}).items())
 
 
@@ -271,8 +269,6 @@ class _Spaces:
         return self._known[network]
 
     def _key(self, network: Network) -> str:
-        for op in _operations(network):
-            get_activation(op.activation)
         if network.image_operations:
             check_inputs("x", self._x, network)
         network.check_gaussian(input_is_gaussian=True, reads_out=True)

@@ -120,7 +120,7 @@ def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architectur
     Reference: Oymak and Soltanolkotabi, IEEE JSAIT 2020 (series and Schur products); Nguyen, Mondelli, Montufar, ICML
     2021 (deep ReLU networks); Horn and Johnson, Topics in Matrix Analysis, section 5.3 (Schur products).
     """
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", lambda_min_bracket, **architecture)
     _check_relu(network)
     data = np.asarray(real_array("x", x), np.float64)
     exact = kernel(network, data)

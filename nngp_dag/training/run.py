@@ -425,12 +425,12 @@ def _check_data(data: object) -> None:
 
 def _named(networks: Given | Sequence[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
     if isinstance(networks, Mapping):
-        named = {name: as_network(one, f"networks[{name!r}]", **architecture) for name, one in networks.items()}
+        named = {name: as_network(one, f"networks[{name!r}]", train, **architecture) for name, one in networks.items()}
     else:
         if isinstance(networks, Iterable) and not isinstance(networks, str) and not hasattr(networks, "shape"):
-            listed = [as_network(one, f"networks[{i}]", **architecture) for i, one in enumerate(networks)]
+            listed = [as_network(one, f"networks[{i}]", train, **architecture) for i, one in enumerate(networks)]
         else:
-            listed = [as_network(networks, "networks", **architecture)]
+            listed = [as_network(networks, "networks", train, **architecture)]
         named = {str(network.dag): network for network in listed}
         if len(named) < len(listed):
             names = ", ".join(str(network.dag) for network in listed)
