@@ -67,7 +67,7 @@ def _content(value: Any, within: tuple[int, ...]) -> Any:
         return tuple(map(again, (value.__code__, value.__defaults__, value.__kwdefaults__, closure, read)))
     # Transformed by JAX: `jit`, and `custom_jvp`, whose rule is another function.
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__wrapped__"):
-        return again(value.__wrapped__), again(getattr(value, "jvp", None))
+        return tuple(again(getattr(value, part, None)) for part in ("__wrapped__", "jvp"))
     raise _UnknownError
 
 

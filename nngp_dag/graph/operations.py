@@ -118,7 +118,7 @@ class Dense:
         if self.b_std is not None:
             object.__setattr__(self, "b_std", check_number("b_std", self.b_std))
             if self.b_std < 0:
-                raise InputError(f"Expected `b_std` to be at least 0, or None for no bias, got {self.b_std}")
+                raise InputError(f"Expected `b_std` to be at least 0, got {self.b_std}; leave it out for no bias")
         try:
             hash(self.activation)
         except TypeError:

@@ -81,7 +81,7 @@ class DagNet(nnx.Module):
         *,
         image_shape: Sequence[int] | None = None,
         batch_norm: bool = False,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
         **architecture: Unpack[Architecture],
     ):
         """Draws all weights."""

@@ -28,7 +28,7 @@ from nngp_dag.architecture._normal_form import rows as tables_of
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
 from nngp_dag.kernels import Kernel, kernel
-from nngp_dag.kernels.inputs import real_array
+from nngp_dag.kernels.inputs import check_inputs, real_array
 from nngp_dag.theory._spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
@@ -123,6 +123,7 @@ def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architectur
     network = as_network(network, "network", lambda_min_bracket, **architecture)
     _check_relu(network)
     data = np.asarray(real_array("x", x), np.float64)
+    check_inputs("x", data, network)
     exact = kernel(network, data)
     lower = _lower(network, data.reshape(len(data), -1))
     return Brackets(*(_rounded(low, np.asarray(k)) for low, k in zip(lower, (exact.nngp, exact.ntk), strict=True)))

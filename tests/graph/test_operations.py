@@ -70,7 +70,7 @@ def test_an_unknown_operation_is_refused(value):
         (lambda: Dense(b_std=math.inf), r"Expected `b_std` to be a finite number, got inf"),
         (lambda: Dense(w_std=1e155), r"`w_std` to be 0 or of a size between 1e-150 and 1e\+150, got 1e\+155"),
         (lambda: Dense(b_std=1e-200), r"Expected `b_std` to be 0 or of a size"),
-        (lambda: Dense(b_std=-0.1), r"Expected `b_std` to be at least 0, or None for no bias, got -0.1"),
+        (lambda: Dense(b_std=-0.1), r"Expected `b_std` to be at least 0, got -0.1; leave it out for no bias"),
         (lambda: Dense(order="other"), r"Expected `order` to be one of 'linear-act', 'act-linear', got 'other'"),
         (lambda: AvgPool((2, 2), padding="same"), r"Expected `padding` to be one of 'SAME', 'VALID', got 'same'"),
         (lambda: Conv(filter_shape=(3, 3), padding="CIRCULAR"), r"Expected `padding` to be one of .* got 'CIRCULAR'"),
