@@ -167,10 +167,10 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
                 call(networks, *[X] * (1 + (call is nd.compare)))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`networks` and then `data`, got data first; pass train\(networks, data\)"):
         nd.train(SPLITS, "2_12")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"names of `networks` to be text, got 1; pass str\(name\)"):
+        nd.train({1: "2"}, SPLITS)  # type: ignore[dict-item]
     for first in (nd.Network("2"), DAG, "2"):
-        with pytest.raises(
-            InputError, match=r"Expected `x1` to be an array, got .*; one network comes first, and then"
-        ):
+        with pytest.raises(InputError, match=r"Expected `x1` to be an array, got .*; one network comes first"):
             nd.kernel("2_12", first)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"got a DagNet; pass its `\.network`"):
         nd.kernel(nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), X)
