@@ -117,7 +117,7 @@ class Network:
         """Reads the graph and validates; by default `layer` is `Dense()`."""
         if of_layer := [name for name in unknown if name in _OF_LAYER]:
             raise InputError(f"Expected `{of_layer[0]}` in `layer`, got it beside; pass layer=Dense({of_layer[0]}=...)")
-        check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
+        _check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):
             raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
@@ -409,12 +409,7 @@ def network_of(
     has_stem: bool | None = None,
 ) -> Network:
     """As `as_network`, for networks that may have no stem; `has_stem` is None for what `value` says."""
-    own = (
-        []
-        if caller is None
-        else [name for name in inspect.signature(caller).parameters if name not in ("self", "architecture")]
-    )
-    check_known(architecture, Architecture.__annotations__, "options of the network", own)
+    _check_known(architecture, Architecture.__annotations__, "options of the network", caller)
     options = dict(architecture)
     described = {option: options.pop(option) for option in _OF_LAYER if option in options}
     layer = options.pop("layer", None)
@@ -438,21 +433,17 @@ def network_of(
     return network
 
 
-def check_known(options: Iterable[str], known: Iterable[str], what: str, own: Iterable[str] = ()) -> None:
-    """Raises an `InputError` where an option is not known.
-
-    Args:
-      options: The names that were given.
-      known: The names that there are.
-      what: What those are, in words.
-      own: Other parameters of the same call, which a misspelled name may mean.
-    """
-    known, own = tuple(known), tuple(own)
-    beside = f" or arguments beside them ({', '.join(own)})" if own else ""
-    for option in options:
-        if option not in known:
-            near = did_you_mean(option, (*known, *own))
-            raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{option}`{near}")
+def _check_known(
+    options: Iterable[str], known: Iterable[str], what: str, caller: Callable[..., Any] | None = None
+) -> None:
+    """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
+    known = tuple(known)
+    if unknown := next((option for option in options if option not in known), None):
+        parameters = () if caller is None else inspect.signature(caller).parameters
+        own = [name for name in parameters if name not in ("self", "architecture")]
+        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
+        near = did_you_mean(unknown, (*known, *own))
+        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")
 
 
 def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:

@@ -222,12 +222,14 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
 def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture) -> Iterator[_Row]:
     known: dict[Hashable, tuple[Network | None, str]] = {}
     for name, _, given in networks:
-        if given not in known:
+        # A stem that is given stays, and equal networks without one get that of another layer.
+        key = given, getattr(given, "stem", None)
+        if key not in known:
             try:
-                known[given] = as_network(given, **architecture), ""
+                known[key] = as_network(given, **architecture), ""
             except NngpDagError as error:
-                known[given] = None, str(error)
-        network, reason = known[given]
+                known[key] = None, str(error)
+        network, reason = known[key]
         yield _Row(name, network, reason=reason)
 
 
