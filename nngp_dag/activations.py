@@ -7,7 +7,6 @@ part of the structure instead, since formulas are shorter there: those of relu n
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +18,7 @@ import numpy as np
 
 from nngp_dag.elementwise import check_elementwise
 from nngp_dag.errors import InputError, did_you_mean, shown
+from nngp_dag.fingerprint import fingerprint
 from nngp_dag.graph.operations import LARGEST, as_number, check_whole
 
 # What a parameter may be given as; it is kept as a float.
@@ -46,10 +46,14 @@ class Activation:
         return self._apply(x)
 
     @property
+    def key(self) -> str | None:
+        """The first name that `get_activation` knows it by, if there is one."""
+        return next((key for key, value in ACTIVATIONS.items() if value == self), None)
+
+    @property
     def name(self) -> str:
-        """The key that `get_activation` knows it by, else its class and parameters, as in "erf(1.0,2.0,0.0)"."""
-        known = (key for key, value in ACTIVATIONS.items() if value == self)
-        return next(known, f"{type(self).__name__.lower()}({','.join(str(v) for v in self._parameters())})")
+        """Its key, else its class and parameters, as in "erf(1.0,2.0,0.0)"."""
+        return self.key or f"{type(self).__name__.lower()}({','.join(str(v) for v in self._parameters())})"
 
     @property
     def homogeneous(self) -> bool:
@@ -347,14 +351,10 @@ class Quadrature(Activation):
         return self.fn(x)
 
     def __repr__(self) -> str:
-        """The same in every process, unlike that of a function: jobs that continue compare it."""
+        """The same in every process, unlike that of a function: jobs that continue compare it, see `fingerprint`."""
         fn = getattr(self.fn, "__wrapped__", self.fn)
-        code = getattr(fn, "__code__", None)
-        closure = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
-        content = (code.co_code, repr(code.co_consts), code.co_names, repr(closure)) if code else type(fn).__qualname__
-        origin = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', '')}"
-        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-        return f"Quadrature({origin}, {digest}, label={self.label!r}, degree={self.degree})"
+        origin = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+        return f"Quadrature({origin}, {fingerprint(self.fn)}, label={self.label!r}, degree={self.degree})"
 
     @property
     def name(self) -> str:
@@ -429,7 +429,7 @@ def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activa
     """
     if spec is None:
         return IDENTITY
-    if isinstance(spec, Activation):
+    if isinstance(spec, Activation) and type(spec) is not Activation:
         return spec
     if isinstance(spec, str):
         if spec in ACTIVATIONS:

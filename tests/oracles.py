@@ -153,8 +153,8 @@ def joint_kernels(
     for node, x in enumerate(inputs):
         x = x.reshape(n * math.prod(image), -1)
         k = x @ x.T / x.shape[1]
-        K[node, node], T[node, node], M[node] = law(network.stem, k, 0 * k, np.zeros(len(k)), image, x.shape[1])
-        pixels[node] = shape_after(network.stem, image)
+        K[node, node], T[node, node], M[node] = law(network.stem_op, k, 0 * k, np.zeros(len(k)), image, x.shape[1])
+        pixels[node] = shape_after(network.stem_op, image)
         for other in range(node):
             K[node, other], K[other, node] = np.outer(M[node], M[other]), np.outer(M[other], M[node])
             T[node, other], T[other, node] = np.zeros((2, len(k), len(k)))

@@ -1,5 +1,6 @@
 """Activations as functions, and the one list of cases that the tests of their duals use as well."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+import nngp_dag as nd
 from nngp_dag import activations
 from nngp_dag.activations import (
     ACTIVATIONS,
@@ -32,7 +34,7 @@ from nngp_dag.activations import (
     monomial,
     rbf,
 )
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, OutputError
 
 
 @dataclass(frozen=True)
@@ -371,6 +373,78 @@ def test_a_quadrature_needs_a_function_and_is_described_alike_everywhere():
         activations.Quadrature("tanh")
     assert "0x" not in repr(activations.Quadrature(jnp.tanh))
     assert repr(activations.Quadrature(lambda x: x + 1)) != repr(activations.Quadrature(lambda x: x + 2))
+
+
+SCALE = 2.0
+
+
+def scaled(x, by=1.0, *, shift=0.0):
+    return by * x + shift
+
+
+@jax.custom_jvp
+def with_a_rule(x):
+    return x
+
+
+with_a_rule.defjvp(lambda primals, tangents: (primals[0], 1.0 * tangents[0]))
+
+
+class WithState:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return self.by * x
+
+
+def multiple(v):
+    return lambda x: v * x
+
+
+def made_by(*values):
+    """Functions that differ in one value only."""
+    return [
+        *(functools.partial(scaled, by=v) for v in values),
+        *(functools.partial(lambda v, x: v * x, v) for v in values),
+        *(lambda x, by=v: by * x for v in values),
+        *(lambda x, *, by=v: by * x for v in values),
+        *(jax.jit(lambda x, v=v: v * x) for v in values),
+        *(lambda x, v=v: v[1500] * x for v in (np.arange(2000.0), np.arange(2000.0) + (np.arange(2000) == 1500))),
+        *map(multiple, values),
+        lambda x: (lambda y: 2.0 * y)(x),
+        lambda x: (lambda y: 3.0 * y)(x),
+    ]
+
+
+def test_functions_that_differ_are_told_apart_on_disk(monkeypatch):
+    found = [repr(Quadrature(fn)) for fn in made_by(2.0, 3.0)]
+    assert len({*found}) == len(found)
+    assert not any("unknown" in text for text in found)
+    # Made anew, they are the same.
+    assert [repr(Quadrature(fn)) for fn in made_by(2.0, 3.0)] == found
+    for fn in (jnp.tanh, jnp.negative, jax.nn.relu, jax.nn.mish, with_a_rule):
+        assert "unknown" not in repr(Quadrature(fn))
+
+    def by_a_global(x):
+        return SCALE * x
+
+    before = repr(Quadrature(by_a_global))
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert repr(Quadrature(by_a_global)) != before
+    monkeypatch.setitem(globals(), "SCALE", WithState(2.0))
+    assert "unknown" in repr(Quadrature(lambda x: SCALE.by * x))
+
+
+def test_callables_of_unknown_content_equal_nothing_on_disk(tmp_path):
+    one, other = Quadrature(WithState(2.0)), Quadrature(WithState(3.0))
+    assert repr(one) == repr(Quadrature(one.fn))
+    assert "of unknown content" in repr(one)
+    assert repr(one) != repr(other)
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    nd.gram("2", x, activation=one, out=tmp_path / "gram", progress=False)
+    with pytest.raises(OutputError, match="of this call, got another options"):
+        nd.gram("2", x, activation=other, out=tmp_path / "gram", progress=False)
 
 
 def branching(x):

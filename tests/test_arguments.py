@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 X = np.random.default_rng(0).normal(size=(6, 5))
 IMAGES = np.random.default_rng(1).normal(size=(2, 6, 6, 3))
 DAG = nd.Dag.from_code("2_12")
+SKIP = nd.Op.SKIP
 CONV = nd.Conv(filter_shape=(3, 3))
 RNGS = nnx.Rngs(0)
 PART = nd.data.Part(X.astype(np.float32), np.arange(6) % 2)
@@ -107,7 +108,7 @@ def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     for option in ("w_std", "aggregation", "width"):
         changed = nd.Network(DAG, layer, **OPTIONS)
         if option == "w_std":
-            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}), stem=None)
+            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}))
         else:
             changed = dataclasses.replace(changed, **{option: {"aggregation": "sum", "width": 4}[option]})
         with pytest.raises(AssertionError):
@@ -155,8 +156,26 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
     for networks, argument in (([DAG, X], r"networks\[1\]"), ({"a": DAG, "b": X}, r"networks\['b'\]")):
         with pytest.raises(GraphError, match=rf"Expected `{argument}` to be a `Network`, a `Dag`.*an array of shape"):
             nd.compare(networks, X, np.eye(6))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"`networks` to be a list of graphs or networks.*; the graphs come first"):
-        nd.sweep(X, ["2_12"])  # type: ignore[arg-type]
+    for call in (nd.sweep, nd.compare, nd.train):
+        for networks, message in (
+            (X, "`networks` to be .*an array of shape .*; the graph comes first"),
+            (DAG.to_networkx(), "`networks` to be .*; `Dag.from_networkx` reads it"),
+            ([(0, 1, "weighted")], r"`networks\[0\]` to be .*; `Dag\.from_edges` reads"),
+            (["2", 3], r"`networks\[1\]` to be .*, got 3"),
+        ):
+            with pytest.raises(GraphError, match=f"Expected {message}"):
+                call(networks, *[X] * (1 + (call is nd.compare)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"`networks` and then `data`, got data first; pass train\(networks, data\)"):
+        nd.train(SPLITS, "2_12")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"names of `networks` to be text, got 1; pass str\(name\)"):
+        nd.train({1: "2"}, SPLITS)  # type: ignore[dict-item]
+    for first in (nd.Network("2"), DAG, "2"):
+        with pytest.raises(InputError, match=r"Expected `x1` to be an array, got .*; one network comes first"):
+            nd.kernel("2_12", first)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=r"got a DagNet; pass its `\.network`"):
+        nd.kernel(nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), X)
+    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got None"):
+        nd.nets.DagNet(DAG, 5, 1, width=3)
     with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
         nd.nets.DagNet(DAG, 5, 1, width=3, rngs=0)  # type: ignore[arg-type]
     calls = (
@@ -173,6 +192,24 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         message = r"Expected options of the network \(activation, .*\), got `actvation`; did you mean 'activation'\?"
         with pytest.raises(InputError, match=message):
             call(DAG, X, actvation="erf")
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "meant"),
+    [
+        (lambda **typo: nd.kernel(DAG, X, **typo), "gett", "get"),
+        (lambda **typo: nd.explain(DAG, X, **typo), "dytpe", "dtype"),
+        (lambda **typo: nd.gram(DAG, X, **typo), "memory_buget", "memory_budget"),
+        (lambda **typo: nd.sweep([DAG], X, **typo), "boudns", "bounds"),
+        (lambda **typo: nd.train(DAG, SPLITS, **typo), "seed", "seeds"),
+        (lambda **typo: nd.compare(DAG, X, np.eye(6), **typo), "step", "steps"),
+        (lambda **typo: nd.nets.DagNet(DAG, 5, 1, rngs=RNGS, **typo), "batchnorm", "batch_norm"),
+        (lambda **typo: nd.stax.DagLayer(DAG, **typo), "has_sten", "has_stem"),
+    ],
+)
+def test_typos_of_an_entry_points_own_arguments_are_named(call, given, meant):
+    with pytest.raises(InputError, match=rf"beside them \(.*\b{meant}\b.*\), got `{given}`; did you mean '{meant}'\?"):
+        call(**{given: 3})
 
 
 # Kernels of one network.
@@ -210,6 +247,36 @@ def test_kernels_of_different_networks_are_refused_together():
     difference = jax.tree.map(lambda a, b: a - b, xt, other)
     assert difference.network is None
     assert jax.tree.structure(xt) == jax.tree.structure(other)
+
+
+def test_kernels_are_of_one_network_whatever_edges_are_dead():
+    one, other = (
+        nd.Network(nd.Dag(3, edges)) for edges in ((nd.Edge(0, 2, SKIP),), (nd.Edge(0, 1, SKIP), nd.Edge(0, 2, SKIP)))
+    )
+    assert one != other
+    assert nd.Kernel(X, X, network=one).difference(nd.Kernel(X, X, network=other)) == ""
+    with pytest.raises(InputError, match="Expected `network` to be a `Network` or None, got '2_12'"):
+        nd.Kernel(X, X, network="2_12")  # type: ignore[arg-type]
+
+
+def test_what_is_not_used_of_a_kernel_may_be_missing():
+    k, y = nd.kernel(DAG, X), np.arange(6.0)
+    nngp, ntk = nd.Kernel(k.nngp, None), nd.Kernel(None, k.ntk)
+    for kind, few in (("nngp", nngp), ("ntk", k)):
+        expected = nd.posterior(k, k, k, y, kind=kind, noise=0.1).mean
+        np.testing.assert_array_equal(nd.posterior(few, few, nngp, y, kind=kind, noise=0.1).mean, expected)
+    nd.loss_curve(k, y, 1e-3, 1, k_test_train=k, k_test_test=nngp, y_test=y)
+    nd.kernel_regression_accuracy(ntk, ntk, [0, 1] * 3, [0, 1] * 3, 2, kind="ntk", noise=0.1)  # type: ignore[arg-type]
+    for call, message in (
+        (lambda: nd.posterior(nngp, k, k, y, kind="ntk"), "`k_train_train` to hold both kernels, got the NNGP alone"),
+        (lambda: nd.posterior(k, k, ntk, y), "`k_test_test` to hold the NNGP, got the NTK alone; call"),
+        (lambda: nd.largest_stable_learning_rate(nngp), "`ntk` to hold the NTK, got the NNGP alone; call"),
+        (lambda: nd.expected_loss((k, k), y, 0.1, 1), r"`k` to be one `Kernel`, got 2; pick one of the outputs"),
+        (lambda: nd.spectra(k), r"`matrices` to be a list of matrices, got Kernel\(.*; pass \[k\.nngp, k\.ntk\]"),
+        (lambda: nd.spectra(3), "`matrices` to be a list of matrices, got 3"),
+    ):
+        with pytest.raises(InputError, match=f"Expected {message}"):
+            call()
 
 
 # Targets.
@@ -472,6 +539,10 @@ def test_gradients_in_parameters_are_refused_in_one_line(use):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: nd.kernel(DAG, X, get=[["nngp"], ["ntk"]]), "`get` to be 'nngp', 'ntk' or both of them, got"),
+        (lambda: nd.evaluate(None), "`checkpoint` to be a path, got None"),
+        (lambda: nd.nets.summarize(nd.Network("2")), "`model` to be a `DagNet`, got Network"),
+        (lambda: nd.lambda_min_bracket("2", X[0]), "`x` to have shape"),
         (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, at least 1, got 1.5"),
         (lambda: nd.gram(DAG, X, tile=True), "`tile` to be a finite number, got True"),
         (lambda: nd.gram(DAG, X, out="a\0b"), "`out` to be a path"),

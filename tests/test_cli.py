@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -163,6 +164,10 @@ def test_compare_takes_any_network(capsys, tmp_path):
         (
             ("compare", "--dag", "2_12", "--learning-rate", "fast"),
             "Expected --learning-rate to be auto, shared or a number",
+        ),
+        (
+            ("compare", "--dag", "2", "--subset", "8", "--conv", "3"),
+            "got conv(3x3)-relu in 2; they can be trained only",
         ),
         (("compare", "--seeds", "0"), "Expected --seeds to be at least 1"),
         (("compare", "--steps", "0"), "Expected --steps to be at least 1, got 0"),
@@ -379,6 +384,11 @@ def test_options_of_the_network_are_those_of_the_library(name):
         assert options[option].default == getattr(plain, option)
     for option in ("activation", "order", "b_std"):
         assert options[option].default == getattr(plain.layer, option)
+    for field in dataclasses.fields(nd.Recipe) if name == "train" else ():
+        # The library's None stands for an option that is not given.
+        assert (
+            options[field.name.removesuffix("s") if field.name == "milestones" else field.name].default == field.default
+        )
     hints = {option: options[option].type_descriptor.annotation for option in NETWORK_OPTIONS}
     assert get_args(hints["aggregation"]) == network.AGGREGATIONS
     assert get_args(hints["image_readout"]) == operations.IMAGE_READOUTS

@@ -21,6 +21,7 @@ from nngp_dag.architecture.network import Network
 from nngp_dag.errors import GraphError
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.operations import Dense, Op
+from nngp_dag.graph.reading import as_dag
 
 EdgeKind = tuple[int, Dense | None]
 """The source of weighted edges and their operation; (i, None) is the stem of input i."""
@@ -104,9 +105,8 @@ def _too_many(node: int) -> GraphError:
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
-    """Returns the tables of `dag`.
+def normal_form(dag: Dag | str, aggregation: str = "sum") -> NormalForm:
+    """Returns the tables of `dag`, which may also be a text that `Dag.parse` reads.
 
     Raises:
       GraphError: No path reaches the output, a squared multiplicity exceeds float64, or `dag` has several inputs or
@@ -116,6 +116,11 @@ def normal_form(dag: Dag, aggregation: str = "sum") -> NormalForm:
       >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
       array([4., 0., 0.])
     """
+    return _normal_form(as_dag(dag), aggregation)
+
+
+@functools.lru_cache(maxsize=4096)
+def _normal_form(dag: Dag, aggregation: str) -> NormalForm:
     own = [edge for edge in dag.live_edges if not isinstance(edge.op, Op)]
     if own or dag.num_inputs > 1 or len(dag.outputs) > 1:
         what = f"edge {own[0]}" if own else f"{dag.num_inputs} inputs and {len(dag.outputs)} outputs"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nngp_dag.architecture.network import Network
+from nngp_dag.architecture.network import Network, stem_of
 from nngp_dag.errors import GraphError, InputError, NngpDagError, shown
 from nngp_dag.graph import Dag, Dense, Edge, Op, Operation
 from nngp_dag.graph.operations import EdgeOperation
@@ -22,7 +22,8 @@ def to_document(network: Network) -> dict[str, Any]:
       ('2_12', 'mean', True)
     """
     fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    stem = None if network.stem is None else _of_operation(network.stem)
+    # Equal networks are described equally.
+    stem = None if network.stem in (None, stem_of(network.layer)) else _of_operation(network.stem)
     return fields | {"dag": _of_dag(network.dag), "layer": _of_operation(network.layer), "stem": stem}
 
 
@@ -90,13 +91,10 @@ def _operation(document: Any) -> Any:
 def _of_activation(activation: Any) -> Any:
     if activation is None or isinstance(activation, str):
         return activation
-    from nngp_dag.activations import ACTIVATIONS, Quadrature  # which loads JAX
+    from nngp_dag.activations import Quadrature  # which loads JAX
 
     if isinstance(activation, Quadrature):
         return {"Quadrature": repr(activation)}
-    known = next((name for name, value in ACTIVATIONS.items() if value == activation), None)
-    if known is not None:
-        return known
     fields = {f.name: getattr(activation, f.name) for f in dataclasses.fields(activation)}
     return {type(activation).__name__: {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
 
@@ -108,6 +106,10 @@ def _activation(document: Any) -> Any:
 
     [(name, fields)] = document.items()
     cls = getattr(activations, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, activations.Activation)) or cls is activations.Quadrature:
+    if (
+        not (isinstance(cls, type) and issubclass(cls, activations.Activation))
+        or cls is activations.Activation
+        or cls is activations.Quadrature
+    ):
         raise InputError(f"Expected an activation that a file can hold, got {shown(document)}; pass the network")
     return cls(**fields)

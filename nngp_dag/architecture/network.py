@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import inspect
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import NoneType
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from nngp_dag.errors import GraphError, InputError, InputWarning, did_you_mean, shown, warn
 from nngp_dag.graph.dag import Dag
@@ -22,6 +23,11 @@ from nngp_dag.graph.operations import (
     check_whole,
 )
 from nngp_dag.graph.reading import as_dag
+
+if TYPE_CHECKING:
+    from typing import Never as _Unknown
+else:
+    _Unknown = Any
 
 AGGREGATIONS = ("sum", "scaled-sum", "mean")
 # Fields of the layer that may be given for it.
@@ -44,12 +50,14 @@ class Architecture(TypedDict, total=False):
     width: int
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Network:
     """The architecture: a graph, its operations, stem and readout, how nodes add up, and the parameterization.
 
     X(t) = a(t) * sum over live edges s -> t of op(X(s)), a(t) = 1 ("sum"), 1 / sqrt(in-degree) ("scaled-sum") or
     1 / in-degree ("mean"). Only live edges count, those on a path from an input to an output.
+
+    Networks are equal where all they apply is: a `stem` that is given counts as none where it is that of the layer.
 
     Attributes:
       dag: The connectivity: a `Dag`, a code, name or cell that `Dag.parse` reads, or (source, target, operation)
@@ -58,7 +66,7 @@ class Network:
         `layer` and the readout is linear; in the order "act-linear" the stem is linear and the readout starts with
         the activation.
       aggregation: "sum", "scaled-sum" or "mean".
-      stem: The operation from the data to every input node, if not that of `layer` (without layer norm).
+      stem: The operation from the data to every input node; None for that of `layer` (without layer norm).
       readout: Whether a linear readout follows the last node; otherwise outputs are X(H) itself.
       image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
       parameterization: What gradients are taken with respect to: "ntk", parameters of variance 1, or "standard",
@@ -70,7 +78,7 @@ class Network:
     Raises:
       GraphError: `dag` is no graph, no path leads to an output, or an activation comes before the weights of an edge
         whose source is not Gaussian.
-      InputError: An option is unknown or out of range.
+      InputError: An option or an activation is unknown or out of range.
 
     Example:
       >>> network = Network("2_21_112", layer=Dense(activation="erf", order="act-linear"), aggregation="mean")
@@ -102,8 +110,12 @@ class Network:
         parameterization: str = "ntk",
         width: int = 1024,
         has_stem: bool = True,
+        **unknown: _Unknown,
     ) -> None:
-        """Reads the graph, fills in the stem and validates; by default `layer` is `Dense()`."""
+        """Reads the graph and validates; by default `layer` is `Dense()`."""
+        if of_layer := [name for name in unknown if name in _OF_LAYER]:
+            raise InputError(f"Expected `{of_layer[0]}` in `layer`, got it beside; pass layer=Dense({of_layer[0]}=...)")
+        _check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):
             raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
@@ -129,14 +141,20 @@ class Network:
         if not isinstance(self.stem, (Dense, NoneType)):
             raise InputError(f"Expected `stem` to be a `Dense` or a `Conv`, got {shown(self.stem)}")
         self.dag.require_connected()
-        if not self.has_stem and self.stem not in (None, _stem_of(self.layer)):
-            raise InputError(f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out")
-        if self.stem is None:
-            object.__setattr__(self, "stem", _stem_of(self.layer))
-        elif self.stem.order == "act-linear" and self.stem.activation is not None:
-            raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
-        elif self.stem.layer_norm:
-            raise InputError("Expected `stem` without `layer_norm`, got one; normalize the data instead")
+        if self.stem is not None:
+            if not self.has_stem:
+                raise InputError(
+                    f"Expected no `stem` where `has_stem` is False, got {self.stem!r}; leave one of them out"
+                )
+            if self.stem.order == "act-linear" and self.stem.activation is not None:
+                raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
+            if self.stem.layer_norm:
+                raise InputError("Expected `stem` without `layer_norm`, got one; normalize the data instead")
+        from nngp_dag.activations import get_activation  # which loads JAX
+
+        operations = (self.layer, self.stem, *(edge.op for edge in self.dag.edges))
+        for activation in {op.activation for op in operations if isinstance(op, Dense)}:
+            get_activation(activation)
         if not self.has_stem and self.dag.num_inputs > 1:
             raise InputError(
                 f"Expected a graph with one input where there is no stem, got {self.dag.num_inputs}; without weights "
@@ -168,13 +186,26 @@ class Network:
     def kernel_options(self) -> dict[str, Any]:
         """The options beside the graph that kernels depend on; the width counts in the standard parameterization."""
         unused = {"dag"} if self.parameterization == "standard" else {"dag", "width"}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in unused}
+        return {name: value for name, value in self._values.items() if name not in unused}
 
-    @property
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        """What equal networks have in common: the fields, with the stem in place of None."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | ({"stem": self.stem_op} if self.has_stem else {})
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all that two networks apply is equal."""
+        return self._values == other._values if isinstance(other, Network) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Of what `==` compares."""
+        return hash(tuple(self._values.values()))
+
+    @functools.cached_property
     def stem_op(self) -> Dense:
-        """The stem's operation."""
-        assert self.stem is not None
-        return self.stem
+        """The stem's operation; whether there is one says `has_stem`."""
+        return self.stem or stem_of(self.layer)
 
     @property
     def reads_out_activated(self) -> bool:
@@ -308,7 +339,7 @@ class Network:
         return shapes
 
 
-def _stem_of(layer: Dense) -> Dense:
+def stem_of(layer: Dense) -> Dense:
     """Returns the stem that follows from the layer."""
     activation = layer.activation if layer.order == "linear-act" else None
     return dataclasses.replace(layer, activation=activation, layer_norm=False)
@@ -336,9 +367,13 @@ def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int
 
 
 def as_network(
-    value: object, name: str = "network", *, has_stem: bool = True, **architecture: Unpack[Architecture]
+    value: object,
+    name: str = "network",
+    caller: Callable[..., Any] | None = None,
+    /,
+    **architecture: Unpack[Architecture],
 ) -> Network:
-    """Returns the network that an argument and options of the architecture stand for.
+    """Returns the network, with a stem, that an argument and options of the architecture stand for.
 
     Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
     every pixel by itself; an `InputWarning` says so.
@@ -346,7 +381,7 @@ def as_network(
     Args:
       value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
       name: The argument.
-      has_stem: As in `Network`; kernels and finite networks have one.
+      caller: The function that was called with them, whose own parameters may be what a misspelled option means.
       **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
 
     Raises:
@@ -358,12 +393,22 @@ def as_network(
       >>> network.layer.activation, as_network(network, b_std=0.1).layer.activation
       ('erf', 'erf')
     """
-    if unknown := [option for option in architecture if option not in Architecture.__annotations__]:
-        near = did_you_mean(unknown[0], Architecture.__annotations__)
-        raise InputError(
-            f"Expected options of the network ({', '.join(Architecture.__annotations__)}), got `{unknown[0]}`{near}"
-        )
-    options: dict[str, Any] = dict(architecture)
+    network = network_of(value, name, architecture, caller)
+    if not network.has_stem:
+        raise InputError(f"Expected `{name}` to have a stem, got one without; leave `has_stem` to `DagLayer`")
+    return network
+
+
+def network_of(
+    value: object,
+    name: str,
+    architecture: Mapping[str, Any],
+    caller: Callable[..., Any] | None = None,
+    has_stem: bool | None = None,
+) -> Network:
+    """As `as_network`, for networks that may have no stem; `has_stem` is None for what `value` says."""
+    _check_known(architecture, Architecture.__annotations__, "options of the network", caller)
+    options = dict(architecture)
     described = {option: options.pop(option) for option in _OF_LAYER if option in options}
     layer = options.pop("layer", None)
     if layer is not None and described:
@@ -371,24 +416,32 @@ def as_network(
             f"Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
             f"{shown(layer)}"
         )
+    if has_stem is not None:
+        options["has_stem"] = has_stem
     if isinstance(value, Network):
         if described:
             layer = dataclasses.replace(value.layer, **described)
         if layer is not None:
             options["layer"] = layer
-        if value.has_stem != has_stem:
-            if has_stem:
-                raise InputError(f"Expected `{name}` to have a stem, got one without; leave `has_stem` to `DagLayer`")
-            options["has_stem"] = False
-        # A stem that followed from the layer follows from the new one.
-        if value.stem == _stem_of(value.layer) and (layer is not None or not has_stem):
-            options.setdefault("stem", None)
         return dataclasses.replace(value, **options) if options else value
     dag = as_dag(value, name, "a `Network`, a `Dag`")
-    network = Network(dag, Dense(**described) if layer is None else layer, has_stem=has_stem, **options)
+    network = Network(dag, Dense(**described) if layer is None else layer, **options)
     if layer is None:
-        _warn_where_dense_beside_convolutions(network, stem_is_given=options.get("stem") is not None)
+        _warn_where_dense_beside_convolutions(network, stem_is_given=network.stem is not None)
     return network
+
+
+def _check_known(
+    options: Iterable[str], known: Iterable[str], what: str, caller: Callable[..., Any] | None = None
+) -> None:
+    """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
+    known = tuple(known)
+    if unknown := next((option for option in options if option not in known), None):
+        parameters = () if caller is None else inspect.signature(caller).parameters
+        own = [name for name in parameters if name not in ("self", "architecture")]
+        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
+        near = did_you_mean(unknown, (*known, *own))
+        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")
 
 
 def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:

@@ -127,7 +127,9 @@ def _with_options(message: str, arguments: Sequence[str]) -> str:
     for option in command.params:
         flags = [flag for flag in option.opts if flag.startswith("--")]
         if flags:
-            message = message.replace(f"`{option.name}`", max(flags, key=len))
+            # The library's word for what may be given several times is a plural.
+            for name in (option.name, f"{option.name}s") if option.multiple else (option.name,):
+                message = message.replace(f"`{name}`", max(flags, key=len))
     return message
 
 

@@ -189,7 +189,8 @@ def train(
     # Of a whole space of graphs, config.json holds the numbers.
     shape, batch_norm = splits.train.x.shape[1:], recipe.batch_norm
     networks = {name: as_network(dag, **architecture) for name, dag in dags.items()}
-    for name, network in list(networks.items())[:_MOST_TABLES]:
+    # A run that goes on has printed them; whether it is of these networks is not known yet.
+    for name, network in [] if resume else list(networks.items())[:_MOST_TABLES]:
         show(model_table(name, training.summary_of(network, shape, splits.num_classes, batch_norm=batch_norm)))
     with progress() as on_progress:
         runs = training.train(

@@ -213,15 +213,16 @@ class Dense(EdgeOperation):
         if self.b_std is not None:
             object.__setattr__(self, "b_std", check_number("b_std", self.b_std))
             if self.b_std < 0:
-                raise InputError(f"Expected `b_std` to be at least 0, or None for no bias, got {self.b_std}")
+                raise InputError(f"Expected `b_std` to be at least 0, got {self.b_std}; leave it out for no bias")
         try:
             hash(self.activation)
         except TypeError:
             raise InputError(
                 f"Expected `activation` to be a name or an `Activation`, got {shown(self.activation)}"
             ) from None
-        if self.activation == "identity" or getattr(self.activation, "is_identity", False):
-            object.__setattr__(self, "activation", None)
+        # An `Activation` that has a name is kept by it, so that layers of equal activations are equal.
+        if isinstance(key := getattr(self.activation, "key", self.activation), str):
+            object.__setattr__(self, "activation", None if key == "identity" else key)
 
     @property
     def output_is_gaussian(self) -> bool:
@@ -295,9 +296,9 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_number(name: str, value: object) -> float | int:
-    """Returns `value` as `as_number` does; raises an `InputError` where float64 does not hold its square, too."""
-    number = as_number(name, value)
+def check_number(name: str, value: object) -> float:
+    """Returns `value` as a float; raises an `InputError` where float64 does not hold its square."""
+    number = float(as_number(name, value))
     if number and not 1 / LARGEST <= abs(number) <= LARGEST:
         raise InputError(
             f"Expected `{name}` to be 0 or of a size between {1 / LARGEST:g} and {LARGEST:g}, got {shown(value)}"

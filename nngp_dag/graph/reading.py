@@ -31,7 +31,9 @@ def as_dag(value: Any, name: str = "dag", kinds: str = "a `Dag`") -> Dag:
         return Dag.parse(value)
     origins = {base.__module__.partition(".")[0] for base in type(value).__mro__}
     if isinstance(getattr(value, "dag", None), Dag):
-        got, remedy = f"a {type(value).__name__}", "pass its `.dag`, and the options of its layers beside it"
+        whole = "`Network`" in kinds and hasattr(value, "network")
+        got = f"a {type(value).__name__}"
+        remedy = "pass its `.network`" if whole else "pass its `.dag`, and the options of its layers beside it"
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         got, remedy = f"an array of shape {value.shape}", f"the graph comes first, and then the data: ({EXAMPLE!r}, x)"
     elif origins.intersection(_MODELS):

@@ -141,7 +141,7 @@ def gram(
       ((5, 5), True)
     """
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", gram, **architecture)
     if len(network.dag.outputs) > 1:
         raise InputError(
             f"Expected a graph with one output, got {len(network.dag.outputs)}; call `gram` for each of them"

@@ -1,5 +1,6 @@
 """`kernel`, the NNGP and NTK of a network on data, and `explain`, how it computes them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Unpack
 
@@ -22,6 +23,9 @@ from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.result import finished
 
 GETS = ("nngp", "ntk")
+
+# Of inputs that are only described.
+_MOST_FEATURES = 10**8
 
 _WIDER = ", or pass dtype='float64'"
 
@@ -102,7 +106,7 @@ def kernel(
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
     (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", kernel, **architecture)
     wanted = _wanted(get)
     inputs1, inputs2, plan, precision = _planned(network, x1, x2, "ntk" in wanted, dtype)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
@@ -120,8 +124,8 @@ def kernel(
 
 def explain(
     network: Network | Dag | str,
-    x1: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct,
-    x2: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | None = None,
+    x1: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
+    x2: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct] | None = None,
     *,
     dtype: str | None = None,
     **architecture: Unpack[Architecture],
@@ -130,7 +134,7 @@ def explain(
 
     Args:
       network: As in `kernel`.
-      x1: As in `kernel`, or the shape and dtype of one array.
+      x1: As in `kernel`, or shapes and dtypes in place of arrays.
       x2: As `x1`, or None for the same inputs.
       dtype: As in `kernel`.
       **architecture: As in `kernel`.
@@ -145,15 +149,23 @@ def explain(
       >>> print(nd.explain("2_21_112", jax.ShapeDtypeStruct((20000, 784), np.float32), b_std=0.1))
       4 unrolled steps, float32; symmetric tiles of about 360 rows (20,000 x 20,000 entries, and a graph of 4 steps)
     """
-    network = as_network(network, **architecture)
-    counts = [x.shape[0] if isinstance(x, jax.ShapeDtypeStruct) else None for x in (x1, x2)]
-    *_, plan, _ = _planned(network, _of_shape(x1), None if x2 is None else _of_shape(x2), True, dtype, counts)
+    network = as_network(network, "network", explain, **architecture)
+    (one1, count1), (one2, count2) = _of_shape("x1", x1), _of_shape("x2", x2)
+    *_, plan, _ = _planned(network, one1, one2, True, dtype, (count1, count2))
     return f"{plan.way} ({plan.reason})"
 
 
-def _of_shape(x: Any) -> Any:
-    """Returns one input of a shape, in the place of as many as it says."""
-    return np.ones((1, *x.shape[1:]), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+def _of_shape(name: str, x: Any) -> tuple[Any, int | None]:
+    """Returns one input of a shape, or of each of several, in the place of as many as it says, and how many."""
+    if isinstance(x, (list, tuple)) and any(isinstance(one, jax.ShapeDtypeStruct) for one in x):
+        ones, counts = zip(*(_of_shape(name, one) for one in x), strict=True)
+        return list(ones), counts[0]
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        return x, None
+    if math.prod(x.shape[1:]) > _MOST_FEATURES:
+        raise InputError(f"Expected `{name}` to have at most {_MOST_FEATURES:,} features, got shape {x.shape}")
+    # Of no inputs there is none, which is refused.
+    return np.ones((*(min(1, size) for size in x.shape[:1]), *x.shape[1:]), x.dtype), x.shape[0] if x.shape else None
 
 
 Arrays = Sequence[np.ndarray | jax.Array]
@@ -265,6 +277,7 @@ def check_least(series: np.ndarray, dtype: np.dtype) -> None:
 
 def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
     wanted = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, Iterable) else ()
-    if not wanted or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
+    names = all(isinstance(name, str) for name in wanted)
+    if not (wanted and names) or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
         raise InputError(f"Expected `get` to be 'nngp', 'ntk' or both of them, got {shown(get)}")
     return wanted

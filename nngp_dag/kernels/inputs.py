@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, InputWarning, shown, warn
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_option
 
 DTYPES = ("float32", "float64")
@@ -52,6 +53,10 @@ def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
     Raises:
       InputError: It is no array of real numbers, entries are masked, or it is sharded over explicit axes of a mesh.
     """
+    if isinstance(x, (Network, Dag, str)):
+        raise InputError(
+            f"Expected `{name}` to be an array, got {shown(x)}; one network comes first, and then the data"
+        )
     if isinstance(x, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(x).sum())):
         raise InputError(
             f"Expected `{name}` without masked entries, got {masked} of them; replace them, {name}.filled(value), or "

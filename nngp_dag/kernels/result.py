@@ -1,9 +1,11 @@
 """What `kernel` returns: two matrices, and the network that they belong to."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float
 
 from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
 from nngp_dag.architecture import Network
-from nngp_dag.errors import InputError, shorten
+from nngp_dag.errors import InputError, shorten, shown
 from nngp_dag.graph import Dense, Operation
 from nngp_dag.kernels.inputs import precision_of
 
@@ -48,12 +50,20 @@ class Kernel:
     network: Network | None = field(default=None, compare=False, repr=False, kw_only=True)
     output: int = field(default=0, compare=False, repr=False, kw_only=True)
 
+    def __post_init__(self) -> None:
+        """Raises an `InputError` where `network` is none."""
+        if not isinstance(self.network, (Network, NoneType)):
+            raise InputError(f"Expected `network` to be a `Network` or None, got {shown(self.network)}")
+
     def difference(self, other: "Kernel") -> str:
         """Names the first option in which the networks of two kernels differ, with both values; empty if in none."""
         one, two = self.network, other.network
         if one is None or two is None:
             return ""
-        first, second = ({"dag": k.dag, **k.kernel_options} for k in (one, two))
+        # Dead edges may differ.
+        first, second = (
+            {"dag": dataclasses.replace(k.dag, edges=k.dag.live_edges), **k.kernel_options} for k in (one, two)
+        )
         pairs = [(name, first.get(name), second.get(name)) for name in first | second]
         pairs.append(("output", self.output, other.output))
         return next(

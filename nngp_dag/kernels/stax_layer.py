@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network
+from nngp_dag.architecture.network import network_of
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Dag, Dense, SumPool
-from nngp_dag.graph.operations import Operation, check_flag
+from nngp_dag.graph.operations import Operation
 from nngp_dag.kernels._kernel import weights_of
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.choose import plan_of_layer
@@ -77,7 +78,7 @@ def _finite_weighted(op: Dense, width: int, parameterization: str) -> tuple[Any,
 def DagLayer(  # noqa: N802
     network: Network | Dag | str,
     *,
-    has_stem: bool = True,
+    has_stem: bool | None = None,
     **architecture: Unpack[Architecture],
 ) -> tuple[Any, Any, Any]:
     """The stem and the nodes of a network with the connectivity of a DAG, as a `neural_tangents.stax` layer.
@@ -97,7 +98,8 @@ def DagLayer(  # noqa: N802
 
     Args:
       network: The network, see `nngp_dag.kernel`; what it says of the readout and of pixels is left to what follows.
-      has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others.
+      has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others. By default as
+        in the network, which has one unless it says so.
       **architecture: Fields of `nngp_dag.Network`, among them `width`, the units or channels of every node of the
         finite network, and of its layer.
 
@@ -122,15 +124,16 @@ def DagLayer(  # noqa: N802
 
     Reference: Novak et al., ICLR 2020 (the stax language); Chen et al., NeurIPS 2022 (the architecture).
     """
-    network = dataclasses.replace(
-        as_network(network, has_stem=check_flag("has_stem", has_stem), **architecture),
-        readout=False,
-        image_readout="flatten",
-    )
+    if not_here := [name for name in ("readout", "image_readout") if name in architecture]:
+        raise InputError(
+            f"Expected no `{not_here[0]}`, got one; a `DagLayer` ends with the last node: put layers after it"
+        )
+    network = network_of(network, "network", architecture, DagLayer, has_stem)
+    network = dataclasses.replace(network, readout=False, image_readout="flatten")
     width, parameterization = network.width, network.parameterization
     dag = network.dag
     several_outputs = len(dag.outputs) > 1
-    stems = [finite(network.stem_op, width, parameterization)] * dag.num_inputs if has_stem else []
+    stems = [finite(network.stem_op, width, parameterization)] * dag.num_inputs if network.has_stem else []
     edges = [finite(edge.op, width, parameterization) for edge in network.edges]
 
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, tuple]:
@@ -176,7 +179,12 @@ def DagLayer(  # noqa: N802
         _inputs(k, network, lambda one: one.shape2)
         inputs = [_checked(one) for one in _inputs(k, network, lambda one: one.shape1)]
         first = inputs[0]
-        if not has_stem and parameterization == "standard" and first.ntk is not None and first.shape1[-1] != width:
+        if (
+            not network.has_stem
+            and parameterization == "standard"
+            and first.ntk is not None
+            and first.shape1[-1] != width
+        ):
             raise InputError(
                 f"Expected an input of `width`, {width}, channels for the NTK of parameterization 'standard' without "
                 f"stem, got {first.shape1[-1]}; put a `Dense` before the layer, or give it a stem"

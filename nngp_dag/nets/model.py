@@ -81,11 +81,11 @@ class DagNet(nnx.Module):
         *,
         image_shape: Sequence[int] | None = None,
         batch_norm: bool = False,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
         **architecture: Unpack[Architecture],
     ):
         """Draws all weights."""
-        network = as_network(network, **architecture)
+        network = as_network(network, "network", DagNet.__init__, **architecture)
         if not network.readout:
             raise InputError("Expected a network with a readout, got one without; `features` returns the last node")
         dag, width, parameterization = network.dag, network.width, network.parameterization

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import Dense
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet
@@ -62,6 +63,9 @@ def summarize(model: DagNet) -> ModelSummary:
     Returns:
       A `ModelSummary`.
 
+    Raises:
+      InputError: `model` is no `DagNet`.
+
     Example:
       >>> from flax import nnx
       >>> from nngp_dag.graph import Dag
@@ -70,6 +74,8 @@ def summarize(model: DagNet) -> ModelSummary:
       >>> summary.parameters, summary.flops
       (63370, 126474)
     """
+    if not isinstance(model, DagNet):
+        raise InputError(f"Expected `model` to be a `DagNet`, got {shown(model)}; build one of the network")
     network, dag = model.network, model.dag
     pixels = network.pixels(model.input_shapes[0][:-1])
     rows = [

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.activations import get_activation
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network
 from nngp_dag.architecture.document import to_document
+from nngp_dag.architecture.named import Given, named_networks
 from nngp_dag.errors import GraphError, InputError, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense, Op
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
@@ -42,7 +42,6 @@ from nngp_dag.theory.symmetric import check_targets
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
-Given = Network | Dag | str
 
 
 def compare(
@@ -252,30 +251,12 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
 
 
 def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
-    if isinstance(networks, (Network, Dag, str)):
-        networks = [networks]
-    if not isinstance(networks, Iterable):
-        raise InputError(
-            "Expected `networks` to be a list of networks or graphs, or a dict of them by name, got "
-            f"{type(networks).__name__}"
-        )
-    given: list[tuple[Any, str, Any]]
-    if isinstance(networks, Mapping):
-        given = [(name, f"networks[{name!r}]", one) for name, one in networks.items()]
-    else:
-        given = [(str(one), f"networks[{i}]", one) for i, one in enumerate(networks)]
-    for name, _, _ in given:
-        if not isinstance(name, str):
-            raise InputError(f"Expected names of `networks` to be text, got {shown(name)}; pass str(name)")
-    parsed = [(name, as_network(one, argument, **architecture)) for name, argument, one in given]
-    names = ", ".join(name for name, _ in parsed)
-    if not parsed or len({network for _, network in parsed}) < len(parsed):
-        raise InputError(f"Expected distinct networks, at least one, got {names or 'none'}; name every one once")
-    if len(dict(parsed)) < len(parsed):
-        raise InputError(f"Expected networks that their texts tell apart, got {names}; pass {{name: network}}")
-    for name, network in parsed:
+    found = named_networks(networks, architecture, compare)
+    if len({*found.values()}) < len(found):
+        raise InputError(f"Expected distinct networks, got {', '.join(found)}; name every one once")
+    for name, network in found.items():
         _check_network(name, network)
-    return dict(parsed)
+    return found
 
 
 def _check_network(name: str, network: Network) -> None:
@@ -288,12 +269,10 @@ def _check_network(name: str, network: Network) -> None:
     if network.image_operations:
         raise InputError(
             "Expected networks without convolutions and pooling to compare, got "
-            f"{network.image_operations[0].describe()} in {name}; `nngp_dag.train` takes them"
+            f"{network.image_operations[0].describe()} in {name}; they can be trained only"
         )
     if not network.readout:
         raise InputError(f"Expected networks with a readout to compare, got {name} without; leave `readout` True")
-    for op in (*network.weighted_operations, network.layer):
-        get_activation(op.activation)
 
 
 def _inputs(x: ArrayLike) -> Float[np.ndarray, "n d"]:

@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike
 from nngp_dag.activations import Quadrature, get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.equivalence import KernelClasses
+from nngp_dag.architecture.named import Given, named
 from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, as_path, check_callable, shown
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
@@ -52,7 +53,7 @@ class _Row:
 
 
 def sweep(
-    networks: Iterable[Network | Dag | str] | Mapping[str, Network | Dag | str],
+    networks: Iterable[Given] | Mapping[str, Given],
     x: ArrayLike | Sequence[Any],
     *,
     bounds: bool = False,
@@ -122,11 +123,7 @@ def sweep(
             f"Expected `networks` to be a list of graphs or networks, or a dict by name, got {shown(networks)}; "
             f"pass [{shown(networks)}]"
         )
-    if not isinstance(networks, Iterable) or getattr(getattr(networks, "dtype", None), "kind", "O") in "biufc":
-        raise InputError(
-            f"Expected `networks` to be a list of graphs or networks, or a dict by name, got {shown(networks)}; "
-            "the graphs come first, and then the data"
-        )
+    given = named(networks)
     check_option("dtype", dtype, DTYPES)
     bounds = check_flag("bounds", bounds)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
@@ -137,7 +134,7 @@ def sweep(
     data = _inputs(x, dtype, plain)
     batch = _batch(bytes_of(memory_budget), data)
 
-    rows = list(_rows(networks, architecture))
+    rows = list(_rows(given, architecture))
     if not rows:
         raise InputError("Expected at least one network to sweep, got none")
     spaces = _Spaces(common, data)
@@ -217,27 +214,21 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
     # That needs images, which a single node may be without.
     image_readout = options.pop("image_readout", "flatten")
     check_option("image_readout", image_readout, IMAGE_READOUTS)
-    network = as_network(Dag.from_code("1"), **options)
-    for op in _operations(network):
-        get_activation(op.activation)
+    network = as_network(Dag.from_code("1"), "network", sweep, **options)
     return network, tuple((network.kernel_options | {"image_readout": image_readout}).items())
 
 
-def _rows(
-    networks: Iterable[Network | Dag | str] | Mapping[str, Network | Dag | str], architecture: Architecture
-) -> Iterator[_Row]:
-    named: Any = networks.items() if isinstance(networks, Mapping) else ((str(one), one) for one in networks)
+def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture) -> Iterator[_Row]:
     known: dict[Hashable, tuple[Network | None, str]] = {}
-    for name, given in named:
-        if not isinstance(given, (str, Dag, Network)):
-            yield _Row(name, reason=f"Expected a `Network`, a `Dag`, a code or a cell, got {shown(given)}")
-            continue
-        if given not in known:
+    for name, _, given in networks:
+        # A stem that is given stays, and equal networks without one get that of another layer.
+        key = given, getattr(given, "stem", None)
+        if key not in known:
             try:
-                known[given] = as_network(given, **architecture), ""
+                known[key] = as_network(given, **architecture), ""
             except NngpDagError as error:
-                known[given] = None, str(error)
-        network, reason = known[given]
+                known[key] = None, str(error)
+        network, reason = known[key]
         yield _Row(name, network, reason=reason)
 
 
@@ -270,8 +261,6 @@ class _Spaces:
         return self._known[network]
 
     def _key(self, network: Network) -> str:
-        for op in _operations(network):
-            get_activation(op.activation)
         if network.image_operations:
             check_inputs("x", self._x, network)
         network.check_gaussian(input_is_gaussian=True, reads_out=True)

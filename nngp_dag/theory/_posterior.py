@@ -98,7 +98,8 @@ def posterior(
     Reference: Rasmussen and Williams 2006, equations 2.23 and 2.24 ("nngp"); Lee et al., NeurIPS 2019, Corollary 1 at
     infinite time ("ntk").
     """
-    check_same_network(k_train_train=k_train_train, k_test_train=k_test_train, k_test_test=k_test_test)
+    check_option("kind", kind, KINDS)
+    check_same_network(("nngp", kind), k_train_train=k_train_train, k_test_train=k_test_train, k_test_test=k_test_test)
     factor, targets = _factorized(k_train_train, y, kind, noise)
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp)
     nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp)
@@ -169,12 +170,11 @@ def kernel_regression_accuracy(
     num_classes = check_whole("num_classes", num_classes, 1)
     if num_classes < 2:
         raise InputError(f"Expected `num_classes` to be at least 2, got {num_classes}; pass the number of classes")
-    check_same_network(k_train_train=k_train_train, k_test_train=k_test_train)
+    check_option("kind", kind, KINDS)
+    check_same_network((kind,), k_train_train=k_train_train, k_test_train=k_test_train)
     train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
-    if len(train) != len(k_train_train.nngp):
-        raise InputError(
-            f"Expected `labels` of the {len(k_train_train.nngp)} training inputs, got {len(train)}; pass one per input"
-        )
+    if len(train) != (rows := len(getattr(k_train_train, kind))):
+        raise InputError(f"Expected `labels` of the {rows} training inputs, got {len(train)}; pass one per input")
     factor, targets = _factorized(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
     return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
@@ -210,7 +210,6 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
 
 def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
     """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
-    check_option("kind", kind, KINDS)
     if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):
         raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
     noise = float(noise)

@@ -14,7 +14,7 @@ import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import ArrayLike, Float
 
-from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
 from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import (
@@ -162,6 +162,8 @@ def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = Fa
       >>> [s.lambda_min for s in spectra(np.stack([np.eye(2), 3 * np.eye(2)]))]
       [1.0, 3.0]
     """
+    if not isinstance(matrices, Iterable) or getattr(matrices, "ndim", 1) < 1:
+        raise InputError(f"Expected `matrices` to be a list of matrices, got {shown(matrices)}; pass [k.nngp, k.ntk]")
     checked = [_checked(f"matrices[{i}]", matrix) for i, matrix in enumerate(matrices)]  # type: ignore[arg-type]
     if not checked:
         raise InputError("Expected `matrices` to hold at least one kernel, got none")

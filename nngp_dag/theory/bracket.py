@@ -29,7 +29,7 @@ from nngp_dag.architecture.program import Step, program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.graph import Dag, Dense, EdgeOperation
 from nngp_dag.kernels import Kernel, kernel
-from nngp_dag.kernels.inputs import real_array
+from nngp_dag.kernels.inputs import check_inputs, real_array
 from nngp_dag.theory._spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
@@ -121,9 +121,10 @@ def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architectur
     Reference: Oymak and Soltanolkotabi, IEEE JSAIT 2020 (series and Schur products); Nguyen, Mondelli, Montufar, ICML
     2021 (deep ReLU networks); Horn and Johnson, Topics in Matrix Analysis, section 5.3 (Schur products).
     """
-    network = as_network(network, **architecture)
+    network = as_network(network, "network", lambda_min_bracket, **architecture)
     _check_relu(network)
     data = np.asarray(real_array("x", x), np.float64)
+    check_inputs("x", data, network)
     exact = kernel(network, data)
     lower = _lower(network, data.reshape(len(data), -1))
     return Brackets(*(_rounded(low, np.asarray(k)) for low, k in zip(lower, (exact.nngp, exact.ntk), strict=True)))

@@ -14,7 +14,14 @@ from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory._modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
 from nngp_dag.theory.bounds import check_steps
-from nngp_dag.theory.symmetric import check_cross, check_same_network, check_symmetric, check_targets, is_number
+from nngp_dag.theory.symmetric import (
+    check_cross,
+    check_kernel,
+    check_same_network,
+    check_symmetric,
+    check_targets,
+    is_number,
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,8 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
     """
     _check_momentum(momentum)
     nesterov = check_flag("nesterov", nesterov)
+    if isinstance(ntk, Kernel):
+        check_kernel("ntk", ntk, ("ntk",))
     name, matrix = ("ntk.ntk", ntk.ntk) if isinstance(ntk, Kernel) else ("ntk", ntk)
     values = check_symmetric(name, matrix)
     with precision_of(np.dtype(np.float64)):

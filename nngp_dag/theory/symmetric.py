@@ -1,6 +1,6 @@
 """What the theory takes, checked: symmetric matrices, which it reads in blocks of rows, cross kernels and targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,21 +131,26 @@ def is_number(name: str, value: Any) -> bool:
     return not isinstance(value, str) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
 
 
-def check_kernel(name: str, k: Kernel) -> None:
-    """Raises an `InputError` unless `k` is a `Kernel` with both matrices."""
+def check_kernel(name: str, k: Kernel, wanted: Sequence[str] = ("nngp", "ntk")) -> None:
+    """Raises an `InputError` unless `k` is a `Kernel` with the matrices that are wanted."""
+    if isinstance(k, (tuple, list)) and k and isinstance(k[0], Kernel):
+        raise InputError(f"Expected `{name}` to be one `Kernel`, got {len(k)}; pick one of the outputs, as kernels[0]")
     if not isinstance(k, Kernel):
         raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
-    if k.nngp is None or k.ntk is None:
-        held = "the NTK" if k.nngp is None else "the NNGP"
-        raise InputError(
-            f"Expected `{name}` to hold both kernels, got {held} alone; call `nngp_dag.kernel` without `get`"
-        )
+    held = [matrix for matrix in ("nngp", "ntk") if getattr(k, matrix) is not None]
+    if not {*wanted} <= {*held}:
+        what = "both kernels" if len({*wanted}) > 1 else f"the {wanted[0].upper()}"
+        got = f"the {held[0].upper()} alone" if held else "none"
+        raise InputError(f"Expected `{name}` to hold {what}, got {got}; call `nngp_dag.kernel` without `get`")
 
 
-def check_same_network(**kernels: Kernel) -> None:
-    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know (`Kernel.network`)."""
+def check_same_network(wanted: Sequence[str] = ("nngp", "ntk"), /, **kernels: Kernel) -> None:
+    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know (`Kernel.network`).
+
+    They hold the matrices that are wanted; of `k_test_test` only the NNGP is ever used.
+    """
     for name, k in kernels.items():
-        check_kernel(name, k)
+        check_kernel(name, k, ("nngp",) if name == "k_test_test" else wanted)
     known = [(name, k) for name, k in kernels.items() if k.network is not None]
     for name, k in known[1:]:
         first, expected = known[0]

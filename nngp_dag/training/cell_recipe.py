@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from nngp_dag.errors import GraphError, InputError
+from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import CELL_TYPES, Genotype
 from nngp_dag.nas.discrete import BenchNet, DartsNet
@@ -67,15 +67,17 @@ class CellRecipe:
 
     def __post_init__(self) -> None:
         """Refuses what no training could use."""
-        for name in ("channels", "layers", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "auxiliary", "cutout", "gradient_clip"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"Expected `{name}` to be finite and at least 0, got {getattr(self, name)}")
-        for name in ("momentum", "label_smoothing", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}")
+        for name in ("channels", "layers", "epochs", "batch_size", "cutout"):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), int(name != "cutout")))
+        object.__setattr__(self, "augment", check_flag("augment", self.augment))
+        below_one = ("momentum", "label_smoothing", "drop_path")
+        for name in ("learning_rate", "weight_decay", "auxiliary", "gradient_clip", *below_one):
+            number = float(as_number(name, getattr(self, name)))
+            if number < 0:
+                raise InputError(f"Expected `{name}` to be at least 0, got {number}")
+            if name in below_one and number >= 1:
+                raise InputError(f"Expected `{name}` below 1, got {number}")
+            object.__setattr__(self, name, number)
 
     @classmethod
     def of(cls, cell: Cell | Genotype, image_shape: tuple[int, ...], **choices: Any) -> "CellRecipe":

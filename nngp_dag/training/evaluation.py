@@ -10,7 +10,7 @@ from jaxtyping import Float
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
-from nngp_dag.errors import CheckpointError
+from nngp_dag.errors import CheckpointError, as_path
 from nngp_dag.graph import Dag
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
@@ -71,7 +71,7 @@ def evaluate(
       >>> bool((found.of("test", "loss") == run.history.of("test", "loss")[-1]).all())
       True
     """
-    folder = Path(checkpoint)
+    folder = as_path("checkpoint", checkpoint)
     about = checkpoints.describe(folder, checkpoints.OF_DAG)["description"]
     try:
         recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]

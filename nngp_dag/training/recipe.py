@@ -1,7 +1,8 @@
 """How networks are trained: every choice in one place, validated once."""
 
 import dataclasses
-import math
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from nngp_dag.errors import InputError, shown
-from nngp_dag.graph.operations import as_number, check_flag, check_option
+from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import as_number, check_flag, check_option, check_whole
 from nngp_dag.theory.sgd import LOSSES
 
 SCHEDULES = ("constant", "multistep", "cosine")
@@ -56,43 +57,42 @@ class Recipe:
     weight_decay: float = 0.0
     warmup: int = 0
     schedule: str = "constant"
-    milestones: tuple[int, ...] | None = None
+    milestones: Sequence[int] | None = None
     loss: str = "cross-entropy"
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
         """Validates."""
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"Expected `{name}` to be a whole number, at least 1, got {shown(value)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         for name in ("nesterov", "batch_norm"):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         for name in ("learning_rate", "momentum", "weight_decay"):
-            if not isinstance(value := getattr(self, name), float):
-                object.__setattr__(self, name, as_number(name, value))
+            object.__setattr__(self, name, float(as_number(name, getattr(self, name))))
         if self.epochs > _MOST_EPOCHS:
             raise InputError(f"Expected `epochs` to be at most {_MOST_EPOCHS:,}, got {self.epochs}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"Expected `learning_rate` to be finite and above 0, got {self.learning_rate}")
+        if self.learning_rate <= 0:
+            raise InputError(f"Expected `learning_rate` to be above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"Expected `momentum` in [0, 1), got {self.momentum}")
         if self.nesterov and not self.momentum:
             raise InputError("Expected `momentum` above 0 with `nesterov`, got 0; set a momentum such as 0.9")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"Expected `weight_decay` to be finite and at least 0, got {self.weight_decay}")
-        if not 0 <= self.warmup <= self.epochs:
-            raise InputError(f"Expected `warmup` between 0 and the {self.epochs} epochs, got {self.warmup}")
+        if self.weight_decay < 0:
+            raise InputError(f"Expected `weight_decay` to be at least 0, got {self.weight_decay}")
+        if self.warmup > self.epochs:
+            raise InputError(f"Expected `warmup` of at most the {self.epochs} epochs, got {self.warmup}")
         check_option("schedule", self.schedule, SCHEDULES)
         check_option("loss", self.loss, LOSSES)
-        if self.milestones is not None and self.schedule != "multistep":
-            raise InputError(f"Expected no `milestones` with schedule {self.schedule!r}, got {self.milestones}")
-        if self.milestones is not None and not (
-            self.milestones and all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False))
-        ):
-            raise InputError(f"Expected `milestones` to be growing numbers of epochs above 0, got {self.milestones}")
-        if self.milestones is not None and self.milestones[-1] >= self.epochs:
-            raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {self.milestones[-1]}")
+        if self.milestones is not None:
+            if self.schedule != "multistep":
+                raise InputError(f"Expected no `milestones` with `schedule` {self.schedule!r}, got {self.milestones}")
+            given = self.milestones if isinstance(self.milestones, (Sequence, np.ndarray)) else [self.milestones]
+            milestones = tuple(check_whole("milestones", milestone, 1) for milestone in given)
+            if not milestones or any(a >= b for a, b in itertools.pairwise(milestones)):
+                raise InputError(f"Expected `milestones` to be growing numbers of epochs, got {milestones}")
+            if milestones[-1] >= self.epochs:
+                raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {milestones[-1]}")
+            object.__setattr__(self, "milestones", milestones)
         if self.batch_norm and self.batch_size == 1:
             raise InputError("Expected `batch_size` above 1 with `batch_norm`, got 1: one example has no variance")
 
@@ -142,7 +142,4 @@ class Recipe:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
         """Returns the recipe that `as_dict` described."""
-        choices: dict[str, Any] = dict(fields)
-        if choices.get("milestones") is not None:
-            choices["milestones"] = tuple(choices["milestones"])
-        return cls(**choices)
+        return cls(**fields)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network
 from nngp_dag.architecture.document import to_document
+from nngp_dag.architecture.named import Given, named_networks
 from nngp_dag.data import Splits
 from nngp_dag.errors import (
     CheckpointError,
@@ -40,7 +41,6 @@ from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.rundir import RunDirectory
 
 Progress = Callable[[str, int, int, float], None]
-Given = Network | Dag | str
 
 # 128 GiB of float32, with gradients, momentum and the best state.
 _MOST_PARAMETERS = 1 << 33
@@ -79,7 +79,7 @@ class Trained:
 
 
 def train(
-    networks: Given | Sequence[Given] | Mapping[str, Given],
+    networks: Given | Iterable[Given] | Mapping[str, Given],
     data: Splits,
     recipe: Recipe | None = None,
     *,
@@ -101,7 +101,7 @@ def train(
 
     Args:
       networks: One network, several, or several by name, each a `Network`, or its graph as a `Dag`, or as a code, name
-        or cell that `Dag.parse` reads; without names they are called by their graphs.
+        or cell that `Dag.parse` reads; without names they are called by their texts.
       data: What to train on, such as `nngp_dag.data.load_splits("mnist")`.
       recipe: How they are trained; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
@@ -135,7 +135,9 @@ def train(
     """
     if of_recipe := sorted(architecture.keys() & {field.name for field in dataclasses.fields(Recipe)}):
         raise InputError(f"Expected `{of_recipe[0]}` in `recipe`, got it beside; pass Recipe({of_recipe[0]}=...)")
-    named = _named(networks, architecture)
+    if isinstance(networks, Splits):
+        raise InputError("Expected `networks` and then `data`, got data first; pass train(networks, data)")
+    named = named_networks(networks, architecture, train)
     _check_data(data)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if not isinstance(recipe, (Recipe, NoneType)):
@@ -398,22 +400,3 @@ def _check_data(data: object) -> None:
             "Splits('mine', Part(x, labels), Part(x_validation, ...), Part(x_test, ...), num_classes=10), or load a "
             "data set, `nngp_dag.data.load_splits('digits')`"
         )
-
-
-def _named(networks: Given | Sequence[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
-    if isinstance(networks, Mapping):
-        named = {name: as_network(one, f"networks[{name!r}]", **architecture) for name, one in networks.items()}
-    else:
-        if isinstance(networks, Iterable) and not isinstance(networks, str) and not hasattr(networks, "shape"):
-            listed = [as_network(one, f"networks[{i}]", **architecture) for i, one in enumerate(networks)]
-        else:
-            listed = [as_network(networks, "networks", **architecture)]
-        named = {str(network.dag): network for network in listed}
-        if len(named) < len(listed):
-            names = ", ".join(str(network.dag) for network in listed)
-            raise InputError(
-                f"Expected every graph once where networks have no names, got {names}; pass {{name: network}}"
-            )
-    if not named:
-        raise InputError("Expected at least one network to train, got none")
-    return named

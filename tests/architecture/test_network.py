@@ -1,6 +1,7 @@
 """Networks: operations filled in, shapes of images, several inputs and outputs, and what is refused."""
 
 import csv
+import dataclasses
 import json
 
 import networkx as nx
@@ -42,7 +43,7 @@ def test_plain_edges_become_the_layer_and_dead_ones_go():
 )
 def test_stem_and_readout_follow_the_layer(layer, stem, activated_readout):
     network = Network(Dag.from_code("2"), layer)
-    assert network.stem == stem
+    assert network.stem_op == stem
     assert network.reads_out_activated is activated_readout
 
 
@@ -127,7 +128,49 @@ def test_operations_that_do_not_fit_the_image(ops, image, message):
 )
 def test_bad_options(dag, options, message, unchecked):
     with pytest.raises(InputError, match=f"Expected {message}"):
-        as_network(dag, **options)
+        (Network if "has_stem" in options else as_network)(dag, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"activation": "erf"},
+            r"Expected `activation` in `layer`, got it beside; pass layer=Dense\(activation=\.\.\.\)",
+        ),
+        (
+            {"agregation": "mean"},
+            r"Expected options of `Network` \(dag, .*\), got `agregation`; did you mean 'aggregation'",
+        ),
+        ({"layer": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),
+        ({"stem": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),
+        ({"dag": [(0, 1, Dense(activation=len))]}, r"got len; wrap an elementwise function: `activations\.Quadrature"),
+        ({"layer": Dense(activation=nd.activations.Erf)}, "got the class Erf; call it first"),
+        ({"layer": Dense(activation=nd.activations.Activation())}, r"got Activation\(\)"),
+    ],
+)
+def test_options_and_activations_are_checked_when_a_network_is_built(options, message, unchecked):
+    with pytest.raises(InputError, match=message):
+        Network(**{"dag": "2_12", **options})
+
+
+@pytest.mark.parametrize("option", ["has_stem", "name", "value", "caller"])
+def test_parameters_of_the_reader_are_no_options(option, unchecked):
+    with pytest.raises(InputError, match=rf"Expected options of the network \(activation, .*\), got `{option}`"):
+        as_network("2_12", **{option: False})
+    with pytest.raises(InputError, match="Expected `network` to have a stem, got one without"):
+        as_network(Network("2_12", has_stem=False))
+
+
+def test_a_stem_that_is_not_given_follows_the_layer(unchecked):
+    plain, given, erf = Network("2_12"), Network("2_12", stem=Dense()), Dense(activation="erf")
+    assert plain == given
+    assert len({plain, given, Network("2_12", stem=Dense(w_std=1))}) == 2
+    assert plain != "2_12"
+    assert plain.kernel_options == given.kernel_options
+    assert dataclasses.replace(plain, layer=erf).stem_op == as_network(plain, activation="erf").stem_op == erf
+    assert dataclasses.replace(given, layer=erf).stem_op == as_network(given, activation="erf").stem_op == Dense()
+    assert Network("2_12", has_stem=False) != plain
 
 
 @pytest.mark.parametrize(

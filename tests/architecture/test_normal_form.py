@@ -6,7 +6,7 @@ from graph_cases import any_dags, assert_same_network, dags, kernels_of_tables, 
 from hypothesis import given, settings
 
 import nngp_dag as nd
-from nngp_dag.architecture import normal_form
+from nngp_dag.architecture import Network, normal_form
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, Edge, Op
 
@@ -132,3 +132,9 @@ def test_multiplicities_are_exact_up_to_the_range_of_float64():
 def test_multiplicities_beyond_float64_are_refused(num_steps):
     with pytest.raises(GraphError, match=f"skip multiplicities of node {num_steps} whose squares float64 can hold"):
         normal_form(doubled_skips(num_steps))
+
+
+def test_texts_are_read_and_networks_refused(unchecked):
+    np.testing.assert_array_equal(normal_form("2_12").A, normal_form(Dag.from_code("2_12")).A)
+    with pytest.raises(GraphError, match=r"got a Network; pass its `\.dag`"):
+        normal_form(Network("2_12"))

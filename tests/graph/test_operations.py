@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from nngp_dag.activations import IDENTITY, ABRelu, Erf, leaky_relu
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dense, Op, Scale, SumPool
 from nngp_dag.graph.operations import is_weighted, parse
@@ -65,12 +66,12 @@ def test_an_unknown_operation_is_refused(value):
         (lambda: Scale("2"), r"Expected `factor` to be a finite number, got '2'"),
         (lambda: Scale(True), r"Expected `factor` to be a finite number, got True"),
         (lambda: Dense(w_std=math.nan), r"Expected `w_std` to be a finite number, got nan"),
-        (lambda: Dense(w_std=0), r"Expected `w_std` to be positive, got 0; leave the edge out instead"),
+        (lambda: Dense(w_std=0), r"Expected `w_std` to be positive, got 0.0; leave the edge out instead"),
         (lambda: Dense(w_std=-1.0), r"Expected `w_std` to be positive, got -1"),
         (lambda: Dense(b_std=math.inf), r"Expected `b_std` to be a finite number, got inf"),
         (lambda: Dense(w_std=1e155), r"`w_std` to be 0 or of a size between 1e-150 and 1e\+150, got 1e\+155"),
         (lambda: Dense(b_std=1e-200), r"Expected `b_std` to be 0 or of a size"),
-        (lambda: Dense(b_std=-0.1), r"Expected `b_std` to be at least 0, or None for no bias, got -0.1"),
+        (lambda: Dense(b_std=-0.1), r"Expected `b_std` to be at least 0, got -0.1; leave it out for no bias"),
         (lambda: Dense(order="other"), r"Expected `order` to be one of 'linear-act', 'act-linear', got 'other'"),
         (lambda: AvgPool((2, 2), padding="same"), r"Expected `padding` to be one of 'SAME', 'VALID', got 'same'"),
         (lambda: Conv(filter_shape=(3, 3), padding="CIRCULAR"), r"Expected `padding` to be one of .* got 'CIRCULAR'"),
@@ -91,3 +92,11 @@ def test_bad_options_are_refused(make, message, unchecked):
 def test_an_activation_can_be_hashed():
     with pytest.raises(InputError, match="Expected `activation` to be a name or an `Activation`, got "):
         Dense(activation=["relu"])
+
+
+def test_numbers_are_floats_and_known_activations_names(unchecked):
+    assert [type(v) for v in (Dense(w_std=1).w_std, Dense(b_std=0).b_std, Scale(2).factor)] == [float] * 3
+    assert repr(Dense(w_std=1, b_std=0)) == repr(Dense(w_std=1.0, b_std=0.0))
+    for activation, name in ((ABRelu(0, 1), "relu"), (Erf(), "erf"), (leaky_relu(), "leaky_relu"), (IDENTITY, None)):
+        assert Dense(activation=activation).activation == name
+    assert Dense(activation=Erf(2.0)).activation == Erf(2.0)

@@ -89,3 +89,17 @@ def test_the_numbers_of_a_kernel_come_by_the_way_that_is_named(monkeypatch):
         assert nd.explain(as_network(CODE, **options), x).startswith(expected)
         nd.kernel(CODE, x, **options)
         assert len(called) == (2 if expected == SERIES else 0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_shapes_stand_for_arrays_and_are_checked_like_them():
+    def of(*shape):
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    two = nd.Dag.from_edges([("a", "c", "weighted"), ("b", "c", "skip")], source=["a", "b"])
+    assert nd.explain(two, [of(7, 5), of(7, 5)]).endswith("(several input arrays)")
+    for shape in ((), (0, 5), (5,)):
+        with pytest.raises(InputError, match=r"Expected `x1` to have shape \(N, features\.\.\.\)"):
+            nd.explain("2", of(*shape))
+    with pytest.raises(InputError, match="Expected `x2` to have at most 100,000,000 features"):
+        nd.explain("2", of(7, 5), of(7, 9_999_999_999))

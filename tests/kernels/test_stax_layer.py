@@ -651,3 +651,19 @@ def test_other_axes_are_refused():
     layer = DagLayer(Dag.from_code("2"), width=8, layer=CONV)
     with pytest.raises(ValueError, match="requires `channel_axis == 3`"):
         stax.serial(stax.Dense(8, channel_axis=1), layer)[2](IMAGES, None, "nngp")
+
+
+def test_a_network_says_whether_there_is_a_stem():
+    for layer in (DagLayer(nd.Network("2_12", has_stem=False)), DagLayer(nd.Network("2_12"), has_stem=False)):
+        assert len(layer[0](jax.random.key(0), (5, 1024))[1]) == 3
+    assert (
+        len(DagLayer(nd.Network("2_12", has_stem=False), has_stem=True, width=7)[0](jax.random.key(0), (5, 7))[1]) == 4
+    )
+
+
+@pytest.mark.parametrize("options", [{"readout": True}, {"image_readout": "flatten"}])
+def test_a_layer_has_no_readout(options):
+    with pytest.raises(
+        InputError, match=f"Expected no `{next(iter(options))}`, got one; a `DagLayer` ends with the last"
+    ):
+        DagLayer("2_12", **options)

@@ -486,3 +486,11 @@ def test_spaces():
     dags = {Dag.from_nasbench201(cell) for cell in cells[::7]}
     assert {dag.num_nodes for dag in dags} == {4}
     assert len(list(zoo.codes(4))) == 59049
+
+
+def test_a_stem_that_is_given_stays_where_options_change_the_layer():
+    networks = {"none": nd.Network("2"), "relu": nd.Network("2", stem=nd.Dense())}
+    table = nd.sweep(networks, X, activation="erf")
+    assert table.kernel_class.nunique() == 2
+    for name, found in zip(networks, table.ntk_trace, strict=True):
+        assert found == pytest.approx(np.trace(nd.kernel(networks[name], X, activation="erf").ntk))

@@ -275,5 +275,5 @@ def test_pooling_several_inputs_and_disconnected_graphs_are_refused():
         nd.lambda_min_bracket(two, SPHERE)
     with pytest.raises(GraphError, match="path from node 0 to the output"):
         nd.lambda_min_bracket(nd.Dag.from_nasbench201("|none~0|"), SPHERE)
-    with pytest.raises(InputError, match="`x1`"):
+    with pytest.raises(InputError, match="`x` to be finite"):
         nd.lambda_min_bracket(nd.Dag.from_code("2"), np.full((2, 3), np.nan))

@@ -235,9 +235,9 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"drop_path": 1.0}, "`drop_path` from 0 to below 1, got 1.0"),
-        ({"epochs": 0}, "`epochs` to be at least 1, got 0"),
-        ({"weight_decay": -1.0}, "`weight_decay` to be finite and at least 0, got -1.0"),
+        ({"drop_path": 1.0}, "`drop_path` below 1, got 1.0"),
+        ({"epochs": 0}, "`epochs` to be a whole number, at least 1, got 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` to be at least 0, got -1.0"),
         ({"batch_size": 200}, "`batch_size` to be at most the 120 training images, got 200"),
         ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
         ({"cutout": 9}, "`cutout` to be at most the side"),

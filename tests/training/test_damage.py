@@ -199,7 +199,7 @@ def test_evaluation_of_another_network(finished):
         ({"layer": {"Dense": {"color": 3}}}, "Expected the description of a network"),
         ({"layer": {}}, ""),
         ({"width": 0}, "Expected `width` to be a whole number"),
-        ({"color": 3}, "Expected the description of a network"),
+        ({"color": 3}, r"Expected options of `Network` \(.*\), got `color`"),
     ],
 )
 def test_a_network_that_cannot_be_built_again(saved, tmp_path, change, message):

@@ -89,33 +89,47 @@ def test_recipes_survive_json(choices):
     [
         ({"epochs": -1}, "Expected `epochs` to be a whole number, at least 1, got -1"),
         ({"batch_size": 0}, "Expected `batch_size` to be a whole number, at least 1, got 0"),
-        ({"learning_rate": 0.0}, "Expected `learning_rate` to be finite and above 0, got 0.0"),
-        ({"learning_rate": -1.0}, "Expected `learning_rate` to be finite and above 0, got -1.0"),
-        ({"learning_rate": math.nan}, "Expected `learning_rate` to be finite and above 0, got nan"),
-        ({"learning_rate": math.inf}, "Expected `learning_rate` to be finite and above 0, got inf"),
+        ({"epochs": True}, "Expected `epochs` to be a finite number, got True"),
+        ({"learning_rate": 0.0}, "Expected `learning_rate` to be above 0, got 0.0"),
+        ({"learning_rate": -1.0}, "Expected `learning_rate` to be above 0, got -1.0"),
+        ({"learning_rate": math.nan}, "Expected `learning_rate` to be a finite number, got nan"),
+        ({"learning_rate": math.inf}, "Expected `learning_rate` to be a finite number, got inf"),
         ({"momentum": 1.0}, r"Expected `momentum` in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, r"Expected `momentum` in \[0, 1\), got -0.1"),
-        ({"momentum": math.nan}, r"Expected `momentum` in \[0, 1\), got nan"),
+        ({"momentum": math.nan}, "Expected `momentum` to be a finite number, got nan"),
         ({"nesterov": True}, "Expected `momentum` above 0 with `nesterov`, got 0; set a momentum such as 0.9"),
-        ({"weight_decay": -1e-3}, "Expected `weight_decay` to be finite and at least 0, got -0.001"),
-        ({"weight_decay": math.inf}, "Expected `weight_decay` to be finite and at least 0, got inf"),
-        ({"warmup": -1}, "Expected `warmup` between 0 and the 20 epochs, got -1"),
-        ({"warmup": 6, "epochs": 5}, "Expected `warmup` between 0 and the 5 epochs, got 6"),
+        ({"weight_decay": -1e-3}, "Expected `weight_decay` to be at least 0, got -0.001"),
+        ({"weight_decay": math.inf}, "Expected `weight_decay` to be a finite number, got inf"),
+        ({"warmup": -1}, "Expected `warmup` to be a whole number, at least 0, got -1"),
+        ({"warmup": 0.5}, "Expected `warmup` to be a whole number, at least 0, got 0.5"),
+        ({"warmup": None}, "Expected `warmup` to be a finite number, got None"),
+        ({"warmup": "1"}, "Expected `warmup` to be a finite number, got '1'"),
+        ({"warmup": 6, "epochs": 5}, "Expected `warmup` of at most the 5 epochs, got 6"),
         ({"schedule": "linear"}, "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         ({"loss": "hinge"}, "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
-        ({"milestones": (3,)}, r"Expected no `milestones` with schedule 'constant', got \(3,\)"),
+        ({"milestones": (3,)}, r"Expected no `milestones` with `schedule` 'constant', got \(3,\)"),
         ({"milestones": (), "schedule": "multistep"}, r"Expected `milestones` to be growing numbers .*, got \(\)"),
-        ({"milestones": (0, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(0, 3\)"),
-        ({"milestones": (3, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(3, 3\)"),
-        ({"milestones": (5, 3), "schedule": "multistep"}, r"growing numbers of epochs above 0, got \(5, 3\)"),
+        ({"milestones": (0, 3), "schedule": "multistep"}, "`milestones` to be a whole number, at least 1, got 0"),
+        ({"milestones": "3", "schedule": "multistep"}, "`milestones` to be a finite number, got '3'"),
+        ({"milestones": (3, 3), "schedule": "multistep"}, r"growing numbers of epochs, got \(3, 3\)"),
+        ({"milestones": (5, 3), "schedule": "multistep"}, r"growing numbers of epochs, got \(5, 3\)"),
         ({"milestones": (3, 20), "schedule": "multistep"}, "Expected `milestones` below the 20 epochs, got 20"),
         ({"epochs": 1_000_001}, "Expected `epochs` to be at most 1,000,000, got 1000001"),
         ({"batch_norm": True, "batch_size": 1}, "Expected `batch_size` above 1 with `batch_norm`, got 1: one example"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refusals(choices, message):
     with pytest.raises(InputError, match=message):
         Recipe(**choices)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_and_lists_are_kept_as_plain_ones():
+    recipe = Recipe(epochs=np.int64(9), learning_rate=1, schedule="multistep", milestones=[3, np.int32(5)])
+    assert recipe == Recipe(epochs=9, learning_rate=1.0, schedule="multistep", milestones=(3, 5))
+    assert hash(recipe) == hash(Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))))
+    assert Recipe(schedule="multistep", milestones=3).milestones == (3,)
 
 
 def test_the_largest_and_smallest_that_are_allowed():
