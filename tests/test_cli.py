@@ -124,6 +124,7 @@ def test_compare_writes_the_three_files(capsys, tmp_path):
     assert json.loads((out_dir / "compare.json").read_text())["rows"] == document["rows"][:1]
 
 
+@pytest.mark.slow
 def test_compare_takes_any_network(capsys, tmp_path):
     layer = ("--activation", "erf", "--order", "act-linear", "--b-std", "0.25", "--w-std", "1.5")
     sizes = ("--subset", "6", "--width", "4", "--seeds", "1", "--steps", "2", "--json")

@@ -49,7 +49,7 @@ PAGES = sorted(path.name for path in (README.parent / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow) if page == "training.md" else page for page in PAGES]
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in ("extending.md", "training.md"))) for page in PAGES]
 )
 def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

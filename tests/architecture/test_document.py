@@ -86,6 +86,7 @@ def test_every_field_of_a_network_and_of_its_edges():
     assert not round_trip(alone).has_stem
 
 
+@pytest.mark.slow
 def test_the_network_that_is_read_back_computes_the_same():
     network = Network(IMAGES, Conv(filter_shape=(2, 1), order="act-linear"), width=5, parameterization="standard")
     x = np.random.default_rng(0).normal(size=(2, 7, 6, 3))

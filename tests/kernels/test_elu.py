@@ -100,6 +100,7 @@ def test_against_integrals_of_conditional_expectations(alpha):
         assert (abs(np.asarray(mean(phi, args[2]), float) - means) <= accuracy * np.sqrt(q1)).all()
 
 
+@pytest.mark.slow
 def test_nearly_equal_inputs_keep_their_angle():
     """The gap grows with slope Fd, at all variances."""
     for dtype, accuracy in ((jnp.float64, 1e-10), (jnp.float32, 4e-6)):

@@ -109,6 +109,7 @@ def test_gram_matrices_are_symmetric_and_positive(case, factor):
         assert np.linalg.eigvalsh((matrix + matrix.T) / 2)[0] > -1e-13 * scale
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.permutations(range(4)))
 def test_the_order_of_inputs_changes_nothing(case, order):

@@ -39,6 +39,7 @@ ACTIVATIONS = {
 SCANS |= {name: lambda v, of=of: nd.Network("2_02", Dense(activation=of(v))) for name, of in ACTIVATIONS.items()}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", SCANS)
 def test_a_scan_over_values_compiles_once(name):
     x = IMAGES if name == "convolution" else X

@@ -84,6 +84,7 @@ def test_the_path_bound_is_the_published_formula_over_every_path(cases):
         assert bound.value == pytest.approx(published(walk(code), k0), rel=1e-10), code
 
 
+@pytest.mark.slow
 def test_a_path_bound_is_an_upper_bound_unless_flagged(cases):
     exceedances = certain = 0
     for code, k, _, bound in cases:

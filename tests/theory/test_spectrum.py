@@ -90,6 +90,7 @@ def test_one_route_on_cpus_and_one_on_accelerators_agree(n, monkeypatch):
             assert s.residual <= 1e-13 * s.lambda_max
 
 
+@pytest.mark.slow
 def test_nearly_constant_diagonals_with_tiny_couplings():
     """SciPy's bisection fails on some of these: orthonormal inputs, an identity with noise, blocks barely coupled."""
     rng, matrices = np.random.default_rng(0), []
@@ -127,6 +128,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_methods_find_prescribed_ends(name):
     """1e-9 relative, or what rounding does to an eigenvalue in float64, of which the construction takes a part."""
@@ -482,6 +484,7 @@ def test_a_mapped_file_and_any_layout_are_read(tmp_path, method, dtype, monkeypa
     np.testing.assert_array_equal(mapped, matrix)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("singular", [False, True])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_iteration_holds_one_matrix_in_float64(singular, dtype, monkeypatch):

@@ -90,6 +90,7 @@ def test_with_momentum(monkeypatch, factor, nesterov):
     assert mean[1:3] == pytest.approx(np.abs(expected[1:3]), rel=0.12)
 
 
+@pytest.mark.slow
 def test_the_rate_by_hand():
     """On the first examples of the training part; a batch of a softmax has at most half the curvature."""
     recipe = Recipe(**FULL)
