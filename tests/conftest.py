@@ -32,9 +32,37 @@ _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _counted = time.monotonic()
 
 
+# Files and folders whose tests compile no network. `-m unit` does not even import the others.
+_UNIT = (
+    "architecture/test_equivalence.py",
+    "architecture/test_network.py",
+    "data/test_files.py",
+    "data/test_splits.py",
+    "graph",
+    "nas/test_accuracy_table.py",
+    "nas/test_cells.py",
+    "nas/test_spaces.py",
+    "report/test_pictures.py",
+    "storage/test_outputs.py",
+    "storage/test_result_directory.py",
+    "test_package.py",
+    "test_screen.py",
+    "training/test_step.py",
+)
+
+
+_UNITS = tuple(str(Path(__file__).parent / name) for name in _UNIT)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the files without units where only these are wanted."""
+    others = collection_path.suffix == ".py" and not str(collection_path).startswith(_UNITS)
+    return True if others and config.option.markexpr == "unit" else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Makes all but a sample of the cases of a test slow, where it is marked `sample(n)`: n of them, evenly spaced."""
+    """Marks by rule: `slow`, all but n cases of a test that is marked `sample(n)`, evenly spaced; and `unit`."""
     cases: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
@@ -45,6 +73,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for i, item in enumerate(of_test):
             if i not in chosen:
                 item.add_marker("slow")
+    for item in items:
+        if str(item.path).startswith(_UNITS) and not any(map(item.get_closest_marker, ("slow", "nightly"))):
+            item.add_marker("unit")
 
 
 @pytest.fixture(autouse=True)
