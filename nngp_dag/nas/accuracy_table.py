@@ -186,8 +186,8 @@ class AccuracyTable:
 
         Their accuracies differ only by the randomness of training.
         """
-        network = (Cell.parse(cell) if isinstance(cell, str) else cell).network
-        return tuple(other for other in self.cells if other.network == network)
+        form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
+        return tuple(other for other in self.cells if other.canonical_form == form)
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class Cell:
       >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|")
       >>> cell.index, cell == Cell.from_index(9502), cell.dag.code
       (9502, True, '2_01_002')
-      >>> cell.network
+      >>> cell.canonical_form
       'a = 3x3(x), b = 1x1(a): b'
 
     Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1.
@@ -116,7 +116,7 @@ class Cell:
         return Cell(tuple(name if edge in kept else "none" for edge, name in zip(EDGES, self.operations, strict=True)))
 
     @functools.cached_property
-    def network(self) -> str:
+    def canonical_form(self) -> str:
         """What the cell computes from its input x, in words that are equal for isomorphic cells and no others.
 
         Cells are isomorphic if they are the same function of the same weights, but for the names of nodes and weights:

@@ -67,7 +67,7 @@ def test_a_live_cell_has_the_same_paths(every_cell):
     for cell in every_cell[::7]:
         assert cell.live.dag.depth_histogram == cell.dag.depth_histogram
         assert cell.live.live == cell.live
-        assert cell.live.network == cell.network
+        assert cell.live.canonical_form == cell.canonical_form
     assert cell_of(e01="nor_conv_3x3", e02="avg_pool_3x3", e23="skip_connect").live.operations[0] == "none"
 
 
@@ -76,7 +76,7 @@ def test_swapping_two_nodes_changes_no_network(every_cell):
     for cell in every_cell:
         e01, e02, e12, e03, e13, e23 = cell.operations
         if e12 == "none":
-            assert Cell((e02, e01, e12, e03, e23, e13)).network == cell.network
+            assert Cell((e02, e01, e12, e03, e23, e13)).canonical_form == cell.canonical_form
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_swapping_two_nodes_changes_no_network(every_cell):
     ],
 )
 def test_equal_functions_are_one_network(one, other):
-    assert cell_of(**one).network == cell_of(**other).network
+    assert cell_of(**one).canonical_form == cell_of(**other).canonical_form
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,24 @@ def test_equal_functions_are_one_network(one, other):
     ],
 )
 def test_different_functions_are_different_networks(one, other):
-    assert cell_of(**one).network != cell_of(**other).network
+    assert cell_of(**one).canonical_form != cell_of(**other).canonical_form
 
 
 def test_networks_read_as_formulas():
-    assert cell_of().network == "0"
-    assert Cell.parse(SKIPS).network == "x"
+    assert cell_of().canonical_form == "0"
+    assert Cell.parse(SKIPS).canonical_form == "x"
     assert (
-        cell_of(e01="skip_connect", e02="skip_connect", e12="skip_connect", e23="avg_pool_3x3").network == "2 pool(x)"
+        cell_of(e01="skip_connect", e02="skip_connect", e12="skip_connect", e23="avg_pool_3x3").canonical_form
+        == "2 pool(x)"
     )
-    assert cell_of(e01="nor_conv_3x3", e12="nor_conv_1x1", e13="skip_connect", e23="skip_connect").network == (
+    assert cell_of(e01="nor_conv_3x3", e12="nor_conv_1x1", e13="skip_connect", e23="skip_connect").canonical_form == (
         "a = 3x3(x), b = 1x1(a): a + b"
     )
 
 
 @pytest.mark.slow
 def test_the_space_holds_so_many_networks(every_cell):
-    members = collections.Counter(cell.network for cell in every_cell)
+    members = collections.Counter(cell.canonical_form for cell in every_cell)
     assert len(members) == 5_044
     assert members["0"] == 341
 
