@@ -1,23 +1,14 @@
-"""Data sets as plain NumPy arrays: bundled, synthetic, and read through tensorflow-datasets.
+"""Data sets as plain NumPy arrays: bundled, synthetic, and read through tensorflow-datasets."""
 
-TensorFlow reads files and does nothing else here: it is imported only inside the function that loads such a
-set, and it never sees a GPU.
-"""
-
-import contextlib
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from nngp_dag.data import tfds
 from nngp_dag.data.paths import found_at
-from nngp_dag.errors import DataError, as_path, did_you_mean, shorten, shown
+from nngp_dag.errors import DataError, did_you_mean, shown
 from nngp_dag.graph.operations import check_whole
 
 _SPLITS: Final = {
@@ -38,7 +29,6 @@ BUILT_IN: Final = ("digits", "sphere")
 _DIGITS_TRAIN = 1500
 _SPHERE_CLASSES = 10
 _SPHERE_DEFAULT_SIZE = 256
-_PROBE_SECONDS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +135,13 @@ def load_dataset(
     """
     check_name(name, data_dir)
     if name in DATASETS:
-        _check_split(name, split, _SPLITS[name])
+        tfds.check_split(name, split, _SPLITS[name])
     check_size("subset", subset)
     if name == "digits":
         return _load_digits(split, subset)
     if name == "sphere":
         return _sample_sphere(split, _SPHERE_DEFAULT_SIZE if subset is None else subset, seed, dimension)
-    with _quiet_tensorflow():
-        return _load_tfds(name, split, subset, data_dir)
+    return Dataset(name, *tfds.load(name, split, subset, data_dir))
 
 
 def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
@@ -168,8 +157,7 @@ def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...
     if name in DATASETS:
         return _SPLITS[name]
     check_name(name, data_dir)
-    with _quiet_tensorflow():
-        return tuple(_tfds_builder(name, data_dir).info.splits)
+    return tfds.split_names(name, data_dir)
 
 
 def check_name(name: str, data_dir: str | Path | None = None) -> None:
@@ -185,33 +173,17 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
         raise DataError(f"Expected `name` to be the name of a data set, got {shown(name)}; pass one such as 'digits'")
     if name in BUILT_IN:
         return
-    root = _root(name, data_dir)
+    root = tfds.root_of(name, data_dir)
     known = DATASETS
     # One that somebody else made and put there; those of a community have a colon, and are looked up online.
     if name in known or ":" in name or (root is not None and found_at(root / name.split("/")[0]) == "a folder"):
         return
-    with _hold_back_stderr():
-        import tensorflow_datasets as tfds
-
-    known = (*DATASETS, *tfds.list_builders(with_community_datasets=False))
+    known = (*DATASETS, *tfds.known_names())
     if name.split("/")[0] not in known:
         raise DataError(
             f"Expected `name` to be one of {', '.join(DATASETS)} or a set of tensorflow-datasets, got {name[:60]!r}"
             + (did_you_mean(name, known) or "; choose one of these, or put arrays of your own into `Dataset`")
         )
-
-
-def _root(name: str, data_dir: str | Path | None) -> Path | None:
-    """Returns the folder of tensorflow-datasets, which must be there."""
-    if data_dir is None:
-        return None
-    root = as_path("data_dir", data_dir, DataError).absolute()
-    if (found := found_at(root)) != "a folder":
-        raise DataError(
-            f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {shorten(str(root), 200)}, "
-            f"{found}; create it first, or pass the folder (--data-dir) that holds {shorten(name)}"
-        )
-    return root
 
 
 def check_size(argument: str, size: int | None) -> None:
@@ -230,21 +202,6 @@ def check_size(argument: str, size: int | None) -> None:
     )
 
 
-def _check_split(name: str, split: str, known: Iterable[str]) -> None:
-    if split not in known:
-        raise DataError(
-            f"Expected `split` of {name} to be one of {', '.join(known)}, got {split!r}; choose one of these"
-        )
-
-
-def _check_subset(subset: int | None, available: int, name: str, split: str) -> None:
-    if subset is not None and subset > available:
-        raise DataError(
-            f"Expected `subset` to be at most {available}, the number of examples in split {split!r} of "
-            f"{name}, got {subset}; ask for fewer, or leave it out to take every example"
-        )
-
-
 def _load_digits(split: str, subset: int | None) -> Dataset:
     # Imported here because scikit-learn costs about a second, which the other sets need not pay.
     from sklearn.datasets import load_digits
@@ -252,7 +209,7 @@ def _load_digits(split: str, subset: int | None) -> Dataset:
     pixels, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     rows = {"train": slice(_DIGITS_TRAIN), "test": slice(_DIGITS_TRAIN, None), "all": slice(None)}[split]
     pixels, labels = pixels[rows], labels[rows]
-    _check_subset(subset, len(pixels), "digits", split)
+    tfds.check_subset(subset, len(pixels), "digits", split)
     images = (pixels[:subset] / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     return Dataset("digits", images, labels[:subset].astype(np.int64), num_classes=10)
 
@@ -265,186 +222,3 @@ def _sample_sphere(split: str, size: int, seed: int, dimension: int) -> Dataset:
     points *= np.sqrt(dimension) / np.linalg.norm(points, axis=1, keepdims=True)
     labels = np.argmax(points @ teacher, axis=1).astype(np.int64)
     return Dataset("sphere", points.astype(np.float32), labels, num_classes=_SPHERE_CLASSES)
-
-
-@contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """Keeps TensorFlow's start-up lines off the terminal, unless the user has said how much it may print."""
-    variable = "TF_CPP_MIN_LOG_LEVEL"
-    before = os.environ.get(variable)
-    # "1" is what importing JAX sets, so it is nobody's wish.
-    if before not in (None, "1"):
-        yield
-        return
-    # 3, because at 2 a machine without a GPU still gets an error line about cuInit.
-    os.environ[variable] = "3"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
-
-
-@contextlib.contextmanager
-def _hold_back_stderr() -> Iterator[None]:
-    """Keeps the process's error stream back, and lets it go only where an error follows that is not ours.
-
-    TensorFlow writes its first lines to the file descriptor before it reads any variable.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _import_tfds() -> Any:
-    """Imports tensorflow-datasets, with every GPU hidden from the TensorFlow below it."""
-    with _hold_back_stderr():
-        import tensorflow as tf
-
-        # Refused once TensorFlow's runtime is up: then the caller chose its devices before, and keeps them.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_visible_devices([], "GPU")
-        import tensorflow_datasets as tfds
-
-    return tfds
-
-
-def _cause(error: Exception) -> str:
-    """The type and the first line of a foreign error, for use inside a one-line message."""
-    # TensorFlow wraps its messages into {{node ...}} and [Op:...], which mean nothing to a reader.
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()
-    return f"{type(error).__name__}: {(text.splitlines() or ['no details'])[0][:300]}"
-
-
-@contextlib.contextmanager
-def _readable(name: str, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    # Broad because damaged files surface as whatever layer meets them first (JSON, protobuf, tf.errors,
-    # AssertionError, ...), and tensorflow-datasets documents no common type.
-    except Exception as error:
-        raise DataError(
-            f"Expected `data_dir` to hold readable files of {name}, got {_cause(error)} while reading "
-            f"{folder}; put an intact copy of the data set there"
-        ) from error
-
-
-def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
-    """Returns the builder of a set that is on disk, if need be after a download."""
-    root = _root(name, data_dir)
-    tfds = _import_tfds()
-    with _readable(name, (root or Path("the default data_dir")) / name):
-        try:
-            builder = tfds.builder(name, data_dir=root)
-        except tfds.core.DatasetNotFoundError:
-            raise DataError(
-                f"Expected `name` to be one of {', '.join(DATASETS)} or a set of tensorflow-datasets, got {name!r}; "
-                "choose one of these, or put arrays of your own into `Dataset`"
-            ) from None
-    folder = Path(builder.data_path)
-    with _readable(name, folder):
-        absent = not folder.exists()
-    if absent:
-        _download(builder, name, folder)
-    return builder
-
-
-def _check_features(name: str, features: Any, image_kind: Any) -> None:
-    """Refuses what are no labeled images of 8 bits and one size."""
-    known: dict[str, Any] = {"image": None, "label": None} | dict(features)
-    image, label = known["image"], known["label"]
-    if not isinstance(image, image_kind):
-        got = "no `image`"
-    elif None in image.shape:
-        got = f"images of varying size {image.shape}"
-    elif image.np_dtype != np.uint8:
-        got = f"images of {np.dtype(image.np_dtype)}"
-    elif getattr(label, "num_classes", None) is None:
-        got = "no class `label`"
-    else:
-        return
-    raise DataError(
-        f"Expected `name` to be a set with an `image` of 8 bits and one size and a class `label`, got {name} with "
-        f"{got}; choose another, or put arrays of your own into `Dataset`"
-    )
-
-
-def _load_tfds(name: str, split: str, subset: int | None, data_dir: str | Path | None) -> Dataset:
-    builder = _tfds_builder(name, data_dir)
-    tfds = _import_tfds()
-    folder = Path(builder.data_path)
-    with _readable(name, folder):
-        _check_features(name, builder.info.features, tfds.features.Image)
-        if builder.info.splits:
-            _check_split(name, split, builder.info.splits)
-        available = builder.info.splits[split].num_examples
-        num_classes = builder.info.features["label"].num_classes
-    _check_subset(subset, available, name, split)
-    size = available if subset is None else subset
-    with _readable(name, folder):
-        stored = builder.as_dataset(
-            split=f"{split}[:{size}]",
-            # One file at a time, or the order would depend on how many files the split has.
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-            shuffle_files=False,
-        )
-        batches = list(tfds.as_numpy(stored.batch(1024)))
-        images = np.concatenate([batch["image"] for batch in batches])
-        labels = np.concatenate([batch["label"] for batch in batches])
-    return Dataset(name, images / np.float32(255), labels, num_classes)
-
-
-def _download(builder: Any, name: str, folder: Path) -> None:
-    # requests, because it is what tensorflow-datasets downloads with: same proxies, same certificates.
-    import requests
-
-    remedy = (
-        f"pass a tensorflow-datasets folder that holds {name} as `data_dir` (--data-dir), connect to the "
-        "internet, or use digits, which needs neither"
-    )
-    # folder is data_dir/name/version; what is missing of it is ours to remove again if nothing comes of it.
-    root = folder.parent.parent
-    missing = [path for path in (folder.parent, root, *root.parents) if not path.exists()]
-    try:
-        # Without a network tensorflow-datasets retries for minutes, so ask the first server once before.
-        for url in list(builder.url_infos)[:1]:
-            requests.head(url, timeout=_PROBE_SECONDS)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="incomplete_download_", dir=root) as scratch:
-            builder.download_and_prepare(download_dir=scratch)
-    # tensorflow-datasets 4.9.10 uses importlib_resources without asking for it:
-    # https://github.com/tensorflow/datasets/issues/11212
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"Expected the package {error.name} to be installed, which tensorflow-datasets needs to download "
-            f"{name} into {folder}, got none; run pip install {error.name}, or {remedy}"
-        ) from error
-    except requests.RequestException as error:
-        raise DataError(
-            f"Expected `data_dir` to hold {name}, got no {folder}, and the server it would be downloaded "
-            f"from cannot be reached ({type(error).__name__}); {remedy}"
-        ) from error
-    # Broad because everything between a server, an archive and the disk fails in a type of its own, and
-    # tensorflow-datasets documents no common one.
-    except Exception as error:
-        raise DataError(
-            f"Expected `data_dir` to hold {name}, got no {folder}, and the download failed ({_cause(error)}); {remedy}"
-        ) from error
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()

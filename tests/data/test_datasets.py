@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nngp_dag.data import DATASETS, Dataset, datasets, load_dataset
+from nngp_dag.data import tfds as reader
 from nngp_dag.errors import DataError, InputError
 
 MNIST_TEST = "mnist-test.tfrecord-00000-of-00001"
@@ -198,13 +199,13 @@ def test_log_level_is_restored(tfds_dir, monkeypatch, before, during):
     if before is not None:
         monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", before)
     seen = []
-    load = datasets._load_tfds
+    builder = reader._builder
 
     def spy(*args):
         seen.append(os.environ["TF_CPP_MIN_LOG_LEVEL"])
-        return load(*args)
+        return builder(*args)
 
-    monkeypatch.setattr(datasets, "_load_tfds", spy)
+    monkeypatch.setattr(reader, "_builder", spy)
     load_dataset("mnist", subset=1, data_dir=tfds_dir)
     assert seen == [during]
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == before

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nngp_dag.data import NORMALIZATION, Dataset, Splits, datasets, load_dataset, load_splits, normalize, splits
+from nngp_dag.data import NORMALIZATION, Dataset, Splits, load_dataset, load_splits, normalize, splits
+from nngp_dag.data import tfds as reader
 from nngp_dag.data.splits import Part
 from nngp_dag.errors import DataError
 
@@ -165,7 +166,7 @@ def test_the_real_sets(tfds_dir, name, sizes):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Writes small sets into a folder of tensorflow-datasets."""
-    tfds = datasets._import_tfds()
+    tfds = reader._import_tfds()
     import tensorflow as tf
 
     root = tmp_path_factory.mktemp("tfds")
@@ -215,7 +216,7 @@ def test_other_sets_are_normalized_by_their_own_training_part(store):
 
 
 def test_sets_that_are_no_labeled_images_of_one_size_are_refused(store):
-    tfds = datasets._import_tfds()
+    tfds = reader._import_tfds()
     for name, choices, message in (
         ("varying", {"shape": (None, None, 3)}, r"images of varying size \(None, None, 3\)"),
         ("numbered", {"label": tfds.features.Scalar(np.int64)}, "no class `label`"),
