@@ -13,11 +13,6 @@ from nngp_dag.architecture import Network
 from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import within_memory
 from nngp_dag.graph import Dense
-from nngp_dag.kernels._kernel import (
-    check_range,
-    weights_of,
-    weights_of_series,
-)
 from nngp_dag.kernels.backends.chebyshev import series_of, together
 from nngp_dag.kernels.backends.loop import Sizes, sizes_of
 from nngp_dag.kernels.backends.unrolled import Kernels
@@ -25,6 +20,7 @@ from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.choose import is_homogeneous, plan_of_stack, spec_of_stacked_series
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
+from nngp_dag.kernels.weights import check_range, weights_of, weights_of_series
 
 # Kernels so small that some too many cost less than a compilation.
 _SMALL_ENTRIES = 1 << 16

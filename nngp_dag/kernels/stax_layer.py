@@ -16,12 +16,12 @@ from nngp_dag.architecture.network import network_of
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Dag, Dense, SumPool
 from nngp_dag.graph.operations import Operation
-from nngp_dag.kernels._kernel import weights_of
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.choose import plan_of_layer
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.kernels.neural_tangents import Kernel as StaxKernel
 from nngp_dag.kernels.neural_tangents import stax
+from nngp_dag.kernels.weights import weights_of
 
 Shape = tuple[int, ...]
 _NO_MASKS = "`DagLayer` does not support masking"

@@ -242,9 +242,9 @@ def test_graphs_of_all_kinds_share_a_compilation():
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_no_temporary_grows_as_n_squared(stacked):
-    from nngp_dag.kernels._kernel import weights_of_series
     from nngp_dag.kernels.backends.chebyshev import spec_of_series
     from nngp_dag.kernels.pixel_layout import PixelLayout
+    from nngp_dag.kernels.weights import weights_of_series
 
     n = 4096 if jax.default_backend() == "cpu" else 32768
     outputs = 8 if stacked else 1

@@ -12,8 +12,8 @@ import nngp_dag as nd
 from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.kernels import blocking, choose
-from nngp_dag.kernels._kernel import weights_of
 from nngp_dag.kernels.device import block_sizes
+from nngp_dag.kernels.weights import weights_of
 
 X = np.random.default_rng(0).normal(size=(5, 7))
 Z = np.random.default_rng(1).normal(size=(3, 7))
