@@ -2,54 +2,34 @@
 
 import contextlib
 import hashlib
-import math
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.activations import Quadrature, get_activation
 from nngp_dag.architecture import Architecture, Network, as_network
-from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.architecture.named import Given, named
-from nngp_dag.errors import GraphError, InputError, NngpDagError, NumericalWarning, as_path, check_callable, shown
-from nngp_dag.graph import Dag, Dense
+from nngp_dag.errors import InputError, NngpDagError, as_path, check_callable, shown
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
-from nngp_dag.kernels import kernel
 from nngp_dag.kernels._gram import bytes_of
-from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
-from nngp_dag.kernels.dual import dual
+from nngp_dag.kernels.batch import kernels_of_classes
 from nngp_dag.kernels.inputs import DTYPES, check_inputs, real_array
+from nngp_dag.report.sweep_classes import KernelSpaces, Options, is_alone, is_quadrature, one_kernel, operations_of
 from nngp_dag.report.sweep_files import SweepDirectory
-from nngp_dag.theory import lambda_min_bracket, spectrum
+from nngp_dag.report.sweep_table import Row, bounds_of, class_fields, spectra_of, table_of
 
 if TYPE_CHECKING:
     import pandas
 
 Progress = Callable[[str, int, int], None]
 
-KERNELS = ("nngp", "ntk")
-# Of each kernel.
-SPECTRUM = ("lambda_min", "lambda_max", "condition_number", "trace", "floor", "resolved")
-BOUNDS = ("lower", "upper")
 # Kernels that are evaluated at once, at most; more gain nothing.
 _MOST_KERNELS = 128
 # As in `nngp_dag.gram`, for the interpreter, JAX and its compiler.
 _RESERVE = 512 * 2**20
-
-
-@dataclass
-class _Row:
-    """A network of the list: what it is called, and its class of equal kernels or why it has none."""
-
-    name: str
-    network: Network | None = None
-    kernel_class: str = ""
-    reason: str = ""
 
 
 def sweep(
@@ -137,14 +117,14 @@ def sweep(
     rows = list(_rows(given, architecture))
     if not rows:
         raise InputError("Expected at least one network to sweep, got none")
-    spaces = _Spaces(common, data)
+    spaces = KernelSpaces(common, data)
     classes: dict[str, Network] = {}
     for row in rows:
         if row.network is not None:
             row.kernel_class, row.reason = spaces.classify(row.network)
             if row.kernel_class:
                 classes.setdefault(row.kernel_class, row.network)
-    if resume and any(_is_quadrature(op) for network in classes.values() for op in _operations(network)):
+    if resume and any(is_quadrature(op) for network in classes.values() for op in operations_of(network)):
         raise InputError(
             "Expected activations that a file can name, got a `Quadrature`, whose function cannot be compared with "
             "that of the sweep before; leave out `resume`"
@@ -156,7 +136,7 @@ def sweep(
         "dtype": dtype,
         "inputs": {"shape": list(data.shape), "sha256": hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()},
     }
-    directory = None if out is None else SweepDirectory(as_path("out", out), _class_fields(bounds))
+    directory = None if out is None else SweepDirectory(as_path("out", out), class_fields(bounds))
     check_callable("on_progress", on_progress)
     report = on_progress or (lambda task, done, total: None)
     with contextlib.ExitStack() as stack:
@@ -164,7 +144,7 @@ def sweep(
         if directory is not None:
             found = stack.enter_context(directory.opened(settings, resume=resume, overwrite=overwrite))
         known = frozenset(found)
-        alone = {key for key, network in classes.items() if _is_alone(network)}
+        alone = {key for key, network in classes.items() if is_alone(network)}
 
         def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
             for kernel_classes, group in spaces.groups(key for key in classes if key not in alone):
@@ -182,30 +162,26 @@ def sweep(
                     for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
                         yield group[digest], matrices
             for key in (key for key in classes if key in alone and key not in known):
-                yield key, _one_kernel(classes[key], data)
+                yield key, one_kernel(classes[key], data)
 
         done = sum(key in known for key in classes)
         report("kernels and spectra", done, len(classes))
         for key, matrices in pairs():
             if key in known:
                 continue
-            result = {"reason": matrices} if isinstance(matrices, str) else _spectra(matrices)
+            result = {"reason": matrices} if isinstance(matrices, str) else spectra_of(matrices)
             if bounds:
-                result |= _bounds(classes[key], data)
+                result |= bounds_of(classes[key], data)
             found[key] = result
             if directory is not None:
                 directory.add(key, result)
             done += 1
             report("kernels and spectra", done, len(classes))
 
-        table = _table(rows, found, bounds)
+        table = table_of(rows, found, bounds)
         if directory is not None:
             directory.finish(table)
     return table
-
-
-# `Network.kernel_options`, hashable.
-Options = tuple[tuple[str, Any], ...]
 
 
 def _common(architecture: Architecture) -> tuple[Network, Options]:
@@ -218,7 +194,7 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
     return network, tuple((network.kernel_options | {"image_readout": image_readout}).items())
 
 
-def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture) -> Iterator[_Row]:
+def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture) -> Iterator[Row]:
     known: dict[Hashable, tuple[Network | None, str]] = {}
     for name, _, given in networks:
         # A stem that is given stays, and equal networks without one get that of another layer.
@@ -229,7 +205,7 @@ def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture
             except NngpDagError as error:
                 known[key] = None, str(error)
         network, reason = known[key]
-        yield _Row(name, network, reason=reason)
+        yield Row(name, network, reason=reason)
 
 
 def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.ndarray:
@@ -238,162 +214,6 @@ def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.nd
     given = real_array("x", x)
     check_inputs("x", given, network, dtype)
     return np.asarray(given).astype(dtype)
-
-
-class _Spaces:
-    """Classes of networks with equal kernels, among those that agree in all but the graph."""
-
-    def __init__(self, common: Options, x: np.ndarray) -> None:
-        """`common` are the options of the sweep, `x` the inputs."""
-        self._common, self._x = common, x
-        self._of_options: dict[Options, KernelClasses] = {}
-        self._known: dict[Network, tuple[str, str]] = {}
-        # Of a key: what its networks agree in, and their digest there.
-        self._places: dict[str, tuple[Options, int, str]] = {}
-
-    def classify(self, network: Network) -> tuple[str, str]:
-        """Returns the key of the class of a network's kernels, or why it has none."""
-        if network not in self._known:
-            try:
-                self._known[network] = self._key(network), ""
-            except NngpDagError as error:
-                self._known[network] = "", str(error)
-        return self._known[network]
-
-    def _key(self, network: Network) -> str:
-        if network.image_operations:
-            check_inputs("x", self._x, network)
-        network.check_gaussian(input_is_gaussian=True, reads_out=True)
-        if len(network.dag.outputs) > 1:
-            raise GraphError(f"Expected one output, got {len(network.dag.outputs)}; sweep a graph for each of them")
-        options = tuple(network.kernel_options.items())
-        kernel_classes = self._of_options.setdefault(options, new_kernel_classes())
-        if network.pools:
-            digest = kernel_classes.digest_of_edges(network)
-        else:
-            digest = kernel_classes.add(network)
-            if kernel_classes.largest_weight(digest) > float(np.finfo(self._x.dtype).max):
-                raise GraphError(f"Expected multiplicities of skips whose squares {self._x.dtype} can hold, got larger")
-        key = digest if options == self._common else hashlib.sha256(f"{digest} {options!r}".encode()).hexdigest()
-        self._places[key] = options, network.dag.num_inputs, digest
-        return key
-
-    def groups(self, keys: Iterable[str]) -> Iterator[tuple[KernelClasses, dict[str, str]]]:
-        """Yields what is evaluated together: classes, and {digest: key} of those that are wanted.
-
-        Networks of several inputs have other scales; beside them the others would round otherwise.
-        """
-        found: dict[tuple[Options, int], dict[str, str]] = {}
-        for key in keys:
-            options, num_inputs, digest = self._places[key]
-            found.setdefault((options, num_inputs), {})[digest] = key
-        order = list(self._of_options)
-        for (options, _), group in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-            yield self._of_options[options], group
-
-
-def _operations(network: Network) -> tuple[Dense, ...]:
-    return *network.weighted_operations, network.layer
-
-
-def _is_quadrature(op: Dense) -> bool:
-    return isinstance(get_activation(op.activation), Quadrature)
-
-
-def _is_alone(network: Network) -> bool:
-    """Whether a network is evaluated by itself."""
-    operations = _operations(network)
-    if network.image_operations or any(map(_is_quadrature, operations)):
-        return True
-    # Of an activation without a dual `kernel` says so.
-    return any(dual.dispatch(type(get_activation(op.activation))) is dual.dispatch(object) for op in operations)
-
-
-def _one_kernel(network: Network, x: np.ndarray) -> Sequence[np.ndarray] | str:
-    """Returns both kernels, or why they cannot be trusted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NumericalWarning)
-        try:
-            k = kernel(network, x)
-        except (NngpDagError, NumericalWarning) as error:
-            return str(error)
-    return np.asarray(k.nngp), np.asarray(k.ntk)
-
-
-def _spectra(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
-    result: dict[str, Any] = {"reason": ""}
-    with warnings.catch_warnings():
-        # What is not resolved is marked as such.
-        warnings.simplefilter("ignore", NumericalWarning)
-        for name, matrix in zip(KERNELS, matrices, strict=True):
-            try:
-                s = spectrum(matrix)
-            except InputError as error:
-                # Of one kernel out of many.
-                result["reason"] = str(error).replace("`matrix`", f"the {name.upper()}")
-                continue
-            values = (
-                s.lambda_min if s.resolved else math.nan,
-                s.lambda_max,
-                s.condition_number,
-                s.trace,
-                s.floor,
-                s.resolved,
-            )
-            result |= {f"{name}_{field}": value for field, value in zip(SPECTRUM, values, strict=True)}
-    return result
-
-
-def _bounds(network: Network, x: np.ndarray) -> dict[str, float]:
-    """Returns brackets on lambda_min, or nothing where they do not apply."""
-    try:
-        brackets = lambda_min_bracket(network, x)
-    except NngpDagError:
-        return {}
-    return {f"{name}_{end}": getattr(getattr(brackets, name), end) for name in KERNELS for end in BOUNDS}
-
-
-def _class_fields(bounds: bool) -> tuple[str, ...]:
-    """Columns of what is known of a class."""
-    fields = (*SPECTRUM, *(BOUNDS if bounds else ()))
-    return "reason", *(f"{name}_{field}" for name in KERNELS for field in fields)
-
-
-def _table(rows: Sequence[_Row], found: Mapping[str, Mapping[str, Any]], bounds: bool) -> "pandas.DataFrame":
-    import pandas
-
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.kernel_class] = sizes.get(row.kernel_class, 0) + 1
-    facts: dict[Dag, tuple[Any, ...]] = {}
-    records = []
-    for row in rows:
-        dag, result = row.network and row.network.dag, found.get(row.kernel_class, {})
-        if dag is not None and dag not in facts:
-            facts[dag] = str(dag), _number(dag.num_paths), dag.effective_depth, dag.effective_width
-        code, *statistics = facts[dag] if dag is not None else ("", math.nan, math.nan, math.nan)
-        reason = row.reason or result.get("reason", "")
-        record = {"dag": row.name, "code": code, "valid": bool(row.kernel_class) and not reason, "reason": reason}
-        record |= dict(zip(("num_paths", "effective_depth", "effective_width"), statistics, strict=True))
-        record |= {
-            "kernel_class": row.kernel_class[:16],
-            "class_size": sizes[row.kernel_class] if row.kernel_class else 0,
-        }
-        for field in _class_fields(bounds)[1:]:
-            record[field] = result.get(field, False if field.endswith("resolved") else math.nan)
-        records.append(record)
-    table = pandas.DataFrame.from_records(records)
-    if not (table.num_paths > 2**53).any():
-        table["num_paths"] = table.num_paths.astype("Int64")
-    return table
-
-
-def _number(count: int) -> float:
-    """An exact count as float64."""
-    try:
-        return float(count)
-    except OverflowError:
-        return math.inf
 
 
 def _batch(budget: int, x: np.ndarray) -> int:

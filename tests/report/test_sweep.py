@@ -15,7 +15,7 @@ from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, InputError, OutputError
 from nngp_dag.graph import Dag, zoo
 from nngp_dag.report import plot_sweep, rank_correlations
-from nngp_dag.report._sweep import KERNELS
+from nngp_dag.report.sweep_table import KERNELS
 
 sweep_module = importlib.import_module("nngp_dag.report._sweep")
 
@@ -297,7 +297,7 @@ class StoppedError(Exception):
 
 
 def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    out, spectra, done = tmp_path / "out", sweep_module._spectra, []
+    out, spectra, done = tmp_path / "out", sweep_module.spectra_of, []
 
     def counted(matrices):
         if len(done) == 2:
@@ -316,7 +316,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "kernels_of_classes", recorded)
     table = nd.sweep(CODES, X)
     unbroken = stacks.copy()
-    monkeypatch.setattr(sweep_module, "_spectra", counted)
+    monkeypatch.setattr(sweep_module, "spectra_of", counted)
     with pytest.raises(StoppedError):
         nd.sweep(CODES, X, out=out)
     assert not (out / "sweep.csv").exists()
@@ -325,7 +325,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
         file.write("0123,")
     done.clear()
     stacks.clear()
-    monkeypatch.setattr(sweep_module, "_spectra", lambda matrices: done.append(matrices) or spectra(matrices))
+    monkeypatch.setattr(sweep_module, "spectra_of", lambda matrices: done.append(matrices) or spectra(matrices))
     steps = []
     resumed = nd.sweep(CODES, X, out=out, resume=True, on_progress=lambda *step: steps.append(step[1:]))
     assert len(done) == 2
