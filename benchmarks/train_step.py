@@ -84,11 +84,12 @@ class Ours:
         from nngp_dag import Recipe
         from nngp_dag.data import Part, Splits
         from nngp_dag.training.program import Program, on_device
+        from nngp_dag.training.tasks import DagTask
 
         evaluated = Part(self.x[:EVALUATED], self.labels[:EVALUATED])
         data = Splits("timing", Part(self.x[:examples], self.labels[:examples]), evaluated, evaluated, CLASSES)
         recipe = Recipe(batch_size=BATCH, learning_rate=rate)
-        return Program(network_of(code, self.width), recipe, data, seeds), on_device(data)
+        return Program(DagTask(network_of(code, self.width), recipe, data), seeds), on_device(data)
 
     def layers(self, code: str) -> Any:
         """Returns the layers with weights: the stem, weighted edges, the readout."""

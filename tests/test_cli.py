@@ -441,7 +441,11 @@ def test_training_on_ones_own_data(capsys, mine):
     np.savez(folder / "images.npz", x=images, y=np.arange(40) % 4)
     data = ("--data", str(folder / "images.npz"))
     small = ("--epochs", "1", "--channels", "2", "--layers", "1", "--batch-size", "8", "--eval-subset", "3")
-    assert run(capsys, "nas", "train", CELL, *data, *small, "--out", str(folder / "cell"))[0] == 0
+    more = ("--seeds", "2", "--out", str(folder / "cell"), "--json")
+    status, text, _ = run(capsys, "nas", "train", CELL, *data, *small, *more)
+    assert status == 0
+    found = [(row["dag"], row["code"], row["seed"], row["best_epoch"]) for row in json.loads(text)["rows"]]
+    assert found == [("cell", CELL, 0, 1), ("cell", CELL, 1, 1)]
     score = ("nas", "score", "--cell", CELL, "--score", "parameters", "--cells", "1", "--out", str(folder / "scores"))
     assert run(capsys, *score, *data)[0] == 0
     assert run(capsys, *score, *data, "--resume")[0] == 0

@@ -84,7 +84,7 @@ def train_cell_command(
     cutout: Annotated[
         int, typer.Option(rich_help_panel=TRAINING, help="Side of a square of zeros; 16 in DARTS, 0 for none.")
     ] = 0,
-    seed: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Of weights, batches and augmentation.")] = 0,
+    seeds: Annotated[int, count("Networks of the cell, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -94,8 +94,8 @@ def train_cell_command(
     """Train the network of a found cell on images, with curves and checkpoints; resumable at any moment."""
     from nngp_dag.training.cell_recipe import CellRecipe, read_cell
     from nngp_dag.training.cells import train_cell
-    from nngp_dag.training.history import METRICS, PARTS
     from nngp_dag.training.rundir import run_folder
+    from nngp_dag.training.tables import training_rows, training_table
 
     exclusive(resume, overwrite)
     cell = read_cell(genotype)
@@ -123,11 +123,10 @@ def train_cell_command(
     say(splits.statement)
     with progress() as on_progress:
         found = train_cell(
-            cell, splits, recipe, seed=seed, out=out, resume=resume, overwrite=overwrite, on_progress=on_progress
+            cell, splits, recipe, seeds=seeds, out=out, resume=resume, overwrite=overwrite, on_progress=on_progress
         )
-    last = {f"{part}_{metric}": found.history.of(part, metric)[-1, 0] for part in PARTS for metric in METRICS}
-    accuracies = ", ".join(f"{part} {last[f'{part}_accuracy']:.2%}" for part in PARTS)
-    show(f"{found.parameters:,} parameters; accuracy {accuracies}")
+    show(training_table([found]))
+    show(f"{found.parameters:,} parameters")
     files = [out / name for name in ("curves.csv", "curves.png", "config.json", "tensorboard", "checkpoints")]
     say(f"wrote {', '.join(map(str, files[:-1]))} and {files[-1]}")
-    result({"cell": str(cell), "epochs": epochs, "parameters": found.parameters, **last, "files": files})
+    result({"data": splits.statement, "rows": training_rows([found]), "files": files})

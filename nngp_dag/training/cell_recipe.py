@@ -9,21 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.darts import CELL_TYPES, Genotype
 from nngp_dag.nas.discrete import BenchNet, DartsNet
+from nngp_dag.training.recipe import AnyRecipe
 
 _CELL_BEGINS = r"\||\{|(\w+\s*=\s*)?Genotype\s*\("
 
 
 @dataclasses.dataclass(frozen=True)
-class CellRecipe:
+class CellRecipe(AnyRecipe):
     """How the network of a cell is made and trained.
 
     The defaults of epochs, batch size, learning rate, momentum, clipping and augmentation are those of DARTS on
@@ -133,17 +136,31 @@ class CellRecipe:
             )
         return BenchNet(cell, shape, cells=self.layers, **sizes)
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Returns what makes a step, but for the learning rate, of a gradient."""
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return "cross-entropy" + " with smoothed labels" * bool(self.label_smoothing)
+
+    def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
+        """Returns the learning rate as a function of the number of steps already taken; an epoch has one."""
+
+        def rate(step: Any) -> Any:
+            return self.learning_rate * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch) / self.epochs)) / 2
+
+        return rate
+
+    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """Returns the optax transformation that makes updates of gradients."""
         return optax.chain(
             optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity(),
             optax.add_decayed_weights(self.weight_decay),
-            optax.trace(self.momentum),
+            optax.sgd(self.learning_rates(steps_per_epoch), self.momentum or None),
         )
 
-    def rates(self, epoch: Any) -> Any:
-        """Returns the learning rate of epochs, counted from 0."""
-        return self.learning_rate * (1 + jnp.cos(jnp.pi * epoch / self.epochs)) / 2
+    def losses(self, outputs: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the loss of every example."""
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, outputs.shape[-1]), self.label_smoothing)
+        return optax.softmax_cross_entropy(outputs, targets)
 
 
 def with_choices(make: Callable[..., CellRecipe], choices: Mapping[str, Any]) -> CellRecipe:

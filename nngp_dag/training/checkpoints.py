@@ -9,12 +9,12 @@ import numpy as np
 from nngp_dag.storage import checkpoints
 from nngp_dag.storage.checkpoints import check_is_of, describe, latest
 
-__all__ = ["OF_DAG", "check_is_of", "describe", "latest", "restore", "save"]
+__all__ = ["OF_RUN", "check_is_of", "describe", "latest", "restore", "save"]
 
 Tree = TypeVar("Tree")
 
-# What `nngp_dag.train` says of its checkpoints.
-OF_DAG = {
+# What the trainer says of its checkpoints.
+OF_RUN = {
     "kind": str,
     "name": str,
     "network": dict,

@@ -17,6 +17,7 @@ from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.program import Best, Program, State, on_device
 from nngp_dag.training.recipe import Recipe
+from nngp_dag.training.tasks import DagTask
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def evaluate(
       True
     """
     folder = as_path("checkpoint", checkpoint)
-    about = checkpoints.describe(folder, checkpoints.OF_DAG)["description"]
+    about = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
     try:
         recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]
     except (TypeError, ValueError) as error:
@@ -103,7 +104,7 @@ def evaluate(
         raise CheckpointError(
             f"Expected `network` to be that of {folder}, of {option} {expected.get(option)}, got {given.get(option)}"
         )
-    program = Program(network, recipe, data, len(seeds))
+    program = Program(DagTask(network, recipe, data), len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":
         found: Best | State = checkpoints.restore(folder, abstract_best)[0]

@@ -1,4 +1,4 @@
-"""One DAG's training as compiled programs: an epoch of all seeds, and their evaluation."""
+"""A task's training as compiled programs: an epoch of all seeds, and their evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,16 +10,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from nngp_dag.architecture import Network
 from nngp_dag.data import Splits
-from nngp_dag.nets import as_stateful_functions
 from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
-from nngp_dag.training.networks import build
-from nngp_dag.training.recipe import Recipe
-
-# Examples that are evaluated at once, where they have no pixels; with pixels as many as are trained on at once.
-_EVALUATION_BATCH = 1000
+from nngp_dag.training.tasks import Batch, Task
 
 # Inputs and labels of every part, on the device.
 Device = dict[str, tuple[Array, Array]]
@@ -56,36 +50,21 @@ class Best(NamedTuple):
 
 
 class Program:
-    """The compiled training of S networks of one architecture.
+    """The compiled training of S networks of one task.
 
-    Weights and the order of batches come from one key per seed, the order of epoch e from that key and e: the state
-    after an epoch is a function of the state before it, the seed and e alone. That is what makes resuming exact.
+    All that is random comes from one key per seed, and in epoch e from that key and e: the state after an epoch is a
+    function of the state before it, the seed and e alone. That is what makes resuming exact.
 
     Args:
-      network: The architecture.
-      recipe: How it is trained.
-      data: What to train on; only its shapes matter here.
+      task: What is trained.
       num_seeds: S.
-
-    Attributes:
-      steps_per_epoch: Updates in an epoch, the last of them on what is left of the data.
-
-    Raises:
-      InputError: The network does not fit the data.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, data: Splits, num_seeds: int):
-        """Traces the network; compiles nothing yet."""
-        self.num_examples = len(data.train.labels)
-        self.recipe, self.num_classes, self.num_seeds = recipe, data.num_classes, num_seeds
-        self.steps_per_epoch = -(-self.num_examples // recipe.batch_size)
-        shape = data.train.x.shape[1:]
-        self._init, self._apply = as_stateful_functions(
-            lambda rngs: build(network, shape, data.num_classes, batch_norm=recipe.batch_norm, rngs=rngs)
-        )
-        self._on_images = bool(network.image_operations)
-        self._optimizer = recipe.optimizer(self.steps_per_epoch)
-        self._device = jax.eval_shape(lambda: on_device(data))
+    def __init__(self, task: Task, num_seeds: int):
+        """Compiles nothing yet."""
+        self.task, self.num_seeds, self.num_classes = task, num_seeds, task.data.num_classes
+        self._optimizer = task.recipe.optimizer(task.steps_per_epoch)
+        self._device = jax.eval_shape(lambda: on_device(task.data))
         self._epoch: Callable[..., Any] | None = None
         self._evaluation: Callable[..., Any] | None = None
 
@@ -143,8 +122,8 @@ class Program:
         return jnp.stack([jax.random.key(seed) for seed in seeds])
 
     def _draw(self, keys: Key[Array, " seeds"]) -> tuple[State, Best]:
-        # One operation at a time: these are compiled once for all DAGs, and a program of all would take seconds each.
-        drawn = [self._init(jax.random.split(key)[0]) for key in keys]
+        # One operation at a time: compiled once for all networks, where a program of all would take seconds each.
+        drawn = [self.task.draw(key) for key in keys]
         params, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
         best = Best(
             jax.tree.map(jnp.copy, params),
@@ -165,8 +144,7 @@ class Program:
         self, state: State, best: Best, keys: Key[Array, " seeds"], epoch: Int[Array, ""], data: Device
     ) -> tuple[State, Best, Array, Array]:
         def run(state: State, best: Best, key: Array, data: Device) -> tuple[State, Best, Array, Array]:
-            order_key = jax.random.fold_in(jax.random.split(key)[1], epoch)
-            state, sums, losses = self._train(state, jax.random.permutation(order_key, self.num_examples), data)
+            state, sums, losses = self._train(state, key, epoch, data)
             metrics = self._evaluate(state.params, state.stats, data, skip_train=True)
             metrics = metrics.at[PARTS.index("train")].set(_metrics(*sums))
             accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
@@ -178,33 +156,32 @@ class Program:
         state, best, metrics, losses = self._over_seeds(run, state, best, keys, data=data)
         return state, best, jnp.moveaxis(metrics, 0, -1), losses.T
 
-    def _train(self, state: State, order: Int[Array, " n"], data: Device) -> tuple[State, tuple[Array, ...], Array]:
+    def _train(
+        self, state: State, key: Key[Array, ""], epoch: Int[Array, ""], data: Device
+    ) -> tuple[State, tuple[Array, ...], Array]:
         """Takes the steps of an epoch; returns sums of losses, hits per class and examples per class."""
         x, labels = data["train"]
-        batch_size = self.recipe.batch_size
-        whole = self.num_examples // batch_size * batch_size
+        batches, last = self.task.batches(key, epoch)
 
-        def loss_of(
-            params: Params, stats: nnx.State, inputs: Array, targets: Array
-        ) -> tuple[Array, tuple[nnx.State, Array]]:
-            outputs, stats = self._apply(params, stats, inputs, training=True)
-            return self.recipe.losses(outputs, targets).mean(), (stats, outputs)
+        def step(carry: tuple[State, tuple[Array, ...]], batch: Batch) -> tuple[Any, Array]:
+            (state, sums), (chosen, step_key) = carry, batch
+            inputs, targets = x[chosen], labels[chosen]
 
-        def step(carry: tuple[State, tuple[Array, ...]], batch: Int[Array, " b"]) -> tuple[Any, Array]:
-            state, sums = carry
-            inputs, targets = x[batch], labels[batch]
-            (loss, (stats, outputs)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, state.stats, inputs, targets
-            )
+            def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, nnx.State]]:
+                net = self.task.net(params, state.stats)
+                total, loss, outputs = self.task.loss(net, inputs, targets, step_key, epoch)
+                return total, (loss, outputs, nnx.state(net, nnx.BatchStat))
+
+            gradient, (loss, outputs, stats) = jax.grad(loss_of, has_aux=True)(state.params)
             updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
             params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
             seen = self._sums(outputs, targets, loss * len(targets))
             return (State(params, stats, optimizer), jax.tree.map(jnp.add, sums, seen)), loss
 
-        carry, losses = jax.lax.scan(step, (state, self._no_sums), order[:whole].reshape(-1, batch_size))
-        if whole < self.num_examples:
-            carry, last = step(carry, order[whole:])
-            losses = jnp.append(losses, last)
+        carry, losses = jax.lax.scan(step, (state, self._no_sums), batches)
+        if last is not None:
+            carry, loss = step(carry, last)
+            losses = jnp.append(losses, loss)
         return *carry, losses
 
     def _evaluate_all(self, params: Params, stats: nnx.State, data: Device) -> Array:
@@ -212,17 +189,19 @@ class Program:
 
     def _evaluate(self, params: Params, stats: nnx.State, data: Device, skip_train: bool = False) -> Array:
         """Returns the metrics of one network, (3 parts, 3 metrics)."""
+        net = self.task.net(params, stats)
+        net.eval()
 
         def of(x: Array, labels: Array) -> Array:
             def add(sums: tuple[Array, ...], block: Int[Array, " b"]) -> tuple[tuple[Array, ...], None]:
                 # The last block is filled up with examples that do not count.
                 counts, block = block < len(x), jnp.minimum(block, len(x) - 1)
-                outputs, _ = self._apply(params, stats, x[block])
-                losses = self.recipe.losses(outputs, labels[block])
+                outputs = net(x[block])
+                losses = self.task.recipe.losses(outputs, labels[block])
                 seen = self._sums(outputs, labels[block], jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen), None
 
-            size = min(self.recipe.batch_size if self._on_images else _EVALUATION_BATCH, len(x))
+            size = min(self.task.evaluation_batch, len(x))
             blocks = jnp.arange(-(-len(x) // size) * size).reshape(-1, size)
             sums, _ = jax.lax.scan(add, self._no_sums, blocks)
             return _metrics(*sums)
@@ -255,7 +234,7 @@ def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[A
 
 
 def on_device(data: Splits) -> Device:
-    """Puts the parts of a data set on the device, once for all DAGs."""
+    """Puts the parts of a data set on the device, once for all networks."""
     return {
         name: (jnp.asarray(part.x, jnp.float32), jnp.asarray(part.labels, jnp.int32))
         for name, part in data.parts.items()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,8 +18,24 @@ SCHEDULES = ("constant", "multistep", "cosine")
 _MOST_EPOCHS = 1_000_000
 
 
+class AnyRecipe:
+    """What all recipes say of themselves."""
+
+    learning_rates: Callable[[int], optax.Schedule]
+
+    def learning_rates_at(self, steps: np.ndarray, steps_per_epoch: int) -> Float[np.ndarray, " n"]:
+        """Returns the learning rates of the steps that follow so many others, (n,)."""
+        rates = self.learning_rates(steps_per_epoch)(jnp.asarray(steps))
+        return np.broadcast_to(np.asarray(rates, np.float64), steps.shape)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns every choice as what JSON can hold."""
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(AnyRecipe):
     """The stochastic gradient descent that trains a network; what the network is says `nngp_dag.Network`.
 
     Attributes:
@@ -115,11 +131,6 @@ class Recipe:
 
         return rate
 
-    def learning_rates_at(self, steps: np.ndarray, steps_per_epoch: int) -> Float[np.ndarray, " n"]:
-        """Returns the learning rates of the steps that follow so many others, (n,)."""
-        rates = self.learning_rates(steps_per_epoch)(jnp.asarray(steps))
-        return np.broadcast_to(np.asarray(rates, np.float64), steps.shape)
-
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that makes updates of gradients."""
         return optax.chain(
@@ -133,11 +144,6 @@ class Recipe:
             return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
         targets = jnp.eye(outputs.shape[-1], dtype=outputs.dtype)[labels]
         return 0.5 * jnp.sum((targets - outputs) ** 2, axis=-1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns every choice as what JSON can hold."""
-        fields = dataclasses.asdict(self)
-        return fields | {"milestones": None if self.milestones is None else list(self.milestones)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":

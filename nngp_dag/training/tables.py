@@ -8,6 +8,7 @@ from rich.table import Table
 
 from nngp_dag.nets import ModelSummary
 from nngp_dag.report.tables import number_table
+from nngp_dag.training.cells import TrainedCell
 from nngp_dag.training.evaluation import Evaluation
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.run import Trained
@@ -28,7 +29,7 @@ def model_table(name: str, summary: ModelSummary) -> Table:
     return table
 
 
-def training_table(runs: Sequence[Trained]) -> Table:
+def training_table(runs: Sequence[Trained | TrainedCell]) -> Table:
     """Returns what every DAG reached: mean ± standard deviation over seeds."""
     seeds, epochs = len(runs[0].history.seeds), len(runs[0].history.learning_rates)
     title = f"After {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}; accuracy in %"
@@ -45,16 +46,16 @@ def training_table(runs: Sequence[Trained]) -> Table:
     return table
 
 
-def training_rows(runs: Sequence[Trained]) -> list[dict[str, Any]]:
+def training_rows(runs: Sequence[Trained | TrainedCell]) -> list[dict[str, Any]]:
     """Returns what every network reached, one row per DAG and seed."""
     return [
         {
             "dag": run.name,
-            "code": str(run.dag),
+            "code": run.code,
             "seed": seed,
             "epochs": run.history.epochs_done,
             "best_epoch": int(run.best_epoch[s]),
-            "parameters": run.summary.parameters,
+            "parameters": run.parameters,
             **{
                 f"{part}_{metric.replace('-', '_').replace(' ', '_')}": float(run.history.of(part, metric)[-1, s])
                 for part in PARTS

@@ -1,7 +1,6 @@
 """Programs and a run that tests share, since compiling takes seconds."""
 
 import contextlib
-import dataclasses
 
 import jax
 import pytest
@@ -9,7 +8,8 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from training_cases import OPTIONS
 
 from nngp_dag.cli import main
-from nngp_dag.training import evaluation, program, run
+from nngp_dag.training import evaluation, tasks, trainer
+from nngp_dag.training.program import Program
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +21,15 @@ def _compiled():
 def shared_programs(_compiled):
     """Lets `train` and `evaluate` compile equal programs once for all modules that ask for this."""
 
-    def build(network, recipe, data, num_seeds):
-        shapes = tuple((part.x.shape, len(part.labels)) for part in data.parts.values())
-        live = dataclasses.replace(network, dag=dataclasses.replace(network.dag, edges=network.dag.live_edges))
-        key = (live, recipe, shapes, data.num_classes, num_seeds, program._EVALUATION_BATCH)
+    def build(task, num_seeds):
+        shapes = tuple((part.x.shape, len(part.labels)) for part in task.data.parts.values())
+        key = (task.key, task.recipe, shapes, task.data.num_classes, num_seeds, task.evaluation_batch)
         if key not in _compiled:
-            _compiled[key] = program.Program(network, recipe, data, num_seeds)
+            _compiled[key] = Program(task, num_seeds)
         return _compiled[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Program", build)
+        patch.setattr(trainer, "Program", build)
         patch.setattr(evaluation, "Program", build)
         yield build
 
@@ -39,7 +38,7 @@ def shared_programs(_compiled):
 def small_blocks():
     """Evaluates 4 examples at once, so that no part of the tests' data is a multiple."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "_EVALUATION_BATCH", 4)
+        patch.setattr(tasks, "_EVALUATION_BATCH", 4)
         yield
 
 

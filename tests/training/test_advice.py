@@ -13,9 +13,10 @@ from nngp_dag import kernel
 from nngp_dag.architecture import Network
 from nngp_dag.errors import DivergenceError, GraphError
 from nngp_dag.nets import as_stateful_functions
-from nngp_dag.training import Recipe, run, stable_learning_rate, train
+from nngp_dag.training import Recipe, stable_learning_rate, tasks, train
 from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
+from nngp_dag.training.tasks import DagTask
 
 # Wide, so that kernels are close to that of infinite width, and hardly move.
 WIDTH, STEPS, SEEDS = 2048, 3, range(4)
@@ -33,7 +34,7 @@ def top_modes(monkeypatch, network, recipe, rates):
     unstable region by themselves once the loss has grown, so what is measured is how the top mode begins to grow.
     """
     monkeypatch.setattr(Recipe, "learning_rates", lambda self, _: lambda step: jnp.asarray(rates)[step])
-    program, device = Program(network, recipe, DATA, len(SEEDS)), on_device(DATA)
+    program, device = Program(DagTask(network, recipe, DATA), len(SEEDS)), on_device(DATA)
     _, apply = as_stateful_functions(lambda rngs: build(network, (6,), 3, rngs=rngs))
     outputs_of = jax.jit(jax.vmap(lambda params, stats: apply(params, stats, DATA.train.x)[0]))
     ntk = kernel(network, DATA.train.x, get="ntk").ntk
@@ -138,7 +139,7 @@ def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
 
 def first_step_that_breaks(recipe, seed):
     """The same training in NumPy, in float32, as the range of numbers decides; and whether a batch showed it."""
-    state, _ = Program(CHAIN, recipe, DATA, 1).draw([seed])
+    state, _ = Program(DagTask(CHAIN, recipe, DATA), 1).draw([seed])
     layers = [
         [np.asarray(tree[0]["linear"][key][...][0], np.float32) for key in ("kernel", "bias")]
         for tree in (state.params["stems"], state.params["edges"], state.params["readouts"])
@@ -184,7 +185,7 @@ def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
     def refuse(*arguments):
         raise GraphError("Expected less")
 
-    monkeypatch.setattr(run, "stable_learning_rate", refuse)
+    monkeypatch.setattr(tasks, "stable_learning_rate", refuse)
     recipe = Recipe(epochs=20, batch_size=10, learning_rate=1e20, loss="squared")
     with pytest.raises(DivergenceError, match=r"no kernel says which rate is stable \(Expected less\): lower --lr"):
         train(CHAIN, DATA, recipe)

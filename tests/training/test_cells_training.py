@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from training_cases import assert_same_bits
 
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
@@ -17,8 +18,10 @@ from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputE
 from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.darts import Genotype
 from nngp_dag.nas.discrete import BenchNet, DartsNet, _CellNet
+from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell
-from nngp_dag.training.cells import _augmented, train_cell
+from nngp_dag.training.cells import train_cell
+from nngp_dag.training.tasks import augmented
 
 CELL = Cell.parse("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|")
 NORMAL = [("sep_conv_3x3", 0), ("skip_connect", 1), ("max_pool_3x3", 0), ("dil_conv_5x5", 2)]
@@ -107,13 +110,13 @@ class _Noting(nnx.Module):
 def test_drop_path_grows_from_0_by_the_same_step_every_epoch(digits, monkeypatch, epochs, last):
     monkeypatch.setattr(CellRecipe, "network", lambda *arguments: _Noting())
     found = train_cell(CELL, digits, **SMALL | {"epochs": epochs}, drop_path=0.2)
-    [noted] = jax.tree.leaves(found.state.stats)
+    [[noted]] = jax.tree.leaves(found.stats)
     assert float(noted) == pytest.approx(last, rel=1e-6, abs=1e-9)
 
 
 def test_augmentation_moves_and_mirrors():
     images = jnp.arange(1.0, 1 + 64 * 6 * 6).reshape(64, 6, 6, 1)
-    found, padded = _augmented(jax.random.key(0), images, 0), np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    found, padded = augmented(jax.random.key(0), images, 0), np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     places = set()
     for image, before in zip(np.asarray(found), padded, strict=True):
         at = {
@@ -130,8 +133,8 @@ def test_augmentation_moves_and_mirrors():
 
 
 def test_cutout_puts_squares_of_zeros():
-    found = np.asarray(_augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 4))
-    bare = np.asarray(_augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 0))
+    found = np.asarray(augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 4))
+    bare = np.asarray(augmented(jax.random.key(0), jnp.ones((200, 24, 24, 1)), 0))
     cut = ((found == 0) & (bare == 1)).sum(axis=(1, 2, 3))
     assert cut.max() == 16
     assert (cut > 0).mean() > 0.9
@@ -180,9 +183,9 @@ def test_recipes_follow_the_kind_of_cell():
 def test_gradients_are_clipped_and_a_clip_of_0_is_none():
     gradient = np.array([30.0, 40.0], np.float32)
     for clip, expected in ((5.0, [3.0, 4.0]), (60.0, gradient), (0.0, gradient)):
-        optimizer = CellRecipe(2, 1, gradient_clip=clip, weight_decay=0.0).optimizer()
+        optimizer = CellRecipe(2, 1, gradient_clip=clip, weight_decay=0.0).optimizer(1)
         step, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
-        np.testing.assert_allclose(step, expected, rtol=1e-6)
+        np.testing.assert_allclose(step, -0.025 * np.asarray(expected), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -194,6 +197,9 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
     losses = whole.history.of("train", "loss")[:, 0]
     assert losses[2] < losses[0]
     assert whole.history.learning_rates == pytest.approx([0.025, 0.0125])
+    best = checkpoints.describe(tmp_path / "whole" / "checkpoints" / "cell" / "best")["description"]
+    assert (best["kind"], best["network"], best["seeds"]) == ("best", {"cell": str(CELL)}, [0])
+    assert whole.best_epoch == 1 + whole.history.of("validation", "accuracy")[1:].argmax(axis=0)
 
     def stop(_, done, *__):
         if done == 1:
@@ -203,8 +209,9 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
         train_cell(CELL, digits, **SMALL, out=tmp_path / "cut", on_progress=stop)
     resumed = train_cell(CELL, digits, **SMALL, out=tmp_path / "cut", resume=True)
     np.testing.assert_array_equal(resumed.history.values, whole.history.values)
-    for mine, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert_same_bits(
+        (resumed.params, resumed.stats, resumed.best_params), (whole.params, whole.stats, whole.best_params)
+    )
     with pytest.raises(OutputError, match="new or empty"):
         train_cell(CELL, digits, **SMALL, out=tmp_path / "cut")
     with pytest.raises(
@@ -217,8 +224,21 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
 
 
 @pytest.mark.slow
+def test_seeds_together_equal_seeds_alone(digits):
+    options = SMALL | {"augment": True, "cutout": 3, "drop_path": 0.2}
+    together, alone = (train_cell(CELL, digits, **options, seeds=seeds) for seeds in ([3, 1], [1]))
+    assert together.history.seeds == (3, 1)
+    np.testing.assert_allclose(together.history.values[..., 1:], alone.history.values, rtol=1e-3)
+    assert np.abs(together.history.of("train", "loss") - alone.history.of("train", "loss")).max(axis=0)[0] > 0.01
+    assert together.parameters == alone.parameters
+
+
+@pytest.mark.slow
 def test_divergence_stops(digits):
-    with pytest.raises(DivergenceError, match="finite losses, got others in epoch 1"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"got (nan|inf) at step \d+ \(epoch \d\) of cell, seed 0, at learning rate 1e\+30; lower --lr$",
+    ):
         train_cell(CELL, digits, **SMALL, learning_rate=1e30)
 
 
@@ -238,11 +258,11 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
         ({"drop_path": 1.0}, "`drop_path` below 1, got 1.0"),
         ({"epochs": 0}, "`epochs` to be a whole number, at least 1, got 0"),
         ({"weight_decay": -1.0}, "`weight_decay` to be at least 0, got -1.0"),
-        ({"batch_size": 200}, "`batch_size` to be at most the 120 training images, got 200"),
+        ({"batch_size": 200}, "`batch_size` to be at most the 120 training examples, got 200"),
         ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
         ({"cutout": 9}, "`cutout` to be at most the side"),
         ({"width": 3}, "options of `CellRecipe`, got"),
-        ({"seed": -1}, "`seed` from 0"),
+        ({"seeds": [-1]}, "at least one seed, none twice, all from 0"),
         ({"resume": True}, "`out` to name the run to resume"),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +16,9 @@ from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.storage import checkpoints as stored
 from nngp_dag.storage import locked
-from nngp_dag.training import Recipe, cells, checkpoints, evaluate, evaluation, train
+from nngp_dag.training import Recipe, checkpoints, evaluate, evaluation, train
 from nngp_dag.training.rundir import RunDirectory
+from nngp_dag.training.tasks import DagTask
 
 NETWORK = authors_network(CODE)
 
@@ -28,7 +28,7 @@ def like(finished, shared_programs):
     """The shapes of what the last checkpoint of the run holds."""
     config = json.loads((finished / "config.json").read_text())
     recipe, data = Recipe.from_dict(config["recipe"]), load_splits("sphere", subset=40)
-    abstract, _ = shared_programs(NETWORK, recipe, data, 1).abstract_state
+    abstract, _ = shared_programs(DagTask(NETWORK, recipe, data), 1).abstract_state
     return abstract, np.empty((EPOCHS + 1, 3, 3, 1))
 
 
@@ -303,13 +303,6 @@ def test_a_checkpoint_that_states_no_recipe(saved, tmp_path):
     checkpoints.save(tmp_path / "last", 1, state, description)
     with pytest.raises(CheckpointError, match=r"to state the recipe of a run, got .*color"):
         evaluate(tmp_path / "last")
-
-
-def test_the_checkpoint_of_another_cell(tmp_path):
-    directory = RunDirectory(tmp_path, ["cell"])
-    checkpoints.save(directory.checkpoints("cell", "last"), 1, {"a": np.zeros(2)}, {"seeds": [0]})
-    with pytest.raises(CheckpointError, match=r"last to be of this run, got another's: seeds \[0\] before, \[1\] now;"):
-        cells._CellRun.load(SimpleNamespace(directory=directory, about={"seeds": [1]}))
 
 
 def test_another_process_at_work_and_a_folder_that_is_deleted(copy, monkeypatch):

@@ -14,6 +14,7 @@ from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, train
 from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
+from nngp_dag.training.tasks import DagTask
 
 # Node 1 leads nowhere, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
 NETWORK, TWIN = authors_network("2_20_201"), authors_network("0_20_201")
@@ -25,7 +26,7 @@ DATA, RECIPE = PARTIAL_DATA, PARTIAL
 @pytest.fixture(scope="module")
 def epochs(shared_programs, small_blocks):
     """The state, best state, metrics and losses after every epoch of two seeds, evaluated in blocks of 4."""
-    trainer, device = shared_programs(NETWORK, RECIPE, DATA, len(SEEDS)), on_device(DATA)
+    trainer, device = shared_programs(DagTask(NETWORK, RECIPE, DATA), len(SEEDS)), on_device(DATA)
     state, best = trainer.draw(SEEDS)
     # Copies on the host, since an epoch uses up the states that it starts from.
     host = [jax.device_get((state, best))]
@@ -49,7 +50,7 @@ def order_of(seed, epoch):
 @pytest.mark.slow
 def test_epochs_equal_a_plain_loop_over_the_same_batches(epochs):
     trainer, host, found, losses, _ = epochs
-    assert trainer.steps_per_epoch == 3
+    assert trainer.task.steps_per_epoch == 3
     rates = RECIPE.learning_rates_at(np.arange(3 * EPOCHS), 3)
     for s, seed in enumerate(SEEDS):
         net = Reference(NETWORK, flat(host[0][0].params, s), flat(host[0][0].stats, s), recipe=RECIPE)
@@ -221,7 +222,7 @@ def test_convolutional_epochs_equal_a_plain_loop_of_gradients(readout):
     recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
     network = Network("2_12", layer=Conv(filter_shape=(3, 3), b_std=0.1), width=6, image_readout=readout)
     [run] = train(network, data, recipe, seeds=[4])
-    trainer = Program(network, recipe, data, 1)
+    trainer = Program(DagTask(network, recipe, data), 1)
     params = jax.tree.map(lambda leaf: leaf[0], trainer.draw([4])[0].params)
     _, apply = as_stateful_functions(lambda rngs: build(network, (4, 4, 3), 3, rngs=rngs))
     x, labels = data.train

@@ -15,9 +15,10 @@ from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, assert_same_
 import nngp_dag as nd
 from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import CheckpointError, InputError, OutputError
-from nngp_dag.training import Recipe, checkpoints, evaluate, run, train
+from nngp_dag.training import Recipe, checkpoints, evaluate, train, trainer
 from nngp_dag.training.history import FIELDS, METRICS, PARTS
-from nngp_dag.training.rundir import folder_names
+from nngp_dag.training.rundir import RunDirectory, folder_names
+from nngp_dag.training.tasks import DagTask
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "small_blocks", "quick_picture")
 
@@ -36,7 +37,7 @@ class StoppedError(Exception):
 @pytest.fixture(scope="module")
 def quick_picture():
     """Draws curves once, since matplotlib takes half a second."""
-    draw, drawn = run.plot_training, []
+    draw, drawn = trainer.plot_training, []
 
     def plot(histories, path, title, **options):
         if not drawn:
@@ -45,7 +46,7 @@ def quick_picture():
         path.write_bytes(drawn[0])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "plot_training", plot)
+        patch.setattr(trainer, "plot_training", plot)
         yield
 
 
@@ -134,7 +135,7 @@ def test_tensorboard_events_of_a_run(whole):
 
 def test_checkpoints_of_a_run(whole, shared_programs):
     out, runs = whole
-    program = shared_programs(NETWORKS["one"], RECIPE, DATA, len(SEEDS))
+    program = shared_programs(DagTask(NETWORKS["one"], RECIPE, DATA), len(SEEDS))
     abstract, abstract_best = program.abstract_state
     for result in runs:
         (last, curves), document = checkpoints.restore(
@@ -201,7 +202,7 @@ def test_same_seeds_same_bits_and_nothing_depends_on_the_folder(whole):
 
 def stop_at(monkeypatch, moment, name, epoch):
     """Makes a run end at a moment of an epoch: before or after its curves, or before one of its checkpoints."""
-    record, save = run._Run._record, checkpoints.save
+    record, save = trainer.Run._record, checkpoints.save
 
     def recording(self, at, values):
         here = (self.name, at) == (name, epoch)
@@ -219,7 +220,7 @@ def stop_at(monkeypatch, moment, name, epoch):
         if (at_name, done) == (name, epoch) and moment == "after":
             raise StoppedError
 
-    monkeypatch.setattr(run._Run, "_record", recording)
+    monkeypatch.setattr(trainer.Run, "_record", recording)
     monkeypatch.setattr(checkpoints, "save", saving)
     return on_progress
 
@@ -429,7 +430,7 @@ def test_folders_have_names_that_every_system_can_hold():
 
 
 def test_a_run_keeps_its_checkpoints_under_these_names(tmp_path):
-    directory = run.RunDirectory(tmp_path, ["CON", "con"])
+    directory = RunDirectory(tmp_path, ["CON", "con"])
     last, other = (directory.checkpoints(name, "last") for name in ("CON", "con"))
     assert last == tmp_path / "checkpoints" / folder_names(["CON", "con"])["CON"] / "last"
     assert str(last).lower() != str(other).lower()
@@ -445,9 +446,9 @@ def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
     first, second = NETWORKS["one"], authors_network("2_12")
     released, waited = threading.Event(), []
 
-    def build(network, *rest):
-        program = shared_programs(network, *rest)
-        if network == second:
+    def build(task, num_seeds):
+        program = shared_programs(task, num_seeds)
+        if task.network == second:
             patch.setattr(program, "compile", lambda: waited.append(released.wait(60)))
         return program
 
@@ -455,7 +456,7 @@ def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
         raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Program", build)
+        patch.setattr(trainer, "Program", build)
         with pytest.raises(StoppedError):
             train([first, second], DATA, RECIPE, seeds=SEEDS, on_progress=stop)
         assert waited == []

@@ -17,6 +17,7 @@ from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe
 from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
+from nngp_dag.training.tasks import DagTask
 
 SEED, STEPS = 3, 2
 DATA = splits(train=16)
@@ -64,8 +65,8 @@ def test_forward_and_steps(code, loss, kind, optimizer, batch_norm):
         batch_norm=batch_norm,
         **OPTIMIZERS[optimizer],
     )
-    program, device = Program(network, recipe, DATA, 1), on_device(DATA)
-    assert program.steps_per_epoch == 1
+    program, device = Program(DagTask(network, recipe, DATA), 1), on_device(DATA)
+    assert program.task.steps_per_epoch == 1
     state, best = program.draw([SEED])
     net = Reference(network, flat(state.params, 0), flat(state.stats, 0), recipe=recipe)
     _, apply = as_stateful_functions(lambda rngs: build(network, (6,), 3, batch_norm=batch_norm, rngs=rngs))

@@ -10,8 +10,7 @@ from cli_cases import run
 from training_cases import CODE, EPOCHS, OPTIONS, authors_network, error_line, scalars
 
 from nngp_dag.architecture.document import to_document
-from nngp_dag.training import Recipe, checkpoints
-from nngp_dag.training import run as training_run
+from nngp_dag.training import Recipe, checkpoints, tasks
 from nngp_dag.training.history import FIELDS
 from nngp_dag.training.program import Program
 
@@ -276,7 +275,7 @@ def test_divergence_is_one_line(capsys, tmp_path, monkeypatch, stable, options, 
         return state, best, metrics, losses * float("nan")
 
     monkeypatch.setattr(Program, "run_epoch", diverge)
-    monkeypatch.setattr(training_run, "stable_learning_rate", lambda *_: stable)
+    monkeypatch.setattr(tasks, "stable_learning_rate", lambda *_: stable)
     status, _, err = run(capsys, *OPTIONS, *options, "--out", tmp_path / "run")
     assert status == 2
     line = error_line(err)

@@ -1,0 +1,286 @@
+"""The trainer of all tasks: several networks and seeds, with everything they leave behind, resumable at any moment."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import jax
+import numpy as np
+from flax import nnx
+
+from nngp_dag.data import Splits
+from nngp_dag.errors import (
+    CheckpointError,
+    DivergenceError,
+    InputError,
+    as_path,
+    check_callable,
+    shown,
+    within_memory,
+)
+from nngp_dag.graph.operations import as_number, check_flag
+from nngp_dag.nets import chosen_seeds
+from nngp_dag.nets.model import Params
+from nngp_dag.storage import output_file
+from nngp_dag.training import checkpoints
+from nngp_dag.training.history import METRICS, PARTS, History
+from nngp_dag.training.plots import plot_training
+from nngp_dag.training.program import Best, Device, Program, State, on_device
+from nngp_dag.training.rundir import RunDirectory
+from nngp_dag.training.tasks import Task
+
+Progress = Callable[[str, int, int, float], None]
+
+# 128 GiB of float32, with gradients, momentum and the best state.
+_MOST_PARAMETERS = 1 << 33
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """S trained networks of one task.
+
+    Attributes:
+      name: How the user calls it.
+      parameters: How many parameters each has, without those that only help in training.
+      history: Their curves.
+      params: Parameters after the last epoch, every leaf with leading axis S.
+      stats: Running averages of batch normalization, likewise.
+      best_params: Those after each seed's best epoch, by validation accuracy.
+      best_stats: Likewise.
+      best_epoch: That epoch, counted from 1, (S,).
+    """
+
+    name: str
+    parameters: int
+    history: History
+    params: Params
+    stats: nnx.State
+    best_params: Params
+    best_stats: nnx.State
+    best_epoch: np.ndarray
+
+
+def train_tasks(
+    tasks: Mapping[str, Task],
+    seeds: SupportsIndex | Sequence[int],
+    out: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    checkpoint_every: int,
+    config: Mapping[str, Any] | None,
+    on_progress: Progress | None,
+) -> list[Outcome]:
+    """Trains networks of one recipe on one data set, one after another; of the rest see `nngp_dag.train`."""
+    first = next(iter(tasks.values()))
+    recipe, data = first.recipe, first.data
+    resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+    chosen = chosen_seeds(seeds)
+    if as_number("checkpoint_every", checkpoint_every) < 1:
+        raise InputError(f"Expected `checkpoint_every` to be at least 1, got {shown(checkpoint_every)}")
+    if resume and out is None:
+        raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
+    if recipe.batch_size > (examples := len(data.train.labels)):
+        raise InputError(
+            f"Expected `batch_size` to be at most the {examples} training examples, got {recipe.batch_size}; lower it "
+            "or take more data"
+        )
+    for name, task in tasks.items():
+        if (parameters := task.sizes["parameters"]) * len(chosen) > _MOST_PARAMETERS:
+            raise InputError(
+                f"Expected networks of at most {_MOST_PARAMETERS:,} parameters in all, got {len(chosen)} of {name} "
+                f"with {parameters:,} each; lower `{task.size_option}` or `seeds`"
+            )
+    check_callable("on_progress", on_progress)
+    directory = None if out is None else RunDirectory(as_path("out", out), list(tasks))
+    about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
+    document = {
+        **(config or {}),
+        "networks": {name: task.document for name, task in tasks.items()},
+        **about,
+        "models": {name: task.sizes for name, task in tasks.items()},
+    }
+    opened = contextlib.nullcontext()
+    if directory is not None:
+        opened = directory.opened(document, resume=resume, overwrite=overwrite)
+    with opened:
+        programs: dict[Hashable, Program] = {}
+        for task in tasks.values():
+            if task.key not in programs:
+                programs[task.key] = Program(task, len(chosen))
+        runs = [
+            Run(name, task, programs[task.key], chosen, directory, checkpoint_every, about)
+            for name, task in tasks.items()
+        ]
+        if resume:
+            for run in runs:
+                run.load()
+        if directory is not None:
+            sizes = [
+                f"{name}: " + ", ".join(f"{size:,} {what.replace('_', ' ')}" for what, size in task.sizes.items())
+                for name, task in tasks.items()
+            ]
+            directory.begin([run.history for run in runs], [data.statement, *sizes])
+        kinds = "; ".join(dict.fromkeys(task.about for task in tasks.values()))
+        remedy = f"lower `{first.size_option}`, `seeds` or `batch_size`"
+        with within_memory(f"{len(chosen)} networks of {kinds}", remedy):
+            trained = _train_all(runs, on_device(data), on_progress)
+        if directory is not None:
+            histories = [run.history for run in trained]
+            directory.finish(histories)
+            with output_file(directory.path / "curves.png", overwrite=True) as path:
+                over = f"{len(chosen)} seed{'s' if len(chosen) > 1 else ''}"
+                title = f"{data.name}, {kinds}, η = {recipe.learning_rate:g}: mean and range, {over}"
+                plot_training(histories, path, title, loss=recipe.loss)
+    return trained
+
+
+def _train_all(runs: "Sequence[Run]", device: Device, on_progress: Progress | None) -> list[Outcome]:
+    trained = []
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(1)
+        # Who stops training does not wait for the program of the next network.
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        compiling: list[Future[None]] = [pool.submit(run.program.compile) for run in runs[:1] if not run.done]
+        for i, run in enumerate(runs):
+            run.draw()
+            for future in compiling:
+                future.result()
+            # The next network's program compiles while this one trains.
+            compiling = [pool.submit(after.program.compile) for after in runs[i + 1 : i + 2] if not after.done]
+            state, best = run.train(device, on_progress)
+            # On the host, so that the device holds one network's states at a time.
+            states = jax.device_get((state.params, state.stats, best.params, best.stats, best.epoch))
+            trained.append(Outcome(run.name, run.task.sizes["parameters"], run.history, *states))
+    return trained
+
+
+@dataclasses.dataclass
+class Run:
+    """The training of one network."""
+
+    name: str
+    task: Task
+    program: Program
+    seeds: list[int]
+    directory: RunDirectory | None
+    checkpoint_every: int
+    about: Mapping[str, Any]
+    states: tuple[State, Best] | None = None
+
+    def __post_init__(self) -> None:
+        """Begins empty curves."""
+        steps, epochs = self.task.steps_per_epoch, self.task.recipe.epochs
+        rates = self.task.recipe.learning_rates_at(steps * np.arange(epochs), steps)
+        values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
+        self.history = History(self.name, tuple(self.seeds), steps, rates, values)
+
+    @property
+    def started(self) -> bool:
+        """Whether there are curves."""
+        return self.history.epochs_done >= 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.history.epochs_done == self.task.recipe.epochs
+
+    def load(self) -> None:
+        """Reads the last checkpoint back, if there is one."""
+        if self.directory is None:
+            return
+        last, best = (self.directory.checkpoints(self.name, kind) for kind in ("last", "best"))
+        if checkpoints.latest(last) is None:
+            return
+        for folder in (best, last):
+            found = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
+            epochs = found["recipe"]["epochs"]
+            # They may differ.
+            recipe = {**self.about["recipe"], "epochs": epochs}
+            checkpoints.check_is_of(folder, found, {**self._description(folder.name), "recipe": recipe})
+        abstract_state, abstract_best = self.program.abstract_state
+        if epochs > self.task.recipe.epochs:
+            raise CheckpointError(
+                f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.task.recipe.epochs}; "
+                "resume with as many or more"
+            )
+        curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
+        (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
+        self.states = state, checkpoints.restore(best, abstract_best)[0]
+        self.history.values[: len(values)] = values
+
+    def draw(self) -> None:
+        """Draws the networks, where no checkpoint holds them."""
+        if self.states is None:
+            self.states = self.program.draw(self.seeds)
+
+    def train(self, device: Device, on_progress: Progress | None) -> tuple[State, Best]:
+        """Trains whatever epochs are left."""
+        assert self.states is not None
+        # Given up, since an epoch uses up the states that it starts from.
+        (state, best), self.states = self.states, None
+        if not self.started:
+            self._record(0, self.program.evaluate(state.params, state.stats, device))
+        epochs = self.task.recipe.epochs
+        done = self.history.epochs_done
+        if on_progress is not None:
+            on_progress(self.name, done, epochs, self._loss(done))
+        for epoch in range(done + 1, epochs + 1):
+            state, best, metrics, losses = self.program.run_epoch(state, best, self.seeds, epoch, device)
+            if not (np.isfinite(losses).all() and np.isfinite(metrics).all()):
+                self._stop(epoch, losses)
+            self._record(epoch, metrics)
+            if self.directory is not None and (epoch % self.checkpoint_every == 0 or epoch == epochs):
+                self._save(epoch, state, best)
+            if on_progress is not None:
+                on_progress(self.name, epoch, epochs, self._loss(epoch))
+        return state, best
+
+    def _loss(self, epoch: int) -> float:
+        return float(self.history.of("train", "loss")[epoch].mean())
+
+    def _record(self, epoch: int, metrics: np.ndarray) -> None:
+        self.history.values[epoch] = metrics
+        if self.directory is not None:
+            self.directory.add(self.history, epoch)
+
+    def _save(self, epoch: int, state: State, best: Best) -> None:
+        assert self.directory is not None
+        # The best first: if the process dies in between, the epoch is trained again and finds the same best state.
+        for kind, tree in (("best", best), ("last", (state, self.history.values))):
+            folder = self.directory.checkpoints(self.name, kind)
+            checkpoints.save(folder, epoch, tree, self._description(kind))
+
+    def _description(self, kind: str) -> dict[str, Any]:
+        return {"kind": kind, "name": self.name, "network": self.task.document, **self.about}
+
+    def _stop(self, epoch: int, losses: np.ndarray) -> None:
+        """Raises a `DivergenceError` that says where, and what to do."""
+        steps = self.task.steps_per_epoch
+        wrong = ~np.isfinite(losses)
+        # Without one, the last update broke the network, which its evaluation shows.
+        step_in_epoch, seed = (int(i[0]) for i in np.nonzero(wrong)) if wrong.any() else (steps - 1, None)
+        step = (epoch - 1) * steps + step_in_epoch
+        value = "one that is not" if seed is None else f"{losses[step_in_epoch, seed]}"
+        whose = self.name if seed is None else f"{self.name}, seed {self.seeds[seed]}"
+        rate = float(self.task.recipe.learning_rates_at(np.array([step]), steps)[0])
+        message = (
+            f"Expected the loss to stay finite, got {value} at step {step} (epoch {epoch}) of {whose}, at learning "
+            f"rate {rate:.3g}; {self.task.advice(rate)}"
+        )
+        if self.directory is not None:
+            self.directory.log(message)
+        raise DivergenceError(message)
+
+
+def check_data(data: object) -> None:
+    """Raises an `InputError` where something is no data set."""
+    if not isinstance(data, Splits):
+        got = f"an array of shape {data.shape}" if isinstance(data, (np.ndarray, jax.Array)) else shown(data)
+        raise InputError(
+            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; make them of arrays x and labels, "
+            "Splits('mine', Part(x, labels), Part(x_validation, ...), Part(x_test, ...), num_classes=10), or load a "
+            "data set, `nngp_dag.data.load_splits('digits')`"
+        )
