@@ -12,12 +12,15 @@ from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, as_path
 from nngp_dag.graph import Dag
+from nngp_dag.nas import Cell
+from nngp_dag.nas.darts import Genotype
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
+from nngp_dag.training.cell_recipe import CellRecipe, read_cell
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.program import Best, Program, State, on_device
 from nngp_dag.training.recipe import Recipe
-from nngp_dag.training.tasks import DagTask
+from nngp_dag.training.tasks import CellTask, DagTask
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,7 @@ class Evaluation:
     """What S networks of one checkpoint do on a data set.
 
     Attributes:
-      name: How the run called the DAG.
+      name: How the run called the network.
       seeds: The seeds of its training.
       epochs: The epoch of each network's state, (S,).
       values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), as in `History`.
@@ -48,7 +51,7 @@ def evaluate(
     network: Network | Dag | str | None = None,
     data_dir: str | Path | None = None,
 ) -> Evaluation:
-    """Evaluates the networks of a checkpoint that `nngp_dag.train` wrote.
+    """Evaluates the networks of a checkpoint that `nngp_dag.train` or `nngp_dag.training.train_cell` wrote.
 
     Args:
       checkpoint: The folder, OUT/checkpoints/NAME/last or best.
@@ -75,7 +78,8 @@ def evaluate(
     folder = as_path("checkpoint", checkpoint)
     about = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
     try:
-        recipe, seeds = Recipe.from_dict(about["recipe"]), about["seeds"]
+        of_cell = "cell" in about["network"]
+        recipe, seeds = (CellRecipe if of_cell else Recipe).from_dict(about["recipe"]), about["seeds"]
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"Expected {folder} to state the recipe of a run, got {reason_of(error)}") from None
     if data is None:
@@ -89,22 +93,9 @@ def evaluate(
             raise CheckpointError(
                 f"Expected {data.name} to hold the data that {folder} was trained on, got others; pass `data`"
             )
-    if network is None:
-        try:
-            network = from_document(about["network"])
-        # Ours, and what a damaged description meets first.
-        except ValueError as error:
-            raise CheckpointError(
-                f"Expected {folder} to describe a network that can be built again, got one that cannot: {error}; pass "
-                "`network`"
-            ) from None
-    elif (given := to_document(network := as_network(network))) != about["network"]:
-        expected = about["network"]
-        option = next(name for name in (*given, *expected) if given.get(name) != expected.get(name))
-        raise CheckpointError(
-            f"Expected `network` to be that of {folder}, of {option} {expected.get(option)}, got {given.get(option)}"
-        )
-    program = Program(DagTask(network, recipe, data), len(seeds))
+    built = _built(folder, about["network"], network)
+    task = CellTask(built, recipe, data) if isinstance(recipe, CellRecipe) else DagTask(built, recipe, data)  # type: ignore[arg-type]
+    program = Program(task, len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":
         found: Best | State = checkpoints.restore(folder, abstract_best)[0]
@@ -115,3 +106,21 @@ def evaluate(
         epochs = [document["epoch"]] * len(seeds)
     values = program.evaluate(found.params, found.stats, on_device(data))
     return Evaluation(about["name"], tuple(seeds), tuple(epochs), values)
+
+
+def _built(folder: Path, described: dict[str, Any], given: Network | Dag | str | None) -> Network | Cell | Genotype:
+    if given is None:
+        try:
+            return read_cell(str(described["cell"])) if "cell" in described else from_document(described)
+        # Ours, and what a damaged description meets first.
+        except ValueError as error:
+            raise CheckpointError(
+                f"Expected {folder} to describe a network that can be built again, got one that cannot: {error}; pass "
+                "`network`"
+            ) from None
+    network = as_network(given)
+    if (document := to_document(network)) != described:
+        option = next(name for name in (*document, *described) if document.get(name) != described.get(name))
+        expected, got = described.get(option), document.get(option)
+        raise CheckpointError(f"Expected `network` to be that of {folder}, of {option} {expected}, got {got}")
+    return network

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,8 @@ from nngp_dag.theory.sgd import LOSSES
 
 SCHEDULES = ("constant", "multistep", "cosine")
 _MOST_EPOCHS = 1_000_000
+
+R = TypeVar("R")
 
 
 class AnyRecipe:
@@ -32,6 +34,11 @@ class AnyRecipe:
         """Returns every choice as what JSON can hold."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls: type[R], fields: dict[str, Any]) -> R:
+        """Returns the recipe that `as_dict` described."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +151,3 @@ class Recipe(AnyRecipe):
             return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
         targets = jnp.eye(outputs.shape[-1], dtype=outputs.dtype)[labels]
         return 0.5 * jnp.sum((targets - outputs) ** 2, axis=-1)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
-        """Returns the recipe that `as_dict` described."""
-        return cls(**fields)

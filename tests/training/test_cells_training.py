@@ -18,7 +18,7 @@ from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputE
 from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.darts import Genotype
 from nngp_dag.nas.discrete import BenchNet, DartsNet, _CellNet
-from nngp_dag.training import checkpoints
+from nngp_dag.training import checkpoints, evaluate
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell
 from nngp_dag.training.cells import train_cell
 from nngp_dag.training.tasks import augmented
@@ -199,6 +199,8 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
     assert whole.history.learning_rates == pytest.approx([0.025, 0.0125])
     best = checkpoints.describe(tmp_path / "whole" / "checkpoints" / "cell" / "best")["description"]
     assert (best["kind"], best["network"], best["seeds"]) == ("best", {"cell": str(CELL)}, [0])
+    again = evaluate(tmp_path / "whole" / "checkpoints" / "cell" / "best", digits)
+    np.testing.assert_array_equal(again.of("test", "loss"), whole.history.of("test", "loss")[whole.best_epoch, [0]])
     assert whole.best_epoch == 1 + whole.history.of("validation", "accuracy")[1:].argmax(axis=0)
 
     def stop(_, done, *__):
