@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, argum
         (("train", "--subset", "-3"), "Expected --subset to be at least 1, got -3"),
         (("nas", "train", CELL, "--dataset", "minst"), "did you mean 'mnist'?"),
         (("nas", "train", CELL, "--epochs", "0"), "Expected --epochs to be at least 1, got 0"),
-        (("nas", "train", CELL, "--dataset", "digits", "--momentum", "1"), "Expected --momentum from 0 to below 1"),
+        (("nas", "train", CELL, "--dataset", "digits", "--momentum", "1"), "Expected --momentum below 1, got 1.0"),
     ],
 )
 def test_a_bad_argument_is_named_before_an_output_that_exists(capsys, tmp_path, arguments, message):
