@@ -166,7 +166,7 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
 
         return [Measure("exact", evaluate, True)]
 
-    monkeypatch.setattr("nngp_dag.nas.tenas.tenas_measures", made)
+    monkeypatch.setattr("nngp_dag.report.tenas.tenas_measures", made)
     options = [
         "nas",
         "tenas",
