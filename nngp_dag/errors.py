@@ -6,11 +6,12 @@ print it as its only line.
 
 import contextlib
 import difflib
+import inspect
 import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,16 @@ def within_memory(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = shorten(" ".join(str(error).split()), 120) or "no more memory"
         raise OutOfMemoryError(f"Expected {what} to fit into memory, got: {reason}; {remedy}") from None
+
+
+def check_known(
+    options: Iterable[str], known: Iterable[str], what: str, caller: Callable[..., Any] | None = None
+) -> None:
+    """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
+    known = tuple(known)
+    if unknown := next((option for option in options if option not in known), None):
+        parameters = () if caller is None else inspect.signature(caller).parameters
+        own = [name for name in parameters if name not in ("self", "architecture")]
+        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
+        near = did_you_mean(unknown, (*known, *own))
+        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")

@@ -1,6 +1,7 @@
-"""A graph with all operations filled in, its normal form, its program, and which have equal kernels. No JAX here."""
+"""A graph with all operations filled in, its normal form, its program, and which have equal kernels."""
 
 from nngp_dag.architecture._normal_form import NormalForm, normal_form
-from nngp_dag.architecture.network import Architecture, Network, as_network
+from nngp_dag.architecture.network import Network
+from nngp_dag.architecture.reading import Architecture, as_network
 
 __all__ = ["Architecture", "Network", "NormalForm", "as_network", "normal_form"]

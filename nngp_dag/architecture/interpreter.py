@@ -4,8 +4,9 @@ Covariances of a block of a kernel, moments of inputs with themselves, kernels a
 bounds on eigenvalues all follow the same sums and the same weighted operations.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from nngp_dag.architecture.program import Step, Structure
 from nngp_dag.graph.operations import EdgeOperation
@@ -19,22 +20,25 @@ class Sum(NamedTuple):
     values: Sequence[Any]
 
 
-@runtime_checkable
-class Algebra(Protocol):
+class Algebra(abc.ABC):
     """What a run of a program carries."""
 
+    @abc.abstractmethod
     def add(self, of: Sum) -> Any:
         """Returns the value of a step."""
 
     def at_node(self, step: Step, total: Any, mean: Any) -> Any:
-        """Returns a node's value, given its sum, and its mean or None for 0."""
+        """Returns a node's value, given its sum, and its mean or None for 0; by default the sum."""
+        del step, mean
+        return total
 
+    @abc.abstractmethod
     def apply(self, operation: int, slot: int, of: Sum, node: Any, mean: Any) -> tuple[Any, Any]:
         """Returns value and mean, or None for 0, of a field: a weighted operation on a node's sum or value."""
-        ...
 
     def pool(self, mean: Any, pool: EdgeOperation) -> Any:
-        """Returns a mean after pooling."""
+        """Returns a mean after pooling; only of images."""
+        raise NotImplementedError
 
 
 def run(

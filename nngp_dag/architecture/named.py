@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any
 
-from nngp_dag.architecture.network import Architecture, Network, as_network
+from nngp_dag.architecture.network import Network
+from nngp_dag.architecture.reading import Architecture, as_network
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.reading import as_dag

@@ -2,19 +2,17 @@
 
 import dataclasses
 import functools
-import inspect
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
-from nngp_dag.errors import GraphError, InputError, InputWarning, did_you_mean, shown, warn
+from nngp_dag.errors import GraphError, InputError, check_known, shown
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import (
     IMAGE_READOUTS,
     PARAMETERIZATIONS,
-    Conv,
     Dense,
     Op,
     Operation,
@@ -31,23 +29,7 @@ else:
 
 AGGREGATIONS = ("sum", "scaled-sum", "mean")
 # Fields of the layer that may be given for it.
-_OF_LAYER = ("activation", "order", "w_std", "b_std")
-
-
-class Architecture(TypedDict, total=False):
-    """What may be said of a network beside its graph: fields of `Network`, and of its layer (the first four)."""
-
-    activation: Hashable
-    order: str
-    w_std: float
-    b_std: float | None
-    layer: Dense | None
-    aggregation: str
-    stem: Dense | None
-    readout: bool
-    image_readout: str
-    parameterization: str
-    width: int
+OF_LAYER = ("activation", "order", "w_std", "b_std")
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
@@ -113,9 +95,9 @@ class Network:
         **unknown: _Unknown,
     ) -> None:
         """Reads the graph and validates; by default `layer` is `Dense()`."""
-        if of_layer := [name for name in unknown if name in _OF_LAYER]:
+        if of_layer := [name for name in unknown if name in OF_LAYER]:
             raise InputError(f"Expected `{of_layer[0]}` in `layer`, got it beside; pass layer=Dense({of_layer[0]}=...)")
-        _check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
+        check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):
             raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
@@ -364,97 +346,3 @@ def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int
     if any(size < of for size, of in zip(image, window, strict=True)):
         raise GraphError(f"Expected images of at least {window} pixels for {what}, got {image}; use padding 'SAME'")
     return tuple((size - of) // step + 1 for size, of, step in zip(image, window, strides, strict=True))
-
-
-def as_network(
-    value: object,
-    name: str = "network",
-    caller: Callable[..., Any] | None = None,
-    /,
-    **architecture: Unpack[Architecture],
-) -> Network:
-    """Returns the network, with a stem, that an argument and options of the architecture stand for.
-
-    Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
-    every pixel by itself; an `InputWarning` says so.
-
-    Args:
-      value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
-      name: The argument.
-      caller: The function that was called with them, whose own parameters may be what a misspelled option means.
-      **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
-
-    Raises:
-      GraphError: As for `Network`; or `value` is no graph, see `as_dag`.
-      InputError: As for `Network`; or both `layer` and one of the options that describe it are given.
-
-    Example:
-      >>> network = as_network("2_12", activation="erf", aggregation="mean")
-      >>> network.layer.activation, as_network(network, b_std=0.1).layer.activation
-      ('erf', 'erf')
-    """
-    network = network_of(value, name, architecture, caller)
-    if not network.has_stem:
-        raise InputError(f"Expected `{name}` to have a stem, got one without; leave `has_stem` to `DagLayer`")
-    return network
-
-
-def network_of(
-    value: object,
-    name: str,
-    architecture: Mapping[str, Any],
-    caller: Callable[..., Any] | None = None,
-    has_stem: bool | None = None,
-) -> Network:
-    """As `as_network`, for networks that may have no stem; `has_stem` is None for what `value` says."""
-    _check_known(architecture, Architecture.__annotations__, "options of the network", caller)
-    options = dict(architecture)
-    described = {option: options.pop(option) for option in _OF_LAYER if option in options}
-    layer = options.pop("layer", None)
-    if layer is not None and described:
-        raise InputError(
-            f"Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
-            f"{shown(layer)}"
-        )
-    if has_stem is not None:
-        options["has_stem"] = has_stem
-    if isinstance(value, Network):
-        if described:
-            layer = dataclasses.replace(value.layer, **described)
-        if layer is not None:
-            options["layer"] = layer
-        return dataclasses.replace(value, **options) if options else value
-    dag = as_dag(value, name, "a `Network`, a `Dag`")
-    network = Network(dag, Dense(**described) if layer is None else layer, **options)
-    if layer is None:
-        _warn_where_dense_beside_convolutions(network, stem_is_given=network.stem is not None)
-    return network
-
-
-def _check_known(
-    options: Iterable[str], known: Iterable[str], what: str, caller: Callable[..., Any] | None = None
-) -> None:
-    """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
-    known = tuple(known)
-    if unknown := next((option for option in options if option not in known), None):
-        parameters = () if caller is None else inspect.signature(caller).parameters
-        own = [name for name in parameters if name not in ("self", "architecture")]
-        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
-        near = did_you_mean(unknown, (*known, *own))
-        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")
-
-
-def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:
-    if not any(isinstance(edge.op, Conv) for edge in network.dag.live_edges):
-        return
-    dense = ["the stem"] if network.has_stem and not stem_is_given else []
-    plain = [f"{edge.source}->{edge.target}" for edge in network.dag.live_edges if edge.op is Op.WEIGHTED]
-    if plain:
-        dense.append(f"the plain weighted edges {', '.join(plain[:3])}{', ...' * (len(plain) > 3)}")
-    if dense:
-        warn(
-            f"Expected `layer` for a graph whose edges have convolutions of their own, got none: {' and '.join(dense)} "
-            "will be dense, on every pixel by itself; pass such as layer=nngp_dag.Conv(filter_shape=(3, 3)) for "
-            "convolutions there too, or layer=nngp_dag.Dense() if dense is meant",
-            InputWarning,
-        )

@@ -42,7 +42,7 @@ class EdgeOperation:
       factor: What an operation without weights multiplies its output by, beside what it does to pixels.
       window: How it moves over an image, or None where every pixel is by itself.
       mixes_pixels: Whether it is a linear map of pixels without weights, which `kernels.pixel_layout.pool`,
-        `nets.layers.without_weights` and `kernels.stax_layer.finite` have rules for.
+        `nets.layers.mix_pixels` and `kernels.stax_layer.mix_pixels` have rules for.
     """
 
     factor = 1
@@ -104,8 +104,9 @@ class Op(enum.IntEnum):
             if text in (str(op.value), op.name.lower()):
                 return op
         raise GraphError(
-            f"Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `Dense` "
-            f"or `Conv`, got {shown(value)}{did_you_mean(value, ('skip', 'weighted')) or '; leave absent edges out'}"
+            "Expected an edge's operation `op` to be 'skip' (1) or 'weighted' (2), or a `Scale`, `AvgPool`, `SumPool`, "
+            f"`Dense` or `Conv`, got {shown(value)}"
+            f"{did_you_mean(value, ('skip', 'weighted')) or '; leave absent edges out'}"
         )
 
 

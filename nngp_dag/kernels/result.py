@@ -124,6 +124,7 @@ def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np
     depth = along(lambda op: isinstance(op, Dense))
     largest = max(float(abs(np.asarray(x, np.float64)).max()) for x in inputs)
     stds = [op.w_std for op in network.weighted_operations]
+    scaling = sorted({f"`{type(edge.op).__name__}`" for edge in network.edges if abs(edge.op.factor) > 1})
     # How many powers of two each may put into a kernel, what it is, and what helps.
     causes = [
         (
@@ -138,7 +139,7 @@ def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np
         ),
         (
             along(lambda op: 2 * math.log2(abs(op.factor)) if op.factor else 0),
-            "the factors of its edges multiply",
+            f"the factors of its edges ({', '.join(scaling)}) multiply",
             "smaller factors",
         ),
         (2 * math.log2(max(1.0, largest)), f"entries of the inputs reach {largest:.3g}", "rescale the inputs"),

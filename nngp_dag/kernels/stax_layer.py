@@ -12,9 +12,9 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Architecture, Network
-from nngp_dag.architecture.network import network_of
+from nngp_dag.architecture.reading import network_of
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Dag, Dense, SumPool
+from nngp_dag.graph import AvgPool, Dag, Dense, Pool
 from nngp_dag.graph.operations import Operation
 from nngp_dag.kernels.blocking import kernel_of_kernel, variances_of_outputs
 from nngp_dag.kernels.choose import plan_of_layer
@@ -27,26 +27,34 @@ Shape = tuple[int, ...]
 _NO_MASKS = "`DagLayer` does not support masking"
 
 
-@functools.singledispatch
-def finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
+def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
     """The finite operation, in the layers of stax: init_fn and apply_fn."""
-    del width, parameterization
-    return (lambda rng, shape: (shape, ())), (lambda params, x, **kwargs: x if op.factor == 1 else float(op.factor) * x)
+    if isinstance(op, Dense):
+        return _finite_weighted(op, width, parameterization)
+    init, apply = mix_pixels(op) if op.mixes_pixels else stax.Identity()[:2]
+    return init, apply if op.factor == 1 else lambda params, x, **kwargs: float(op.factor) * apply(params, x, **kwargs)
 
 
-@finite.register
-def _finite_average(op: AvgPool, width: int, parameterization: str) -> tuple[Any, Any]:
-    del width, parameterization
+@functools.singledispatch
+def mix_pixels(op: Operation) -> tuple[Any, Any]:
+    """Returns an operation on pixels, without its factor, as `init_fn, apply_fn`; a new one registers its rule here.
+
+    Raises:
+      InputError: No rule is registered for the class of `op`.
+    """
+    raise InputError(f"Expected an operation on pixels with a rule for stax, got {op!r}; register `mix_pixels`")
+
+
+@mix_pixels.register
+def _pool(op: Pool) -> tuple[Any, Any]:
+    return stax.AvgPool(*op.window)[:2]
+
+
+@mix_pixels.register
+def _pool_average(op: AvgPool) -> tuple[Any, Any]:
     return stax.AvgPool(*op.window, normalize_edges=op.normalize_edges)[:2]
 
 
-@finite.register
-def _finite_sum(op: SumPool, width: int, parameterization: str) -> tuple[Any, Any]:
-    del width, parameterization
-    return stax.SumPool(*op.window)[:2]
-
-
-@finite.register
 def _finite_weighted(op: Dense, width: int, parameterization: str) -> tuple[Any, Any]:
     options = {"W_std": op.w_std, "b_std": op.b_std, "parameterization": parameterization}
     linear = stax.Conv(width, *op.window, **options) if op.window else stax.Dense(width, **options)
@@ -133,8 +141,8 @@ def DagLayer(  # noqa: N802
     width, parameterization = network.width, network.parameterization
     dag = network.dag
     several_outputs = len(dag.outputs) > 1
-    stems = [finite(network.stem_op, width, parameterization)] * dag.num_inputs if network.has_stem else []
-    edges = [finite(edge.op, width, parameterization) for edge in network.edges]
+    stems = [_finite(network.stem_op, width, parameterization)] * dag.num_inputs if network.has_stem else []
+    edges = [_finite(edge.op, width, parameterization) for edge in network.edges]
 
     def init_fn(rng: jax.Array, input_shape: Any) -> tuple[Any, tuple]:
         shapes = [_shape(shape) for shape in _inputs(input_shape, network, _shape)]

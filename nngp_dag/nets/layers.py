@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nngp_dag.activations import get_activation
+from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import AvgPool, Dense, Operation, Pool
 
 
@@ -105,17 +106,27 @@ class WeightedLayer(nnx.Module):
         )
 
 
-@functools.singledispatch
 def without_weights(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
     """Applies an operation that draws no weights."""
-    return x if op.factor == 1 else float(op.factor) * x
+    mixed = mix_pixels(op, x) if op.mixes_pixels else x
+    return mixed if op.factor == 1 else float(op.factor) * mixed
 
 
-@without_weights.register
+@functools.singledispatch
+def mix_pixels(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
+    """Applies an operation on pixels, without its factor; a new one registers its rule here.
+
+    Raises:
+      InputError: No rule is registered for the class of `op`.
+    """
+    raise InputError(f"Expected an operation on pixels with a rule for networks, got {op!r}; register `mix_pixels`")
+
+
+@mix_pixels.register
 def _pool(op: Pool, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
-    return float(op.factor) * nnx.avg_pool(x, *op.window)
+    return nnx.avg_pool(x, *op.window)
 
 
-@without_weights.register
+@mix_pixels.register
 def _pool_average(op: AvgPool, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
     return nnx.avg_pool(x, *op.window, count_include_pad=not op.normalize_edges)

@@ -23,7 +23,7 @@ class FoundCell:
     Attributes:
       cell: The cell.
       state: The search after its last round.
-      accuracy: Of the cell, in per cent; NaN where the table does not know it, None without a table.
+      accuracy: The accuracy of the cell, in per cent; NaN where the table does not know it, None without a table.
     """
 
     cell: Cell | Genotype

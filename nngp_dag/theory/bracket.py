@@ -24,10 +24,10 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.architecture import Architecture, Network, as_network
-from nngp_dag.architecture.interpreter import Sum, run
-from nngp_dag.architecture.program import Step, program_by_rows
+from nngp_dag.architecture.interpreter import Algebra, Sum, run
+from nngp_dag.architecture.program import program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.graph import Dag, Dense, EdgeOperation
+from nngp_dag.graph import Dag, Dense
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import check_inputs, real_array
 from nngp_dag.theory._spectrum import spectrum
@@ -181,7 +181,7 @@ def _lower(network: Network, data: Float[np.ndarray, "n d"]) -> tuple[float, flo
     return _field(network.readout_op, _Node(exact[output], *nodes[output]))
 
 
-class _LowerBounds:
+class _LowerBounds(Algebra):
     """The algebra of lower bounds on lambda_min of NNGP and NTK, for `run`."""
 
     def __init__(self, operations: Sequence[Dense], exact: Mapping[int, Kernel]) -> None:
@@ -189,14 +189,9 @@ class _LowerBounds:
         self._operations, self._exact = operations, exact
 
     def add(self, of: Sum) -> tuple[float, float]:
-        """Adds bounds up, by Weyl's inequality over independent fields."""
+        """Adds bounds up, by Weyl's inequality over independent fields; adding m m^T lowers no eigenvalue."""
         nngp, ntk = zip(*of.values, strict=True)
         return float(np.dot(of.weights, nngp)), float(np.dot(of.weights, ntk))
-
-    def at_node(self, step: Step, total: tuple[float, float], mean: None) -> tuple[float, float]:
-        """Returns the sum: adding m m^T lowers no eigenvalue."""
-        del step, mean
-        return total
 
     def apply(
         self, operation: int, slot: int, of: Sum, node: tuple[float, float], mean: None
@@ -205,10 +200,6 @@ class _LowerBounds:
         del slot, mean
         assert of.step.node is not None
         return _field(self._operations[operation], _Node(self._exact[of.step.node], *node)), None
-
-    def pool(self, mean: None, pool: EdgeOperation) -> None:
-        """Is not called: means are not followed."""
-        raise NotImplementedError
 
 
 def _last_nodes(network: Network, dag: Dag, data: np.ndarray) -> list[Kernel]:

@@ -23,10 +23,10 @@ FIELDS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What S networks of one DAG did, epoch by epoch. Entry 0 is the state before training.
+    """What S networks of one architecture did, epoch by epoch. Entry 0 is the state before training.
 
     Attributes:
-      name: How the user calls the DAG.
+      name: How the user calls the architecture.
       seeds: The seeds, S of them.
       steps_per_epoch: Updates in an epoch.
       learning_rates: The rate of each epoch's first step, (E,).
@@ -87,7 +87,7 @@ class History:
 
 
 def write_csv(histories: Sequence[History], path: Path) -> None:
-    """Writes the curves of all DAGs, one row per DAG, epoch and seed."""
+    """Writes all curves, one row per architecture, epoch and seed."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=FIELDS)
         writer.writeheader()

@@ -12,12 +12,12 @@ _MOST_PANELS = 12
 
 
 def plot_training(histories: Sequence[History], path: Path, title: str, *, loss: str = "cross-entropy") -> None:
-    """Draws loss above and accuracy below, one column per DAG: means over seeds, and their range as a band.
+    """Draws loss above and accuracy below, one column per architecture: means over seeds, and their range as a band.
 
-    Of more than 12 DAGs the first 12 are drawn, and the title says so.
+    Of more than 12 the first 12 are drawn, and the title says so.
 
     Args:
-      histories: Of the DAGs.
+      histories: The curves of every architecture.
       path: The file.
       title: What was trained.
       loss: Its name, such as those of `Recipe.loss`.

@@ -29,7 +29,7 @@ def run_folder(path: Path) -> ResultDirectory:
 
 
 class RunDirectory:
-    """A folder that holds all of one run; of DAGs known by their names.
+    """A folder that holds all of one run, of networks known by their names.
 
     It holds config.json, train.log, curves.csv, curves.png at the end, tensorboard/NAME/seed-S/, and
     checkpoints/NAME/last and best. curves.csv and the events grow by the epoch, and are written anew from the
@@ -37,14 +37,14 @@ class RunDirectory:
 
     Args:
       path: The folder.
-      names: The DAGs.
+      names: The names of the networks.
 
     Raises:
       OutputError: It cannot be written.
     """
 
     def __init__(self, path: Path, names: Sequence[str]):
-        """Gives every DAG a folder name."""
+        """Gives every network a folder name."""
         self.path, self._folder = path, run_folder(path)
         self._folders = folder_names(names)
 
@@ -54,7 +54,7 @@ class RunDirectory:
         return self.path / "curves.csv"
 
     def checkpoints(self, name: str, kind: str) -> Path:
-        """Returns the checkpoint folder of a DAG; kind is "last" or "best"."""
+        """Returns the checkpoint folder of a network; kind is "last" or "best"."""
         return self.path / "checkpoints" / self._folders[name] / kind
 
     def opened(
@@ -70,7 +70,7 @@ class RunDirectory:
             file.write(line + "\n")
 
     def begin(self, histories: Sequence[History], lines: Sequence[str]) -> None:
-        """Writes the configuration, what the log says first, and the curves so far, of the DAGs that have begun."""
+        """Writes the configuration, what the log says first, and the curves so far, of the networks that have begun."""
         if place := self._folder.begin():
             self.log(f"resumed with {json.dumps(place)}: bits may differ from an unbroken run")
         for line in lines:

@@ -30,10 +30,10 @@ def model_table(name: str, summary: ModelSummary) -> Table:
 
 
 def training_table(runs: Sequence[Trained | TrainedCell]) -> Table:
-    """Returns what every DAG reached: mean ± standard deviation over seeds."""
+    """Returns what every network reached: mean ± standard deviation over seeds."""
     seeds, epochs = len(runs[0].history.seeds), len(runs[0].history.learning_rates)
     title = f"After {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}; accuracy in %"
-    table = number_table(title, ["DAG"], ["train loss", "train", "validation", "test", "best epoch"])
+    table = number_table(title, ["network"], ["train loss", "train", "validation", "test", "best epoch"])
     table.caption, table.caption_justify = "best epoch: test accuracy after the epoch of the best validation", "left"
     for run in runs:
         of, chosen = run.history.of, np.arange(seeds)
@@ -47,7 +47,7 @@ def training_table(runs: Sequence[Trained | TrainedCell]) -> Table:
 
 
 def training_rows(runs: Sequence[Trained | TrainedCell]) -> list[dict[str, Any]]:
-    """Returns what every network reached, one row per DAG and seed."""
+    """Returns what every network reached, one row per network and seed."""
     return [
         {
             "dag": run.name,

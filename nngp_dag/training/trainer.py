@@ -47,9 +47,9 @@ class Outcome:
       parameters: How many parameters each has, without those that only help in training.
       history: Their curves.
       params: Parameters after the last epoch, every leaf with leading axis S.
-      stats: Running averages of batch normalization, likewise.
+      stats: Running averages of batch normalization then, with the same axis.
       best_params: Those after each seed's best epoch, by validation accuracy.
-      best_stats: Likewise.
+      best_stats: Running averages after that epoch.
       best_epoch: That epoch, counted from 1, (S,).
     """
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import math
@@ -10,8 +11,10 @@ import scipy.special
 from flax import nnx
 from oracles import ORDERS
 
+import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, Op, Scale, SumPool
+from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, EdgeOperation, Op, Scale, SumPool
+from nngp_dag.graph.operations import Window
 from nngp_dag.nets import DagNet, WeightedLayer, as_functions
 
 PARAMETERIZATIONS = ("ntk", "standard")
@@ -447,3 +450,23 @@ def test_bad_inputs(name, x, match):
     for call in (model, model.features):
         with pytest.raises(InputError, match=match):
             call(x)
+
+
+def test_an_operation_on_pixels_without_a_rule_is_refused_by_kernels_and_networks(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Mirror(EdgeOperation):
+        mixes_pixels = True
+        window = Window((1, 1), (1, 1), "SAME")
+
+        def describe(self):
+            return "mirror"
+
+    monkeypatch.delitem(EdgeOperation.known, "Mirror")
+    network = nd.Network([(0, 1, Mirror()), (1, 2, "weighted")], Conv(filter_shape=(2, 2)))
+    images = np.ones((2, 3, 3, 1), np.float32)
+    with pytest.raises(InputError, match="Expected an operation on pixels with a rule for kernels, got"):
+        nd.kernel(network, images)
+    with pytest.raises(InputError, match="Expected an operation on pixels with a rule for networks, got"):
+        DagNet(network, 1, 1, image_shape=(3, 3), rngs=nnx.Rngs(0))(images)
+    with pytest.raises(InputError, match="Expected an operation on pixels with a rule for stax, got"):
+        nd.stax.DagLayer(network)

@@ -26,9 +26,8 @@ from jax import lax
 from numpy.polynomial import chebyshev
 
 from nngp_dag.activations import IDENTITY, ABRelu
-from nngp_dag.architecture.interpreter import Sum, run
+from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import Program, Step, Structure
-from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels.backends.unrolled import Kernels, Spec
 from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.dual import root
@@ -94,7 +93,7 @@ def _applied(layer: Layer, x: _Field, rules: Rules, fan_in: int | None = None) -
     return x.plus(-np.square(mean)), mean
 
 
-class _AtAngles:
+class _AtAngles(Algebra):
     """The algebra of second moments at angles, for `run`."""
 
     def __init__(self, layers: Layers) -> None:
@@ -116,10 +115,6 @@ class _AtAngles:
         """Applies a weighted operation."""
         del slot, of, mean
         return _applied(self._layers.edges[operation], node, self._layers.rules)
-
-    def pool(self, mean: float, pool: EdgeOperation) -> float:
-        """Is not called: pooling is for images."""
-        raise NotImplementedError
 
 
 def at_angles(program: Program, layers: Layers, channels: int, theta: np.ndarray) -> np.ndarray:
@@ -160,8 +155,8 @@ def series_of(program: Program, layers: Layers, channels: int, dtype: np.dtype) 
 
     Args:
       program: As in `at_angles`.
-      layers: Likewise.
-      channels: Likewise.
+      layers: The program's operations.
+      channels: Features of the data.
       dtype: The precision to which series are to hold.
 
     Returns:

@@ -14,6 +14,7 @@ Beside Cov goes its gap, sqrt(v_i v_j) - |Cov_ij| with the variances v of both i
 Cov alone would lose half of its digits, and the NTK is linear in that angle.
 """
 
+import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.architecture.interpreter import Sum, run
+from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import Step, Structure, Term
 from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels import layer_rules
@@ -148,29 +149,20 @@ def _stems(
     ]
 
 
-class _Covariances:
+class _Covariances(Algebra):
     """The algebra of covariances, for `run`; where variances and means come from, subclasses know."""
 
-    def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout, *, add_shares: bool) -> None:
-        """`add_shares` says whether the shares of summands in a sum differ between two inputs."""
-        self.layers, self.layout, self._true, self._add_shares = layers, layout, weights.true, add_shares
+    def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout) -> None:
+        """Keeps what is given; of the weights only the condition."""
+        self.layers, self.layout, self._true = layers, layout, weights.true
 
-    def variances(self, slot: int) -> Marginals:
-        """Returns the variances of a slot's value."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
         """Returns the variances of a node, and its means."""
-        raise NotImplementedError
 
     def add(self, of: Sum) -> KernelState:
         """Adds up what a step reads."""
         return self._total(of.step.terms, of.weights, of.values, *self._shares(of.step))
-
-    def at_node(self, step: Step, total: KernelState, mean: jax.Array | None) -> KernelState:
-        """Returns the sum: covariances and means go side by side."""
-        del step, mean
-        return total
 
     def apply(
         self, operation: int, slot: int, of: Sum, node: KernelState, mean: jax.Array | None
@@ -194,9 +186,9 @@ class _Covariances:
         return pooled(pool, mean, range(1, mean.ndim))
 
     def _shares(self, step: Step) -> tuple[list[Marginals] | None, Marginals | None]:
-        if not self._add_shares or len(step.terms) == 1:
-            return None, None
-        return [self.variances(term.slot) for term in step.terms], self.variances(step.slot)
+        """Returns the variances of a step's terms and of its sum, where the terms' shares differ between two inputs."""
+        del step
+        return None, None
 
     def _total(
         self,
@@ -224,7 +216,7 @@ class _OwnCovariances(_Covariances):
 
     def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout) -> None:
         """Starts with no variance."""
-        super().__init__(weights, layers, layout, add_shares=False)
+        super().__init__(weights, layers, layout)
         self.v: dict[int, jax.Array] = {}
         self.m: dict[int, jax.Array] = {}
 
@@ -264,18 +256,22 @@ class _Block(_Covariances):
     def __init__(
         self, weights: Weights, layers: Layers, layout: PixelLayout, moments: tuple[Moments, Moments], add_shares: bool
     ) -> None:
-        """`moments` are those of the rows and of the columns."""
-        super().__init__(weights, layers, layout, add_shares=add_shares)
-        self._first, self._second = moments
+        """`moments` are those of rows and columns; `add_shares` says whether shares differ, see `_shares`."""
+        super().__init__(weights, layers, layout)
+        (self._first, self._second), self._add_shares = moments, add_shares
 
-    def variances(self, slot: int) -> Marginals:
-        """Returns the variances of a slot's value."""
+    def _shares(self, step: Step) -> tuple[list[Marginals] | None, Marginals | None]:
+        if not self._add_shares or len(step.terms) == 1:
+            return None, None
+        return [self._variances(term.slot) for term in step.terms], self._variances(step.slot)
+
+    def _variances(self, slot: int) -> Marginals:
         return Marginals(self.layout.left(self._first.v[slot]), self.layout.right(self._second.v[slot]))
 
     def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
         """Returns the variances of a node, and its means."""
         del mean
-        variances, node = self.variances(step.slot), step.node
+        variances, node = self._variances(step.slot), step.node
         if node not in self._first.m:
             return variances
         return Marginals(*variances[:2], self.layout.left(self._first.m[node]), self.layout.right(self._second.m[node]))

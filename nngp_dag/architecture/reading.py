@@ -1,0 +1,107 @@
+"""What network an argument and options of the architecture stand for."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypedDict, Unpack
+
+from nngp_dag.architecture.network import OF_LAYER, Network
+from nngp_dag.errors import InputError, InputWarning, check_known, shown, warn
+from nngp_dag.graph.operations import Conv, Dense, Op
+from nngp_dag.graph.reading import as_dag
+
+
+class Architecture(TypedDict, total=False):
+    """What may be said of a network beside its graph: fields of `Network`, and of its layer (the first four)."""
+
+    activation: Hashable
+    order: str
+    w_std: float
+    b_std: float | None
+    layer: Dense | None
+    aggregation: str
+    stem: Dense | None
+    readout: bool
+    image_readout: str
+    parameterization: str
+    width: int
+
+
+def as_network(
+    value: object,
+    name: str = "network",
+    caller: Callable[..., Any] | None = None,
+    /,
+    **architecture: Unpack[Architecture],
+) -> Network:
+    """Returns the network, with a stem, that an argument and options of the architecture stand for.
+
+    Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
+    every pixel by itself; an `InputWarning` says so.
+
+    Args:
+      value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
+      name: The argument.
+      caller: The function that was called with them, whose own parameters may be what a misspelled option means.
+      **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
+
+    Raises:
+      GraphError: As for `Network`; or `value` is no graph, see `as_dag`.
+      InputError: As for `Network`; or both `layer` and one of the options that describe it are given.
+
+    Example:
+      >>> network = as_network("2_12", activation="erf", aggregation="mean")
+      >>> network.layer.activation, as_network(network, b_std=0.1).layer.activation
+      ('erf', 'erf')
+    """
+    network = network_of(value, name, architecture, caller)
+    if not network.has_stem:
+        raise InputError(f"Expected `{name}` to have a stem, got one without; leave `has_stem` to `DagLayer`")
+    return network
+
+
+def network_of(
+    value: object,
+    name: str,
+    architecture: Mapping[str, Any],
+    caller: Callable[..., Any] | None = None,
+    has_stem: bool | None = None,
+) -> Network:
+    """As `as_network`, for networks that may have no stem; `has_stem` is None for what `value` says."""
+    check_known(architecture, Architecture.__annotations__, "options of the network", caller)
+    options = dict(architecture)
+    described = {option: options.pop(option) for option in OF_LAYER if option in options}
+    layer = options.pop("layer", None)
+    if layer is not None and described:
+        raise InputError(
+            f"Expected either `layer` or `activation`, `order`, `w_std` and `b_std`, got both; put them into "
+            f"{shown(layer)}"
+        )
+    if has_stem is not None:
+        options["has_stem"] = has_stem
+    if isinstance(value, Network):
+        if described:
+            layer = dataclasses.replace(value.layer, **described)
+        if layer is not None:
+            options["layer"] = layer
+        return dataclasses.replace(value, **options) if options else value
+    dag = as_dag(value, name, "a `Network`, a `Dag`")
+    network = Network(dag, Dense(**described) if layer is None else layer, **options)
+    if layer is None:
+        _warn_where_dense_beside_convolutions(network, stem_is_given=network.stem is not None)
+    return network
+
+
+def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:
+    if not any(isinstance(edge.op, Conv) for edge in network.dag.live_edges):
+        return
+    dense = ["the stem"] if network.has_stem and not stem_is_given else []
+    plain = [f"{edge.source}->{edge.target}" for edge in network.dag.live_edges if edge.op is Op.WEIGHTED]
+    if plain:
+        dense.append(f"the plain weighted edges {', '.join(plain[:3])}{', ...' * (len(plain) > 3)}")
+    if dense:
+        warn(
+            f"Expected `layer` for a graph whose edges have convolutions of their own, got none: {' and '.join(dense)} "
+            "will be dense, on every pixel by itself; pass such as layer=nngp_dag.Conv(filter_shape=(3, 3)) for "
+            "convolutions there too, or layer=nngp_dag.Dense() if dense is meant",
+            InputWarning,
+        )
