@@ -56,6 +56,7 @@ def relu_inputs(net: MacroNet, x: jax.Array, cell: Cell) -> Iterator[np.ndarray]
 
     paths = ((3,), (0, 4), (1, 5), (0, 2, 5))
     live = {edge for path in paths if all(cell.operations[i] != "none" for i in path) for edge in path}
+    assert net.stem is not None
     x = normed(convolved(x, net.stem.kernel[...]))
     for i, stage in enumerate(net.stages):
         if i:

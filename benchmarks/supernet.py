@@ -27,8 +27,8 @@ from common import finding, save, show, timed
 from flax import nnx
 
 from nngp_dag.nas import MacroNet, sample_cells
-from nngp_dag.nas.gradients import gradient_products
-from nngp_dag.nas.supernet import CellSupernet
+from nngp_dag.nas.networks.cell_supernet import CellSupernet
+from nngp_dag.nas.scores.gradients import gradient_products
 
 # Seconds, the least and the most.
 REFERENCE = {"C = 16, one cell": (0.7, 1.35), "C = 3, supernet": (0.28, 0.44)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
+from nngp_dag.nas.spaces.cells import CONVOLUTIONS, EDGES, OPERATIONS
 
 
 def one_thread() -> Any:

@@ -18,11 +18,20 @@ from rich.console import Console
 from rich.progress import track
 
 import nngp_dag as nd
-from nngp_dag.nas import SCORES, AccuracyTable, Setting, sample_cells
-from nngp_dag.report.nas import accuracy_correlations, search_table
-from nngp_dag.report.nas_files import ScoreDirectory, read_scores
-from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
-from nngp_dag.report.tables import correlation_table, search_summary
+from nngp_dag.nas import (
+    SCORES,
+    AccuracyTable,
+    ScoreDirectory,
+    Setting,
+    accuracy_correlations,
+    plot_depth_and_width,
+    plot_scores,
+    read_scores,
+    sample_cells,
+    search_summary,
+    search_table,
+)
+from nngp_dag.report.tables import correlation_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SEARCHED = ("naswot", "parameters", "nngp_lambda_min_exact", "ntk_lambda_min_exact", "ntk_condition_exact")

@@ -21,11 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 import nngp_dag as nd
-from nngp_dag.nas import AccuracyTable, Cell, get_space
-from nngp_dag.nas.pruning import Pruning
-from nngp_dag.nas.tenas import batch_sizes, tenas_measures
+from nngp_dag.nas import AccuracyTable, Cell, Pruning, SearchDirectory, batch_sizes, get_space, tenas_measures
 from nngp_dag.report import output_file
-from nngp_dag.report.tenas_files import SearchDirectory
 from nngp_dag.storage import environment
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -13,7 +13,7 @@ from cli_cases import arguments_of, check_options
 
 import nngp_dag
 from nngp_dag.cli import main
-from nngp_dag.nas import scores
+from nngp_dag.nas.scores import registry
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path__, "nngp_dag."))
@@ -53,8 +53,8 @@ PAGES = sorted(path.name for path in (README.parent / "docs").glob("*.md"))
 )
 def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scores, "_registered", dict(scores._registered))  # an example registers one more
-    monkeypatch.setattr(scores, "SCORES", MappingProxyType(scores._registered))
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))  # an example registers one more
+    monkeypatch.setattr(registry, "SCORES", MappingProxyType(registry._registered))
     for example in re.findall(r"```python\n(.*?)```", (README.parent / "docs" / page).read_text(), re.DOTALL):
         exec(compile(example, page, "exec"), {})
 

@@ -85,9 +85,9 @@ def score(
     )
     from nngp_dag.nas import Cell, Setting, sample_cells
     from nngp_dag.nas import cells as every_cell
-    from nngp_dag.nas.cells import NUM_CELLS
-    from nngp_dag.nas.scores import measures_of
-    from nngp_dag.report.nas_files import ScoreDirectory, read_scores, score_folder
+    from nngp_dag.nas.scores.files import ScoreDirectory, read_scores, score_folder
+    from nngp_dag.nas.scores.registry import measures_of
+    from nngp_dag.nas.spaces.cells import NUM_CELLS
 
     measures_of(score)
     if sample is not None and cell:
@@ -144,10 +144,10 @@ def search(
     import pandas
 
     from nngp_dag.nas import AccuracyTable
+    from nngp_dag.nas.scores.files import read_scores
+    from nngp_dag.nas.studies.tables import accuracy_correlations, search_summary, search_table
     from nngp_dag.report import output_file
-    from nngp_dag.report.nas import accuracy_correlations, search_table
-    from nngp_dag.report.nas_files import read_scores
-    from nngp_dag.report.tables import correlation_table, search_summary
+    from nngp_dag.report.tables import correlation_table
 
     known, table = AccuracyTable.load(benchmark), read_scores(scores)
     columns = list(dict.fromkeys(column)) if column else [None]
@@ -187,9 +187,9 @@ def plot(
     once(scores / "depth-width.png", scores / "scores.png")
     hold(scores, "--scores")
     from nngp_dag.nas import SCORES, AccuracyTable
+    from nngp_dag.nas.scores.files import read_scores
+    from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
     from nngp_dag.report import output_file
-    from nngp_dag.report.nas_files import read_scores
-    from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
 
     known, table = AccuracyTable.load(benchmark), read_scores(scores)
     with output_file(scores / "depth-width.png", overwrite=overwrite, option="--scores") as path:

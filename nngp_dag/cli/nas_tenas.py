@@ -94,10 +94,10 @@ def tenas(
     import math
 
     from nngp_dag.nas import AccuracyTable, get_space
-    from nngp_dag.nas.pruning import Pruning
-    from nngp_dag.nas.tenas import PER_ROUND, batch_sizes
-    from nngp_dag.report.tenas import tenas_search
-    from nngp_dag.report.tenas_files import search_folder
+    from nngp_dag.nas.pruning.files import search_folder
+    from nngp_dag.nas.pruning.rounds import Pruning
+    from nngp_dag.nas.pruning.search import tenas_search
+    from nngp_dag.nas.pruning.tenas import PER_ROUND, batch_sizes
 
     if column is not None and benchmark is None:
         raise InputError(f"Expected --column only with --benchmark, got {column}; leave it out, or name a table")

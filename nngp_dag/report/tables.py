@@ -297,24 +297,3 @@ def sweep_summary(table: "pandas.DataFrame") -> str:
     if len(refused):
         text += f"\n{len(refused):,} without a kernel, such as {refused.dag.iloc[0]}: {refused.reason.iloc[0]}"
     return text
-
-
-def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
-    """Returns what searches found, one row for each method and filter."""
-    frame: Any = found
-    table = number_table(
-        f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
-        ["method", "filter"],
-        ["accuracy in %", "seconds", "skipped", "found"],
-    )
-    for _, row in frame.iterrows():
-        accuracy = f"{row['mean']:.2f} ± {row['std']:.2f}"
-        table.add_row(
-            row["method"],
-            row["filter"],
-            accuracy,
-            f"{row['seconds']:.3g}",
-            f"{row['skipped']:.1%}",
-            f"{row['found']:,}",
-        )
-    return table

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
-from nngp_dag.nas.darts import CELL_TYPES, Genotype
-from nngp_dag.nas.discrete import BenchNet, DartsNet
+from nngp_dag.nas.networks.bench_net import BenchNet
+from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.spaces.darts import CELL_TYPES, Genotype
 from nngp_dag.training.recipe import AnyRecipe
 
 _CELL_BEGINS = r"\||\{|(\w+\s*=\s*)?Genotype\s*\("

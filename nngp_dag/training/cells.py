@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 from nngp_dag.data import Splits
 from nngp_dag.errors import InputError
 from nngp_dag.nas import Cell
-from nngp_dag.nas.darts import Genotype
+from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.training.cell_recipe import CellRecipe, with_choices
 from nngp_dag.training.tasks import CellTask
 from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks

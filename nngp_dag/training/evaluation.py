@@ -13,7 +13,7 @@ from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, as_path
 from nngp_dag.graph import Dag
 from nngp_dag.nas import Cell
-from nngp_dag.nas.darts import Genotype
+from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell

@@ -15,7 +15,7 @@ from nngp_dag.architecture.document import to_document
 from nngp_dag.data import Splits
 from nngp_dag.errors import NngpDagError
 from nngp_dag.nas import Cell
-from nngp_dag.nas.darts import Genotype
+from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.nets import summarize
 from nngp_dag.nets.model import Params
 from nngp_dag.training.advice import stable_learning_rate

@@ -9,7 +9,7 @@ import pytest
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import zoo
 from nngp_dag.nas import FILTERS, Cell, Filter, cells, get_filter, sample_cells
-from nngp_dag.nas.cells import EDGES, OPERATIONS
+from nngp_dag.nas.spaces.cells import EDGES, OPERATIONS
 
 SKIPS = "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nngp_dag.nas import channels_first, layers
+from nngp_dag.nas.networks import channels_first, layers
 
 X = jax.random.normal(jax.random.key(0), (2, 3, 6, 4))
 

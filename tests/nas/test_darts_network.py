@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nngp_dag.nas.darts import EDGES, OPERATIONS
-from nngp_dag.nas.darts_network import DartsSupernet, MixedEdges
-from nngp_dag.nas.layers import normalized
+from nngp_dag.nas.networks.darts_supernet import DartsSupernet, MixedEdges
+from nngp_dag.nas.networks.layers import normalized
+from nngp_dag.nas.spaces.darts import EDGES, OPERATIONS
 
 
 def relu(x):

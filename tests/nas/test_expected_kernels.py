@@ -8,8 +8,8 @@ import pytest
 import nngp_dag as nd
 from nngp_dag.errors import InputError
 from nngp_dag.nas import Cell, Genotype, get_space
-from nngp_dag.nas.expected_kernels import ExpectedKernels, wiring_dag
-from nngp_dag.nas.wiring import on_sphere
+from nngp_dag.nas.pruning.expected_kernels import ExpectedKernels, wiring_dag
+from nngp_dag.nas.scores.wiring import on_sphere
 
 NASBENCH201, DARTS = get_space("nasbench201"), get_space("darts")
 IMAGES = np.random.default_rng(0).normal(size=(6, 4, 4, 1)).astype(np.float32)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from nngp_dag.errors import InputError
 from nngp_dag.nas import Cell, MacroNet, load_state_dict
-from nngp_dag.nas.layers import averaged, convolved
+from nngp_dag.nas.networks.layers import averaged, convolved
 
 RICH = Cell.parse("|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|none~2|")
 

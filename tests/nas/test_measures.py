@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas import get_space, measures
-from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS
-from nngp_dag.nas.gradients import inner_products
-from nngp_dag.nas.layers import ConvNorm, convolved, normalized
-from nngp_dag.nas.measures import Measures
-from nngp_dag.nas.regions import patches
-from nngp_dag.nas.supernet import CellSupernet
+from nngp_dag.nas import get_space
+from nngp_dag.nas.networks.cell_supernet import CellSupernet
+from nngp_dag.nas.networks.layers import ConvNorm, convolved, normalized
+from nngp_dag.nas.pruning import measures
+from nngp_dag.nas.pruning.measures import Measures
+from nngp_dag.nas.pruning.regions import patches
+from nngp_dag.nas.scores.gradients import inner_products
+from nngp_dag.nas.spaces.cells import CONVOLUTIONS, EDGES, OPERATIONS
 
 EPSILON = 1e-5
 

@@ -12,8 +12,8 @@ from flax import nnx
 import nngp_dag as nd
 from nngp_dag.errors import InputError
 from nngp_dag.nas import Cell, MacroNet, Setting, empirical_ntk, log_determinant, pattern_kernel, score_cells
-from nngp_dag.nas.cells import CONVOLUTIONS
-from nngp_dag.nas.patterns import _counted, gates
+from nngp_dag.nas.scores.patterns import _counted, gates
+from nngp_dag.nas.spaces.cells import CONVOLUTIONS
 
 ONE_THREAD = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) == 1
 

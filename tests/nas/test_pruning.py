@@ -9,7 +9,7 @@ import pytest
 
 from nngp_dag.errors import CheckpointError, InputError
 from nngp_dag.nas import Cell, Genotype, get_space
-from nngp_dag.nas.pruning import Measure, Pruning, State, prune
+from nngp_dag.nas.pruning.rounds import Measure, Pruning, State, prune
 
 NASBENCH201, DARTS = get_space("nasbench201"), get_space("darts")
 WORTH = np.random.default_rng(7)

@@ -29,8 +29,8 @@ from nngp_dag.nas import (
     register,
     score_cells,
 )
-from nngp_dag.nas.costs import _kernels
-from nngp_dag.nas.gradients import synflow
+from nngp_dag.nas.scores.gradients import synflow
+from nngp_dag.nas.spaces.costs import _kernels
 
 NOTHING = Cell.from_index(0)
 POOLS = Cell.from_index(15_624)
@@ -176,7 +176,7 @@ def test_a_measure_that_crashes_names_score_and_cell(setting, monkeypatch):
         yield {"mine": 1.0}
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    monkeypatch.setattr("nngp_dag.nas.scores.registry._registered", {})
     register(Score("mine", True, "wiring", "", crashing))
     with pytest.raises(InputError, match=re.escape(f"Expected mine of {POOLS}, got ZeroDivisionError: nothing to")):
         list(score_cells([RICH, POOLS], ["mine"], setting))
@@ -213,7 +213,7 @@ def test_gradients_of_several_cells_at_once_are_those_of_one_by_one(setting, gra
 
 
 def test_leaving_synflow_leaves_no_float64_behind(setting, monkeypatch):
-    monkeypatch.setattr("nngp_dag.nas.gradients._flow", lambda graph, shared, of_cell: jnp.float64(1.0))
+    monkeypatch.setattr("nngp_dag.nas.scores.gradients._flow", lambda graph, shared, of_cell: jnp.float64(1.0))
     running = synflow([RICH, POOLS], setting)
     assert next(running) == {"synflow": 0.0}
     assert not jax.config.jax_enable_x64
@@ -230,7 +230,7 @@ def test_a_cell_is_one_row_as_soon_as_its_scores_are_known(setting, monkeypatch)
     def second(cells, setting):
         yield from ({"b": 2.0, "c": "no path" if cell == NOTHING else 1.0} for cell in cells)
 
-    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    monkeypatch.setattr("nngp_dag.nas.scores.registry._registered", {})
     for name, measure in (("a", first), ("b", second), ("c", second)):
         register(Score(name, True, "forward", "", measure))
     running = score_cells([NOTHING, RICH], ["c", "a", "b"], setting)
@@ -255,7 +255,7 @@ def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
         time.sleep(0.5 if len(passes) == 1 else 0.02)
         yield from ({"mine": 1.0} for _ in cells)
 
-    monkeypatch.setattr("nngp_dag.nas.scores._registered", {})
+    monkeypatch.setattr("nngp_dag.nas.scores.registry._registered", {})
     register(Score("mine", True, "kernel", "", slow_at_first))
     found = list(score_cells([RICH, POOLS], ["mine"], setting))
     assert [scored.seconds for scored in found] == [pytest.approx(0.01, rel=0.9)] * 2

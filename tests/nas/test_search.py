@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas.search import accuracies_of, search
+from nngp_dag.nas.studies.searches import accuracies_of, search
 
 GOOD = np.array([1.0, 5.0, 3.0, -np.inf, 2.0])
 ONES = np.ones(5)

@@ -10,8 +10,8 @@ import pytest
 
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.nas import Cell, Genotype, cells, get_space
-from nngp_dag.nas.cells import EDGES
-from nngp_dag.nas.darts import OPERATIONS as DARTS
+from nngp_dag.nas.spaces.cells import EDGES
+from nngp_dag.nas.spaces.darts import OPERATIONS as DARTS
 
 PATHS = [[(0, 3)], [(0, 1), (1, 3)], [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]]
 NASBENCH201, DARTS_SPACE = get_space("nasbench201"), get_space("darts")

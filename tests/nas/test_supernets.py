@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas.cells import CONVOLUTIONS, EDGES, OPERATIONS, Cell
-from nngp_dag.nas.darts_network import DartsSupernet
-from nngp_dag.nas.layers import convolved, in_memory
-from nngp_dag.nas.network import MacroNet
-from nngp_dag.nas.supernet import CellSupernet
+from nngp_dag.nas.networks.cell_supernet import CellSupernet
+from nngp_dag.nas.networks.darts_supernet import DartsSupernet
+from nngp_dag.nas.networks.layers import convolved, in_memory
+from nngp_dag.nas.networks.macro_net import MacroNet
+from nngp_dag.nas.spaces.cells import CONVOLUTIONS, EDGES, OPERATIONS, Cell
 
 RICH = Cell.parse("|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|none~2|")
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas import get_space, measures
-from nngp_dag.nas.measures import darts_measures, nasbench201_measures
-from nngp_dag.nas.pruning import Measure, Pruning, State, prune
-from nngp_dag.nas.regions import patches
-from nngp_dag.nas.tenas import batch_sizes, tenas_measures
+from nngp_dag.nas import get_space
+from nngp_dag.nas.pruning import measures
+from nngp_dag.nas.pruning.measures import darts_measures, nasbench201_measures
+from nngp_dag.nas.pruning.regions import patches
+from nngp_dag.nas.pruning.rounds import Measure, Pruning, State, prune
+from nngp_dag.nas.pruning.tenas import batch_sizes, tenas_measures
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 MAKERS = {"nasbench201": nasbench201_measures, "darts": darts_measures}

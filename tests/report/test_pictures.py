@@ -13,9 +13,9 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import zoo
 from nngp_dag.graph.codes import nasbench201_edges
 from nngp_dag.nas import AccuracyTable, Cell, Genotype, sample_cells
+from nngp_dag.nas.pruning.plots import plot_cell, plot_trajectory
+from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
 from nngp_dag.report import plot_dag, plot_kernel, plot_sweep, style
-from nngp_dag.report.nas_plots import plot_depth_and_width, plot_scores
-from nngp_dag.report.tenas_plots import plot_cell, plot_trajectory
 from nngp_dag.training import History
 from nngp_dag.training.plots import plot_training
 

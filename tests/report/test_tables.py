@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 import nngp_dag as nd
-from nngp_dag.report.tables import bounds_table, dag_facts, dag_table, search_summary, short_name, sweep_table
+from nngp_dag.nas import search_summary
+from nngp_dag.report.tables import bounds_table, dag_facts, dag_table, short_name, sweep_table
 from nngp_dag.training.history import History
 from nngp_dag.training.run import Trained
 from nngp_dag.training.tables import training_table

@@ -15,9 +15,9 @@ import nngp_dag as nd
 from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, NngpDagError, OutputError
 from nngp_dag.nas import Setting, get_space, sample_cells
-from nngp_dag.nas.pruning import Measure, Pruning, prune
-from nngp_dag.report.nas_files import ScoreDirectory, read_scores
-from nngp_dag.report.tenas_files import SearchDirectory
+from nngp_dag.nas.pruning.files import SearchDirectory
+from nngp_dag.nas.pruning.rounds import Measure, Pruning, prune
+from nngp_dag.nas.scores.files import ScoreDirectory, read_scores
 from nngp_dag.storage import LOCK, Rows, claimed, environment, locked, misfit, output_directory, output_file
 
 X = np.random.default_rng(0).normal(size=(4, 3))

@@ -16,8 +16,10 @@ from nngp_dag.cli import main
 from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError, OutputError
 from nngp_dag.nas import Cell, MacroNet
-from nngp_dag.nas.darts import Genotype
-from nngp_dag.nas.discrete import BenchNet, DartsNet, _CellNet
+from nngp_dag.nas.networks.bench_net import BenchNet
+from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.networks.running_norms import RunningNorms
+from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.training import checkpoints, evaluate
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell
 from nngp_dag.training.cells import train_cell
@@ -66,7 +68,7 @@ def test_running_statistics_approach_those_of_the_batch_and_evaluation_reads_the
     np.testing.assert_allclose(nnx.jit(lambda net, x: net(x))(net, x), logits, rtol=0.02, atol=0.02)
 
 
-class _Plain(_CellNet):
+class _Plain(RunningNorms):
     def __init__(self):
         self.mean, self.variance = nnx.BatchStat(jnp.zeros(1)), nnx.BatchStat(jnp.ones(1))
 

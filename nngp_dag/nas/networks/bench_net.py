@@ -1,0 +1,80 @@
+"""The network of NAS-Bench-201 around one cell, to be trained."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from nngp_dag.nas.networks.layers import ConvNorm, Normalize, averaged, check_sizes
+from nngp_dag.nas.networks.running_norms import Drop, RunningNorms
+from nngp_dag.nas.networks.skeleton import NUM_NODES, Skeleton
+from nngp_dag.nas.spaces.cells import EDGES, Cell
+
+
+class BenchNet(Skeleton[nnx.List], RunningNorms):
+    """The network of NAS-Bench-201 around one cell, as `MacroNet`, with running statistics.
+
+    Args:
+      cell: The cell; weights exist for its convolutions alone.
+      image_shape: (height, width, channels), sides multiples of 4.
+      channels: C; 16 in the benchmark.
+      cells: N; 5 in the benchmark.
+      classes: Outputs.
+      rngs: Of the weights, as for `MacroNet`.
+
+    Raises:
+      InputError: A size is below 1, or images do not fit.
+
+    Example:
+      >>> net = BenchNet(Cell.from_index(10353), (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> net(jnp.ones((5, 8, 8, 3))).shape
+      (5, 10)
+
+    Reference: Dong and Yang, NAS-Bench-201, ICLR 2020, Section 2.1.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        image_shape: tuple[int, int, int],
+        *,
+        channels: int = 16,
+        cells: int = 5,
+        classes: int = 10,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the weights."""
+        check_sizes(cells=cells)
+        self.operations = cell.live.operations
+        sides = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
+
+        def edges(width: int) -> nnx.List:
+            return nnx.List(
+                [ConvNorm(width, width, side=sides[o], rngs=rngs) if o in sides else None for o in self.operations]
+            )
+
+        super().__init__(
+            lambda width: nnx.List([edges(width) for _ in range(cells)]),
+            channels=channels,
+            classes=classes,
+            in_channels=image_shape[-1],
+            rngs=rngs,
+        )
+        self._start_statistics(image_shape)
+
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, None]:
+        def cells(stage: nnx.List, x: Array) -> Array:
+            for cell in stage:
+                nodes = [x, *[jnp.zeros_like(x)] * (NUM_NODES - 1)]
+                for operation, block, (source, target) in zip(self.operations, cell, EDGES, strict=True):
+                    value = nodes[source]
+                    if block is not None:
+                        nodes[target] += drop(block(nnx.relu(value), normalize))
+                    elif operation == "avg_pool_3x3":
+                        nodes[target] += drop(averaged(value))
+                    elif operation == "skip_connect":
+                        nodes[target] += value
+                x = nodes[-1]
+            return x
+
+        self.check_images(x)
+        return self.classify(self.features_of(self.around(cells, x, normalize))), None

@@ -1,0 +1,151 @@
+"""The network of DARTS around the two cells of a genotype, to be trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from nngp_dag.errors import InputError
+from nngp_dag.nas.networks.darts_operations import FactorizedReduce, Preprocess, Separable, largest
+from nngp_dag.nas.networks.layers import ConvNorm, Normalize, averaged, check_images, check_sizes, classified, he_normal
+from nngp_dag.nas.networks.running_norms import Drop, RunningNorms
+from nngp_dag.nas.spaces.darts import Genotype
+
+
+class AuxiliaryHead(nnx.Module):
+    """A second classifier on the images after two thirds of the cells, which helps training.
+
+    ReLU, mean over 5 x 5 pixels every third one, two convolutions with batch norm and ReLU, the second over 2 x 2
+    pixels without padding, mean over pixels, classifier.
+    """
+
+    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs):
+        """Draws the weights."""
+        self.first = ConvNorm(channels, 128, side=1, rngs=rngs)
+        self.second = ConvNorm(128, 768, side=2, rngs=rngs)
+        self.kernel, self.bias = nnx.Param(he_normal(rngs, (768, classes))), nnx.Param(jnp.zeros(classes))
+
+    def __call__(self, x: Array, normalize: Normalize) -> Array:
+        """Returns its logits."""
+        x = self.first(nnx.avg_pool(nnx.relu(x), (5, 5), strides=(3, 3)), normalize)
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            nnx.relu(x), self.second.kernel[...], (1, 1), "VALID", dimension_numbers=layout
+        )
+        x = nnx.relu(normalize(x, self.second.scale[...], self.second.shift[...]))
+        return classified(x.mean(axis=(1, 2)), self.kernel[...], self.bias[...])
+
+
+class _DartsCell(nnx.Module):
+    def __init__(
+        self, genotype: Genotype, before: tuple[int, int], channels: int, reduction: bool, late: bool, *, rngs: nnx.Rngs
+    ):
+        self.pairs, self.reduction = genotype.reduce if reduction else genotype.normal, reduction
+        self.preprocess0 = (FactorizedReduce if late else Preprocess)(before[0], channels, rngs=rngs)
+        self.preprocess1 = Preprocess(before[1], channels, rngs=rngs)
+        self.blocks = nnx.List([self._block(name, source, channels, rngs) for name, source in self.pairs])
+
+    def _block(self, name: str, source: int, channels: int, rngs: nnx.Rngs) -> nnx.List:
+        if name == "skip_connect" and self.reduction and source < 2:
+            return nnx.List([FactorizedReduce(channels, channels, rngs=rngs)])
+        if "conv" not in name:
+            return nnx.List([])
+        twice, side = (2, 1) if name.startswith("sep") else (1, 2), int(name[-1])
+        return nnx.List([Separable(channels, side, twice[1], rngs=rngs) for _ in range(twice[0])])
+
+    def __call__(self, inputs: tuple[Array, Array], normalize: Normalize, drop: Drop) -> Array:
+        nodes = [self.preprocess0(inputs[0], normalize), self.preprocess1(inputs[1], normalize)]
+        ends = []
+        for (name, source), blocks in zip(self.pairs, self.blocks, strict=True):
+            value, stride = nodes[source], 2 if self.reduction and source < 2 else 1
+            for i, block in enumerate(blocks):
+                if isinstance(block, FactorizedReduce):
+                    value = block(value, normalize)
+                else:
+                    value = block(value, normalize, 1 if i else stride)
+            if name.endswith("pool_3x3"):
+                value = (largest if name.startswith("max") else averaged)(value)[:, ::stride, ::stride]
+            elif name == "none":
+                value = jnp.zeros_like(value[:, ::stride, ::stride])
+            ends.append(value if name == "skip_connect" and not len(blocks) else drop(value))
+            if len(ends) == 2:
+                nodes.append(ends[0] + ends[1])
+                ends = []
+        return jnp.concatenate(nodes[2:], axis=-1)
+
+
+class DartsNet(RunningNorms):
+    """The network of DARTS for small images, around the two cells of a genotype.
+
+    Stem (convolution 3 x 3 to 3 C channels, batch norm), L cells of C, 2C and 4C channels, those after one and two
+    thirds reduction cells, mean over pixels, classifier. A cell reads the two before it.
+
+    Args:
+      genotype: The cells.
+      image_shape: (height, width, channels).
+      channels: C; 36 in DARTS.
+      layers: L; 20 in DARTS.
+      classes: Outputs.
+      auxiliary: Whether there is an auxiliary head, which training reads.
+      rngs: Of the weights, as for `MacroNet`.
+
+    Raises:
+      InputError: A size is below 1, L below 3, or images are too small for the auxiliary head.
+
+    Example:
+      >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
+      >>> genotype = Genotype.from_pairs(cell, cell)
+      >>> DartsNet(genotype, (8, 8, 3), channels=2, layers=3, rngs=nnx.Rngs(0))(jnp.ones((5, 8, 8, 3))).shape
+      (5, 10)
+
+    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Appendix A.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        image_shape: tuple[int, int, int],
+        *,
+        channels: int = 36,
+        layers: int = 20,
+        classes: int = 10,
+        auxiliary: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the weights."""
+        check_sizes(channels=channels, classes=classes)
+        if layers < 3:
+            raise InputError(f"Expected `layers` to be at least 3, for two reduction cells, got {layers}")
+        self.in_channels = image_shape[-1]
+        before = 3 * channels, 3 * channels
+        self.stem = ConvNorm(self.in_channels, before[0], rngs=rngs)
+        reductions, made, late, width = (layers // 3, 2 * layers // 3), [], False, channels
+        for i in range(layers):
+            reduction = i in reductions
+            width *= 2 if reduction else 1
+            made.append(_DartsCell(genotype, before, width, reduction, late, rngs=rngs))
+            before, late = (before[1], 4 * width), reduction
+        self.cells, self.head_after = nnx.List(made), reductions[1]
+        quarter = [-(-side // 4) for side in image_shape[:2]]
+        if auxiliary and min(quarter) < 8:
+            raise InputError(
+                f"Expected images of at least 29 x 29 pixels for an auxiliary head, got {image_shape[:2]}; leave it out"
+            )
+        self.head = AuxiliaryHead(4 * width, classes, rngs=rngs) if auxiliary else None
+        self.kernel = nnx.Param(he_normal(rngs, (before[1], classes)))
+        self.bias = nnx.Param(jnp.zeros(classes))
+        self._start_statistics(image_shape)
+
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, Array | None]:
+        check_images(x, self.in_channels, 1)
+        x = self.stem(x, normalize)
+        inputs, head = (x, x), None
+        for i, cell in enumerate(self.cells):
+            inputs = inputs[1], cell(inputs, normalize, drop)
+            if i == self.head_after and self.head is not None and training:
+                head = functools.partial(self.head, inputs[1])
+        logits = classified(inputs[1].mean(axis=(1, 2)), self.kernel[...], self.bias[...])
+        # Last, so that evaluation, which leaves it out, finds the other statistics at the same places.
+        return logits, None if head is None else head(normalize)

@@ -1,0 +1,76 @@
+"""Batch norm with running statistics, and drop path, for networks that are trained."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from nngp_dag.nas.networks.layers import Normalize, normalized
+
+# PyTorch's: how much of the old averages a step keeps.
+_KEPT = 0.9
+_EPSILON = 1e-5
+
+Drop = Callable[[Array], Array]
+
+
+class RunningNorms(nnx.Module):
+    """Running statistics of all batch norms of a network, in the order of the calls."""
+
+    def _start_statistics(self, image_shape: tuple[int, int, int]) -> None:
+        """Makes room for the statistics; called when all weights are there."""
+        sizes: list[int] = []
+
+        def note(x: Array, scale: Array, shift: Array) -> Array:
+            sizes.append(len(scale))
+            return x
+
+        jax.eval_shape(lambda: self._forward(jnp.zeros((1, *image_shape)), note, lambda x: x, True))
+        self.mean, self.variance = nnx.BatchStat(jnp.zeros(sum(sizes))), nnx.BatchStat(jnp.ones(sum(sizes)))
+
+    def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, Array | None]:
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Returns the logits of images, each on its own: by the running statistics."""
+        at = 0
+
+        def normalize(x: Array, scale: Array, shift: Array) -> Array:
+            nonlocal at
+            place, at = slice(at, at + len(scale)), at + len(scale)
+            factor = scale * jax.lax.rsqrt(self.variance[place] + _EPSILON)
+            return x * factor[None, None, None] + (shift - factor * self.mean[place])[None, None, None]
+
+        return self._forward(x, normalize, lambda x: x, False)[0]
+
+    def train_step(
+        self, x: Float[Array, "n h w c"], key: Key[Array, ""], drop_path: Float[Array, ""] | float = 0.0
+    ) -> tuple[Float[Array, "n classes"], Float[Array, "n classes"] | None]:
+        """Returns the logits of a batch and those of the auxiliary head, and moves the running statistics.
+
+        Args:
+          x: Images; batch norm uses their statistics.
+          key: What drop path draws from.
+          drop_path: The probability that an operation gives an image nothing; else it gives 1 / (1 - p) of itself.
+        """
+        statistics: list[tuple[Array, Array]] = []
+        drawn = 0
+
+        def normalize(x: Array, scale: Array, shift: Array) -> Array:
+            # PyTorch's running variance is the unbiased one.
+            count = x.size // len(scale)
+            statistics.append((x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2)) * (count / max(count - 1, 1))))
+            return normalized(x, scale, shift)
+
+        def drop(value: Array) -> Array:
+            nonlocal drawn
+            drawn += 1
+            kept = jax.random.bernoulli(jax.random.fold_in(key, drawn), 1 - drop_path, (len(value), 1, 1, 1))
+            return jnp.where(kept, value / (1 - drop_path), 0)
+
+        logits, auxiliary = self._forward(x, normalize, drop, True)
+        for running, found in zip((self.mean, self.variance), zip(*statistics, strict=True), strict=True):
+            running[...] = _KEPT * running[...] + (1 - _KEPT) * jax.lax.stop_gradient(jnp.concatenate(found))
+        return logits, auxiliary

@@ -1,0 +1,1 @@
+"""TE-NAS: supernets pruned by training-free measures, with files and pictures."""

@@ -1,0 +1,1 @@
+"""Scores of untrained cells, their registry, and scores on disk."""

@@ -1,0 +1,34 @@
+"""The scores that come with the package."""
+
+from nngp_dag.nas.scores.gradients import grad_norm, jacob_cov, ntk_condition, synflow
+from nngp_dag.nas.scores.patterns import naswot, naswot_reference
+from nngp_dag.nas.scores.registry import Score, register
+from nngp_dag.nas.scores.wiring import KERNEL_SCORES, KERNELS, exact_kernels, paths_and_costs
+
+_ABDELFATTAH = "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021"
+_CHEN = "Chen et al., Deep Architecture Connectivity Matters for Its Convergence, NeurIPS 2022"
+_DONG = "Dong and Yang, NAS-Bench-201, ICLR 2020"
+_MELLOR = "Mellor et al., Neural Architecture Search without Training, ICML 2021"
+_SPECTRA = 'Chen, Huang, Wang, "No Free Lunch" in Neural Architectures?, AutoML 2023'
+_TANAKA = "Tanaka et al., Pruning Neural Networks without Any Data, NeurIPS 2020, as in " + _ABDELFATTAH
+
+_ALL = (
+    Score("naswot", True, "forward", _MELLOR, naswot),
+    Score("naswot_reference", True, "forward", _MELLOR + ", counting as its code", naswot_reference),
+    Score("parameters", True, "wiring", _DONG, paths_and_costs),
+    Score("flops", True, "wiring", _DONG, paths_and_costs),
+    Score("effective_depth", True, "wiring", _CHEN, paths_and_costs),
+    Score("effective_width", True, "wiring", _CHEN, paths_and_costs),
+    Score("grad_norm", True, "backward", _ABDELFATTAH, grad_norm),
+    Score("synflow", True, "backward", _TANAKA, synflow),
+    Score("jacob_cov", True, "backward", "Mellor et al., first version, 2020, as in " + _ABDELFATTAH, jacob_cov),
+    Score("ntk_condition", False, "jacobian", "Chen, Gong, Wang, TE-NAS, ICLR 2021", ntk_condition),
+    *(
+        Score(f"{kernel}_{name}_exact", name != "condition", "kernel", _SPECTRA, exact_kernels)
+        for kernel in KERNELS
+        for name in KERNEL_SCORES
+    ),
+)
+
+BUILT_IN = tuple(register(score).name for score in _ALL)
+"""Their names."""

@@ -1,0 +1,1 @@
+"""Cells, genotypes, search spaces, and what is known of their members without a network."""

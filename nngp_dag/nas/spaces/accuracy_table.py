@@ -1,0 +1,243 @@
+"""Accuracies of trained cells, from a table on disk."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
+from nngp_dag.nas.spaces.cells import Cell
+
+_NAMES = ("arch_str", "arch", "architecture", "cell")
+# The last two are how pandas writes its row numbers.
+_NUMBERS = ("index", "arch_index", "", "Unnamed: 0")
+_NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
+_MISSING = ("", "nan", "na", "n/a", "none", "null")
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyTable:
+    """What trained cells reached, in per cent; any cells, in any order.
+
+    A cell is asked for as a `Cell`, by its text, or by its row, which is its number in the published benchmark where
+    the table is in that order and whole.
+
+    Attributes:
+      cells: The cells, without repetition.
+      accuracies: {column: (cells,)}; NaN where a cell has none.
+
+    Raises:
+      DataError: A cell stands there twice, a column has the wrong length or numbers that are no per cent, or none.
+
+    Example:
+      >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
+      >>> table = AccuracyTable((Cell.parse(text),), {"cifar10": np.array([88.5])})
+      >>> table.accuracy(text), table.accuracy(0), table.index(text), table[0] == Cell.parse(text)
+      (88.5, 88.5, 0, True)
+    """
+
+    cells: tuple[Cell, ...]
+    accuracies: Mapping[str, Float[np.ndarray, " cells"]]
+    _rows: dict[Cell, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what would give wrong answers."""
+        if not self.cells or not self.accuracies:
+            raise DataError(
+                f"Expected cells with accuracies, got {len(self.cells)} cells, {len(self.accuracies)} columns"
+            )
+        for name, column in self.accuracies.items():
+            if np.shape(column) != (len(self.cells),):
+                raise DataError(f"Expected column {name!r} to hold {len(self.cells)} numbers, got {np.shape(column)}")
+            if np.isinf(column).any():
+                raise DataError(f"Expected column {name!r} to be finite, got inf in row {np.isinf(column).argmax()}")
+            if (outside := (np.asarray(column) < 0) | (np.asarray(column) > 100)).any():
+                row = int(outside.argmax())
+                raise DataError(
+                    f"Expected column {name!r} to hold accuracies in per cent, from 0 to 100, got {column[row]:g} in "
+                    f"row {row}; mend it, or leave a column of something else out"
+                )
+        rows: dict[Cell, int] = {}
+        for row, cell in enumerate(self.cells):
+            if rows.setdefault(cell, row) != row:
+                raise DataError(f"Expected every cell once, got {cell} in rows {rows[cell]} and {row}")
+        object.__setattr__(self, "_rows", rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AccuracyTable":
+        """Reads a CSV or JSON file; pickled files are never opened.
+
+        CSV has a head, a column with the cell's text (`arch_str`, `arch`, `architecture` or `cell`), and numbers. JSON
+        is a list of such rows, or an object from the cell's text to a number or a row; objects within a row become
+        columns `outer.inner`. Where a row has nothing, NaN, NA or null a column has NaN. Columns without any number are
+        left out, and so are row numbers.
+
+        Raises:
+          DataError: The file is absent, of another kind, or malformed; a cell is none or stands there twice; a column
+            holds numbers and something else.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in (".csv", ".json"):
+            raise DataError(
+                f"Expected a .csv or .json file of accuracies, got {path.name!r}; export the benchmark to one of them, "
+                "since reading a pickled file can run any code"
+            )
+        try:
+            # A byte order mark, which spreadsheets write, is no part of the first name.
+            text = path.read_bytes().decode("utf-8-sig")
+            rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text)
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
+            raise DataError(f"Expected {path} to be a readable table of accuracies, got {error}") from None
+        return cls._from_rows(rows, path)
+
+    @classmethod
+    def _from_rows(cls, rows: Sequence[Mapping[str, Any]], path: Path) -> "AccuracyTable":
+        name = next((name for name in _NAMES if rows and name in rows[0]), None)
+        if name is None:
+            found = shorten(", ".join(rows[0])) if rows else "no rows"
+            raise DataError(f"Expected {path} to have a column {' or '.join(_NAMES)}, got {found}")
+        cells = []
+        for number, row in enumerate(rows):
+            try:
+                cells.append(Cell.parse(row.get(name, "")))
+            except GraphError as error:
+                raise DataError(f"Expected a cell in row {number} of {path}: {error}") from None
+        accuracies = {}
+        for key in dict.fromkeys(key for row in rows for key in row if key not in (name, *_NUMBERS)):
+            column = [row.get(key) for row in rows]
+            numbers = list(map(_number, column))
+            if not any(number is not None and math.isfinite(number) for number in numbers):
+                continue
+            if None in numbers:
+                row = numbers.index(None)
+                raise DataError(
+                    f"Expected column {key!r} of {path} to hold numbers, got {shorten(repr(column[row]))} in row {row}"
+                )
+            accuracies[key] = np.array(numbers, np.float64)
+        if not accuracies:
+            raise DataError(f"Expected {path} to have a column of numbers beside {name!r}, got none")
+        return cls(tuple(cells), accuracies)
+
+    def __len__(self) -> int:
+        """Returns the number of cells."""
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> Cell:
+        """Returns the cell of a row."""
+        if not 0 <= index < len(self):
+            raise DataError(f"Expected a row in 0 to {len(self) - 1:,}, got {index}")
+        return self.cells[index]
+
+    def index(self, cell: Cell | str) -> int:
+        """Returns the row of a cell.
+
+        Raises:
+          DataError: The table does not have it.
+        """
+        cell = Cell.parse(cell) if isinstance(cell, str) else cell
+        if cell not in self._rows:
+            raise DataError(f"Expected one of the table's {len(self):,} cells, got {cell}")
+        return self._rows[cell]
+
+    def column(self, name: str | None = None) -> Float[np.ndarray, " cells"]:
+        """Returns the accuracies of all cells; `name` may be left out where there is one column.
+
+        Raises:
+          DataError: There is no such column, or several to choose from.
+        """
+        if name is None and len(self.accuracies) == 1:
+            return next(iter(self.accuracies.values()))
+        if name is None or name not in self.accuracies:
+            raise DataError(
+                f"Expected `column` to be one of {', '.join(self.accuracies)}, got {name!r}"
+                f"{did_you_mean(name, self.accuracies)}"
+            )
+        return self.accuracies[name]
+
+    def accuracy(self, cell: Cell | str | int, column: str | None = None) -> float:
+        """Returns the accuracy of a cell, in per cent; NaN where the table has none.
+
+        Raises:
+          DataError: The table has no such cell, row or column.
+        """
+        row = self.index(self[cell] if isinstance(cell, int) else cell)
+        return float(self.column(column)[row])
+
+    def look_up(self, cells: Sequence[Cell], column: str | None = None) -> Float[np.ndarray, " asked"]:
+        """Returns the accuracies of some cells, in per cent; NaN for those without one, in the table or not.
+
+        Raises:
+          DataError: There is no such column.
+        """
+        known = self.column(column)
+        rows = (self._rows.get(cell) for cell in cells)
+        return np.array([math.nan if row is None else known[row] for row in rows], np.float64)
+
+    def isomorphic(self, cell: Cell | str) -> tuple[Cell, ...]:
+        """Returns the cells of the table that are the same network as `cell`, which need not be in it, by row.
+
+        Their accuracies differ only by the randomness of training.
+        """
+        form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
+        return tuple(other for other in self.cells if other.canonical_form == form)
+
+
+def _csv_rows(text: str) -> list[dict[str, Any]]:
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    head, *rows = lines or [[]]
+    for number, row in enumerate(rows):
+        if len(row) != len(head):
+            raise ValueError(f"{len(row)} fields in row {number} under a head of {len(head)}")
+    return [_unique(zip(head, row, strict=True)) for row in rows]
+
+
+def _json_rows(text: str) -> list[dict[str, Any]]:
+    document = json.loads(text, object_pairs_hook=_unique)
+    if isinstance(document, dict):
+        document = [
+            _unique([(_NAMES[0], cell), *(row.items() if isinstance(row, dict) else [("accuracy", row)])])
+            for cell, row in document.items()
+        ]
+    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
+        raise ValueError("neither a list of objects nor an object of cells")
+    return [_unique(_flat(row.items())) for row in document]
+
+
+def _unique(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in items:
+        if key in found:
+            raise ValueError(f"{shorten(key)!r} twice")
+        found[key] = value
+    return found
+
+
+def _flat(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
+    for key, value in items:
+        if isinstance(value, dict):
+            yield from _flat((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            yield key, value
+
+
+def _number(value: Any) -> float | None:
+    """Returns a number, NaN for what stands for none, or None for anything else."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    # More than Python's own numbers would pass: "9_3", and digits of other scripts.
+    if isinstance(value, str) and not re.fullmatch(_NUMBER, value.strip(), re.ASCII | re.IGNORECASE):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -1,0 +1,1 @@
+"""Scores beside the accuracies of trained cells: searches, correlations and pictures."""

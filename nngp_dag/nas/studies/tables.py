@@ -1,0 +1,143 @@
+"""Searches by score beside the accuracies of trained cells: the table of the paper, and rank correlations."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from nngp_dag.errors import DataError, InputError
+from nngp_dag.nas.scores.registry import SCORES, get_score, goodness
+from nngp_dag.nas.spaces.accuracy_table import AccuracyTable
+from nngp_dag.nas.spaces.cells import Cell
+from nngp_dag.nas.spaces.filters import get_filter
+from nngp_dag.nas.studies.searches import accuracies_of, search
+from nngp_dag.report.ranking import rank_correlations
+from nngp_dag.report.tables import number_table
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def search_table(
+    scores: "pandas.DataFrame",
+    benchmark: AccuracyTable,
+    names: Sequence[str],
+    *,
+    column: str | None = None,
+    filters: Sequence[str] = ("paper",),
+    sample: int = 100,
+    repeats: int = 500,
+    seed: int = 0,
+) -> "pandas.DataFrame":
+    """Repeats searches by each score, with and without each filter, and says what the cells they take reach.
+
+    Args:
+      scores: What `read_scores` returns; searches draw from the cells that have all of `names`, and an accuracy.
+      benchmark: Accuracies of them.
+      names: Scores to search by.
+      column: Of the benchmark.
+      filters: Names out of `nngp_dag.nas.FILTERS`.
+      sample: Cells that one search draws.
+      repeats: Searches.
+      seed: Of the draws, which all rows share.
+
+    Returns:
+      A row for random choice, for each score and filter, for the best cell of each sample, and for the best of all:
+      `method`, `filter`, `mean` and `std` of the accuracy in per cent, `seconds` of one search, `skipped`, the share of
+      cells that the filter saved, `found`, the searches that found a cell, `repeats`, `cells`, those that searches drew
+      from, `left_out`, those that have the scores, but no accuracy, and `column`.
+
+    Raises:
+      InputError: A score or filter is unknown or was not computed.
+      DataError: No scored cell has an accuracy, or there is no such column.
+    """
+    import pandas
+
+    frame: Any = scores
+    # Methods compare on cells that all of them have seen.
+    for name in names:
+        if name not in frame:
+            known = get_score(name).name
+            raise InputError(f"Expected scores that were computed, got {known!r}; run nngp-dag nas score with it first")
+        frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
+    accuracy = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
+    known = np.isfinite(accuracy)
+    left_out = int((~known).sum())
+    if left_out and not known.any():
+        raise DataError(f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score some of its")
+    frame, accuracy = frame[known], accuracy[known]
+    cells = [Cell.parse(text) for text in frame.cell]
+    nothing = np.zeros(len(cells))
+    ways: list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]] = [
+        # Every cell is as good: the first that is drawn.
+        ("random", "", nothing, nothing, None)
+    ]
+    kept = {name: np.array([get_filter(name).keeps(cell.dag) for cell in cells]) for name in filters}
+    for name in names:
+        score = get_score(name)
+        good = goodness(score, np.asarray(frame[name], np.float64), cells)
+        seconds = np.asarray(frame[f"seconds_{score.measure.__name__}"], np.float64)
+        ways.append((name, "", good, seconds, None))
+        ways += [(name, filter_, good, seconds, keep) for filter_, keep in kept.items()]
+    ways.append(("best of the sample", "", accuracy, nothing, None))
+    records = []
+    for method, filter_, good, seconds, keep in ways:
+        runs = search(good, seconds=seconds, kept=keep, sample=sample, repeats=repeats, seed=seed)
+        reached = accuracies_of(runs, accuracy)
+        records.append(
+            {
+                "method": method,
+                "filter": filter_,
+                "mean": float(reached.mean()) if len(reached) else np.nan,
+                "std": float(reached.std()) if len(reached) else np.nan,
+                "seconds": float(runs.seconds.mean()),
+                "skipped": float(runs.skipped.mean()),
+                "found": len(reached),
+                "repeats": repeats,
+            }
+        )
+    best = {"method": "best of all", "filter": "", "mean": float(np.nanmax(benchmark.column(column))), "std": 0.0}
+    records.append(best | {"seconds": 0.0, "skipped": 0.0, "found": repeats, "repeats": repeats})
+    facts = {"cells": len(cells), "left_out": left_out, "column": column or next(iter(benchmark.accuracies))}
+    return pandas.DataFrame.from_records(records).assign(**facts)
+
+
+def accuracy_correlations(
+    scores: "pandas.DataFrame", benchmark: AccuracyTable, *, column: str | None = None
+) -> "pandas.DataFrame":
+    """Returns rank correlations of every score with the accuracy.
+
+    They are over the cells with a path, a finite score and an accuracy: cells without a weighted edge take part, as in
+    what others published, though searches never take them. Signs follow from the scores' directions: positive means
+    that the score ranks as training does.
+    """
+    frame: Any = scores[scores.status != "disconnected"].copy()
+    frame["accuracy"] = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
+    names = [name for name in SCORES if name in frame]
+    for name in names:
+        if not get_score(name).higher_is_better:
+            frame[name] = -frame[name]
+    found = rank_correlations(frame, names, ("accuracy",))
+    return found.assign(column=column or next(iter(benchmark.accuracies)))
+
+
+def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
+    """Returns what searches found, one row for each method and filter."""
+    frame: Any = found
+    table = number_table(
+        f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
+        ["method", "filter"],
+        ["accuracy in %", "seconds", "skipped", "found"],
+    )
+    for _, row in frame.iterrows():
+        accuracy = f"{row['mean']:.2f} ± {row['std']:.2f}"
+        table.add_row(
+            row["method"],
+            row["filter"],
+            accuracy,
+            f"{row['seconds']:.3g}",
+            f"{row['skipped']:.1%}",
+            f"{row['found']:,}",
+        )
+    return table
