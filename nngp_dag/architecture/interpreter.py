@@ -8,16 +8,19 @@ import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nngp_dag.architecture.program import Step, Structure
+from nngp_dag.architecture.program import Structure
 from nngp_dag.graph.operations import EdgeOperation
 
 
 class Sum(NamedTuple):
-    """What a step adds up: its terms' weights and values."""
+    """What a step adds up: its terms' weights and values.
 
-    step: Step
-    weights: Sequence[Any]
-    values: Sequence[Any]
+    In a compiled loop, step is a row of tables, and weights and values are arrays with a leading axis of terms.
+    """
+
+    step: Any
+    weights: Any
+    values: Any
 
 
 class Algebra(abc.ABC):
@@ -27,7 +30,7 @@ class Algebra(abc.ABC):
     def add(self, of: Sum) -> Any:
         """Returns the value of a step."""
 
-    def at_node(self, step: Step, total: Any, mean: Any) -> Any:
+    def at_node(self, step: Any, total: Any, mean: Any) -> Any:
         """Returns a node's value, given its sum, and its mean or None for 0; by default the sum."""
         del step, mean
         return total

@@ -14,7 +14,7 @@ from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import within_memory
 from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.chebyshev import series_of, together
-from nngp_dag.kernels.backends.loop import Sizes, sizes_of
+from nngp_dag.kernels.backends.loop_tables import Sizes, sizes_of
 from nngp_dag.kernels.backends.unrolled import Kernels
 from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.choose import is_homogeneous, plan_of_stack, spec_of_stacked_series

@@ -22,7 +22,7 @@ from nngp_dag.architecture import Network
 from nngp_dag.architecture.program import Program, program
 from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
-from nngp_dag.kernels.backends.loop import loop_structure
+from nngp_dag.kernels.backends.loop_tables import loop_structure
 from nngp_dag.kernels.backends.unrolled import Spec
 from nngp_dag.kernels.device import BlockSizes, block_sizes, compiles_triton
 from nngp_dag.kernels.layer_rules import Layers, layers_of

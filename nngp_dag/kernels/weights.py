@@ -5,7 +5,7 @@ import numpy as np
 
 from nngp_dag.architecture.program import Program
 from nngp_dag.errors import GraphError, InputError
-from nngp_dag.kernels.backends.loop import Sizes, tables
+from nngp_dag.kernels.backends.loop_tables import Sizes, tables
 from nngp_dag.kernels.backends.unrolled import Spec, Weights
 from nngp_dag.kernels.choose import Plan
 

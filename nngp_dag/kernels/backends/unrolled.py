@@ -29,7 +29,8 @@ from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import Step, Structure, Term
 from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels import layer_rules
-from nngp_dag.kernels.backends.loop import Tables, run_loop, run_loop_moments, sides_of_outputs
+from nngp_dag.kernels.backends.loop import run_loop, run_loop_moments, sides_of_outputs
+from nngp_dag.kernels.backends.loop_tables import Tables
 from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.layer_rules import KernelState, Layers, Marginals, Summand
 from nngp_dag.kernels.pixel_layout import PixelLayout
@@ -93,7 +94,7 @@ class Moments(NamedTuple):
     """Variances and means of inputs, vectors (N, *pixels), or (1,) for what all inputs share.
 
     Attributes:
-      v: Variances by slot; of a loop, one above the other, by place (see `nngp_dag.kernels.backends.loop.Tables`).
+      v: Variances by slot; of a loop, one above the other, by place (see `backends.loop_tables.Turns`).
       m: Means of every node that needs them, by node; none where all are 0.
     """
 
@@ -230,7 +231,7 @@ class _OwnCovariances(_Covariances):
         self.keep(of.step.slot, total)
         return total
 
-    def at_node(self, step: Step, total: KernelState, mean: jax.Array | None) -> KernelState:
+    def at_node(self, step: Any, total: KernelState, mean: jax.Array | None) -> KernelState:
         """Keeps the mean."""
         if mean is not None and step.node is not None:
             self.m[step.node] = mean
@@ -308,7 +309,9 @@ def moments_of(
         assert weights.tables is not None
         fields = [field for field, _ in stems]
         means = [jnp.zeros_like(v) if s.m1 is None else s.m1 for v, (_, s) in zip(q_in, stems, strict=True)]
-        v_of_places, m_of_nodes = run_loop_moments(weights.tables, spec.structure, fields, means, layers)
+        v_of_places, m_of_nodes = run_loop_moments(
+            weights.tables, fields, means if spec.structure.means else None, layers
+        )
         places = jnp.asarray(weights.tables.output_places)
         return Moments(v_of_places, m_of_nodes), lambda output: v_of_places[places[output]]
     algebra = _OwnCovariances(weights, layers, layout)
@@ -385,7 +388,7 @@ def propagate(
     if spec.loop:
         assert weights.tables is not None
         fields = [field for field, _ in stems]
-        outputs = run_loop(weights.tables, spec.structure, fields, first, second, layers, spec.equal_norms)
+        outputs = run_loop(weights.tables, fields, first, second, layers, spec.equal_norms)
         marginals = sides_of_outputs(weights.tables, first, second)
         if spec.stacked:
             value, _ = layer_rules.uncenter(outputs, marginals)
