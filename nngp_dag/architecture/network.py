@@ -181,7 +181,7 @@ class Network:
         return self._values == other._values if isinstance(other, Network) else NotImplemented
 
     def __hash__(self) -> int:
-        """Of what `==` compares."""
+        """Hash of what `==` compares."""
         return hash(tuple(self._values.values()))
 
     @functools.cached_property

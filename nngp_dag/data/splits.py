@@ -36,7 +36,7 @@ class Splits:
     """What a network trains on, what chooses its best state, and what it is tested on; validated once.
 
     Attributes:
-      name: Of the data set.
+      name: Name of the data set.
       train: The training part.
       validation: The validation part.
       test: The testing part.

@@ -34,7 +34,7 @@ class Stack(NamedTuple):
     Attributes:
       digests: The classes of their outputs.
       nngp: E[f f'], (networks, N, N).
-      ntk: The neural tangent kernels, likewise.
+      ntk: The neural tangent kernels, in the same order.
     """
 
     digests: tuple[str, ...]

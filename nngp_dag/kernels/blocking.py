@@ -104,7 +104,7 @@ def kernel_of_inputs(
     Args:
       weights: The numbers of the program.
       x1: For every input node the data, (N1, d), or images (N1, *pixels, channels).
-      x2: Likewise (N2, ...), or None for x1.
+      x2: The second inputs, (N2, ...), or None for x1.
       spec: The program.
       layout: How axes lie, for blocks.
 
@@ -359,7 +359,7 @@ def kernel_of_kernel(
       weights: The numbers of the program.
       inputs: For every input node NNGP and NTK, (N1, N2, *pixels).
       variances1: For every input node the covariance of the rows' inputs with themselves, (N1, *pixels).
-      variances2: Likewise of the columns, or None where they are the rows.
+      variances2: Variances of the columns, or None where they are the rows.
       spec: The program.
       layout: How axes lie, for blocks.
       channels: Fan-in of every stem.

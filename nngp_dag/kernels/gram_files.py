@@ -62,10 +62,10 @@ def describe(
     Args:
       network: The network; its options count as equal where their `repr` is.
       arrays1: The inputs, one array per input node.
-      arrays2: Likewise, or None where they are the same.
-      shape: Of the results.
+      arrays2: The second inputs, or None where they are the first.
+      shape: Shape of the results.
       tile: Rows and columns of a tile.
-      dtype: Of the results.
+      dtype: Dtype of the results.
     """
     return {
         "dag": str(network.dag),

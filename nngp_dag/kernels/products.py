@@ -99,7 +99,7 @@ def with_distances(
       coarse: What there is, (N1, N2).
       close: Where to sum, (N1, N2).
       x1: Inputs in parts, (N1, features) each.
-      x2: Likewise, (N2, features).
+      x2: The second inputs, (N2, features).
       cell: Side of the squares that are computed as a whole; 0: row by row, which compiles faster.
       of: The function, elementwise.
     """

@@ -19,7 +19,7 @@ class LayerSummary:
     Attributes:
       name: "stem", "0 -> 2" or "readout".
       operation: What it applies, in words.
-      output_shape: Of one example.
+      output_shape: Shape of the output for one example.
       parameters: Number of weights, biases, and scales and shifts of batch norm.
       flops: Floating-point operations of a forward pass of one example: two per weight and place it is applied at, one
         per bias. Activations, normalization, sums and pooling are not counted. A training step costs about three times

@@ -63,11 +63,11 @@ def linearized_sgd(
       learning_rate: eta, on the mean loss of a batch.
       batch_size: B.
       epochs: Passes over the data, E.
-      loss: Of an example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
+      loss: Loss of an example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
       momentum: mu, in [0, 1).
       num_classes: Number of outputs C; by default the largest label + 1.
       draws: Number D of initializations, each with its own order of batches.
-      seed: Of both.
+      seed: Seed of initializations and orders.
 
     Returns:
       `LinearizedRuns`.

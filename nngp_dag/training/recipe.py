@@ -55,7 +55,7 @@ class Recipe(AnyRecipe):
       warmup: Epochs over which the learning rate grows linearly, step by step, to `learning_rate`.
       schedule: What follows: "constant", "multistep" (a tenth at every milestone), or "cosine" (down to 0).
       milestones: Epochs at which "multistep" divides, counted from the start; by default at half and three quarters.
-      loss: Of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
+      loss: Loss of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
       batch_norm: Whether batch normalization follows the weights of stem and edges, while a network trains with live
         batch statistics; no kernel describes that.
 

@@ -226,7 +226,7 @@ def kernels(series: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array,
     Args:
       series: As `series_of` returns them.
       twice: As `position` returns it.
-      factor: Of the shape of the positions.
+      factor: A factor for each of the positions.
       spec: As `spec_of_series` returns it.
     """
 

@@ -45,7 +45,7 @@ def write_tile(
       values: For every input node the tile of the data's second moments, (size, size); size a multiple of 32.
       rows: Scales, second moments of the data for every input node, and nodes' moments, (size,) each, or (1,) for what
         all rows share.
-      columns: Likewise.
+      columns: The same vectors of the columns.
       starts: Row and column of the tile's first entry.
       spec: The program.
       weights: Its numbers.

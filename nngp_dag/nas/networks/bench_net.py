@@ -19,7 +19,7 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
       channels: C; 16 in the benchmark.
       cells: N; 5 in the benchmark.
       classes: Outputs.
-      rngs: Of the weights, as for `MacroNet`.
+      rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
       InputError: A size is below 1, or images do not fit.

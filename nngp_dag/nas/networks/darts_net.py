@@ -89,7 +89,7 @@ class DartsNet(RunningNorms):
       layers: L; 20 in DARTS.
       classes: Outputs.
       auxiliary: Whether there is an auxiliary head, which training reads.
-      rngs: Of the weights, as for `MacroNet`.
+      rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
       InputError: A size is below 1, L below 3, or images are too small for the auxiliary head.

@@ -70,7 +70,7 @@ class MixedCell(nnx.Module):
       channels: C of the cell, whose output has 4 C.
       reduction: Whether edges out of the inputs have stride 2.
       after_reduction: Whether the first input has sides of twice the second's.
-      rngs: Of the weights.
+      rngs: Generators of the weights.
     """
 
     def __init__(

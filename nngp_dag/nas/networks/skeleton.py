@@ -81,7 +81,7 @@ class Skeleton(nnx.Module, Generic[S]):
       classes: Outputs.
       in_channels: Channels of the images.
       stem: Whether a convolution and batch norm come first.
-      layout: Of the images between layers.
+      layout: Layout of the images between layers.
       rngs: All weights come from `rngs.params`: normal, of variance 2 / fan-out (outputs of a convolution, times the
         pixels of its filter; classes). Biases and shifts are 0 at first, scales 1.
 

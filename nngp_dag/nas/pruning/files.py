@@ -75,7 +75,7 @@ class SearchDirectory:
 
         Args:
           state: After a round.
-          accuracy: Of the cell that is found, in per cent, if some table knows it; NaN counts as None.
+          accuracy: Accuracy of the cell that is found, in per cent, if some table knows it; NaN counts as None.
         """
         with claimed(self.path):
             self._write_log(state)

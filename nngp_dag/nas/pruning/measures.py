@@ -55,7 +55,8 @@ class Measures:
 
     Attributes:
       make_net: Called with `rngs`, makes the network of the NTK.
-      make_thin: Likewise that of the regions; its `observed` returns the outputs and what enters the ReLUs.
+      make_thin: Makes the network whose linear regions are counted. Its `observed` returns the outputs and what enters
+        the ReLUs.
       images: The batch of the NTK, (n, height, width, channels).
       small: Batches of images of the regions, (batches, m, height, width, channels); see `patches`.
       gradients: With respect to "all" weights, or "reference": kernels, scales and the classifier's kernel, as TE-NAS.
@@ -102,7 +103,7 @@ class Measures:
 
         Args:
           architectures: One per candidate.
-          seed: Of the weights, which all candidates share; another seed draws others.
+          seed: Seed of the weights, which all candidates share; another seed draws others.
 
         Returns:
           A `Found`. A candidate whose NTK is zero, not finite, or has no resolved λmin, gets NaN; with gradients

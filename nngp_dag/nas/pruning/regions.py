@@ -17,7 +17,7 @@ def patches(
 
     Args:
       images: What to cut them out of.
-      seed: Of what is random.
+      seed: Seed of the draws.
       batches: Batches, each of which has its own statistics in batch norm.
       size: Images of a batch.
       side: Pixels of a side.

@@ -52,7 +52,7 @@ class Pruning:
 
     Attributes:
       repeats: Draws of weights in every round, each shared by the supernet and all candidates.
-      seed: Of these draws, and of ties.
+      seed: Seed of these draws, and of ties.
       shortcut: Whether operations whose removal keeps effective depth and width moderate stay without evaluation.
       per_round: Operations that an edge loses in a round.
       decimals: To which relative changes are rounded before they are averaged, as in the released code.
@@ -91,7 +91,7 @@ class Decision:
       changes: By measure, the mean relative change (before - after) / before that its removal makes.
       ranks: By measure, from 0, the first to be pruned; ties share one.
       depth: Expected effective depth of its cell without it.
-      width: Likewise the width.
+      width: Expected effective width of its cell without it.
       reason: Why a change is missing, where it is such an operation is pruned last; or a note on one that is there.
     """
 

@@ -51,13 +51,13 @@ def tenas_measures(
 
     Args:
       space: The space.
-      images: Of which each measure takes the first; patches are cut out of those of the NTK.
+      images: Images, of which each measure takes the first; patches are cut out of those of the NTK.
       names: Out of `MEASURES`.
       batch: Images of every measure; None for `BATCH`, and for "exact" `EXACT_BATCH`.
-      seed: Of the patches.
+      seed: Seed of the patches.
       classes: Outputs of the network whose NTK is taken.
       gradients: As for `Measures`.
-      batch_norm: Likewise; "coupled" is TE-NAS's, "held" takes one pass back instead of one for every image.
+      batch_norm: As for `Measures`; "coupled" is TE-NAS's, "held" takes one pass back instead of one for every image.
 
     Raises:
       InputError: A name is unknown or there twice, or images or options do not fit.

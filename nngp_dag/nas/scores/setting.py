@@ -26,7 +26,7 @@ class Setting:
       channels: C of the macro network.
       cells: N, cells of a stage.
       classes: Outputs of the network.
-      seed: Of the one draw of weights.
+      seed: Seed of the one draw of weights.
       ntk_images: How many of the images the empirical NTK takes, the first ones, as a batch of their own.
       cells_at_once: Cells whose networks are computed in one call, of which each then computes all operations and
         selects; memory grows likewise. None for 16 on a GPU and 1 elsewhere. Scores are the same up to rounding.

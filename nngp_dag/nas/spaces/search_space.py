@@ -22,7 +22,7 @@ class SearchSpace:
     A mask says which operations are live, (cell types, edges, operations); an edge without one is off.
 
     Attributes:
-      name: Of the space.
+      name: Name of the space.
       operations: What an edge may carry.
       cell_types: Cells that are searched together.
       edges: (source, target) of every edge, those into the first node first.
@@ -54,7 +54,7 @@ class SearchSpace:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of masks: cell types, edges, operations."""
+        """Shape of masks: cell types, edges, operations."""
         return len(self.cell_types), len(self.edges), len(self.operations)
 
     @property

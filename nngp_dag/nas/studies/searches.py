@@ -39,12 +39,12 @@ def search(
     first of the best. The draws depend on `seed` alone: searches by other scores or filters see the same cells.
 
     Args:
-      goodness: Of each cell, the higher the better, minus infinity for degenerate ones; see `nngp_dag.nas.goodness`.
+      goodness: How good each cell is, the higher the better, minus infinity for degenerate ones; see `goodness`.
       seconds: What scoring each cell takes.
       kept: Which cells the filter keeps; None for no filter.
       sample: Cells to draw for one search.
       repeats: Searches.
-      seed: Of the draws.
+      seed: Seed of the draws.
 
     Raises:
       InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, `seed` below 0, or lengths differ.

@@ -36,11 +36,11 @@ def search_table(
       scores: What `read_scores` returns; searches draw from the cells that have all of `names`, and an accuracy.
       benchmark: Accuracies of them.
       names: Scores to search by.
-      column: Of the benchmark.
+      column: Column of the benchmark.
       filters: Names out of `nngp_dag.nas.FILTERS`.
       sample: Cells that one search draws.
       repeats: Searches.
-      seed: Of the draws, which all rows share.
+      seed: Seed of the draws, which all rows share.
 
     Returns:
       A row for random choice, for each score and filter, for the best cell of each sample, and for the best of all:
