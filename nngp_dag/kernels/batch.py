@@ -13,11 +13,11 @@ from nngp_dag.architecture import Network
 from nngp_dag.architecture.equivalence import KernelClasses
 from nngp_dag.errors import within_memory
 from nngp_dag.graph import Dense
-from nngp_dag.kernels.backends.chebyshev import series_of, together
+from nngp_dag.kernels.backends.chebyshev import together
 from nngp_dag.kernels.backends.loop_tables import Sizes, sizes_of
 from nngp_dag.kernels.backends.unrolled import Kernels
 from nngp_dag.kernels.blocking import kernel_of_inputs
-from nngp_dag.kernels.choose import is_homogeneous, plan_of_stack, spec_of_stacked_series
+from nngp_dag.kernels.choose import is_homogeneous, plan_of_stack, series_of_stack, spec_of_stacked_series
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.weights import check_range, weights_of, weights_of_series
@@ -128,12 +128,12 @@ def _series(
     channels: int,
     dtype: np.dtype,
 ) -> dict[str, np.ndarray]:
-    """Returns the series of those classes that have them, see `backends.chebyshev`."""
+    """Returns the series of the classes that are evaluated by one."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(outputs, _SERIES):
         plan = plan_of_stack(kernel_classes.program(tuple(part), readout), network)
         check_range(plan.program, dtype)
-        series = series_of(plan.program, plan.layers, channels, dtype)
+        series = series_of_stack(plan, channels, dtype)
         found |= {digest: v for digest, v in zip(part, series, strict=True) if v is not None}
     return found
 

@@ -199,6 +199,17 @@ def plan_of_stack(steps: Program, network: Network) -> Plan:
     return Plan(steps, layers, spec, PixelLayout(), False)
 
 
+def series_of_stack(plan: Plan, features: int, dtype: np.dtype) -> list[np.ndarray | None]:
+    """Returns for each of many networks its Chebyshev series, or None where the plan's loop computes it.
+
+    Args:
+      plan: As `plan_of_stack` returns it.
+      features: Features of the input.
+      dtype: Precision.
+    """
+    return series_of(plan.program, plan.layers, features, dtype)
+
+
 def spec_of_stacked_series(outputs: int) -> Spec:
     """Returns what to compile for many kernels that are series in the angle."""
     return spec_of_series(outputs, True, block_sizes(), stacked=True)
