@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from nngp_dag.elementwise import check_elementwise
 from nngp_dag.errors import InputError, did_you_mean, shown
 from nngp_dag.fingerprint import fingerprint
-from nngp_dag.graph.operations import LARGEST, as_number, check_whole
+from nngp_dag.graph.operations import LARGEST, as_number, check_whole, name_of_class
 
 # What a parameter may be given as; it is kept as a float.
 Number = float | int
@@ -29,8 +29,11 @@ Number = float | int
 class Activation:
     """A nonlinearity phi: R -> R, applied elementwise; the dtype of the array is kept."""
 
+    known: ClassVar[dict[str, type["Activation"]]] = {}
+
     def __init_subclass__(cls) -> None:
-        """Registers the class as a pytree."""
+        """Registers the class as a pytree, and makes it known by its name, to files that hold networks."""
+        Activation.known[name_of_class(cls)] = cls
         jax.tree_util.register_pytree_node(cls, cls._split, functools.partial(_joined, cls))
 
     def __post_init__(self) -> None:

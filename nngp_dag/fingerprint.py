@@ -24,10 +24,15 @@ def fingerprint(fn: Callable[..., Any]) -> str:
 
     Where that cannot be known, as of callable objects, a text that no other process has: nothing on disk equals it.
     """
+    return known_fingerprint(fn) or f"of unknown content, here {_token(fn)}"
+
+
+def known_fingerprint(fn: Callable[..., Any]) -> str | None:
+    """Returns such a digest, or None where it cannot be known."""
     try:
         return hashlib.sha256(repr(_content(fn, ())).encode()).hexdigest()[:16]
     except (_UnknownError, ValueError, RecursionError):  # also cells that are empty, and nesting without an end
-        return f"of unknown content, here {_token(fn)}"
+        return None
 
 
 @functools.cache

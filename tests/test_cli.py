@@ -16,6 +16,7 @@ from nngp_dag.architecture.document import from_document
 from nngp_dag.cli import app
 from nngp_dag.cli.network import NETWORK_OPTIONS
 from nngp_dag.cli.options import output
+from nngp_dag.cli.source import choose_samples
 from nngp_dag.graph import operations
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"
@@ -474,3 +475,8 @@ def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("nngp-dag: error: Expected --data-dir to hold readable files of mnist")
+
+
+def test_the_usual_number_of_inputs_is_at_most_those_of_the_data_set():
+    samples = choose_samples(None, "digits", None, None, usual=5000)()
+    assert len(samples.x) == 1500

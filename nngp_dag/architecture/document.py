@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from nngp_dag.architecture.network import Network, stem_of
-from nngp_dag.errors import GraphError, InputError, NngpDagError, shown
+from nngp_dag.errors import GraphError, InputError, NngpDagError, did_you_mean, shown
 from nngp_dag.graph import Dag, Dense, Edge, Op, Operation
-from nngp_dag.graph.operations import EdgeOperation
+from nngp_dag.graph.operations import EdgeOperation, name_of_class
 
 
 def to_document(network: Network) -> dict[str, Any]:
     """Returns what JSON can hold of a network.
 
-    Activations are kept by name, those with other parameters by class and parameters. A `Quadrature` is kept as its
-    `repr`, which two equal functions share, and cannot be read back.
+    Activations are kept by name, those with other parameters by class and parameters; classes of other packages, also
+    those of operations, with their module. A `Quadrature` is kept as its `repr`, which two equal functions share, and
+    cannot be read back.
 
     Example:
       >>> document = to_document(Network("2_12", aggregation="mean"))
@@ -75,7 +76,11 @@ def _of_operation(op: Operation) -> Any:
     fields: dict[str, Any] = {f.name: getattr(op, f.name) for f in dataclasses.fields(op)}
     if isinstance(op, Dense):
         fields["activation"] = _of_activation(op.activation)
-    return {type(op).__name__: {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
+    return {name_of_class(type(op)): _lists(fields)}
+
+
+def _lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
 
 def _operation(document: Any) -> Any:
@@ -85,7 +90,7 @@ def _operation(document: Any) -> Any:
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     if "activation" in fields:
         fields["activation"] = _activation(fields["activation"])
-    return EdgeOperation.known[name](**fields)
+    return _class_of(name, EdgeOperation.known, "an operation")(**fields)
 
 
 def _of_activation(activation: Any) -> Any:
@@ -96,20 +101,25 @@ def _of_activation(activation: Any) -> Any:
     if isinstance(activation, Quadrature):
         return {"Quadrature": repr(activation)}
     fields = {f.name: getattr(activation, f.name) for f in dataclasses.fields(activation)}
-    return {type(activation).__name__: {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
+    return {name_of_class(type(activation)): _lists(fields)}
 
 
 def _activation(document: Any) -> Any:
     if not isinstance(document, Mapping):
         return document
-    from nngp_dag import activations
+    from nngp_dag.activations import Activation, Quadrature
 
     [(name, fields)] = document.items()
-    cls = getattr(activations, name, None)
-    if (
-        not (isinstance(cls, type) and issubclass(cls, activations.Activation))
-        or cls is activations.Activation
-        or cls is activations.Quadrature
-    ):
+    cls = _class_of(name, Activation.known, "an activation")
+    if cls is Quadrature:
         raise InputError(f"Expected an activation that a file can hold, got {shown(document)}; pass the network")
     return cls(**fields)
+
+
+def _class_of(name: str, known: Mapping[str, Any], what: str) -> Any:
+    if name not in known:
+        raise InputError(
+            f"Expected {what} whose class is defined in this process, got {name!r}; import its module first"
+            f"{did_you_mean(name, known)}"
+        )
+    return known[name]

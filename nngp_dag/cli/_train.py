@@ -140,6 +140,7 @@ def train(
         training_rows,
         training_table,
     )
+    from nngp_dag.training.trainer import check_batch_size
 
     if evaluate is not None:
         once()
@@ -186,6 +187,7 @@ def train(
     run_folder(out).check_free(resume=resume, overwrite=overwrite)
     splits = load()
     say(splits.statement)
+    check_batch_size(recipe.batch_size, splits)
     # Of a whole space of graphs, config.json holds the numbers.
     shape, batch_norm = splits.train.x.shape[1:], recipe.batch_norm
     networks = {name: as_network(dag, **architecture) for name, dag in dags.items()}

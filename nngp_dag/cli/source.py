@@ -30,7 +30,7 @@ def choose_samples(
       dataset: --dataset.
       data_dir: --data-dir.
       subset: --subset.
-      usual: How many examples to take without it; of a file no more than there are.
+      usual: How many examples to take without it; of fewer, all.
       scale_inputs: Whether inputs are scaled to |x|^2 = d.
       images: Whether images keep their shape.
       default: The data set where neither is given.
@@ -40,7 +40,7 @@ def choose_samples(
     name = _check(data, dataset, data_dir, default)
 
     def load() -> "Samples":
-        samples = _named(name, data_dir, subset or usual) if data is None else _own(data, subset, usual)
+        samples = _named(name, data_dir, subset, usual) if data is None else _own(data, subset, usual)
         return _shaped(samples, scale_inputs, images)
 
     if data is None and name not in BUILT_IN:
@@ -85,9 +85,12 @@ def _check(data: Path | None, dataset: str | None, data_dir: Path | None, defaul
     return name
 
 
-def _named(name: str, data_dir: Path | None, subset: int) -> "Samples":
+def _named(name: str, data_dir: Path | None, subset: int | None, usual: int) -> "Samples":
     from nngp_dag.data import Samples, load_dataset, normalize
+    from nngp_dag.data.datasets import num_examples
 
+    if subset is None:
+        subset = min(usual, num_examples(name, data_dir=data_dir) or usual)
     data = load_dataset(name, data_dir=data_dir, subset=subset)
     return Samples(name, normalize(data), data.labels, tuple(map(str, range(data.num_classes))))
 

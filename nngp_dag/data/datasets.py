@@ -186,6 +186,18 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
         )
 
 
+def num_examples(name: str, *, split: str = "train", data_dir: str | Path | None = None) -> int | None:
+    """Returns the number of examples of a split; None for `sphere`, which has as many as are asked for.
+
+    Raises:
+      DataError: As `load_dataset`.
+    """
+    check_name(name, data_dir)
+    if name == "sphere":
+        return None
+    return len(_load_digits(split, None).labels) if name == "digits" else tfds.num_examples(name, split, data_dir)
+
+
 def check_size(argument: str, size: int | None) -> None:
     """Refuses a number of examples that is no integer of at least 1; None, for all of them, is one.
 

@@ -48,6 +48,14 @@ def load(name: str, split: str, subset: int | None, data_dir: str | Path | None)
     return images / np.float32(255), labels, num_classes
 
 
+def num_examples(name: str, split: str, data_dir: str | Path | None) -> int:
+    """Returns the number of examples of a split, if need be after a download."""
+    with _quiet_tensorflow():
+        splits = _builder(name, data_dir).info.splits
+        check_split(name, split, splits)
+        return splits[split].num_examples
+
+
 def split_names(name: str, data_dir: str | Path | None) -> tuple[str, ...]:
     """Returns the names of the splits of a set, if need be after a download."""
     with _quiet_tensorflow():

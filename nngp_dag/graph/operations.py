@@ -26,6 +26,12 @@ LARGEST = 1e150
 """Of numbers whose squares count: float64 holds no squares of much larger ones, nor of ones below 1 / LARGEST."""
 
 
+def name_of_class(cls: type) -> str:
+    """Returns the name of a class in files: with its module, unless that is one of this package."""
+    inside = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return cls.__name__ if inside else f"{cls.__module__}.{cls.__qualname__}"
+
+
 class Window(NamedTuple):
     """How an operation moves over an image: pixels of its window and strides along every axis, and the padding."""
 
@@ -51,7 +57,7 @@ class EdgeOperation:
 
     def __init_subclass__(cls) -> None:
         """Makes the class known by its name, to files that hold networks."""
-        EdgeOperation.known[cls.__name__] = cls
+        EdgeOperation.known[name_of_class(cls)] = cls
 
     @property
     def window(self) -> Window | None:

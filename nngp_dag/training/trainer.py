@@ -63,6 +63,15 @@ class Outcome:
     best_epoch: np.ndarray
 
 
+def check_batch_size(batch_size: int, data: Splits) -> None:
+    """Refuses batches that are larger than the training part."""
+    if batch_size > (examples := len(data.train.labels)):
+        raise InputError(
+            f"Expected `batch_size` to be at most the {examples} training examples, got {batch_size}; lower it (on the "
+            "command line --batch-size) or take more data"
+        )
+
+
 def train_tasks(
     tasks: Mapping[str, Task],
     seeds: SupportsIndex | Sequence[int],
@@ -82,11 +91,7 @@ def train_tasks(
         raise InputError(f"Expected `checkpoint_every` to be at least 1, got {shown(checkpoint_every)}")
     if resume and out is None:
         raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
-    if recipe.batch_size > (examples := len(data.train.labels)):
-        raise InputError(
-            f"Expected `batch_size` to be at most the {examples} training examples, got {recipe.batch_size}; lower it "
-            "or take more data"
-        )
+    check_batch_size(recipe.batch_size, data)
     for name, task in tasks.items():
         if (parameters := task.sizes["parameters"]) * len(chosen) > _MOST_PARAMETERS:
             raise InputError(

@@ -1,5 +1,6 @@
 """Networks as JSON holds them: what is written is read back as the same network, or refused."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -10,7 +11,18 @@ from hypothesis import strategies as st
 from oracles import ORDERS, dags
 
 import nngp_dag as nd
-from nngp_dag.activations import ACTIVATIONS, Erf, Polynomial, Quadrature, Tanh, hermite, leaky_relu, monomial, rbf
+from nngp_dag.activations import (
+    ACTIVATIONS,
+    Activation,
+    Erf,
+    Polynomial,
+    Quadrature,
+    Tanh,
+    hermite,
+    leaky_relu,
+    monomial,
+    rbf,
+)
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.errors import GraphError, InputError
@@ -139,6 +151,16 @@ def test_functions_are_described_and_refused_when_read_back():
         from_document(document)
 
 
+def test_classes_of_others_are_told_from_the_packages_own():
+    @dataclasses.dataclass(frozen=True)
+    class Sin(Activation):  # the package has one of that name
+        gain: float = 2.0
+
+    network = Network("2", Dense(activation=Sin()))
+    assert round_trip(network) == network
+    assert to_document(network) != to_document(Network("2", Dense(activation=nd.activations.Sin(2.0, 1.0, 0.0))))
+
+
 DOCUMENT = to_document(Network("2_12"))
 
 
@@ -153,12 +175,16 @@ DOCUMENT = to_document(Network("2_12"))
         (DOCUMENT | {"dag": "2_2x"}, GraphError, "Expected block 2 of `code`"),
         (DOCUMENT | {"dag": 7}, InputError, "Expected the description of a network"),
         (DOCUMENT | {"layer": "skip"}, InputError, "Expected `layer` to be a `Dense` or a `Conv`"),
-        (DOCUMENT | {"layer": {"Deep": {}}}, InputError, "the description of a network, .*'Deep'"),
+        (
+            DOCUMENT | {"layer": {"Deep": {}}},
+            InputError,
+            "an operation whose class .*'Deep'; import its module",
+        ),
         (DOCUMENT | {"layer": {"Dense": {"gain": 1}}}, InputError, "the description of a network, .*'gain'"),
         (
             DOCUMENT | {"layer": {"Dense": {"activation": {"Cubic": {}}}}},
             InputError,
-            "an activation that a file can hold, got .*'Cubic'",
+            "an activation whose class is defined in this process, got 'Cubic'; import its module first",
         ),
         (DOCUMENT | {"layer": {"Dense": {"activation": [1]}}}, InputError, r"`activation` to be a name .*, got \(1,\)"),
         (DOCUMENT | {"width": "wide"}, InputError, "`width` to be a finite number, got 'wide'"),
@@ -174,7 +200,7 @@ def test_only_activations_are_read_as_such():
     document = to_document(Network("2_12"))
     for name in ("get_activation", "math", "Activation2", "Activation"):
         document["layer"]["Dense"]["activation"] = {name: {"spec": "relu"}}
-        with pytest.raises(InputError, match="Expected an activation that a file can hold"):
+        with pytest.raises(InputError, match="Expected an activation whose class is defined in this process"):
             from_document(document)
 
 

@@ -369,7 +369,10 @@ def test_unknown_activation():
         pass
 
     one = jnp.float64(1)
-    with pytest.raises(InputError, match=r"whose dual is known, got .*Other.*; wrap it in `activations.Quadrature`"):
+    with pytest.raises(
+        InputError,
+        match=r"whose dual is known, got .*class Other; register its dual .* or wrap it in `activations.Quadrature`",
+    ):
         dual(Other(), one, one, one, one)
     with pytest.raises(InputError, match=r"whose mean is known, got .*Other.*; wrap it in `activations.Quadrature`"):
         mean(Other(), one)

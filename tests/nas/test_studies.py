@@ -7,8 +7,8 @@ import pytest
 
 from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, DataError, InputError, OutputError
-from nngp_dag.nas import SCORES, AccuracyTable, Cell, Setting, sample_cells
-from nngp_dag.nas.scores import files
+from nngp_dag.nas import SCORES, AccuracyTable, Cell, Score, Setting, register, sample_cells
+from nngp_dag.nas.scores import files, registry
 from nngp_dag.nas.scores.files import ScoreDirectory, read_scores
 from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
 from nngp_dag.nas.studies.tables import accuracy_correlations, search_table
@@ -93,6 +93,22 @@ def test_files_of_other_scores_or_cells_are_damaged(setting, tmp_path):
     file.write_text(text.replace("~0|", "~9|"))
     with pytest.raises(CheckpointError, match=r"got row 1 that does not match its checksum; delete that row"):
         read_scores(tmp_path / "s")
+
+
+def test_scores_of_a_measure_that_has_changed_are_refused(setting, tmp_path, monkeypatch):
+    for factor in (1, 2):
+        monkeypatch.setattr(registry, "_registered", {})
+        monkeypatch.setattr(registry, "SCORES", registry._registered)
+        monkeypatch.setattr(files, "SCORES", registry._registered)
+
+        def length(cells, setting, factor=factor):
+            return ({"length": float(factor * len(str(cell)))} for cell in cells)
+
+        register(Score("length", higher_is_better=True, cost="wiring", reference="counted", measure=length))
+        if factor == 1:
+            list(ScoreDirectory(tmp_path / "scores", setting).score(CELLS[:2], ["length"]))
+    with pytest.raises(CheckpointError, match=r"scores of `length` as it is now in .*; delete that file"):
+        list(ScoreDirectory(tmp_path / "scores", setting).score(CELLS, ["length"]))
 
 
 def test_failures_are_kept_with_their_reason(setting, tmp_path):

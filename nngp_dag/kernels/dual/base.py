@@ -105,7 +105,7 @@ def dual(phi: Activation, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.A
     Raises:
       InputError: No dual is known for the class of `phi`.
     """
-    raise InputError(f"Expected an activation whose dual is known, got {phi!r}; wrap it in `activations.Quadrature`")
+    raise _without_formula("dual", phi)
 
 
 @functools.singledispatch
@@ -115,7 +115,14 @@ def mean(phi: Activation, q: jax.Array) -> jax.Array:
     Raises:
       InputError: No dual is known for the class of `phi`.
     """
-    raise InputError(f"Expected an activation whose mean is known, got {phi!r}; wrap it in `activations.Quadrature`")
+    raise _without_formula("mean", phi)
+
+
+def _without_formula(what: str, phi: Activation) -> InputError:
+    return InputError(
+        f"Expected an activation whose {what} is known, got one of class {type(phi).__name__}; register its {what} "
+        "(see docs/extending.md), or wrap it in `activations.Quadrature`"
+    )
 
 
 @functools.singledispatch

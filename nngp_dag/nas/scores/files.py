@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nngp_dag.errors import CheckpointError
+from nngp_dag.fingerprint import known_fingerprint
 from nngp_dag.nas.scores.registry import SCORES, Scored, measures_of, score_cells
 from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.cells import Cell
@@ -22,8 +23,8 @@ _SETTINGS = {"settings": {"images": list, "sha256": str, "ntk_images": int}}
 class ScoreDirectory:
     """A folder of scores.
 
-    config.json says on what cells were scored; scores-MEASURE.csv what came out, cell by cell, with the seconds it took
-    and why scores are missing.
+    config.json says on what cells were scored. scores-MEASURE.csv has the scores, cell by cell, with the seconds that
+    they took, why some are missing, and a digest of the measure, empty where it reads what has no digest.
 
     Args:
       path: The folder.
@@ -48,7 +49,7 @@ class ScoreDirectory:
           (measure, cells done, cells) after every cell.
 
         Raises:
-          CheckpointError: Scores that are there are damaged.
+          CheckpointError: Scores that are there are damaged, or of another version of a measure.
           OutputError: The folder cannot be written, or another process writes it.
         """
         cells = list(dict.fromkeys(cells))
@@ -56,8 +57,14 @@ class ScoreDirectory:
             for measure, wanted in measures_of(scores).items():
                 # All scores of a measure, since they come at no further cost.
                 names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
-                table = Rows(self.path / f"scores-{measure.__name__}.csv", ["cell", *names, "seconds", "reason"])
+                path, digest = self.path / f"scores-{measure.__name__}.csv", known_fingerprint(measure) or ""
+                table = Rows(path, ["cell", *names, "seconds", "reason", "measure"])
                 known = table.read()
+                if any(row["measure"] != digest for row in known):
+                    raise CheckpointError(
+                        f"Expected scores of `{measure.__name__}` as it is now in {path}, got some of another "
+                        "version of it; delete that file, or use another folder"
+                    )
                 done = {row["cell"] for row in known}
                 left = [cell for cell in cells if str(cell) not in done]
                 yield measure.__name__, len(cells) - len(left), len(cells)
@@ -66,7 +73,7 @@ class ScoreDirectory:
                 # Without a last line that was cut off.
                 table.write(known)
                 for number, scored in enumerate(score_cells(left, names, self._setting), start=1):
-                    table.add(_row(scored, names))
+                    table.add(_row(scored, names) | {"measure": digest})
                     yield measure.__name__, len(cells) - len(left) + number, len(cells)
 
 
@@ -109,6 +116,7 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
         measure = file.stem.removeprefix("scores-")
         for row in Rows(file).read():
             record = found.setdefault(Cell.parse(row.pop("cell")), {"reason": []})
+            row.pop("measure", None)
             record["reason"] += [reason] if (reason := row.pop("reason")) else []
             record[f"seconds_{measure}"] = float(row.pop("seconds"))
             record |= {name: float(value) for name, value in row.items()}
