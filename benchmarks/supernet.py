@@ -1,8 +1,8 @@
-"""Claim: an NTK costs at most half of the reference's seconds, one thread each; with held statistics at most a tenth.
+"""Claim: an NTK costs at most half of the reference's seconds, one thread each; with frozen statistics at most a tenth.
 
 The reference, PyTorch, takes 0.7 to 1.35 s per NTK of a NAS-Bench-201 network of C = 16, N = 1 around one cell, and
 0.28 to 0.44 s for the supernet of C = 3, for a batch of 32 images that batch norm couples. Ours are compiled programs,
-which take the cell or the mixture as an argument. Checked before any timing: entries of the coupled NTK, against passes
+which take the cell or the mixture as an argument. Checked before any timing: entries of the live NTK, against passes
 back for one image each. Where PyTorch is installed, which is no dependency, it computes the same NTKs in turn, as the
 authors do, a pass back of its own for every image, and must agree; then shares of its seconds on this machine are told,
 too. The device computes on one thread if the process is bound to one core:
@@ -32,7 +32,7 @@ from nngp_dag.nas.scores.gradients import gradient_products
 
 # Seconds, the least and the most.
 REFERENCE = {"C = 16, one cell": (0.7, 1.35), "C = 3, supernet": (0.28, 0.44)}
-SHARES = {"coupled": 1 / 2, "held": 1 / 10}
+SHARES = {"live": 1 / 2, "frozen": 1 / 10}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -115,7 +115,7 @@ def main() -> None:
             start = time.perf_counter()
             found = jax.block_until_ready(measured(graph, batch_norm, params, x, architectures[0]))
             compiling = time.perf_counter() - start
-            if batch_norm == "coupled":
+            if batch_norm == "live":
                 check(graph, params, x, architectures[0], found)
             seconds = [
                 timed(lambda a=a, b=batch_norm, g=graph, p=params: measured(g, b, p, x, a), options.repeats)[1]
@@ -133,9 +133,9 @@ def main() -> None:
         for architecture in architectures:
             weights = np.eye(5, dtype=np.float32)[architecture] if architecture.ndim == 1 else architecture[0]
             run = peer(net, weights, np.asarray(x))
-            compare(np.asarray(measured(graph, "coupled", params, x, architecture)), run())
+            compare(np.asarray(measured(graph, "live", params, x, architecture)), run())
             theirs.append(timed(run, options.repeats)[1])
-        rows.append(row(name, "coupled, PyTorch", theirs))
+        rows.append(row(name, "live, PyTorch", theirs))
         for batch_norm, share in SHARES.items():
             what = f"{name}, {batch_norm}: share of PyTorch's seconds here"
             ratio = ours[name, batch_norm] / float(np.mean(theirs))
@@ -148,7 +148,7 @@ def main() -> None:
         **dict.fromkeys(("seconds", "least", "most"), "{:.3f}"),
     }
     show("seconds per NTK", rows, formats | {"compiling": "{:.1f}"})
-    save(options.out, "an NTK costs at most half, held a tenth, of the reference's", rows, findings, threads=threads)
+    save(options.out, "an NTK costs at most half, frozen a tenth, of the reference's", rows, findings, threads=threads)
 
 
 if __name__ == "__main__":

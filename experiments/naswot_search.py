@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(nd.data.normalize(data), data.labels, seed=options.seed, **sizes)
     folder = options.out.with_name(options.out.name + "-scores")
     cells = sample_cells(options.cells, options.seed)
-    work = ScoreDirectory(folder, setting).score(cells, options.scores)
+    work = ScoreDirectory(folder, setting).score(cells, options.scores, timed=True)
     for _ in track(work, description="scores", console=Console(stderr=True), transient=True):
         pass
 

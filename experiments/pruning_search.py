@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="draws of weights in every round")
     parser.add_argument("--measures", nargs="+", default=["ntk", "regions"])
     parser.add_argument("--batch", type=int, help="images; by default 32 for the NTK, 64 for exact kernels")
-    parser.add_argument("--batch-norm", default="held")
+    parser.add_argument("--batch-norm", default="frozen")
     parser.add_argument("--gradients", default="all")
     parser.add_argument("--ranks", default="all")
     parser.add_argument("--dataset", default="cifar10")

@@ -30,6 +30,8 @@ class Activation:
     """A nonlinearity phi: R -> R, applied elementwise; the dtype of the array is kept."""
 
     known: ClassVar[dict[str, type["Activation"]]] = {}
+    compiles_slowly: ClassVar[bool] = False
+    """Whether its kernels take long to compile, so that a loop over the layers, which holds them once, is better."""
 
     def __init_subclass__(cls) -> None:
         """Registers the class as a pytree, and makes it known by its name, to files that hold networks."""
@@ -43,6 +45,19 @@ class Activation:
           InputError: A parameter is not finite or out of its range.
         """
         self._check()
+
+    @classmethod
+    def unchecked(cls, *parameters: Any) -> Any:
+        """Returns an activation of parameters that cannot be checked, such as those that a formula gets from JAX.
+
+        Example:
+          >>> ABRelu.unchecked(0.1, 1.0) == ABRelu(0.1, 1.0)
+          True
+        """
+        phi = object.__new__(cls)
+        for f, value in zip(fields(cls), parameters, strict=True):
+            object.__setattr__(phi, f.name, value)
+        return phi
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns phi(x), of the shape and dtype of `x`."""
@@ -104,12 +119,12 @@ _NUMBER = object()
 
 def _joined(cls: type[Activation], structure: _Structure, numbers: Sequence[Any]) -> Any:
     """Undoes `Activation._split`; numbers may be those of a compiled program, which cannot be validated."""
-    phi, following = object.__new__(cls), iter(numbers)
-    for name, value in structure:
+    following, parameters = iter(numbers), []
+    for _, value in structure:
         parts = value if isinstance(value, tuple) else (value,)
         parts = tuple(next(following) if part is _NUMBER else part for part in parts)
-        object.__setattr__(phi, name, parts if isinstance(value, tuple) else parts[0])
-    return phi
+        parameters.append(parts if isinstance(value, tuple) else parts[0])
+    return cls.unchecked(*parameters)
 
 
 def _number(what: str, value: Number) -> float:
@@ -171,6 +186,8 @@ class Gelu(Activation):
 class Tanh(Activation):
     """a tanh(b x) + c; the sigmoid is (0.5, 0.5, 0.5)."""
 
+    compiles_slowly = True
+
     a: Number = 1.0
     b: Number = 1.0
     c: Number = 0.0
@@ -183,6 +200,8 @@ class Tanh(Activation):
 class Silu(Activation):
     """x / (1 + exp(-x)), also known as swish."""
 
+    compiles_slowly = True
+
     def _apply(self, x: jax.Array) -> jax.Array:
         return jax.nn.silu(x)
 
@@ -191,6 +210,8 @@ class Silu(Activation):
 class Softplus(Activation):
     """log(1 + exp(x))."""
 
+    compiles_slowly = True
+
     def _apply(self, x: jax.Array) -> jax.Array:
         return jax.nn.softplus(x)
 
@@ -198,6 +219,8 @@ class Softplus(Activation):
 @dataclass(frozen=True)
 class Elu(Activation):
     """x where x > 0, else alpha (exp(x) - 1)."""
+
+    compiles_slowly = True
 
     alpha: Number = 1.0
 
@@ -336,6 +359,8 @@ class Quadrature(Activation):
       label: Its name in messages; by default that of `fn`.
       degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
     """
+
+    compiles_slowly = True
 
     fn: Any
     label: str | None = None

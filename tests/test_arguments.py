@@ -593,6 +593,45 @@ def test_an_overflow_names_a_cause_that_the_graph_has(dag, x, options, message):
     assert ("skips" in str(caught.value)) == (dag == nd.zoo.ladder(1000))
 
 
+@dataclasses.dataclass(frozen=True)
+class Roll(nd.graph.EdgeOperation):
+    """Mixes pixels, but does not say how sizes change."""
+
+    mixes_pixels = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapeless(nd.graph.EdgeOperation):
+    """Scales by nothing that is a number."""
+
+    factor = None
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (Roll(), r"Expected a `window` of `Roll`, which mixes pixels, got None; say how sizes change"),
+        (Shapeless(), "Expected `factor` of `Shapeless` to be a finite number, got None"),
+    ],
+)
+def test_operations_that_lack_something_are_refused_when_a_network_is_made(op, message):
+    with pytest.raises(InputError, match=message):
+        nd.Network([(0, 1, op), (1, 2, "weighted")])
+
+
+def test_windows_of_more_than_twice_the_image_are_refused():
+    network = nd.Network([(0, 1, nd.SumPool((10**60, 3))), (1, 2, "weighted")], nd.Conv(filter_shape=(3, 3)))
+    with pytest.raises(GraphError, match="Expected windows of at most twice the image"):
+        nd.kernel(network, IMAGES[:2])
+    with pytest.raises(InputError, match="Expected an `AvgPool` or a `SumPool`, got a `Pool`"):
+        nd.graph.operations.Pool((2, 2))
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(InputError, match=r"`dtype` to be one of 'float32', 'float64', got 'float33'; did you mean"):
+        nd.kernel("2", X, dtype="float33")
+
+
 # Messages.
 
 

@@ -14,8 +14,10 @@ from nngp_dag.graph.operations import (
     IMAGE_READOUTS,
     PARAMETERIZATIONS,
     Dense,
+    EdgeOperation,
     Op,
     Operation,
+    as_number,
     check_flag,
     check_option,
     check_whole,
@@ -135,6 +137,15 @@ class Network:
         from nngp_dag.activations import get_activation  # which loads JAX
 
         operations = (self.layer, self.stem, *(edge.op for edge in self.dag.edges))
+        for op in dict.fromkeys(operations):
+            if not isinstance(op, EdgeOperation):
+                continue
+            as_number(f"factor` of `{type(op).__name__}", op.factor)
+            if op.mixes_pixels and op.window is None:
+                raise InputError(
+                    f"Expected a `window` of `{type(op).__name__}`, which mixes pixels, got None; say how sizes "
+                    'change, such as Window((1, 1), (1, 1), "SAME")'
+                )
         for activation in {op.activation for op in operations if isinstance(op, Dense)}:
             get_activation(activation)
         if not self.has_stem and self.dag.num_inputs > 1:
@@ -342,6 +353,9 @@ def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int
             "(N, height, width, channels) for a window of two numbers"
         )
     if padding == "SAME":
+        # Beyond, a window sees nothing but zeros, however long it takes.
+        if any(of > 2 * size + stride for size, of, stride in zip(image, window, strides, strict=True)):
+            raise GraphError(f"Expected windows of at most twice the image, {image}, for {what}, got {window}")
         return tuple(-(-size // stride) for size, stride in zip(image, strides, strict=True))
     if any(size < of for size, of in zip(image, window, strict=True)):
         raise GraphError(f"Expected images of at least {window} pixels for {what}, got {image}; use padding 'SAME'")

@@ -76,7 +76,7 @@ def compare(
     eta = parse_rate("--learning-rate", learning_rate)
     load = choose_samples(data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs)
     out = output(_OUT, out, again=resume or overwrite)
-    Resumable(out / "unfinished" / "settings.json", lambda: f"{finished_in(out)} of {len(names)} DAGs")
+    Resumable(out / "dags" / "settings.json", lambda: f"{finished_in(out)} of {len(names)} DAGs")
     samples = load()
     config = {
         "dataset": samples.name,

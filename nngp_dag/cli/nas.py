@@ -65,6 +65,12 @@ def score(
     cells_at_once: Annotated[
         int | None, count("Networks that one call computes; by default 16 on a GPU, 1 elsewhere.", COMPUTE)
     ] = None,
+    timed: Annotated[
+        bool,
+        typer.Option(
+            "--timed", rich_help_panel=COMPUTE, help="Compute exact kernels twice, to leave compilation out of seconds."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         out_option("Folder for the scores; what it has is not computed again.", _SCORES, fresh=False),
@@ -107,7 +113,7 @@ def score(
         setting = Setting(samples.x, **sizes)
     chosen = chosen or (list(every_cell()) if sample is None else sample_cells(sample, seed))
     with progress() as on_progress:
-        for measure, done, total in ScoreDirectory(out, setting).score(chosen, score):
+        for measure, done, total in ScoreDirectory(out, setting).score(chosen, score, timed=timed):
             on_progress(measure, done, total)
     table = read_scores(out)
     status = table.status.value_counts()

@@ -73,9 +73,9 @@ def tenas(
         str,
         typer.Option(
             rich_help_panel=COMPUTE,
-            help="held: the batch's statistics are constants; or coupled, as in TE-NAS, which takes longer.",
+            help="frozen: the batch's statistics are constants; or live, as in TE-NAS, which takes longer.",
         ),
-    ] = "held",
+    ] = "frozen",
     seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Of the weights, and of ties.")] = 0,
     out: Annotated[
         Path | None,

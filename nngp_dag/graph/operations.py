@@ -46,7 +46,7 @@ class EdgeOperation:
 
     Attributes:
       factor: What an operation without weights multiplies its output by, beside what it does to pixels.
-      window: How it moves over an image, or None where every pixel is by itself.
+      window: How it moves over an image, or None where every pixel is by itself. What mixes pixels has one.
       mixes_pixels: Whether it is a linear map of pixels without weights, which `kernels.pixel_layout.pool`,
         `nets.layers.mix_pixels` and `kernels.stax_layer.mix_pixels` have rules for.
     """
@@ -65,8 +65,8 @@ class EdgeOperation:
         return None
 
     def describe(self) -> str:
-        """Names the operation, shortly, for messages and tables."""
-        raise NotImplementedError
+        """Names the operation, shortly, for messages and tables; by default by its class."""
+        return type(self).__name__
 
 
 class Op(enum.IntEnum):
@@ -148,6 +148,8 @@ class Pool(EdgeOperation):
 
     def __post_init__(self) -> None:
         """Validates the window."""
+        if type(self) is Pool:
+            raise InputError("Expected an `AvgPool` or a `SumPool`, got a `Pool`, which is what these have in common")
         object.__setattr__(self, "window_shape", check_window("window_shape", self.window_shape))
         object.__setattr__(self, "strides", _strides(self.strides, self.window_shape))
         check_option("padding", self.padding, PADDINGS)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nngp_dag.activations import Elu, Quadrature, Silu, Softplus, Tanh, get_activation
+from nngp_dag.activations import Activation, Quadrature, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.program import Program, program
 from nngp_dag.graph import Dense
@@ -32,8 +32,6 @@ from nngp_dag.kernels.pixel_layout import PixelLayout
 # so many entries.
 _UNROLLED_STEPS = 4
 _UNROLLED_ENTRIES = 1 << 19
-# These take long to compile, as quadratures do; the loop holds every operation once.
-_COMPILED_ONCE = (Tanh, Silu, Softplus, Elu)
 
 
 class Problem(NamedTuple):
@@ -105,7 +103,7 @@ def choose(network: Network, problem: Problem) -> Plan:
             way = f"Chebyshev series in the angle, {found.shape[-1]} terms"
             reason = "ReLU-type activations without biases, one input array"
             return _named(plan._replace(spec=spec, series=found), way, reason, problem, tiles)
-        obstacle = "its Chebyshev series does not end"
+        obstacle = "no short Chebyshev series is known for it"
     if network.image_operations:
         return _named(plan, "unrolled steps", "convolutions or pooling", problem, tiles)
     steps = len(plan.program.structure.steps)
@@ -140,10 +138,10 @@ def _obstacle_to_series(plan: Plan, problem: Problem) -> str:
 def _may_be_unrolled(network: Network) -> bool:
     if network.image_operations or len(program(network).structure.steps) > _UNROLLED_STEPS:
         return False
-    return not any(isinstance(phi, (Quadrature, *_COMPILED_ONCE)) for phi in _activations(network))
+    return not any(phi.compiles_slowly for phi in _activations(network))
 
 
-def _activations(network: Network) -> list[object]:
+def _activations(network: Network) -> list[Activation]:
     operations = [*network.weighted_operations, network.readout_op]
     return [get_activation(op.activation) for op in operations]  # type: ignore[arg-type]
 

@@ -33,7 +33,6 @@ def precision_of(dtype: np.dtype) -> Iterator[None]:
 def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> np.dtype:
     """Returns the precision in which kernels of these inputs are computed: `dtype`, or by default theirs."""
     if dtype is not None:
-        check_option("dtype", dtype, DTYPES)
         traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
         if traced and dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError(
@@ -105,6 +104,8 @@ def check_inputs(
     Raises:
       InputError: One of them is empty, not finite or out of range, or they do not fit the network.
     """
+    if dtype is not None:
+        check_option("dtype", dtype, DTYPES)
     num_inputs = network.dag.num_inputs
     several = isinstance(x, (list, tuple)) and num_inputs > 1
     given: list[Any] = list(x) if isinstance(x, (list, tuple)) and several else [x] * num_inputs

@@ -74,8 +74,8 @@ def compare(
       steps: Steps of gradient descent.
       learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each network, "shared" for the smallest of these for all.
       out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all networks are done, those
-        that are lie in its folder `unfinished`.
-      resume: Go on with the unfinished comparison in `out`, of the same arguments, device and versions; the results
+        that are lie in its folder `dags`.
+      resume: Go on with the comparison in `out`, of the same arguments, device and versions; the results
         are those of one that was not interrupted.
       overwrite: Replace the comparison in `out`; a folder that holds something else is refused.
       config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the

@@ -27,7 +27,7 @@ from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 if TYPE_CHECKING:
     from nngp_dag.report.comparison import Comparison
 
-_JOURNAL = "unfinished"
+_JOURNAL = "dags"
 _SETTINGS = "settings.json"
 
 _SETTINGS_SHAPE = {"settings": {"dags": dict, "seeds": [int], "steps": int, "sha256": dict}}
@@ -53,8 +53,8 @@ _DAG_SHAPE = {**_NUMBERS, "dag": str, **{name: shape for name, (_, shape) in _PA
 class CompareDirectory:
     """The folder of a comparison.
 
-    Until all DAGs are done it holds a folder `unfinished`, with settings.json, which says what is compared, and a JSON
-    file for each DAG that is finished. Then compare.json, curves.csv and compare.png take its place.
+    It holds a folder `dags`, with settings.json, which says what is compared, and a JSON file for each DAG that is
+    finished. When all are, compare.json, curves.csv and compare.png come beside it.
 
     Args:
       path: The folder.
@@ -64,9 +64,7 @@ class CompareDirectory:
     def __init__(self, path: Path, dags: Mapping[str, str]) -> None:
         """Touches nothing."""
         self.path, self._dags = path, dict(dags)
-        self._journal = ResultDirectory(
-            path / _JOURNAL, "an unfinished comparison", _SETTINGS_SHAPE, ["[0-9]*.json"], _SETTINGS
-        )
+        self._journal = ResultDirectory(path / _JOURNAL, "a comparison", _SETTINGS_SHAPE, ["[0-9]*.json"], _SETTINGS)
 
     @contextlib.contextmanager
     def opened(
@@ -92,9 +90,6 @@ class CompareDirectory:
                 found = self._found(settings)
                 self._journal.begin()
                 yield found
-            self._journal.discard()
-            with contextlib.suppress(OSError):
-                self._journal.path.rmdir()
 
     def add(self, result: "Comparison") -> None:
         """Keeps a DAG that is finished."""
@@ -144,7 +139,7 @@ class CompareDirectory:
 
 
 def finished_in(path: Path) -> int:
-    """Returns how many DAGs of an unfinished comparison are finished."""
+    """Returns how many DAGs of a comparison are finished."""
     return sum(file.name != _SETTINGS for file in (path / _JOURNAL).glob("*.json"))
 
 

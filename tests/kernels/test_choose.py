@@ -21,7 +21,7 @@ IMAGES = (8, 6, 6, 3)
         (CODE, (128, 64), {}, SERIES, "ReLU-type activations without biases, one input array"),
         (CODE, (20_000, 784), {"order": "act-linear", "activation": "leaky_relu"}, SERIES, "ReLU-type"),
         (nd.zoo.ladder(40), (128, 64), {}, SERIES, "ReLU-type"),
-        (nd.zoo.chain(2_000), (128, 64), {}, LOOP, "its Chebyshev series does not end"),
+        (nd.zoo.chain(2_000), (128, 64), {}, LOOP, "no short Chebyshev series is known for it"),
         (CODE, (128, 64), {"b_std": 0.1}, LOOP, "biases, layer norm, or an activation that is not of ReLU type"),
         (CODE, (128, 64), {"layer": nd.Dense(layer_norm=True)}, LOOP, "biases, layer norm, or"),
         (CODE, (128, 64), {"activation": "erf"}, LOOP, "an activation that is not of ReLU type"),

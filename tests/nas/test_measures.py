@@ -58,14 +58,14 @@ def measured(**options):
     return Measures(make, make, X, SMALL, **options)
 
 
-def plain_outputs(weights, x, mixture, held=None):
-    """The sum of the outputs in plain JAX; with statistics in order, where they are held, else with the batch's own."""
+def plain_outputs(weights, x, mixture, frozen=None):
+    """The sum of the outputs in plain JAX; with frozen statistics in order, or the batch's own."""
     seen = []
 
     def norm(value, scale, shift):
         mean, variance = value.mean((0, 1, 2)), value.var((0, 1, 2))
-        if held is not None:
-            mean, variance = held[len(seen)]
+        if frozen is not None:
+            mean, variance = frozen[len(seen)]
         seen.append((mean, variance))
         return (value - mean[None, None, None]) / jnp.sqrt(variance + EPSILON)[None, None, None] * scale[
             None, None, None
@@ -90,8 +90,8 @@ def expected_ntk(seed, mixture, gradients, batch_norm):
 
         @jax.jit
         def jacobians(weights, x, mixture):
-            held = plain_outputs(weights, x, mixture)[1] if batch_norm == "held" else None
-            return jax.jacrev(lambda weights: plain_outputs(weights, x, mixture, held)[0])(weights)
+            frozen = plain_outputs(weights, x, mixture)[1] if batch_norm == "frozen" else None
+            return jax.jacrev(lambda weights: plain_outputs(weights, x, mixture, frozen)[0])(weights)
 
         jacobian = jacobians(weights, wide(X), wide(mixture[0, 0]))
         if gradients == "reference":
@@ -104,10 +104,10 @@ def expected_ntk(seed, mixture, gradients, batch_norm):
 @pytest.mark.parametrize(
     ("gradients", "batch_norm"),
     [
-        pytest.param("reference", "coupled", marks=pytest.mark.slow),
-        ("all", "held"),
-        pytest.param("all", "coupled", marks=pytest.mark.slow),
-        pytest.param("reference", "held", marks=pytest.mark.slow),
+        pytest.param("reference", "live", marks=pytest.mark.slow),
+        ("all", "frozen"),
+        pytest.param("all", "live", marks=pytest.mark.slow),
+        pytest.param("reference", "frozen", marks=pytest.mark.slow),
     ],
 )
 def test_condition_numbers_are_those_of_jacobians_in_float64(gradients, batch_norm):
@@ -120,12 +120,12 @@ def test_condition_numbers_are_those_of_jacobians_in_float64(gradients, batch_no
 
 @pytest.mark.slow
 def test_a_candidate_is_measured_alike_alone_and_among_others():
-    some = measured(batch_norm="held")
+    some = measured(batch_norm="frozen")
     together = some.ntk_conditions(MIXTURES[:3], seed=0).values
     alone = [some.ntk_conditions(MIXTURES[i : i + 1], seed=0).values[0] for i in range(3)]
     np.testing.assert_array_equal(together, alone)
     # Two side by side, of which the last pair is filled up.
-    pairs = measured(batch_norm="held", memory=2 * _bytes_of_one(some))
+    pairs = measured(batch_norm="frozen", memory=2 * _bytes_of_one(some))
     np.testing.assert_allclose(pairs.ntk_conditions(MIXTURES[:3], seed=0).values, together, rtol=1e-3)
     before = measures._ntks._cache_size()
     pairs.ntk_conditions(MIXTURES[:1], seed=0)
@@ -135,7 +135,7 @@ def test_a_candidate_is_measured_alike_alone_and_among_others():
 def test_no_more_are_computed_side_by_side_than_a_search_asks_for(monkeypatch):
     sizes = []
     monkeypatch.setattr(measures, "_ntks", lambda *rest: (sizes.append(len(rest[-1])), [np.eye(5)[None]])[1])
-    some = measured(batch_norm="held", memory=1 << 50)
+    some = measured(batch_norm="frozen", memory=1 << 50)
     some.ntk_conditions(MIXTURES[:1], seed=0)
     assert sizes == [measures.AT_ONCE]
 
@@ -148,7 +148,7 @@ def _bytes_of_one(some):
 
 
 def test_all_candidates_rounds_and_seeds_share_one_compilation_per_measure():
-    some = measured(batch_norm="held")
+    some = measured(batch_norm="frozen")
     measures._ntks.clear_cache(), measures._patterns.clear_cache()
     conditions = [some.ntk_conditions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
     regions = [some.linear_regions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
@@ -224,7 +224,7 @@ def test_regions_are_those_of_brute_force_on_a_plain_supernet():
 
 
 def test_what_cannot_be_measured_is_flagged_not_raised():
-    found = measured(batch_norm="held").ntk_conditions(np.stack([MIXTURES[0], np.full((1, 1, 2), np.nan)]), seed=0)
+    found = measured(batch_norm="frozen").ntk_conditions(np.stack([MIXTURES[0], np.full((1, 1, 2), np.nan)]), seed=0)
     np.testing.assert_array_equal([reason == "" for reason in found.reasons], np.isfinite(found.values))
     np.testing.assert_array_equal(np.isfinite(found.values), [True, False])
     assert "finite" in found.reasons[1]
@@ -233,11 +233,11 @@ def test_what_cannot_be_measured_is_flagged_not_raised():
 def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
     # No shift has a gradient there, and all features are 0.
     dark = lambda rngs: _dark(make(rngs))  # noqa: E731
-    found = Measures(dark, make, X, SMALL, "reference", "held").ntk_conditions(MIXTURES[:2], seed=0)
+    found = Measures(dark, make, X, SMALL, "reference", "frozen").ntk_conditions(MIXTURES[:2], seed=0)
     # A note: the search goes on with the number.
     assert all("vanish" in reason for reason in found.reasons)
     np.testing.assert_array_equal(found.values, 1e5)
-    sound = Measures(dark, make, X, SMALL, "all", "held").ntk_conditions(MIXTURES[:1], seed=0)
+    sound = Measures(dark, make, X, SMALL, "all", "frozen").ntk_conditions(MIXTURES[:1], seed=0)
     assert "resolved λmin" in sound.reasons[0]
     assert np.isnan(sound.values[0])
     assert measures._reference_number(np.full((2, 2), np.inf)) == 1e5
@@ -254,7 +254,7 @@ def _dark(net):
     ("options", "message"),
     [
         ({"gradients": "weights"}, "`gradients` to be one of 'all', 'reference', got 'weights'"),
-        ({"batch_norm": "train"}, "`batch_norm` to be one of 'coupled', 'held', got 'train'"),
+        ({"batch_norm": "train"}, "`batch_norm` to be one of 'frozen', 'live', got 'train'"),
         ({"images": X[:1]}, "`images` to hold at least 2"),
         ({"memory": -1}, "`memory` to be a number of bytes, got -1"),
     ],

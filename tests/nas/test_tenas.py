@@ -16,7 +16,7 @@ MAKERS = {"nasbench201": nasbench201_measures, "darts": darts_measures}
 
 
 def small_measures(name):
-    found = MAKERS[name](IMAGES, patches(IMAGES, 0, batches=1, size=20), batch_norm="held")
+    found = MAKERS[name](IMAGES, patches(IMAGES, 0, batches=1, size=20), batch_norm="frozen")
     return [Measure("ntk", found.ntk_conditions, False), Measure("regions", found.linear_regions, True)]
 
 

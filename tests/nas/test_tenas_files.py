@@ -205,7 +205,7 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
 @pytest.mark.parametrize("space", ["nasbench201", pytest.param("darts", marks=pytest.mark.nightly)])
 def test_the_command_by_networks(tmp_path, capsys, tfds_dir, space):
     with pytest.raises(SystemExit) as stop:
-        main(arguments(tfds_dir, tmp_path / "out", "--space", space, "--batch-norm", "held"))
+        main(arguments(tfds_dir, tmp_path / "out", "--space", space, "--batch-norm", "frozen"))
     assert stop.value.code == 0
     cell = capsys.readouterr().out.splitlines()[0]
     assert Cell.parse(cell) if space == "nasbench201" else Genotype.from_text(cell)

@@ -359,7 +359,7 @@ def cut(_cut, tmp_path):
 @pytest.mark.slow
 def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
     dags, options, out = whole
-    assert {file.name for file in (cut / "unfinished").iterdir()} == {"settings.json", "0.json"}
+    assert {file.name for file in (cut / "dags").iterdir()} == {"settings.json", "0.json"}
     with pytest.raises(OutputError, match="got an existing one; pass --resume to go on with it, --overwrite"):
         nd.compare(dags, X, Y, out=cut, **options)
     trained = []
@@ -387,28 +387,36 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
 def test_another_comparison_is_not_resumed(whole, cut, change, message):
     dags, options, _ = whole
     arguments = {"networks": dags, "x": X, "y": Y, **options, **change}
-    before = files_in(cut / "unfinished")
+    before = files_in(cut / "dags")
     with pytest.raises(CheckpointError, match=message):
         nd.compare(out=cut, resume=True, **arguments)
-    assert files_in(cut / "unfinished") == before
+    assert files_in(cut / "dags") == before
 
 
 def test_a_damaged_journal_is_found(whole, cut):
-    dags, options, out = whole
-    file = cut / "unfinished" / "0.json"
+    dags, options, _ = whole
+    file = cut / "dags" / "0.json"
     file.write_text(file.read_text().replace("4", "5", 1))
     with pytest.raises(CheckpointError, match="to hold what was written there, got something else; delete it"):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
-    (cut / "unfinished" / "settings.json").write_text("[")
-    with pytest.raises(CheckpointError, match="to describe an unfinished comparison, got Expecting value"):
+    (cut / "dags" / "settings.json").write_text("[")
+    with pytest.raises(CheckpointError, match="to describe a comparison, got Expecting value"):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
-    with pytest.raises(CheckpointError, match="got none; leave out --resume to start one"):
-        nd.compare(dags, X, Y, out=out, resume=True, **options)
+
+
+def test_a_finished_comparison_resumes_to_itself(whole, tmp_path):
+    dags, options, out = whole
+    again, said = shutil.copytree(out, tmp_path / "out"), []
+    (again / "compare.json").unlink()
+    found = nd.compare(dags, X, Y, out=again, resume=True, on_progress=lambda task, *_: said.append(task), **options)
+    assert [result.name for result in found] == [*dags]
+    assert not any(task.startswith("training") for task in said)
+    assert files_in(again) == files_in(out)
 
 
 def test_a_finished_dag_under_the_name_of_another_is_found(whole, cut):
     dags, options, _ = whole
-    shutil.copy(cut / "unfinished" / "0.json", cut / "unfinished" / "1.json")
+    shutil.copy(cut / "dags" / "0.json", cut / "dags" / "1.json")
     with pytest.raises(
         CheckpointError, match=r'1\.json to describe chain, got something else: name "one" before, "chain" now; del'
     ):
@@ -429,7 +437,7 @@ def test_a_finished_dag_under_the_name_of_another_is_found(whole, cut):
 )
 def test_a_damaged_result_with_its_digest_is_found(whole, cut, damage, message):
     dags, options, _ = whole
-    file = cut / "unfinished" / "0.json"
+    file = cut / "dags" / "0.json"
     result = damage(json.loads(file.read_text())["result"])
     file.write_text(json.dumps({"result": result, "sha256": hashlib.sha256(json.dumps(result).encode()).hexdigest()}))
     with pytest.raises(CheckpointError, match=message):
@@ -438,8 +446,8 @@ def test_a_damaged_result_with_its_digest_is_found(whole, cut, damage, message):
 
 def test_files_that_cannot_be_read_are_named_without_numbers_of_errors(whole, cut):
     dags, options, _ = whole
-    (cut / "unfinished" / "0.json").unlink()
-    (cut / "unfinished" / "0.json").mkdir()
+    (cut / "dags" / "0.json").unlink()
+    (cut / "dags" / "0.json").mkdir()
     with pytest.raises(CheckpointError, match="to describe a finished DAG, got Is a directory; delete it"):
         nd.compare(dags, X, Y, out=cut, resume=True, **options)
 
@@ -447,13 +455,13 @@ def test_files_that_cannot_be_read_are_named_without_numbers_of_errors(whole, cu
 @pytest.mark.parametrize("beside", [False, True])
 def test_only_a_comparison_is_overwritten(whole, tmp_path, beside):
     dags, options, out = whole
-    mine = tmp_path / "out" / "unfinished"
-    if beside:
-        shutil.copytree(out, tmp_path / "out")
+    mine = tmp_path / "out" / "dags"
     mine.mkdir(parents=True)
+    if beside:
+        shutil.copy(out / "compare.json", tmp_path / "out")
     for name in ("thesis.txt", "0.json"):
         (mine / name).write_text("mine")
-    with pytest.raises(OutputError, match=r"unfinished to hold an unfinished comparison to replace, got other files"):
+    with pytest.raises(OutputError, match=r"dags to hold a comparison to replace, got other files"):
         nd.compare(dags, X, Y, out=tmp_path / "out", overwrite=True, **options)
     assert {path.name for path in mine.iterdir()} == {"thesis.txt", "0.json"}
     (tmp_path / "other").mkdir()
@@ -464,10 +472,10 @@ def test_only_a_comparison_is_overwritten(whole, tmp_path, beside):
 
 def test_an_unfinished_comparison_is_overwritten_without_files_beside_it(whole, cut):
     _, options, _ = whole
-    (cut / "unfinished" / "7.json").write_text("{}")
-    (cut / "unfinished" / "notes.txt").write_text("mine")
+    (cut / "dags" / "7.json").write_text("{}")
+    (cut / "dags" / "notes.txt").write_text("mine")
     nd.compare("1", X, Y, out=cut, overwrite=True, **options)
-    assert [path.name for path in (cut / "unfinished").iterdir()] == ["notes.txt"]
+    assert {path.name for path in (cut / "dags").iterdir()} == {"0.json", "settings.json", "notes.txt"}
     assert len(json.loads((cut / "compare.json").read_text())["rows"]) == 1
 
 

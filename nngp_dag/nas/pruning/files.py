@@ -56,6 +56,8 @@ class SearchDirectory:
     ) -> Iterator[State]:
         """Goes on where the search stands, and keeps the state after every round, as `prune` takes and yields them.
 
+        Until the iteration ends no other process may write the folder.
+
         Yields:
           The state where it goes on, if it does, and that after every round.
 
@@ -63,12 +65,13 @@ class SearchDirectory:
           CheckpointError: As `state`.
           OutputError: The folder cannot be written, or another process writes it.
         """
-        state = self.state()
-        if state is not None:
-            yield state
-        for after in prune(self._space, measures, pruning, state, on_progress=on_progress):
-            self.save(after)
-            yield after
+        with claimed(self.path):
+            state = self.state()
+            if state is not None:
+                yield state
+            for after in prune(self._space, measures, pruning, state, on_progress=on_progress):
+                self.save(after)
+                yield after
 
     def save(self, state: State, accuracy: float | None = None) -> None:
         """Writes the log, once there is one the result and its cell, and the state.

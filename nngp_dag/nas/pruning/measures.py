@@ -21,7 +21,7 @@ from nngp_dag.nas.pruning.regions import num_distinct, sign_patterns
 from nngp_dag.nas.scores.gradients import condition_of, gradient_products, passes_at_once
 
 GRADIENTS = ("all", "reference")
-BATCH_NORMS = ("coupled", "held")
+BATCH_NORMS = ("frozen", "live")
 
 # What TE-NAS goes on with where the condition number is not a number.
 _REFERENCE_NAN = 1e5
@@ -60,7 +60,7 @@ class Measures:
       images: The batch of the NTK, (n, height, width, channels).
       small: Batches of images of the regions, (batches, m, height, width, channels); see `patches`.
       gradients: With respect to "all" weights, or "reference": kernels, scales and the classifier's kernel, as TE-NAS.
-      batch_norm: "coupled", as TE-NAS: an output depends on the whole batch. "held": on its own image alone, with the
+      batch_norm: "live", as TE-NAS: an output depends on the whole batch. "frozen": on its own image alone, with the
         statistics of the batch as constants, which takes one pass back instead of one for every image.
       memory: Bytes that candidates side by side may take, by an estimate: gradients of all images, what a pass keeps
         for the way back, and as much for every pass back that runs at once. One candidate is computed in any case. On
@@ -84,7 +84,7 @@ class Measures:
     images: Float[np.ndarray, "n h w c"]
     small: Float[np.ndarray, "batches m h2 w2 c2"]
     gradients: str = "all"
-    batch_norm: str = "coupled"
+    batch_norm: str = "frozen"
     memory: int | None = None
     # Sizes that were found by tracing.
     memo: dict[Any, int] = field(default_factory=dict, init=False, repr=False)
@@ -112,7 +112,7 @@ class Measures:
         """
         graph, params = nnx.split(self.make_net(rngs=nnx.Rngs(seed)))
         names, x = "all" if self.gradients == "all" else "weight", jnp.asarray(self.images)
-        passes = passes_at_once(len(x)) if self.batch_norm == "coupled" else 1
+        passes = passes_at_once(len(x)) if self.batch_norm == "live" else 1
         at_once = self._at_once(graph, params, x, architectures[0], len(x), 1 + passes)
         found = [
             self._condition((ntk + ntk.T) / 2)

@@ -44,7 +44,7 @@ def tenas_search(
     batch: int | None = None,
     classes: int = 10,
     gradients: str = "all",
-    batch_norm: str = "held",
+    batch_norm: str = "frozen",
     dataset: str = "",
     table: AccuracyTable | None = None,
     column: str | None = None,

@@ -26,22 +26,22 @@ PER_ROUND = {"nasbench201": 1, "darts": 3}
 """Operations that an edge loses in a round, as in the released code for CIFAR-10."""
 
 
-def batch_sizes(space: SearchSpace, names: Sequence[str], batch: int | None = None) -> dict[str, int]:
+def batch_sizes(space: SearchSpace, measures: Sequence[str], batch: int | None = None) -> dict[str, int]:
     """Returns how many images each measure gets: `batch`, or by default as many as suit it."""
-    defaults = {name: EXACT_BATCH if name == "exact" else BATCH[space.name] for name in names}
+    defaults = {name: EXACT_BATCH if name == "exact" else BATCH[space.name] for name in measures}
     return defaults if batch is None else dict.fromkeys(defaults, batch)
 
 
 def tenas_measures(
     space: SearchSpace,
     images: Float[np.ndarray, "n *shape"],
-    names: Sequence[str],
+    measures: Sequence[str],
     *,
     batch: int | None = None,
     seed: int = 0,
     classes: int = 10,
     gradients: str = "all",
-    batch_norm: str = "held",
+    batch_norm: str = "frozen",
 ) -> list[Measure]:
     """Returns measures that supernets are pruned by.
 
@@ -52,35 +52,36 @@ def tenas_measures(
     Args:
       space: The space.
       images: Images, of which each measure takes the first; patches are cut out of those of the NTK.
-      names: Out of `MEASURES`.
+      measures: Out of `MEASURES`.
       batch: Images of every measure; None for `BATCH`, and for "exact" `EXACT_BATCH`.
       seed: Seed of the patches.
       classes: Outputs of the network whose NTK is taken.
       gradients: As for `Measures`.
-      batch_norm: As for `Measures`; "coupled" is TE-NAS's, "held" takes one pass back instead of one for every image.
+      batch_norm: As for `Measures`; "live" is TE-NAS's, "frozen" takes one pass back instead of one for every image.
 
     Raises:
       InputError: A name is unknown or there twice, or images or options do not fit.
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Section 4 and released code.
     """
-    unknown = [name for name in names if name not in MEASURES]
-    if unknown or not names:
-        raise InputError(f"Expected `names` out of {', '.join(MEASURES)}, got {', '.join(unknown) or 'none'}")
-    if len(set(names)) < len(names):
-        raise InputError(f"Expected `names` of different measures, got {', '.join(names)}")
+    if not measures:
+        raise InputError(f"Expected `measures` out of {', '.join(MEASURES)}, got none")
+    for name in measures:
+        check_option("measures", name, MEASURES)
+    if len(set(measures)) < len(measures):
+        raise InputError(f"Expected `measures` to be different ones, got {', '.join(measures)}")
     check_option("gradients", gradients, GRADIENTS)
     check_option("batch_norm", batch_norm, BATCH_NORMS)
     sizes = batch_sizes(space, MEASURES, batch)
     found = []
-    if {"ntk", "regions"} & set(names):
+    if {"ntk", "regions"} & set(measures):
         if images.ndim != 4:
             raise InputError(f"Expected `images` to be (n, height, width, channels) for networks, got {images.shape}")
         of_space = {"nasbench201": nasbench201_measures, "darts": darts_measures}[space.name]
         first = images[: sizes["ntk"]]
         small = patches(first, seed)
-        measures = of_space(first, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
-        found += [Measure("ntk", measures.ntk_conditions, False), Measure("regions", measures.linear_regions, True)]
-    if "exact" in names:
+        networks = of_space(first, small, classes=classes, gradients=gradients, batch_norm=batch_norm)
+        found += [Measure("ntk", networks.ntk_conditions, False), Measure("regions", networks.linear_regions, True)]
+    if "exact" in measures:
         found.append(Measure("exact", ExpectedKernels(space, images[: sizes["exact"]]).lambda_min, True))
-    return [next(measure for measure in found if measure.name == name) for name in names]
+    return [next(measure for measure in found if measure.name == name) for name in measures]

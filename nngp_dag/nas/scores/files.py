@@ -42,8 +42,10 @@ class ScoreDirectory:
         with folder.opened({"settings": settings_of(setting)}):
             folder.begin()
 
-    def score(self, cells: Sequence[Cell], scores: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-        """Scores those cells that the folder does not have, and keeps each as soon as it is known.
+    def score(
+        self, cells: Sequence[Cell], scores: Sequence[str], *, timed: bool = False
+    ) -> Iterator[tuple[str, int, int]]:
+        """Scores those cells that the folder does not have, and keeps each as soon as it is known, as `score_cells`.
 
         Yields:
           (measure, cells done, cells) after every cell.
@@ -72,7 +74,7 @@ class ScoreDirectory:
                     continue
                 # Without a last line that was cut off.
                 table.write(known)
-                for number, scored in enumerate(score_cells(left, names, self._setting), start=1):
+                for number, scored in enumerate(score_cells(left, names, self._setting, timed=timed), start=1):
                     table.add(_row(scored, names) | {"measure": digest})
                     yield measure.__name__, len(cells) - len(left) + number, len(cells)
 

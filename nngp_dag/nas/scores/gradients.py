@@ -64,19 +64,19 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
       architecture: What the network is called with besides.
       names: "weight": gradients with respect to kernels, scales and the classifier's kernel, which are called weight
         where the measure comes from; "all": shifts and biases too.
-      batch_norm: "coupled": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
-        which takes a pass back over the batch for every image. "held": the statistics are those of the batch, but do
+      batch_norm: "live": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
+        which takes a pass back over the batch for every image. "frozen": the statistics are those of the batch, but do
         not change with the weights; f(x_i) depends on x_i alone, and one pass back gives all gradients.
     """
     trained, fixed = _by_name(params, lambda name: names == "all" or name not in ("shift", "bias"))
 
     def summed(trained: dict, x: Array) -> Array:
         net = nnx.merge(graph, _rejoined(params, trained, fixed))
-        if batch_norm == "held" and net.batch_norm:
+        if batch_norm == "frozen" and net.batch_norm:
             net.normalize = functools.partial(net.normalize, over=_IMAGES)
         return net(x, architecture).sum(axis=1)
 
-    if batch_norm == "held":
+    if batch_norm == "frozen":
         one = jax.grad(lambda trained, image: summed(trained, image[None])[0])
         gradients = jax.vmap(one, (None, 0), axis_name=_IMAGES)(trained, x)
     else:
@@ -206,7 +206,7 @@ def _correlation_score(jacobian: ArrayLike) -> float:
 
 @compiled
 def _ntk(graph: Any, params: Any, x: Array, codes: Array) -> Array:
-    return gradient_products(graph, params, x, codes, names="weight", batch_norm="coupled")
+    return gradient_products(graph, params, x, codes, names="weight", batch_norm="live")
 
 
 @compiled

@@ -57,7 +57,8 @@ class Scored:
       values: {score: number}; NaN where it failed.
       reasons: {score: why it failed, and for which cell}.
       seconds: Time that all of it took, without compilation; of work for several cells at once an equal share. Exact
-        kernels are one such work for all cells of a call, so that the more cells, the smaller the share.
+        kernels are one such work for all cells of a call, so that the more cells, the smaller the share; unless timing
+        is asked for, it includes compilation.
     """
 
     cell: Cell
@@ -133,13 +134,16 @@ def measures_of(names: Sequence[str]) -> dict[Measure, list[Score]]:
     return found
 
 
-def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) -> Iterator[Scored]:
+def score_cells(
+    cells: Sequence[Cell], scores: Sequence[str], setting: Setting, *, timed: bool = False
+) -> Iterator[Scored]:
     """Scores cells, one after the other, each by all measures that its scores need.
 
     Args:
       cells: Any cells.
       scores: Names out of `SCORES`.
       setting: Data, and sizes of the networks.
+      timed: Whether seconds of exact kernels leave compilation out, for which they are computed twice.
 
     Yields:
       A `Scored` for every cell, in order, as soon as all of its scores are known. Exact kernels are computed for all
@@ -158,7 +162,7 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
     for cell in cells:
         if not isinstance(cell, Cell):
             raise InputError(f"Expected `cells` to be of type `Cell`, got {shown(cell)}; `Cell.parse` reads a text")
-    running = [_timed(measure, cells, wanted, setting) for measure, wanted in measures_of(scores).items()]
+    running = [_timed(measure, cells, wanted, setting, timed) for measure, wanted in measures_of(scores).items()]
     for cell, *parts in zip(cells, *running, strict=True):
         values = {name: value for part in parts for name, value in part.values.items()}
         reasons = {name: reason for part in parts for name, reason in part.reasons.items()}
@@ -166,14 +170,16 @@ def score_cells(cells: Sequence[Cell], scores: Sequence[str], setting: Setting) 
         yield Scored(cell, {name: values[name] for name in scores}, reasons, sum(part.seconds for part in parts))
 
 
-def _timed(measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting) -> Iterator[Scored]:
+def _timed(
+    measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting, timed: bool
+) -> Iterator[Scored]:
     """Yields what one measure says of every cell; only its own work counts as its time."""
     cost, at_once = wanted[0].cost, setting.at_once
     # Compiled before anything is timed, since that is done once for all cells.
-    if cost == "kernel":
+    if cost == "kernel" and timed:
         # Programs of kernels depend on all cells; nothing that is computed now is known to what is timed.
         list(_measured(measure, [Cell(cell.operations) for cell in cells], wanted, replace(setting)))
-    elif cost != "wiring":
+    elif cost not in ("wiring", "kernel"):
         list(_measured(measure, cells[:1], wanted, setting))
     if cost in ("wiring", "kernel"):
         at_once = max(len(cells), 1)
