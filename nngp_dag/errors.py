@@ -154,8 +154,8 @@ def check_known(
     """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
     known = tuple(known)
     if unknown := next((option for option in options if option not in known), None):
-        parameters = () if caller is None else inspect.signature(caller).parameters
-        own = [name for name in parameters if name not in ("self", "architecture")]
+        parameters = () if caller is None else inspect.signature(caller).parameters.values()
+        own = [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
         beside = f" or arguments beside them ({', '.join(own)})" if own else ""
         near = did_you_mean(unknown, (*known, *own))
         raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")

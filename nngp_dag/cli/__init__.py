@@ -83,7 +83,13 @@ _add(app, "list", list_command, "activations", "scores --json")
 _add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
 _add(nas, "search", search, "--benchmark accuracy.csv --scores scores --score naswot")
 _add(nas, "plot", plot, "--benchmark accuracy.csv --scores scores")
-_add(nas, "train", train_cell_command, f"{_CELL} --subset 500 --eval-subset 500 --epochs 5 --out cell")
+_add(
+    nas,
+    "train",
+    train_cell_command,
+    f"{_CELL} --subset 500 --eval-subset 500 --epochs 5 --out cell",
+    "--resume --out cell",
+)
 _add(nas, "tenas", tenas, "--space nasbench201 --out found", "--space darts --measure exact --out darts")
 app.add_typer(nas, name="nas")
 
@@ -129,7 +135,7 @@ def _with_options(message: str, arguments: Sequence[str]) -> str:
         if flags:
             # The library's word for what may be given several times is a plural.
             for name in (option.name, f"{option.name}s") if option.multiple else (option.name,):
-                message = message.replace(f"`{name}`", max(flags, key=len))
+                message = re.sub(f"`{name}(=True)?`", max(flags, key=len), message)
     return message
 
 

@@ -20,7 +20,6 @@ from nngp_dag.cli.options import (
     ResumeOption,
     ScaleOption,
     count,
-    exclusive,
     out_option,
     output,
     parse_dag,
@@ -29,6 +28,7 @@ from nngp_dag.cli.options import (
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
+from nngp_dag.storage import check_exclusive
 
 _OUT = "nngp-dag-compare"
 _SUBSET = 128
@@ -68,7 +68,7 @@ def compare(
     from nngp_dag.report.compare_files import finished_in
     from nngp_dag.report.tables import compare_table
 
-    exclusive(resume, overwrite)
+    check_exclusive(resume, overwrite)
     names = list(dag or zoo.FIGURE3)
     if len(set(names)) < len(names):
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")

@@ -24,7 +24,6 @@ from nngp_dag.cli.options import (
     ResumeOption,
     ScaleOption,
     count,
-    exclusive,
     out_option,
     output,
 )
@@ -32,6 +31,7 @@ from nngp_dag.cli.outputs import hold
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
+from nngp_dag.storage import check_exclusive
 
 _OUT = "nngp-dag-sweep"
 _SUBSET = 128
@@ -88,7 +88,7 @@ def sweep(
     from nngp_dag.report.sweep_plots import plot_sweep
     from nngp_dag.report.tables import bounds_table, correlation_table, sweep_summary, sweep_table
 
-    exclusive(resume, overwrite)
+    check_exclusive(resume, overwrite)
     dags, what = _listed(dag, nodes, file, space)
     images = isinstance(architecture["layer"], Conv)
     load = choose_samples(

@@ -1,10 +1,7 @@
 """The command train."""
 
-import shlex
-from enum import EnumType, StrEnum
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,30 +20,22 @@ from nngp_dag.cli.options import (
     OrderOption,
     OverwriteOption,
     QuietOption,
+    ResumeRunOption,
     SplitsOption,
     TrainSubsetOption,
     count,
-    exclusive,
     out_option,
     output,
     parse_dag,
 )
+from nngp_dag.cli.resumed import Context, as_path, as_stored, command_that_resumes, given, options_of
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
-from nngp_dag.errors import CheckpointError, InputError, shown
-from nngp_dag.interrupt import program
-from nngp_dag.storage import misfit
-
-if TYPE_CHECKING:
-    from typer import Context
-else:
-    # What typer 0.29 passes is of the base class of what it documents.
-    Context = typer.Context.__base__
+from nngp_dag.errors import InputError
+from nngp_dag.storage import check_exclusive
 
 _MOST_TABLES = 4
 _OUT = "nngp-dag-train"
-# What says how to run, not what is run.
-_CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
 
 
 @takes_network
@@ -107,14 +96,7 @@ def train(
     seeds: Annotated[int, count("Networks of each DAG, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
     checkpoint_every: Annotated[int, count("Epochs between checkpoints.", OUTPUT)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            rich_help_panel=OUTPUT,
-            help="Go on with the run in --out; its options are taken from there, but for those given now.",
-        ),
-    ] = False,
+    resume: ResumeRunOption = False,
     evaluate: Annotated[
         Path | None,
         typer.Option(
@@ -145,20 +127,17 @@ def train(
     if evaluate is not None:
         once()
         beside = ("evaluate", "data_dir", "json", "quiet")
-        if others := [name for name in context.params if name not in beside and _given(context, name)]:
+        if others := [name for name in context.params if name not in beside and given(context, name)]:
             raise InputError(f"Expected only --data-dir beside --evaluate, got {', '.join(others)}; leave them out")
         found = training.evaluate(evaluate, data_dir=data_dir)
         show(evaluation_table(found))
         result(evaluation_rows(found))
         return
-    exclusive(resume, overwrite)
+    check_exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)
-    options: dict[str, Any] = {name: value for name, value in context.params.items() if name not in _CONTROLS}
-    if resume:
-        options = _resumed(context, out, options)
-    # Absolute, so that the run resumes from anywhere.
-    stored = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
-    if _given(context, "image_readout") and not options["conv"]:
+    options = options_of(context, out, resume=resume)
+    stored = as_stored(options)
+    if given(context, "image_readout") and not options["conv"]:
         raise InputError("Expected --image-readout beside --conv, got it alone; leave it out or add --conv")
     names = options.pop("dag") or list(zoo.FIGURE3)
     if len(set(names)) < len(names):
@@ -172,14 +151,12 @@ def train(
     options["order"] = OrderOption(options["order"])
     architecture = architecture_of(**{name: options.pop(name) for name in NETWORK_OPTIONS})
     recipe = training.Recipe(**options, milestones=tuple(milestones) if milestones else None)
-    again = f"{program()} train --resume --out {shlex.quote(str(out))}"
-    Resumable(out / "config.json", epochs_in(out, recipe.epochs * len(dags)), again)
-    # As texts, where config.json has them.
-    data, data_dir = (None if source[name] is None else Path(source[name]) for name in ("data", "data_dir"))
+    kept = epochs_in(out, recipe.epochs * len(dags))
+    Resumable(out / "config.json", kept, command_that_resumes(context, out))
     load = choose_splits(
-        data,
+        as_path(source["data"]),
         source["dataset"],
-        data_dir,
+        as_path(source["data_dir"]),
         subset=source["subset"],
         eval_subset=source["eval_subset"],
         scale_inputs=source["scale_inputs"],
@@ -211,50 +188,3 @@ def train(
     files = [out / name for name in ("curves.csv", "curves.png", "config.json", "tensorboard", "checkpoints")]
     say(f"wrote {', '.join(map(str, files[:-1]))} and {files[-1]}")
     result({"data": splits.statement, "rows": training_rows(runs), "files": files})
-
-
-def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of the run in a folder, but for those that are given now."""
-    from nngp_dag.training.rundir import run_folder
-
-    stored = run_folder(out).read().get("options")
-    if stored is None or not set(options) <= set(stored):
-        raise InputError(f"Expected the run in {out} to be one of nngp-dag train, got another; resume it in Python")
-    hints = get_type_hints(train)
-    wrong = misfit(stored, {name: _shape(hints[name], stored[name]) for name in options}, "options")
-    for name in options:
-        choices = _choices(hints[name])
-        if not wrong and choices and stored[name] not in (None, *choices):
-            wrong = f"{shown(stored[name])} as {name}, which is one of {', '.join(choices)}"
-    if wrong:
-        raise CheckpointError(
-            f"Expected {out / 'config.json'} to hold options of nngp-dag train, got {wrong}; mend it, or start anew "
-            "with --overwrite"
-        )
-
-    return {name: value if _given(context, name) else stored[name] for name, value in options.items()}
-
-
-def _shape(hint: Any, value: object) -> Any:
-    """Returns the shape that the stored value of an option has."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return type(None)
-    if get_origin(kinds[0]) is list:
-        return [*get_args(kinds[0])]
-    as_text = get_origin(kinds[0]) is Literal or issubclass(kinds[0], (Path, StrEnum))
-    return str if as_text else kinds[0]
-
-
-def _choices(hint: Any) -> list[str]:
-    """Returns the values of an option that has a few; none for others."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if get_origin(kinds[0]) is Literal:
-        return [str(choice) for choice in get_args(kinds[0])]
-    return [str(choice) for choice in kinds[0]] if isinstance(kinds[0], EnumType) else []
-
-
-def _given(context: Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

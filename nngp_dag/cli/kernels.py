@@ -25,7 +25,6 @@ from nngp_dag.cli.options import (
     ResumeOption,
     ScaleOption,
     count,
-    exclusive,
     out_option,
     output,
     parse_dag,
@@ -33,6 +32,7 @@ from nngp_dag.cli.options import (
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
+from nngp_dag.storage import check_exclusive
 
 if TYPE_CHECKING:
     from nngp_dag.graph import Dag
@@ -69,7 +69,7 @@ def show_command(
     said = None if explain is None else _explained(dag, explain)
     if png is not None:
         # A cell's graph counts pooling as a skip.
-        with output_file(png, overwrite=overwrite, option="--png") as path:
+        with output_file(png, overwrite=overwrite) as path:
             plot_dag(dag, path, operations=nasbench201_edges(cell) if cell else [])
     show(dag_table(dag, cell), *([] if said is None else [f"kernels: {said}"]))
     if png is not None:
@@ -192,7 +192,7 @@ def gram_command(
     from nngp_dag.kernels import gram
     from nngp_dag.kernels._gram import bytes_of
 
-    exclusive(resume, overwrite)
+    check_exclusive(resume, overwrite)
     graph = parse_dag(dag)
     bytes_of(memory_budget)
     images = isinstance(architecture["layer"], Conv)

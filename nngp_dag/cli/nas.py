@@ -146,7 +146,7 @@ def search(
 ) -> None:
     """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
     once(scores / "search.csv", scores / "accuracy.csv")
-    hold(scores, "--scores")
+    hold(scores)
     import pandas
 
     from nngp_dag.nas import AccuracyTable
@@ -162,7 +162,7 @@ def search(
     ranks = [accuracy_correlations(table, known, column=name) for name in columns]
     files = scores / "search.csv", scores / "accuracy.csv"
     for frames, file in zip((found, ranks), files, strict=True):
-        with output_file(file, overwrite=overwrite, option="--scores") as path:
+        with output_file(file, overwrite=overwrite) as path:
             pandas.concat(frames).to_csv(path, index=False)
     for searches, correlations in zip(found, ranks, strict=True):
         show(search_summary(searches, sample), correlation_table(correlations))
@@ -191,15 +191,15 @@ def plot(
 ) -> None:
     """Draw accuracy over effective depth and width, and over scores."""
     once(scores / "depth-width.png", scores / "scores.png")
-    hold(scores, "--scores")
+    hold(scores)
     from nngp_dag.nas import SCORES, AccuracyTable
     from nngp_dag.nas.scores.files import read_scores
     from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
     from nngp_dag.report import output_file
 
     known, table = AccuracyTable.load(benchmark), read_scores(scores)
-    with output_file(scores / "depth-width.png", overwrite=overwrite, option="--scores") as path:
+    with output_file(scores / "depth-width.png", overwrite=overwrite) as path:
         plot_depth_and_width(known, path, column=column)
-    with output_file(scores / "scores.png", overwrite=overwrite, option="--scores") as path:
+    with output_file(scores / "scores.png", overwrite=overwrite) as path:
         plot_scores(table, known, score or [name for name in SCORES if name in table], path, column=column)
     say(f"wrote depth-width.png, scores.png to {scores}")

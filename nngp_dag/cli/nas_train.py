@@ -16,23 +16,31 @@ from nngp_dag.cli.options import (
     JsonOption,
     OverwriteOption,
     QuietOption,
-    ResumeOption,
+    ResumeRunOption,
     TrainSubsetOption,
     count,
-    exclusive,
     out_option,
     output,
 )
+from nngp_dag.cli.resumed import Context, as_path, as_stored, command_that_resumes, options_of
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
+from nngp_dag.errors import InputError
+from nngp_dag.storage import check_exclusive
 
 _OUT = "nngp-dag-cell"
 
 
 def train_cell_command(
-    genotype: Annotated[
-        str, typer.Argument(metavar="GENOTYPE", help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one.")
-    ],
+    context: Context,
+    cell: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CELL",
+            show_default=False,
+            help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one; with --resume that of the run.",
+        ),
+    ] = None,
     data: DataOption = None,
     dataset: CifarOption = None,
     data_dir: DataDirOption = None,
@@ -86,7 +94,7 @@ def train_cell_command(
     ] = 0,
     seeds: Annotated[int, count("Networks of the cell, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
-    resume: ResumeOption = False,
+    resume: ResumeRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -97,33 +105,39 @@ def train_cell_command(
     from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import training_rows, training_table
 
-    exclusive(resume, overwrite)
-    cell = read_cell(genotype)
-    by_kind = {"channels": channels, "layers": layers, "auxiliary": auxiliary, "drop_path": drop_path}
-    options = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "gradient_clip": gradient_clip,
-        "augment": augment,
-        "cutout": cutout,
-        **{name: value for name, value in by_kind.items() if value is not None},
-    }
-    # What does not depend on the images is refused before they are read.
-    CellRecipe.of(cell, (), **options)
-    load = choose_splits(data, dataset, data_dir, subset=subset, eval_subset=eval_subset, default="cifar10")
+    check_exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)
-    Resumable(out / "config.json", epochs_in(out, epochs))
+    options = options_of(context, out, resume=resume)
+    text = options.pop("cell")
+    if text is None:
+        raise InputError("Expected a cell of NAS-Bench-201, a genotype or a file with one, got none; pass it as CELL")
+    parsed = read_cell(text)
+    # Not the path of a file with it, which may change.
+    stored = as_stored({**options, "cell": str(parsed)})
+    seeds = options.pop("seeds")
+    source = {name: options.pop(name) for name in ("data", "dataset", "data_dir", "subset", "eval_subset")}
+    # The usual ones depend on the cell.
+    options = {name: value for name, value in options.items() if value is not None}
+    # What does not depend on the images is refused before they are read.
+    epochs = CellRecipe.of(parsed, (), **options).epochs
+    source |= {name: as_path(source[name]) for name in ("data", "data_dir")}
+    load = choose_splits(**source, default="cifar10")
+    Resumable(out / "config.json", epochs_in(out, epochs), command_that_resumes(context, out))
     run_folder(out).check_free(resume=resume, overwrite=overwrite)
     splits = load()
-    recipe = CellRecipe.of(cell, splits.train.x.shape[1:], **options)
+    recipe = CellRecipe.of(parsed, splits.train.x.shape[1:], **options)
     say(splits.statement)
     with progress() as on_progress:
         found = train_cell(
-            cell, splits, recipe, seeds=seeds, out=out, resume=resume, overwrite=overwrite, on_progress=on_progress
+            parsed,
+            splits,
+            recipe,
+            seeds=seeds,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            config={"options": stored},
+            on_progress=on_progress,
         )
     show(training_table([found]))
     show(f"{found.parameters:,} parameters")

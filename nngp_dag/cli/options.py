@@ -134,6 +134,14 @@ PrecisionOption = Annotated[Precision, typer.Option(rich_help_panel=COMPUTE, hel
 ResumeOption = Annotated[
     bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with what is in --out, under the same options.")
 ]
+ResumeRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        rich_help_panel=OUTPUT,
+        help="Go on with the run in --out; its options are taken from there, but for those given now.",
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing results.")]
 JsonOption = Annotated[
     bool,
@@ -172,12 +180,6 @@ def output(default: str, given: Path | None, *, again: bool = False) -> Path:
     while Path(numbered(default, number)).exists():
         number += 1
     return Path(numbered(default, max(1, number - 1) if again else number))
-
-
-def exclusive(resume: bool, overwrite: bool) -> None:
-    """Refuses --resume together with --overwrite."""
-    if resume and overwrite:
-        raise InputError("Expected --resume or --overwrite, got both; leave one of them out")
 
 
 def parse_dag(text: str) -> "Dag":

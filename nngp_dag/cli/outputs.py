@@ -16,6 +16,6 @@ def released() -> Iterator[None]:
         yield
 
 
-def hold(folder: Path, option: str = "--out") -> None:
-    """Claims a folder, which an option names, until the command ends."""
-    _held.enter_context(claimed(folder, option))
+def hold(folder: Path) -> None:
+    """Claims a folder until the command ends."""
+    _held.enter_context(claimed(folder))

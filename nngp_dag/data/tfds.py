@@ -78,7 +78,7 @@ def root_of(name: str, data_dir: str | Path | None) -> Path | None:
     if (found := found_at(root)) != "a folder":
         raise DataError(
             f"Expected `data_dir` to be an existing folder of tensorflow-datasets, got {shorten(str(root), 200)}, "
-            f"{found}; create it first, or pass the folder (--data-dir) that holds {shorten(name)}"
+            f"{found}; create it first, or pass the folder that holds {shorten(name)}"
         )
     return root
 
@@ -221,7 +221,7 @@ def _download(builder: Any, name: str, folder: Path) -> None:
     import requests
 
     remedy = (
-        f"pass a tensorflow-datasets folder that holds {name} as `data_dir` (--data-dir), connect to the "
+        f"pass a tensorflow-datasets folder that holds {name} as `data_dir`, connect to the "
         "internet, or use digits, which needs neither"
     )
     # folder is data_dir/name/version; what is missing of it is ours to remove again if nothing comes of it.

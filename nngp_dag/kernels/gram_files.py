@@ -104,7 +104,7 @@ def load_finished(
       OutputError: `path` is no directory, or holds something else than the results of `gram`; or results of another
         call, unless `overwrite`.
     """
-    with as_output_error(path, "`out`"):
+    with as_output_error(path):
         if path.exists() and not path.is_dir():
             raise OutputError(f"Expected the output {path} to be a directory, got a file; choose another `out`")
         found = {file.name for file in path.iterdir()} if path.is_dir() else set()
@@ -261,7 +261,7 @@ def unfinished(
     """
     partial = path.with_name(f".{path.name}.partial")
     new = [folder for folder in path.parents if not folder.exists()]
-    with as_output_error(path, "`out`"), claimed(partial, "`out`"), contextlib.ExitStack() as stack:
+    with as_output_error(path), claimed(partial), contextlib.ExitStack() as stack:
         fresh = not (partial / _DESCRIPTION).exists()
         if fresh:
             _check_alone(partial)

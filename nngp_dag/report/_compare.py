@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, Unpack
@@ -23,7 +22,7 @@ from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
 from nngp_dag.report.comparison import Comparison, lower_end
-from nngp_dag.storage import environment
+from nngp_dag.storage import check_config, check_exclusive, environment
 from nngp_dag.theory import (
     Bracket,
     Brackets,
@@ -108,13 +107,11 @@ def compare(
     learning_rate = _rate(learning_rate)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     folder = None if out is None else as_path("out", out)
-    _check_config(config)
+    check_config(config)
     check_callable("on_progress", on_progress)
-    if resume and (folder is None or overwrite):
-        raise InputError(
-            "Expected `resume` beside `out`, the folder of the comparison, and without `overwrite`, got "
-            + ("no `out`" if folder is None else "both")
-        )
+    check_exclusive(resume, overwrite)
+    if resume and folder is None:
+        raise InputError("Expected `out` to name the comparison to resume, got None; pass its folder")
     report = on_progress or (lambda task, done, total: None)
 
     settings = {
@@ -299,16 +296,3 @@ def _rate(learning_rate: LearningRate) -> LearningRate:
     if (rate := as_number("learning_rate", learning_rate)) <= 0:
         raise InputError(f"Expected `learning_rate` to be finite and above 0, got {shown(learning_rate)}")
     return float(rate)
-
-
-def _check_config(config: Mapping[str, Any] | None) -> None:
-    """Raises an `InputError` unless JSON can hold `config` as it is."""
-    if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
-        raise InputError(f"Expected `config` to be a dict with names that are text, got {shown(config)}")
-    try:
-        json.dumps(dict(config or {}), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"Expected `config` to hold what JSON can, got {shown(config)}: {shown(str(error))}; pass plain numbers, "
-            "texts, lists and dicts"
-        ) from None

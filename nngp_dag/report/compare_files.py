@@ -112,13 +112,13 @@ class CompareDirectory:
 
     def _check_may_be_replaced(self, overwrite: bool) -> None:
         """Raises an `OutputError` where the folder holds something else than a comparison, or may not be replaced."""
-        wanted, remedy = "be new or empty, got an existing one", "pass --overwrite to replace it, or choose"
+        wanted, remedy = "be new or empty, got an existing one", "pass `overwrite=True` to replace it, or choose"
         if overwrite:
             with contextlib.suppress(CheckpointError):
                 read_json(self.path / "compare.json", _RESULTS_SHAPE, "a comparison", "")
                 return
             wanted, remedy = "hold a comparison to replace, got other files", "choose"
-        raise OutputError(f"Expected the output directory {self.path} to {wanted}; {remedy} another --out")
+        raise OutputError(f"Expected the output directory {self.path} to {wanted}; {remedy} another `out`")
 
     def _found(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Reads the DAGs that are finished."""

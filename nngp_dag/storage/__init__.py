@@ -1,6 +1,7 @@
 """What all results on disk share; the ground floor, which knows nothing of kernels, training or reports."""
 
 from nngp_dag.storage.documents import (
+    check_config,
     check_same,
     difference,
     misfit,
@@ -21,7 +22,7 @@ from nngp_dag.storage.files import (
     sync,
 )
 from nngp_dag.storage.lock import LOCK, busy, locked
-from nngp_dag.storage.result_directory import ResultDirectory
+from nngp_dag.storage.result_directory import ResultDirectory, check_exclusive
 from nngp_dag.storage.rows import Rows
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Rows",
     "as_output_error",
     "busy",
+    "check_config",
+    "check_exclusive",
     "check_same",
     "claimed",
     "difference",

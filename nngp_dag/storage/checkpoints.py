@@ -56,13 +56,13 @@ def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description
     except Exception as error:
         raise OutputError(
             f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
-            f"stays: {'free some space' if 'space' in str(error) else 'mend that'} and pass --resume"
+            f"stays: {'free some space' if 'space' in str(error) else 'mend that'} and pass `resume=True`"
         ) from error
     # A process that died before its last step has saved this one; the same training finds the same state again.
     if known and describe(folder)["arrays"] != document["arrays"]:
         raise CheckpointError(
             f"Expected {folder} to hold the state that this run finds after epoch {epoch}, got another; other versions "
-            "or another machine give other bits: start anew with --overwrite"
+            "or another machine give other bits: start anew with `overwrite=True`"
         )
 
 
@@ -102,7 +102,7 @@ def check_is_of(folder: Path, found: Mapping[str, Any], description: Mapping[str
     if wrong := difference({name: found.get(name) for name in description}, description):
         raise CheckpointError(
             f"Expected the checkpoint {folder} to be of this run, got another's: {wrong}; put the right one there, or "
-            "start anew with --overwrite"
+            "start anew with `overwrite=True`"
         )
 
 
@@ -168,7 +168,7 @@ def _readable(folder: Path) -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             f"Expected {folder} to hold an intact checkpoint of this network, got {_first_line(error)}; put an intact "
-            "copy there, or start anew with --overwrite"
+            "copy there, or start anew with `overwrite=True`"
         ) from error
 
 

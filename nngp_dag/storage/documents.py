@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nngp_dag.errors import CheckpointError, shorten
+from nngp_dag.errors import CheckpointError, InputError, shorten, shown
 from nngp_dag.storage.files import output_file, sync
 
 # A type; several; a dict of entries, those whose names end in "?" optional; or a list of the shape of all items.
@@ -92,6 +92,19 @@ def check_same(before: Any, now: Any, source: Path) -> None:
         raise CheckpointError(
             f"Expected the same settings as in {source}, got others: {found}; pass the old ones, or another output"
         )
+
+
+def check_config(config: Mapping[str, Any] | None) -> None:
+    """Raises an `InputError` unless JSON can hold `config` as it is."""
+    if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        raise InputError(f"Expected `config` to be a dict with names that are text, got {shown(config)}")
+    try:
+        json.dumps(dict(config or {}), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"Expected `config` to hold what JSON can, got {shown(config)}: {shown(str(error))}; pass plain numbers, "
+            "texts, lists and dicts"
+        ) from None
 
 
 def difference(before: Any, now: Any, name: str = "") -> str:

@@ -39,7 +39,7 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
         if is_occupied(target) and not overwrite:
             raise OutputError(
                 f"Expected the output directory {target} to be new or empty, got an existing one; "
-                "pass --overwrite or choose another --out"
+                "pass `overwrite=True` or choose another `out`"
             )
 
     check()
@@ -58,10 +58,8 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
 
 
 @contextlib.contextmanager
-def output_file(path: str | Path, *, overwrite: bool = False, option: str = "--out") -> Iterator[Path]:
+def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary path that is renamed to `path` when the block ends without an error.
-
-    `option` is the one that names the output, for messages.
 
     Raises:
       OutputError: `path` exists (unless `overwrite`), cannot be written, or another process writes it.
@@ -69,36 +67,37 @@ def output_file(path: str | Path, *, overwrite: bool = False, option: str = "--o
     target = Path(path)
 
     def check() -> None:
-        with as_output_error(target, option):
+        with as_output_error(target):
             taken = target.is_dir() or (target.exists() and not overwrite)
         if taken:
             raise OutputError(
-                f"Expected the output file {target} to be new, got an existing one; pass --overwrite or another name"
+                f"Expected the output file {target} to be new, got an existing one; pass `overwrite=True` or another "
+                "name"
             )
 
     check()
-    with _staging(target, target.parent, option) as staging:
+    with _staging(target, target.parent) as staging:
         yield staging / target.name
         check()  # until a moment ago
         os.replace(staging / target.name, target)
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Makes a folder and keeps other processes out of it; removes what killed ones were about to write there.
 
-    A thread that has claimed a folder may do so again. `option` is the one that names the folder, for messages.
+    A thread that has claimed a folder may do so again.
 
     Raises:
       OutputError: Another process is at work there; it is a file, cannot be made, or is gone in the end.
     """
-    is_occupied(folder, option)
+    is_occupied(folder)
     key = folder.absolute()
     if _claims.get(key) == threading.get_ident():
         yield
         return
     with contextlib.ExitStack() as stack:
-        with as_output_error(folder, option):
+        with as_output_error(folder):
             stack.enter_context(made(folder))
             stack.enter_context(locked(folder, folder))
             _clean(folder)
@@ -139,21 +138,21 @@ def check_not_in_use(folder: Path) -> None:
         check_unlocked(folder, folder)
 
 
-def is_occupied(folder: Path, option: str = "--out") -> bool:
+def is_occupied(folder: Path) -> bool:
     """Whether a folder holds more than hidden files, which killed processes leave; not where there is none.
 
     Raises:
       OutputError: It is a file, or cannot be read.
     """
-    with as_output_error(folder, option):
+    with as_output_error(folder):
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"Expected the output {folder} to be a directory, got a file; choose another {option}")
+            raise OutputError(f"Expected the output {folder} to be a directory, got a file; choose another output")
         return folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir())
 
 
 @contextlib.contextmanager
-def as_output_error(target: Path, option: str = "--out") -> Iterator[None]:
-    """Turns the operating system's errors into an `OutputError` that names the output, and the option for another."""
+def as_output_error(target: Path) -> Iterator[None]:
+    """Turns the operating system's errors into an `OutputError` that names the output."""
     try:
         yield
     except OSError as error:
@@ -163,7 +162,7 @@ def as_output_error(target: Path, option: str = "--out") -> Iterator[None]:
         remedy = "free some space, or choose" if error.errno == errno.ENOSPC else "choose"
         raise OutputError(
             f"Expected the output {shorten(str(target), 200)} to be writable, got {error.strerror or error}; {remedy} "
-            f"another {option}"
+            "another output"
         ) from error
 
 
@@ -176,10 +175,10 @@ def gone(folder: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def _staging(target: Path, place: Path, option: str = "--out") -> Iterator[Path]:
+def _staging(target: Path, place: Path) -> Iterator[Path]:
     """Makes a hidden directory in `place`; after an error neither it nor a folder made for it stays."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(as_output_error(target, option))
+        stack.enter_context(as_output_error(target))
         new = [folder for folder in (place, *place.parents) if not folder.exists()]
         # A claimed folder that is gone is not made again.
         if place.absolute() not in _claims:

@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.errors import CheckpointError, InputError, OutputError
 from nngp_dag.storage.documents import Shape, check_same, read_json, write_json
 from nngp_dag.storage.environment import environments
 from nngp_dag.storage.files import as_output_error, check_not_in_use, claimed, is_occupied
 
 _PLACES = {"environment": dict, "resumed_in?": [dict]}
+
+
+def check_exclusive(resume: bool | None, overwrite: bool) -> None:
+    """Raises an `InputError` where a result is to go on and to be replaced."""
+    if resume and overwrite:
+        raise InputError("Expected `resume` or `overwrite`, got both; leave one out")
 
 
 class ResultDirectory:
@@ -45,7 +51,7 @@ class ResultDirectory:
         self._document: dict[str, Any] = {}
         self._before: dict[str, Any] | None = None
 
-    def read(self, remedy: str = "leave out --resume to start one") -> dict[str, Any]:
+    def read(self, remedy: str = "leave out `resume=True` to start one") -> dict[str, Any]:
         """Returns the configuration.
 
         Args:
@@ -67,15 +73,17 @@ class ResultDirectory:
           overwrite: Whether to replace what is there.
 
         Raises:
+          InputError: It is to go on and to be replaced.
           OutputError: A new result would meet another one or other files, or another process is at work.
         """
+        check_exclusive(resume, overwrite)
         occupied = is_occupied(self.path)
         check_not_in_use(self.path)
         if resume or not occupied:
             return bool(resume)
         if resume is None and self._config.exists():
             return True
-        got, wanted, remedy = "other files", f"be new, empty or hold {self._what}", "choose another --out"
+        got, wanted, remedy = "other files", f"be new, empty or hold {self._what}", "choose another `out`"
         if overwrite:
             with contextlib.suppress(CheckpointError):
                 self.read()
@@ -83,7 +91,7 @@ class ResultDirectory:
             wanted = f"hold {self._what} to replace"
         elif resume is not None:
             got, wanted = "an existing one", "be new or empty"
-            remedy = f"pass --resume to go on with it, --overwrite to replace it, or {remedy}"
+            remedy = f"pass `resume=True` to go on with it, `overwrite=True` to replace it, or {remedy}"
         raise OutputError(f"Expected the output directory {self.path} to {wanted}, got {got}; {remedy}")
 
     @contextlib.contextmanager

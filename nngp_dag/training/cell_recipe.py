@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nngp_dag.errors import GraphError, InputError
+from nngp_dag.errors import GraphError, InputError, check_known, shown
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.networks.bench_net import BenchNet
@@ -84,14 +82,14 @@ class CellRecipe(AnyRecipe):
             object.__setattr__(self, name, number)
 
     @classmethod
-    def of(cls, cell: Cell | Genotype, image_shape: tuple[int, ...], **choices: Any) -> "CellRecipe":
+    def of(cls, cell: Cell | Genotype | str, image_shape: tuple[int, ...], **choices: Any) -> "CellRecipe":
         """Returns the usual recipe of a kind of cell.
 
         C = 16 and N = 5 for a cell of NAS-Bench-201; C = 36, L = 20, drop path 0.2 and, where images have a side of 29
         pixels or more, an auxiliary head of weight 0.4 for one of DARTS.
 
         Args:
-          cell: The cell.
+          cell: The cell, or a text that `read_cell` reads.
           image_shape: (height, width, channels).
           **choices: Fields to set otherwise.
 
@@ -103,10 +101,11 @@ class CellRecipe(AnyRecipe):
           16
         """
         usual: dict[str, Any] = {"channels": 16, "layers": 5}
-        if isinstance(cell, Genotype):
+        if isinstance(as_cell(cell), Genotype):
             headed = len(image_shape) == 3 and min(image_shape[:2]) >= 29
             usual = {"channels": 36, "layers": 20, "auxiliary": 0.4 if headed else 0.0, "drop_path": 0.2}
-        return with_choices(partial(cls, **usual), choices)
+        check_known(choices, FIELDS, "fields of `CellRecipe`")
+        return cls(**{**usual, **choices})
 
     def network(self, cell: Cell | Genotype, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> Any:
         """Returns the network of a cell.
@@ -164,16 +163,21 @@ class CellRecipe(AnyRecipe):
         return optax.softmax_cross_entropy(outputs, targets)
 
 
-def with_choices(make: Callable[..., CellRecipe], choices: Mapping[str, Any]) -> CellRecipe:
-    """Returns a recipe with some fields chosen; those that it has not are refused.
+FIELDS = tuple(field.name for field in dataclasses.fields(CellRecipe))
+
+
+def as_cell(cell: object) -> Cell | Genotype:
+    """Returns a cell, also that of a text, see `read_cell`.
 
     Raises:
-      InputError: A value is out of range or no field.
+      GraphError: No cell can be read.
+      InputError: It is neither a cell nor a text.
     """
-    try:
-        return make(**choices)
-    except TypeError as error:
-        raise InputError(f"Expected options of `CellRecipe`, got {', '.join(choices)}: {error}") from None
+    if isinstance(cell, str):
+        return read_cell(cell)
+    if not isinstance(cell, (Cell, Genotype)):
+        raise InputError(f"Expected `cell` to be a `Cell`, a `Genotype` or its text, got {shown(cell)}")
+    return cell
 
 
 def read_cell(text: str) -> Cell | Genotype:

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, SupportsIndex
 
 from nngp_dag.data import Splits
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, check_known
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.darts import Genotype
-from nngp_dag.training.cell_recipe import CellRecipe, with_choices
+from nngp_dag.training.cell_recipe import FIELDS, CellRecipe, as_cell
 from nngp_dag.training.tasks import CellTask
 from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 
@@ -32,7 +32,7 @@ class TrainedCell(Outcome):
 
 
 def train_cell(
-    cell: Cell | Genotype,
+    cell: Cell | Genotype | str,
     data: Splits,
     recipe: CellRecipe | None = None,
     *,
@@ -50,7 +50,7 @@ def train_cell(
     Seeds, bits, files and whatever else is not said here are as in `nngp_dag.train`.
 
     Args:
-      cell: The cell.
+      cell: The cell, or a text that `read_cell` reads.
       data: What to train on.
       recipe: Network and optimizer; by default `CellRecipe.of` the cell.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds: of weights, order of images, augmentation, drop path.
@@ -66,7 +66,8 @@ def train_cell(
       A `TrainedCell`.
 
     Raises:
-      InputError: An option is out of range or does not fit the data.
+      InputError: An option is unknown, out of range or does not fit the data.
+      GraphError: No cell can be read.
       DivergenceError: A loss is no longer finite.
       OutputError: `out` holds another run, cannot be written, or another process writes it.
       CheckpointError: What `resume` finds is damaged, another run, or one of other versions.
@@ -80,11 +81,16 @@ def train_cell(
 
     Reference: as `CellRecipe`.
     """
+    cell = as_cell(cell)
     check_data(data)
-    make = (
-        partial(CellRecipe.of, cell, data.train.x.shape[1:]) if recipe is None else partial(dataclasses.replace, recipe)
-    )
-    recipe = with_choices(make, choices)
+    if not isinstance(recipe, (CellRecipe, NoneType)):
+        raise InputError(
+            f"Expected `recipe` to be a `CellRecipe`, got a `{type(recipe).__name__}`; pass its fields, such as "
+            "train_cell(cell, data, epochs=5)"
+        )
+    check_known(choices, FIELDS, "fields of `CellRecipe`", train_cell)
+    recipe = recipe or CellRecipe.of(cell, data.train.x.shape[1:])
+    recipe = dataclasses.replace(recipe, **choices)
     tasks = {"cell": CellTask(cell, recipe, data)}
     if recipe.cutout > min(data.train.x.shape[1:3]):
         raise InputError(f"Expected `cutout` to be at most the side of images, got {recipe.cutout}")

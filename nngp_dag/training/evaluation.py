@@ -1,5 +1,6 @@
 """Trained networks read back from a checkpoint and measured again."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def evaluate(
       True
     """
     folder = as_path("checkpoint", checkpoint)
+    # Not by pathlib, which raises where a name is too long.
+    if os.path.exists(folder / "config.json"):
+        known = sorted(folder.glob("checkpoints/*/best")) or [folder / "checkpoints" / "NAME" / "best"]
+        raise CheckpointError(
+            f"Expected the folder of a checkpoint, got that of a run, {folder}; pass one of its checkpoints, such as "
+            f"{known[0]}"
+        )
     about = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
     try:
         of_cell = "cell" in about["network"]

@@ -134,14 +134,14 @@ class DagTask(Task):
         try:
             stable = stable_learning_rate(self.network, self.recipe, self.data)
         except NngpDagError as error:
-            return f"no kernel says which rate is stable ({error}): lower --lr"
+            return f"no kernel says which rate is stable ({error}): lower `learning_rate`"
         if stable is None:
-            return "with batch normalization no kernel says which rate is stable: lower --lr"
+            return "with batch normalization no kernel says which rate is stable: lower `learning_rate`"
         if rate < stable:
             decay = self.recipe.weight_decay > 0
-            beyond, too = ("without weight decay", " or --weight-decay") if decay else ("at infinite width", "")
-            return f"the kernel's largest stable rate is {stable:.3g}, {beyond}: lower --lr{too}"
-        return f"the kernel's largest stable rate is {stable:.3g}: lower --lr below it"
+            beyond, too = ("without weight decay", " or `weight_decay`") if decay else ("at infinite width", "")
+            return f"the kernel's largest stable rate is {stable:.3g}, {beyond}: lower `learning_rate`{too}"
+        return f"the kernel's largest stable rate is {stable:.3g}: lower `learning_rate` below it"
 
 
 class CellTask(Task):
@@ -186,7 +186,7 @@ class CellTask(Task):
 
     def advice(self, rate: float) -> str:
         """As in `Task`."""
-        return "lower --lr"
+        return "lower `learning_rate`"
 
 
 def augmented(key: Key[Array, ""], images: Float[Array, "n h w c"], cutout: int) -> Float[Array, "n h w c"]:

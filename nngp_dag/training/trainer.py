@@ -21,10 +21,10 @@ from nngp_dag.errors import (
     shown,
     within_memory,
 )
-from nngp_dag.graph.operations import as_number, check_flag
+from nngp_dag.graph.operations import check_flag, check_whole
 from nngp_dag.nets import chosen_seeds
 from nngp_dag.nets.model import Params
-from nngp_dag.storage import output_file
+from nngp_dag.storage import check_config, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS, History
 from nngp_dag.training.plots import plot_training
@@ -67,8 +67,8 @@ def check_batch_size(batch_size: int, data: Splits) -> None:
     """Refuses batches that are larger than the training part."""
     if batch_size > (examples := len(data.train.labels)):
         raise InputError(
-            f"Expected `batch_size` to be at most the {examples} training examples, got {batch_size}; lower it (on the "
-            "command line --batch-size) or take more data"
+            f"Expected `batch_size` to be at most the {examples} training examples, got {batch_size}; lower it "
+            "or take more data"
         )
 
 
@@ -87,8 +87,8 @@ def train_tasks(
     recipe, data = first.recipe, first.data
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     chosen = chosen_seeds(seeds)
-    if as_number("checkpoint_every", checkpoint_every) < 1:
-        raise InputError(f"Expected `checkpoint_every` to be at least 1, got {shown(checkpoint_every)}")
+    checkpoint_every = check_whole("checkpoint_every", checkpoint_every, 1)
+    check_config(config)
     if resume and out is None:
         raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
     check_batch_size(recipe.batch_size, data)

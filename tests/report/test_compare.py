@@ -360,7 +360,7 @@ def cut(_cut, tmp_path):
 def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
     dags, options, out = whole
     assert {file.name for file in (cut / "dags").iterdir()} == {"settings.json", "0.json"}
-    with pytest.raises(OutputError, match="got an existing one; pass --resume to go on with it, --overwrite"):
+    with pytest.raises(OutputError, match="got an existing one; pass `resume=True` to go on with it, `overwrite=True`"):
         nd.compare(dags, X, Y, out=cut, **options)
     trained = []
     nd.compare(dags, X, Y, out=cut, resume=True, on_progress=lambda task, *_: trained.append(task), **options)
@@ -527,7 +527,7 @@ def test_graphs_and_seeds_in_every_form(results):
         ({"seeds": range(10**12)}, "Expected at most 100,000 seeds, got range"),
         ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
         ({"config": {"at": float("nan")}}, "Expected `config` to hold what JSON can, got .*Out of range"),
-        ({"resume": True}, "Expected `resume` beside `out`, .* got no `out`"),
+        ({"resume": True}, "Expected `out` to name the comparison to resume, got None; pass its folder"),
         ({"resume": True, "overwrite": True, "out": "out"}, "got both"),
     ],
 )

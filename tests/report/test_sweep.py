@@ -357,7 +357,7 @@ def test_another_sweep_is_not_resumed(tmp_path, options, message):
 
 def test_folders_that_are_not_free(tmp_path):
     nd.sweep(["2"], X, out=tmp_path / "out")
-    with pytest.raises(OutputError, match="to be new or empty, got an existing one; pass --resume"):
+    with pytest.raises(OutputError, match="to be new or empty, got an existing one; pass `resume=True`"):
         nd.sweep(["2_02"], X, out=tmp_path / "out")
     assert len(nd.sweep(["2_02", "2"], X, out=tmp_path / "out", overwrite=True)) == 2
     (tmp_path / "other").mkdir()
@@ -370,7 +370,7 @@ def test_folders_that_are_not_free(tmp_path):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
     with pytest.raises(CheckpointError, match="to describe a sweep, got null for settings, not an"):
         nd.sweep(["2"], X, out=tmp_path / "other", resume=True)
-    with pytest.raises(CheckpointError, match="to describe a sweep, got none; leave out --resume to start one"):
+    with pytest.raises(CheckpointError, match="to describe a sweep, got none; leave out `resume=True` to start one"):
         nd.sweep(["2"], X, out=tmp_path / "nowhere", resume=True)
     with pytest.raises(OutputError, match="to be a directory, got a file"):
         nd.sweep(["2"], X, out=tmp_path / "other" / "thesis.tex")

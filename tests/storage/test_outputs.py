@@ -29,7 +29,7 @@ def test_an_existing_directory_is_overwritten_only_when_asked(tmp_path):
     with output_directory(tmp_path / "out") as staging:  # an empty one is as good as none
         (staging / "a.txt").write_text("old")
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="to be new or empty, got an existing one; pass --overwrite"):
+    with pytest.raises(OutputError, match="to be new or empty, got an existing one; pass `overwrite=True`"):
         output_directory(tmp_path / "out").__enter__()
     with output_directory(tmp_path / "out", overwrite=True) as staging:
         (staging / "a.txt").write_text("new")
@@ -58,7 +58,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="to be a directory, got a file"):
         output_directory(tmp_path / "file").__enter__()
-    with pytest.raises(OutputError, match=r"to be writable, got .*; choose another --out"):
+    with pytest.raises(OutputError, match=r"to be writable, got .*; choose another output"):
         output_directory(tmp_path / "file" / "out").__enter__()
     with pytest.raises(OutputError, match="to be writable"):
         output_file("/proc/nothing.npz").__enter__()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nngp_dag.errors import CheckpointError, OutputError
+from nngp_dag.errors import CheckpointError, InputError, OutputError
 from nngp_dag.storage import LOCK, ResultDirectory, check_same, difference, read_sealed, write_sealed
 
 
@@ -48,7 +48,10 @@ def test_a_new_one_goes_on_and_is_replaced_when_asked(out):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": False}, "to be new or empty, got an existing one; pass --resume to go on with it, --overwrite to"),
+        (
+            {"resume": False},
+            "got an existing one; pass `resume=True` to go on with it, `overwrite=True` to",
+        ),
         ({"seed": 1}, r"same settings as in .*out/config\.json, got others: settings\.seed 0 before, 1 now; pass the"),
         ({"seed": 1, "resume": True}, r"got others: settings\.seed 0 before, 1 now; pass the old ones, or another"),
     ],
@@ -67,11 +70,13 @@ def test_what_may_differ_is_left_to_the_caller(out):
 
 def test_folders_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match="to be new, empty or hold a run, got other files; choose another --out"):
+    with pytest.raises(OutputError, match="to be new, empty or hold a run, got other files; choose another `out`"):
         begin(tmp_path)
-    with pytest.raises(OutputError, match="to hold a run to replace, got other files; choose another --out"):
+    with pytest.raises(OutputError, match="to hold a run to replace, got other files; choose another `out`"):
         begin(tmp_path, resume=False, overwrite=True)
-    with pytest.raises(CheckpointError, match="to describe a run, got none; leave out --resume to start one"):
+    with pytest.raises(InputError, match="Expected `resume` or `overwrite`, got both; leave one out"):
+        begin(tmp_path, resume=True, overwrite=True)
+    with pytest.raises(CheckpointError, match="to describe a run, got none; leave out `resume=True` to start one"):
         begin(tmp_path, resume=True)
     (tmp_path / "config.json").write_text('{"settings": {"seed": "0"}}')
     with pytest.raises(CheckpointError, match=r'a run, got "0" for settings\.seed, not an integer; put an intact copy'):

@@ -120,7 +120,7 @@ def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
     message = str(info.value)
     found = re.fullmatch(
         r"Expected the loss to stay finite, got (.+) at step (\d+) \(epoch (\d+)\) of mine(, seed 7|), at learning "
-        r"rate (\S+); the kernel's largest stable rate is (\S+): lower --lr below it",
+        r"rate (\S+); the kernel's largest stable rate is (\S+): lower `learning_rate` below it",
         message,
     )
     assert found, message
@@ -176,7 +176,7 @@ def first_step_that_breaks(recipe, seed):
 @pytest.mark.slow
 def test_divergence_with_batch_norm_where_no_kernel_gives_advice():
     recipe = Recipe(epochs=20, batch_size=10, learning_rate=1e20, loss="squared", batch_norm=True)
-    with pytest.raises(DivergenceError, match="with batch normalization no kernel says which rate is stable: lower --"):
+    with pytest.raises(DivergenceError, match="with batch normalization no kernel says which rate is stable: lower `"):
         train(authors_network("2_12"), DATA, recipe)
 
 
@@ -187,7 +187,7 @@ def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
 
     monkeypatch.setattr(tasks, "stable_learning_rate", refuse)
     recipe = Recipe(epochs=20, batch_size=10, learning_rate=1e20, loss="squared")
-    with pytest.raises(DivergenceError, match=r"no kernel says which rate is stable \(Expected less\): lower --lr"):
+    with pytest.raises(DivergenceError, match=r"which rate is stable \(Expected less\): lower `learning_rate`"):
         train(CHAIN, DATA, recipe)
 
 

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_cases import run
 from flax import nnx
 from training_cases import assert_same_bits
 
 from nngp_dag.cli import main
 from nngp_dag.data import load_splits
-from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError, OutputError
+from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError, NngpDagError, OutputError
 from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.darts_net import DartsNet
 from nngp_dag.nas.networks.running_norms import RunningNorms
 from nngp_dag.nas.spaces.darts import Genotype
-from nngp_dag.training import checkpoints, evaluate
+from nngp_dag.training import Recipe, checkpoints, evaluate
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell
 from nngp_dag.training.cells import train_cell
 from nngp_dag.training.tasks import augmented
@@ -241,7 +242,7 @@ def test_seeds_together_equal_seeds_alone(digits):
 def test_divergence_stops(digits):
     with pytest.raises(
         DivergenceError,
-        match=r"got (nan|inf) at step \d+ \(epoch \d\) of cell, seed 0, at learning rate 1e\+30; lower --lr$",
+        match=r"(nan|inf) at step \d+ \(epoch \d\) of cell, seed 0, at learning rate 1e\+30; lower `learning_rate`$",
     ):
         train_cell(CELL, digits, **SMALL, learning_rate=1e30)
 
@@ -265,7 +266,9 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
         ({"batch_size": 200}, "`batch_size` to be at most the 120 training examples, got 200"),
         ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
         ({"cutout": 9}, "`cutout` to be at most the side"),
-        ({"width": 3}, "options of `CellRecipe`, got"),
+        ({"width": 3}, r"Expected fields of `CellRecipe` \(channels, .*\) or arguments beside .*, got `width`$"),
+        ({"epoch": 1}, r"got `epoch`; did you mean 'epochs'\?$"),
+        ({"seed": 1}, r"got `seed`; did you mean 'seeds'\?$"),
         ({"seeds": [-1]}, "at least one seed, none twice, all from 0"),
         ({"resume": True}, "`out` to name the run to resume"),
     ],
@@ -273,6 +276,35 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
 def test_options_that_do_not_fit_are_refused(digits, choices, message):
     with pytest.raises(InputError, match=message):
         train_cell(CELL, digits, **{**SMALL, **choices})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": "2_12"}, r"Expected a cell of NAS-Bench-201, .*, got '2_12': no such file"),
+        ({"cell": 5}, "Expected `cell` to be a `Cell`, a `Genotype` or its text, got 5"),
+        (
+            {"recipe": Recipe()},
+            "Expected `recipe` to be a `CellRecipe`, got a `Recipe`; pass its fields, such as",
+        ),
+        ({"config": {"a": np.ones(2)}}, "Expected `config` to hold what JSON can, got .*; pass plain numbers"),
+        ({"config": 5}, "Expected `config` to be a dict with names that are text, got 5"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(digits, change, message):
+    with pytest.raises(NngpDagError, match=message) as refused:
+        train_cell(**{"cell": CELL, "data": digits, **SMALL, **change})
+    assert "\n" not in str(refused.value)
+
+
+def test_cells_are_read_from_texts(digits):
+    assert CellRecipe.of(str(GENOTYPE), (8, 8, 1)) == CellRecipe.of(GENOTYPE, (8, 8, 1))
+    # Refused by its network: the text is read before.
+    with pytest.raises(InputError, match="got a disconnected cell"):
+        train_cell(str(Cell.from_index(0)), digits, **SMALL)
+    with pytest.raises(InputError, match=r"got `epoch`; did you mean 'epochs'\?$"):
+        CellRecipe.of(CELL, (8, 8, 1), epoch=1)
 
 
 def test_networks_that_do_not_fit_are_refused(digits):
@@ -295,7 +327,9 @@ def test_disconnected_cells_are_refused(digits):
 def test_the_command_refuses_in_one_line(capsys, tmp_path):
     for arguments, message in (
         (["nonsense"], "Genotype"),
-        ([str(CELL), "--resume", "--overwrite"], "leave one of them out"),
+        ([], "Expected a cell of NAS-Bench-201, a genotype or a file with one, got none; pass it as CELL"),
+        (["--resume"], "run/config.json to describe a run, got none; leave out --resume to start one"),
+        ([str(CELL), "--resume", "--overwrite"], "leave one out"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["nas", "train", *arguments, "--out", str(tmp_path / "run")])
@@ -315,3 +349,33 @@ def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
     assert first[0] == first[1]
     assert np.isfinite(last).all()
     assert abs(last[0] - last[1]) > 1e-3
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_without_cell_and_options(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cell.txt").write_text(str(CELL))
+    small = ("--dataset", "digits", "--subset", "32", "--eval-subset", "16", "--batch-size", "16", "--epochs", "1")
+    status, *_ = run(capsys, "nas", "train", "cell.txt", *small, "--channels", "2", "--layers", "1", "--out", "c1")
+    assert status == 0
+    (tmp_path / "cell.txt").unlink()
+    resume = ("nas", "train", "--resume", "--out", "c1")
+    curves, config = (tmp_path / "c1" / name for name in ("curves.csv", "config.json"))
+    before, options = curves.read_bytes(), json.loads(config.read_text())["options"]
+    assert (options["cell"], options["subset"], options["drop_path"]) == (str(CELL), 32, None)
+    for more in ((), (str(CELL), "--channels", "2")):
+        status, _, err = run(capsys, *resume, *more)
+        assert (status, err) == (0, "")
+        assert curves.read_bytes() == before
+        assert json.loads(config.read_text())["options"] == options
+    for more, message in (
+        ((str(Cell.from_index(9502)),), "got others: networks.cell.cell"),
+        (("--channels", "3"), "got others: recipe.channels 2 before, 3 now"),
+        (("--epochs", "2"), "got others: recipe.epochs 1 before, 2 now"),
+        (("--subset", "16"), "got others: data.train 32 before, 16 now"),
+    ):
+        assert message in run(capsys, *resume, *more)[2]
+    got = "Expected the run in c1 to be one of nngp-dag train, got another; resume it in Python"
+    assert got in run(capsys, "train", "--resume", "--out", "c1")[2]
+    config.write_text(config.read_text().replace('"cutout": 0', '"cutout": "0"'))
+    assert 'hold options of nngp-dag nas train, got "0" for options.cutout, not an integer' in run(capsys, *resume)[2]

@@ -297,6 +297,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
 # --- refusals -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -312,12 +313,14 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
             {"width": 10**5},
             "Expected networks of at most 8,589,934,592 parameters in all, got 1 of 2 with 10,001,000,000",
         ),
-        ({"checkpoint_every": 0}, "Expected `checkpoint_every` to be at least 1, got 0"),
+        ({"checkpoint_every": 0}, "Expected `checkpoint_every` to be a whole number, at least 1, got 0"),
         ({"resume": True}, "Expected `out` to name the run to resume, got None; pass the folder of the run"),
         ({"networks": []}, "Expected at least one network, got none"),
         ({"networks": {}}, "Expected at least one network, got none"),
         ({"networks": ["2", nd.Dag.from_code("2")]}, "Expected networks that their texts tell apart, got 2, 2; pass"),
         ({"recipe": Recipe(batch_size=23)}, "Expected `batch_size` to be at most the 22 training examples, got 23"),
+        ({"checkpoint_every": 1.5}, "Expected `checkpoint_every` to be a whole number, at least 1, got 1.5"),
+        ({"config": {"a": np.ones(2)}}, "Expected `config` to hold what JSON can, got .*; pass plain numbers"),
         ({"width": 0}, "Expected `width` to be a whole number, at least 1, got 0"),
         ({"parameterization": "mup"}, "Expected `parameterization` to be one of .*, got 'mup'"),
         ({"image_readout": "max"}, "Expected `image_readout` to be one of 'flatten', 'global-average', got 'max'"),
@@ -340,16 +343,17 @@ def refused(error, message, out, **options):
 
 
 def test_a_folder_with_a_run_is_not_touched_unasked(copy, tmp_path):
-    refused(OutputError, r"to be new or empty, got an existing one; pass --resume .*, --overwrite", copy)
+    refused(OutputError, r"to be new or empty, got an existing one; pass `resume=True` .*, `overwrite=True`", copy)
+    refused(InputError, "Expected `resume` or `overwrite`, got both; leave one out", copy, resume=True, overwrite=True)
     (tmp_path / "file").write_text("")
-    refused(OutputError, "to be a directory, got a file; choose another --out", tmp_path / "file")
-    refused(OutputError, "to be a directory, got a file; choose another --out", tmp_path / "file", resume=True)
+    refused(OutputError, "to be a directory, got a file; choose another output", tmp_path / "file")
+    refused(OutputError, "to be a directory, got a file; choose another output", tmp_path / "file", resume=True)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"Expected .*config.json to describe a run, got none; leave out --resume to start one"),
+        (None, r"Expected .*config.json to describe a run, got none; leave out `resume=True` to start one"),
         ("{", "to describe a run, got Expecting property name"),
         ("[]", r"to describe a run, got \[\] for the whole, not an object"),
         ('{"recipe": {}}', "to describe a run, got no networks"),

@@ -141,7 +141,7 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--dataset", "nothing"), "Expected `name` to be one of digits"),
         (("--dataset", "mnist", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--resume", "--out", "nowhere"), "nowhere/config.json to describe a run, got none"),
-        (("--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one of them out"),
+        (("--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one out"),
         (("--evaluate", "nowhere"), "Expected only --data-dir beside --evaluate, got dataset, subset, batch_size"),
     ],
 )
@@ -171,7 +171,7 @@ def tree(out):
         (("train", "--resume", "--parameterization", "ntk"), '.parameterization "standard" before, "ntk" now; pass'),
         (("train", "--resume", "--activation", "erf"), '.layer.Dense.activation "relu" before, "erf" now; '),
         (("train", "--resume", "--subset", "36"), "got others: data.train 40 before, 36 now; pass the"),
-        (("train", "--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one of them out"),
+        (("train", "--resume", "--overwrite"), "Expected --resume or --overwrite, got both; leave one out"),
         (("train", "--resume", "--momentum", "0.5"), "recipe.momentum 0.9 before, 0.5 now"),
     ],
 )
@@ -262,9 +262,13 @@ def test_only_runs_are_overwritten(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("stable", "options", "advice"),
     [
-        (0.005, (), "stable rate is 0.005: lower --lr below it"),
-        (0.5, (), "stable rate is 0.5, at infinite width: lower --lr"),
-        (0.5, ("--weight-decay", "9"), "stable rate is 0.5, without weight decay: lower --lr or --weight-decay"),
+        (0.005, (), "stable rate is 0.005: lower --learning-rate below it"),
+        (0.5, (), "stable rate is 0.5, at infinite width: lower --learning-rate"),
+        (
+            0.5,
+            ("--weight-decay", "9"),
+            "is 0.5, without weight decay: lower --learning-rate or --weight-decay",
+        ),
     ],
 )
 def test_divergence_is_one_line(capsys, tmp_path, monkeypatch, stable, options, advice):

@@ -1,0 +1,89 @@
+"""How the commands that train go on with a run: its folder states the options that are not given now."""
+
+import shlex
+from enum import EnumType, StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from nngp_dag.errors import CheckpointError, InputError, shown
+from nngp_dag.interrupt import program
+from nngp_dag.storage import misfit
+
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    # What typer 0.29 passes is of the base class of what it documents.
+    Context = typer.Context.__base__
+
+# What says how to run, not what is run.
+_CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
+
+
+def options_of(context: Context, out: Path, *, resume: bool) -> dict[str, Any]:
+    """Returns the options of a run; those of one that goes on are taken from its folder, but for those given now."""
+    options = {name: value for name, value in context.params.items() if name not in _CONTROLS}
+    return _resumed(context, out, options) if resume else options
+
+
+def as_stored(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns options as config.json holds them; paths are absolute, so that the run resumes from anywhere."""
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def as_path(option: Path | str | None) -> Path | None:
+    """Returns a path that was given now or stored."""
+    return None if option is None else Path(option)
+
+
+def command_that_resumes(context: Context, out: Path) -> str:
+    """Returns the command that goes on with a run, as a shell takes it."""
+    _, _, name = context.command_path.partition(" ")
+    return f"{program()} {name} --resume --out {shlex.quote(str(out))}"
+
+
+def given(context: Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from nngp_dag.training.rundir import run_folder
+
+    command, stored = context.command_path, run_folder(out).read().get("options")
+    if stored is None or not set(options) <= set(stored):
+        raise InputError(f"Expected the run in {out} to be one of {command}, got another; resume it in Python")
+    hints = get_type_hints(context.command.callback)
+    wrong = misfit(stored, {name: _shape(hints[name], stored[name]) for name in options}, "options")
+    for name in options:
+        choices = _choices(hints[name])
+        if not wrong and choices and stored[name] not in (None, *choices):
+            wrong = f"{shown(stored[name])} as {name}, which is one of {', '.join(choices)}"
+    if wrong:
+        raise CheckpointError(
+            f"Expected {out / 'config.json'} to hold options of {command}, got {wrong}; mend it, or start anew with "
+            "--overwrite"
+        )
+    return {name: value if given(context, name) else stored[name] for name, value in options.items()}
+
+
+def _shape(hint: Any, value: object) -> Any:
+    """Returns the shape that the stored value of an option has."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return type(None)
+    if get_origin(kinds[0]) is list:
+        return [*get_args(kinds[0])]
+    as_text = get_origin(kinds[0]) is Literal or issubclass(kinds[0], (Path, StrEnum))
+    return str if as_text else kinds[0]
+
+
+def _choices(hint: Any) -> list[str]:
+    """Returns the values of an option that has a few; none for others."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if get_origin(kinds[0]) is Literal:
+        return [str(choice) for choice in get_args(kinds[0])]
+    return [str(choice) for choice in kinds[0]] if isinstance(kinds[0], EnumType) else []
