@@ -36,7 +36,7 @@ class NormalForm:
     Attributes:
       A: Weights of covariances, float64 (H + 1, H + 1). Row t is node t. Column 0 is the stem, column s + 1
         the weighted edges that leave node s. Rows on which the output does not depend are zero.
-      B: Weights of means, likewise.
+      B: Weights of means, with the rows and columns of A.
       shared_skips: Whether some field reaches a node by more than one skip-only path (n > 1).
     """
 

@@ -65,9 +65,9 @@ DataOption = Annotated[
         metavar="FILE",
         rich_help_panel=DATA,
         help="Your own data, instead of --dataset: an .npz file of x (N, d) or (N, height, width, channels), y and, if "
-        "there are any, x_test and y_test; or a .csv file whose column y, label or target, else the last, is the "
-        "target. Integers and texts are classes, floats are targets of a regression. Inputs are taken as they are, not "
-        "normalized.",
+        "there are any, x_test and y_test; or a .csv file whose column y, label, labels, target or class, else the "
+        "last, is the target. Integers and texts are classes, floats are targets of a regression. Inputs are taken as "
+        "they are, not normalized.",
     ),
 ]
 DatasetOption = Annotated[

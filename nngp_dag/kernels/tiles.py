@@ -80,7 +80,8 @@ def by_tiles(
       size: Rows of a tile, at most `count`.
       shapes: Those of the results.
       ready: slice of `data` -> what is computed of it alone.
-      put: (results, that of the rows, index of the first one, likewise for the columns) -> results with that tile.
+      put: (results, that of the rows, index of the first row, that of the columns, index of the first column) ->
+        results with that tile.
       blocks: For the device.
       differentiable: Whether derivatives may be wanted. Otherwise rows are made ready once for all of their tiles, in a
         loop whose bounds reverse mode does not take.

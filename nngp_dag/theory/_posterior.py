@@ -24,7 +24,7 @@ KINDS = ("nngp", "ntk")
 
 @dataclass(frozen=True)
 class Posterior:
-    """The Gaussian law of the outputs on test inputs.
+    """The Gaussian distribution of the outputs on test inputs.
 
     Attributes:
       mean: One row per test input, one column per output, (Nt, C).

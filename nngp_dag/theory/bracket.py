@@ -10,7 +10,7 @@ the correlations of K(s) and f(rho) = sum_r a_r rho^r, all a_r >= 0, subtracting
     Weyl        lambda_min(K(t)) >= sum_s A[t, s] lambda_min(C(s))
 
 The NTK follows with f'(rho) = sum_r b_r rho^r: T(t) = sum_s A[t, s] g f'(R(s)) o (K(s) + T(s)), where for positive
-semi-definite matrices lambda_min(X o Y) >= lambda_min(X) min_i Y_ii, and likewise with X and Y exchanged.
+semi-definite matrices lambda_min(X o Y) >= lambda_min(X) min_i Y_ii, and X and Y may be exchanged.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ from nngp_dag.theory.symmetric import (
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The law of the loss of linearized training over random initializations.
+    """The distribution of the loss of linearized training over random initializations.
 
     The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient
     descent on L. The NTK is that of the parameterization which the kernel was computed with.

@@ -25,7 +25,8 @@ class LinearizedRuns:
     Attributes:
       losses: Mean loss of an example, (E + 1, D). Entry 0 is before training; the others are running means over the
         batches of an epoch, each before its update, as `nngp_dag.train` reports them.
-      accuracies: Share of examples whose largest output is that of their class, likewise.
+      accuracies: Share of examples whose largest output is that of their class, (E + 1, D); running
+        means as for the losses.
     """
 
     losses: Float[np.ndarray, "points draws"]

@@ -1,11 +1,11 @@
 """Networks of ReLU type without biases on one input: their kernels are functions of the angle between two inputs.
 
 Where every operation is homogeneous, so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the inputs
-and the angle theta between them, and likewise the NTK; one layer by Cho and Saul 2009, eq. (6), any graph by induction
-over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series end, for ten layers in float64
-after forty terms, while the recursion over the graph would run for every pair of inputs. The series come from that
-recursion at a few hundred angles, in float64 whatever the precision of the inputs. It keeps, of two inputs of second
-moment q,
+and the angle theta between them. The NTK has this form too. For one layer that is Cho and Saul 2009, eq. (6); for any
+graph it follows by induction over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series
+end, for ten layers in float64 after forty terms, while the recursion over the graph would run for every pair of inputs.
+The series come from that recursion at a few hundred angles, in float64 whatever the precision of the inputs. It keeps,
+of two inputs of second moment q,
 
     D = q - K,  E = q + K       half the mean squares of their difference and of their sum
     theta = 2 atan(sqrt(D / E)),

@@ -64,9 +64,15 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
       architecture: What the network is called with besides.
       names: "weight": gradients with respect to kernels, scales and the classifier's kernel, which are called weight
         where the measure comes from; "all": shifts and biases too.
+    <<<<<<< HEAD
       batch_norm: "live": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
         which takes a pass back over the batch for every image. "frozen": the statistics are those of the batch, but do
         not change with the weights; f(x_i) depends on x_i alone, and one pass back gives all gradients.
+    =======
+      batch_norm: "coupled": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
+        which takes a backward pass over the batch for every image. "held": the statistics are those of the batch, but
+        do not change with the weights; f(x_i) depends on x_i alone, and one backward pass gives all gradients.
+    >>>>>>> w_docs
     """
     trained, fixed = _by_name(params, lambda name: names == "all" or name not in ("shift", "bias"))
 
@@ -108,7 +114,7 @@ def inner_products(gradients: Array) -> Array:
 
 
 def passes_at_once(images: int) -> int:
-    """How many images' passes back run side by side; on CPU no more than its caches hold."""
+    """How many images' backward passes run side by side; on CPU no more than its caches hold."""
     return min(images, 2) if jax.default_backend() == "cpu" else images
 
 

@@ -17,7 +17,7 @@ from nngp_dag.nas.spaces.cells import Cell
 
 COSTS = ("wiring", "kernel", "forward", "backward", "jacobian")
 """What a score needs of a cell, the cheapest first: its graph; exact kernels, once for all cells that have the same;
-a pass of the batch through the network; one back too; one back for every image."""
+a pass of the batch through the network; a backward pass too; a backward pass for every image."""
 
 Measured = Mapping[str, float | str]
 Measure = Callable[[Sequence[Cell], Setting], Iterator[Measured]]

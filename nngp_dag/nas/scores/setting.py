@@ -29,7 +29,8 @@ class Setting:
       seed: Seed of the one draw of weights.
       ntk_images: How many of the images the empirical NTK takes, the first ones, as a batch of their own.
       cells_at_once: Cells whose networks are computed in one call, of which each then computes all operations and
-        selects; memory grows likewise. None for 16 on a GPU and 1 elsewhere. Scores are the same up to rounding.
+        selects; memory grows with their number. None for 16 on a GPU and 1 elsewhere. Scores are the same up to
+        rounding.
 
     Raises:
       InputError: Shapes do not fit.
