@@ -257,7 +257,7 @@ def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
 
     monkeypatch.setattr("nngp_dag.nas.scores.registry._registered", {})
     register(Score("mine", True, "kernel", "", slow_at_first))
-    found = list(score_cells([RICH, POOLS], ["mine"], setting))
+    found = list(score_cells([RICH, POOLS], ["mine"], setting, timed=True))
     assert [scored.seconds for scored in found] == [pytest.approx(0.01, rel=0.9)] * 2
     assert len(passes) == 2
     assert not set(passes[0][0]) & set(passes[1][0])

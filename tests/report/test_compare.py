@@ -323,7 +323,7 @@ def test_networks_of_any_activation_biases_and_sums(tmp_path):
 
 
 def files_in(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -60,13 +60,8 @@ class Measures:
       images: The batch of the NTK, (n, height, width, channels).
       small: Batches of images of the regions, (batches, m, height, width, channels); see `patches`.
       gradients: With respect to "all" weights, or "reference": kernels, scales and the classifier's kernel, as TE-NAS.
-    <<<<<<< HEAD
       batch_norm: "live", as TE-NAS: an output depends on the whole batch. "frozen": on its own image alone, with the
-        statistics of the batch as constants, which takes one pass back instead of one for every image.
-    =======
-      batch_norm: "coupled", as TE-NAS: an output depends on the whole batch. "held": on its own image alone, with the
         statistics of the batch as constants, which takes one backward pass instead of one for every image.
-    >>>>>>> w_docs
       memory: Bytes that candidates side by side may take, by an estimate: gradients of all images, what a pass keeps
         for the backward pass, and as much for every backward pass that runs at once. One candidate is computed in any
         case. On CPU more side by side are no faster, so that the default is to compute one by one; elsewhere it is

@@ -57,12 +57,8 @@ def tenas_measures(
       seed: Seed of the patches.
       classes: Outputs of the network whose NTK is taken.
       gradients: As for `Measures`.
-    <<<<<<< HEAD
-      batch_norm: As for `Measures`; "live" is TE-NAS's, "frozen" takes one pass back instead of one for every image.
-    =======
-      batch_norm: As for `Measures`; "coupled" is TE-NAS's, "held" takes one backward pass instead of one for every
+      batch_norm: As for `Measures`; "live" is TE-NAS's, "frozen" takes one backward pass instead of one for every
         image.
-    >>>>>>> w_docs
 
     Raises:
       InputError: A name is unknown or there twice, or images or options do not fit.

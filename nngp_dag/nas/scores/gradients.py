@@ -64,15 +64,9 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
       architecture: What the network is called with besides.
       names: "weight": gradients with respect to kernels, scales and the classifier's kernel, which are called weight
         where the measure comes from; "all": shifts and biases too.
-    <<<<<<< HEAD
       batch_norm: "live": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
-        which takes a pass back over the batch for every image. "frozen": the statistics are those of the batch, but do
-        not change with the weights; f(x_i) depends on x_i alone, and one pass back gives all gradients.
-    =======
-      batch_norm: "coupled": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
-        which takes a backward pass over the batch for every image. "held": the statistics are those of the batch, but
+        which takes a backward pass over the batch for every image. "frozen": the statistics are those of the batch, but
         do not change with the weights; f(x_i) depends on x_i alone, and one backward pass gives all gradients.
-    >>>>>>> w_docs
     """
     trained, fixed = _by_name(params, lambda name: names == "all" or name not in ("shift", "bias"))
 
