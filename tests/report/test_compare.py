@@ -323,7 +323,9 @@ def test_networks_of_any_activation_biases_and_sums(tmp_path):
 
 
 def files_in(folder):
-    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """All files, but for settings.json, which notes that a comparison has been resumed."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "settings.json"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
