@@ -87,7 +87,7 @@ def test_no_free_lunch(tmp_path, capsys):
     assert out.with_suffix(".csv").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_naswot_search(tmp_path, capsys, golden_dir):
     out = tmp_path / "search"
     options = ["--dataset", "digits", "--batch", "16", "--channels", "4", "--stage-cells", "1", "--cells", "30"]

@@ -27,7 +27,7 @@ def test_lambda_min_orders_the_three_dags_on_mnist(tfds_dir, subset):
     assert first < second < third
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_default_run_agrees_with_theory():
     data = load_dataset("digits", subset=128)
     x, y = scale_to_sphere(normalize(data)), one_hot(data.labels, 10)

@@ -230,7 +230,7 @@ MEASURE_PIXELS = """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_covariances_of_pixels_stay_within_the_budget(tmp_path):
     run = [sys.executable, "-c", textwrap.dedent(MEASURE_PIXELS), str(tmp_path / "out")]
     peak = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout) * 1024

@@ -196,7 +196,7 @@ def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatc
     "dag",
     [
         pytest.param(nd.Dag.from_code("2_21_112"), id="small"),
-        pytest.param(nd.zoo.ladder(9), id="ladder"),
+        pytest.param(nd.zoo.ladder(9), id="ladder", marks=pytest.mark.nightly),
     ],
 )
 @pytest.mark.slow
@@ -235,7 +235,7 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, s
         np.testing.assert_allclose([found[i, j] for i, j in pairs], expected, rtol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
     """With a pair of inputs that nearly coincide in each set."""
     x = np.random.default_rng(7).normal(size=(2, 4, 6))

@@ -96,7 +96,7 @@ def test_kernels_are_those_of_small_calls(dag, options, interpreted):
             np.testing.assert_array_equal(found, found.T)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradients_are_those_of_small_calls(interpreted):
     x = jnp.asarray(inputs(150), jnp.float32)
 

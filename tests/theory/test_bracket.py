@@ -92,7 +92,7 @@ def test_parallel_inputs_leave_nothing_below():
                 assert b.lower == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["digits", "sphere", "mnist"])
 def test_lower_exact_upper_on_every_code_of_up_to_three_hidden_nodes(name, order, request):
