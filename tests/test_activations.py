@@ -417,6 +417,7 @@ def made_by(*values):
     ]
 
 
+@pytest.mark.slow
 def test_functions_that_differ_are_told_apart_on_disk(monkeypatch):
     found = [repr(Quadrature(fn)) for fn in made_by(2.0, 3.0)]
     assert len({*found}) == len(found)
@@ -436,6 +437,7 @@ def test_functions_that_differ_are_told_apart_on_disk(monkeypatch):
     assert "unknown" in repr(Quadrature(lambda x: SCALE.by * x))
 
 
+@pytest.mark.slow
 def test_callables_of_unknown_content_equal_nothing_on_disk(tmp_path):
     one, other = Quadrature(WithState(2.0)), Quadrature(WithState(3.0))
     assert repr(one) == repr(Quadrature(one.fn))

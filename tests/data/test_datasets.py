@@ -75,6 +75,7 @@ def test_subset_is_the_beginning():
     assert part.labels.tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_digits_leave_tensorflow_alone():
     code = (
         "import sys; from nngp_dag.data import load_dataset, normalize; normalize(load_dataset('digits')); "
@@ -183,6 +184,7 @@ def test_tensorflow_sees_no_gpu(tfds_dir):
     assert tf.config.get_visible_devices("GPU") == []
 
 
+@pytest.mark.slow
 def test_a_running_tensorflow_keeps_its_devices(tfds_dir, monkeypatch):
     import tensorflow as tf
 

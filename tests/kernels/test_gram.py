@@ -319,7 +319,7 @@ def test_places_that_cannot_be_written(tmp_path):
         gram(DAG, X, out=tmp_path / "file")
     with pytest.raises(OutputError, match="to be new, empty or hold a result of `gram`, got other files"):
         gram(DAG, X, out=tmp_path, overwrite=True)
-    with pytest.raises(OutputError, match="to be writable, got Not a directory; choose another `out`"):
+    with pytest.raises(OutputError, match="to be writable, got Not a directory; choose another output"):
         gram(DAG, X, out=tmp_path / "file" / "out")
 
 

@@ -116,6 +116,7 @@ def test_kernels_say_so():
     assert float(k.nngp[0, 0]) == pytest.approx(0.25, rel=0.04)
 
 
+@pytest.mark.slow
 def test_the_largest_error_may_lie_between_the_extremes():
     """A bump that the least variance does not reach and that is little of the second moment at the largest."""
 

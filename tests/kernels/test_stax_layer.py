@@ -319,6 +319,7 @@ def stax_graph(dag, order):
 
 
 @ANY_FAN_IN_WARNS
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("code", ["2_22", "1_02_002", "2_02_202", "0_22_012"])
 def test_act_linear_graphs_without_shared_branches_equal_plain_stax(code):
     # Branches that part at node 0 and never share a skip: FanInSum's independence holds.
@@ -350,6 +351,7 @@ def test_stax_refuses_sums_of_activated_branches():
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.slow
 def test_layer_composes_with_layers_before_and_after(order):
     before = [stax.Dense(1, W_std=1.3, b_std=0.4), stax.Relu()]
     chain = [stax.Dense(1, W_std=HE), stax.Relu()] * 3

@@ -137,6 +137,7 @@ def test_the_space_holds_so_many_networks(every_cell):
     assert members["0"] == 341
 
 
+@pytest.mark.slow
 def test_a_seed_draws_different_cells():
     drawn = sample_cells(500, seed=3)
     assert drawn == sample_cells(500, seed=3)

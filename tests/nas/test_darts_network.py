@@ -88,6 +88,7 @@ def shaken(net):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.slow
 def test_operations_are_those_of_darts(stride):
     edges = shaken(MixedEdges(2, 4, stride, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(3, 5, 6, 4)).astype(np.float32)

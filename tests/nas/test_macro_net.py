@@ -60,6 +60,7 @@ def test_pooling_leaves_padding_out():
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("side", "stride"), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 1), (3, 2)])
+@pytest.mark.slow
 def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     rng = np.random.default_rng(0)
     x, kernel, back = (
@@ -99,6 +100,7 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
         np.testing.assert_allclose(mine, theirs, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_disconnected_cell_gives_every_image_the_same_logits(forward):
     logits = forward[1](Cell.from_index(0))
     assert np.isfinite(logits).all()
@@ -121,6 +123,7 @@ def test_a_seed_draws_one_network(forward):
     assert np.abs(logits[0] - logits[2]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_weights_have_variance_two_over_fan_out(published):
     net = MacroNet(channels=16, cells=5, rngs=nnx.Rngs(0))
     for kernel, fan_out in (

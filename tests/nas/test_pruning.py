@@ -107,6 +107,7 @@ def test_ranks_of_an_edge_are_among_its_own_operations():
         assert [d.outcome == "pruned" for d in rows] == [place == 0 for place in places]
 
 
+@pytest.mark.slow
 def test_where_measures_disagree_it_matters_among_whom_they_rank():
     """On edge 0-1 in opposite order: in its own ranks all four tie; among all the first measure's favorite leads."""
     worths = np.zeros((2, *NASBENCH201.shape))

@@ -296,6 +296,7 @@ def test_a_score_that_needs_labels_asks_for_them(setting):
         list(score_cells([RICH], ["grad_norm"], Setting(setting.images)))
 
 
+@pytest.mark.slow
 def test_scores_of_installed_packages_join(tmp_path, monkeypatch):
     module = """
 from nngp_dag.nas import Score, register

@@ -74,6 +74,7 @@ def test_mixtures_weigh_and_relus_of_what_is_off_are_zero():
 
 
 @pytest.mark.parametrize(("stride", "dilation", "side"), [(1, 1, 5), pytest.param(2, 2, 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_filters_per_channel_are_grouped_convolutions(stride, dilation, side):
     x, kernel = (
         jax.random.normal(jax.random.key(0), (2, 7, 6, 3)),

@@ -55,9 +55,9 @@ def test_measures_by_name():
     found = tenas_measures(space, IMAGES, ["regions", "exact", "ntk"])
     assert [(measure.name, measure.higher) for measure in found] == [("regions", True), ("exact", True), ("ntk", False)]
     for names, message in (
-        ([], "`names` out of ntk, regions, exact, got none"),
-        (["ntk", "luck"], "`names` out of ntk, regions, exact, got luck"),
-        (["ntk", "ntk"], "`names` of different measures, got ntk, ntk"),
+        ([], "`measures` out of ntk, regions, exact, got none"),
+        (["ntk", "luck"], "`measures` to be one of 'ntk', 'regions', 'exact', got 'luck'"),
+        (["ntk", "ntk"], "`measures` to be different ones, got ntk, ntk"),
     ):
         with pytest.raises(InputError, match=message):
             tenas_measures(space, IMAGES, names)

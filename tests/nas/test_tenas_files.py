@@ -140,11 +140,11 @@ def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
     table = str(tfds_dir.parent / "nasbench201_cifar10.csv")
     for more, message in (
         (("--space", "nats"), "--space to be one of nasbench201, darts, got 'nats'"),
-        (("--measure", "luck"), "`names` out of ntk, regions, exact, got luck"),
+        (("--measure", "luck"), "to be one of 'ntk', 'regions', 'exact', got 'luck'"),
         (("--space", "darts", "--benchmark", table), "--benchmark only with --space nasbench201, got darts"),
         (("--repeats", "0"), "--repeats to be at least 1, got 0"),
         (("--column", "a"), "--column only with --benchmark, got a"),
-        (("--measure", "exact", "--measure", "exact"), "`names` of different measures, got exact, exact"),
+        (("--measure", "exact", "--measure", "exact"), "to be different ones, got exact, exact"),
         (("--measure", "exact", "--gradients", "some"), "--gradients to be one of 'all', 'reference', got 'some'"),
         (("--dataset", "sphere", "--measure", "ntk"), "`images` to be (n, height, width, channels) for networks"),
     ):

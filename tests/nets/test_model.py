@@ -14,7 +14,7 @@ from oracles import ORDERS
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, EdgeOperation, Op, Scale, SumPool
-from nngp_dag.graph.operations import Window
+from nngp_dag.graph.operations import Window, name_of_class
 from nngp_dag.nets import DagNet, WeightedLayer, as_functions
 
 PARAMETERIZATIONS = ("ntk", "standard")
@@ -461,7 +461,7 @@ def test_an_operation_on_pixels_without_a_rule_is_refused_by_kernels_and_network
         def describe(self):
             return "mirror"
 
-    monkeypatch.delitem(EdgeOperation.known, "Mirror")
+    monkeypatch.delitem(EdgeOperation.known, name_of_class(Mirror))
     network = nd.Network([(0, 1, Mirror()), (1, 2, "weighted")], Conv(filter_shape=(2, 2)))
     images = np.ones((2, 3, 3, 1), np.float32)
     with pytest.raises(InputError, match="Expected an operation on pixels with a rule for kernels, got"):

@@ -62,6 +62,7 @@ def test_comparison_agrees_with_the_library(results):
             assert result.ntk.lambda_min <= result.ntk_path_bound.value
 
 
+@pytest.mark.slow
 def test_violations_are_counted_per_seed_and_step(results):
     curves = results[0].curves.copy()
     curves[0, 2] = 1.01 * curves[0, 0]
@@ -291,6 +292,7 @@ def test_graphs_of_several_ends_are_refused_before_anything_is_computed(dag, end
         compare({"two": dag}, X, Y, on_progress=lambda task, *_: pytest.fail(task), **SMALL)
 
 
+@pytest.mark.slow
 def test_networks_of_any_activation_biases_and_sums(tmp_path):
     """Without theorems of their own, but with the exact expectation; and what is None survives an interruption."""
     layer = nd.Dense(activation="erf", order="act-linear", b_std=0.3)

@@ -113,6 +113,7 @@ def test_names_dags_and_codes():
     assert list(nd.sweep(list(dags.values()), X).dag) == ["2_12", "2_21"]
 
 
+@pytest.mark.slow
 def test_networks_of_different_options_in_one_sweep(tmp_path):
     erf = nd.Network("2_12", nd.Dense(activation="erf", b_std=0.5), aggregation="mean")
     networks = {
@@ -488,6 +489,7 @@ def test_spaces():
     assert len(list(zoo.codes(4))) == 59049
 
 
+@pytest.mark.slow
 def test_a_stem_that_is_given_stays_where_options_change_the_layer():
     networks = {"none": nd.Network("2"), "relu": nd.Network("2", stem=nd.Dense())}
     table = nd.sweep(networks, X, activation="erf")

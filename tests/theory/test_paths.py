@@ -98,6 +98,7 @@ def test_a_path_bound_is_an_upper_bound_unless_flagged(cases):
     assert certain >= 4 * 156
 
 
+@pytest.mark.slow
 def test_for_two_inputs_a_certain_path_bound_is_the_smaller_eigenvalue(cases):
     compared = 0
     for code, k, k0, bound in cases:

@@ -81,6 +81,7 @@ def test_epochs_equal_a_plain_loop_over_the_same_batches(epochs):
             np.testing.assert_allclose(params[name], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_class_means_differ_from_overall_accuracies_and_leave_out_absent_classes(epochs):
     found = epochs[2]
     assert 2 in DATA.train.labels
@@ -166,6 +167,7 @@ def test_seeds_together_equal_seeds_alone(epochs, twins):
     assert alone.best_epoch.tolist() == [best.epoch[1]]
 
 
+@pytest.mark.slow
 def test_dags_with_equal_live_edges_share_one_program_which_compiles_once(twins):
     runs, counts, traced = twins
     assert len(traced) == 1

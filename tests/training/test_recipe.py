@@ -184,6 +184,7 @@ def test_networks_that_do_not_fit(dag, shape, options, message):
         (Network(Dag(2, (Edge(0, 1, AvgPool((2, 2))),)), width=4), (2, 2, 3), False, 3 * 4 + 4 * 4 * 5),
     ],
 )
+@pytest.mark.slow
 def test_networks_are_built_for_the_shapes_of_the_data(network, shape, batch_norm, parameters):
     net = build(network, shape, 5, batch_norm=batch_norm, rngs=nnx.Rngs(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == parameters

@@ -100,6 +100,7 @@ def test_files_of_a_run(whole):
                         assert float(row[f"{part}_{metric}"]) == result.history.of(part, metric)[epoch, s]
 
 
+@pytest.mark.slow
 def test_configuration_of_a_run(whole):
     out, runs = whole
     config = json.loads((out / "config.json").read_text())

@@ -201,6 +201,7 @@ def test_a_configuration_that_is_none(capsys, copy, text):
     error_line(err)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_where_it_went_on(capsys, copy):
     config = json.loads((copy / "config.json").read_text())
     before = config["environment"] | {"device": "another"}
