@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -72,31 +74,48 @@ def expectations(f, df, q1, q2, rho):
     return [float(np.sum(weights * g)) for g in (f1 * f2, df1 * df2, f1, f2)]
 
 
-@pytest.mark.sample(3)
-@every_case
-def test_against_integration(case):
+def integrated(case):
+    """E[f(u) f(v)], C, its gap, Fd, E[f(u)] and E[f(v)] at all points, by integration."""
+    rows = []
+    for q1, q2, rho in POINTS:
+        f, slope, *means = expectations(case.f, case.df, q1, q2, rho)
+        own = [expectations(case.f, case.df, q, q, 1.0) for q in (q1, q2)]
+        variances = [max(second - m**2, 0) for second, _, m, _ in own]
+        covariance = f - means[0] * means[1]
+        rows.append([f, covariance, np.sqrt(variances[0] * variances[1]) - abs(covariance), slope, *means])
+    return rows
+
+
+def assert_dual_is(case, rows):
+    """Compares with the rows that `integrated` returns."""
     args = arrays(POINTS)
     c, gap, slope = dual(case.phi, *args)
     means = [np.asarray(mean(case.phi, q)) for q in args[2:]]
     scale, _, slope_scale = scales(case.phi, *args[2:])
-    for i, (q1, q2, rho) in enumerate(POINTS):
-        f, expected_slope, *expected_means = expectations(case.f, case.df, q1, q2, rho)
-        own = [expectations(case.f, case.df, q, q, 1.0) for q in (q1, q2)]
-        variances = [max(second - m**2, 0) for second, _, m, _ in own]
-        covariance = f - expected_means[0] * expected_means[1]
-        for value, expected, floor in (
-            (c[i] + means[0][i] * means[1][i], f, scale[i]),
-            (c[i], covariance, scale[i]),
-            # Of a variance far below the mean's square integration leaves few digits.
-            (
-                gap[i],
-                np.sqrt(variances[0] * variances[1]) - abs(covariance),
-                scale[i] * (1 if min(q1, q2) > 0.1 else 1e4),
-            ),
-            (slope[i], expected_slope, slope_scale[i]),
-            *((m[i], e, 1) for m, e in zip(means, expected_means, strict=True)),
-        ):
+    for i, ((q1, q2, rho), row) in enumerate(zip(POINTS, rows, strict=True)):
+        found = [c[i] + means[0][i] * means[1][i], c[i], gap[i], slope[i], means[0][i], means[1][i]]
+        # Of a variance far below the mean's square integration leaves few digits.
+        floors = [scale[i], scale[i], scale[i] * (1 if min(q1, q2) > 0.1 else 1e4), slope_scale[i], 1, 1]
+        for value, expected, floor in zip(found, row, floors, strict=True):
             assert float(value) == pytest.approx(expected, rel=1e-10, abs=1e-12 * float(floor)), (q1, q2, rho)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.phi.compiles_slowly], ids=lambda case: case.name)
+def test_against_integrals_on_disk(case, golden_dir):
+    rows = json.loads((golden_dir / "duals.json").read_text())[case.name]
+    # Operation by operation, since no two activations share a compiled function.
+    with jax.disable_jit():
+        assert_dual_is(case, rows)
+
+
+@pytest.mark.slow
+@every_case
+def test_against_integration(case, golden_dir):
+    rows = integrated(case)
+    assert_dual_is(case, rows)
+    if not case.phi.compiles_slowly:
+        on_disk = json.loads((golden_dir / "duals.json").read_text())[case.name]
+        np.testing.assert_allclose(on_disk, rows, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.slow
