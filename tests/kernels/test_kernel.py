@@ -192,27 +192,45 @@ def test_rows_beyond_one_block_agree_with_small_calls(dag, symmetric, monkeypatc
     np.testing.assert_allclose(in_blocks.ntk, whole.ntk, rtol=1e-14)
 
 
-@pytest.mark.parametrize(
+TILED = pytest.mark.parametrize(
     "dag",
     [
         pytest.param(nd.Dag.from_code("2_21_112"), id="small"),
         pytest.param(nd.zoo.ladder(9), id="ladder", marks=pytest.mark.nightly),
     ],
 )
-@pytest.mark.slow
-def test_symmetric_tiles_agree_with_the_whole(dag, monkeypatch):
+
+
+@pytest.fixture
+def in_tiles(monkeypatch):
     """Two whole tiles and a remainder; two inputs that nearly coincide, in different tiles, and one that is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
     x[15], x[3] = x[1] + 1e-9, 0
-    whole = nd.kernel(dag, x)
-    slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
-    small = block_sizes()._replace(tile=4)
-    monkeypatch.setattr(choose, "block_sizes", lambda: small)
-    tiled = nd.kernel(dag, x)
-    tiled_slope = jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
+
+    def both(of):
+        with monkeypatch.context() as patch:
+            patch.setattr(choose, "block_sizes", lambda: block_sizes()._replace(tile=4))
+            tiled = of(x)
+        return tiled, of(x)
+
+    return both
+
+
+@TILED
+def test_symmetric_tiles_agree_with_the_whole(dag, in_tiles):
+    tiled, whole = in_tiles(lambda x: nd.kernel(dag, x))
     for found, expected in ((tiled.nngp, whole.nngp), (tiled.ntk, whole.ntk)):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
-    np.testing.assert_allclose(tiled_slope, slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
+
+
+@TILED
+@pytest.mark.slow
+def test_gradients_of_symmetric_tiles_agree_with_the_whole(dag, in_tiles):
+    def slope(x):
+        return jax.grad(lambda v: nd.kernel(dag, v).ntk[18, 2])(jnp.asarray(x, jnp.float32))
+
+    tiled, whole = in_tiles(slope)
+    np.testing.assert_allclose(tiled, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
 
 
 @pytest.mark.slow
