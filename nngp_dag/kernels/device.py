@@ -88,3 +88,8 @@ def unwritten(shapes: Any, blocks: BlockSizes) -> Any:
     # Of different numbers: XLA would fill one array and copy it, on one thread.
     numbers = itertools.count()
     return jax.tree.map(lambda v: jnp.full(v.shape, next(numbers), v.dtype), shapes)
+
+
+def on_cpu() -> bool:
+    """Whether JAX computes on CPUs by default; all that depends on it asks here."""
+    return jax.default_backend() == "cpu"

@@ -16,6 +16,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
 from nngp_dag.graph.operations import check_flag, check_option
+from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import (
     check_symmetric,
@@ -277,11 +278,11 @@ def _decomposed(name: str, values: np.ndarray, method: str, eigenvalues: bool) -
 
 
 def _dense_rows() -> int:
-    return _DENSE_ROWS if jax.default_backend() == "cpu" else _DENSE_ROWS_ON_GPU
+    return _DENSE_ROWS if on_cpu() else _DENSE_ROWS_ON_GPU
 
 
 def _dense(batch: Sequence[np.ndarray], wanted: bool) -> list[Spectrum]:
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return [_by_lapack(values, wanted) for values in batch]
     scaled, parts = zip(*map(_Scaled.of, batch), strict=True)
     with precision_of(np.dtype(np.float64)):

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from nngp_dag.errors import InputError
+from nngp_dag.kernels.device import on_cpu
 
 # PyTorch's; so are the padding of strided convolutions and what averages leave out.
 _EPSILON = 1e-5
@@ -25,7 +26,7 @@ def in_memory(x: Array) -> Array:
     forgets optimization barriers before it does so, but not a condition: as in `backends.unrolled`, but for what
     is mapped over architectures, images and weights, where a condition on an argument would become a selection.
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return lax.optimization_barrier(x)
     true = lax.optimization_barrier(jnp.array(True))
     return lax.cond(true, lambda value: value, jnp.zeros_like, x)
@@ -156,7 +157,7 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 
     There many small products at once take up to three times as long.
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return function
     found = jax.custom_batching.custom_vmap(function)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Num
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import check_option
+from nngp_dag.kernels.device import on_cpu
 from nngp_dag.nas.networks.cell_supernet import CellSupernet
 from nngp_dag.nas.networks.darts_supernet import DartsSupernet
 from nngp_dag.nas.pruning.regions import num_distinct, sign_patterns
@@ -139,7 +140,7 @@ class Measures:
 
     def _at_once(self, graph: Any, params: Any, x: Array, architecture: np.ndarray, gradients: int, passes: int) -> int:
         """How many candidates fit: each takes its gradients, and what its passes keep for the backward pass."""
-        if self.memory is None and jax.default_backend() == "cpu":
+        if self.memory is None and on_cpu():
             return 1
         key = graph, gradients, passes
         if key not in self.memo:

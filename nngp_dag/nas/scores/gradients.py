@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.nas.networks.macro_net import MacroNet
 from nngp_dag.nas.scores.batches import by_cells, compiled
@@ -96,7 +97,7 @@ def inner_products(gradients: Array) -> Array:
     def product(rows: Array) -> Array:
         return jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
 
-    if stack == 1 or jax.default_backend() != "cpu":
+    if stack == 1 or not on_cpu():
         return product(gradients.reshape(n, -1))
     kernels, nothing = gradients.reshape(n, stack, -1), jnp.zeros((n, n), gradients.dtype)
 
@@ -109,7 +110,7 @@ def inner_products(gradients: Array) -> Array:
 
 def passes_at_once(images: int) -> int:
     """How many images' backward passes run side by side; on CPU no more than its caches hold."""
-    return min(images, 2) if jax.default_backend() == "cpu" else images
+    return min(images, 2) if on_cpu() else images
 
 
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import check_whole
+from nngp_dag.kernels.device import on_cpu
 from nngp_dag.nas.networks.macro_net import MacroNet
 
 # A GPU is idle for most of one small network; so many empirical NTKs of 32 images take some 10 GB.
@@ -80,7 +80,7 @@ class Setting:
     @property
     def at_once(self) -> int:
         """How many cells one call computes."""
-        return self.cells_at_once or (_AT_ONCE_ON_GPU if jax.default_backend() == "gpu" else 1)
+        return self.cells_at_once or (1 if on_cpu() else _AT_ONCE_ON_GPU)
 
     def network(self, *, batch_norm: bool = True) -> MacroNet:
         """Returns the network from which all cells take their weights; the same one whenever asked."""
