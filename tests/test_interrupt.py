@@ -279,7 +279,7 @@ def test_a_comparison_goes_on(tmp_path):
     line = interrupt(process, signal.SIGTERM, (tmp_path / "out/dags/0.json").exists)
     assert half_written(tmp_path) == []
     assert paste(line, tmp_path) == "nngp-dag: interrupted; kept: 1 of 2 DAGs; go on"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.json", "curves.csv", "compare.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.json", "curves.csv", "compare.png", "dags"}
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ def test_divergence_stops(digits):
         train_cell(CELL, digits, **SMALL, learning_rate=1e30)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_head(tfds_dir):
     data = load_splits("mnist", subset=600, data_dir=tfds_dir)
     with pytest.raises(InputError, match="29 x 29"):
@@ -339,7 +339,7 @@ def test_the_command_refuses_in_one_line(capsys, tmp_path):
         assert error.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
     data = load_splits("cifar10", subset=120, data_dir=tfds_dir)
     sizes = {"channels": 2, "layers": 3, "epochs": 1, "batch_size": 30, "augment": False, "drop_path": 0.0}
