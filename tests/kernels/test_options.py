@@ -7,6 +7,7 @@ import pytest
 import nngp_dag as nd
 from nngp_dag.architecture import as_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
+from nngp_dag.kernels import pixel_layout
 
 X = np.random.default_rng(0).normal(size=(4, 6))
 IMAGES = np.random.default_rng(1).normal(size=(3, 4, 4, 2))
@@ -151,3 +152,14 @@ def test_a_layer_is_an_operation():
     # Past `kernel`, whose annotations are checked in tests.
     with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
         as_network(DAG, layer="conv")
+
+
+@pytest.mark.parametrize("normalize_edges", [True, False])
+def test_windows_that_reach_over_the_edge_divide_by_the_pixels_inside_or_by_all(normalize_edges):
+    v = np.random.default_rng(0).normal(size=(2, 5, 4))
+    found = pixel_layout.pool(nd.AvgPool((3, 2), normalize_edges=normalize_edges), jnp.asarray(v), (1, 2))
+    for i in range(5):
+        for j in range(4):
+            window = v[:, max(i - 1, 0) : i + 2, j : j + 2]
+            expected = window.mean(axis=(1, 2)) if normalize_edges else window.sum(axis=(1, 2)) / 6
+            np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-6)
