@@ -82,7 +82,8 @@ class CompareDirectory:
           CheckpointError: There is nothing to resume, or it is damaged, or another comparison.
         """
         with claimed(self.path):
-            if is_occupied(self.path) and not is_occupied(self._journal.path) and not resume:
+            others = is_occupied(self.path) and any(self._is_other(file) for file in self.path.iterdir())
+            if others and not is_occupied(self._journal.path) and not resume:
                 self._check_may_be_replaced(overwrite)
             # The order counts, since files have numbers.
             document = {"settings": {**settings, "names": [*self._dags]}}
@@ -106,6 +107,9 @@ class CompareDirectory:
             write_json(staging / "compare.json", results, config)
             write_curves(staging / "curves.csv", results)
             plot_compare(results, staging / "compare.png", title)
+
+    def _is_other(self, file: Path) -> bool:
+        return file != self._journal.path and not file.name.startswith(".")
 
     def _file(self, name: str) -> Path:
         return self._journal.path / f"{[*self._dags].index(name)}.json"

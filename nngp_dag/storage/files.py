@@ -184,10 +184,13 @@ def _staging(target: Path, place: Path) -> Iterator[Path]:
         if place.absolute() not in _claims:
             stack.enter_context(made(place))
         staging = place / f".{target.name}{_STAGING}"
+        # Until it is locked it may be another process's: an interruption removes it if it is empty.
+        unlocked = staging / "nothing"
+        UNFINISHED[unlocked] = [staging, *new]
+        stack.callback(UNFINISHED.pop, unlocked, None)
         staging.mkdir(exist_ok=True)
         stack.callback(_remove, staging)
         with locked(staging, target):
-            # Not before: until then it may be another process's.
             UNFINISHED[staging] = new
             stack.callback(UNFINISHED.pop, staging, None)
             _empty(staging)
