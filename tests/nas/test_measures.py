@@ -281,7 +281,7 @@ def test_the_supernet_around_one_cell_has_the_published_ntk(published):
     net = functools.partial(_published_supernet, published)
     mixture = np.zeros((1, 1, 6, 5), np.float32)
     mixture[0, 0, np.arange(6), published.cell.codes] = 1
-    some = Measures(net, net, np.asarray(published.x), SMALL, "reference")
+    some = Measures(net, net, np.asarray(published.x), SMALL, "reference", "live")
     found = some.ntk_conditions(mixture, seed=0)
     assert found.reasons == ("",)
     assert found.values[0] == pytest.approx(float(published.values["ntk_cond"]), rel=0.01)
