@@ -18,7 +18,6 @@ from nngp_dag.nas.spaces.search_space import Mask, SearchSpace
 # Decimals beyond which mean changes and distances are rounding, not differences.
 _TIE_DECIMALS = 9
 
-OUTCOMES = ("pruned", "kept", "skipped")
 RANKS = ("all", "edge")
 
 # What a saved state holds.
