@@ -62,21 +62,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def _spread(items: list[pytest.Item], count: int) -> list[pytest.Item]:
     """Returns `count` items at equal distances, so that every kind of case is among them; all if there are no more."""
-    return items[:] if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
+    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by rule: of a test with `sample(n)`, n cases stay, n others are `slow`, the rest `nightly`; and `unit`."""
+    """Marks by rule: of a test with `sample(n, slow=m)`, n cases stay, m others are slow, the rest nightly; and `unit`."""
     cases: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
             cases.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
     for of_test in cases.values():
-        (wanted,) = of_test[0].get_closest_marker("sample").args
-        default = _spread(of_test, wanted)
+        marker = of_test[0].get_closest_marker("sample")
+        default = _spread(of_test, *marker.args)
         others = [item for item in of_test if item not in default]
-        slow = _spread(others, wanted)
+        slow = _spread(others, marker.kwargs.get("slow", *marker.args))
         for item in others:
             item.add_marker("slow" if item in slow else "nightly")
     for item in items:

@@ -71,7 +71,7 @@ def test_figure3(tmp_path, capsys):
     assert "predicted" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_free_lunch(tmp_path, capsys):
     out = tmp_path / "no_free_lunch"
     options = ["--dataset", "digits", "--subset", "500", "--width", "16", "--epochs", "12", "--seeds", "2"]

@@ -77,7 +77,7 @@ def test_the_check_is_two_sided_and_sees_five_per_cent(code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_series", [False, True])
+@pytest.mark.parametrize("by_series", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
     dag = nd.Dag.from_code("1_01_222")
     nngp, _ = finite_kernels(dag, X.tobytes(), X.shape[1], "linear-act", WIDTH, DRAWS, seed=1)
@@ -210,6 +210,7 @@ def general(name):
 
 
 LATER = [
+    "pooling",
     *("convolutions", "pooling", "mixed, standard", "pooling, activation first, standard"),
     *("layer norm after an activation", "two inputs and outputs"),
     *SLOW,
@@ -217,7 +218,7 @@ LATER = [
 
 
 def marks_of(name):
-    return pytest.mark.slow if name == "pooling" else pytest.mark.nightly if name in LATER else ()
+    return pytest.mark.nightly if name in LATER else ()
 
 
 @pytest.mark.slow
@@ -229,8 +230,8 @@ def test_general_networks(name):
         assert_agrees(ntk, k.ntk, width=width)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("order", ORDERS)
 def test_error_against_width_has_slope_minus_one_half(order):
     widths = np.array([32, 64, 128, 256, 512, 1024])
     dag = nd.Dag.from_code("2_12")

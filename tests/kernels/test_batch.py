@@ -31,24 +31,19 @@ def together(dags, x=X, *, batch=4, **options):
 RANDOM = [zoo.random_dag(6, seed=seed) for seed in range(9)]
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=3)
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"activation": "erf", "b_std": 0.3, "w_std": 1.2, "readout": False},
         {"order": "act-linear", "parameterization": "standard", "width": 64, "b_std": 0.0},
-        *(
-            pytest.param(options, marks=pytest.mark.slow)
-            for options in (
-                {"readout": False},
-                {"activation": "gelu", "order": "act-linear", "b_std": 0.1},
-                {"aggregation": "mean"},
-                {"aggregation": "scaled-sum", "readout": False},
-                {"layer": nd.Dense(layer_norm=True, order="act-linear")},
-                {"stem": nd.Dense(activation="erf")},
-            )
-        ),
+        {"readout": False},
+        {"activation": "gelu", "order": "act-linear", "b_std": 0.1},
+        {"aggregation": "mean"},
+        {"aggregation": "scaled-sum", "readout": False},
+        {"layer": nd.Dense(layer_norm=True, order="act-linear")},
+        {"stem": nd.Dense(activation="erf")},
     ],
     ids=str,
 )

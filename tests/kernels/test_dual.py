@@ -108,7 +108,7 @@ def test_against_integrals_on_disk(case, golden_dir):
         assert_dual_is(case, rows)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=8)
 @every_case
 def test_against_integration(case, golden_dir):
     rows = integrated(case)
@@ -118,7 +118,7 @@ def test_against_integration(case, golden_dir):
         np.testing.assert_allclose(on_disk, rows, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=8)
 @pytest.mark.parametrize("case", [c for c in CASES if c.layer], ids=lambda case: case.name)
 def test_against_neural_tangents(case):
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def test_diagonal_is_exact(case):
     assert (gap, slope) == (0, 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=8)
 @every_case
 def test_float32(case):
     rng = np.random.default_rng(3)
@@ -262,7 +262,7 @@ def test_extreme_scales_pass_in_float32(case):
     assert (error <= 2e-6 * scale[:, fits] + 1e-36).all()
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=8)
 @every_case
 def test_gradients_are_numbers(case):
     # Derivatives of quotients take squares, which float32 does not hold below.
@@ -273,7 +273,7 @@ def test_gradients_are_numbers(case):
     assert np.isfinite(jax.grad(lambda q: mean(case.phi, q).sum())(args[2])).all()
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=8)
 @every_case
 def test_derivative_in_k_is_fd(case):
     if case.name in ("sign", "rectified_monomial(0)"):

@@ -62,26 +62,23 @@ def interpreted(like_a_gpu, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
         pytest.param(DAG, {}, id="relu"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow, id=name)
-            for name, case in {
-                "gelu, standard": (
-                    DAG,
-                    {"activation": "gelu", "b_std": 0.1, "parameterization": "standard", "width": 8},
-                ),
-                "erf first, NNGP": (DAG, {"order": "act-linear", "activation": "erf", "get": "nngp"}),
-                "layer norm": (
-                    DAG,
-                    {"layer": nd.Dense(activation="relu", layer_norm=True), "stem": nd.Dense(activation=None)},
-                ),
-                "two inputs and outputs": (TWO, {}),
-            }.items()
+        pytest.param(
+            DAG,
+            {"activation": "gelu", "b_std": 0.1, "parameterization": "standard", "width": 8},
+            id="gelu, standard",
         ),
+        pytest.param(DAG, {"order": "act-linear", "activation": "erf", "get": "nngp"}, id="erf first, NNGP"),
+        pytest.param(
+            DAG,
+            {"layer": nd.Dense(activation="relu", layer_norm=True), "stem": nd.Dense(activation=None)},
+            id="layer norm",
+        ),
+        pytest.param(TWO, {}, id="two inputs and outputs"),
     ],
 )
 def test_kernels_are_those_of_small_calls(dag, options, interpreted):
@@ -110,13 +107,9 @@ def test_gradients_are_those_of_small_calls(interpreted):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "activation",
-    [of if of in ("relu", "gelu") else pytest.param(of, marks=pytest.mark.slow) for of in ACTIVATIONS],
-    ids=str,
-)
+@pytest.mark.sample(0, slow=6)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_every_activation_compiles_for_cuda(activation, dtype, like_a_gpu):
     with jax.enable_x64(dtype == "float64"):
         traced = jax.jit(functools.partial(nd.kernel, DAG, activation=activation)).trace(

@@ -43,7 +43,7 @@ def test_depth_and_width_are_the_authors_on_every_row(golden_dir):
         assert cell.dag.effective_width == pytest.approx(float(row["width"]), rel=1e-14)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_space_has_so_many_degenerate_cells_and_filters_keep_so_many(every_cell):
     counts = collections.Counter(cell.status for cell in every_cell)
     assert counts == {"connected": 13_642, "unweighted": 1_642, "disconnected": 341}

@@ -119,7 +119,7 @@ def test_a_kernel_that_tells_no_images_apart_is_refused():
         pattern_kernel(net, np.ones((2, 8, 8, 3), np.float32), Cell.from_index(0), counting="twice")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scores_rank_cells_as_the_published_ones_do(golden_dir, tfds_dir):
     from scipy.stats import spearmanr
 

@@ -62,8 +62,8 @@ def assert_bracketed(dag, x, **options):
     return found, exact
 
 
-@pytest.mark.sample(20)
-@pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.mark.sample(20, slow=6)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("code", ["2_02_002", "2_21_112", "1_11_111"])
 def test_lower_exact_upper(name, code, order):
