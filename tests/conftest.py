@@ -67,7 +67,7 @@ def _spread(items: list[pytest.Item], count: int) -> list[pytest.Item]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by rule: of a test with `sample(n, slow=m)`, n cases stay, m others are slow, the rest nightly; and `unit`."""
+    """Marks by rule. `sample(n, slow=m)`: n cases of a test stay, m others are slow, the rest nightly. And `unit`."""
     cases: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
