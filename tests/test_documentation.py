@@ -1,4 +1,4 @@
-"""Every example in the README and in the docstrings runs and prints what it says."""
+"""Every example in the README, in the pages of the documentation and in the docstrings runs and prints what it says."""
 
 import doctest
 import importlib
@@ -18,6 +18,7 @@ from nngp_dag.cli import main
 from nngp_dag.nas.scores import registry
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+DOCS = README.parent / "docs"
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path__, "nngp_dag."))
 
 
@@ -47,28 +48,64 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     exec(compile(examples[0], str(README), "exec"), {})
 
 
-PAGES = sorted(path.name for path in (README.parent / "docs").glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+# Pages whose examples compile networks.
+SLOW_PAGES = {
+    "extending.md",
+    "start.md",
+    *(
+        f"guides/{name}.md"
+        for name in (
+            "gaussian_processes",
+            "kernels",
+            "networks",
+            "prediction",
+            "sweeps",
+            "theory",
+            "training",
+        )
+    ),
+}
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in ("extending.md", "training.md"))) for page in PAGES]
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW_PAGES)) for page in PAGES]
 )
 def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))  # an example registers one more
     monkeypatch.setattr(registry, "SCORES", MappingProxyType(registry._registered))
-    for example in re.findall(r"```python\n(.*?)```", (README.parent / "docs" / page).read_text(), re.DOTALL):
-        exec(compile(example, page, "exec"), {})
+    names = {}  # Later examples of a page use what earlier ones define.
+    for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+        exec(compile(example, page, "exec"), names)
 
 
-def test_readme_pictures_exist():
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
-    assert pictures
-    for picture in pictures:
-        assert (README.parent / picture).is_file(), picture
+def test_every_slow_page_has_examples():
+    for page in SLOW_PAGES:
+        assert "```python\n" in (DOCS / page).read_text(), page
 
 
-COMMANDS = re.findall(r"^    (nngp-dag .*)", README.read_text(), re.MULTILINE)
+@pytest.mark.parametrize("page", [README, *(DOCS / page for page in PAGES)], ids=["README.md", *PAGES])
+def test_pictures_of_the_docs_exist(page):
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    assert pictures or page != README
+    for picture in (picture for picture in pictures if not picture.startswith("https://")):
+        assert (page.parent / picture).is_file(), picture
+
+
+def commands_in(page):
+    """Returns the indented and fenced lines of a page that call nngp-dag; a backslash continues a line."""
+    text = page.read_text().replace("\\\n", " ")
+    return re.findall(r"^(?:    )?(nngp-dag .*)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [README, *(DOCS / page for page in PAGES)], ids=["README.md", *PAGES])
+def test_commands_of_the_docs_have_known_options(page):
+    for line in commands_in(page):
+        check_options(line)
+
+
+COMMANDS = commands_in(DOCS / "guides" / "command_line.md")
 # What keeps the work of a command small; the last value of an option counts.
 SMALL = {
     "show": (),
@@ -85,7 +122,7 @@ SMALL = {
 
 
 def run_command(line, *more):
-    """Runs a line of the README at a small size."""
+    """Runs a line of the guide to the command line at a small size."""
     arguments = arguments_of(line)
     name = " ".join(arguments[: 2 if arguments[0] == "nas" else 1])
     small = () if "--resume" in arguments else SMALL[name]
@@ -98,19 +135,17 @@ def run_command(line, *more):
     assert stop.value.code == 0, line
 
 
-def test_the_readme_lists_every_command():
+def test_the_guide_lists_every_command():
     listed = {" ".join(arguments_of(line)[:2]) if " nas " in line else arguments_of(line)[0] for line in COMMANDS}
     assert listed == {*SMALL}
     app = typer.main.get_command(nngp_dag.cli.app)
     nas = app.commands["nas"].commands
     # `nas search` and `nas plot` are named beside `nas score`.
     assert listed | {"nas search", "nas plot"} == {*app.commands} - {"nas"} | {f"nas {name}" for name in nas}
-    for line in COMMANDS:
-        check_options(line)
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_without_training_run_in_order(tmp_path, monkeypatch):
+def test_commands_of_the_guide_without_training_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in COMMANDS[:4]:
         run_command(line)
@@ -119,7 +154,7 @@ def test_commands_of_the_readme_without_training_run_in_order(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_all_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, tfds_dir):
+def test_all_commands_of_the_guide_run_in_order(tmp_path, monkeypatch, tfds_dir):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DATA").symlink_to(tfds_dir)
     x = np.random.default_rng(0).normal(size=(20, 4))

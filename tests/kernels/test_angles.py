@@ -108,7 +108,7 @@ def test_random_networks_keep_the_angle_of_all_inputs(seed, dtype):
             # Of smaller inputs they lose angles, which a kink behind them would show.
             large = (x.astype(float) ** 2).mean(axis=1) > 0.1
             pairs = [(i, j) for i, j in pairs if large[i] and large[j]]
-        # Layer norms add their rounding up, see the README's limits.
+        # Layer norms add their rounding up, see docs/limits.md.
         limit = TOLERANCE[dtype] * (1.5 if "layer_norm=True" in repr(network) else 1)
         assert max(errors(network, x, k, pairs)) < limit, network
 
