@@ -44,11 +44,11 @@ for name in ("DAG#1", "DAG#2", "DAG#3"):
 # own learning rate η = 1 / λmax(NTK).
 
 # %%
-results = nd.compare(["DAG#1", "DAG#2", "DAG#3"], x, y, width=256, seeds=5, steps=100)
+results = nd.compare(["DAG#1", "DAG#2", "DAG#3"], x, y, width=256, seeds=5, steps=50)
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True)
-steps = np.arange(101)
+steps = np.arange(51)
 for axes, r in zip(panels, results, strict=True):
     axes.fill_between(steps, r.curves.min(axis=0), r.curves.max(axis=0), color="C0", alpha=0.3)
     axes.semilogy(steps, r.mean, color="C0", label="measured: mean, range of 5 networks")
@@ -61,7 +61,7 @@ figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
 plt.show()
 
 # %%
-print("share of the loss that is left after 100 steps")
+print("share of the loss that is left after 50 steps")
 print("       rate bound  expectation  measured  steps above the bound")
 for r in results:
     left = [curve[-1] / curve[0] for curve in (r.bound, r.expected.mean, r.mean)]
@@ -87,11 +87,11 @@ for r in results:
 # first fact and keeps the second.
 
 # %%
-print("       share left after 100 steps, if all modes were as slow as")
+print("       share left after 50 steps, if all modes were as slow as")
 print("       the rate bound  the slowest mode of the NTK  what all modes do together")
 for r in results:
-    slowest = (1 - r.learning_rate * r.ntk.lambda_min) ** 200
-    bound, expected = r.bound_rate**100, r.expected.mean[-1] / r.expected.mean[0]
+    slowest = (1 - r.learning_rate * r.ntk.lambda_min) ** 100
+    bound, expected = r.bound_rate**50, r.expected.mean[-1] / r.expected.mean[0]
     print(f"{r.name} {bound:14.1%} {slowest:28.1%} {expected:27.1%}")
     assert bound > slowest > expected
 
@@ -138,35 +138,37 @@ plt.show()
 # %%
 for r in results:
     error = r.expected.std[-1] / r.expected.mean[-1] / len(r.curves) ** 0.5
-    print(f"{r.name}: gap at step 100 {r.gaps[-1]:+.1%}, sampling error {error:.1%}")
-    print("       " + r.verdict)
+    print(f"{r.name}: gap {r.gaps[10]:+.1%} at step 10, {r.gaps[-1]:+.1%} at step 50, sampling error there {error:.1%}")
+    ratio = r.mean / r.expected.mean
+    assert 0.5 < ratio.min() < ratio.max() < 2
 
 # %% [markdown]
-# At first the gap is chance: the initial loss varies much between networks. Later the sampling error is small, and what
-# remains is the finite width. The chain leaves the expectation most. If this is finite width, then it must shrink for
-# wider networks. So train the chain again, narrower and wider.
+# At first the sampling error is large, since the initial loss varies much between networks. Later it is small. If the gap
+# that remains comes from the finite width, then it must be smaller for wider networks. So train the chain, DAG#1, again,
+# narrower and wider.
 
 # %%
 gaps = {256: results[0].gaps}
-for width in (64, 1024):
-    [gap_result] = nd.compare("DAG#1", x, y, width=width, seeds=5, steps=100)
+for width in (64, 512):
+    [gap_result] = nd.compare("DAG#1", x, y, width=width, seeds=5, steps=50)
     gaps[width] = gap_result.gaps
-for width, style in ((64, ":"), (256, "--"), (1024, "-")):
+for width, style in ((64, ":"), (256, "--"), (512, "-")):
     plt.plot(steps, 100 * gaps[width], style, label=f"width {width}")
-    print(f"width {width:4}: largest gap after step 20 {np.abs(gaps[width][20:]).max():.1%}")
+    print(f"width {width:3}: largest gap from step 20 on {np.abs(gaps[width][20:]).max():.1%}")
 plt.axhline(0, color="k", linewidth=0.8)
 plt.xlabel("step of gradient descent")
 plt.ylabel("DAG#1: measured mean over expectation − 1 (%)", fontsize=8)
 plt.legend()
 plt.show()
-assert np.abs(gaps[64][20:]).max() > np.abs(gaps[1024][20:]).max()
+assert np.abs(gaps[64][20:]).max() > np.abs(gaps[512][20:]).max()
 
 # %% [markdown]
 # ## What to remember
 #
 # 1. The rate bound is never broken here, and it is loose: it knows one eigenvalue, and only the readout's share of it.
-# 2. The exact expectation uses all modes, and follows real networks through most of training.
-# 3. Networks leave the expectation late, and the less so the wider they are. `nd.compare` prints the gap beside its
+# 2. The exact expectation uses all modes. Here it stays within a factor of 2 of networks of width 256, while the loss
+#    falls by a factor of more than 10.
+# 3. Networks leave the expectation late in training, and wide ones less than narrow ones. Judge a gap beside its
 #    sampling error.
 #
 # Next: [a space of 729 graphs](space_of_729_graphs.py). Guides: [theory](../guides/theory.md),

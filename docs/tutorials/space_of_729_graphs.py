@@ -105,15 +105,13 @@ assert correlations.loc["effective_depth", "ntk_condition_number"] < -0.7
 # %%
 y = nd.data.one_hot(labels, 10)
 shared = 1 / kernels.ntk_lambda_max.max()
-left, left_shared, accuracy = [], [], []
+left, left_shared = [], []
 for row in kernels.itertuples():
     k = nd.kernel(row.code, x)
     for found, rate in ((left, 1 / row.ntk_lambda_max), (left_shared, shared)):
         loss = nd.expected_loss(k, y, rate, 100)
         found.append(loss[-1] / loss[0])
-    cross = nd.kernel(row.code, x_test, x)
-    accuracy.append(nd.kernel_regression_accuracy(k, cross, labels, test.labels, 10, kind="ntk"))
-kernels = kernels.assign(left=left, left_shared=left_shared, accuracy=accuracy)
+kernels = kernels.assign(left=left, left_shared=left_shared)
 
 
 def best(column, largest=False):
@@ -135,32 +133,38 @@ assert best("ntk_lambda_min", largest=True).startswith("2_22_222")  # all edges 
 # ## What the data do not say
 #
 # **Generalization.** A graph that trains fast need not predict well. Here is the accuracy on 297 test images of kernel
-# regression with the NTK, which is where training at infinite width ends (in the mean over initializations).
+# regression with the NTK, which is where training at infinite width ends (in the mean over initializations). We take
+# every sixth kernel, in the order of the condition number.
 
 # %%
-error = np.sqrt(kernels.accuracy.mean() * (1 - kernels.accuracy.mean()) / len(test.labels))
-plt.errorbar(kernels.ntk_condition_number, 100 * kernels.accuracy, 100 * error, fmt="o", markersize=4, elinewidth=0.5)
+some = kernels.sort_values("ntk_condition_number").iloc[::6]
+hits = []
+for code in some.code:
+    of_code = nd.kernel(code, x), nd.kernel(code, x_test, x), nd.kernel(code, x_test)
+    mean = nd.posterior(*of_code, y - 0.1, kind="ntk").mean
+    hits.append(mean.argmax(axis=1) == test.labels)
+hits = np.array(hits)
+accuracy = hits.mean(axis=1)
+error = np.sqrt(accuracy.mean() * (1 - accuracy.mean()) / len(test.labels))
+plt.errorbar(some.ntk_condition_number, 100 * accuracy, 100 * error, fmt="o", markersize=4, capsize=2)
 plt.xlabel("condition number of the NTK")
 plt.ylabel("test accuracy (%)")
 plt.show()
-print(f"accuracy from {kernels.accuracy.min():.1%} to {kernels.accuracy.max():.1%}")
+print(f"accuracy from {accuracy.min():.1%} to {accuracy.max():.1%}")
 print(f"standard error of one of them, by the choice of {len(test.labels)} images: {error:.1%}")
+assert np.ptp(accuracy) < 2 * error
 
 # %% [markdown]
 # All graphs see the same images, so differences between them are more certain than one value is. Compare the two
 # extreme graphs image by image: only images count on which one is right and the other is wrong.
 
 # %%
-ends = kernels.sort_values("accuracy").iloc[[0, -1]]
-right = []
-for code in ends.code:
-    w = nd.posterior(nd.kernel(code, x), nd.kernel(code, x_test, x), nd.kernel(code, x_test), y - 0.1, kind="ntk")
-    right.append(w.mean.argmax(axis=1) == test.labels)
-only = [(right[1] & ~right[0]).sum(), (right[0] & ~right[1]).sum()]
-print(f"only {ends.code.iloc[1]} is right on {only[0]} images, only {ends.code.iloc[0]} on {only[1]}")
+low, high = hits[accuracy.argmin()], hits[accuracy.argmax()]
+names = some.code.iloc[accuracy.argmin()], some.code.iloc[accuracy.argmax()]
+print(f"only {names[1]} is right on {(high & ~low).sum()} images, only {names[0]} on {(low & ~high).sum()}")
 
 # %% [markdown]
-# Even this test is too kind: the two were picked from 77 because they are extreme on these very images.
+# Even this comparison is too kind: the two were picked because they are extreme on these very images.
 #
 # **Other images.** Is the order a property of the graphs, or of these 100 images? Sweep once more, over 100 others.
 
