@@ -143,9 +143,9 @@ for r in results:
     assert 0.5 < ratio.min() < ratio.max() < 2
 
 # %% [markdown]
-# At first the sampling error is large, since the initial loss varies much between networks. Later it is small. If the gap
-# that remains comes from the finite width, then it must be smaller for wider networks. So train the chain, DAG#1, again,
-# narrower and wider.
+# At first the sampling error is large, since the initial loss varies much between networks. Later it is small. If the
+# gap that remains comes from the finite width, then it must be smaller for wider networks. So train the chain, DAG#1,
+# again, narrower and wider.
 
 # %%
 gaps = {256: results[0].gaps}

@@ -39,9 +39,9 @@ rng = np.random.default_rng(0)
 def spiral(n):
     label = rng.integers(3, size=n)
     radius = rng.uniform(0.2, 1, size=n)
-    angle = 4 * radius + 2 * np.pi / 3 * label
+    angle = 6 * radius + 2 * np.pi / 3 * label
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return points + 0.05 * rng.normal(size=(n, 2)), np.array(["red", "green", "blue"])[label]
+    return points + 0.1 * rng.normal(size=(n, 2)), np.array(["red", "green", "blue"])[label]
 
 
 (x, y), (x_test, y_test) = spiral(150), spiral(150)
