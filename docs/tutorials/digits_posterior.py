@@ -203,6 +203,7 @@ for (kind, values), style in zip(learned.items(), ("o-", "s--"), strict=True):
     plt.errorbar(sizes, values, spread, fmt=style, markersize=4, capsize=2, label=kind.upper())
     print(f"{kind.upper():4} error %", *(f"{v:6.1f}" for v in values))
     assert values[-1] < values[0] / 2
+assert sum(abs(a - b) < s for a, b, s in zip(*learned.values(), spread, strict=True)) >= 4
 plt.xscale("log")
 plt.xticks(sizes, sizes)
 plt.minorticks_off()
@@ -212,8 +213,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The bars are standard errors. NNGP and NTK lie within them of each other at most sizes, so these data do not say which
-# is better. The cost of a posterior grows as N³, its memory as N².
+# The bars are standard errors. At most sizes NNGP and NTK differ by less than one of them, so these data hardly say
+# which is better. The cost of a posterior grows as N³, its memory as N².
 #
 # ## What to remember
 #
