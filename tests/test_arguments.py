@@ -190,9 +190,9 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         lambda dag, x, **typo: nd.stax.DagLayer(dag, **typo),
     )
     for call in calls:
-        message = r"Expected options of the network \(activation, .*\), got `actvation`; did you mean 'activation'\?"
+        message = r"Expected options of the network \(activation, .*\), got `activatn`; did you mean 'activation'\?"
         with pytest.raises(InputError, match=message):
-            call(DAG, X, actvation="erf")
+            call(DAG, X, activatn="erf")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         (lambda **typo: nd.kernel(DAG, X, **typo), "gett", "get"),
         (lambda **typo: nd.explain(DAG, X, **typo), "dytpe", "dtype"),
         (lambda **typo: nd.gram(DAG, X, **typo), "memory_buget", "memory_budget"),
-        (lambda **typo: nd.sweep([DAG], X, **typo), "boudns", "bounds"),
+        (lambda **typo: nd.sweep([DAG], X, **typo), "bnds", "bounds"),
         (lambda **typo: nd.train(DAG, SPLITS, **typo), "seed", "seeds"),
         (lambda **typo: nd.compare(DAG, X, np.eye(6), **typo), "step", "steps"),
         (lambda **typo: nd.nets.DagNet(DAG, 5, 1, rngs=RNGS, **typo), "batchnorm", "batch_norm"),

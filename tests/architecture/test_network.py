@@ -139,8 +139,8 @@ def test_bad_options(dag, options, message, unchecked):
             r"Expected `activation` in `layer`, got it beside; pass layer=Dense\(activation=\.\.\.\)",
         ),
         (
-            {"agregation": "mean"},
-            r"Expected options of `Network` \(dag, .*\), got `agregation`; did you mean 'aggregation'",
+            {"aggregaton": "mean"},
+            r"Expected options of `Network` \(dag, .*\), got `aggregaton`; did you mean 'aggregation'",
         ),
         ({"layer": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),
         ({"stem": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),

@@ -137,7 +137,7 @@ def test_an_identity_is_no_activation():
             X,
             {"image_readout": "global-average"},
             InputError,
-            "Expected `image_readout` 'flatten' for a network wit",
+            "Expected `image_readout` 'flatten' for a network",
         ),
         (DAG, 30 * X.astype(np.float32), {"activation": "exp"}, InputError, "Expected kernels that float32 can hold"),
         (nd.Dag.from_edges([(0, 1, nd.AvgPool((2,)))]), IMAGES, {"layer": CONV}, GraphError, "with 1 spatial axes for"),

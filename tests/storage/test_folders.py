@@ -326,7 +326,7 @@ def test_shapes(value, shape, wrong):
 
 def test_rows_keep_what_csv_finds_hard(tmp_path):
     rows = Rows(tmp_path / "rows.csv", ["a", "b"])
-    written = [{"a": 'quo"te, comma', "b": "two\nlines\r\n"}, {"a": "\u2028 \x85 ü", "b": ""}]
+    written = [{"a": 'a "quote", comma', "b": "two\nlines\r\n"}, {"a": "\u2028 \x85 ü", "b": ""}]
     rows.write(written[:1])
     rows.add(written[1])
     assert rows.read() == Rows(rows.path).read() == written
