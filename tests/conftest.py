@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
             cases.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
     for of_test in cases.values():
-        (wanted,) = of_test[0].get_closest_marker("sample").args
+        (wanted,) = next(of_test[0].iter_markers("sample")).args
         chosen = {i * len(of_test) // wanted for i in range(wanted)}
         for i, item in enumerate(of_test):
             if i not in chosen:

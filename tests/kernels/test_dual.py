@@ -140,7 +140,7 @@ def exact_variance(case, q):
 
 def exact_dual(case, gap, q1, q2, sign=1):
     """C, its gap and Fd to 50 digits, of numbers as they are in floating point."""
-    q1, q2, gap = map(mp.mpf, (q1, q2, gap))
+    q1, q2, gap = mp.mpf(q1), mp.mpf(q2), mp.mpf(gap)
     k = sign * (mp.sqrt(q1 * q2) - gap)
 
     def covariance(k, q1, q2):
@@ -163,7 +163,7 @@ def test_to_the_last_digits(case):
     got = dual(case.phi, k, gap, q1, q2)
     limits = scales(case.phi, q1, q2)
     for i, point in enumerate(points):
-        exact = exact_dual(case, *(float(v[i]) for v in (gap, q1, q2)), np.sign(point[2]))
+        exact = exact_dual(case, float(gap[i]), float(q1[i]), float(q2[i]), np.sign(point[2]))
         for value, reference, scale in zip(got, exact, limits, strict=True):
             assert abs(mp.mpf(float(value[i])) - reference) <= 1e-13 * max(abs(reference), 0.1 * scale[i]), point
 

@@ -151,7 +151,7 @@ def test_bad_options(dag, x, options, error, match):
 def test_a_layer_is_an_operation():
     # Past `kernel`, whose annotations are checked in tests.
     with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
-        as_network(DAG, layer="conv")
+        as_network(DAG, layer="conv")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("normalize_edges", [True, False])

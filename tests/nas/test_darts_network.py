@@ -81,9 +81,10 @@ def shaken(net):
     """With scales and shifts that are not 1 and 0."""
     for i, (_, module) in enumerate(nnx.iter_modules(net)):
         if hasattr(module, "scale"):
+            scale, shift = module.scale, module.shift
             keys = jax.random.split(jax.random.key(i))
-            module.scale[...] = 1 + 0.3 * jax.random.normal(keys[0], module.scale.shape)
-            module.shift[...] = 0.3 * jax.random.normal(keys[1], module.shift.shape)
+            scale[...] = 1 + 0.3 * jax.random.normal(keys[0], scale.shape)
+            shift[...] = 0.3 * jax.random.normal(keys[1], shift.shape)
     return net
 
 
@@ -126,7 +127,7 @@ def test_mixtures_of_the_supernet_are_those_of_a_plain_one():
         before = before[1], np.concatenate(nodes[2:], -1)
     features = relu(norm(before[1], np.asarray(net.scale[...]), np.asarray(net.shift[...]))).mean((1, 2))
     expected = features @ np.asarray(net.kernel[...])
-    found = nnx.jit(DartsSupernet.__call__)(net, images, mixture)
+    found = nnx.jit(DartsSupernet.__call__)(net, jnp.asarray(images), jnp.asarray(mixture))
     assert before[1].shape == (3, 2, 2, 32)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +130,7 @@ def test_networks_of_different_options_in_one_sweep(tmp_path):
     assert list(found.class_size) == [1, 3, 3, 3, 1]
     assert found.kernel_class.nunique() == 3
     for name, network in networks.items():
+        row: Any
         [row] = found[found.dag == name].itertuples()
         k = nd.kernel(network, X)
         assert row.nngp_lambda_min == pytest.approx(nd.spectrum(k.nngp).lambda_min, rel=1e-9)
@@ -380,7 +382,13 @@ def test_folders_that_are_not_free(tmp_path):
 def test_a_refused_option_touches_no_files(tmp_path):
     nd.sweep(["2"], X, out=tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    for options in ({"activation": "step"}, {"memory_budget": "much"}, {"image_readout": "max"}, {"w_std": -1.0}):
+    choices: tuple[dict[str, Any], ...] = (
+        {"activation": "step"},
+        {"memory_budget": "much"},
+        {"image_readout": "max"},
+        {"w_std": -1.0},
+    )
+    for options in choices:
         with pytest.raises(InputError):
             nd.sweep(["2"], X, out=tmp_path / "out", overwrite=True, **options)
         with pytest.raises(InputError):
@@ -411,7 +419,7 @@ def test_rank_correlations_against_counting():
     untied = sum(a[i] != a[j] for i, j in pairs)
     assert found.kendall[0] == pytest.approx(sum(signs) / math.sqrt(untied * len(pairs)))
     ranks = [pandas.Series(v).rank() for v in (a, b)]
-    assert found.spearman[0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found.spearman[0] == pytest.approx(np.corrcoef(np.array(ranks))[0, 1])
     assert list(found.rows) == [29, 30]
     assert math.isnan(found.kendall[1])
 
