@@ -642,7 +642,8 @@ def test_values_in_messages_are_short():
     assert shown(10**5000) == "an integer of 16610 bits"
     assert len(shown([[10**5000]])) < 100
     assert len(shown("2" * 10**6)) < 200
-    for bad in ("2_" * 50_000, 10**5000, 10**400, [1.0] * 10**5):
+    values: tuple[Any, ...] = ("2_" * 50_000, 10**5000, 10**400, [1.0] * 10**5)
+    for bad in values:
         for call in (nd.Dag.parse, lambda v: nd.Dense(w_std=v), lambda v: nd.kernel(DAG, X, order=v), as_dag):
             with pytest.raises(NngpDagError) as caught:
                 call(bad)

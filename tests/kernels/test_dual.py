@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +188,8 @@ def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
             error = abs(np.sqrt(float(got.gap)) - float(mp.sqrt(abs(expected))))
             if not angle and case.name in ("sign", "rectified_monomial(0)"):
                 expected, error = 0, abs(float(got.gap))  # of which a gap of 1e-40 would make 1e-20
-            assert error <= 64 * eps * np.sqrt(bound) + 8 * eps * float(mp.sqrt(abs(expected))), (q1, q2, angle)
+            root_of_gap: Any = mp.sqrt(abs(expected))
+            assert error <= 64 * eps * np.sqrt(bound) + 8 * eps * float(root_of_gap), (q1, q2, angle)
             assert float(got.covariance) == pytest.approx(float(c), rel=16 * eps, abs=32 * eps * bound)
             if angle:
                 assert float(got.slope) == pytest.approx(
