@@ -1,5 +1,7 @@
 """Exact infinite-width kernels of networks with any DAG connectivity, their theory and finite counterparts."""
 
+__version__ = "0.1.0"
+
 # Nothing is imported here: until the command line can answer an interruption, every import counts.
 TYPE_CHECKING = False
 if TYPE_CHECKING:

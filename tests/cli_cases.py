@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -18,7 +19,8 @@ def arguments_of(line: str) -> list[str]:
 
 def check_options(line: str) -> None:
     """Raises where the command does not know an option, or its value."""
-    command, arguments = get_command(app), arguments_of(line)
+    command: Any = get_command(app)
+    arguments = arguments_of(line)
     while hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     command.make_context("nngp-dag", arguments)

@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("sample") and not any(map(item.get_closest_marker, ("slow", "nightly"))):
             cases.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
     for of_test in cases.values():
-        marker = of_test[0].get_closest_marker("sample")
+        marker = next(of_test[0].iter_markers("sample"))
         default = _spread(of_test, *marker.args)
         others = [item for item in of_test if item not in default]
         slow = _spread(others, marker.kwargs.get("slow", *marker.args))

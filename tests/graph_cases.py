@@ -24,7 +24,7 @@ def any_dags(draw, max_nodes: int = 7, max_edges: int = 16, parallel: bool = Tru
     pairs = [(s, t) for t in range(num_nodes) for s in range(t)]
     ends = st.lists(st.sampled_from(pairs), max_size=max_edges, unique=not parallel)
     drawn = [(pair, draw(st.sampled_from(Op))) for pair in draw(ends)]
-    return build(num_nodes, tuple(Edge(*pair, op) for pair, op in drawn), allow_disconnected=True)
+    return build(num_nodes, tuple(Edge(source, target, op) for (source, target), op in drawn), allow_disconnected=True)
 
 
 @st.composite
@@ -68,6 +68,7 @@ def kernels_of_tables(tables: NormalForm, k_in: np.ndarray, order: str) -> tuple
 
     zero = np.zeros_like(k_in)
     fields = [field(k_in, zero) if order == "linear-act" else (2 * k_in, 2 * k_in, np.zeros(len(k_in)))]
+    k, t = k_in, zero
     for a, b in zip(tables.A, tables.B, strict=True):
         weighted = list(zip(a, b, fields, strict=False))
         m = sum(n * mu for _, n, (_, _, mu) in weighted)

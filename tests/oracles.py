@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ _Z = np.linspace(-9.6, 9.6, 181)
 _DENSITY = np.exp(-(_Z**2) / 2) * (_Z[1] - _Z[0]) / math.sqrt(2 * math.pi)
 
 
-def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def expectations(activation: Any, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs out of N(0, k), each pair by itself.
 
     By arccos for piecewise linear phi, else by quadrature in the plane; nothing here comes from `nngp_dag.kernels`.
@@ -79,15 +80,16 @@ def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def window_maps(image: Sequence[int], op: Conv | AvgPool | SumPool) -> tuple[list[np.ndarray], np.ndarray]:
     """What each offset of a window shows at its positions, (positions, pixels) each, and pixels inside the image."""
-    window = op.filter_shape if isinstance(op, Conv) else op.window_shape
+    window, strides = op.filter_shape if isinstance(op, Conv) else op.window_shape, op.strides
+    assert strides is not None
     axes = []
-    for size, of, step in zip(image, window, op.strides, strict=True):
+    for size, of, step in zip(image, window, strides, strict=True):
         count = -(-size // step) if op.padding == "SAME" else (size - of) // step + 1
         low = max((count - 1) * step + of - size, 0) // 2 if op.padding == "SAME" else 0
         at = np.arange(count)[:, None] * step - low
         axes.append([(at + offset == np.arange(size)).astype(float) for offset in range(of)])
     maps = [functools.reduce(np.kron, chosen) for chosen in itertools.product(*axes)]
-    return maps, sum(maps).sum(axis=1)
+    return maps, np.sum(maps, axis=(0, 2))
 
 
 def joint_kernels(
@@ -112,7 +114,7 @@ def joint_kernels(
 
     def weigh(op: Dense, k, t, image, fan_in):
         maps = [over_inputs(m) for m in window_maps(image, op)[0]] if isinstance(op, Conv) else [np.eye(len(k))]
-        k, t = (sum(m @ v @ m.T for m in maps) / len(maps) for v in (k, t))
+        k, t = (np.sum([m @ v @ m.T for m in maps], axis=0) / len(maps) for v in (k, t))
         b = op.b_std or 0
         standard = network.parameterization == "standard"
         a_w, a_b = (fan_in * len(maps), op.b_std is not None) if standard else (op.w_std**2, b**2)
@@ -139,15 +141,16 @@ def joint_kernels(
             return np.eye(n * math.prod(image)) * (op.factor if isinstance(op, Scale) else 1)
         maps, inside = window_maps(image, op)
         if isinstance(op, SumPool):
-            return over_inputs(sum(maps))
-        return over_inputs(sum(maps) / (inside[:, None] if op.normalize_edges else len(maps)))
+            return over_inputs(np.sum(maps, axis=0))
+        return over_inputs(np.sum(maps, axis=0) / (inside[:, None] if op.normalize_edges else len(maps)))
 
     def shape_after(op: object, image) -> tuple[int, ...]:
         if not isinstance(op, (Conv, AvgPool, SumPool)):
             return image
-        window = op.filter_shape if isinstance(op, Conv) else op.window_shape
+        window, strides = op.filter_shape if isinstance(op, Conv) else op.window_shape, op.strides
+        assert strides is not None
         of = (1,) * len(window) if op.padding == "SAME" else window
-        return tuple((size - w) // step + 1 for size, w, step in zip(image, of, op.strides, strict=True))
+        return tuple((size - w) // step + 1 for size, w, step in zip(image, of, strides, strict=True))
 
     K, T, M, pixels = {}, {}, {}, {}
     for node, x in enumerate(inputs):

@@ -434,7 +434,7 @@ def test_functions_that_differ_are_told_apart_on_disk(monkeypatch):
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     assert repr(Quadrature(by_a_global)) != before
     monkeypatch.setitem(globals(), "SCALE", WithState(2.0))
-    assert "unknown" in repr(Quadrature(lambda x: SCALE.by * x))
+    assert "unknown" in repr(Quadrature(lambda x: SCALE.by * x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.slow
@@ -500,7 +500,7 @@ def test_what_is_no_elementwise_function_of_jax_is_refused(fn, message):
 
 def test_callables_without_a_hash_are_refused():
     class Unhashable:
-        __hash__ = None
+        __hash__ = None  # pyright: ignore[reportAssignmentType]
 
         def __call__(self, x):
             return x

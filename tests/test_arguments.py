@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 X = np.random.default_rng(0).normal(size=(6, 5))
 IMAGES = np.random.default_rng(1).normal(size=(2, 6, 6, 3))
 DAG = nd.Dag.from_code("2_12")
+UNIT = nd.Kernel(np.eye(2), np.eye(2))
 SKIP = nd.Op.SKIP
 CONV = nd.Conv(filter_shape=(3, 3))
 RNGS = nnx.Rngs(0)
@@ -67,8 +69,8 @@ def test_entry_points_take_texts_and_refuse_what_is_no_graph(entry):
         ENTRIES[entry](X)
 
 
-LAYER = {"activation": "erf", "order": "act-linear", "w_std": 1.25, "b_std": 0.25}
-OPTIONS = {"aggregation": "mean", "parameterization": "standard", "width": 3}
+LAYER: dict[str, Any] = {"activation": "erf", "order": "act-linear", "w_std": 1.25, "b_std": 0.25}
+OPTIONS: dict[str, Any] = {"aggregation": "mean", "parameterization": "standard", "width": 3}
 
 
 def _kernels(k):
@@ -109,7 +111,7 @@ def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     for option in ("w_std", "aggregation", "width"):
         changed = nd.Network(DAG, layer, **OPTIONS)
         if option == "w_std":
-            changed = dataclasses.replace(changed, layer=nd.Dense(**LAYER | {"w_std": 1.5}))
+            changed = dataclasses.replace(changed, layer=nd.Dense(**{**LAYER, "w_std": 1.5}))
         else:
             changed = dataclasses.replace(changed, **{option: {"aggregation": "sum", "width": 4}[option]})
         with pytest.raises(AssertionError):
@@ -190,9 +192,9 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         lambda dag, x, **typo: nd.stax.DagLayer(dag, **typo),
     )
     for call in calls:
-        message = r"Expected options of the network \(activation, .*\), got `actvation`; did you mean 'activation'\?"
+        message = r"Expected options of the network \(activation, .*\), got `activatn`; did you mean 'activation'\?"
         with pytest.raises(InputError, match=message):
-            call(DAG, X, actvation="erf")
+            call(DAG, X, activatn="erf")  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         (lambda **typo: nd.kernel(DAG, X, **typo), "gett", "get"),
         (lambda **typo: nd.explain(DAG, X, **typo), "dytpe", "dtype"),
         (lambda **typo: nd.gram(DAG, X, **typo), "memory_buget", "memory_budget"),
-        (lambda **typo: nd.sweep([DAG], X, **typo), "boudns", "bounds"),
+        (lambda **typo: nd.sweep([DAG], X, **typo), "bnds", "bounds"),
         (lambda **typo: nd.train(DAG, SPLITS, **typo), "seed", "seeds"),
         (lambda **typo: nd.compare(DAG, X, np.eye(6), **typo), "step", "steps"),
         (lambda **typo: nd.nets.DagNet(DAG, 5, 1, rngs=RNGS, **typo), "batchnorm", "batch_norm"),
@@ -272,7 +274,7 @@ def test_what_is_not_used_of_a_kernel_may_be_missing():
         (lambda: nd.posterior(nngp, k, k, y, kind="ntk"), "`k_train_train` to hold both kernels, got the NNGP alone"),
         (lambda: nd.posterior(k, k, ntk, y), "`k_test_test` to hold the NNGP, got the NTK alone; call"),
         (lambda: nd.largest_stable_learning_rate(nngp), "`ntk` to hold the NTK, got the NNGP alone; call"),
-        (lambda: nd.expected_loss((k, k), y, 0.1, 1), r"`k` to be one `Kernel`, got 2; pick one of the outputs"),
+        (lambda: nd.expected_loss((k, k), y, 0.1, 1), r"`k` to be one `Kernel`, got 2; pick one of the outputs"),  # pyright: ignore[reportArgumentType]
         (lambda: nd.spectra(k), r"`matrices` to be a list of matrices, got Kernel\(.*; pass \[k\.nngp, k\.ntk\]"),
         (lambda: nd.spectra(3), "`matrices` to be a list of matrices, got 3"),
     ):
@@ -528,7 +530,7 @@ def test_scalars_of_numpy_and_jax_are_numbers(number):
         lambda v: nd.expected_loss(nd.Kernel(np.eye(2), np.eye(2)), np.ones(2), v, 1),
         lambda v: nd.largest_stable_learning_rate(np.eye(2), momentum=v),
         lambda v: nd.rate_bound(0.1, v, 1, 1.0),
-        lambda v: nd.posterior(*[nd.Kernel(np.eye(2), np.eye(2))] * 3, np.ones(2), noise=v),
+        lambda v: nd.posterior(UNIT, UNIT, UNIT, np.ones(2), noise=v),
     ],
 )
 def test_gradients_in_parameters_are_refused_in_one_line(use):
@@ -540,22 +542,22 @@ def test_gradients_in_parameters_are_refused_in_one_line(use):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nd.kernel(DAG, X, get=[["nngp"], ["ntk"]]), "`get` to be 'nngp', 'ntk' or both of them, got"),
-        (lambda: nd.evaluate(None), "`checkpoint` to be a path, got None"),
+        (lambda: nd.kernel(DAG, X, get=[["nngp"], ["ntk"]]), "`get` to be 'nngp', 'ntk' or both of them, got"),  # pyright: ignore[reportArgumentType]
+        (lambda: nd.evaluate(None), "`checkpoint` to be a path, got None"),  # pyright: ignore[reportArgumentType]
         (lambda: nd.nets.summarize(nd.Network("2")), "`model` to be a `DagNet`, got Network"),
         (lambda: nd.lambda_min_bracket("2", X[0]), "`x` to have shape"),
-        (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, at least 1, got 1.5"),
+        (lambda: nd.gram(DAG, X, tile=1.5), "`tile` to be a whole number, at least 1, got 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: nd.gram(DAG, X, tile=True), "`tile` to be a finite number, got True"),
         (lambda: nd.gram(DAG, X, out="a\0b"), "`out` to be a path"),
-        (lambda: nd.gram(DAG, X, on_progress=3), "`on_progress` to be a function, got 3"),
-        (lambda: nd.sweep([DAG], X, out=3), "`out` to be a path, got 3"),
-        (lambda: nd.sweep([DAG], X, on_progress=3), "`on_progress` to be a function"),
+        (lambda: nd.gram(DAG, X, on_progress=3), "`on_progress` to be a function, got 3"),  # pyright: ignore[reportArgumentType]
+        (lambda: nd.sweep([DAG], X, out=3), "`out` to be a path, got 3"),  # pyright: ignore[reportArgumentType]
+        (lambda: nd.sweep([DAG], X, on_progress=3), "`on_progress` to be a function"),  # pyright: ignore[reportArgumentType]
         (
-            lambda: nd.kernel_regression_accuracy(stem(), stem(), [0] * 6, [0] * 6, "3"),
+            lambda: nd.kernel_regression_accuracy(stem(), stem(), [0] * 6, [0] * 6, "3"),  # pyright: ignore[reportArgumentType]
             "`num_classes` to be a",
         ),
         (
-            lambda: nd.linearized_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1),
+            lambda: nd.linearized_sgd(stem(), [0, 1] * 3, 0.1, batch_size="2", epochs=1),  # pyright: ignore[reportArgumentType]
             "`batch_size` to be a",
         ),
         (lambda: nd.nas.sample_cells("3", 0), "`count` to be a finite number"),
@@ -640,7 +642,8 @@ def test_values_in_messages_are_short():
     assert shown(10**5000) == "an integer of 16610 bits"
     assert len(shown([[10**5000]])) < 100
     assert len(shown("2" * 10**6)) < 200
-    for bad in ("2_" * 50_000, 10**5000, 10**400, [1.0] * 10**5):
+    values: tuple[Any, ...] = ("2_" * 50_000, 10**5000, 10**400, [1.0] * 10**5)
+    for bad in values:
         for call in (nd.Dag.parse, lambda v: nd.Dense(w_std=v), lambda v: nd.kernel(DAG, X, order=v), as_dag):
             with pytest.raises(NngpDagError) as caught:
                 call(bad)
@@ -675,7 +678,9 @@ def test_warnings_of_resolution_name_the_noise_that_resolves():
     with pytest.warns(NumericalWarning, match="not resolved.*dtype='float64'") as caught:
         call(1e-4)
     assert len(caught) == 1
-    call(float(re.search(r"noise`? of (?:about )?([0-9.e+-]+) or more", str(caught[0].message))[1]))
+    named = re.search(r"noise`? of (?:about )?([0-9.e+-]+) or more", str(caught[0].message))
+    assert named
+    call(float(named[1]))
 
 
 def test_spectra_warn_once_of_all_that_is_not_resolved():

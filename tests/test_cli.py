@@ -30,7 +30,7 @@ def test_help_lists_the_commands(capsys):
         assert status == 0
         assert all(command in out for command in ("show", "kernel", "gram", "compare"))
     assert run(capsys, "compare", "--help")[0] == 0
-    assert run(capsys, "--version")[1].strip()
+    assert run(capsys, "--version")[1] == f"{nd.__version__}\n"
 
 
 def test_show(capsys, tmp_path):
@@ -182,7 +182,7 @@ def test_compare_takes_any_network(capsys, tmp_path):
         (("compare", "--order", "linear"), "got 'linear'; did you mean 'linear-act'?"),
         (("compare", "--subst", "8"), "No such option: --subst; did you mean '--subset'?"),
         (("comprae",), "No such command 'comprae'. Did you mean 'compare'?"),
-        (("list", "actvations"), "did you mean 'activations'?"),
+        (("list", "activatins"), "did you mean 'activations'?"),
         (("kernel", "--dag", "2", "--activation", "rleu"), "got 'rleu'; did you mean 'relu'?"),
         (("compare", "--dag", "2", "--dataset", "minst"), "got 'minst'; did you mean 'mnist'?"),
         (("nas", "score", "--score", "naswott"), "got 'naswott'; did you mean 'naswot'?"),

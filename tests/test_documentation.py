@@ -6,6 +6,7 @@ import pkgutil
 import re
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def run_command(line, *more):
 def test_the_guide_lists_every_command():
     listed = {" ".join(arguments_of(line)[:2]) if " nas " in line else arguments_of(line)[0] for line in COMMANDS}
     assert listed == {*SMALL}
-    app = typer.main.get_command(nngp_dag.cli.app)
+    app: Any = typer.main.get_command(nngp_dag.cli.app)
     nas = app.commands["nas"].commands
     # `nas search` and `nas plot` are named beside `nas score`.
     assert listed | {"nas search", "nas plot"} == {*app.commands} - {"nas"} | {f"nas {name}" for name in nas}

@@ -13,6 +13,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def run(name, arguments):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main(arguments)

@@ -72,6 +72,7 @@ def start(tmp_path, work, words=WORDS, number=signal.SIGINT, **options):
         text=True,
         **options,
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -98,6 +99,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(tmp_path):
 def test_a_second_one_ends_at_once(tmp_path):
     process = start(tmp_path, IN_PYTHON, words=IN_WORDS)
     process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
@@ -229,6 +231,7 @@ READY = "from nngp_dag.__main__ import main; print('ready', flush=True); main()"
 def real(arguments, tmp_path, cache=None):
     """Starts the command line; returns once it has begun."""
     process = run_command([sys.executable, "-c", READY, *arguments], tmp_path, cache)
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -266,6 +269,7 @@ def test_training_goes_on(tmp_path):
     process = real(arguments, tmp_path)
     line = interrupt(process, signal.SIGINT, lambda: log.exists() and "epoch 2/" in log.read_text())
     kept = re.fullmatch(r"nngp-dag: interrupted; kept: (\d+) of 800 epochs in out; go on with: (.*)", line)
+    assert kept
     assert int(kept[1]) >= 1
     assert kept[2] == "nngp-dag train --resume --out out"
     epochs = [path.name for path in (tmp_path / "out/checkpoints/2/last").iterdir()]

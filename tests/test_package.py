@@ -1,10 +1,17 @@
 """What importing the package does to the process, each in a fresh interpreter."""
 
+import re
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+
+import nngp_dag
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(code: str) -> str:
@@ -80,3 +87,26 @@ def test_an_unknown_attribute_is_an_attribute_error():
         else:
             raise SystemExit("no error")
     """)
+
+
+def test_the_version_costs_no_import():
+    run("""
+        import sys
+        import nngp_dag
+        before = set(sys.modules)
+        assert isinstance(nngp_dag.__version__, str)
+        assert set(sys.modules) == before
+    """)
+
+
+def test_one_version_is_named_everywhere():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", nngp_dag.__version__)
+    assert nngp_dag.__version__ == version("nngp-dag")
+    [cited] = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == nngp_dag.__version__
+    logged = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert logged[0] == nngp_dag.__version__
+
+
+def test_type_checkers_find_the_mark_of_a_typed_package():
+    assert (Path(nngp_dag.__file__).parent / "py.typed").is_file()

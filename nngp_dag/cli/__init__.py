@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from nngp_dag import interrupt
+from nngp_dag import __version__, interrupt
 from nngp_dag.cli._compare import compare
 from nngp_dag.cli._sweep import sweep
 from nngp_dag.cli._train import train
@@ -96,9 +96,7 @@ app.add_typer(nas, name="nas")
 
 def _print_version(asked: bool) -> bool:
     if asked:
-        from importlib.metadata import version
-
-        print(version("nngp-dag"))
+        print(__version__)
         raise typer.Exit
     return asked
 

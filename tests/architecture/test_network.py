@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -139,8 +140,8 @@ def test_bad_options(dag, options, message, unchecked):
             r"Expected `activation` in `layer`, got it beside; pass layer=Dense\(activation=\.\.\.\)",
         ),
         (
-            {"agregation": "mean"},
-            r"Expected options of `Network` \(dag, .*\), got `agregation`; did you mean 'aggregation'",
+            {"aggregaton": "mean"},
+            r"Expected options of `Network` \(dag, .*\), got `aggregaton`; did you mean 'aggregation'",
         ),
         ({"layer": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),
         ({"stem": Dense(activation="rleu")}, "Expected `activation` to be one of relu, .*; did you mean 'relu'"),
@@ -156,8 +157,9 @@ def test_options_and_activations_are_checked_when_a_network_is_built(options, me
 
 @pytest.mark.parametrize("option", ["has_stem", "name", "value", "caller"])
 def test_parameters_of_the_reader_are_no_options(option, unchecked):
+    refused: dict[str, Any] = {option: False}
     with pytest.raises(InputError, match=rf"Expected options of the network \(activation, .*\), got `{option}`"):
-        as_network("2_12", **{option: False})
+        as_network("2_12", **refused)
     with pytest.raises(InputError, match="Expected `network` to have a stem, got one without"):
         as_network(Network("2_12", has_stem=False))
 
@@ -233,8 +235,8 @@ def test_raw_data_without_a_stem_have_no_known_mean():
             lambda: Dag(3, (Edge(0, 1, SKIP), Edge(1, 2, SKIP)), num_inputs=2),
             r"no edge into the input nodes 0\.\.1, got 0->1",
         ),
-        (lambda: Dag(3, ((0, 2, "skip"),)), r"`edges` to hold `Edge`s, got .*; use `Dag.from_edges` for triples"),
-        (lambda: Dag("3", ()), r"`num_nodes` to be a whole number, got '3'; `Dag.parse` reads codes"),
+        (lambda: Dag(3, ((0, 2, "skip"),)), r"`edges` to hold `Edge`s, got .*; use `Dag.from_edges` for triples"),  # pyright: ignore[reportArgumentType]
+        (lambda: Dag("3", ()), r"`num_nodes` to be a whole number, got '3'; `Dag.parse` reads codes"),  # pyright: ignore[reportArgumentType]
         (
             lambda: Dag(4, (Edge(0, 2, SKIP), Edge(2, 3, SKIP)), num_inputs=2, outputs=(3,)).code,
             r"one input, and node 3",

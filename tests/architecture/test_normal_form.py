@@ -137,4 +137,4 @@ def test_multiplicities_beyond_float64_are_refused(num_steps):
 def test_texts_are_read_and_networks_refused(unchecked):
     np.testing.assert_array_equal(normal_form("2_12").A, normal_form(Dag.from_code("2_12")).A)
     with pytest.raises(GraphError, match=r"got a Network; pass its `\.dag`"):
-        normal_form(Network("2_12"))
+        normal_form(Network("2_12"))  # pyright: ignore[reportArgumentType]

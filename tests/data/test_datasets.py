@@ -375,7 +375,7 @@ def test_dataset_refusals(images, labels, num_classes, message):
 def test_dataset_is_frozen():
     mine = Dataset("mine", IMAGES, LABELS, num_classes=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        mine.num_classes = 4
+        mine.num_classes = 4  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_examples_run():

@@ -1,6 +1,7 @@
 """Training, validation and test parts: sizes, order, and every refusal."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def numbered(monkeypatch):
 
 
 def numbers(part, name):
-    mean, std = NORMALIZATION[name]
+    constants = NORMALIZATION[name]
+    assert constants is not None
+    mean, std = constants
     pixels = part.x[:, 0, 0, 0] * std[0] + mean[0]
     return np.rint(pixels * 1000).astype(int)
 
@@ -251,14 +254,14 @@ NAN = np.array([[0, np.nan], [0, 0], [0, 0]], np.float32)
     ],
 )
 def test_refusals(place, part, message):
-    parts = dict.fromkeys(("train", "validation", "test"), GOOD) | {place: part}
+    parts: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), GOOD) | {place: part}
     with pytest.raises(DataError, match=message.replace("PLACE", place)):
         Splits("mine", **parts, num_classes=3)
 
 
 def test_lists_are_no_arrays():
     with pytest.raises(DataError, match="Expected NumPy arrays, got list and ndarray in the train part"):
-        Splits("mine", Part(X.tolist(), LABELS), GOOD, GOOD, num_classes=3)
+        Splits("mine", Part(X.tolist(), LABELS), GOOD, GOOD, num_classes=3)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_fingerprint_tells_data_apart():
@@ -282,4 +285,4 @@ def test_parts_of_different_shapes():
 def test_splits_are_frozen():
     mine = Splits("mine", GOOD, GOOD, GOOD, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        mine.num_classes = 4
+        mine.num_classes = 4  # pyright: ignore[reportAttributeAccessIssue]

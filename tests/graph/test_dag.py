@@ -150,4 +150,4 @@ def test_an_unknown_operation_is_refused(value):
 
 def test_an_unknown_operation_on_an_edge_is_refused(unchecked):
     with pytest.raises(GraphError, match="got 'pool'"):
-        Dag(2, (Edge(0, 1, "pool"),))
+        Dag(2, (Edge(0, 1, "pool"),))  # pyright: ignore[reportArgumentType]

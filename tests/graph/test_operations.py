@@ -42,7 +42,7 @@ def test_equal_operations_are_one():
     assert Dense(activation="identity") == Dense(activation=None)
     assert len({Dense(), Dense(w_std=2**0.5), Conv(filter_shape=(1,)), Dense(b_std=0.0)}) == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Scale(1.0).factor = 2.0
+        Scale(1.0).factor = 2.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_an_unknown_operation_is_refused(value):
     ("make", "message"),
     [
         (lambda: Scale(math.inf), r"Expected `factor` to be a finite number, got inf"),
-        (lambda: Scale("2"), r"Expected `factor` to be a finite number, got '2'"),
+        (lambda: Scale("2"), r"Expected `factor` to be a finite number, got '2'"),  # pyright: ignore[reportArgumentType]
         (lambda: Scale(True), r"Expected `factor` to be a finite number, got True"),
         (lambda: Dense(w_std=math.nan), r"Expected `w_std` to be a finite number, got nan"),
         (lambda: Dense(w_std=0), r"Expected `w_std` to be positive, got 0.0; leave the edge out instead"),
@@ -77,8 +77,8 @@ def test_an_unknown_operation_is_refused(value):
         (lambda: Conv(filter_shape=(3, 3), padding="CIRCULAR"), r"Expected `padding` to be one of .* got 'CIRCULAR'"),
         (lambda: AvgPool(()), r"Expected `window_shape` to hold one positive whole number per spatial axis, got \(\)"),
         (lambda: AvgPool((2, 0)), r"Expected `window_shape` to hold one positive whole number .* got \(2, 0\)"),
-        (lambda: AvgPool(2), r"Expected `window_shape` to hold one positive whole number .* got 2"),
-        (lambda: Conv(filter_shape=(2.5, 2)), r"Expected `filter_shape` to hold one positive whole .* got \(2.5, 2\)"),
+        (lambda: AvgPool(2), r"Expected `window_shape` to hold one positive whole number .* got 2"),  # pyright: ignore[reportArgumentType]
+        (lambda: Conv(filter_shape=(2.5, 2)), r"Expected `filter_shape` to hold one positive whole .* got \(2.5, 2\)"),  # pyright: ignore[reportArgumentType]
         (lambda: AvgPool((2, 2), strides=(1, -1)), r"Expected `strides` to hold one positive whole number"),
         (lambda: AvgPool((2, 2), strides=(1,)), r"Expected `strides` to hold 2 numbers, as many as the window, got"),
         (lambda: Conv(filter_shape=(2,), strides=(1, 1)), r"Expected `strides` to hold 1 numbers, as many as the"),

@@ -1,6 +1,7 @@
 """Kernels of inputs that are equal, parallel, opposite and nearly so, whatever their norms, against 50 digits."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,13 @@ def test_every_way_keeps_the_angle(way, case, dtype, monkeypatch):
 def test_numbers_as_inputs(dtype):
     """Years, prices: all inputs lie on one line, which nothing but biases leaves."""
     x = np.array([1900, 1950, 2000, 2020, 1, -3, 0.001], dtype)[:, None]
-    for options in ({"b_std": 0.1}, {"b_std": 0.0}, {"activation": "sign"}, {"activation": "erf", "b_std": 1.0}):
+    choices: tuple[dict[str, Any], ...] = (
+        {"b_std": 0.1},
+        {"b_std": 0.0},
+        {"activation": "sign"},
+        {"activation": "erf", "b_std": 1.0},
+    )
+    for options in choices:
         network = as_network(nd.Dag.from_code("2_12"), **options)
         k = nd.kernel(network.dag, x, **options)
         assert max(errors(network, x, k, itertools.combinations(range(len(x)), 2))) < TOLERANCE[dtype], options
@@ -201,7 +208,7 @@ def test_a_dead_edge_with_an_operation_of_its_own_changes_nothing():
 @pytest.mark.parametrize("activation", ["cos", "gaussian", "exp"])
 def test_layer_norm_after_a_mean_that_dominates(activation):
     x = np.random.default_rng(1).normal(size=(3, 8))
-    options = {"stem": Dense(activation=activation, w_std=0.1), "layer": Dense(layer_norm=True)}
+    options: dict[str, Any] = {"stem": Dense(activation=activation, w_std=0.1), "layer": Dense(layer_norm=True)}
     network = as_network(nd.Dag.from_code("2"), **options)
     for dtype, tolerance in TOLERANCE.items():
         k = nd.kernel(network.dag, x.astype(dtype), **options)
@@ -289,7 +296,10 @@ def test_gradients_at_orthogonal_inputs_and_at_zero(case):
 def test_variances_far_below_those_of_the_data_are_numbers():
     dag = nd.zoo.chain(3)
     x = (1e9 * np.random.default_rng(0).normal(size=(3, 4))).astype(np.float32)
-    options = {"layer": Dense(activation="relu", w_std=1e-4, b_std=0.0), "stem": Dense(activation=None, w_std=1.0)}
+    options: dict[str, Any] = {
+        "layer": Dense(activation="relu", w_std=1e-4, b_std=0.0),
+        "stem": Dense(activation=None, w_std=1.0),
+    }
     k = nd.kernel(dag, x, **options)
     exact = nd.kernel(dag, x.astype(float), **options)
     np.testing.assert_allclose(k.ntk, exact.ntk, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Which way typical calls are computed, and what says so."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def test_inputs_inside_transformations_and_of_several_nodes_take_the_loop():
 
 def test_refusals_are_those_of_kernel(unchecked):
     with pytest.raises(GraphError, match="Expected `network` to be a `Network`, a `Dag`"):
-        nd.explain(np.ones((3, 4)), CODE)
+        nd.explain(np.ones((3, 4)), CODE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="Expected `x1` and `x2` to have equally many features, got 4 and 5"):
         nd.explain(CODE, np.ones((3, 4)), np.ones((3, 5)))
 
@@ -84,7 +86,8 @@ def test_the_numbers_of_a_kernel_come_by_the_way_that_is_named(monkeypatch):
     series = choose._series
     monkeypatch.setattr(choose, "_series", lambda *args: called.append(args) or series(*args))
     x = np.random.default_rng(0).normal(size=(4, 6))
-    for options, expected in (({}, SERIES), ({"b_std": 0.1}, LOOP)):
+    choices: tuple[tuple[dict[str, Any], str], ...] = (({}, SERIES), ({"b_std": 0.1}, LOOP))
+    for options, expected in choices:
         called.clear()
         assert nd.explain(as_network(CODE, **options), x).startswith(expected)
         nd.kernel(CODE, x, **options)

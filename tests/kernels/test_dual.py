@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ def exact_variance(case, q):
 
 def exact_dual(case, gap, q1, q2, sign=1):
     """C, its gap and Fd to 50 digits, of numbers as they are in floating point."""
-    q1, q2, gap = map(mp.mpf, (q1, q2, gap))
+    q1, q2, gap = mp.mpf(q1), mp.mpf(q2), mp.mpf(gap)
     k = sign * (mp.sqrt(q1 * q2) - gap)
 
     def covariance(k, q1, q2):
@@ -163,7 +164,7 @@ def test_to_the_last_digits(case):
     got = dual(case.phi, k, gap, q1, q2)
     limits = scales(case.phi, q1, q2)
     for i, point in enumerate(points):
-        exact = exact_dual(case, *(float(v[i]) for v in (gap, q1, q2)), np.sign(point[2]))
+        exact = exact_dual(case, float(gap[i]), float(q1[i]), float(q2[i]), np.sign(point[2]))
         for value, reference, scale in zip(got, exact, limits, strict=True):
             assert abs(mp.mpf(float(value[i])) - reference) <= 1e-13 * max(abs(reference), 0.1 * scale[i]), point
 
@@ -187,7 +188,8 @@ def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
             error = abs(np.sqrt(float(got.gap)) - float(mp.sqrt(abs(expected))))
             if not angle and case.name in ("sign", "rectified_monomial(0)"):
                 expected, error = 0, abs(float(got.gap))  # of which a gap of 1e-40 would make 1e-20
-            assert error <= 64 * eps * np.sqrt(bound) + 8 * eps * float(mp.sqrt(abs(expected))), (q1, q2, angle)
+            root_of_gap: Any = mp.sqrt(abs(expected))
+            assert error <= 64 * eps * np.sqrt(bound) + 8 * eps * float(root_of_gap), (q1, q2, angle)
             assert float(got.covariance) == pytest.approx(float(c), rel=16 * eps, abs=32 * eps * bound)
             if angle:
                 assert float(got.slope) == pytest.approx(

@@ -137,7 +137,7 @@ def test_an_identity_is_no_activation():
             X,
             {"image_readout": "global-average"},
             InputError,
-            "Expected `image_readout` 'flatten' for a network wit",
+            "Expected `image_readout` 'flatten' for a network",
         ),
         (DAG, 30 * X.astype(np.float32), {"activation": "exp"}, InputError, "Expected kernels that float32 can hold"),
         (nd.Dag.from_edges([(0, 1, nd.AvgPool((2,)))]), IMAGES, {"layer": CONV}, GraphError, "with 1 spatial axes for"),
@@ -151,7 +151,7 @@ def test_bad_options(dag, x, options, error, match):
 def test_a_layer_is_an_operation():
     # Past `kernel`, whose annotations are checked in tests.
     with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
-        as_network(DAG, layer="conv")
+        as_network(DAG, layer="conv")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("normalize_edges", [True, False])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -146,7 +148,7 @@ def test_layer_and_readout_give_the_kernel(order, code):
 def test_layer_gives_the_kernel_without_readout(name):
     dag, x, z, options, pixels = case(name)
     for parameterization in PARAMETERIZATIONS[len(name) % 2 :] if name in QUICK else PARAMETERIZATIONS:
-        described = options | {"parameterization": parameterization}
+        described: dict[str, Any] = options | {"parameterization": parameterization}
         expected = nd.kernel(dag, x, z, **described, readout=False, image_readout=pixels, width=16)
         values = DagLayer(dag, width=16, **described)[2](x, z)
         if x[0].ndim > 1:
@@ -175,7 +177,7 @@ def test_what_to_get():
     assert kernel_fn(x, z, "shape1") == (4, 16)
     jitted = jax.jit(lambda x, z: kernel_fn(x, z, BOTH))(x, z)
     assert_same(jitted, k, 1e-10)
-    assert kernel_fn(x.astype(np.float32), None, "ntk").dtype == np.float64  # as neural-tangents does with x64
+    assert kernel_fn(np.asarray(x, np.float32), None, "ntk").dtype == np.float64  # as neural-tangents does with x64
 
 
 # neural-tangents, where it is exact

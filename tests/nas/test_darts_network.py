@@ -1,5 +1,7 @@
 """The DARTS supernet against a plain NumPy one, and what its ReLUs read."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def norm(x, scale=1.0, shift=0.0):
+def norm(x, scale: Any = 1.0, shift: Any = 0.0):
     return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * scale + shift
 
 
@@ -81,9 +83,11 @@ def shaken(net):
     """With scales and shifts that are not 1 and 0."""
     for i, (_, module) in enumerate(nnx.iter_modules(net)):
         if hasattr(module, "scale"):
+            scaled: Any = module
+            scale, shift = scaled.scale, scaled.shift
             keys = jax.random.split(jax.random.key(i))
-            module.scale[...] = 1 + 0.3 * jax.random.normal(keys[0], module.scale.shape)
-            module.shift[...] = 0.3 * jax.random.normal(keys[1], module.shift.shape)
+            scale[...] = 1 + 0.3 * jax.random.normal(keys[0], scale.shape)
+            shift[...] = 0.3 * jax.random.normal(keys[1], shift.shape)
     return net
 
 
@@ -113,7 +117,7 @@ def test_mixtures_of_the_supernet_are_those_of_a_plain_one():
     before = (norm(conv(images, kernel), scale, shift),) * 2
     for number, cell in enumerate(net.cells):
         kernel, scale, shift = plain(cell.preprocess1.block)
-        nodes = [None, norm(relu(before[1]) @ kernel[0, 0], scale, shift), 0, 0, 0, 0]
+        nodes: list[Any] = [None, norm(relu(before[1]) @ kernel[0, 0], scale, shift), 0, 0, 0, 0]
         if number == 2:
             nodes[0] = reduced(before[0], cell.preprocess0)
         else:
@@ -126,7 +130,7 @@ def test_mixtures_of_the_supernet_are_those_of_a_plain_one():
         before = before[1], np.concatenate(nodes[2:], -1)
     features = relu(norm(before[1], np.asarray(net.scale[...]), np.asarray(net.shift[...]))).mean((1, 2))
     expected = features @ np.asarray(net.kernel[...])
-    found = nnx.jit(DartsSupernet.__call__)(net, images, mixture)
+    found = nnx.jit(DartsSupernet.__call__)(net, jnp.asarray(images), jnp.asarray(mixture))
     assert before[1].shape == (3, 2, 2, 32)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 

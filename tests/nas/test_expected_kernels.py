@@ -63,8 +63,8 @@ def test_cells_of_darts_follow_one_another():
     reduce = [("skip_connect", 0), ("max_pool_3x3", 1), ("sep_conv_5x5", 0), ("avg_pool_3x3", 2)] * 2
     genotype = Genotype.from_pairs(normal, reduce)
     mask = DARTS.mask_of(genotype)
-    wiring = [[int(skip) + 2 * int(w) for skip, w in zip(*kinds, strict=True)] for kinds in
-              zip(mask[..., DARTS.skips].any(-1), mask[..., DARTS.weighted].any(-1), strict=True)]  # fmt: skip
+    kinds = np.asarray(mask[..., DARTS.skips]).any(-1) + 2 * np.asarray(mask[..., DARTS.weighted]).any(-1)
+    wiring = kinds.tolist()
     dag = wiring_dag(DARTS, wiring)
     assert dag.num_inputs == 3
     first, second = genotype.wiring("normal"), genotype.wiring("reduce")

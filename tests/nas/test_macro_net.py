@@ -1,5 +1,7 @@
 """The macro network: against the published one, against itself, and one compilation for all cells."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def forward(net, x):
 
 @pytest.mark.slow
 def test_logits_and_features_are_those_of_the_published_network(published):
-    features = nnx.jit(MacroNet.features)(published.net, published.x, np.array(published.cell.codes))
+    features = nnx.jit(MacroNet.features)(published.net, published.x, jnp.array(published.cell.codes))
     np.testing.assert_allclose(features, published.values["features_train_mode"], atol=1e-5)
     np.testing.assert_allclose(published.net.classify(features), published.values["logits_train_mode"], atol=1e-4)
 
@@ -83,7 +85,10 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
         one = lambda x, back: jax.vjp(function, x[None], kernel)[1](back[None])  # noqa: E731
         return jax.jit(jax.vmap(one))(x, back)
 
-    for mine, theirs in zip(of_each_image(lambda *a: convolved(*a, stride)), of_each_image(plain), strict=True):
+    def ours(x, kernel):
+        return convolved(x, kernel, stride)
+
+    for mine, theirs in zip(of_each_image(ours), of_each_image(plain), strict=True):
         assert mine.shape == theirs.shape
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
@@ -92,7 +97,7 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
         return jax.grad(lambda kernel: jnp.square(slope(kernel)).sum())(kernel)
 
     expected = curvature(plain)
-    np.testing.assert_allclose(curvature(lambda *a: convolved(*a, stride)), expected, atol=1e-4 * abs(expected).max())
+    np.testing.assert_allclose(curvature(ours), expected, atol=1e-4 * abs(expected).max())
 
     # Several passes back over one batch.
     passes = jnp.stack([back, 2 * back])
@@ -146,8 +151,9 @@ def test_images_of_another_shape_are_refused(net, shape, unchecked):
 
 @pytest.mark.parametrize("size", ["channels", "cells", "classes", "in_channels"])
 def test_sizes_below_one_are_refused(size):
+    sizes: dict[str, Any] = {size: 0}
     with pytest.raises(InputError, match=f"`{size}` to be at least 1, got 0"):
-        MacroNet(**{size: 0}, rngs=nnx.Rngs(0))
+        MacroNet(**sizes, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(

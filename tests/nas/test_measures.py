@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import forget_programs, programs
 from flax import nnx
 
 from nngp_dag.errors import InputError
@@ -127,9 +128,9 @@ def test_a_candidate_is_measured_alike_alone_and_among_others():
     # Two side by side, of which the last pair is filled up.
     pairs = measured(batch_norm="frozen", memory=2 * _bytes_of_one(some))
     np.testing.assert_allclose(pairs.ntk_conditions(MIXTURES[:3], seed=0).values, together, rtol=1e-3)
-    before = measures._ntks._cache_size()
+    before = programs(measures._ntks)
     pairs.ntk_conditions(MIXTURES[:1], seed=0)
-    assert measures._ntks._cache_size() == before
+    assert programs(measures._ntks) == before
 
 
 def test_no_more_are_computed_side_by_side_than_a_search_asks_for(monkeypatch):
@@ -149,10 +150,11 @@ def _bytes_of_one(some):
 
 def test_all_candidates_rounds_and_seeds_share_one_compilation_per_measure():
     some = measured(batch_norm="frozen")
-    measures._ntks.clear_cache(), measures._patterns.clear_cache()
+    forget_programs(measures._ntks)
+    forget_programs(measures._patterns)
     conditions = [some.ntk_conditions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
     regions = [some.linear_regions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
-    assert measures._ntks._cache_size() == measures._patterns._cache_size() == 1
+    assert programs(measures._ntks) == programs(measures._patterns) == 1
     # A seed is one draw, another seed another.
     for found in (conditions, regions):
         np.testing.assert_array_equal(found[0][:2], found[1])

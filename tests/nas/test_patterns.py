@@ -3,10 +3,12 @@
 import csv
 import importlib
 import os
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import programs
 from flax import nnx
 
 import nngp_dag as nd
@@ -98,10 +100,10 @@ def test_several_cells_at_once_score_as_one_by_one():
     images = np.random.default_rng(0).normal(size=(7, 8, 8, 3)).astype(np.float32)
     one, three = (Setting(images, channels=4, cells=1, cells_at_once=at_once) for at_once in (None, 3))
     assert (one.at_once, three.at_once) == (1, 3)
-    before = _counted._cache_size()
+    before = programs(_counted)
     found = [list(score_cells(SEVERAL, ["naswot"], setting)) for setting in (one, three)]
     # One program for single cells and one for three at once, the last three filled up.
-    assert _counted._cache_size() == before + 2
+    assert programs(_counted) == before + 2
     assert len(SEVERAL) % 3
     for alone, together in zip(*found, strict=True):
         assert alone.cell == together.cell
@@ -138,5 +140,6 @@ def test_scores_rank_cells_as_the_published_ones_do(golden_dir, tfds_dir):
         ours = np.array([scored.values[name] for scored in score_cells(some, [name], Setting(images))])
         assert np.isfinite(ours[alike]).all()
         assert alike.sum() >= 19
-        assert spearmanr(ours[alike], published[alike])[0] > least
+        correlation: Any = spearmanr(ours[alike], published[alike])
+        assert correlation.statistic > least
     assert np.isnan(ours[[cell.status == "disconnected" for cell in some]]).all()

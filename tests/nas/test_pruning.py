@@ -2,13 +2,14 @@
 
 import itertools
 import json
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nngp_dag.errors import CheckpointError, InputError
 from nngp_dag.nas import Cell, Genotype, get_space
+from nngp_dag.nas.pruning.measures import Found
 from nngp_dag.nas.pruning.rounds import Measure, Pruning, State, prune
 
 NASBENCH201, DARTS = get_space("nasbench201"), get_space("darts")
@@ -29,7 +30,7 @@ def additive(space, *, higher=True, name="worth", noise=0.0, bad=None):
         values += noise * np.random.default_rng(seed).normal(size=1)
         values = values if higher else 1e6 / values
         reasons = ["broken" if bad is not None and bad(mask) else "" for mask in masks]
-        return SimpleNamespace(values=np.where(np.array(reasons) == "", values, np.nan), reasons=reasons)
+        return Found(np.where(np.array(reasons) == "", values, np.nan), tuple(reasons))
 
     return Measure(name, evaluate, higher), calls
 
@@ -117,7 +118,7 @@ def test_where_measures_disagree_it_matters_among_whom_they_rank():
     def measure(name, worth):
         def evaluate(mixtures, seed):
             values = np.array([1000 + (mask * worth).sum() for mask in mixtures > 0])
-            return SimpleNamespace(values=values, reasons=[""] * len(values))
+            return Found(values, ("",) * len(values))
 
         return Measure(name, evaluate, True)
 
@@ -128,7 +129,7 @@ def test_where_measures_disagree_it_matters_among_whom_they_rank():
 
 
 def test_rounded_changes_tie_and_ties_are_drawn():
-    flat = Measure("flat", lambda m, seed: SimpleNamespace(values=np.ones(len(m)), reasons=[""] * len(m)), True)
+    flat = Measure("flat", lambda m, seed: Found(np.ones(len(m)), ("",) * len(m)), True)
     found = {
         str(NASBENCH201.cell_of(last(prune(NASBENCH201, [flat], Pruning(repeats=1, seed=s))).mask)) for s in range(8)
     }
@@ -140,7 +141,8 @@ def test_rounded_changes_tie_and_ties_are_drawn():
 def test_a_repeat_draws_its_own_weights_which_all_candidates_share():
     measure, calls = additive(DARTS, noise=1.0)
     search = prune(DARTS, [measure], Pruning(repeats=3, seed=5, per_round=6))
-    next(search), next(search)
+    next(search)
+    next(search)
     seeds = [seed for _, seed in calls]
     # 197 masks come in parts.
     parts = 7
@@ -207,10 +209,10 @@ def test_what_is_not_sound_goes_last():
         assert (state.mask.sum(-1) == 1).all()
         assert state.trajectory[0]["worth"] is None
         State.from_json(state.to_json(), NASBENCH201)
-    zero = Measure("zero", lambda m, seed: SimpleNamespace(values=np.zeros(len(m)), reasons=[""] * len(m)), True)
+    zero = Measure("zero", lambda m, seed: Found(np.zeros(len(m)), ("",) * len(m)), True)
     state = last(prune(NASBENCH201, [zero], Pruning(repeats=1)))
     assert state.decisions[0].reason == "the supernet: zero is 0"
-    endless = Measure("inf", lambda m, s: SimpleNamespace(values=np.full(len(m), np.inf), reasons=[""] * len(m)), True)
+    endless = Measure("inf", lambda m, s: Found(np.full(len(m), np.inf), ("",) * len(m)), True)
     assert next(prune(NASBENCH201, [endless], Pruning(repeats=1))).decisions[0].reason == "the supernet: inf is inf"
 
 
@@ -222,7 +224,7 @@ def test_a_draw_in_which_the_supernet_is_not_sound_does_not_count():
         seeds.append(seed)
         found = measure.evaluate(mixtures, seed)
         # In the second draw nothing is sound; what is wrong with one candidate of the others counts.
-        return found if seed == seeds[0] else SimpleNamespace(values=found.values * np.nan, reasons=["dark"] * 25)
+        return found if seed == seeds[0] else Found(found.values * np.nan, ("dark",) * 25)
 
     first = next(prune(NASBENCH201, [Measure("worth", evaluate, True)], Pruning(repeats=2, decimals=9)))
     alone = next(prune(NASBENCH201, [measure], Pruning(repeats=1, decimals=9)))
@@ -233,9 +235,7 @@ def test_a_draw_in_which_the_supernet_is_not_sound_does_not_count():
 
 def test_a_note_on_a_finite_number_is_logged_and_ranked():
     measure, _ = additive(NASBENCH201)
-    noted = Measure(
-        "worth", lambda m, s: SimpleNamespace(values=measure.evaluate(m, s).values, reasons=["x"] * 25), True
-    )
+    noted = Measure("worth", lambda m, s: Found(measure.evaluate(m, s).values, ("x",) * 25), True)
     with_notes, without = (next(prune(NASBENCH201, [some], Pruning(repeats=1))) for some in (noted, measure))
     np.testing.assert_array_equal(with_notes.mask, without.mask)
     assert {d.reason for d in with_notes.decisions} == {"x"}
@@ -249,7 +249,9 @@ def test_a_cell_without_a_path_goes_last_even_where_a_measure_says_nothing():
     for seed in range(4):
         state = next(prune(NASBENCH201, [measure], Pruning(repeats=1, seed=seed), State(mask)))
         assert state.trajectory[0]["worth"] is None
-        assert NASBENCH201.cell_of(state.mask).status != "disconnected"
+        cell = NASBENCH201.cell_of(state.mask)
+        assert isinstance(cell, Cell)
+        assert cell.status != "disconnected"
 
 
 def test_what_leads_nowhere_is_not_measured():
@@ -270,8 +272,9 @@ def test_refusals():
         with pytest.raises(InputError, match="`measures` to be at least one, of different names"):
             next(prune(NASBENCH201, measures, Pruning()))
     for name in ("repeats", "per_round", "decimals"):
+        sizes: dict[str, Any] = {name: 0}
         with pytest.raises(InputError, match=f"`{name}` to be at least 1, got 0"):
-            Pruning(**{name: 0})
+            Pruning(**sizes)
     with pytest.raises(InputError, match="`ranks` to be one of 'all', 'edge', got 'node'"):
         Pruning(ranks="node")
     with pytest.raises(InputError, match="`mask` to be bool"):

@@ -219,7 +219,7 @@ def test_leaving_synflow_leaves_no_float64_behind(setting, monkeypatch):
     monkeypatch.setattr("nngp_dag.nas.scores.gradients._flow", lambda graph, shared, of_cell: jnp.float64(1.0))
     running = synflow([RICH, POOLS], setting)
     assert next(running) == {"synflow": 0.0}
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")
 
 
 def test_a_cell_is_one_row_as_soon_as_its_scores_are_known(setting, monkeypatch):

@@ -1,7 +1,10 @@
 """Whole searches by networks, small: programs, what is not sound, and resumption."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from compiled import programs
 
 from nngp_dag.errors import InputError
 from nngp_dag.nas import get_space
@@ -24,9 +27,9 @@ def small_measures(name):
 @pytest.mark.parametrize("name", ["nasbench201", pytest.param("darts", marks=pytest.mark.nightly)])
 def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
     space, pruning = get_space(name), Pruning(repeats=2, shortcut=True, per_round=3)
-    before = measures._ntks._cache_size(), measures._patterns._cache_size()
+    before = programs(measures._ntks), programs(measures._patterns)
     states = list(prune(space, small_measures(name), pruning))
-    after = measures._ntks._cache_size(), measures._patterns._cache_size()
+    after = programs(measures._ntks), programs(measures._patterns)
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
     space.cell_of(states[-1].mask)
     again = State.from_json(states[0].to_json(), space)
@@ -41,7 +44,9 @@ def test_a_cell_without_a_path_or_weights_is_flagged_and_never_preferred():
     # Edge 0-3 alone: none, a skip or a convolution.
     mask[0, 3, [1, 3]] = True
     *_, found = prune(space, small_measures("nasbench201"), Pruning(repeats=1), State(mask))
-    assert space.cell_of(found.mask).status != "disconnected"
+    cell = space.cell_of(found.mask)
+    assert isinstance(cell, Cell)
+    assert cell.status != "disconnected"
     one = np.zeros(space.shape, bool)
     one[..., 0] = True
     one[0, 3, 3] = True
@@ -61,7 +66,8 @@ def test_measures_by_name():
     ):
         with pytest.raises(InputError, match=message):
             tenas_measures(space, IMAGES, names)
-    for options in ({"gradients": "some"}, {"batch_norm": "train"}):
+    choices: tuple[dict[str, Any], ...] = ({"gradients": "some"}, {"batch_norm": "train"})
+    for options in choices:
         with pytest.raises(InputError, match=f"`{next(iter(options))}` to be one of"):
             tenas_measures(space, IMAGES, ["exact"], **options)
     with pytest.raises(InputError, match=r"`images` to be .n, height, width, channels. for networks, got .4, 192."):
@@ -73,6 +79,6 @@ def test_every_measure_has_a_batch_of_its_own():
     assert batch_sizes(space, ["ntk", "exact"]) == {"ntk": 14, "exact": 64}
     assert batch_sizes(space, ["ntk", "exact"], 8) == {"ntk": 8, "exact": 8}
     images = np.random.default_rng(0).normal(size=(70, 4, 4, 1)).astype(np.float32)
-    ntk, exact = tenas_measures(space, images, ["ntk", "exact"])
-    assert ntk.evaluate.__self__.images.shape[0] == 14
-    assert exact.evaluate.__self__._inputs.shape[0] == 64
+    evaluate: list[Any] = [measure.evaluate for measure in tenas_measures(space, images, ["ntk", "exact"])]
+    assert evaluate[0].__self__.images.shape[0] == 14
+    assert evaluate[1].__self__._inputs.shape[0] == 64

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.nas import Cell, Genotype, get_space
 from nngp_dag.nas.pruning.files import SearchDirectory
+from nngp_dag.nas.pruning.measures import Found
 from nngp_dag.nas.pruning.plots import plot_cell, plot_trajectory
 from nngp_dag.nas.pruning.rounds import Measure, Pruning, prune
 from nngp_dag.training.cell_recipe import read_cell
@@ -20,7 +20,7 @@ def linear(space, seed=0, name="linear"):
     worth = np.random.default_rng(seed).random(space.shape) + 0.5
     return Measure(
         name,
-        lambda m, _: SimpleNamespace(values=100 + ((m > 0) * worth).sum((1, 2, 3)), reasons=[""] * len(m)),
+        lambda m, _: Found(100 + ((m > 0) * worth).sum((1, 2, 3)), ("",) * len(m)),
         True,
     )
 
@@ -32,15 +32,17 @@ def test_a_search_on_disk_goes_on_and_ends_the_same(tmp_path, name):
     pruning, measures = Pruning(repeats=1, per_round=2, shortcut=True), [linear(space), linear(space, 1, "other")]
     whole = SearchDirectory(tmp_path / "whole", space, {"seed": 0})
     assert whole.state() is None
-    for state in prune(space, measures, pruning):
+    states = list(prune(space, measures, pruning))
+    for state in states:
         whole.save(state)
+    state = states[-1]
     cut = SearchDirectory(tmp_path / "cut", space, {"seed": 0})
     search = prune(space, measures, pruning)
     cut.save(next(search))
     assert not (cut.path / "result.json").exists()
     again = SearchDirectory(tmp_path / "cut", space, {"seed": 0})
-    for state in prune(space, measures, pruning, again.state()):
-        again.save(state, 91.5)
+    for later in prune(space, measures, pruning, again.state()):
+        again.save(later, 91.5)
     results = [json.loads((folder.path / "result.json").read_text()) for folder in (whole, again)]
     for key in ("cell", "genotype", "rounds", "evaluated", "skipped", "trajectory", "effective_depth_width"):
         assert results[0][key] == results[1][key]
@@ -162,7 +164,7 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
             # In the first round one candidate is not sound, in the second nothing is.
             live = int((mixtures[0] > 0).sum())
             values[slice(1, 2) if live == 24 else slice(0, len(values) if live == 18 else 0)] = np.nan
-            return SimpleNamespace(values=values, reasons=[""] * len(values))
+            return Found(values, ("",) * len(values))
 
         return [Measure("exact", evaluate, True)]
 

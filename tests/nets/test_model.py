@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -338,6 +339,7 @@ def test_initial_weights_and_biases(op, parameterization):
     stds = (1.0, 1.0) if parameterization == "ntk" else (1.3 / fan_in**0.5, 0.7)
     # 20,000 biases: their standard deviation is known to 0.5 %, their mean to 0.7 % of it.
     for values, std in zip((layer.linear.kernel, layer.linear.bias), stds, strict=True):
+        assert values is not None
         assert np.std(values[...]) == pytest.approx(std, rel=0.02)
         assert np.mean(values[...]) == pytest.approx(0, abs=0.03 * std)
 
@@ -346,6 +348,9 @@ def test_a_step_keeps_nine_tenths_of_the_running_statistics():
     layer = WeightedLayer(Dense(activation=None), 6, 3, "ntk", batch_norm=True, rngs=nnx.Rngs(0))
     y = np.asarray(layer.w_scale * X @ np.asarray(layer.linear.kernel[...]), float)
     layer(jnp.asarray(X))
+    assert isinstance(layer.norm, nnx.BatchNorm)
+    assert layer.norm.mean is not None
+    assert layer.norm.var is not None
     np.testing.assert_allclose(layer.norm.mean[...], 0.1 * y.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.norm.var[...], 0.9 + 0.1 * y.var(axis=0), rtol=1e-5)
 
@@ -391,7 +396,7 @@ def test_float64_is_kept():
     _, x, build = case("strides and pooling")
     with jax.enable_x64(True):
         model = build()
-        result = model(x.astype(np.float64))
+        result: Any = model(np.asarray(x, np.float64))
         assert result.dtype == jnp.float64
         np.testing.assert_allclose(result, forward("strides and pooling", model, "ntk")[1][0], rtol=1e-9)
 
@@ -456,7 +461,7 @@ def test_an_operation_on_pixels_without_a_rule_is_refused_by_kernels_and_network
     @dataclasses.dataclass(frozen=True)
     class Mirror(EdgeOperation):
         mixes_pixels = True
-        window = Window((1, 1), (1, 1), "SAME")
+        window = Window((1, 1), (1, 1), "SAME")  # pyright: ignore[reportIncompatibleMethodOverride]
 
         def describe(self):
             return "mirror"

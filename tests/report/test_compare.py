@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +35,9 @@ def results():
 
 
 def text_of(renderable, width=80):
-    console = Console(width=width, file=io.StringIO())
-    console.print(renderable)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(width=width, file=file).print(renderable)
+    return file.getvalue()
 
 
 @pytest.mark.slow
@@ -74,6 +75,8 @@ def test_violations_are_counted_per_seed_and_step(results):
 def test_every_flagged_formula_has_its_reason_in_table_and_row():
     # With the activation before the weights the readout sees paths of unequal depth; the last node does not.
     (result,) = compare({"2_12": nd.Dag.from_code("2_12")}, X, Y, order="act-linear", **SMALL)
+    assert result.path_bound is not None
+    assert result.ntk_path_bound is not None
     assert result.path_bound.is_bound
     assert not result.ntk_path_bound.is_bound
     reason = "paths of unequal depth meet before a weighted edge"
@@ -166,6 +169,7 @@ def test_an_eigenvalue_below_the_floor_is_withheld():
 def test_inputs_of_unequal_norm_have_path_bounds():
     (result,) = compare({"chain": nd.zoo.chain(1)}, normalize(DATA).reshape(12, -1), Y, **SMALL)
     for bound, s in ((result.path_bound, result.nngp), (result.ntk_path_bound, result.ntk)):
+        assert bound is not None
         assert bound.is_bound
         assert s.lambda_min <= bound.value
 
@@ -297,7 +301,7 @@ def test_networks_of_any_activation_biases_and_sums(tmp_path):
     """Without theorems of their own, but with the exact expectation; and what is None survives an interruption."""
     layer = nd.Dense(activation="erf", order="act-linear", b_std=0.3)
     networks = {"erf": nd.Network("2_12", layer, aggregation="mean"), "relu": "2"}
-    options = {"width": 64, "seeds": 2, "steps": 3}
+    options: dict[str, Any] = {"width": 64, "seeds": 2, "steps": 3}
 
     def stop(task, done, total):
         if task == "training relu":
@@ -319,6 +323,7 @@ def test_networks_of_any_activation_biases_and_sums(tmp_path):
     for s, bracket in ((erf.nngp, erf.nngp_bracket), (erf.ntk, erf.ntk_bracket)):
         assert 0 == bracket.lower < s.lambda_min <= bracket.upper
     assert erf.path_bound is erf.ntk_path_bound is erf.as_row()["path_bound"] is None
+    assert relu.path_bound is not None
     assert relu.path_bound.is_bound
     assert 0 < relu.ntk_bracket.lower <= relu.ntk.lambda_min
     assert text_of(compare_table([erf]), width=160).count(" n/a ") == 2

@@ -45,11 +45,12 @@ def words(figure):
     ],
 )
 def test_ticks_of_a_logarithmic_axis_are_plain_numbers(low, high, expected):
-    axes = style.new_figure(4, 3).add_subplot()
+    figure = style.new_figure(4, 3)
+    axes = figure.add_subplot()
     axes.plot([low, high])
     style.log_axis(axes, "y")
     axes.set_ylim(low, high)
-    axes.figure.draw_without_rendering()
+    figure.draw_without_rendering()
     assert [text.get_text() for text in ticks(axes.yaxis)] == expected
 
 
@@ -153,7 +154,7 @@ def test_rows_of_kernels_are_named_by_class(figures, tmp_path, names):
         assert "class" in axes.get_xlabel()
         assert next(text.get_text() for text in ticks(axes.xaxis)) == str(min(names))
         assert len(axes.lines) == 2 * (len(names) - 1)
-        order = np.argsort(labels, kind="stable")
+    order = np.argsort(labels, kind="stable")
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), kernel(40).nngp[np.ix_(order, order)])
 
 
@@ -250,7 +251,7 @@ def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores)
     label, correlation, left_out = first.get_title().split("\n")
     assert label == first.get_xlabel() == "parameters in millions"
     kept = table[table.status != "disconnected"].index
-    rho = pandas.Series(benchmark.column())[kept].corr(table.parameters[kept], method="spearman")
+    rho = pandas.Series(benchmark.column()).loc[kept].corr(table.parameters[kept], method="spearman")
     assert correlation == f"Spearman's rank correlation {rho:.2f}, n = {n}"
     assert left_out.startswith("▼ 1 below 7")
     assert "no cell with this score" in figure.axes[3].get_title()

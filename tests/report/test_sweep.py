@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,16 +95,18 @@ def test_networks_of_several_inputs_change_nothing_for_others():
     alone, beside = nd.sweep(["2_21_112"], x), nd.sweep([two, "2_21_112", two], x)
     assert beside.valid.tolist() == [True] * 3
     for name in ("ntk_lambda_min", "ntk_lambda_max", "nngp_lambda_min", "nngp_lambda_max"):
-        assert beside[name][1] == pytest.approx(alone[name][0], rel=1e-12)
+        assert beside.at[1, name] == pytest.approx(alone.at[0, name], rel=1e-12)
 
 
 def test_order_and_company_change_nothing(table):
     columns = [name for name in table.columns if name not in ("class_size",)]
-    backwards = nd.sweep(CODES[::-1], X)[::-1].reset_index(drop=True)
-    pandas.testing.assert_frame_equal(table[columns], backwards[columns], rtol=1e-12, check_exact=False)
+    backwards = nd.sweep(CODES[::-1], X).iloc[::-1].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(table.loc[:, columns], backwards.loc[:, columns], rtol=1e-12, check_exact=False)
     alone = pandas.concat([nd.sweep([code], X) for code in CODES], ignore_index=True)
     pandas.testing.assert_frame_equal(
-        table[columns].astype({"num_paths": float}), alone[columns].astype({"num_paths": float}), rtol=1e-12
+        table.loc[:, columns].astype({"num_paths": float}),
+        alone.loc[:, columns].astype({"num_paths": float}),
+        rtol=1e-12,
     )
 
 
@@ -129,6 +132,7 @@ def test_networks_of_different_options_in_one_sweep(tmp_path):
     assert list(found.class_size) == [1, 3, 3, 3, 1]
     assert found.kernel_class.nunique() == 3
     for name, network in networks.items():
+        row: Any
         [row] = found[found.dag == name].itertuples()
         k = nd.kernel(network, X)
         assert row.nngp_lambda_min == pytest.approx(nd.spectrum(k.nngp).lambda_min, rel=1e-9)
@@ -150,8 +154,8 @@ def test_degenerate_kernels_are_unresolved():
     found = nd.sweep(["2_02", "1_01"], np.concatenate([X, X[:1]]))
     assert found.valid.all()
     for name in KERNELS:
-        assert not found[f"{name}_resolved"].any()
-        assert found[f"{name}_lambda_min"].isna().all()
+        assert not np.any(found[f"{name}_resolved"])
+        assert np.all(found[f"{name}_lambda_min"].isna())
         assert np.isinf(found[f"{name}_condition_number"]).all()
     # More inputs than features, and no nonlinearity between them and the last node.
     linear = nd.sweep([Dag.from_edges([(0, 1, nd.Dense(activation=None))])], X, stem=nd.Dense(activation=None))
@@ -220,9 +224,9 @@ def test_graphs_without_a_closed_form():
 def test_bounds_hold():
     found = nd.sweep(CODES, X, bounds=True)
     for name in KERNELS:
-        rows = found[found.valid]
-        assert (rows[f"{name}_lower"] <= rows[f"{name}_lambda_min"]).all()
-        assert (rows[f"{name}_lambda_min"] <= rows[f"{name}_upper"]).all()
+        rows = found.loc[found.valid]
+        assert np.all(rows[f"{name}_lower"] <= rows[f"{name}_lambda_min"])
+        assert np.all(rows[f"{name}_lambda_min"] <= rows[f"{name}_upper"])
     assert (found.nngp_upper[found.valid] > 0).all()
     # Nothing is known of other activations.
     assert nd.sweep(["2_02"], X, bounds=True, activation="erf").nngp_lower.isna().all()
@@ -380,7 +384,13 @@ def test_folders_that_are_not_free(tmp_path):
 def test_a_refused_option_touches_no_files(tmp_path):
     nd.sweep(["2"], X, out=tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    for options in ({"activation": "step"}, {"memory_budget": "much"}, {"image_readout": "max"}, {"w_std": -1.0}):
+    choices: tuple[dict[str, Any], ...] = (
+        {"activation": "step"},
+        {"memory_budget": "much"},
+        {"image_readout": "max"},
+        {"w_std": -1.0},
+    )
+    for options in choices:
         with pytest.raises(InputError):
             nd.sweep(["2"], X, out=tmp_path / "out", overwrite=True, **options)
         with pytest.raises(InputError):
@@ -411,7 +421,7 @@ def test_rank_correlations_against_counting():
     untied = sum(a[i] != a[j] for i, j in pairs)
     assert found.kendall[0] == pytest.approx(sum(signs) / math.sqrt(untied * len(pairs)))
     ranks = [pandas.Series(v).rank() for v in (a, b)]
-    assert found.spearman[0] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found.spearman[0] == pytest.approx(np.corrcoef(np.array(ranks))[0, 1])
     assert list(found.rows) == [29, 30]
     assert math.isnan(found.kendall[1])
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from nngp_dag.cli import main
 from nngp_dag.errors import CheckpointError, NngpDagError, OutputError
 from nngp_dag.nas import Setting, get_space, sample_cells
 from nngp_dag.nas.pruning.files import SearchDirectory
+from nngp_dag.nas.pruning.measures import Found
 from nngp_dag.nas.pruning.rounds import Measure, Pruning, prune
 from nngp_dag.nas.scores.files import ScoreDirectory, read_scores
 from nngp_dag.storage import LOCK, Rows, claimed, environment, locked, misfit, output_directory, output_file
@@ -38,7 +38,7 @@ def search(out):
     worth = np.random.default_rng(0).random(space.shape)
 
     def evaluate(mixtures, _):
-        return SimpleNamespace(values=1 + ((mixtures > 0) * worth).sum((1, 2, 3)), reasons=[""] * len(mixtures))
+        return Found(1 + ((mixtures > 0) * worth).sum((1, 2, 3)), ("",) * len(mixtures))
 
     folder = SearchDirectory(out, space, {"seed": 0})
     state = None
@@ -326,7 +326,7 @@ def test_shapes(value, shape, wrong):
 
 def test_rows_keep_what_csv_finds_hard(tmp_path):
     rows = Rows(tmp_path / "rows.csv", ["a", "b"])
-    written = [{"a": 'quo"te, comma', "b": "two\nlines\r\n"}, {"a": "\u2028 \x85 ü", "b": ""}]
+    written = [{"a": 'a "quote", comma', "b": "two\nlines\r\n"}, {"a": "\u2028 \x85 ü", "b": ""}]
     rows.write(written[:1])
     rows.add(written[1])
     assert rows.read() == Rows(rows.path).read() == written

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from mpmath import mp
+from mpmath import mp, taylor
 from test_paths import CONNECTED, walk
 
 import nngp_dag as nd
@@ -168,7 +168,7 @@ def test_the_bounds_of_one_edge_are_what_the_derivation_says(name, order):
     k, t = FIELDS[name]
     low_k, low_t = (max(0.0, float(np.linalg.eigvalsh(m)[0])) for m in (k, t))
     found = bracket._field(nd.Dense(order=order, w_std=1.3), bracket._Node(nd.Kernel(k, t), low_k, low_t))
-    slope = np.array([float(c) for c in mp.taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 80)])
+    slope = np.array([float(c) for c in taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 80)])
     value = np.append(1 / math.pi, slope[:-1] / np.arange(1, 81))
     for series in (value, slope):
         series[80] = 1 - series[:80].sum()  # all that follows
@@ -220,8 +220,8 @@ def test_the_principal_minor_bound_is_the_smallest_over_all_pairs(monkeypatch):
 def test_the_series_are_those_of_the_relu_kernel():
     value, slope = bracket._series()
     with mp.workdps(30):
-        f = mp.taylor(lambda r: (mp.sqrt(1 - r**2) + r * (mp.pi - mp.acos(r))) / mp.pi, 0, 6)
-        df = mp.taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 6)
+        f = taylor(lambda r: (mp.sqrt(1 - r**2) + r * (mp.pi - mp.acos(r))) / mp.pi, 0, 6)
+        df = taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 6)
     at = {int(power): i for i, power in enumerate(bracket._POWERS)}
     # Blocks [1, 2), [2, 4), [4, 6).
     assert value[at[1]] == pytest.approx(float(f[1]), abs=1e-15)

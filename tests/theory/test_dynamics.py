@@ -1,5 +1,7 @@
 """Loss curves against propagated laws, simulated and really trained models, and neural-tangents."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +105,7 @@ def test_a_kernel_in_float32_gives_the_loss_to_its_precision():
     loss = nd.expected_loss(single, y, rate, 10)
     np.testing.assert_allclose(loss, nd.expected_loss(double, y, rate, 10), rtol=1e-4)
     assert loss.dtype == np.float64
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")
 
 
 def test_a_learning_rate_just_below_the_limit_is_accepted():
@@ -260,6 +262,8 @@ def test_the_kernels_of_networks_give_the_moments_of_the_propagated_law():
 def test_a_test_set_that_is_the_training_set_has_its_loss(options, duplicates):
     train, y = joint_kernels(12, duplicates)[0], TARGETS["(N, C)"]
     curve = loss_curve(train, y, 0.3 / lambda_max(train), 30, **options, **for_test(train, train, y))
+    assert curve.test_mean is not None
+    assert curve.test_std is not None
     np.testing.assert_allclose(curve.test_mean, curve.mean, rtol=1e-9)
     np.testing.assert_allclose(curve.test_std, curve.std, rtol=1e-9)
 
@@ -271,6 +275,8 @@ def test_the_spread_is_that_of_simulated_training(duplicates):
     g, _ = joint_features(13, duplicates)
     rate = 1.2 / lambda_max(train)
     curve = loss_curve(train, y, rate, steps, **for_test(cross, test))
+    assert curve.test_mean is not None
+    assert curve.test_std is not None
     f = g @ np.random.default_rng(3).normal(size=(draws, g.shape[1], 2))
     ntk = np.concatenate([train.ntk, cross.ntk])
     for count in range(steps + 1):
@@ -314,6 +320,7 @@ def test_a_linear_model_trained_by_optax_has_this_loss(optimizer):
     curve = loss_curve(train, y, rate, 50, **options, **for_test(cross, test))
     on_train, on_test = run_optax(h, y, rate, 50, options)
     np.testing.assert_allclose(curve.mean, on_train, rtol=1e-10, atol=1e-16)
+    assert curve.test_mean is not None
     np.testing.assert_allclose(curve.test_mean, on_test, rtol=1e-10, atol=1e-16)
     np.testing.assert_array_equal(curve.std, 0)
     np.testing.assert_array_equal(curve.test_std, 0)
@@ -336,6 +343,7 @@ def test_training_diverges_above_the_limit_and_not_below(optimizer):
     for curve, factor in ((above, 1.02), (below, 0.98)):
         on_train, on_test = run_optax(h, y, factor * limit, 600, options)
         np.testing.assert_allclose(curve.mean, on_train, rtol=1e-8, atol=1e-12)
+        assert curve.test_mean is not None
         np.testing.assert_allclose(curve.test_mean, on_test, rtol=1e-8, atol=1e-12)
 
 
@@ -373,6 +381,7 @@ def test_what_overflows_is_infinite(optimizer):
     with pytest.warns(NumericalWarning, match="diverges"):
         curve = loss_curve(train, y, rate, 400, **options, **for_test(cross, test))
     for values in (curve.mean, curve.std, curve.test_mean, curve.test_std):
+        assert values is not None
         assert not np.isnan(values).any()
         # As long as float64 holds the numbers, they are there.
         assert np.isfinite(values).sum() > 10
@@ -387,6 +396,7 @@ def test_an_ntk_of_zero_leaves_the_loss_as_it_is():
         curve = loss_curve(train, y, 5.0, 3, **options, **for_test(cross, test))
         expected = [*moments(y, nngp[:4, :4]), *moments(TEST_TARGETS, nngp[4:, 4:])]
         for values, value in zip((curve.mean, curve.std, curve.test_mean, curve.test_std), expected, strict=True):
+            assert values is not None
             np.testing.assert_allclose(values, value, rtol=1e-12)
 
 
@@ -430,13 +440,16 @@ def test_gradient_flow_is_that_of_neural_tangents():
             (on_test, TEST_TARGETS, curve.test_mean, curve.test_std),
         ):
             expected = [moments(np.asarray(m) - targets, np.asarray(c)) for m, c in zip(*law, strict=True)]
+            assert mean is not None
+            assert std is not None
             np.testing.assert_allclose(np.stack([mean, std]).T, expected, rtol=1e-6)
 
         # One network whose outputs start at 0.
         one = nt.predict.gradient_descent_mse(kernels[0].ntk, y)
         f, f_test = map(np.asarray, one(times, np.zeros((4, 2)), np.zeros((3, 2)), kernels[1].ntk))
     still = [make_kernel(np.zeros_like(k.nngp), k.ntk) for k in kernels]
-    curve = loss_curve(still[0], y, rate, steps, flow=True, **for_test(*still[1:]))
+    curve = loss_curve(still[0], y, rate, steps, flow=True, **for_test(still[1], still[2]))
+    assert curve.test_mean is not None
     np.testing.assert_allclose(curve.mean, 0.5 * np.sum((f - y) ** 2, axis=(1, 2)), rtol=1e-6)
     np.testing.assert_allclose(curve.test_mean, 0.5 * np.sum((f_test - TEST_TARGETS) ** 2, axis=(1, 2)), rtol=1e-6)
 
@@ -476,7 +489,7 @@ def test_networks_follow_the_curve_from_their_own_start():
 def test_trained_networks_have_these_curves(parameterization, options, steps):
     width, seeds, dag = 512, 64, nd.Dag.from_code("2")
     x, y = np.random.default_rng(7).normal(size=(6, 5)), np.random.default_rng(8).normal(size=(6, 2))
-    of_width = {"width": width} if parameterization == "standard" else {}
+    of_width: dict[str, Any] = {"width": width} if parameterization == "standard" else {}
     k = nd.kernel(dag, x, parameterization=parameterization, **of_width)
     rate = 0.5 / lambda_max(k)
     curve = loss_curve(k, y, rate, steps, **options)
@@ -616,12 +629,12 @@ def test_kernels_that_no_network_has_are_refused():
 def test_wrong_types_get_one_line(unchecked):
     k = nd.Kernel(np.eye(2), np.eye(2))
     with pytest.raises(InputError, match="Expected `k` to be a `Kernel`, got ndarray"):
-        loss_curve(np.eye(2), np.zeros(2), 0.5, 2)
+        loss_curve(np.eye(2), np.zeros(2), 0.5, 2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="`learning_rate` to be finite and above 0, got auto"):
-        loss_curve(k, np.zeros(2), "auto", 2)
+        loss_curve(k, np.zeros(2), "auto", 2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="`momentum` to be at least 0 and below 1, got None"):
-        loss_curve(k, np.zeros(2), 0.5, 2, momentum=None)
-    assert loss_curve(k, np.zeros(2), 0.5, 2.0).mean.shape == (3,)
+        loss_curve(k, np.zeros(2), 0.5, 2, momentum=None)  # pyright: ignore[reportArgumentType]
+    assert loss_curve(k, np.zeros(2), 0.5, 2.0).mean.shape == (3,)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

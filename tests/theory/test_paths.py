@@ -229,7 +229,7 @@ def test_a_path_bound_beyond_float64_is_infinite():
 def test_a_path_bound_cannot_be_changed():
     bound = nd.path_bound(nd.Dag.from_code("2"), np.eye(2))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        bound.value = 0.0
+        bound.value = 0.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_path_bound_compares_at_least_two_inputs():
@@ -356,9 +356,9 @@ def test_an_array_is_no_pair_of_kernels(unchecked):
     with pytest.raises(InputError, match=r"`stem\.nngp` and `stem\.ntk` of one shape, got \(2, 2\) and \(3, 3\)"):
         nd.ntk_path_bound(nd.Dag.from_code("2"), nd.Kernel(np.eye(2), np.eye(3)))
     with pytest.raises(InputError, match="Expected `stem` to be a `Kernel`, got ndarray"):
-        nd.ntk_path_bound(nd.Dag.from_code("2"), np.eye(2))
+        nd.ntk_path_bound(nd.Dag.from_code("2"), np.eye(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"Expected `stem_kernel` to be one matrix, got a `Kernel`; pass its \.nngp"):
-        nd.path_bound(nd.Dag.from_code("2"), nd.Kernel(np.eye(2), np.eye(2)))
+        nd.path_bound(nd.Dag.from_code("2"), nd.Kernel(np.eye(2), np.eye(2)))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_disconnected_graph_has_no_path_bound():

@@ -1,5 +1,8 @@
 """Posteriors and trained ensembles against neural-tangents, conditioning by hand, and training without end."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -17,8 +20,13 @@ Y = np.random.default_rng(2).normal(size=(6, 2))
 KINDS = ("nngp", "ntk")
 
 
-def kernels(x=X, z=Z, **options):
+def kernels(x: Any = X, z: Any = Z, **options: Any) -> tuple[nd.Kernel, nd.Kernel, nd.Kernel]:
     return nd.kernel(DAG, x, **options), nd.kernel(DAG, z, x, **options), nd.kernel(DAG, z, **options)
+
+
+def posterior_of(of_inputs: Sequence[nd.Kernel], y: np.ndarray, **options: Any) -> Posterior:
+    train, cross, test = of_inputs
+    return posterior(train, cross, test, y, **options)
 
 
 def both(k, name):
@@ -38,7 +46,7 @@ def test_both_kinds_are_those_of_neural_tangents(of_x):
         predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, X, Y)
         laws = predict(t=None, x_test=Z, get=KINDS, compute_cov=True)
     for kind in KINDS:
-        result, law = posterior(*of_x, Y, kind=kind), getattr(laws, kind)
+        result, law = posterior_of(of_x, Y, kind=kind), getattr(laws, kind)
         np.testing.assert_allclose(result.mean, law.mean, rtol=1e-6)
         np.testing.assert_allclose(result.covariance, law.covariance, rtol=1e-6)
         np.testing.assert_allclose(result.std**2, np.diag(result.covariance), rtol=1e-14)
@@ -57,12 +65,12 @@ def test_both_kinds_by_explicit_inverses(kind, noise, of_x):
         joint = np.block([[both(train, "nngp"), k_tx.T], [k_tx, both(test, "nngp")]])
         maps = np.concatenate([-w, np.eye(3)], axis=1)
         expected = maps @ joint @ maps.T
-    result = posterior(*of_x, Y, kind=kind, noise=noise)
+    result = posterior_of(of_x, Y, kind=kind, noise=noise)
     np.testing.assert_allclose(result.mean, w @ Y, rtol=1e-10)
     np.testing.assert_allclose(result.covariance, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
     assert result.mean.dtype == result.covariance.dtype == np.float64
     np.testing.assert_array_equal(result.covariance, result.covariance.T)
-    of_column = posterior(*of_x, Y[:, 0], kind=kind, noise=noise)
+    of_column = posterior_of(of_x, Y[:, 0], kind=kind, noise=noise)
     np.testing.assert_allclose(of_column.mean, result.mean[:, :1], rtol=1e-12)
 
 
@@ -74,7 +82,7 @@ def test_the_posterior_is_the_gaussian_conditioned_by_its_precision(of_x):
     joint = np.block([[both(train, "nngp") + noise * np.eye(6), k_tx.T], [k_tx, both(test, "nngp")]])
     precision = np.linalg.inv(joint)
     covariance = np.linalg.inv(precision[6:, 6:])
-    result = posterior(*of_x, Y, noise=noise)
+    result = posterior_of(of_x, Y, noise=noise)
     np.testing.assert_allclose(result.covariance, covariance, rtol=1e-9)
     np.testing.assert_allclose(result.mean, -covariance @ precision[6:, :6] @ Y, rtol=1e-9)
 
@@ -84,9 +92,10 @@ def test_the_trained_ensemble_is_gradient_flow_without_end(of_x):
     train, cross, test = of_x
     options = {"k_test_train": cross, "k_test_test": test, "y_test": y_test}
     curve = loss_curve(train, Y, 1e6, 1, flow=True, **options)
-    result = posterior(*of_x, Y, kind="ntk")
+    result = posterior_of(of_x, Y, kind="ntk")
     mean = 0.5 * (np.sum((result.mean - y_test) ** 2) + 2 * np.trace(result.covariance))
     assert curve.mean[-1] == pytest.approx(0, abs=1e-12)
+    assert curve.test_mean is not None
     assert curve.test_mean[-1] == pytest.approx(mean, rel=1e-8)
 
 
@@ -95,7 +104,7 @@ def test_a_ridge_is_what_a_penalized_linear_model_is_trained_to():
     noise, draws = 0.4, 200_000
     k = g @ g.T
     parts = [(slice(6), slice(6)), (slice(6, 9), slice(6)), (slice(6, 9), slice(6, 9))]
-    result = posterior(*(nd.Kernel(k[part], k[part]) for part in parts), Y, kind="ntk", noise=noise)
+    result = posterior_of([nd.Kernel(k[part], k[part]) for part in parts], Y, kind="ntk", noise=noise)
     theta = np.random.default_rng(5).normal(size=(20, draws))
     a = g[:6].T @ g[:6] + noise * np.eye(20)
     trained = np.linalg.solve(a, (g[:6].T @ Y[:, :1]) + noise * theta)
@@ -128,7 +137,7 @@ def test_variance_is_clipped_at_zero():
 @pytest.mark.slow
 def test_float32_gives_the_posterior_to_its_precision(kind, of_x):
     single = kernels(X.astype(np.float32), Z.astype(np.float32))
-    result, expected = posterior(*single, Y, kind=kind), posterior(*of_x, Y, kind=kind)
+    result, expected = posterior_of(single, Y, kind=kind), posterior_of(of_x, Y, kind=kind)
     np.testing.assert_allclose(result.mean, expected.mean, rtol=1e-3)
     np.testing.assert_allclose(result.covariance, expected.covariance, rtol=1e-3, atol=1e-4)
 
@@ -196,13 +205,13 @@ def test_regression_on_labels_is_the_posterior_on_centered_targets(kind, noise):
 
 def test_an_unknown_kind_is_refused(of_x):
     with pytest.raises(InputError, match="`kind`"):
-        posterior(*of_x, Y, kind="ntk2")
+        posterior_of(of_x, Y, kind="ntk2")
 
 
 @pytest.mark.parametrize("noise", [-1e-3, float("nan"), float("inf")])
 def test_noise_that_is_no_variance_is_refused(noise, of_x):
     with pytest.raises(InputError, match=f"`noise` to be finite and at least 0, got {noise}; pass a variance"):
-        posterior(*of_x, Y, noise=noise)
+        posterior_of(of_x, Y, noise=noise)
 
 
 def test_kernels_that_do_not_fit_are_refused(of_x):

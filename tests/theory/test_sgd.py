@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,8 @@ K = nd.kernel(DAG, X)
 
 
 def run(k=K, learning_rate=0.2, **options):
-    options = {"batch_size": N, "epochs": 6, "num_classes": CLASSES} | options
-    return nd.linearized_sgd(k, LABELS, learning_rate, **options)
+    given: dict[str, Any] = {"batch_size": N, "epochs": 6, "num_classes": CLASSES} | options
+    return nd.linearized_sgd(k, LABELS, learning_rate, **given)
 
 
 @pytest.mark.slow
@@ -54,7 +56,7 @@ def test_wide_networks_train_as_predicted():
     # Mini-batches and cross entropy, a remainder in every epoch: against networks of width 512.
     part = nd.data.Part(X.astype(np.float32), LABELS)
     data = nd.data.Splits("mine", part, part, part, CLASSES)
-    options = {"batch_size": 10, "epochs": 8}
+    options: dict[str, Any] = {"batch_size": 10, "epochs": 8}
     [trained] = nd.train(DAG, data, nd.Recipe(learning_rate=0.2, **options), seeds=16, width=512)
     measured = trained.history.of("train", "loss")
     predicted = run(draws=400, **options).losses

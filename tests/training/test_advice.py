@@ -63,6 +63,7 @@ def top_modes(monkeypatch, network, recipe, rates):
 def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, code, choices):
     network, recipe = authors_network(code, width=WIDTH, **choices), Recipe(epochs=2 * STEPS, **FULL)
     rate = stable_learning_rate(network, recipe, DATA)
+    assert rate is not None
     rates = [0.9 * rate] * STEPS + [1.15 * rate] * STEPS
     sizes = top_modes(monkeypatch, network, recipe, rates)
     below, above = (np.log(sizes[1:] / sizes[:-1]).mean(axis=1)[at] for at in (slice(STEPS), slice(STEPS, None)))

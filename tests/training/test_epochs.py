@@ -1,5 +1,7 @@
 """Epochs of several seeds against a plain loop over the same batches, and what is compiled for them."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -131,7 +133,7 @@ def twins():
         traced.append(self)
         return of_epoch(self, *arguments)
 
-    def on_event(event, duration, **_):
+    def on_event(event: str, duration: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
@@ -219,7 +221,7 @@ def test_a_batch_of_one_with_batch_norm():
 @pytest.mark.parametrize("readout", ["flatten", "global-average"])
 def test_convolutional_epochs_equal_a_plain_loop_of_gradients(readout):
     data = splits(train=22, classes=3, features=48)
-    parts = {name: part._replace(x=part.x.reshape(-1, 4, 4, 3)) for name, part in data.parts.items()}
+    parts: dict[str, Any] = {name: part._replace(x=part.x.reshape(-1, 4, 4, 3)) for name, part in data.parts.items()}
     data = type(data)("images", **parts, num_classes=3)
     recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
     network = Network("2_12", layer=Conv(filter_shape=(3, 3), b_std=0.1), width=6, image_readout=readout)

@@ -49,7 +49,7 @@ def test_learning_rates_at_every_step(choices):
     steps = range(recipe.epochs * STEPS)
     rates = recipe.learning_rates(STEPS)
     expected = [expected_rate(recipe, step) for step in steps]
-    np.testing.assert_allclose([float(rates(jnp.asarray(step))) for step in steps], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose([rates(jnp.asarray(step)) for step in steps], expected, rtol=1e-5, atol=1e-7)
     together = recipe.learning_rates_at(np.array(steps), STEPS)
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-7)
     assert len(set(np.round(expected, 6))) > 1 or not choices
@@ -126,10 +126,10 @@ def test_refusals(choices, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_of_numpy_and_lists_are_kept_as_plain_ones():
-    recipe = Recipe(epochs=np.int64(9), learning_rate=1, schedule="multistep", milestones=[3, np.int32(5)])
+    recipe = Recipe(epochs=np.int64(9), learning_rate=1, schedule="multistep", milestones=[3, np.int32(5)])  # pyright: ignore[reportArgumentType]
     assert recipe == Recipe(epochs=9, learning_rate=1.0, schedule="multistep", milestones=(3, 5))
     assert hash(recipe) == hash(Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))))
-    assert Recipe(schedule="multistep", milestones=3).milestones == (3,)
+    assert Recipe(schedule="multistep", milestones=3).milestones == (3,)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_largest_and_smallest_that_are_allowed():
@@ -189,7 +189,9 @@ def test_networks_are_built_for_the_shapes_of_the_data(network, shape, batch_nor
     net = build(network, shape, 5, batch_norm=batch_norm, rngs=nnx.Rngs(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == parameters
     assert summary_of(network, shape, 5, batch_norm=batch_norm).parameters == parameters
-    assert net(jnp.ones((7, *shape))).shape == (7, 5)
+    outputs = net(jnp.ones((7, *shape)))
+    assert isinstance(outputs, jax.Array)
+    assert outputs.shape == (7, 5)
 
 
 def test_options_of_the_recipe_belong_into_it():

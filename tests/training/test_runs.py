@@ -302,7 +302,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 8}, r"Expected options of the network \(activation, .*\), got `widht`; did you mean 'width'"),
+        ({"wdth": 8}, r"Expected options of the network \(activation, .*\), got `wdth`; did you mean 'width'"),
         ({"epochs": 8}, r"Expected `epochs` in `recipe`, got it beside; pass Recipe\(epochs=\.\.\.\)"),
         ({"seeds": 0}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got 0"),
         ({"seeds": -2}, "Expected at least one seed, none twice, all from 0 to 2.32 - 1, got -2"),

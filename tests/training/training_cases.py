@@ -109,7 +109,7 @@ def error_line(text):
 
 def scalars(folder):
     """Returns every scalar of a folder of TensorBoard events, {(tag, step): value}, none of which may come twice."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = {}
     for file in sorted(folder.iterdir()):
