@@ -21,6 +21,31 @@ from nngp_dag.errors import InputError, did_you_mean, shown
 from nngp_dag.fingerprint import fingerprint
 from nngp_dag.graph.operations import LARGEST, as_number, check_whole, name_of_class
 
+__all__ = [
+    "ACTIVATIONS",
+    "ABRelu",
+    "Activation",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Gabor",
+    "Gaussian",
+    "Gelu",
+    "Polynomial",
+    "Quadrature",
+    "RectifiedMonomial",
+    "Sign",
+    "Silu",
+    "Sin",
+    "Softplus",
+    "Tanh",
+    "get_activation",
+    "hermite",
+    "leaky_relu",
+    "monomial",
+    "rbf",
+]
+
 # What a parameter may be given as; it is kept as a float.
 Number = float | int
 
@@ -444,6 +469,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gabor": Gabor(),
     "sign": Sign(),
 }
+"""The activations that have names, by name."""
 
 
 def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activation:

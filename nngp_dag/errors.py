@@ -15,6 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergenceError",
+    "GraphError",
+    "InputError",
+    "InputWarning",
+    "NngpDagError",
+    "NumericalWarning",
+    "OutOfMemoryError",
+    "OutputError",
+]
+
 # Characters of a message; whatever an argument held, its beginning and its end, the remedy, stay readable.
 _MOST = 2000
 # Nothing of a name's kind is longer, and the search takes time that grows with the length.

@@ -3,7 +3,7 @@
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
-#     name: python3  # ruff: noqa: B018, D100, D103, RUF001
+#     name: python3
 # ---
 
 # %% [markdown]

@@ -3,7 +3,7 @@
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
-#     name: python3  # ruff: noqa: D100
+#     name: python3
 # ---
 
 # %% [markdown]

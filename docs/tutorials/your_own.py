@@ -3,7 +3,7 @@
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
-#     name: python3  # ruff: noqa: B018, D100, D103, E402
+#     name: python3
 # ---
 
 # %% [markdown]

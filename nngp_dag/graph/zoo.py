@@ -10,6 +10,15 @@ from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op
 
+__all__ = [
+    "chain",
+    "codes",
+    "ladder",
+    "named",
+    "nasbench201",
+    "random_dag",
+]
+
 
 def named(name: str) -> Dag:
     """Returns a DAG of Figure 3 of Chen et al. 2022 by its name there, in any case: DAG#1, DAG#2 or DAG#3.
