@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import warnings
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,18 +42,40 @@ def test_every_public_name_has_a_docstring_with_an_example_or_fields():
 
 
 @pytest.mark.slow
-def test_readme_example_runs(tmp_path, monkeypatch):
+def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(examples) == 1
-    assert len([line for line in examples[0].splitlines() if line.strip()]) <= 15
-    exec(compile(examples[0], str(README), "exec"), {})
+    names = {}
+    examples = [
+        compile(text, "README.md", "exec") for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs")  # from neural-tangents
+        for example in examples:
+            exec(example, names)
+    wrong, right, numbers = capsys.readouterr().out.splitlines()
+    assert (wrong, right) == ("[[2.]]", "[[4.]]")
+    condition_number, first, last = map(float, numbers.split())
+    assert condition_number == names["spectrum"].lambda_max / names["spectrum"].lambda_min
+    assert last < 0.1 * first
+
+
+def test_the_readme_is_one_screen_whose_links_lead_somewhere():
+    text = README.read_text()
+    assert len(text.split()) <= 450
+    assert max(map(len, re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].splitlines())) <= 80
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        page = README.parent / name
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).is_file(), (name, link)
 
 
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 # Pages whose examples compile networks.
 SLOW_PAGES = {
+    "choose.md",
     "extending.md",
+    "faq.md",
+    "migrating.md",
     "start.md",
     *(
         f"guides/{name}.md"
