@@ -260,8 +260,8 @@ class Network:
         """
         inputs = f"the {'stem' if self.has_stem else 'input'}"
         gaussian_input = self.stem_op.output_is_gaussian if self.has_stem else input_is_gaussian
-        # For each node the reason why it is not Gaussian, and whether raw data are part of its sum. The mean of raw data
-        # is unknown, so such a sum may have no activated term, and no layer norm may follow it.
+        # For each node the reason why it is not Gaussian, and whether raw data are part of its sum. The mean of raw
+        # data is unknown, so such a sum may have no activated term, and no layer norm may follow it.
         culprits: list[str | None] = [None if gaussian_input else inputs] * self.dag.num_inputs
         raw: list[bool] = [not (self.has_stem or input_is_gaussian)] * self.dag.num_inputs
         for node in range(self.dag.num_inputs, self.dag.num_nodes):
