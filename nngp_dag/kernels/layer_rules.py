@@ -7,8 +7,8 @@ Weights have variance w_std^2 / fan-in, and biases have variance b_std^2. The ru
     layer norm    K -> C_ij / sqrt(C_ii C_jj)             T -> T_ij / sqrt(C_ii C_jj),  C = K - m m^T
 
 (a_w, a_b) is (w_std^2, b_std^2) in the NTK parameterization, and (fan-in, 1) in the standard one. A convolution
-averages over its filter first. "linear-act" applies the linear rule and then that of the activation, which yields
-Equation (7) of docs/mathematics.md; "act-linear" applies them in the other order, which yields Equation (9).
+averages over its filter first. The order "linear-act" applies the linear rule first and yields Equation (7) of
+docs/mathematics.md. The order "act-linear" applies the rule of the activation first and yields Equation (9).
 
 Sources: Lee et al. 2018 and Jacot et al. 2018 (linear, activation); Novak et al. 2019 (convolutions); Yang 2020,
   "Tensor

@@ -5,8 +5,8 @@ follow:
 
 - none for vectors;
 - one axis per spatial axis if only covariances of equal pixels are kept ("diagonal");
-- two adjacent axes per spatial axis if covariances of all pairs of pixels are kept ("full"): first the pixel of the
-  first input, then the pixel of the second.
+- two adjacent axes per spatial axis if covariances of all pairs of pixels are kept ("full"). The first of the two
+  counts the pixels of the first input.
 """
 
 import functools
