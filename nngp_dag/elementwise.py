@@ -58,7 +58,7 @@ def _check_traced(what: str, fn: Callable[[Any], Any], name: str, dtype: np.dtyp
     except Exception as error:
         if isinstance(error, jax.errors.TracerBoolConversionError) or "truth value" in str(error):
             raise InputError(
-                f"Expected {what} to be a function of JAX arrays, got {name}, which decides by their values; use "
+                f"Expected {what} to be a function of JAX arrays, got {name}, which branches on their values; use "
                 "`jnp.where` instead of `if`"
             ) from None
         raise InputError(
@@ -118,7 +118,7 @@ def check_finite(what: str, name: str, x: np.ndarray, values: np.ndarray, slopes
             at = np.flatnonzero(unsound)[np.argmin(np.abs(x[unsound]))]
             raise InputError(
                 f"Expected {what} to be finite, with its slope, on the whole real line, got {name}, whose {of} is "
-                f"{found.flat[at]} at x = {x.flat[at] + 0.0:.3g}; define it there, as by `jnp.where`"
+                f"{found.flat[at]} at x = {x.flat[at] + 0.0:.3g}; define it there, for example by `jnp.where`"
             )
 
 

@@ -67,5 +67,5 @@ def named_networks(
         raise InputError("Expected at least one network, got none")
     if len(found) < len(given):
         names = ", ".join(name for name, _, _ in given)
-        raise InputError(f"Expected networks that their texts tell apart, got {names}; pass {{name: network}}")
+        raise InputError(f"Expected networks whose texts differ, got {names}; pass {{name: network}}")
     return found

@@ -101,7 +101,9 @@ class Network:
     ) -> None:
         """Reads the graph and validates; by default `layer` is `Dense()`."""
         if of_layer := [name for name in unknown if name in OF_LAYER]:
-            raise InputError(f"Expected `{of_layer[0]}` in `layer`, got it beside; pass layer=Dense({of_layer[0]}=...)")
+            raise InputError(
+                f"Expected `{of_layer[0]}` in `layer`, got an option of `Network`; pass layer=Dense({of_layer[0]}=...)"
+            )
         check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):

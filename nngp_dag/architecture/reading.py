@@ -110,7 +110,7 @@ def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bo
     if dense:
         warn(
             f"Expected `layer` for a graph whose edges have convolutions of their own, got none: {' and '.join(dense)} "
-            "will be dense, on every pixel by itself; pass such as layer=nngp_dag.Conv(filter_shape=(3, 3)) for "
-            "convolutions there too, or layer=nngp_dag.Dense() if dense is meant",
+            "will be dense and act on every pixel by itself; pass a layer, for example "
+            "layer=nngp_dag.Conv(filter_shape=(3, 3)) for convolutions, or layer=nngp_dag.Dense() if dense is meant",
             InputWarning,
         )

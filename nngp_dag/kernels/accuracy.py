@@ -64,16 +64,16 @@ def check_quadratures(
         error, at = float(errors.max()), float(reached[errors.argmax()])
         if error > REFUSED:
             raise InputError(
-                f"Expected the quadrature of {phi.name} at {where} to be off by at most {REFUSED:.0%}, got "
-                f"{error:.2g} of its second moment, or of that of its slope, at variance {at:.3g}; {_REMEDY}"
+                f"Expected the quadrature of {phi.name} at {where} to have an error of at most {REFUSED:.0%}, got "
+                f"{error:.2g} of E[phi(u)^2] or E[phi'(u)^2] at variance {at:.3g}; {_REMEDY}"
             )
         if error > worst[0]:
             worst = error, f"of {phi.name} at {where}", at
     error, what, at = worst
     if error > TOLERANCE:
         warnings.warn(
-            f"Expected the quadrature {what} to be accurate to {TOLERANCE:g}, got an error of up to {error:.1g} of its "
-            f"second moment, or of that of its slope, at variance {at:.3g}; {_REMEDY}",
+            f"Expected the quadrature {what} to be accurate to {TOLERANCE:g}, got an error of up to {error:.1g} of "
+            f"E[phi(u)^2] or E[phi'(u)^2] at variance {at:.3g}; {_REMEDY}",
             NumericalWarning,
             stacklevel=3,
         )

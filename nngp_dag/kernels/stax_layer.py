@@ -42,7 +42,9 @@ def mix_pixels(op: Operation) -> tuple[Any, Any]:
     Raises:
       InputError: No rule is registered for the class of `op`.
     """
-    raise InputError(f"Expected an operation on pixels with a rule for stax, got {op!r}; register `mix_pixels`")
+    raise InputError(
+        f"Expected an operation on pixels with a rule for stax, got {op!r}; register one with `mix_pixels`"
+    )
 
 
 @mix_pixels.register

@@ -66,6 +66,6 @@ def check_least(series: np.ndarray, dtype: np.dtype) -> None:
     lost = (largest > 0) & (largest < np.finfo(dtype).tiny / np.finfo(dtype).eps)
     if lost.any():
         raise InputError(
-            f"Expected kernels that {dtype} can hold, got {largest[lost].min():g} for inputs whose squares have mean "
+            f"Expected kernels that {dtype} can hold, got {largest[lost].min():g} for inputs with mean square "
             f"1; use larger weights{'' if dtype == np.float64 else _WIDER}"
         )
