@@ -39,7 +39,7 @@ class Activation:
     """A nonlinearity phi: R -> R, applied elementwise; the result has the shape and dtype of its argument.
 
     Raises:
-      InputError: A parameter is not a finite number, or is out of its range.
+      InputError: A parameter is not a number of at most 1e150 in size, or is out of its range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,6 +161,15 @@ class ABRelu(Activation):
     Attributes:
       a: Slope for x < 0, and the derivative at 0.
       b: Slope for x > 0.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> ABRelu(0.0, 1.0).name, ABRelu(-1.0, 1.0).name
+      ('relu', 'abs')
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (6) (the dual of relu).
     """
 
     a: Number
@@ -195,6 +204,15 @@ class Erf(Activation):
       a: Factor of the output.
       b: Factor of the input.
       c: Constant that is added.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> get_activation("erf") == Erf(1.0, 1.0, 0.0)
+      True
+
+    Reference: Williams, 1997, eq. (11) (the dual).
     """
 
     a: Number = 1.0
@@ -207,7 +225,14 @@ class Erf(Activation):
 
 @dataclass(frozen=True)
 class Gelu(Activation):
-    """x Phi(x) with the normal distribution function Phi, exact and not approximated by tanh."""
+    """x Phi(x) with the normal distribution function Phi, exact and not approximated by tanh.
+
+    Example:
+      >>> Gelu().name
+      'gelu'
+
+    Reference: Hendrycks and Gimpel, 2016, arXiv 1606.08415; Tsuchida et al., 2021, arXiv 2002.08517 (the dual).
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jax.nn.gelu(x, approximate=False)
@@ -221,6 +246,15 @@ class Tanh(Activation):
       a: Factor of the output.
       b: Factor of the input.
       c: Constant that is added.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Tanh(0.5, 0.5, 0.5).name  # the sigmoid
+      'tanh(0.5,0.5,0.5)'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
     """
 
     compiles_slowly = True
@@ -235,7 +269,14 @@ class Tanh(Activation):
 
 @dataclass(frozen=True)
 class Silu(Activation):
-    """x / (1 + exp(-x)), also known as swish."""
+    """x / (1 + exp(-x)), also known as swish.
+
+    Example:
+      >>> get_activation("swish").name
+      'silu'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
+    """
 
     compiles_slowly = True
 
@@ -245,7 +286,14 @@ class Silu(Activation):
 
 @dataclass(frozen=True)
 class Softplus(Activation):
-    """The smooth approximation log(1 + exp(x)) of relu."""
+    """The smooth approximation log(1 + exp(x)) of relu.
+
+    Example:
+      >>> Softplus().name
+      'softplus'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
+    """
 
     compiles_slowly = True
 
@@ -259,6 +307,15 @@ class Elu(Activation):
 
     Attributes:
       alpha: Minus the limit at -infinity.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Elu(0.5).name
+      'elu(0.5)'
+
+    Reference: Clevert et al., ICLR 2016.
     """
 
     compiles_slowly = True
@@ -277,6 +334,13 @@ class Sin(Activation):
       a: Amplitude.
       b: Frequency.
       c: Phase, in radians.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> COS == Sin(1.0, 1.0, math.pi / 2)
+      True
     """
 
     a: Number = 1.0
@@ -304,6 +368,13 @@ class Gaussian(Activation):
     Attributes:
       a: Value at 0.
       b: Factor in the exponent, at most 0.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size, or `b` is positive.
+
+    Example:
+      >>> Gaussian(b=-0.5).name
+      'gaussian(1.0,-0.5)'
     """
 
     a: Number = 1.0
@@ -328,6 +399,13 @@ class Exp(Activation):
     Attributes:
       a: Factor of the output.
       b: Factor of the input.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Exp(b=0.5).name
+      'exp(1.0,0.5)'
     """
 
     a: Number = 1.0
@@ -339,7 +417,12 @@ class Exp(Activation):
 
 @dataclass(frozen=True)
 class Gabor(Activation):
-    """The Gabor function exp(-x^2) sin(x)."""
+    """The Gabor function exp(-x^2) sin(x).
+
+    Example:
+      >>> Gabor().name
+      'gabor'
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jnp.exp(-(x**2)) * jnp.sin(x)
@@ -352,6 +435,15 @@ class Polynomial(Activation):
     Attributes:
       coefficients: A sequence of numbers, kept as a tuple of floats.
       label: The name in messages; by default the coefficients.
+
+    Raises:
+      InputError: There is no coefficient, or one is not a finite number.
+
+    Example:
+      >>> Polynomial([0.0, 1.0, 2.0]).name
+      'polynomial(0.0,1.0,2.0)'
+
+    Reference: Price, 1958 (the series of the dual).
     """
 
     coefficients: Sequence[Number]
@@ -378,7 +470,14 @@ class Polynomial(Activation):
 
 @dataclass(frozen=True)
 class Sign(Activation):
-    """The sign of x: -1, 0 or 1; its derivative counts as 0, as in automatic differentiation and neural-tangents."""
+    """The sign of x: -1, 0 or 1; its derivative counts as 0, as in automatic differentiation and neural-tangents.
+
+    Example:
+      >>> Sign().name
+      'sign'
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (6) (the dual of the step).
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jnp.sign(x)
@@ -392,6 +491,15 @@ class RectifiedMonomial(Activation):
 
     Attributes:
       degree: The exponent, a whole number of at least 0.
+
+    Raises:
+      InputError: `degree` is no such number.
+
+    Example:
+      >>> RectifiedMonomial(2).name
+      'rectified_monomial(2)'
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (4) (the dual).
     """
 
     degree: int
@@ -432,6 +540,8 @@ class Quadrature(Activation):
       >>> bounded = Quadrature(lambda x: x / jnp.sqrt(1 + x**2), label="bounded")
       >>> nd.kernel("2_12", np.eye(3), activation=bounded, w_std=0.5).ntk.shape
       (3, 3)
+
+    Reference: Golub and Welsch, 1969 (the quadrature); Mehler, 1866 (the series).
     """
 
     compiles_slowly = True
@@ -465,7 +575,12 @@ class Quadrature(Activation):
 
 
 def leaky_relu(alpha: Number = 0.01) -> ABRelu:
-    """Returns the leaky ReLU alpha min(x, 0) + max(x, 0)."""
+    """Returns the leaky ReLU alpha min(x, 0) + max(x, 0).
+
+    Example:
+      >>> leaky_relu(0.1)
+      ABRelu(a=0.1, b=1.0)
+    """
     return ABRelu(alpha, 1.0)
 
 
@@ -474,6 +589,12 @@ def rbf(gamma: Number = 1.0) -> Sin:
 
     Raises:
       InputError: `gamma` is not positive.
+
+    Example:
+      >>> rbf() == get_activation("rbf")
+      True
+
+    Reference: Rahimi and Recht, NeurIPS 2007 (random features of this kernel).
     """
     gamma = _number("gamma", gamma)
     if gamma <= 0:
@@ -482,13 +603,29 @@ def rbf(gamma: Number = 1.0) -> Sin:
 
 
 def monomial(n: int) -> Polynomial:
-    """Returns the monomial x^n."""
+    """Returns the monomial x^n.
+
+    Raises:
+      InputError: `n` is not a whole number of at least 0.
+
+    Example:
+      >>> monomial(2).coefficients
+      (0.0, 0.0, 1.0)
+    """
     n = check_whole("n", n, 0)
     return Polynomial((0.0,) * n + (1.0,), f"monomial({n})")
 
 
 def hermite(n: int) -> Polynomial:
-    """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n."""
+    """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n.
+
+    Raises:
+      InputError: `n` is not a whole number of at least 0.
+
+    Example:
+      >>> hermite(1).coefficients
+      (0.0, 1.0)
+    """
     n = check_whole("n", n, 0)
     coefficients = np.polynomial.hermite_e.herme2poly([0.0] * n + [1.0]) / math.sqrt(math.factorial(n))
     return Polynomial(tuple(coefficients.tolist()), f"hermite({n})")
@@ -501,6 +638,7 @@ IDENTITY = ABRelu(1.0, 1.0)
 SIGMOID_LIKE = Erf(0.5, 1 / 2.4020563531719796, 0.5)
 COS = Sin(1.0, 1.0, math.pi / 2)
 
+# The names that `get_activation` reads.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": RELU,
     "leaky_relu": leaky_relu(),

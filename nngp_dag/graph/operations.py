@@ -86,6 +86,8 @@ class Op(enum.IntEnum):
     Example:
       >>> Op(2), Op.parse("skip")
       (<Op.WEIGHTED: 2>, <Op.SKIP: 1>)
+
+    Reference: Chen et al., NeurIPS 2022, Section 3.
     """
 
     SKIP = 1
@@ -212,6 +214,8 @@ class AvgPool(Pool):
     Example:
       >>> AvgPool((2, 2), strides=(2, 2)).describe()
       'avg_pool(2x2)'
+
+    Reference: Novak et al., ICLR 2019 (pooling at infinite width).
     """
 
     normalize_edges: bool = False
@@ -266,6 +270,8 @@ class Dense(EdgeOperation):
     Example:
       >>> Dense(activation="erf", order="act-linear").describe()
       'erf-dense'
+
+    Reference: He et al., ICCV 2015 (the default variance); Ba et al., 2016, arXiv 1607.06450 (layer norm).
     """
 
     activation: Any = "relu"
@@ -332,6 +338,8 @@ class Conv(Dense):
     Example:
       >>> Conv(filter_shape=(3, 3)).describe()
       'conv(3x3)-relu'
+
+    Reference: Novak et al., ICLR 2019 (convolutions at infinite width).
     """
 
     filter_shape: tuple[int, ...]

@@ -149,7 +149,7 @@ def gram(
       >>> k.ntk.shape, bool((k.ntk == k.ntk.T).all())
       ((5, 5), True)
 
-    Reference: The sources of `nngp_dag.kernel`.
+    Reference: See `nngp_dag.kernel`.
     """
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
     network = as_network(network, "network", gram, **architecture)
