@@ -11,7 +11,7 @@ Example:
   >>> import numpy as np
   >>> get_activation("relu") == ABRelu(0.0, 1.0)
   True
-  >>> leaky_relu(0.5)(np.array([-2.0, 3.0])).tolist()
+  >>> leaky_relu(0.5)(jnp.array([-2.0, 3.0])).tolist()
   [-1.0, 3.0]
 """
 
