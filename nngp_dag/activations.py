@@ -8,7 +8,7 @@ serves all their values. Parameters equal to -1, 0 or 1 belong to the structure 
 relu need not multiply by them.
 
 Example:
-  >>> import numpy as np
+  >>> import jax.numpy as jnp
   >>> get_activation("relu") == ABRelu(0.0, 1.0)
   True
   >>> leaky_relu(0.5)(jnp.array([-2.0, 3.0])).tolist()
