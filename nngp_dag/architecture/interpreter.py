@@ -1,8 +1,8 @@
 """The recursion over a program's steps, written once; an algebra defines the values that it carries.
 
 The same recursion serves several kinds of values: covariances of a block of a kernel, moments of inputs with
-themselves, kernels as functions of an angle, and lower bounds on eigenvalues. For covariances it is Equations (5) to
-(7) and (9) of docs/mathematics.md.
+themselves, kernels as functions of an angle, and bounds on eigenvalues. For covariances it is Equations (5) to (7) and
+(9) of docs/mathematics.md.
 """
 
 import abc

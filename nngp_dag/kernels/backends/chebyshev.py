@@ -72,7 +72,7 @@ def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
     The formulas are those of `nngp_dag.kernels.dual.kinked`, with h(t) = (sin(t) - t cos(t)) / pi.
     """
     # All inputs have the norm sqrt(q), so q is E / 2 at the angle 0, where D = 0. Beyond pi / 2 the formulas use pi -
-    # theta in place of theta, and E in place of D. So no result is a difference of nearly equal numbers.
+    # theta in place of theta, and E in place of D. So angles near 0 and near pi keep the absolute precision of float64.
     a, b = phi.a, phi.b
     straight, bent, q = (a**2 + b**2) / 2, (b - a) ** 2 / 2, np.maximum(x.e[0], 0) / 2
     theta = 2 * np.arctan2(np.sqrt(np.maximum(x.d, 0)), np.sqrt(np.maximum(x.e, 0)))

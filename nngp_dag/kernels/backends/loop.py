@@ -1,7 +1,7 @@
 """The steps of a long program as one compiled loop, whose time to compile does not grow with the graph.
 
 `nngp_dag.architecture.interpreter` unrolls a program. Here every turn of the loop reads a row of tables (see
-`loop_tables`) and applies the same algebra, with the terms of a sum along a leading axis. The loop serves vectors only:
+`loop_tables`) and applies the same algebra. The terms of a sum lie along a leading axis. The loop serves vectors only:
 all turns have values of one shape, while images change their shape from node to node.
 """
 

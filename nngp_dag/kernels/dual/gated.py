@@ -14,8 +14,8 @@ The expectations of the product of two such functions, with parameters a and b, 
 At large variances these functions are ReLU except near 0, so the angle of their outputs must be as accurate as for
 ReLU. Distances are therefore those of outputs over the norms of the inputs. Such a distance is a sum of two positive
 terms. The first is C(r) - C(k), the excess of parallel inputs with these norms. The second is the half distance of
-these parallel inputs. For them u = s1 z and v = s2 z, and the half distance is a double integral over the slopes, from
-a s2 to a s1 and from b s2 to b s1. Its integrand is
+these parallel inputs. For them u = s1 z and v = s2 z. The half distance is a double integral over two slopes: one runs
+from a s2 to a s1, the other from b s2 to b s1. Its integrand is
 
     d/da d/db E[z Phi(a z) z Phi(b z)] = 3 (1 + a^2 + b^2)^(-5/2) / (2 pi).
 """
