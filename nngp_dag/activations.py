@@ -1,9 +1,18 @@
 """Pointwise nonlinearities phi, as frozen values that the kernels and the finite networks share.
 
-An activation is a function of arrays and says nothing of infinite width; its Gaussian expectations are in
-`nngp_dag.kernels.dual`. Equal parameters make equal, equally hashed activations. They are pytrees of JAX, whose leaves
-are the parameters: a compiled program takes them as inputs, and serves all their values. Parameters of -1, 0 and 1 are
-part of the structure instead, since formulas are shorter there: those of relu need not multiply by them.
+An activation is a function of arrays and knows nothing of infinite width. Its Gaussian expectations, Equation (4) of
+docs/mathematics.md, are in `nngp_dag.kernels.dual`. Activations with equal parameters are equal and have equal hashes.
+
+Activations are JAX pytrees whose leaves are the parameters. A compiled program takes the parameters as inputs, so it
+serves all their values. Parameters equal to -1, 0 or 1 belong to the structure instead: formulas are shorter there, and
+relu need not multiply by them.
+
+Example:
+  >>> import jax.numpy as jnp
+  >>> get_activation("relu") == ABRelu(0.0, 1.0)
+  True
+  >>> leaky_relu(0.5)(jnp.array([-2.0, 3.0])).tolist()
+  [-1.0, 3.0]
 """
 
 import functools
@@ -46,20 +55,29 @@ __all__ = [
     "rbf",
 ]
 
-# What a parameter may be given as; it is kept as a float.
+# The types that a parameter may have when it is passed; it is kept as a float.
 Number = float | int
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A nonlinearity phi: R -> R, applied elementwise; the dtype of the array is kept."""
+    """A nonlinearity phi: R -> R, applied elementwise; the result has the shape and dtype of its argument.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size, or is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Erf(b=0.5)(jnp.zeros(2)).shape
+      (2,)
+    """
 
     known: ClassVar[dict[str, type["Activation"]]] = {}
     compiles_slowly: ClassVar[bool] = False
-    """Whether its kernels take long to compile, so that a loop over the layers, which holds them once, is better."""
+    """Whether the dual takes long to compile; the planner then prefers a loop, which compiles each dual only once."""
 
     def __init_subclass__(cls) -> None:
-        """Registers the class as a pytree, and makes it known by its name, to files that hold networks."""
+        """Registers the class as a pytree, and its name for files that hold networks."""
         Activation.known[name_of_class(cls)] = cls
         jax.tree_util.register_pytree_node(cls, cls._split, functools.partial(_joined, cls))
 
@@ -73,7 +91,7 @@ class Activation:
 
     @classmethod
     def unchecked(cls, *parameters: Any) -> Any:
-        """Returns an activation of parameters that cannot be checked, such as those that a formula gets from JAX.
+        """Returns an activation without checks of its parameters, which may be values that JAX traces.
 
         Example:
           >>> ABRelu.unchecked(0.1, 1.0) == ABRelu(0.1, 1.0)
@@ -85,17 +103,17 @@ class Activation:
         return phi
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns phi(x), of the shape and dtype of `x`."""
+        """Returns phi(x), an array of the shape and dtype of `x`."""
         return self._apply(x)
 
     @property
     def key(self) -> str | None:
-        """The first name that `get_activation` knows it by, if there is one."""
+        """The first name by which `get_activation` finds the activation, or None."""
         return next((key for key, value in ACTIVATIONS.items() if value == self), None)
 
     @property
     def name(self) -> str:
-        """Its key, else its class and parameters, as in "erf(1.0,2.0,0.0)"."""
+        """The key if there is one, else class and parameters, such as "erf(1.0,2.0,0.0)"."""
         return self.key or f"{type(self).__name__.lower()}({','.join(str(v) for v in self._parameters())})"
 
     @property
@@ -112,7 +130,7 @@ class Activation:
         return tuple(getattr(self, f.name) for f in fields(self))
 
     def _split(self) -> tuple[list[Any], "_Structure"]:
-        """Returns the numbers that programs take as inputs, and the fields with `_NUMBER` in the place of those."""
+        """Returns the parameters that programs take as inputs, and the structure with `_NUMBER` in their places."""
         numbers, structure = [], []
         for f in fields(self):
             value = getattr(self, f.name)
@@ -123,7 +141,7 @@ class Activation:
         return numbers, tuple(structure)
 
     def _is_fixed(self, name: str, value: Any) -> bool:
-        """Whether a value belongs to the structure: what is no number, and numbers for which formulas are shorter."""
+        """Whether a value belongs to the structure: anything but a number, or a number that shortens the formulas."""
         del name
         if isinstance(value, float):
             return value in (-1.0, 0.0, 1.0)
@@ -133,7 +151,7 @@ class Activation:
         raise NotImplementedError
 
     def _check(self) -> None:
-        """Turns every field into a finite float; activations with other fields have their own."""
+        """Turns every field into a finite float; classes with fields of other types override this."""
         for f in fields(self):
             object.__setattr__(self, f.name, _number(f"{f.name}` of `{type(self).__name__}", getattr(self, f.name)))
 
@@ -143,7 +161,7 @@ _NUMBER = object()
 
 
 def _joined(cls: type[Activation], structure: _Structure, numbers: Sequence[Any]) -> Any:
-    """Undoes `Activation._split`; numbers may be those of a compiled program, which cannot be validated."""
+    """Undoes `Activation._split`; it does not validate the numbers, which JAX may trace."""
     following, parameters = iter(numbers), []
     for _, value in structure:
         parts = value if isinstance(value, tuple) else (value,)
@@ -161,24 +179,40 @@ def _number(what: str, value: Number) -> float:
 
 @dataclass(frozen=True)
 class ABRelu(Activation):
-    """a min(x, 0) + b max(x, 0): relu is (0, 1), leaky_relu(alpha) (alpha, 1), abs (-1, 1), the identity (1, 1)."""
+    """The ReLU-type activation a min(x, 0) + b max(x, 0).
+
+    relu has (a, b) = (0, 1), leaky_relu(alpha) has (alpha, 1), abs has (-1, 1), and the identity has (1, 1).
+
+    Attributes:
+      a: Slope for x < 0, and the derivative at 0.
+      b: Slope for x > 0.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> ABRelu(0.0, 1.0).name, ABRelu(-1.0, 1.0).name
+      ('relu', 'abs')
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (6) (the dual of relu).
+    """
 
     a: Number
     b: Number
 
     def _apply(self, x: jax.Array) -> jax.Array:
-        # The derivative at 0 is a, so relu has 0 there, as `jax.nn.relu` does.
+        # The strict comparison makes the derivative at 0 equal to a, so that relu agrees with `jax.nn.relu`.
         return jnp.where(x > 0, self.b * x, self.a * x)
 
     @property
     def name(self) -> str:
-        """As for every activation, but that leaky_relu always shows its slope."""
+        """The name in messages; that of leaky_relu always shows its slope, such as "leaky_relu(0.01)"."""
         named = {(0.0, 1.0): "relu", (-1.0, 1.0): "abs", (1.0, 1.0): "identity"}.get((self.a, self.b))
         return named or (f"leaky_relu({self.a})" if self.b == 1 else f"abrelu({self.a},{self.b})")
 
     @property
     def homogeneous(self) -> bool:
-        """True."""
+        """Whether phi(c x) = c phi(x) for every c > 0: always."""
         return True
 
     @property
@@ -189,7 +223,22 @@ class ABRelu(Activation):
 
 @dataclass(frozen=True)
 class Erf(Activation):
-    """a erf(b x) + c."""
+    """The error function a erf(b x) + c.
+
+    Attributes:
+      a: Factor of the output.
+      b: Factor of the input.
+      c: Constant that is added.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> get_activation("erf") == Erf(1.0, 1.0, 0.0)
+      True
+
+    Reference: Williams, 1997, eq. (11) (the dual).
+    """
 
     a: Number = 1.0
     b: Number = 1.0
@@ -201,7 +250,14 @@ class Erf(Activation):
 
 @dataclass(frozen=True)
 class Gelu(Activation):
-    """x Phi(x) with the normal distribution function Phi, without the approximation by tanh."""
+    """x Phi(x) with the normal distribution function Phi, exact and not approximated by tanh.
+
+    Example:
+      >>> Gelu().name
+      'gelu'
+
+    Reference: Hendrycks and Gimpel, 2016, arXiv 1606.08415; Tsuchida et al., 2021, arXiv 2002.08517 (the dual).
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jax.nn.gelu(x, approximate=False)
@@ -209,7 +265,22 @@ class Gelu(Activation):
 
 @dataclass(frozen=True)
 class Tanh(Activation):
-    """a tanh(b x) + c; the sigmoid is (0.5, 0.5, 0.5)."""
+    """The hyperbolic tangent a tanh(b x) + c; the sigmoid has a = b = c = 0.5.
+
+    Attributes:
+      a: Factor of the output.
+      b: Factor of the input.
+      c: Constant that is added.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Tanh(0.5, 0.5, 0.5).name  # the sigmoid
+      'tanh(0.5,0.5,0.5)'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
+    """
 
     compiles_slowly = True
 
@@ -223,7 +294,14 @@ class Tanh(Activation):
 
 @dataclass(frozen=True)
 class Silu(Activation):
-    """x / (1 + exp(-x)), also known as swish."""
+    """x / (1 + exp(-x)), also known as swish.
+
+    Example:
+      >>> get_activation("swish").name
+      'silu'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
+    """
 
     compiles_slowly = True
 
@@ -233,7 +311,14 @@ class Silu(Activation):
 
 @dataclass(frozen=True)
 class Softplus(Activation):
-    """log(1 + exp(x))."""
+    """The smooth approximation log(1 + exp(x)) of relu.
+
+    Example:
+      >>> Softplus().name
+      'softplus'
+
+    Reference: Stefanski, 1991 (the mixture of normal distributions behind the dual).
+    """
 
     compiles_slowly = True
 
@@ -243,7 +328,20 @@ class Softplus(Activation):
 
 @dataclass(frozen=True)
 class Elu(Activation):
-    """x where x > 0, else alpha (exp(x) - 1)."""
+    """The exponential linear unit: x where x > 0, else alpha (exp(x) - 1).
+
+    Attributes:
+      alpha: Minus the limit at -infinity.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Elu(0.5).name
+      'elu(0.5)'
+
+    Reference: Clevert et al., ICLR 2016.
+    """
 
     compiles_slowly = True
 
@@ -255,7 +353,20 @@ class Elu(Activation):
 
 @dataclass(frozen=True)
 class Sin(Activation):
-    """a sin(b x + c)."""
+    """The sine a sin(b x + c).
+
+    Attributes:
+      a: Amplitude.
+      b: Frequency.
+      c: Phase, in radians.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> COS == Sin(1.0, 1.0, math.pi / 2)
+      True
+    """
 
     a: Number = 1.0
     b: Number = 1.0
@@ -267,7 +378,7 @@ class Sin(Activation):
     @property
     def parity(self) -> int:
         """1 where the function is odd, -1 where it is even, else 0."""
-        if not isinstance(self.c, float):  # in a compiled program, which knows the phases of odd and even ones
+        if not isinstance(self.c, float):  # a traced phase: those of odd and even functions belong to the structure
             return 0
         return 1 if abs(math.sin(self.c)) < 1e-15 else -1 if abs(math.cos(self.c)) < 1e-15 else 0
 
@@ -277,7 +388,19 @@ class Sin(Activation):
 
 @dataclass(frozen=True)
 class Gaussian(Activation):
-    """a exp(b x^2) with b <= 0; the sign of b is that of neural-tangents."""
+    """The Gaussian a exp(b x^2) with b <= 0; neural-tangents has the same sign of b.
+
+    Attributes:
+      a: Value at 0.
+      b: Factor in the exponent, at most 0.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size, or `b` is positive.
+
+    Example:
+      >>> Gaussian(b=-0.5).name
+      'gaussian(1.0,-0.5)'
+    """
 
     a: Number = 1.0
     b: Number = -1.0
@@ -296,7 +419,19 @@ class Gaussian(Activation):
 
 @dataclass(frozen=True)
 class Exp(Activation):
-    """a exp(b x)."""
+    """The exponential a exp(b x).
+
+    Attributes:
+      a: Factor of the output.
+      b: Factor of the input.
+
+    Raises:
+      InputError: A parameter is not a number of at most 1e150 in size.
+
+    Example:
+      >>> Exp(b=0.5).name
+      'exp(1.0,0.5)'
+    """
 
     a: Number = 1.0
     b: Number = 1.0
@@ -307,7 +442,12 @@ class Exp(Activation):
 
 @dataclass(frozen=True)
 class Gabor(Activation):
-    """exp(-x^2) sin(x)."""
+    """The Gabor function exp(-x^2) sin(x).
+
+    Example:
+      >>> Gabor().name
+      'gabor'
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jnp.exp(-(x**2)) * jnp.sin(x)
@@ -315,11 +455,20 @@ class Gabor(Activation):
 
 @dataclass(frozen=True)
 class Polynomial(Activation):
-    """coefficients[0] + coefficients[1] x + ... + coefficients[n] x^n.
+    """The polynomial coefficients[0] + coefficients[1] x + ... + coefficients[n] x^n.
 
     Attributes:
-      coefficients: Any sequence of numbers, kept as a tuple of floats.
-      label: Its name in messages; by default its coefficients.
+      coefficients: A sequence of numbers, kept as a tuple of floats.
+      label: The name in messages; by default the coefficients.
+
+    Raises:
+      InputError: There is no coefficient, or one is not a finite number.
+
+    Example:
+      >>> Polynomial([0.0, 1.0, 2.0]).name
+      'polynomial(0.0,1.0,2.0)'
+
+    Reference: Price, 1958 (the series of the dual).
     """
 
     coefficients: Sequence[Number]
@@ -340,13 +489,20 @@ class Polynomial(Activation):
 
     @property
     def name(self) -> str:
-        """The label, else the coefficients, as in "polynomial(0.0,1.0,2.0)"."""
+        """The label if there is one, else the coefficients, such as "polynomial(0.0,1.0,2.0)"."""
         return self.label or f"polynomial({','.join(map(str, self.coefficients))})"
 
 
 @dataclass(frozen=True)
 class Sign(Activation):
-    """-1, 0 or 1; its derivative is taken to be 0, as autodiff and neural-tangents have it."""
+    """The sign of x: -1, 0 or 1; its derivative counts as 0, as in automatic differentiation and neural-tangents.
+
+    Example:
+      >>> Sign().name
+      'sign'
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (6) (the dual of the step).
+    """
 
     def _apply(self, x: jax.Array) -> jax.Array:
         return jnp.sign(x)
@@ -354,7 +510,22 @@ class Sign(Activation):
 
 @dataclass(frozen=True)
 class RectifiedMonomial(Activation):
-    """x^degree where x >= 0, else 0; for degree 0 the step, with 1 at 0 and a derivative taken to be 0."""
+    """The rectified monomial: x^degree where x >= 0, else 0.
+
+    Degree 0 is the step function, which is 1 at 0 and whose derivative counts as 0.
+
+    Attributes:
+      degree: The exponent, a whole number of at least 0.
+
+    Raises:
+      InputError: `degree` is no such number.
+
+    Example:
+      >>> RectifiedMonomial(2).name
+      'rectified_monomial(2)'
+
+    Reference: Cho and Saul, NeurIPS 2009, eq. (4) (the dual).
+    """
 
     degree: int
 
@@ -366,23 +537,36 @@ class RectifiedMonomial(Activation):
 
     @property
     def name(self) -> str:
-        """As in "rectified_monomial(2)"."""
+        """The name in messages, such as "rectified_monomial(2)"."""
         return f"rectified_monomial({self.degree})"
 
 
 @dataclass(frozen=True)
 class Quadrature(Activation):
-    """Any other function; its kernels come from one-dimensional quadrature and a Hermite series (see `kernels.dual`).
+    """Any other function; its dual is a Hermite series whose coefficients come from quadrature (see `kernels.dual`).
 
-    `kernel` warns where they are off by more than 1e-6, as close to a kink, and refuses those off by a quarter or more;
-    inside transformations such as `jax.jit`, and in a `DagLayer`, where variances are not known, it can do neither.
+    `nngp_dag.kernel` bounds the relative error at the variances that the network reaches. It warns of errors above
+    1e-6, which kinks cause, and refuses errors above a quarter. Inside transformations such as `jax.jit`, and in a
+    `DagLayer`, the variances are unknown, so it can do neither.
 
-    Two of them are equal when `fn` is the same object, so keep one lambda and use it again: a new one recompiles.
+    Two of these activations are equal if `fn` is the same object. So define a function once and use it again: a new
+    lambda compiles anew.
 
     Attributes:
-      fn: An elementwise JAX function of an array with a derivative, both finite on the real line.
-      label: Its name in messages; by default that of `fn`.
+      fn: An elementwise, differentiable JAX function; value and slope are finite on the real line.
+      label: The name in messages; by default that of `fn`.
       degree: Number of terms of the series, 1 to 128; cost and accuracy grow with it.
+
+    Raises:
+      InputError: `fn` fails one of these conditions, or `degree` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, nngp_dag as nd
+      >>> bounded = Quadrature(lambda x: x / jnp.sqrt(1 + x**2), label="bounded")
+      >>> nd.kernel("2_12", np.eye(3), activation=bounded, w_std=0.5).ntk.shape
+      (3, 3)
+
+    Reference: Golub and Welsch, 1969 (the quadrature); Mehler, 1866 (the series).
     """
 
     compiles_slowly = True
@@ -404,24 +588,39 @@ class Quadrature(Activation):
         return self.fn(x)
 
     def __repr__(self) -> str:
-        """The same in every process, unlike that of a function: jobs that continue compare it, see `fingerprint`."""
+        """Returns a text that is the same in every process, because resumed jobs compare it; see `fingerprint`."""
         fn = getattr(self.fn, "__wrapped__", self.fn)
         origin = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
         return f"Quadrature({origin}, {fingerprint(self.fn)}, label={self.label!r}, degree={self.degree})"
 
     @property
     def name(self) -> str:
-        """As in "quadrature(tanh)"."""
+        """The name in messages, such as "quadrature(tanh)"."""
         return f"quadrature({self.label or getattr(self.fn, '__name__', type(self.fn).__name__)})"
 
 
 def leaky_relu(alpha: Number = 0.01) -> ABRelu:
-    """Returns alpha min(x, 0) + max(x, 0)."""
+    """Returns the leaky ReLU alpha min(x, 0) + max(x, 0).
+
+    Example:
+      >>> leaky_relu(0.1)
+      ABRelu(a=0.1, b=1.0)
+    """
     return ABRelu(alpha, 1.0)
 
 
 def rbf(gamma: Number = 1.0) -> Sin:
-    """Returns sqrt(2) sin(sqrt(2 gamma) x + pi / 4), whose dual is exp(-gamma E[(u - v)^2])."""
+    """Returns sqrt(2) sin(sqrt(2 gamma) x + pi / 4), whose dual is the kernel exp(-gamma E[(u - v)^2]).
+
+    Raises:
+      InputError: `gamma` is not positive.
+
+    Example:
+      >>> rbf() == get_activation("rbf")
+      True
+
+    Reference: Rahimi and Recht, NeurIPS 2007 (random features of this kernel).
+    """
     gamma = _number("gamma", gamma)
     if gamma <= 0:
         raise InputError(f"Expected `gamma` to be greater than 0, got {gamma}")
@@ -429,13 +628,29 @@ def rbf(gamma: Number = 1.0) -> Sin:
 
 
 def monomial(n: int) -> Polynomial:
-    """Returns x^n."""
+    """Returns the monomial x^n.
+
+    Raises:
+      InputError: `n` is not a whole number of at least 0.
+
+    Example:
+      >>> monomial(2).coefficients
+      (0.0, 0.0, 1.0)
+    """
     n = check_whole("n", n, 0)
     return Polynomial((0.0,) * n + (1.0,), f"monomial({n})")
 
 
 def hermite(n: int) -> Polynomial:
-    """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n."""
+    """Returns the probabilists' Hermite polynomial He_n(x) / sqrt(n!), whose dual at unit variances is k^n.
+
+    Raises:
+      InputError: `n` is not a whole number of at least 0.
+
+    Example:
+      >>> hermite(1).coefficients
+      (0.0, 1.0)
+    """
     n = check_whole("n", n, 0)
     coefficients = np.polynomial.hermite_e.herme2poly([0.0] * n + [1.0]) / math.sqrt(math.factorial(n))
     return Polynomial(tuple(coefficients.tolist()), f"hermite({n})")
@@ -448,6 +663,7 @@ IDENTITY = ABRelu(1.0, 1.0)
 SIGMOID_LIKE = Erf(0.5, 1 / 2.4020563531719796, 0.5)
 COS = Sin(1.0, 1.0, math.pi / 2)
 
+# The names that `get_activation` reads.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": RELU,
     "leaky_relu": leaky_relu(),
@@ -473,13 +689,17 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activation:
-    """Returns the activation that `spec` means.
+    """Returns the activation that `spec` stands for.
 
     Args:
       spec: A key of `ACTIVATIONS`, an activation, or None for the identity.
 
     Raises:
-      InputError: An unknown name, or something that is not an activation.
+      InputError: `spec` is an unknown name, or not an activation.
+
+    Example:
+      >>> get_activation("leaky_relu")
+      ABRelu(a=0.01, b=1.0)
     """
     if spec is None:
         return IDENTITY

@@ -1,4 +1,4 @@
-"""Whether a function given by a person is one that kernels can be made of: elementwise, smooth enough, finite."""
+"""Checks that a function can serve as an activation: elementwise, finite, with a finite derivative."""
 
 import functools
 from collections.abc import Callable
@@ -10,20 +10,23 @@ import numpy as np
 
 from nngp_dag.errors import InputError
 
-# In no order, so that functions that sort are seen; without 0, where only inputs of zeros need a function.
+# The points are not sorted, so that a function that sorts its array is found out. They leave out 0: only an input of
+# zeros needs the value there.
 _POINTS = np.array([[0.4, -1.7, 2.6], [-0.3, 1.2, -2.9], [0.05, -0.9, 1.9], [-2.2, 0.7, -0.1]])
 
 
 def check_elementwise(what: str, fn: Callable[[Any], Any], name: str) -> None:
-    """Checks that a function of arrays is JAX's, is elementwise, keeps dtypes, and is finite with a finite slope.
+    """Checks that a function of JAX arrays can serve as an activation.
+
+    It must be hashable, elementwise and differentiable, and keep the dtype. Its values and slopes must be finite.
 
     Args:
-      what: How messages call it, as in "`fn` of `Quadrature`".
+      what: The argument in messages, such as "`fn` of `Quadrature`".
       fn: The function.
-      name: Its name in messages.
+      name: The function's name in messages.
 
     Raises:
-      InputError: It is not.
+      InputError: One of these conditions fails.
     """
     try:
         hash(fn)
@@ -37,12 +40,12 @@ def slope_of(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.
     return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
 
 
-# Once for a function: its values are compiled for it.
+# The check compiles the function, so its outcome is kept for each function.
 @functools.lru_cache(maxsize=256)
 def _check(what: str, fn: Callable[[Any], Any], name: str, wide: bool) -> None:
-    del wide  # a constant of NumPy's makes float64 of float32 only where that is enabled
+    del wide  # part of the cache's key: a NumPy constant turns float32 into float64 only where float64 is enabled
     _check_traced(what, fn, name, np.dtype(np.float32))
-    # Inside a transformation as well.
+    # Evaluation at compile time makes the check work inside a transformation such as `jax.jit`, too.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         _check_traced(what, fn, name, np.dtype(np.float64))
         _check_values(what, fn, name)
@@ -55,7 +58,7 @@ def _check_traced(what: str, fn: Callable[[Any], Any], name: str, dtype: np.dtyp
     except Exception as error:
         if isinstance(error, jax.errors.TracerBoolConversionError) or "truth value" in str(error):
             raise InputError(
-                f"Expected {what} to be a function of JAX arrays, got {name}, which decides by their values; use "
+                f"Expected {what} to be a function of JAX arrays, got {name}, which branches on their values; use "
                 "`jnp.where` instead of `if`"
             ) from None
         raise InputError(
@@ -88,7 +91,7 @@ def _check_values(what: str, fn: Callable[[Any], Any], name: str) -> None:
     whole = np.asarray(both(_POINTS))
     check_finite(what, name, _POINTS, *whole)
     alone = np.stack([both(_POINTS[i : i + 1, j : j + 1])[:, 0, 0] for i, j in np.ndindex(_POINTS.shape)], axis=-1)
-    # Compilers round entries of vectors and single numbers in different ways.
+    # Compiled code may round an entry of an array and a single number differently.
     if not np.allclose(alone.reshape(whole.shape), whole, rtol=1e-9, atol=1e-11 * np.abs(whole).max()):
         raise InputError(
             f"Expected {what} to be elementwise, got {name}, whose values depend on the other entries of an array; "
@@ -97,10 +100,17 @@ def _check_values(what: str, fn: Callable[[Any], Any], name: str) -> None:
 
 
 def check_finite(what: str, name: str, x: np.ndarray, values: np.ndarray, slopes: np.ndarray) -> None:
-    """Checks values and slopes of a function at points.
+    """Checks that the values and slopes of a function are finite at given points.
+
+    Args:
+      what: The argument in messages, such as "`fn` of `Quadrature`".
+      name: The function's name in messages.
+      x: The points.
+      values: The function's values there, of the shape of `x`.
+      slopes: Its derivatives there.
 
     Raises:
-      InputError: One of them is not finite.
+      InputError: A value or a slope is not finite; the message names the point nearest to 0.
     """
     for of, found in (("value", values), ("slope", slopes)):
         unsound = ~np.isfinite(found)
@@ -108,7 +118,7 @@ def check_finite(what: str, name: str, x: np.ndarray, values: np.ndarray, slopes
             at = np.flatnonzero(unsound)[np.argmin(np.abs(x[unsound]))]
             raise InputError(
                 f"Expected {what} to be finite, with its slope, on the whole real line, got {name}, whose {of} is "
-                f"{found.flat[at]} at x = {x.flat[at] + 0.0:.3g}; define it there, as by `jnp.where`"
+                f"{found.flat[at]} at x = {x.flat[at] + 0.0:.3g}; define it there, for example by `jnp.where`"
             )
 
 

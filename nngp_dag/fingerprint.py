@@ -1,4 +1,4 @@
-"""What a function does, as a text that is the same in every process, so that files can say which one they belong to."""
+"""Digests of functions that are equal in every process, so that files can say which function they belong to."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Their functions are known by name: files note the versions.
+# Functions of these libraries are identified by name alone, because files record the versions of the libraries.
 _LIBRARIES = {"jax", "jaxlib", "flax", "numpy", "scipy", "nngp_dag", *sys.stdlib_module_names}
 
 
@@ -20,18 +20,19 @@ class _UnknownError(Exception):
 
 
 def fingerprint(fn: Callable[..., Any]) -> str:
-    """Returns a digest of a function's code, defaults, and of the constants and functions that it reads.
+    """Returns a digest of a function's code and defaults, and of the constants and functions that it reads.
 
-    Where that cannot be known, as of callable objects, a text that no other process has: nothing on disk equals it.
+    The content of some functions cannot be read, such as that of callable objects. The result is then a text that is
+    unique to this process, so that it equals nothing on disk.
     """
     return known_fingerprint(fn) or f"of unknown content, here {_token(fn)}"
 
 
 def known_fingerprint(fn: Callable[..., Any]) -> str | None:
-    """Returns such a digest, or None where it cannot be known."""
+    """Returns the digest of `fingerprint`, or None where the function's content cannot be read."""
     try:
         return hashlib.sha256(repr(_content(fn, ())).encode()).hexdigest()[:16]
-    except (_UnknownError, ValueError, RecursionError):  # also cells that are empty, and nesting without an end
+    except (_UnknownError, ValueError, RecursionError):  # the last two: empty closure cells, and endless nesting
         return None
 
 
@@ -41,7 +42,7 @@ def _token(fn: Hashable) -> str:
 
 
 def _content(value: Any, within: tuple[int, ...]) -> Any:
-    """Returns texts, and tuples of them; `within` are the functions that led here."""
+    """Returns a value's content as texts and tuples of texts; `within` lists the ids of the enclosing functions."""
     if id(value) in within:
         return "itself"
     again = functools.partial(_content, within=within)
@@ -70,13 +71,13 @@ def _content(value: Any, within: tuple[int, ...]) -> Any:
         closure = tuple(cell.cell_contents for cell in value.__closure__ or ())
         read = tuple(value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
         return tuple(map(again, (value.__code__, value.__defaults__, value.__kwdefaults__, closure, read)))
-    # Transformed by JAX: `jit`, and `custom_jvp`, whose rule is another function.
+    # A function that JAX has transformed: by `jit`, or by `custom_jvp`, whose derivative is a function of its own.
     if type(value).__module__.partition(".")[0] in ("jax", "jaxlib") and hasattr(value, "__wrapped__"):
         return tuple(again(getattr(value, part, None)) for part in ("__wrapped__", "jvp"))
     raise _UnknownError
 
 
 def _names(code: CodeType) -> list[str]:
-    """Returns the names that code, and functions within, look up."""
+    """Returns the names that a code object, and the functions defined in it, look up."""
     inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
     return sorted({*code.co_names, *inner})

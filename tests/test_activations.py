@@ -474,7 +474,7 @@ backward_only.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
     [
         (np.tanh, r"to be a function of JAX arrays, got quadrature\(tanh\), .*; write it with `jax.numpy`"),
         (math.tanh, r"to be a function of JAX arrays, got quadrature\(tanh\), .*; write it with `jax.numpy`"),
-        (branching, r"quadrature\(branching\), which decides by their values; use `jnp.where` instead of `if`"),
+        (branching, r"quadrature\(branching\), which branches on their values; use `jnp.where` instead of `if`"),
         (lambda x: (x, x), "to be elementwise, .* makes tuple of an array"),
         (jnp.sum, r"to be elementwise, .* makes shape \(\) of an array of shape \(4, 3\)"),
         (jnp.cumsum, r"to be elementwise, .* makes shape \(12,\)"),
@@ -484,7 +484,10 @@ backward_only.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
         (lambda x: x > 0, "to keep the dtype, .* makes bool of float32; cast its result"),
         (lambda x: x.astype(jnp.float32), "to keep the dtype, .* makes float32 of float64"),
         (backward_only, "to have a derivative, got .*, which `jax.jvp` fails on .*; define it with `jax.custom_jvp`"),
-        (jnp.log, "to be finite, .* got .*log.*, whose value is nan at x = -0.1; define it there, as by `jnp.where`"),
+        (
+            jnp.log,
+            "to be finite, .* got .*log.*, whose value is nan at x = -0.1; define it there, for example by `jnp.where`",
+        ),
         (jnp.sqrt, "whose value is nan at x = -0.1"),
         (lambda x: jnp.where(x > 0, x, jnp.inf), "whose value is inf at x = -0.1"),
         (without_slope, "whose slope is nan at x = 0.05"),

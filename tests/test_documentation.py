@@ -51,7 +51,7 @@ def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs")  # from neural-tangents
         for example in examples:
-            exec(example, names)
+            exec(compile(example, str(README), "exec"), names)
     wrong, right, numbers = capsys.readouterr().out.splitlines()
     assert (wrong, right) == ("[[2.]]", "[[4.]]")
     condition_number, first, last = map(float, numbers.split())

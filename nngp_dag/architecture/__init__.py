@@ -1,4 +1,4 @@
-"""A graph with all operations filled in, its normal form, its program, and which have equal kernels."""
+"""Networks: a graph with its operations, its normal form, its program, and the classes of equal kernels."""
 
 from nngp_dag.architecture._normal_form import NormalForm, normal_form
 from nngp_dag.architecture.network import Network

@@ -1,14 +1,18 @@
-"""The normal form of a DAG: two small tables that determine its kernels (THEORY section 2).
+"""The normal form of a DAG: two small tables that determine its kernels.
 
-Every weighted edge draws its own weights, so at infinite width its output field is independent of every other
-edge's, and skips only add such fields up: X(t) = sum_e n[t, e] g_e, where n[t, e] counts the skip-only paths from
-the head of e to t (each weighted by the scales along it). Fields of equal operations that leave the same node share one
-kind l, so kernels depend on n only through
+Every weighted edge draws its own weights. At infinite width its output, the field g_e, is therefore independent of the
+field of every other edge, and skips only add fields up:
+
+    X(t) = sum_e n[t, e] g_e                                      (Equation (1) of docs/mathematics.md)
+
+Here n[t, e] counts the skip-only paths from the head of e to t. A path counts with the product of the factors along
+it: scales, and the factors of the aggregation. Equation (2) is the recursion for n. Fields that leave one node by equal
+operations have the same distribution: they are of one kind l. So kernels depend on n only through Equation (3),
 
     A[t, l] = sum over weighted edges e of kind l of n[t, e]^2    (weights of covariances)
     B[t, l] = sum over weighted edges e of kind l of n[t, e]      (weights of means)
 
-Two DAGs with equal tables have equal kernels, exactly.
+Two DAGs with equal tables have exactly equal kernels.
 """
 
 import functools
@@ -24,7 +28,7 @@ from nngp_dag.graph.operations import Dense, Op
 from nngp_dag.graph.reading import as_dag
 
 EdgeKind = tuple[int, Dense | None]
-"""The source of weighted edges and their operation; (i, None) is the stem of input i."""
+"""The source node of weighted edges and their operation; (i, None) stands for the stem of input i."""
 
 Row = dict[EdgeKind, float | int]
 
@@ -34,9 +38,10 @@ class NormalForm:
     """The tables A and B of a DAG of skips and plain weighted edges.
 
     Attributes:
-      A: Weights of covariances, float64 (H + 1, H + 1). Row t is node t. Column 0 is the stem, column s + 1
-        the weighted edges that leave node s. Rows on which the output does not depend are zero.
-      B: Weights of means, with the rows and columns of A.
+      A: Weights of covariances, Equation (3) of docs/mathematics.md, float64 (H + 1, H + 1). Row t is node t. Column 0
+        is the stem, and column s + 1 stands for the weighted edges that leave node s. Rows of nodes on which the output
+        does not depend are zero.
+      B: Weights of means, with the rows and columns of `A`.
       shared_skips: Whether some field reaches a node by more than one skip-only path (n > 1).
     """
 
@@ -48,14 +53,16 @@ class NormalForm:
 def rows(network: Network) -> tuple[dict[int, tuple[Row, Row]], bool]:
     """Returns the rows of A and B of every node on which an output depends, and whether skips are shared.
 
-    Only scales may lie on edges without weights. The cost grows with the edges and the fields that skips carry.
+    Edges without weights must be skips or scales: no table of numbers describes pooling. The cost grows with the number
+    of edges, times the number of fields that skips carry.
 
     Raises:
       GraphError: A squared multiplicity exceeds float64.
     """
     dag = network.dag
-    # All fields with the same head share n[t, e], so multiplicities are kept per head:
-    # multiplicity[t] = {head: sum over skip-only paths head -> t}.
+    # All edges with one head share n[t, e], so multiplicities are kept per head and not per edge. The dictionary
+    # multiplicity[t] maps heads to sums over skip-only paths head -> t, by Equation (2) of docs/mathematics.md.
+    # Integer factors give Python integers, which are exact for any number of paths.
     kinds: list[Counter[EdgeKind]] = [Counter() for _ in range(dag.num_nodes)]
     for node in range(dag.num_inputs):
         kinds[node][node, None] = 1
@@ -106,11 +113,15 @@ def _too_many(node: int) -> GraphError:
 
 
 def normal_form(dag: Dag | str, aggregation: str = "sum") -> NormalForm:
-    """Returns the tables of `dag`, which may also be a text that `Dag.parse` reads.
+    """Returns the tables A and B of a DAG of skips and plain weighted edges.
+
+    Args:
+      dag: The graph, or a text that `Dag.parse` reads.
+      aggregation: "sum", "scaled-sum" or "mean", as in `Network`.
 
     Raises:
-      GraphError: No path reaches the output, a squared multiplicity exceeds float64, or `dag` has several inputs or
-        outputs or operations of its own, which these tables cannot hold.
+      GraphError: No path reaches the output, or a squared multiplicity exceeds float64. Or `dag` has several inputs or
+        outputs, or operations of its own, which these tables cannot hold.
 
     Example:
       >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0

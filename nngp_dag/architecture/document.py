@@ -1,4 +1,4 @@
-"""Networks as JSON holds them, so that results on disk say what they belong to and can be read back."""
+"""Networks as JSON documents: results on disk name the network that they belong to, and it can be read back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from nngp_dag.graph.operations import EdgeOperation, name_of_class
 
 
 def to_document(network: Network) -> dict[str, Any]:
-    """Returns what JSON can hold of a network.
+    """Returns a network as a dictionary that JSON can hold.
 
-    Activations are kept by name, those with other parameters by class and parameters; classes of other packages, also
-    those of operations, with their module. A `Quadrature` is kept as its `repr`, which two equal functions share, and
+    Activations are kept by name, or by class and parameters where they have no name. Classes of other packages are kept
+    with their module. A `Quadrature` is kept as its `repr`, so equal functions have equal documents; such a document
     cannot be read back.
 
     Example:
@@ -23,16 +23,17 @@ def to_document(network: Network) -> dict[str, Any]:
       ('2_12', 'mean', True)
     """
     fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    # Equal networks are described equally.
+    # A given stem that equals the layer's own counts as none, so that equal networks have equal documents.
     stem = None if network.stem in (None, stem_of(network.layer)) else _of_operation(network.stem)
     return fields | {"dag": _of_dag(network.dag), "layer": _of_operation(network.layer), "stem": stem}
 
 
 def from_document(document: Mapping[str, Any]) -> Network:
-    """Returns the network that `to_document` described.
+    """Returns the network that a document of `to_document` describes.
 
     Raises:
-      GraphError, InputError: It describes none, or an activation that cannot be read back.
+      GraphError: The document describes no valid graph.
+      InputError: The document describes no network, or holds a `Quadrature`, which cannot be read back.
     """
     try:
         fields = dict(document)
@@ -96,7 +97,7 @@ def _operation(document: Any) -> Any:
 def _of_activation(activation: Any) -> Any:
     if activation is None or isinstance(activation, str):
         return activation
-    from nngp_dag.activations import Quadrature  # which loads JAX
+    from nngp_dag.activations import Quadrature  # imported late, because it loads JAX
 
     if isinstance(activation, Quadrature):
         return {"Quadrature": repr(activation)}

@@ -1,12 +1,14 @@
 """Classes of nodes with equal kernels, over many networks, and one program for all of them.
 
-A node's kernels are a function of its row of the normal form, {(source, operation): (A, B)}, and of the kernels of its
-sources. So two nodes, of one network or of two, have equal kernels if their rows agree once sources of one class count
-as one: their A and B then add up. B counts for operations whose output has a mean; elsewhere it is set to 0.
+A node's kernels depend on its row of the normal form, {(source, operation): (A, B)}, and on the kernels of its sources.
+First, sources of one class are merged: the entries A of their columns are added, and so are the entries B. Two nodes,
+of one network or of two, then have equal kernels if their merged rows agree. B matters only for operations whose output
+has a mean; elsewhere it is set to 0.
 
-Operations may be homogeneous, as W relu(x) without biases is: c times the kernels of a node give c times the kernels of
-the field. Rows are then compared up to such factors, which wander on to the next row: a sum of two equal skips before a
-layer is in the same class as after it.
+Operations may be homogeneous, such as W relu(x) without biases: scaling the kernels of a node by c scales those of the
+field by c. A row is therefore divided by the sum of its entries A before it is compared. That sum multiplies
+the entries of every later row that reads the node, so that no factor is lost. Two equal skips before a layer thus lead
+to the same class as two equal skips after it.
 """
 
 import hashlib
@@ -24,13 +26,13 @@ from nngp_dag.graph.operations import Dense
 
 
 class Summand(NamedTuple):
-    """What one kind of weighted edges adds to a node.
+    """The contribution of one kind of weighted edges to a node.
 
     Attributes:
-      source: The class of the node that they leave, by its digest, or the number of an input.
-      op: Their operation; None for the stem of an input.
-      a: Weight of its covariance.
-      b: Weight of its mean.
+      source: The digest of the class of the source node, or the number of an input.
+      op: The operation of the edges; None for the stem of an input.
+      a: The weight of the field's covariance, A.
+      b: The weight of the field's mean, B.
     """
 
     source: str | int
@@ -40,10 +42,10 @@ class Summand(NamedTuple):
 
 
 class KernelClasses:
-    """Classes of nodes with equal kernels, over many networks, each known by a digest of all that it depends on.
+    """Classes of nodes with equal kernels, over many networks, each identified by a digest.
 
-    Equal digests mean equal kernels, whichever networks they come from, in whatever order. Networks are to agree in
-    stem and readout, and must not pool: pooling mixes pixels, and no table of A and B describes it.
+    Equal digests mean equal kernels, for any networks in any order. All networks must have the same stem and readout.
+    They must not pool: pooling mixes pixels, and no table of A and B describes it.
 
     Example:
       >>> from nngp_dag.graph import Dag
@@ -54,17 +56,17 @@ class KernelClasses:
     """
 
     def __init__(self, homogeneous: Callable[[Dense], bool] = lambda op: False) -> None:
-        """Starts with no network; `homogeneous` says of an operation, with its activation, whether it is."""
+        """Starts without networks; `homogeneous` says whether an operation, with its activation, is homogeneous."""
         self._homogeneous = homogeneous
-        # In an order in which sources come first.
+        # Insertion order: the sources of a row come before it.
         self._rows: dict[str, tuple[Summand, ...]] = {}
         self._texts: dict[Dense, str] = {}
 
     def add(self, network: Network) -> str:
-        """Takes in the nodes of a network; returns the class of its output, by its digest.
+        """Adds the nodes of a network and returns the digest of its output's class.
 
         Raises:
-          GraphError: The network has several outputs or pools, or a multiplicity of skips exceeds float64.
+          GraphError: The network has several outputs or pools, or a skip multiplicity exceeds float64.
         """
         if len(network.dag.outputs) > 1 or network.pools:
             what = "pooling" if network.pools else f"{len(network.dag.outputs)} outputs"
@@ -73,7 +75,7 @@ class KernelClasses:
         output = max(network.dag.outputs)
         ops = {network.stem_op, *(op for a, _ in table.values() for _, op in a if op is not None)}
         scales = all(map(self._homogeneous, ops))
-        # The class of every node, and the factor by which the node's kernels exceed those of the class.
+        # For every node its class, and the factor c with (kernels of the node) = c (kernels of the class).
         known: dict[int, tuple[str, float]] = {}
         for node in sorted(table):
             a, b = table[node]
@@ -93,10 +95,10 @@ class KernelClasses:
         return known[output][0]
 
     def _digest(self, summed: dict[tuple[str | int, Dense | None], tuple[float, float]], factor: float) -> str:
-        """Takes in a row, divided by a factor; returns its digest."""
+        """Stores a row, divided by a factor, and returns its digest."""
         texts = {}
         for (source, op), (a, b) in summed.items():
-            # A root may be rounded.
+            # Means scale by the root of the factor, which may be rounded: 13 digits of B are compared.
             a, b = (a, b) if factor == 1 else (a / factor, b / math.sqrt(factor))
             texts[f"{source} {self._text(op)} {a!r} {b:.13g}"] = Summand(source, op, a, b)
         digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
@@ -104,7 +106,7 @@ class KernelClasses:
         return digest
 
     def digest_of_edges(self, network: Network) -> str:
-        """Returns a digest of a network that pools: of its edges as they are."""
+        """Returns a digest of a network that pools; it covers the edges as they are, without a normal form."""
         ends = [f"{network.dag.num_nodes} {network.dag.num_inputs} {network.dag.outputs}"]
         edges = (
             f"{edge.source} {edge.target} {self._text(edge.op) if isinstance(edge.op, Dense) else repr(edge.op)}"
@@ -113,7 +115,7 @@ class KernelClasses:
         return hashlib.sha256("\n".join([*ends, *edges]).encode()).hexdigest()
 
     def largest_weight(self, output: str) -> float:
-        """Returns the largest A or B on which a class depends."""
+        """Returns the largest entry of A or B, in absolute value, on which a class depends."""
         return max(
             abs(weight) for digest in self._needed([output]) for s in self._rows[digest] for weight in (s.a, s.b)
         )
@@ -122,8 +124,9 @@ class KernelClasses:
         """Returns one program for the kernels of several networks, in which every class is evaluated once.
 
         Args:
-          outputs: Classes of the networks' outputs.
-          readout: What follows them, as a weighted edge to a node of its own; None for nothing.
+          outputs: The digests of the networks' output classes.
+          readout: The operation of a readout, which the program holds as a weighted edge to one more node; None for no
+            readout.
         """
         order = self._needed(outputs)
         number = {digest: i for i, digest in enumerate(order)}
@@ -174,7 +177,7 @@ class KernelClasses:
         return Program(structure, np.array(weights, float), np.array(mean_weights, float), tuple(operations))
 
     def _needed(self, outputs: Iterable[str]) -> list[str]:
-        """The classes on which some depend, these included, sources first."""
+        """Returns the given classes and all that they depend on, sources first."""
         needed = set(outputs)
         order = []
         for digest in reversed(self._rows):
@@ -184,7 +187,7 @@ class KernelClasses:
         return order[::-1]
 
     def _text(self, op: Dense | None) -> str:
-        """What stands for an operation in a digest: its description, numbered where two different ones share it."""
+        """Returns an operation's text in digests: its `repr`, with a number where different operations share one."""
         if op is None:
             return "stem"
         if op not in self._texts:

@@ -1,7 +1,8 @@
-"""The recursion over a program's steps, written once; what it carries is up to an algebra.
+"""The recursion over a program's steps, written once; an algebra defines the values that it carries.
 
-Covariances of a block of a kernel, moments of inputs with themselves, kernels as functions of an angle, and lower
-bounds on eigenvalues all follow the same sums and the same weighted operations.
+The same recursion serves several kinds of values: covariances of a block of a kernel, moments of inputs with
+themselves, kernels as functions of an angle, and bounds on eigenvalues. For covariances it is Equations (5) to (7) and
+(9) of docs/mathematics.md.
 """
 
 import abc
@@ -13,9 +14,12 @@ from nngp_dag.graph.operations import EdgeOperation
 
 
 class Sum(NamedTuple):
-    """What a step adds up: its terms' weights and values.
+    """The weighted sum that a step computes.
 
-    In a compiled loop, step is a row of tables, and weights and values are arrays with a leading axis of terms.
+    Attributes:
+      step: The step; in a compiled loop, a row of the loop's tables.
+      weights: Weights of its terms; in a compiled loop, one array.
+      values: Values of its terms; in a compiled loop, arrays with a leading axis over terms.
     """
 
     step: Any
@@ -24,23 +28,34 @@ class Sum(NamedTuple):
 
 
 class Algebra(abc.ABC):
-    """What a run of a program carries."""
+    """The values that a run of a program carries, and the operations on them."""
 
     @abc.abstractmethod
     def add(self, of: Sum) -> Any:
-        """Returns the value of a step."""
+        """Returns the value of a step, the weighted sum of its terms."""
 
     def at_node(self, step: Any, total: Any, mean: Any) -> Any:
-        """Returns a node's value, given its sum, and its mean or None for 0; by default the sum."""
+        """Returns a node's value from its sum and its mean, which is None for 0; by default the sum."""
         del step, mean
         return total
 
     @abc.abstractmethod
     def apply(self, operation: int, slot: int, of: Sum, node: Any, mean: Any) -> tuple[Any, Any]:
-        """Returns value and mean, or None for 0, of a field: a weighted operation on a node's sum or value."""
+        """Applies a weighted operation to a node.
+
+        Args:
+          operation: Number of the operation in `Program.operations`.
+          slot: Slot of the resulting field.
+          of: The node's sum before `at_node`, for algebras that add it up once more instead of reading it.
+          node: The node's value.
+          mean: The node's mean, or None for 0.
+
+        Returns:
+          Value and mean of the field; the mean is None for 0.
+        """
 
     def pool(self, mean: Any, pool: EdgeOperation) -> Any:
-        """Returns a mean after pooling; only of images."""
+        """Returns a mean after pooling; only images need it."""
         raise NotImplementedError
 
 
@@ -56,14 +71,14 @@ def run(
 
     Args:
       structure: The steps.
-      weights: Those of the terms of all steps together.
-      mean_weights: Those of the terms of all means together, or None where no mean is to be known.
-      fields: The value of every stem's field.
-      means: Their means, each None for 0.
-      algebra: What to do with them.
+      weights: Weights of the terms of all steps, one after another.
+      mean_weights: Weights of the terms of all means, one after another; None if no means are to be computed.
+      fields: Values of the stems' fields.
+      means: Means of the stems' fields, each None for 0.
+      algebra: The operations on values.
 
     Returns:
-      {node: its value} for the nodes that are computed.
+      A dictionary {node: value} of the nodes that have a step.
     """
     slots, mu = dict(enumerate(fields)), dict(enumerate(means))
     last_read = {term.slot: index for index, step in enumerate(structure.steps) for term in step.terms}
@@ -74,12 +89,14 @@ def run(
         of = Sum(step, weights[position : position + len(step.terms)], [slots[term.slot] for term in step.terms])
         position += len(step.terms)
         total = slots[step.slot] = algebra.add(of)
+        # A value is dropped after its last use, so that memory holds only the values that are still needed.
         for slot in {term.slot for term in step.terms}:
             if last_read[slot] == index:
                 del slots[slot]
         if step.node is None:
             continue
-        # Steps come in the order of nodes; those without a step have means, too.
+        # A node without a step has no covariance of its own, but later means may still depend on its mean. So means are
+        # computed for all nodes up to this one: m(t) = sum of B mu, Equation (5) of docs/mathematics.md.
         for node in range(len(of_nodes), step.node + 1 if structure.means and mean_weights is not None else 0):
             parts = []
             for term in structure.means[node]:

@@ -1,4 +1,4 @@
-"""Several networks of one call, and what they are called."""
+"""Several networks of one call, with their names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
@@ -11,15 +11,22 @@ from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.reading import as_dag
 
 Given = Network | Dag | str
-"""What an entry point takes for a network."""
+"""The types that an entry point accepts as a network."""
 
 
 def named(networks: Given | Iterable[Given] | Mapping[str, Given]) -> list[tuple[str, str, Given]]:
-    """Returns (name, argument, network) of one network, several, or several by name; without names by their texts.
+    """Returns (name, argument, network) for each of one or several networks.
+
+    Args:
+      networks: One network, several, or a mapping from names to networks.
+
+    Returns:
+      Triples of a name, the argument as messages call it, and the network as it was given. Networks without a name are
+      named by their texts.
 
     Raises:
       GraphError: One of them is neither a network nor a graph nor a text.
-      InputError: A name is no text.
+      InputError: A name is not a text.
     """
     given: list[tuple[Any, str, Any]] = [(None, "networks", networks)]
     if isinstance(networks, Mapping):
@@ -35,7 +42,7 @@ def named(networks: Given | Iterable[Given] | Mapping[str, Given]) -> list[tuple
 
 
 def _is_one(networks: Any) -> bool:
-    """Whether what can be iterated over is a text, or a graph of networkx or an array, which are refused."""
+    """Whether an iterable is a single value: a text, or a networkx graph or an array, which are refused later."""
     numbers = getattr(getattr(networks, "dtype", None), "kind", "O") in "biufc"
     return isinstance(networks, str) or hasattr(networks, "nodes") or numbers
 
@@ -43,10 +50,16 @@ def _is_one(networks: Any) -> bool:
 def named_networks(
     networks: Given | Iterable[Given] | Mapping[str, Given], architecture: Architecture, caller: Callable[..., Any]
 ) -> dict[str, Network]:
-    """Returns networks by name, see `named`; `architecture` and `caller` as in `as_network`.
+    """Returns networks by name.
+
+    Args:
+      networks: One network, several, or a mapping from names to networks; see `named`.
+      architecture: Options of the architecture, see `as_network`.
+      caller: The function that was called with them, see `as_network`.
 
     Raises:
-      GraphError, InputError: As `named` and `as_network`; or there is none, or two have one name.
+      GraphError: One of them is no network, see `named` and `as_network`.
+      InputError: An option is invalid, there is no network, or two networks have the same name.
     """
     given = named(networks)
     found = {name: as_network(one, argument, caller, **architecture) for name, argument, one in given}
@@ -54,5 +67,5 @@ def named_networks(
         raise InputError("Expected at least one network, got none")
     if len(found) < len(given):
         names = ", ".join(name for name, _, _ in given)
-        raise InputError(f"Expected networks that their texts tell apart, got {names}; pass {{name: network}}")
+        raise InputError(f"Expected networks whose texts differ, got {names}; pass {{name: network}}")
     return found

@@ -30,34 +30,37 @@ else:
     _Unknown = Any
 
 AGGREGATIONS = ("sum", "scaled-sum", "mean")
-# Fields of the layer that may be given for it.
+# Fields of the layer that entry points accept in place of `layer`.
 OF_LAYER = ("activation", "order", "w_std", "b_std")
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Network:
-    """The architecture: a graph, its operations, stem and readout, how nodes add up, and the parameterization.
+    """A network: a graph, its operations, stem and readout, the aggregation at nodes, and the parameterization.
 
-    X(t) = a(t) * sum over live edges s -> t of op(X(s)), a(t) = 1 ("sum"), 1 / sqrt(in-degree) ("scaled-sum") or
-    1 / in-degree ("mean"). Only live edges count, those on a path from an input to an output.
+    Node t computes X(t) = a(t) * sum over live edges s -> t of op(X(s)). The factor a(t) is 1 ("sum"),
+    1 / sqrt(in-degree) ("scaled-sum") or 1 / in-degree ("mean"). Only live edges count: those on a path from an input
+    to an output.
 
-    Networks are equal where all they apply is: a `stem` that is given counts as none where it is that of the layer.
+    Networks are compared by the operations that they apply. So a given `stem` that equals the layer's own stem makes no
+    difference.
 
     Attributes:
-      dag: The connectivity: a `Dag`, a code, name or cell that `Dag.parse` reads, or (source, target, operation)
-        triples as `Dag.from_edges` takes them; kept as a `Dag`.
-      layer: The operation of edges marked `Op.WEIGHTED`, and of stem and readout: in the order "linear-act" the stem is
-        `layer` and the readout is linear; in the order "act-linear" the stem is linear and the readout starts with
-        the activation.
+      dag: The connectivity, kept as a `Dag`. It may be given as a `Dag`, as a code, name or cell that `Dag.parse`
+        reads, or as the (source, target, operation) triples of `Dag.from_edges`.
+      layer: The operation of edges marked `Op.WEIGHTED`, which also determines stem and readout. In the order
+        "linear-act" the stem is `layer` and the readout is linear. In the order "act-linear" the stem is linear and the
+        readout starts with the activation.
       aggregation: "sum", "scaled-sum" or "mean".
-      stem: The operation from the data to every input node; None for that of `layer` (without layer norm).
-      readout: Whether a linear readout follows the last node; otherwise outputs are X(H) itself.
-      image_readout: What becomes of the pixels of X(H): "flatten" or "global-average".
-      parameterization: What gradients are taken with respect to: "ntk", parameters of variance 1, or "standard",
-        weights of variance w_std^2 / fan-in themselves; the NTK then grows with the width.
-      width: Units, or channels, of every node of the finite network. Of kernels, only the NTK of the standard
+      stem: The operation from the data to every input node; None for the one that `layer` determines, without layer
+        norm.
+      readout: Whether a linear readout follows the last node; otherwise the output is X(H) itself.
+      image_readout: The treatment of the pixels of X(H): "flatten" or "global-average".
+      parameterization: The parameters that gradients are taken with respect to. "ntk" means parameters of variance 1.
+        "standard" means weights of variance w_std^2 / fan-in; the NTK then grows with the width.
+      width: Units, or channels, of every node of the finite network. Among the kernels, only the NTK of the standard
         parameterization depends on it.
-      has_stem: Without a stem the data themselves are node 0.
+      has_stem: Whether there is a stem; without one the data themselves are node 0.
 
     Raises:
       GraphError: `dag` is no graph, no path leads to an output, or an activation comes before the weights of an edge
@@ -98,7 +101,9 @@ class Network:
     ) -> None:
         """Reads the graph and validates; by default `layer` is `Dense()`."""
         if of_layer := [name for name in unknown if name in OF_LAYER]:
-            raise InputError(f"Expected `{of_layer[0]}` in `layer`, got it beside; pass layer=Dense({of_layer[0]}=...)")
+            raise InputError(
+                f"Expected `{of_layer[0]}` in `layer`, got an option of `Network`; pass layer=Dense({of_layer[0]}=...)"
+            )
         check_known(unknown, [field.name for field in dataclasses.fields(Network)], "options of `Network`")
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):
@@ -134,7 +139,7 @@ class Network:
                 raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
             if self.stem.layer_norm:
                 raise InputError("Expected `stem` without `layer_norm`, got one; normalize the data instead")
-        from nngp_dag.activations import get_activation  # which loads JAX
+        from nngp_dag.activations import get_activation  # imported late, because it loads JAX
 
         operations = (self.layer, self.stem, *(edge.op for edge in self.dag.edges))
         for op in dict.fromkeys(operations):
@@ -177,27 +182,27 @@ class Network:
 
     @property
     def kernel_options(self) -> dict[str, Any]:
-        """The options beside the graph that kernels depend on; the width counts in the standard parameterization."""
+        """The options beside the graph that kernels depend on; the width only in the standard parameterization."""
         unused = {"dag"} if self.parameterization == "standard" else {"dag", "width"}
         return {name: value for name, value in self._values.items() if name not in unused}
 
     @functools.cached_property
     def _values(self) -> dict[str, Any]:
-        """What equal networks have in common: the fields, with the stem in place of None."""
+        """The values that comparisons use: the fields, with the layer's own stem in place of None."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return fields | ({"stem": self.stem_op} if self.has_stem else {})
 
     def __eq__(self, other: object) -> bool:
-        """Whether all that two networks apply is equal."""
+        """Whether two networks apply equal operations."""
         return self._values == other._values if isinstance(other, Network) else NotImplemented
 
     def __hash__(self) -> int:
-        """Hash of what `==` compares."""
+        """Returns a hash of the values that `==` compares."""
         return hash(tuple(self._values.values()))
 
     @functools.cached_property
     def stem_op(self) -> Dense:
-        """The stem's operation; whether there is one says `has_stem`."""
+        """The stem's operation, if `has_stem` is true."""
         return self.stem or stem_of(self.layer)
 
     @property
@@ -207,26 +212,26 @@ class Network:
 
     @property
     def readout_op(self) -> Dense:
-        """The readout's operation; whether there is one says `readout`."""
+        """The readout's operation, if `readout` is true."""
         layer = self.layer
         activation = layer.activation if self.reads_out_activated else None
         return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)
 
     @functools.cached_property
     def weighted_operations(self) -> tuple[Dense, ...]:
-        """Every different operation with weights, the stem's first."""
+        """All different operations with weights, the stem's first."""
         ops = [self.stem_op] if self.has_stem else []
         return tuple(dict.fromkeys([*ops, *(edge.op for edge in self.edges if isinstance(edge.op, Dense))]))
 
     @functools.cached_property
     def image_operations(self) -> tuple[Operation, ...]:
-        """Every different operation that needs images."""
+        """All different operations that need images."""
         ops = [edge.op for edge in self.edges] + ([self.stem_op] if self.has_stem else [])
         return tuple(dict.fromkeys(op for op in ops if op.window))
 
     @functools.cached_property
     def pools(self) -> bool:
-        """Whether some operation without weights mixes pixels, so that their covariances must all be kept."""
+        """Whether an operation without weights mixes pixels, so that the covariances of all pixel pairs are needed."""
         return any(op.mixes_pixels for op in self.image_operations)
 
     @functools.cached_property
@@ -235,26 +240,30 @@ class Network:
         return not all(op.output_is_gaussian for op in self.weighted_operations)
 
     def factor(self, node: int) -> float | int:
-        """a(t), the scale of the sum at a node."""
+        """Returns a(t), the factor of the sum at a node."""
         degree = len(self.into[node])
         if self.aggregation == "sum" or degree <= 1:
             return 1
         return degree**-0.5 if self.aggregation == "scaled-sum" else 1 / degree
 
     def multiplicity(self, edge: Edge) -> float | int:
-        """How often an edge without weights adds its (pooled) source to its target."""
+        """Returns the factor with which an edge without weights adds its source, pooled if it pools, to its target."""
         return self.factor(edge.target) * edge.op.factor
 
     def check_gaussian(self, *, input_is_gaussian: bool, reads_out: bool = False) -> None:
-        """Raises a `GraphError` where an activation meets a node that is not Gaussian, or a mean is unknown.
+        """Checks that every activation acts on a Gaussian node, and that every mean is known.
 
         Args:
-          input_is_gaussian: Whether the data are a centered Gaussian process; counts without a stem only.
-          reads_out: Whether the readout follows.
+          input_is_gaussian: Whether the data are a centered Gaussian process; it matters only without a stem.
+          reads_out: Whether the readout is checked, too.
+
+        Raises:
+          GraphError: An activation acts on a node that is not Gaussian, or a mean is unknown.
         """
         inputs = f"the {'stem' if self.has_stem else 'input'}"
         gaussian_input = self.stem_op.output_is_gaussian if self.has_stem else input_is_gaussian
-        # What makes each node not Gaussian, and for networks without stem where the raw input is part of a sum.
+        # For each node the reason why it is not Gaussian, and whether raw data are part of its sum. The mean of raw
+        # data is unknown, so such a sum may have no activated term, and no layer norm may follow it.
         culprits: list[str | None] = [None if gaussian_input else inputs] * self.dag.num_inputs
         raw: list[bool] = [not (self.has_stem or input_is_gaussian)] * self.dag.num_inputs
         for node in range(self.dag.num_inputs, self.dag.num_nodes):
@@ -308,14 +317,14 @@ class Network:
         return gaussian[node]
 
     def __str__(self) -> str:
-        """Returns the graph and what it applies."""
+        """Returns the graph, the layer and the aggregation as a text."""
         return f"{self.dag} ({self.layer.describe()}, {self.aggregation})"
 
     def pixels(self, image: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns the spatial shape of every node, for images of spatial shape `image`.
 
         Raises:
-          GraphError: Operations do not fit the image, or edges of different output shapes meet at a node.
+          GraphError: An operation does not fit the image, or edges with different output shapes meet at a node.
         """
         first = window_output(self.stem_op, image, "the stem") if self.has_stem else image
         shapes = [first] * self.dag.num_inputs
@@ -327,13 +336,13 @@ class Network:
                         f"Expected all edges into node {edge.target} to output images of one shape, got {outputs[0]} "
                         f"from {into[0]} and {output} from {edge}; give them equal strides and padding 'SAME'"
                     )
-            # Nodes without live edges take no part.
+            # A node without live edges has no shape of its own, and nothing reads it.
             shapes.append(outputs[0] if outputs else first)
         return shapes
 
 
 def stem_of(layer: Dense) -> Dense:
-    """Returns the stem that follows from the layer."""
+    """Returns the stem that a layer determines."""
     activation = layer.activation if layer.order == "linear-act" else None
     return dataclasses.replace(layer, activation=activation, layer_norm=False)
 
@@ -342,7 +351,7 @@ def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int
     """Returns the spatial shape of an operation's output.
 
     Raises:
-      GraphError: It needs another number of spatial axes or a larger image.
+      GraphError: The operation needs another number of spatial axes or a larger image.
     """
     if op.window is None:
         return image
@@ -353,7 +362,7 @@ def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int
             "(N, height, width, channels) for a window of two numbers"
         )
     if padding == "SAME":
-        # Beyond, a window sees nothing but zeros, however long it takes.
+        # A larger window would see nothing but more zeros, at a higher cost.
         if any(of > 2 * size + stride for size, of, stride in zip(image, window, strides, strict=True)):
             raise GraphError(f"Expected windows of at most twice the image, {image}, for {what}, got {window}")
         return tuple(-(-size // stride) for size, stride in zip(image, strides, strict=True))

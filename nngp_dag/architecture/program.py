@@ -1,16 +1,16 @@
-"""The order of evaluation of a network's kernels: a straight line of sums and fields.
+"""The order of evaluation of a network's kernels: a sequence of sums and fields without branches.
 
-A field is the output of one weighted edge; its covariance is a function of its source node's. The covariance of a node
-is a sum over fields, which three plans arrange:
+A field is the output of a weighted edge; its covariance is a function of that of its source node. The covariance of a
+node is a sum over fields, Equation (6) of docs/mathematics.md. There are three plans to evaluate these sums:
 
-- dense: tables A and B of all H + 1 columns, zeros included, so that every DAG of one size runs the same program;
-- rows: only the entries of A and B that are not zero;
-- pairs: Cov(t, u) of the pairs of nodes whose sums meet through edges without weights, each from those of its
-  predecessors, Cov(t, u) = sum over s -> t of a Cov(s, u). Linear in the edges for residual networks and
-  ladders, where rows grow with every node; and the only plan for pooling, which does not commute.
+- dense: the tables A and B with all H + 1 columns, zeros included, so that all DAGs of one size share one program;
+- rows: only the nonzero entries of A and B;
+- pairs: Cov(t, u) for pairs of nodes whose sums meet through edges without weights, from the pairs of predecessors:
+  Cov(t, u) = sum over s -> t of a Cov(s, u). The number of terms is linear in the edges for residual networks and
+  ladders, where rows grow with every node. It is the only plan for pooling, which is no multiplication by a number.
 
-The cheaper of rows and pairs is taken. Rows have at most as many entries as there are pairs of a node and a field, so
-no graph costs more than that, and densely skipped ones, with as many edges, no more than their edges.
+The planner takes the cheaper of rows and pairs. Rows have at most one entry for every pair of a node and a field, which
+bounds the cost of every graph. Graphs with skips between all nodes have about as many edges as rows have entries.
 """
 
 import functools
@@ -25,7 +25,13 @@ from nngp_dag.graph.operations import Dense, EdgeOperation, Op, Operation, is_we
 
 
 class Term(NamedTuple):
-    """One summand: the value in a slot, pooled on the side of the rows, of the columns, or both."""
+    """One summand: the value in a slot, which may be pooled.
+
+    Attributes:
+      slot: Slot of the value.
+      left: Pooling of the first input's pixels, or None.
+      right: Pooling of the second input's pixels, or None.
+    """
 
     slot: int
     left: EdgeOperation | None = None
@@ -33,7 +39,13 @@ class Term(NamedTuple):
 
 
 class MeanTerm(NamedTuple):
-    """One summand of a node's mean: the mean of a field, or that of an earlier node, pooled."""
+    """One summand of a node's mean: the mean of a field, or the mean of an earlier node, which may be pooled.
+
+    Attributes:
+      slot: Slot of the field, or None.
+      node: The earlier node, or None.
+      pool: Pooling of the earlier node's mean, or None.
+    """
 
     slot: int | None
     node: int | None
@@ -41,7 +53,12 @@ class MeanTerm(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What leaves a node through weights: the operation, by its number in `Program.operations`, and the slot."""
+    """A field that leaves a node.
+
+    Attributes:
+      op: Number of the weighted operation in `Program.operations`.
+      slot: Slot of the field.
+    """
 
     op: int
     slot: int
@@ -52,8 +69,8 @@ class Step(NamedTuple):
 
     Attributes:
       terms: The summands.
-      slot: Where the sum is kept.
-      node: The node whose covariance this is, or None for that of two nodes.
+      slot: Slot of the sum.
+      node: The node whose covariance the sum is; None for the covariance between two nodes.
       fields: The fields that leave the node.
     """
 
@@ -64,14 +81,14 @@ class Step(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What a compiled program depends on; hashable.
+    """The hashable part of a program, on which its compiled form depends.
 
     Attributes:
-      num_inputs: The first slots hold the stems' fields, one for every input.
-      num_slots: Slots in all.
-      steps: In order; `terms` of all steps together are the order of `Program.weights`.
-      means: For every node in turn the summands of its mean; empty where all means are 0.
-      outputs: Nodes.
+      num_inputs: Number of input nodes; the first slots hold the fields of their stems.
+      num_slots: Number of slots.
+      steps: The steps in order. The terms of all steps, one after another, have the weights `Program.weights`.
+      means: The summands of every node's mean; empty where all means are 0.
+      outputs: The output nodes.
     """
 
     num_inputs: int
@@ -82,7 +99,14 @@ class Structure(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A structure, the weights of its terms, float64, and the operations of its fields."""
+    """A structure with its numbers and operations.
+
+    Attributes:
+      structure: The hashable part.
+      weights: Weights of the terms of all steps, float64.
+      mean_weights: Weights of the summands of all means, float64.
+      operations: The weighted operations of the fields.
+    """
 
     structure: Structure
     weights: np.ndarray
@@ -90,7 +114,7 @@ class Program(NamedTuple):
     operations: tuple[Dense, ...]
 
 
-# Up to so many nodes, graphs of skips and plain weighted edges share one program.
+# Graphs of skips and plain weighted edges with at most this many nodes share the dense program of their size.
 DENSE_NODES = 4
 
 
@@ -99,7 +123,7 @@ def program(network: Network) -> Program:
     """Plans the evaluation of a network's kernels.
 
     Raises:
-      GraphError: A multiplicity of skips exceeds float64.
+      GraphError: A skip multiplicity exceeds float64.
 
     Example:
       >>> from nngp_dag.graph import Dag
@@ -115,19 +139,20 @@ def program(network: Network) -> Program:
         pairs = _Planner(network).plan_pairs()
         assert pairs is not None
         return pairs
-    # Negative scales may cancel: rows add multiplicities up exactly, before they meet rounded covariances.
+    # Negative scales may cancel. Rows add multiplicities exactly, before they multiply rounded covariances; pairs would
+    # subtract rounded covariances.
     cancels = any(network.multiplicity(edge) < 0 for edge in network.edges)
     pairs = None if cancels else _Planner(network, limit=2 * len(network.edges)).plan_pairs()
     if pairs is not None:
         return pairs
     by_rows = _Planner(network).plan_rows()
-    # Densely skipped graphs have many more pairs than rows have entries: planning stops there.
+    # Graphs with skips between all nodes have many more pairs than rows have entries: the limit stops planning early.
     pairs = None if cancels else _Planner(network, limit=len(by_rows.weights)).plan_pairs()
     return pairs or by_rows
 
 
 def program_by_rows(network: Network) -> Program:
-    """Plans by rows: every node is a sum of independent fields, without weights below 0. Nothing may pool."""
+    """Plans by rows: every node is a sum of independent fields with nonnegative weights. The network must not pool."""
     return _Planner(network).plan_rows()
 
 
@@ -148,7 +173,7 @@ def _dense(network: Network) -> Program:
 
 
 def _mixing(op: Operation) -> EdgeOperation | None:
-    """Returns an operation if it mixes pixels."""
+    """Returns the operation if it mixes pixels, else None."""
     return op if isinstance(op, EdgeOperation) and op.mixes_pixels else None
 
 
@@ -156,14 +181,14 @@ class _Planner:
     """Hands out slots and collects steps while a plan is made."""
 
     def __init__(self, network: Network, limit: int | None = None):
-        """`limit` is the number of terms beyond which a plan of pairs is given up."""
+        """Starts an empty plan; a plan of pairs with more than `limit` terms is given up."""
         self.network, self.dag, self.limit = network, network.dag, limit
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
         self.weights: list[float | int] = []
         self.operations: dict[Dense, int] = {}
         self.field_slot: dict[EdgeKind, int] = {(i, None): i for i in range(self.dag.num_inputs)}
-        # None where no field reaches both nodes.
+        # The slot is None where no field reaches both nodes, so that their covariance is 0.
         self.sum_slot: dict[tuple[int, int], int | None] = {}
         self.leaving: list[dict[Dense, None]] = [{} for _ in range(self.dag.num_nodes)]
         for edge in network.edges:
@@ -175,7 +200,7 @@ class _Planner:
         return self.slots - 1
 
     def add(self, key: tuple[int, int], terms: Iterable[tuple[Term, float | int]]) -> None:
-        """Adds the step that computes Cov(key), with the fields of a node's own."""
+        """Adds the step that computes Cov(key), and for a single node the fields that leave it."""
         left, right = key
         merged: dict[Term, float | int] = {}
         for term, weight in terms:
@@ -192,7 +217,7 @@ class _Planner:
         self.steps.append(Step(tuple(merged), slot, left if left == right else None, tuple(fields)))
 
     def finish(self, sums: list[dict[MeanTerm, float | int]]) -> Program:
-        """Returns the program, with the summands of every node's mean."""
+        """Returns the program, given the summands of every node's mean."""
         means = tuple(tuple(terms) for terms in sums)
         weights = [weight for terms in sums for weight in terms.values()]
         structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), means, self.dag.outputs)
@@ -226,12 +251,12 @@ class _Planner:
         return self.finish(sums)
 
     def plan_pairs(self) -> Program | None:
-        """Plans by pairs; None beyond the limit."""
+        """Plans by pairs; returns None if that takes more terms than the limit."""
         needed = self._needed_pairs()
         if needed is None:
             return None
         for node in range(self.dag.num_nodes):
-            # The node's own covariance first: its fields do not wait for those of pairs.
+            # The node's own covariance comes first: its fields do not depend on the pairs.
             for key in sorted(needed[node], key=lambda key: (key != (node, node), key)):
                 self.add(key, self._variance(node) if key[0] == key[1] else self._covariance(key))
             if self._beyond(len(self.weights)):
@@ -242,11 +267,11 @@ class _Planner:
         return self.limit is not None and terms > self.limit + self.dag.num_inputs
 
     def _key(self, left: int, right: int) -> tuple[int, int]:
-        # Without pooling Cov(t, u) is symmetric in its inputs, so that one order is enough.
+        # Without pooling Cov(t, u) = Cov(u, t), so one order of the nodes is enough.
         return (left, right) if self.network.pools else (max(left, right), min(left, right))
 
     def _unweighted(self, node: int) -> list[tuple[int, float | int, EdgeOperation | None]]:
-        """The edges without weights into a node: source, multiplicity, pooling."""
+        """Returns source, multiplicity and pooling of every edge without weights into a node."""
         return [
             (edge.source, self.network.multiplicity(edge), _mixing(edge.op))
             for edge in self.network.into[node]
@@ -254,7 +279,7 @@ class _Planner:
         ]
 
     def _needed_pairs(self) -> list[set[tuple[int, int]]] | None:
-        """The pairs that some field or output depends on, by their later node; None beyond the limit."""
+        """Returns the pairs that a field or output depends on, by their later node; None beyond the limit."""
         count = 0
         needed: list[set[tuple[int, int]]] = [set() for _ in range(self.dag.num_nodes)]
         for node in {*self.dag.outputs, *(edge.source for edge in self.network.edges if isinstance(edge.op, Dense))}:

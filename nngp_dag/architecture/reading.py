@@ -1,4 +1,4 @@
-"""What network an argument and options of the architecture stand for."""
+"""Networks read from an argument and options of the architecture."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
@@ -11,7 +11,7 @@ from nngp_dag.graph.reading import as_dag
 
 
 class Architecture(TypedDict, total=False):
-    """What may be said of a network beside its graph: fields of `Network`, and of its layer (the first four)."""
+    """The options of a network beside its graph: fields of its layer (the first four), and of `Network`."""
 
     activation: Hashable
     order: str
@@ -35,18 +35,19 @@ def as_network(
 ) -> Network:
     """Returns the network, with a stem, that an argument and options of the architecture stand for.
 
-    Where edges have convolutions of their own and no `layer` is given, the stem and plain weighted edges are dense, on
-    every pixel by itself; an `InputWarning` says so.
+    Some edges may have convolutions of their own while no `layer` is given. The stem and plain weighted edges are then
+    dense and act on every pixel by itself; an `InputWarning` says so.
 
     Args:
       value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
-      name: The argument.
-      caller: The function that was called with them, whose own parameters may be what a misspelled option means.
+      name: The name of the argument in messages.
+      caller: The function that was called; a misspelled option may mean one of its own parameters.
       **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
 
     Raises:
-      GraphError: As for `Network`; or `value` is no graph, see `as_dag`.
-      InputError: As for `Network`; or both `layer` and one of the options that describe it are given.
+      GraphError: `value` is no graph, see `as_dag`, or `Network` refuses it.
+      InputError: `Network` refuses an option, both `layer` and an option that describes it are given, or `value` is a
+        network without stem.
 
     Example:
       >>> network = as_network("2_12", activation="erf", aggregation="mean")
@@ -66,7 +67,15 @@ def network_of(
     caller: Callable[..., Any] | None = None,
     has_stem: bool | None = None,
 ) -> Network:
-    """As `as_network`, for networks that may have no stem; `has_stem` is None for what `value` says."""
+    """Reads a network as `as_network` does, but also accepts one without a stem.
+
+    Args:
+      value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
+      name: The name of the argument in messages.
+      architecture: Fields of `Network`, or of its layer.
+      caller: The function that was called.
+      has_stem: Whether the network has a stem; None leaves that to `value`.
+    """
     check_known(architecture, Architecture.__annotations__, "options of the network", caller)
     options = dict(architecture)
     described = {option: options.pop(option) for option in OF_LAYER if option in options}
@@ -101,7 +110,7 @@ def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bo
     if dense:
         warn(
             f"Expected `layer` for a graph whose edges have convolutions of their own, got none: {' and '.join(dense)} "
-            "will be dense, on every pixel by itself; pass such as layer=nngp_dag.Conv(filter_shape=(3, 3)) for "
-            "convolutions there too, or layer=nngp_dag.Dense() if dense is meant",
+            "will be dense and act on every pixel by itself; pass a layer, for example "
+            "layer=nngp_dag.Conv(filter_shape=(3, 3)) for convolutions, or layer=nngp_dag.Dense() if dense is meant",
             InputWarning,
         )

@@ -1,4 +1,4 @@
-"""Graphs of network layers: what they are, their text forms and path statistics. No JAX here."""
+"""Graphs of network layers, their text forms and their path statistics; this package does not import JAX."""
 
 from nngp_dag.graph import zoo
 from nngp_dag.graph.dag import Dag

@@ -1,8 +1,9 @@
-"""Every text form of a graph, read into edges and written back.
+"""The text forms of a graph, read into edges and written back.
 
-Paper codes (Chen et al. 2022) such as `2_21_112`: block t lists the edges into node t from nodes
-0, 1, ..., t - 1, as digits 0 (absent), 1 (skip), 2 (weighted). NAS-Bench-201 cells (Dong and Yang 2020) such as
-`|nor_conv_3x3~0|+|none~0|skip_connect~1|+...`: block t lists `operation~source` for every earlier node.
+- Paper codes (Chen et al. 2022), such as `2_21_112`. Block t lists the edges into node t from nodes 0, 1, ..., t - 1,
+  as the digits 0 (absent), 1 (skip) and 2 (weighted).
+- NAS-Bench-201 cells (Dong and Yang 2020), such as `|nor_conv_3x3~0|+|none~0|skip_connect~1|+...`. Block t lists
+  `operation~source` for every earlier node.
 """
 
 import itertools
@@ -25,8 +26,8 @@ NASBENCH201_OPS: dict[str, Op | None] = {
     "nor_conv_3x3": Op.WEIGHTED,
     "avg_pool_3x3": Op.SKIP,
 }
-"""How Chen et al. 2022 count the operations of NAS-Bench-201: both convolutions as weighted edges, average
-pooling as a skip."""
+"""The operations of NAS-Bench-201 as Chen et al. 2022 count them: both convolutions are weighted edges, and average
+pooling is a skip."""
 
 DARTS_OPS: dict[str, Op | None] = {
     "none": None,
@@ -38,14 +39,17 @@ DARTS_OPS: dict[str, Op | None] = {
     "dil_conv_3x3": Op.WEIGHTED,
     "dil_conv_5x5": Op.WEIGHTED,
 }
-"""The same for the operations of DARTS."""
+"""The operations of DARTS, counted in the same way: convolutions are weighted edges, and pooling is a skip."""
 
 
 def parse_text(text: str) -> tuple[int, tuple[Edge, ...], bool]:
-    """Reads a name of `FIGURE3`, a NAS-Bench-201 cell or a paper code; the last is whether it may be disconnected.
+    """Reads a name of `FIGURE3`, a NAS-Bench-201 cell, or a paper code.
+
+    Returns:
+      The number of nodes, the edges, and whether the graph may be disconnected, as cells may.
 
     Raises:
-      GraphError: `text` is none of them.
+      GraphError: `text` is none of these forms.
     """
     if not isinstance(text, str) or not text.strip():
         raise GraphError(f"Expected `text` to be a code such as {EXAMPLE!r}, a name or a cell, got {shown(text)}")
@@ -91,7 +95,12 @@ def format_code(num_nodes: int, edges: Sequence[Edge]) -> str:
     """Writes edges as a paper code.
 
     Raises:
-      GraphError: Two edges join the same two nodes, or an edge carries an operation of its own; no code says that.
+      GraphError: Two edges join the same two nodes, or an edge carries an operation of its own. A code can express
+        neither.
+
+    Example:
+      >>> format_code(3, [Edge(0, 1, Op.WEIGHTED), Edge(1, 2, Op.SKIP)])
+      '2_01'
     """
     digits = [["0"] * target for target in range(num_nodes)]
     for edge in edges:
@@ -113,7 +122,7 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
     """Reads the wiring of a NAS-Bench-201 cell: convolutions are weighted edges, pooling is a skip.
 
     Raises:
-      GraphError: `cell` is not of that form, or names an unknown operation.
+      GraphError: `cell` does not have this form, or names an unknown operation.
 
     Example:
       >>> parse_nasbench201("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
@@ -128,7 +137,7 @@ def nasbench201_edges(cell: str) -> list[tuple[int, int, str]]:
     """Reads the edges of a NAS-Bench-201 cell with the benchmark's names of operations, "none" included.
 
     Raises:
-      GraphError: As `parse_nasbench201`.
+      GraphError: `cell` does not have this form, or names an unknown operation.
 
     Example:
       >>> nasbench201_edges("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|")
@@ -139,10 +148,10 @@ def nasbench201_edges(cell: str) -> list[tuple[int, int, str]]:
 
 
 def nasbench201_operations(cell: str) -> list[list[str]]:
-    """Reads the operations of a NAS-Bench-201 cell; block t, from 1, lists those from nodes 0, 1, ..., t - 1.
+    """Reads the operations of a NAS-Bench-201 cell; block t, counted from 1, lists those from nodes 0, 1, ..., t - 1.
 
     Raises:
-      GraphError: As `parse_nasbench201`.
+      GraphError: `cell` does not have this form, or names an unknown operation.
 
     Example:
       >>> nasbench201_operations("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
@@ -170,7 +179,7 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
 
 
 def format_nasbench201(operations: Sequence[str]) -> str:
-    """Writes operations, those into node 1 first, as a NAS-Bench-201 cell.
+    """Writes operations as a NAS-Bench-201 cell; the operation into node 1 comes first.
 
     Example:
       >>> format_nasbench201(["nor_conv_3x3", "none", "skip_connect"])
@@ -186,7 +195,7 @@ def parse_darts(cell: Sequence[Sequence[object]]) -> tuple[int, tuple[Edge, ...]
     """Reads the (operation, input) pairs of a DARTS cell; see `Dag.from_darts`.
 
     Raises:
-      GraphError: `cell` is not a list of an even number of such pairs.
+      GraphError: `cell` is not a list of an even number of such pairs, or names an unknown operation or node.
     """
     try:
         pairs = [(str(name), operator.index(source)) for name, source in cell]  # type: ignore[arg-type]

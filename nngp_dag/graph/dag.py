@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 class Dag:
     """A directed acyclic graph of network layers, from the stem's output (node 0) to the readout (node H).
 
-    Node t computes X(t) = sum over edges s -> t of op(X(s)). Nodes are numbered in topological order. Several
-    edges may join the same two nodes; each weighted one draws its own weights. Nodes off every path from input
-    to output are allowed and change nothing.
+    Node t computes X(t) = sum over edges s -> t of op(X(s)). Nodes are numbered in topological order. Several edges may
+    join the same two nodes; each weighted edge draws its own weights. Nodes that lie on no path from an input to an
+    output are allowed, and change nothing.
 
-    A graph may have several inputs, each with a stem of its own, and several outputs, each with a readout of its own;
-    paths from every input to every output then count together.
+    A graph may have several inputs, each with a stem of its own, and several outputs, each with a readout of its own.
+    Path statistics then count the paths from all inputs to all outputs.
 
     Attributes:
-      num_nodes: H + 1, the input and output nodes included.
+      num_nodes: Number of nodes, H + 1, the input and output nodes included.
       edges: The present edges, sorted.
-      allow_disconnected: Accepts a graph whose outputs no path reaches (cells of a search space). Its path
-        statistics are zero; kernels and networks refuse it.
-      num_inputs: Nodes 0 to `num_inputs` - 1 hold the outputs of stems; no edge may enter them.
+      allow_disconnected: Whether a graph is accepted although no path reaches one of its outputs, such as a cell of a
+        search space. Path statistics of a graph without paths are zero; networks and kernels refuse it.
+      num_inputs: Number of input nodes. Nodes 0 to `num_inputs` - 1 hold the outputs of stems; no edge may enter them.
       outputs: The nodes that feed a readout; by default node H alone.
 
     Raises:
-      GraphError: Fewer than two nodes, an edge that does not lead from a lower to a higher node, an unknown
-        operation, or an unreachable output.
+      GraphError: The graph has fewer than two nodes or an unreachable output. Or an edge does not lead from a lower to
+        a higher node, or carries an unknown operation.
 
     Example:
       >>> dag = Dag.from_code("2_21_112")
@@ -57,7 +57,7 @@ class Dag:
     outputs: tuple[int, ...] = ()
 
     def __post_init__(self, allow_disconnected: bool) -> None:
-        """Validates once, so that everything else may trust the graph."""
+        """Validates the graph once, so that all other code may rely on it."""
         if isinstance(self.num_nodes, str) and not self.edges:
             raise GraphError(
                 f"Expected `num_nodes` to be a whole number, got {shown(self.num_nodes)}; `Dag.parse` reads codes, "
@@ -97,7 +97,11 @@ class Dag:
             self.require_connected()
 
     def require_connected(self) -> None:
-        """Raises a `GraphError` where no path leads from an input to one of the outputs."""
+        """Checks that a path leads from an input to every output.
+
+        Raises:
+          GraphError: No path leads to one of the outputs.
+        """
         for output in self.outputs:
             if topology.path_counts(self.num_nodes, self.edges, self.num_inputs, (output,)).paths == 0:
                 inputs = "node 0" if self.num_inputs == 1 else f"an input node (0..{self.num_inputs - 1})"
@@ -110,10 +114,11 @@ class Dag:
     def parse(cls, text: str) -> "Dag":
         """Reads any text form of a graph: a paper code, a name of `zoo.FIGURE3` in any case, or a NAS-Bench-201 cell.
 
-        Functions that take a graph take such texts, too.
+        Functions that take a graph take these texts, too.
 
         Raises:
-          GraphError: `text` is none of them, or its output cannot be reached.
+          GraphError: `text` is none of these forms, or no path leads to the output of a code. (A cell without a path
+            is accepted.)
 
         Example:
           >>> Dag.parse("DAG#3") == Dag.parse("2_21_112") == Dag.from_code("2_21_112")
@@ -125,10 +130,16 @@ class Dag:
     def from_code(cls, code: str) -> "Dag":
         """Reads a paper code such as `2_21_112`: block t lists the edges into node t from nodes 0..t-1.
 
-        Digits: 0 absent, 1 skip, 2 weighted.
+        The digit of an edge is 0 if it is absent, 1 if it is a skip, and 2 if it is weighted.
 
         Raises:
-          GraphError: `code` is malformed or its output cannot be reached.
+          GraphError: `code` is malformed, or no path leads to its output.
+
+        Example:
+          >>> Dag.from_code("2_01").edges
+          (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>))
+
+        Reference: Chen et al., NeurIPS 2022.
         """
         return cls(*codes.parse_code(code))
 
@@ -136,8 +147,8 @@ class Dag:
     def from_nasbench201(cls, cell: str) -> "Dag":
         """Reads the wiring of a NAS-Bench-201 cell.
 
-        Convolutions become weighted edges, skip_connect and avg_pool_3x3 skips, as in Chen et al. 2022. A
-        disconnected cell is a valid element of the space, so it is returned with zero paths, not refused.
+        Convolutions become weighted edges; skip_connect and avg_pool_3x3 become skips, as in Chen et al. 2022. A cell
+        without a path to its output is a valid element of the search space, so it is accepted.
 
         Raises:
           GraphError: `cell` is malformed or names an unknown operation.
@@ -146,6 +157,8 @@ class Dag:
           >>> Dag.from_nasbench201("|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+"
           ...                      "|skip_connect~0|nor_conv_3x3~1|skip_connect~2|").code
           '2_21_121'
+
+        Reference: Dong and Yang, ICLR 2020 (the cells).
         """
         return cls(*codes.parse_nasbench201(cell), allow_disconnected=True)
 
@@ -153,18 +166,20 @@ class Dag:
     def from_darts(cls, cell: Sequence[Sequence[object]]) -> "Dag":
         """Reads the wiring of a DARTS cell: two inputs, and two (operation, input) pairs for every further node.
 
-        Inputs are nodes 0 and 1; pair 2i and 2i + 1 enter node i + 2, and every such node goes to the output by a skip
-        (the cell concatenates them). Convolutions become weighted edges; skip_connect and pooling become skips, as Chen
-        et al. 2022 count them.
+        The inputs are nodes 0 and 1. Pairs 2i and 2i + 1 describe the edges into node i + 2. The cell concatenates
+        these nodes; here a skip leads from each of them to the output. Convolutions become weighted edges; skip_connect
+        and pooling become skips, as Chen et al. 2022 count them.
 
         Raises:
-          GraphError: `cell` is malformed, or names an unknown operation or a node that comes later. (A cell without a
-        path, all "none", is accepted, with zero paths.)
+          GraphError: `cell` is malformed, or names an unknown operation or a later node. (A cell whose operations are
+            all "none" is accepted; it has no paths.)
 
         Example:
           >>> dag = Dag.from_darts([("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 0), ("max_pool_3x3", 2)])
           >>> dag.num_inputs, dag.num_nodes, dag.depth_histogram
           (2, 5, {0: 2, 1: 3})
+
+        Reference: Liu, Simonyan and Yang, ICLR 2019 (DARTS).
         """
         num_nodes, edges = codes.parse_darts(cell)
         return cls(num_nodes, edges, allow_disconnected=True, num_inputs=2)
@@ -180,15 +195,20 @@ class Dag:
         """Builds a DAG from (source, target, op) triples over nodes of any hashable kind.
 
         Args:
-          edges: Triples; op is "skip" or "weighted" (or 1, 2), an operation such as
-            `nngp_dag.Dense(activation="erf")`, or a `Dag` with one input and one output, whose nodes are then put in
-            the place of the edge.
-          source: The node that holds the stem's output, or a list of several; by default the only one without
-            incoming edges.
-          output: The node that feeds the readout, or a list of several; by default the only one without outgoing edges.
+          edges: Triples. `op` is "skip" or "weighted" (or 1, 2), an operation such as
+            `nngp_dag.Dense(activation="erf")`, or a `Dag` with one input and one output. A `Dag` takes the place of the
+            edge.
+          source: The node that holds the stem's output, or a list of several such nodes; by default the only node
+            without incoming edges.
+          output: The node that feeds the readout, or a list of several such nodes; by default the only node without
+            outgoing edges.
 
         Raises:
-          GraphError: A malformed triple, a cycle, or no unique source or output.
+          GraphError: A triple is malformed, the edges form a cycle, or source or output is not unique.
+
+        Example:
+          >>> Dag.from_edges([("in", "a", "weighted"), ("a", "out", "weighted"), ("in", "out", "skip")]).code
+          '2_12'
         """
         return cls(*relabel.from_edges(edges, source, output))
 
@@ -202,11 +222,15 @@ class Dag:
     ) -> "Dag":
         """Builds a DAG from a networkx `DiGraph` or `MultiDiGraph` whose edges carry an attribute `op`.
 
-        Nodes are numbered in a topological order that keeps the graph's own order where it can. `source` and
-        `output` are as in `from_edges`, and default to the graph attributes of the same names if present.
+        Nodes are numbered in a topological order that keeps the graph's own order where it can.
+
+        Args:
+          graph: The graph. The attribute `op` of an edge is one of the operations of `from_edges`, but no `Dag`.
+          source: The node, or nodes, of `from_edges`; by default the graph attribute "source", if there is one.
+          output: The node, or nodes, of `from_edges`; by default the graph attribute "output", if there is one.
 
         Raises:
-          GraphError: A missing or unknown `op`, a cycle, or no unique source or output.
+          GraphError: An `op` is missing or unknown, the graph has a cycle, or source or output is not unique.
 
         Example:
           >>> dag = Dag.from_code("2_21_112")
@@ -216,7 +240,12 @@ class Dag:
         return cls(*relabel.from_networkx(graph, source, output))
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """Returns a networkx `MultiDiGraph` over nodes 0..H; `op` of an edge is "skip", "weighted" or its operation."""
+        """Returns a networkx `MultiDiGraph` over nodes 0..H; an edge's `op` is "skip", "weighted" or its operation.
+
+        Example:
+          >>> Dag.from_code("2_01").to_networkx().number_of_edges()
+          2
+        """
         return relabel.to_networkx(self.num_nodes, self.edges, self.num_inputs, self.outputs)
 
     @property
@@ -225,7 +254,11 @@ class Dag:
 
     @property
     def code(self) -> str:
-        """The paper code, such as `2_21_112`; a `GraphError` where no code can express the graph."""
+        """The paper code, such as `2_21_112`.
+
+        Raises:
+          GraphError: No code can express the graph.
+        """
         if self.num_inputs > 1 or self.outputs != (self.num_nodes - 1,):
             raise GraphError(
                 f"Expected one input, and node {self.num_nodes - 1} as the only output, for a paper code, got "
@@ -235,17 +268,17 @@ class Dag:
 
     @functools.cached_property
     def path_counts(self) -> topology.PathCounts:
-        """How many paths lead from inputs to outputs and how deep they are, exact."""
+        """Exact counts of the paths from inputs to outputs and of their depths."""
         return topology.path_counts(*self._graph)
 
     @property
     def num_paths(self) -> int:
-        """P, the number of paths from inputs to outputs, exact."""
+        """The exact number P of paths from inputs to outputs."""
         return self.path_counts.paths
 
     @functools.cached_property
     def live_edges(self) -> tuple[Edge, ...]:
-        """The edges that lie on a path from input to output; no other changes the network's function."""
+        """The edges that lie on a path from an input to an output; no other edge affects the outputs."""
         return topology.live_edges(*self._graph)
 
     @functools.cached_property
@@ -254,31 +287,36 @@ class Dag:
 
     @property
     def depth_histogram(self) -> dict[int, int]:
-        """{number of weighted edges on a path: number of such paths}, exact."""
+        """The exact number of paths by depth: {number of weighted edges on a path: number of such paths}."""
         return dict(self._depth_histogram)
 
     @property
     def effective_depth(self) -> float:
-        """Mean number of weighted edges on a path (`path_counts` has the exact fraction)."""
+        """The mean number of weighted edges on a path; `path_counts` has the exact fraction.
+
+        Reference: Chen et al., NeurIPS 2022.
+        """
         return float(self.path_counts.effective_depth)
 
     @property
     def effective_width(self) -> float:
-        """Number of paths with a weighted edge, over the effective depth.
+        """The number of paths with a weighted edge, divided by the effective depth.
 
-        Infinite where float64 cannot hold it (over 1e308 paths); that of `path_counts` is exact.
+        It is infinite if it exceeds float64, which takes over 1e308 paths; `path_counts` has the exact fraction.
+
+        Reference: Chen et al., NeurIPS 2022.
         """
         return topology.to_float(self.path_counts.effective_width)
 
     def __str__(self) -> str:
-        """Returns the paper code where there is one, else the edges."""
+        """Returns the paper code if there is one, else the edges."""
         try:
             return self.code
         except GraphError:
             return ",".join(map(str, self.edges))
 
     def __repr__(self) -> str:
-        """Returns a short description."""
+        """Returns a short description, such as `Dag('2_21_112')`."""
         return f"Dag({codes.shorten(str(self))!r})"
 
 

@@ -1,4 +1,4 @@
-"""What an edge is: its two ends and the operation it applies."""
+"""An edge of a graph: its two ends, and the operation that it applies."""
 
 import dataclasses
 
@@ -7,7 +7,17 @@ from nngp_dag.graph.operations import Op, Operation, is_weighted
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One edge `source -> target` that applies `op`; nodes are numbered in topological order."""
+    """An edge from `source` to `target` that applies `op`.
+
+    Attributes:
+      source: The node that the edge leaves.
+      target: The node that the edge enters; in a `Dag` its number is greater than that of `source`.
+      op: The operation: `Op.SKIP`, `Op.WEIGHTED`, or an operation with options, such as `Dense()`.
+
+    Example:
+      >>> str(Edge(0, 2, Op.SKIP)), Edge(0, 2, Op.SKIP).weighted
+      ('0->2:skip', False)
+    """
 
     source: int
     target: int
@@ -19,7 +29,7 @@ class Edge:
         return is_weighted(self.op)
 
     def __lt__(self, other: "Edge") -> bool:
-        """Orders edges by source, then target, then operation: those of paper codes first."""
+        """Orders edges by source, target and operation; the operations of paper codes come first."""
         return self._sort_key < other._sort_key
 
     @property

@@ -1,9 +1,8 @@
-"""What an edge may do: operations without weights, and weighted ones.
+"""The operations of edges, with and without weights.
 
-Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`, `SumPool`) are linear maps; weighted ones (`Dense`, `Conv`)
-draw weights of their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of the paper's codes: a skip is the identity, and
-a weighted edge without a description of its own applies the layer that the call names (`activation`, `order`,
-`layer`).
+Operations without weights (`Op.SKIP`, `Scale`, `AvgPool`, `SumPool`) are linear maps. Weighted operations (`Dense`,
+`Conv`) draw weights of their own. `Op.SKIP` and `Op.WEIGHTED` are the digits of paper codes. A skip is the identity. An
+edge marked `Op.WEIGHTED` applies the layer of its network, which `layer`, or `activation` and `order`, describe.
 """
 
 import dataclasses
@@ -21,19 +20,26 @@ PADDINGS = ("SAME", "VALID")
 PARAMETERIZATIONS = ("ntk", "standard")
 IMAGE_READOUTS = ("flatten", "global-average")
 HE_STD = 2**0.5
-"""The weight standard deviation of He initialization, times sqrt(fan-in)."""
+"""The standard deviation of weights in He initialization, times sqrt(fan-in)."""
 LARGEST = 1e150
-"""Of numbers whose squares count: float64 holds no squares of much larger ones, nor of ones below 1 / LARGEST."""
+"""The largest size of numbers that are squared. Float64 cannot hold the squares of much larger numbers, nor those of
+numbers much smaller than 1 / LARGEST."""
 
 
 def name_of_class(cls: type) -> str:
-    """Returns the name of a class in files: with its module, unless that is one of this package."""
+    """Returns the name of a class in files; classes of other packages are named with their module."""
     inside = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if inside else f"{cls.__module__}.{cls.__qualname__}"
 
 
 class Window(NamedTuple):
-    """How an operation moves over an image: pixels of its window and strides along every axis, and the padding."""
+    """The window of an operation on images.
+
+    Attributes:
+      shape: Pixels of the window along every spatial axis.
+      strides: Steps between windows along every spatial axis.
+      padding: "SAME" (zeros around the image) or "VALID".
+    """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -42,13 +48,14 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EdgeOperation:
-    """What the operations with options of their own have in common.
+    """The base class of operations with options of their own.
 
     Attributes:
-      factor: What an operation without weights multiplies its output by, beside what it does to pixels.
-      window: How it moves over an image, or None where every pixel is by itself. What mixes pixels has one.
-      mixes_pixels: Whether it is a linear map of pixels without weights, which `kernels.pixel_layout.pool`,
-        `nets.layers.mix_pixels` and `kernels.stax_layer.mix_pixels` have rules for.
+      factor: The number by which an operation without weights multiplies its output, after its map of pixels.
+      window: The window that moves over an image; None if the operation acts on every pixel by itself. An operation
+        that mixes pixels has a window.
+      mixes_pixels: Whether the operation is a linear map of pixels without weights. Such an operation needs rules in
+        `kernels.pixel_layout.pool`, `nets.layers.mix_pixels` and `kernels.stax_layer.mix_pixels`.
     """
 
     factor = 1
@@ -56,42 +63,53 @@ class EdgeOperation:
     known: ClassVar[dict[str, type["EdgeOperation"]]] = {}
 
     def __init_subclass__(cls) -> None:
-        """Makes the class known by its name, to files that hold networks."""
+        """Registers the name of the class for files that hold networks."""
         EdgeOperation.known[name_of_class(cls)] = cls
 
     @property
     def window(self) -> Window | None:
-        """None: images pass pixel by pixel."""
+        """The window that moves over an image; here None, since the operation acts on every pixel by itself."""
         return None
 
     def describe(self) -> str:
-        """Names the operation, shortly, for messages and tables; by default by its class."""
+        """Returns a short name for messages and tables; by default that of the class."""
         return type(self).__name__
 
 
 class Op(enum.IntEnum):
-    """The operation on a present edge of a paper code; the value is its digit (0 marks an absent edge)."""
+    """The operation on a present edge of a paper code; its value is the digit of the code (0 marks an absent edge).
+
+    Attributes:
+      SKIP: The identity.
+      WEIGHTED: The layer of the network, with fresh weights.
+
+    Example:
+      >>> Op(2), Op.parse("skip")
+      (<Op.WEIGHTED: 2>, <Op.SKIP: 1>)
+
+    Reference: Chen et al., NeurIPS 2022, Section 3.
+    """
 
     SKIP = 1
     WEIGHTED = 2
 
     @property
     def factor(self) -> int:
-        """1."""
+        """The factor of the output, which is 1."""
         return 1
 
     @property
     def mixes_pixels(self) -> bool:
-        """False."""
+        """Whether the operation mixes pixels without weights: it never does."""
         return False
 
     @property
     def window(self) -> None:
-        """None."""
+        """The window over images, which is None."""
         return None
 
     def describe(self) -> str:
-        """Returns the name, in small letters."""
+        """Returns the name in lower case."""
         return self.name.lower()
 
     @classmethod
@@ -118,12 +136,23 @@ class Op(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Scale(EdgeOperation):
-    """x -> factor * x, without weights."""
+    """Multiplication by a number: x -> factor * x, without weights.
+
+    Attributes:
+      factor: The number; 0, or between 1e-150 and 1e150 in size.
+
+    Raises:
+      InputError: `factor` is not such a number.
+
+    Example:
+      >>> Scale(0.5).describe()
+      'scale(0.5)'
+    """
 
     factor: float | int = dataclasses.field()
 
     def describe(self) -> str:
-        """As in "scale(0.5)"."""
+        """Returns a short name, such as "scale(0.5)"."""
         return f"scale({self.factor:g})"
 
     def __post_init__(self) -> None:
@@ -133,12 +162,15 @@ class Scale(EdgeOperation):
 
 @dataclasses.dataclass(frozen=True)
 class Pool(EdgeOperation):
-    """A mean over windows of an image's pixels, times `factor`, without weights.
+    """The base class of pooling: a mean over windows of pixels, times `factor`, without weights.
 
     Attributes:
       window_shape: Pixels of a window, one number per spatial axis.
-      strides: Steps between windows; all 1 by default.
+      strides: Steps between windows, one number per spatial axis; all 1 by default.
       padding: "SAME" (zeros around the image) or "VALID".
+
+    Raises:
+      InputError: An option is invalid, or the class is not one of `AvgPool` and `SumPool`.
     """
 
     window_shape: tuple[int, ...]
@@ -156,22 +188,34 @@ class Pool(EdgeOperation):
 
     @property
     def window(self) -> Window:
-        """How the windows lie."""
+        """The windows over which the operation pools."""
         return Window(self.window_shape, self.strides or (), self.padding)
 
     def describe(self) -> str:
-        """As in "avg_pool(2x2)"."""
+        """Returns a short name, such as "avg_pool(2x2)"."""
         kind = type(self).__name__.removesuffix("Pool").lower()
         return f"{kind}_pool({'x'.join(map(str, self.window_shape))})"
 
 
 @dataclasses.dataclass(frozen=True)
 class AvgPool(Pool):
-    """The mean over windows of an image's pixels, without weights; options as in `Pool`, and one more.
+    """Average pooling: the mean over windows of an image's pixels, without weights.
 
     Attributes:
-      normalize_edges: Whether windows that reach over the edge divide by the pixels inside the image; otherwise by
-        those of the window.
+      window_shape: Pixels of a window, one number per spatial axis.
+      strides: Steps between windows, one number per spatial axis; all 1 by default.
+      padding: "SAME" (zeros around the image) or "VALID".
+      normalize_edges: Whether a window that reaches beyond the image divides by its number of pixels inside the image.
+        Otherwise every window divides by its full number of pixels.
+
+    Raises:
+      InputError: An option is invalid.
+
+    Example:
+      >>> AvgPool((2, 2), strides=(2, 2)).describe()
+      'avg_pool(2x2)'
+
+    Reference: Novak et al., ICLR 2019 (pooling at infinite width).
     """
 
     normalize_edges: bool = False
@@ -184,26 +228,50 @@ class AvgPool(Pool):
 
 @dataclasses.dataclass(frozen=True)
 class SumPool(Pool):
-    """The sum over windows of an image's pixels, without weights; options as in `Pool`."""
+    """Sum pooling: the sum over windows of an image's pixels, without weights.
+
+    Attributes:
+      window_shape: Pixels of a window, one number per spatial axis.
+      strides: Steps between windows, one number per spatial axis; all 1 by default.
+      padding: "SAME" (zeros around the image) or "VALID".
+
+    Raises:
+      InputError: An option is invalid.
+
+    Example:
+      >>> SumPool((3, 3)).factor
+      9
+    """
 
     def __post_init__(self) -> None:
-        """Validates the window; a sum is as many means as a window has pixels."""
+        """Validates the window; a sum is the mean times the number of pixels of a window."""
         super().__post_init__()
         object.__setattr__(self, "factor", math.prod(self.window_shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dense(EdgeOperation):
-    """A fully connected layer with an activation: phi(W x + b) or W phi(x) + b, fresh weights for every edge.
+    """A fully connected layer with an activation, phi(W x + b) or W phi(x) + b, and fresh weights on every edge.
 
-    Weights have variance w_std^2 / fan-in, biases b_std^2. On an image it acts on every pixel alike.
+    Weights have variance w_std^2 / fan-in, and biases have variance b_std^2. On an image, the same weights act on every
+    pixel.
 
     Attributes:
-      activation: The nonlinearity phi: a name such as "relu", an `nngp_dag.activations.Activation`, or None for none.
-      order: "linear-act", phi(W x + b), or "act-linear", W phi(x) + b.
-      w_std: Standard deviation of the weights, times sqrt(fan-in).
-      b_std: Standard deviation of the biases, or None for a layer without.
+      activation: The nonlinearity phi: a name such as "relu", an `nngp_dag.activations.Activation`, or None for the
+        identity.
+      order: "linear-act" for phi(W x + b), or "act-linear" for W phi(x) + b.
+      w_std: Standard deviation of the weights, times sqrt(fan-in); by default that of He initialization, sqrt(2).
+      b_std: Standard deviation of the biases, or None for a layer without biases.
       layer_norm: Whether x is first normalized over its channels to mean 0 and variance 1.
+
+    Raises:
+      InputError: An option is unknown or out of its range.
+
+    Example:
+      >>> Dense(activation="erf", order="act-linear").describe()
+      'erf-dense'
+
+    Reference: He et al., ICCV 2015 (the default variance); Ba et al., 2016, arXiv 1607.06450 (layer norm).
     """
 
     activation: Any = "relu"
@@ -229,17 +297,17 @@ class Dense(EdgeOperation):
             raise InputError(
                 f"Expected `activation` to be a name or an `Activation`, got {shown(self.activation)}"
             ) from None
-        # An `Activation` that has a name is kept by it, so that layers of equal activations are equal.
+        # An `Activation` with a key is kept by its key, so that layers with equal activations are equal.
         if isinstance(key := getattr(self.activation, "key", self.activation), str):
             object.__setattr__(self, "activation", None if key == "identity" else key)
 
     @property
     def output_is_gaussian(self) -> bool:
-        """Whether the output is a centered Gaussian process at infinite width, whatever comes in."""
+        """Whether the output is a centered Gaussian process at infinite width, for every input."""
         return self.order == "act-linear" or self.activation is None
 
     def describe(self) -> str:
-        """As in "relu-conv(3x3)", in the order of what is applied."""
+        """Returns a short name in the order of application, such as "conv(3x3)-relu"."""
         linear = f"conv({'x'.join(map(str, self.window.shape))})" if self.window else "dense"
         activation = getattr(self.activation, "name", self.activation)
         steps = [linear] if activation is None else [linear, str(activation)]
@@ -250,14 +318,28 @@ class Dense(EdgeOperation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv(Dense):
-    """A convolution with an activation, before or after it; otherwise like `Dense`.
+    """A convolution with an activation after or before it, and fresh weights on every edge.
 
-    The fan-in is the number of channels times that of the filter's pixels.
+    The fan-in is the number of channels times the number of pixels of the filter.
 
     Attributes:
+      activation: The nonlinearity, as in `Dense`.
+      order: "linear-act", with the activation last, or "act-linear", with the activation first.
+      w_std: Standard deviation of the weights, times sqrt(fan-in).
+      b_std: Standard deviation of the biases, or None for a layer without biases.
+      layer_norm: Whether every pixel is first normalized over its channels to mean 0 and variance 1.
       filter_shape: Pixels of the filter, one number per spatial axis.
-      strides: Steps between applications; all 1 by default.
+      strides: Steps between applications, one number per spatial axis; all 1 by default.
       padding: "SAME" (zeros around the image) or "VALID".
+
+    Raises:
+      InputError: An option is unknown or out of its range.
+
+    Example:
+      >>> Conv(filter_shape=(3, 3)).describe()
+      'conv(3x3)-relu'
+
+    Reference: Novak et al., ICLR 2019 (convolutions at infinite width).
     """
 
     filter_shape: tuple[int, ...]
@@ -273,40 +355,56 @@ class Conv(Dense):
 
     @property
     def window(self) -> Window:
-        """How the filter moves."""
+        """The filter as a window that moves over the image."""
         return Window(self.filter_shape, self.strides or (), self.padding)
 
 
 Operation = Op | EdgeOperation
-"""Anything that an edge may carry."""
+"""The type of everything that an edge may carry."""
 
 
 def parse(value: object) -> Operation:
-    """Returns `value` if it is an operation, else reads it as an `Op`."""
+    """Returns `value` if it is an operation, else reads it as an `Op`.
+
+    Raises:
+      GraphError: `value` is neither.
+    """
     return value if isinstance(value, EdgeOperation) else Op.parse(value)
 
 
 def is_weighted(op: Operation) -> bool:
-    """Whether `op` draws weights."""
+    """Whether an operation draws weights."""
     return op is Op.WEIGHTED or isinstance(op, Dense)
 
 
 def check_option(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raises an `InputError` unless `value` is one of `known`."""
+    """Checks that an option is one of the known texts.
+
+    Raises:
+      InputError: `value` is not one of `known`.
+    """
     if not isinstance(value, str) or value not in known:
         hint = did_you_mean(value, known)
         raise InputError(f"Expected `{name}` to be one of {', '.join(map(repr, known))}, got {shown(value)}{hint}")
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Returns `value` as a `bool`; raises an `InputError` where it is none, such as the text "false"."""
+    """Returns a flag as a `bool`.
+
+    Raises:
+      InputError: `value` is not one; so the text "false" is refused.
+    """
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"Expected `{name}` to be True or False, got {shown(value)}")
     return bool(value)
 
 
 def check_number(name: str, value: object) -> float:
-    """Returns `value` as a float; raises an `InputError` where float64 does not hold its square."""
+    """Returns a number as a float.
+
+    Raises:
+      InputError: `value` is not a finite number, or float64 cannot hold its square.
+    """
     number = float(as_number(name, value))
     if number and not 1 / LARGEST <= abs(number) <= LARGEST:
         raise InputError(
@@ -316,10 +414,10 @@ def check_number(name: str, value: object) -> float:
 
 
 def as_number(name: str, value: Any) -> float | int:
-    """Returns a finite real number, also a scalar of NumPy or JAX, as one of Python.
+    """Returns a finite real number as a Python number; scalars of NumPy and JAX are accepted.
 
     Raises:
-      InputError: It is none, or a value inside a transformation of JAX, which is not known yet.
+      InputError: `value` is not such a number, or a transformation of JAX traces it.
     """
     check_not_traced(name, value)
     number = value.item() if getattr(value, "shape", None) == () else value
@@ -329,7 +427,11 @@ def as_number(name: str, value: Any) -> float | int:
 
 
 def check_whole(name: str, value: Any, least: int) -> int:
-    """Returns a whole number of at least `least`, also a scalar of NumPy or JAX, as an `int`."""
+    """Returns a whole number as an `int`; scalars of NumPy and JAX are accepted.
+
+    Raises:
+      InputError: `value` is not a whole number, or less than `least`.
+    """
     number = as_number(name, value)
     if number < least or number != int(number):
         raise InputError(f"Expected `{name}` to be a whole number, at least {least}, got {shown(value)}")
@@ -337,7 +439,11 @@ def check_whole(name: str, value: Any, least: int) -> int:
 
 
 def check_not_traced(name: str, value: object) -> None:
-    """Raises an `InputError` where `value` is one inside a transformation of JAX, such as `jax.grad`."""
+    """Checks that no transformation of JAX, such as `jax.grad`, traces a value.
+
+    Raises:
+      InputError: One does.
+    """
     if any(base.__name__ == "Tracer" and base.__module__.startswith("jax.") for base in type(value).__mro__):
         raise InputError(
             f"Expected `{name}` to be a number, got {shown(value)} inside a transformation of JAX; gradients and "
@@ -348,12 +454,16 @@ def check_not_traced(name: str, value: object) -> None:
 def _is_finite(number: numbers.Real) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # an integer that float64 does not hold
+    except OverflowError:  # an integer that exceeds float64
         return False
 
 
 def check_window(name: str, value: object) -> tuple[int, ...]:
-    """Returns `value` as a tuple of positive whole numbers."""
+    """Returns the sizes of a window as a tuple of positive whole numbers.
+
+    Raises:
+      InputError: `value` is no sequence of such numbers, or it is empty.
+    """
     try:
         sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

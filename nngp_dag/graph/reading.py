@@ -1,4 +1,4 @@
-"""What is given for a graph, read into a `Dag` or refused in one line."""
+"""The reading of an argument as a `Dag`, with a message of one line where that is impossible."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ def as_dag(value: Any, name: str = "dag", kinds: str = "a `Dag`") -> Dag:
     """Returns the graph that an argument stands for: a `Dag`, or a text that `Dag.parse` reads.
 
     Args:
-      value: What the caller gave.
-      name: The argument.
-      kinds: What it may be beside a text.
+      value: The value of the argument.
+      name: The name of the argument in messages.
+      kinds: The accepted types beside a text, as messages call them.
 
     Raises:
-      GraphError: It is neither, or the text is no graph; the message says what to pass instead.
+      GraphError: `value` is neither, or the text describes no graph; the message names a remedy.
 
     Example:
       >>> as_dag("2_21_112")

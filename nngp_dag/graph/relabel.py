@@ -1,4 +1,4 @@
-"""Graphs over nodes of any name, to and from the numbered nodes of a `Dag`, with networkx's algorithms."""
+"""Conversion between graphs over nodes of any name and the numbered nodes of a `Dag`, with networkx."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import networkx
 
 
-# The arguments of a `Dag`: nodes, edges, allow_disconnected, inputs, outputs.
+# The arguments of a `Dag`: number of nodes, edges, allow_disconnected, number of inputs, outputs.
 Parts = tuple[int, tuple[Edge, ...], bool, int, tuple[int, ...]]
 
-# One node, a list of several, or None.
+# One node, a list of several nodes, or None.
 Ends = Hashable | list[Any] | None
 
 
@@ -38,7 +38,7 @@ def from_edges(edges: Iterable[Sequence[Any]], source: Ends, output: Ends) -> Pa
 
 
 def _inlined(index: int, tail: Hashable, head: Hashable, op: Any) -> Iterator[tuple[Hashable, Hashable, Any]]:
-    """Yields the edge, or the live ones of the graph it carries, from the tail to its output, and on to the head."""
+    """Yields an edge, or the live edges of the graph that it carries and a skip from its output to the head."""
     if not hasattr(op, "live_edges"):
         yield tail, head, op
         return
@@ -47,7 +47,7 @@ def _inlined(index: int, tail: Hashable, head: Hashable, op: Any) -> Iterator[tu
             f"Expected a graph on edge {tail!r}->{head!r} to have one input and one output, got {op.num_inputs} and "
             f"{len(op.outputs)}"
         )
-    # Names of its own for every inner node but the input; a pair with an object that no caller can hold.
+    # The inner input is the tail itself. Other inner nodes get names that no caller can use, since `_INNER` is private.
     names = {0: tail} | {node: (index, node, _INNER) for node in range(1, op.num_nodes)}
     if not op.live_edges:
         return
@@ -110,7 +110,7 @@ def to_networkx(
 def _pick(
     role: str, chosen: Ends, graph: "networkx.DiGraph", degrees: Iterable[tuple[Hashable, int]]
 ) -> list[Hashable]:
-    """Returns the nodes of a role: those given (a list names several), those that the graph names, or the only end."""
+    """Returns the source or output nodes: the given ones, else those that the graph names, else the only end."""
     ends = [node for node, degree in degrees if degree == 0]
     if chosen is None:
         chosen = graph.graph.get(role)
@@ -122,7 +122,7 @@ def _pick(
             )
         return ends
     if isinstance(chosen, list):
-        # Inputs have no incoming edges; one of several outputs may well feed other nodes.
+        # Input nodes have no incoming edges, but one of several outputs may also feed other nodes.
         known = ends if role == "source" else list(graph)
         unknown = [node for node in chosen if node not in known]
         if unknown or not chosen or len(set(chosen)) < len(chosen):

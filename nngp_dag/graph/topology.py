@@ -1,7 +1,8 @@
-"""Path statistics of a DAG, exact, by one sweep over its nodes (THEORY: never enumerate paths).
+"""Exact path statistics of a DAG, by one sweep over its nodes and without an enumeration of paths.
 
-All functions take the number of nodes and the edges, by default with one input, node 0, and one output, the last node;
-several inputs are the first nodes. They return exact Python integers and fractions, however many paths there are.
+All functions take the number of nodes and the edges. By default node 0 is the only input and the last node is the only
+output; several inputs are the first nodes. Results are Python integers and fractions, so they are exact for any number
+of paths.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +22,12 @@ def outgoing_edges(num_nodes: int, edges: Iterable[Edge]) -> list[list[Edge]]:
 
 @dataclass(frozen=True)
 class PathCounts:
-    """What the paths from an input to an output add up to, exact.
+    """Exact sums over the paths from an input to an output.
 
     Attributes:
-      paths: P, how many there are.
-      weighted: How many of them have a weighted edge.
-      depths: The sum of their depths d_p, the numbers of weighted edges on them.
+      paths: The number P of paths.
+      weighted: The number of paths with a weighted edge.
+      depths: The sum of the depths d_p, the numbers of weighted edges on a path.
     """
 
     paths: int
@@ -35,7 +36,7 @@ class PathCounts:
 
     @property
     def effective_depth(self) -> Fraction:
-        """The mean depth of a path, d = (sum over paths of d_p) / P; 0 where there is no path.
+        """The mean depth of a path, d = (sum over paths of d_p) / P; 0 if there is no path.
 
         Reference: Chen et al. 2022, Definition of effective depth.
         """
@@ -43,7 +44,7 @@ class PathCounts:
 
     @property
     def effective_width(self) -> Fraction:
-        """The number of weighted paths over their depth, w = #{paths with d_p > 0} / d; 0 where d = 0.
+        """The number of paths with a weighted edge over the mean depth, w = #{paths with d_p > 0} / d; 0 if d = 0.
 
         Reference: Chen et al. 2022, Definition of effective width.
         """
@@ -53,7 +54,7 @@ class PathCounts:
 def path_counts(
     num_nodes: int, edges: Sequence[Edge], num_inputs: int = 1, outputs: Sequence[int] | None = None
 ) -> PathCounts:
-    """Counts the paths from an input to an output by three numbers for each node, without their histogram.
+    """Counts the paths from an input to an output; the sweep keeps three numbers for each node.
 
     Example:
       >>> from nngp_dag.graph.operations import Op
@@ -97,12 +98,12 @@ def depth_histogram(
 ) -> dict[int, int]:
     """Counts the paths from an input to an output by depth, the number of weighted edges on a path.
 
-    Per node one polynomial, whose k-th coefficient counts the paths of depth k into that node; a weighted
-    edge multiplies it by z. A polynomial is packed into one integer with a field of fixed width per
-    coefficient (Kronecker substitution), so that an edge costs a single shift and addition.
+    The sweep keeps one polynomial for each node, whose k-th coefficient counts the paths of depth k into that node. A
+    weighted edge multiplies it by z. A polynomial is packed into one integer, with a fixed number of bytes for each
+    coefficient (Kronecker substitution). So an edge costs a single shift and addition.
 
     Returns:
-      {depth: number of paths}, sorted by depth, without zeros; empty where no path reaches the output.
+      A dictionary {depth: number of paths}, sorted by depth, without zeros; empty if no path reaches the output.
 
     Example:
       >>> from nngp_dag.graph.operations import Op
@@ -113,8 +114,8 @@ def depth_histogram(
     total = path_counts(num_nodes, edges, num_inputs, outputs).paths
     if total == 0:
         return {}
-    # Along live edges every path into a node extends to a path of its own to an output, so no coefficient
-    # exceeds `total` and no field overflows into the next.
+    # Along live edges, different paths into a node extend to different paths to an output. So no coefficient exceeds
+    # `total`, and none overflows into the bytes of the next.
     field = (total.bit_length() + 7) // 8
     outgoing = outgoing_edges(num_nodes, live_edges(num_nodes, edges, num_inputs, outputs))
     pending = dict.fromkeys(range(num_inputs), 1)
@@ -131,7 +132,7 @@ def depth_histogram(
 
 
 def to_float(value: int | Fraction) -> float:
-    """Converts an exact positive number, to infinity where it exceeds float64."""
+    """Converts an exact positive number to a float, which is infinite if the number exceeds float64."""
     try:
         return float(value)
     except OverflowError:

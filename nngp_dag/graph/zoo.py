@@ -1,4 +1,9 @@
-"""Named and random DAGs."""
+"""Named and random DAGs, and the lists of whole search spaces.
+
+Example:
+  >>> chain(3).code
+  '2_02_002'
+"""
 
 import itertools
 import random
@@ -21,14 +26,19 @@ __all__ = [
 
 
 def named(name: str) -> Dag:
-    """Returns a DAG of Figure 3 of Chen et al. 2022 by its name there, in any case: DAG#1, DAG#2 or DAG#3.
+    """Returns a DAG of Figure 3 of Chen et al. 2022 by its name there.
+
+    Args:
+      name: "DAG#1", "DAG#2" or "DAG#3", in upper or lower case.
 
     Raises:
-      GraphError: `name` is none of them.
+      GraphError: `name` is none of these names.
 
     Example:
       >>> named("dag#3").code
       '2_21_112'
+
+    Reference: Chen et al., NeurIPS 2022, Figure 3.
     """
     key = str(name).strip().upper()
     if key not in FIGURE3:
@@ -39,14 +49,25 @@ def named(name: str) -> Dag:
 
 
 def chain(num_layers: int) -> Dag:
-    """Returns a chain of `num_layers` weighted edges."""
+    """Returns a chain of `num_layers` weighted edges.
+
+    Raises:
+      GraphError: `num_layers` is less than 1.
+
+    Example:
+      >>> chain(2).code
+      '2_02'
+    """
     return Dag(num_layers + 1, tuple(Edge(t, t + 1, Op.WEIGHTED) for t in range(num_layers)))
 
 
 def ladder(num_nodes: int) -> Dag:
-    """Returns a ladder: a weighted edge into every node from the one before, a skip from the one before that.
+    """Returns a ladder: a weighted edge from every node to the next, and a skip from every node to the next but one.
 
-    Its number of paths is a Fibonacci number, so no method that enumerates paths can handle a long one.
+    The number of paths is a Fibonacci number. So no method that enumerates paths can handle a long ladder.
+
+    Raises:
+      GraphError: `num_nodes` is less than 2.
 
     Example:
       >>> ladder(14).num_paths
@@ -57,7 +78,16 @@ def ladder(num_nodes: int) -> Dag:
 
 
 def random_dag(num_nodes: int, seed: int) -> Dag:
-    """Draws a DAG with every edge absent, a skip or weighted with equal probability, given a path to the output.
+    """Draws a random DAG in which a path leads to the output.
+
+    Every edge is absent, a skip or weighted with equal probability. Draws without a path to the output are repeated.
+
+    Args:
+      num_nodes: Number of nodes, at least 2.
+      seed: Seed of Python's random numbers; equal seeds draw equal graphs.
+
+    Raises:
+      GraphError: `num_nodes` is less than 2.
 
     Example:
       >>> random_dag(5, seed=0) == random_dag(5, seed=0)
@@ -74,10 +104,12 @@ def random_dag(num_nodes: int, seed: int) -> Dag:
 
 
 def codes(num_blocks: int) -> Iterator[str]:
-    """Yields every paper code with so many blocks, in the order of its digits; some have no path to the output.
+    """Yields every paper code with `num_blocks` blocks, in the order of its digits.
+
+    Some of these codes have no path to the output; `Dag.from_code` refuses them.
 
     Raises:
-      GraphError: There would be more than 10 million.
+      GraphError: `num_blocks` is not between 1 and 4; five blocks have more than 10 million codes.
 
     Example:
       >>> len(list(codes(3)))
@@ -94,10 +126,10 @@ def codes(num_blocks: int) -> Iterator[str]:
 
 
 def nasbench201() -> Iterator[str]:
-    """Yields the 15,625 cells of NAS-Bench-201; some have no path to the output.
+    """Yields the 15,625 cells of NAS-Bench-201, some of which have no path to the output.
 
-    The first edge, from node 0 to node 1, changes slowest. Operations come in the order none, skip_connect,
-    nor_conv_1x1, nor_conv_3x3, avg_pool_3x3.
+    The operation of the first edge, from node 0 to node 1, changes slowest. The order of operations is none,
+    skip_connect, nor_conv_1x1, nor_conv_3x3, avg_pool_3x3.
 
     Reference: Dong and Yang, ICLR 2020.
 

@@ -1,4 +1,4 @@
-"""Infinite-width kernels: dual activations, their propagation through a network, and the neural-tangents layer."""
+"""Infinite-width kernels: dual activations, their propagation through a network, and a layer for neural-tangents."""
 
 from nngp_dag.kernels._gram import gram
 from nngp_dag.kernels._kernel import explain, kernel

@@ -1,4 +1,4 @@
-"""`gram`: kernels of large data, tile by tile within a stated memory budget, on disk and resumable where asked."""
+"""`gram`: kernels of large data, tile by tile within a stated memory budget; optionally on disk and resumable."""
 
 import contextlib
 import math
@@ -22,20 +22,27 @@ from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
 from nngp_dag.kernels.result import Kernel
 
-# The interpreter with JAX (160 MB), the compiler's work on both programs (up to 240 MB) and the temporaries of the
-# engine (tens of MB), as measured, and some room.
+# Measured: the interpreter with JAX takes 160 MB, the compiler up to 240 MB for both programs, and temporaries of
+# `kernel` tens of MB. The rest is a margin.
 _RESERVE = 512 * 2**20
-# Beyond 2048 rows a tile gains no more speed, and loses more when the process is killed.
+# Tiles of more than 2048 rows are no faster, and more work is lost when the process is killed.
 _TILES = (2048, 1024, 512, 256, 128, 64)
-# Covariances of all pixels with all others take so much that fewer rows may be all that fits.
+# Covariances of all pairs of pixels take so much memory that only tiles of few rows may fit.
 _SMALL_TILES = (32, 16, 8, 4, 2, 1)
-# Arrays of covariances of pixels that are there at once: those of inputs with themselves and what convolutions, dual
-# activations and readouts make of one of them, and three for every node that is still needed; as measured on a CPU.
+# The number of arrays of pixel covariances that exist at once, measured on a CPU. The inputs with themselves and an
+# operation at work (a convolution, a dual activation, a readout) take 14. Every node that is still needed adds three.
 _ARRAYS, _ARRAYS_OF_A_NODE = 14, 3
 
 
 class _Plan(NamedTuple):
-    """How the work is cut up; a tile is (rows, columns)."""
+    """The division of the work into tiles.
+
+    Attributes:
+      shape: Shape of the results, (N1, N2).
+      tile: Rows and columns of a tile.
+      symmetric: Whether only tiles on and above the diagonal are computed.
+      dtype: Dtype of the results.
+    """
 
     shape: tuple[int, int]
     tile: tuple[int, int]
@@ -48,7 +55,7 @@ class _Plan(NamedTuple):
         return [(i, j) for i in range(0, n1, rows) for j in range(i if self.symmetric else 0, n2, columns)]
 
     def tiles(self) -> list[Tile]:
-        """Returns the blocks that every tile fills, in the order in which they are written."""
+        """Returns the blocks of the results that every tile fills, in the order of writing."""
         (n1, n2), (rows, columns) = self.shape, self.tile
         sized = [(i, j, min(rows, n1 - i), min(columns, n2 - j)) for i, j in self.corners()]
         return [
@@ -58,7 +65,7 @@ class _Plan(NamedTuple):
 
 
 class _Memory:
-    """Both matrices in memory, with the methods of `GramFiles` that fill them."""
+    """Both matrices in memory, with the same methods for filling them as `GramFiles`."""
 
     tiles_done = 0
 
@@ -88,50 +95,52 @@ def gram(
 ) -> Kernel:
     """Computes the NNGP and NTK of `kernel` for many inputs, tile by tile, within a memory budget.
 
-    The results equal those of `kernel` up to rounding. Without `x2` only the tiles on and above the diagonal are
-    computed, and both matrices are exactly symmetric. All tiles have one shape: N is cut into equal parts, and the last
-    part filled up with repeated inputs. So one program is compiled for the diagonal and one for all other tiles.
+    The results equal those of `kernel` up to rounding. Without `x2`, only the tiles on and above the diagonal are
+    computed, and both matrices are exactly symmetric. All tiles have one shape: N is divided into equal parts, and
+    repeated inputs fill up the last part. So one program is compiled for tiles on the diagonal, and one for all others.
 
-    Memory, for results of b bytes an entry (4, or 8 in float64), tiles of T rows (2048 or the largest smaller power of
-    2 that the budget allows, then evened out) and d features:
+    An entry of the results has b bytes: 4 in float32, and 8 in float64. A tile has T rows: 2048, or the largest smaller
+    power of 2 that the budget allows, then reduced to equal parts. An input has d features. The memory is
 
-        512 MiB               the interpreter, JAX, the compiler, the temporaries of `kernel`; as measured on a CPU
+        512 MiB               the interpreter, JAX, the compiler, temporaries of `kernel`; measured on a CPU
         b (6 T^2 + 8 T d)     a tile: both results, their copies, and its inputs
-        b (14 + 3 L) T P      covariances of pixels, for L nodes that are needed at once and P pixels, or all P^2 pairs
-                              of them in networks with pooling or a "global-average" readout, whose tiles may be smaller
+        b (14 + 3 L) T P      covariances of P pixels, where L nodes are needed at once
         2 b N1 N2             both matrices, unless they are written to disk
 
-    Not counted are the inputs, and what else the process holds.
+    The third row applies to convolutions and pooling. With pooling, or with a "global-average" readout, it counts the
+    P^2 pairs of pixels in place of P, and tiles may be smaller. The inputs are not counted.
 
-    On disk (on POSIX systems) `out` becomes a directory of nngp.npy, ntk.npy, gram.json, which states the call: graph,
-    options, shapes, dtype, tile, versions, and the SHA-256 of the inputs; and tiles.crc, a checksum of every tile. It
-    appears when everything is done. Until then a directory `.<name>.partial` beside it takes up the same layout. Killed
-    at any time and called again with the same arguments, by the same versions on the same kind of device, `gram`
-    continues after the last tile that reached the disk, and the files have the bits of an unbroken run. Called again
-    when `out` is finished, it returns what is there. Either way it reads all tiles that are there first, and refuses
-    any that differ from what was written: about 3 s for 20,000 inputs in float32, once the disk has them in memory.
+    On disk (on POSIX systems), `out` becomes a directory with four files. The matrices are in nngp.npy and ntk.npy. The
+    file gram.json describes the call: graph, options, shapes, dtype, tile, versions, and the SHA-256 of the inputs. The
+    file tiles.crc holds a checksum of every tile. The directory appears once the work is done; until then, the files
+    are in `.<name>.partial` beside it. The process may be killed at any time. A call with the same arguments, versions
+    and kind of device then continues after the last tile on disk. The files equal those of an unbroken run bit by bit.
+    A call for which `out` is finished returns its content. In both cases all finished tiles are read first, and a tile
+    whose checksum differs is refused. Reading takes about 3 s for 20,000 inputs in float32 if the files are cached.
 
     Args:
-      network: As in `kernel`; with one output.
-      x1: Inputs, (N1, features...). For a graph with several inputs a list of such arrays.
-      x2: Inputs, (N2, features...), or None for x1.
-      memory_budget: Bytes, or a text such as "6 GiB" or "500 MB".
-      out: Directory for the results; None keeps them in memory.
-      overwrite: Whether the result of another call, finished or not, is deleted where it is in the way.
-      progress: Whether to show a bar with the time left on the error stream, if that is a terminal.
-      on_progress: Called with ("tiles", tiles done, tiles) instead.
-      tile: Rows of a tile at most; None for what the budget allows.
-      dtype: As in `kernel`.
-      **architecture: As in `kernel`: `activation`, `order`, `readout` and so on.
+      network: The network, as in `kernel`; it must have one output.
+      x1: Inputs, (N1, features...). For a graph with several inputs, a list of such arrays.
+      x2: Inputs, (N2, features...), or None for `x1`.
+      memory_budget: The budget in bytes, or a text such as "6 GiB" or "500 MB".
+      out: The directory for the results; None keeps them in memory.
+      overwrite: Whether the result of another call, finished or not, is deleted if it is in the way.
+      progress: Whether a bar shows the time left on the error stream, if that is a terminal.
+      on_progress: A function that is called with ("tiles", tiles done, tiles) instead of the bar.
+      tile: The largest number of rows of a tile; None leaves it to the budget.
+      dtype: The precision of the computation, as in `kernel`.
+      **architecture: Options of the architecture, as in `kernel`: `activation`, `order`, `readout` and so on.
 
     Returns:
       A `Kernel` with `nngp` and `ntk`, (N1, N2) each: NumPy arrays, or read-only memory maps of the files in `out`.
 
     Raises:
-      GraphError: As `kernel`.
-      InputError: The budget cannot be read or is too small, or as `kernel`.
-      OutputError: `out` cannot be written, is being computed by another process, or holds something else or damaged
-        tiles; or the unfinished result of another call is in the way.
+      GraphError: `kernel` would refuse the network.
+      InputError: The budget cannot be read or is too small, the network has several outputs, or `kernel` would refuse
+        an argument.
+      OutputError: `out` cannot be written, another process computes it, or it holds other files or damaged tiles. Or
+        the unfinished result of another call is in the way.
+      OutOfMemoryError: The matrices do not fit into memory.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -139,6 +148,8 @@ def gram(
       >>> k = gram(nd.Dag.from_code("2_21_112"), x, memory_budget="1 GiB", order="act-linear")
       >>> k.ntk.shape, bool((k.ntk == k.ntk.T).all())
       ((5, 5), True)
+
+    Reference: See `nngp_dag.kernel`.
     """
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
     network = as_network(network, "network", gram, **architecture)
@@ -183,7 +194,7 @@ def _fill(
     progress: bool,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """Computes the tiles that are not there yet."""
+    """Computes the tiles that are not yet among the results."""
     corners = plan.corners()
     report = on_progress or (lambda task, done, total: None)
     report("tiles", results.tiles_done, len(corners))
@@ -212,7 +223,7 @@ def _compute(
     rows = _take(arrays1, i, plan.tile[0])
     columns = None if diagonal else _take(arrays2 or arrays1, j, plan.tile[1])
     try:
-        # What looks like a mistake was said of all inputs.
+        # `_arrays` has warned of likely mistakes in all inputs; a tile must not warn again.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InputWarning)
             tile = kernel(network, _as_given(rows), None if columns is None else _as_given(columns), dtype=dtype)
@@ -220,18 +231,18 @@ def _compute(
         if i == j == 0:
             raise
         raise InputError(
-            f"{error} (in the tile whose rows begin with input {i} and whose columns, `x2` there, with input {j})"
+            f"{error} (in the tile whose rows begin with input {i} and whose columns, its `x2`, with input {j})"
         ) from error
     height, width = min(plan.tile[0], plan.shape[0] - i), min(plan.tile[1], plan.shape[1] - j)
     blocks = {name: np.asarray(getattr(tile, name), plan.dtype)[:height, :width] for name in ("nngp", "ntk")}
     if diagonal:
-        # Rounding may differ on the two sides of the diagonal.
+        # Rounding may differ above and below the diagonal.
         blocks = {name: np.where(np.tri(height, k=-1, dtype=bool), v.T, v) for name, v in blocks.items()}
     return blocks
 
 
 def _take(arrays: list[np.ndarray], start: int, size: int) -> list[np.ndarray]:
-    """Returns the inputs of a tile; behind the last input it is repeated."""
+    """Returns the inputs of a tile; copies of the last input fill up the last tile."""
     rows = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
     return [array[rows] for array in arrays]
 
@@ -241,7 +252,7 @@ def _as_given(arrays: list[np.ndarray]) -> Any:
 
 
 def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray]:
-    """Returns one array per input node, with what `kernel` would find in a tile only, and name a row of that tile."""
+    """Returns one array per input node after checks of all rows; `kernel` would name a row of a tile only."""
     several = isinstance(x, (list, tuple)) and network.dag.num_inputs > 1
     arrays = [np.asarray(real_array(name, array)) for array in (x if several else [x])]  # type: ignore[union-attr]
     for array in arrays:
@@ -277,7 +288,7 @@ def _plan(
     matrices = 2 * n1 * n2 * dtype.itemsize if in_memory else 0
 
     def parts(size: int) -> tuple[int, int]:
-        # Equal parts, so that little of the last one is filled up.
+        # Equal parts keep the number of repeated inputs in the last part small.
         return -(-n1 // -(-n1 // size)), -(-n2 // -(-n2 // size))
 
     def needed(size: int) -> int:
@@ -297,7 +308,7 @@ def _plan(
 
 
 def _numbers_per_column(network: Network, pixels: Sequence[int]) -> int:
-    """Returns how many covariances of pixels are there at once for each column of a tile, if for a single row."""
+    """Returns the number of pixel covariances that exist at once, for each column and one row of a tile."""
     dag = network.dag
     if not network.image_operations:
         return 0
@@ -310,10 +321,10 @@ def _numbers_per_column(network: Network, pixels: Sequence[int]) -> int:
 
 
 def bytes_of(memory_budget: Any) -> int:
-    """Returns a budget in bytes: of a number, or of a text such as "6 GiB".
+    """Returns a budget in bytes from a number or from a text such as "6 GiB".
 
     Raises:
-      InputError: It cannot be read, or is none that a machine can have.
+      InputError: The budget cannot be read, or is not between 1 and 2^63 bytes.
     """
     number: float | None = None
     if isinstance(memory_budget, str):
@@ -333,7 +344,7 @@ def bytes_of(memory_budget: Any) -> int:
 
 @contextlib.contextmanager
 def _progress_bar(total: int, done: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Shows tiles and the time left on the error stream, if that is a terminal; yields what counts one more tile."""
+    """Shows tiles and the time left if the error stream is a terminal; yields a function that counts one more tile."""
     if not (progress and sys.stderr.isatty()):
         yield lambda: None
         return

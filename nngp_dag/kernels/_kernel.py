@@ -1,4 +1,4 @@
-"""`kernel`, the NNGP and NTK of a network on data, and `explain`, how it computes them."""
+"""`kernel` computes the NNGP and NTK of a network on data; `explain` says how."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from nngp_dag.kernels.weights import check_least, check_range, weights_of, weigh
 
 GETS = ("nngp", "ntk")
 
-# Of inputs that are only described.
+# The largest number of features of an input of which only the shape is given, since one such input is allocated.
 _MOST_FEATURES = 10**8
 
 
@@ -36,59 +36,66 @@ def kernel(
     dtype: str | None = None,
     **architecture: Unpack[Architecture],
 ) -> Any:
-    """Computes the exact NNGP and NTK of the infinitely wide network of any connectivity.
+    """Computes the exact NNGP and NTK of an infinitely wide network of any connectivity.
 
-    The network: a stem from the input to node 0; X(t) = sum over edges s -> t of op(X(s)); a readout from node H. A
-    weighted edge is phi(W x + b) in the order "linear-act" (stem Linear + phi, readout Linear; the order of Chen et al.
-    2022), and W phi(x) + b in the order "act-linear" (stem Linear, readout phi + Linear). Edges may carry operations of
-    their own instead (`nngp_dag.Dense`, `Conv`, `AvgPool`, `Scale`). By default weights have He variance, 2 / fan-in,
-    and there are no biases. Sums of activated branches and skips that share an ancestor are exact.
+    A stem leads from the input to node 0, and a readout follows node H. Node t is X(t) = sum over edges s -> t of
+    op(X(s)). In the order "linear-act", that of Chen et al. 2022, a weighted edge applies phi(W x + b). The stem is
+    such a layer then, and the readout is linear. In the order "act-linear", a weighted edge applies W phi(x) + b. The
+    stem is linear then, and the readout starts with phi. Edges may carry operations of their own instead
+    (`nngp_dag.Dense`, `Conv`, `AvgPool`, `SumPool`, `Scale`). By default weights have He variance, 2 / fan-in, and
+    there are no biases. Sums of activated branches, and skips that share an ancestor, are exact. Equations (4) to (9)
+    of docs/mathematics.md state the recursion.
 
     Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), and the
-    readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only where
-    pooling or that average needs them: memory then grows with the square of the pixels.
+    readout flattens the last node or averages over its pixels. Covariances of different pixels are kept only if pooling
+    or that average needs them. Memory then grows with the square of the number of pixels.
 
-    Memory grows as N1 N2: the two results, and no temporary of that size.
+    Memory grows as N1 N2. It holds the two results, and no temporary array of that size.
 
-    ReLU networks without biases, with one array of inputs, have kernels that are functions of the angle between two
-    inputs. They are found once for a network, as series (see `backends.chebyshev`): then no pair of inputs takes
-    longer for a larger graph, and all such graphs share one compiled program. Other networks, inputs inside
-    transformations such as `jax.jit` and `jax.grad`, and graphs so deep that their series do not end, take a loop over
-    the nodes, which compiles in a time that does not grow with the graph; graphs of about equal size and equal
-    operations share it. For kernels of over half a million entries, graphs of up to 4 nodes are unrolled, which runs
-    faster. With convolutions every graph compiles for itself, in a time that grows with its edges.
-    Standard deviations, scales, widths and parameters of activations are inputs of compiled programs: another value
-    compiles nothing.
+    `explain` names the back end that computes a kernel:
 
-    Accuracy follows the dtype of the input, unless `dtype` names one: float64 input gives float64 results whether or
-    not `jax_enable_x64` is set, and so do wider floats; integers and floats narrower than float32 are computed in
-    float32. Inputs that are nearly equal, parallel or opposite are no exception, whatever their norms: the squares of
-    their differences or sums are then added up directly, at a higher cost (see `nngp_dag.kernels.blocking`). Angles
-    below the root of the precision are lost where covariances of all pixels are kept (pooling, "global-average"), and
-    under convolutions of images with more than four channels. Results are JAX arrays, but float64 ones are NumPy
-    arrays while `jax_enable_x64` is off, since JAX would then round them in the next operation.
+    - Chebyshev series in the angle, for ReLU-type activations without biases and one array of inputs. The kernels are
+      then functions of the angle between two inputs, whose series are computed once for a network. The time for a pair
+      of inputs does not grow with the graph, and all such graphs share one compiled program.
+    - A loop over the nodes, for all other networks without convolutions and pooling. It also serves graphs so deep that
+      their series are too long, and inputs inside transformations such as `jax.jit` and `jax.grad`. Its time to compile
+      does not grow with the graph. Graphs of about equal size with equal operations share the compiled program.
+    - Unrolled steps, for convolutions and pooling, and for graphs of up to 4 nodes with over half a million entries.
+      They run faster than the loop, but each graph compiles for itself, in a time that grows with its edges. On recent
+      NVIDIA GPUs the steps of large symmetric kernels run in one Pallas kernel.
+
+    Standard deviations, scales, widths and parameters of activations are inputs of compiled programs, so another value
+    of them does not compile anew.
+
+    Accuracy follows the dtype of the input, unless `dtype` names one. Inputs of float64 and wider floats are computed
+    in float64, whether or not `jax_enable_x64` is set; integers and narrower floats are computed in float32. Inputs
+    that are nearly equal, parallel or opposite keep this accuracy at any norms. The squares of their differences or
+    sums are then added up directly, at a higher cost. There are two exceptions, where angles below the root of the
+    precision are lost. One is networks that keep covariances of all pairs of pixels (pooling, "global-average"). The
+    other is convolutions of images with more than four channels. Results are JAX arrays; while `jax_enable_x64` is off,
+    float64 results are NumPy arrays, because JAX would round them in the next operation.
 
     Args:
       network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
-      x1: Inputs, (N1, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
-      x2: Inputs, (N2, ...) with as many features, or None for x1.
-      get: "nngp" or "ntk" for that matrix alone, by default both.
-      dtype: "float32" or "float64", the precision to compute in; by default that of the input.
+      x1: Inputs, (N1, ...). For a graph with several inputs, a list of such arrays, or one array that all of them read.
+      x2: Inputs, (N2, ...), with as many features as `x1`, or None for `x1`.
+      get: "nngp" or "ntk" for that matrix alone; by default both.
+      dtype: The precision of the computation, "float32" or "float64"; by default that of the input.
       **architecture: Fields of `nngp_dag.Network` (`layer`, `aggregation`, `stem`, `readout`, `image_readout`,
         `parameterization`, `width`), and of its layer (`activation`, `order`, `w_std`, `b_std`).
 
     Returns:
-      A `Kernel` with `nngp` and `ntk`, (N1, N2) each, None where it was not asked for; a tuple of them where the graph
-      has several outputs. An `InputWarning` says where inputs look like raw bytes, or like images whose channels come
-      first. An input that is all zero has zero rows where there are no biases and phi(0) = 0.
+      A `Kernel` with `nngp` and `ntk`, (N1, N2) each; a matrix that `get` leaves out is None. A graph with several
+      outputs yields a tuple of them. An input of zeros has zero rows if there are no biases and phi(0) = 0. An
+      `InputWarning` is given if inputs look like raw bytes, or like images whose channels come first.
 
     Raises:
-      GraphError: `network` is no graph or no path leads through it, an activation meets a node that is not Gaussian,
-        operations do not fit the images, or the dtype cannot hold skip multiplicities.
-      InputError: An input is empty, not finite, too large or small for its dtype or has the wrong number of features,
-        an option is unknown, a `Quadrature` is worthless at the variances that are reached, or the kernels are not
-        finite. Small ones are refused where they are series of which the dtype would lose digits; what underflows to 0
-        altogether is 0.
+      GraphError: `network` is no graph, or no path leads to its output. Or an activation acts on a node that is not
+        Gaussian, operations do not fit the images, or the dtype cannot hold skip multiplicities.
+      InputError: An input is empty, not finite, too large or small for its dtype, or has the wrong number of features.
+        Or an option is unknown, a `Quadrature` is inaccurate at the variances that the network reaches, or the kernels
+        are not finite. Chebyshev series so small that the dtype would lose their digits are refused, too; other back
+        ends return 0 where a kernel underflows.
       OutOfMemoryError: The results, or covariances of pixels, do not fit into memory.
 
     Example:
@@ -127,17 +134,21 @@ def explain(
     dtype: str | None = None,
     **architecture: Unpack[Architecture],
 ) -> str:
-    """Says how `kernel` would compute the kernels of a network, and why, without doing so.
+    """Says how `kernel` would compute the kernels of a network, and why, without computing them.
 
     Args:
-      network: As in `kernel`.
-      x1: As in `kernel`, or shapes and dtypes in place of arrays.
-      x2: As `x1`, or None for the same inputs.
-      dtype: As in `kernel`.
-      **architecture: As in `kernel`.
+      network: The network, as in `kernel`.
+      x1: The inputs, as in `kernel`, or shapes and dtypes in place of arrays.
+      x2: The second inputs, given like `x1`, or None for the same inputs.
+      dtype: The precision of the computation, as in `kernel`.
+      **architecture: Options of the architecture, as in `kernel`.
+
+    Returns:
+      A text of the form "back end, dtype; blocks (reason)".
 
     Raises:
-      GraphError, InputError: As `kernel`.
+      GraphError: `kernel` would refuse the network.
+      InputError: `kernel` would refuse an argument, or a shape has over 100 million features.
 
     Example:
       >>> import jax, numpy as np, nngp_dag as nd
@@ -153,7 +164,7 @@ def explain(
 
 
 def _of_shape(name: str, x: Any) -> tuple[Any, int | None]:
-    """Returns one input of a shape, or of each of several, in the place of as many as it says, and how many."""
+    """Returns one input of ones for each given shape, and the number of inputs that the shape states."""
     if isinstance(x, (list, tuple)) and any(isinstance(one, jax.ShapeDtypeStruct) for one in x):
         ones, counts = zip(*(_of_shape(name, one) for one in x), strict=True)
         return list(ones), counts[0]
@@ -161,7 +172,7 @@ def _of_shape(name: str, x: Any) -> tuple[Any, int | None]:
         return x, None
     if math.prod(x.shape[1:]) > _MOST_FEATURES:
         raise InputError(f"Expected `{name}` to have at most {_MOST_FEATURES:,} features, got shape {x.shape}")
-    # Of no inputs there is none, which is refused.
+    # A shape without inputs yields an empty array, which is refused later.
     return np.ones((*(min(1, size) for size in x.shape[:1]), *x.shape[1:]), x.dtype), x.shape[0] if x.shape else None
 
 
@@ -171,7 +182,7 @@ Arrays = Sequence[np.ndarray | jax.Array]
 def _planned(
     network: Network, x1: Any, x2: Any, with_ntk: bool, dtype: str | None, counts: Sequence[int | None] = (None, None)
 ) -> tuple[Arrays, Arrays | None, Plan, np.dtype]:
-    """Returns checked inputs, the way to compute their kernels (of `counts` inputs, if given), and the precision."""
+    """Returns checked inputs, the plan for their kernels, and the precision; `counts` replace the inputs' numbers."""
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
@@ -202,7 +213,7 @@ def _results(
     plan: Plan,
     dtype: np.dtype,
 ) -> Kernels:
-    """Returns NNGP and NTK of every output, of inputs that have been checked."""
+    """Returns NNGP and NTK of every output for checked inputs."""
     with precision_of(dtype):
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]

@@ -1,4 +1,4 @@
-"""Kernels of many networks on the same data, several at once: what they share is evaluated once."""
+"""Kernels of many networks on the same data, in batches: nodes with equal kernels are evaluated once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,9 +22,9 @@ from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.weights import check_range, weights_of, weights_of_series
 
-# Kernels so small that some too many cost less than a compilation.
+# Kernels of at most this many entries are so small that computing a few too many costs less than a compilation.
 _SMALL_ENTRIES = 1 << 16
-# Kernels whose series are found at once; they need no memory to speak of.
+# The number of networks whose series are computed together; a series takes little memory.
 _SERIES = 256
 
 
@@ -32,9 +32,9 @@ class Stack(NamedTuple):
     """Kernels of several networks.
 
     Attributes:
-      digests: The classes of their outputs.
-      nngp: E[f f'], (networks, N, N).
-      ntk: The neural tangent kernels, in the same order.
+      digests: The digests of the classes of their outputs.
+      nngp: The NNGP kernels E[f(x_i) f(x_j)], (networks, N, N).
+      ntk: The neural tangent kernels, (networks, N, N).
     """
 
     digests: tuple[str, ...]
@@ -43,7 +43,7 @@ class Stack(NamedTuple):
 
 
 def new_kernel_classes() -> KernelClasses:
-    """Returns `KernelClasses` that know which operations are homogeneous."""
+    """Returns empty `KernelClasses` that recognize homogeneous operations."""
     return KernelClasses(lambda op: is_homogeneous([op]))
 
 
@@ -58,24 +58,25 @@ def kernels_of_classes(
 ) -> Iterator[Stack]:
     """Computes the kernels of networks without convolutions and pooling, in batches.
 
-    All batches share one compiled program: of series in the angle where the networks have them, otherwise a loop over
-    the classes of all nodes. Memory: that of a `Stack`, twice.
+    All batches share one compiled program. Where the networks have Chebyshev series in the angle, it sums them;
+    otherwise it is a loop over the classes of all nodes. The memory is twice that of a `Stack`.
 
     Args:
-      kernel_classes: Where the networks were taken in.
+      kernel_classes: The classes to which the networks were added.
       outputs: The different classes of their outputs.
-      network: One of them; all agree in all but the graph.
-      x: Inputs, (N, ...), for every input node.
-      batch: How many kernels come at once.
-      known: Outputs that are not wanted. Batches of nothing else are left out; the others are what they are without it,
-        and so are the bits of their kernels.
+      network: One of the networks; all of them agree in everything but the graph.
+      x: The inputs, (N, ...), which every input node reads.
+      batch: The number of kernels of a batch.
+      known: Outputs that are already known. A batch is left out if it holds no other outputs. The remaining batches do
+        not depend on this argument, so their kernels have the same bits with and without it.
 
     Yields:
-      A `Stack` for each batch, in the order of `outputs`, but those that have no series last.
+      A `Stack` for each batch, in the order of `outputs`; batches of networks without series come last.
 
     Raises:
-      GraphError: A multiplicity exceeds the dtype.
-      InputError: As `nngp_dag.kernel`.
+      GraphError: A skip multiplicity exceeds the dtype.
+      InputError: `nngp_dag.kernel` would refuse the inputs.
+      OutOfMemoryError: A batch does not fit into memory.
     """
     data = check_inputs("x", x, network)[0]
     dtype = compute_dtype(data)
@@ -128,7 +129,7 @@ def _series(
     channels: int,
     dtype: np.dtype,
 ) -> dict[str, np.ndarray]:
-    """Returns the series of the classes that are evaluated by one."""
+    """Returns the Chebyshev series of the classes that have one."""
     found: dict[str, np.ndarray] = {}
     for part in _parts(outputs, _SERIES):
         plan = plan_of_stack(kernel_classes.program(tuple(part), readout), network)
@@ -143,9 +144,10 @@ def _parts(items: Sequence[Any], batch: int) -> list[list[Any]]:
 
 
 def _size(items: Sequence[Any], batch: int, data: np.ndarray | jax.Array) -> int:
-    """How many kernels a batch is filled up to."""
+    """Returns the number of kernels to which every batch is filled up."""
     size = min(batch, len(items))
-    # Of small ones so that sweeps of about equal size share a compilation.
+    # The numbers of small kernels are rounded up to powers of 2, so that sweeps of about equal size share a
+    # compilation.
     return min(batch, max(8, 1 << (size - 1).bit_length())) if len(data) ** 2 <= _SMALL_ENTRIES else size
 
 

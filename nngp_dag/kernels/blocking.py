@@ -1,4 +1,8 @@
-"""Evaluation on data, or on the kernels of what comes before: in blocks of rows, so that only results are N x N."""
+"""Evaluation of kernels on data, or on the kernels of preceding layers.
+
+The work is done in blocks of rows or in tiles, so that only the results have N x N entries. Second moments of the data
+are computed with the gap of Equation (10) of docs/mathematics.md, which keeps the angles of nearly parallel inputs.
+"""
 
 import functools
 import math
@@ -43,16 +47,16 @@ from nngp_dag.kernels.tiles import by_rows, by_tiles, mirrored
 
 
 class _Inputs(NamedTuple):
-    """One set of inputs, made ready for kernels.
+    """One set of inputs, prepared for the computation of kernels.
 
     Attributes:
-      data: For every input node (N, d), or images (N, *pixels, channels).
-      norms: For every input node the norms of its vectors, (N,); of images their scales.
-      scale: By what kernels are scaled back, (N,).
-      q: For every input node second moments of the data over their scales, (N, *pixels).
-      moments: Those of the nodes.
+      data: The data of every input node, vectors (N, d) or images (N, *pixels, channels).
+      norms: The norms of every input node's vectors, (N,); for images, the scales.
+      scale: The numbers by which inputs are divided, and by whose products kernels are multiplied in the end, (N,).
+      q: The second moments of every input node's scaled data, (N, *pixels).
+      moments: The variances and means of all nodes.
 
-    Second moments and moments have length 1 where all inputs share them.
+    The arrays `q` and `moments` have length 1 where all inputs share their values.
     """
 
     data: Sequence[jax.Array]
@@ -64,6 +68,8 @@ class _Inputs(NamedTuple):
 
 def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, layout: PixelLayout) -> _Inputs:
     paired = layout._replace(paired=True)
+    # A homogeneous network's kernels scale with the norms of the inputs. Inputs over their norms keep all intermediate
+    # values of order 1, in range of the dtype, and share the variances of every node.
     scale = norms(data) if spec.homogeneous else jnp.ones(data[0].shape[0], data[0].dtype)
     of_nodes = [scale if layout.ndim else norms([x]) for x in data]
     values = []
@@ -76,7 +82,8 @@ def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, layout: Pi
         if layout.ndim:
             k = jnp.mean((x * inverse_of(scale, x.ndim)) ** 2, axis=-1)
         else:
-            # Vectors over their norms have one second moment; those that are 0 get a scale of 0 in the end.
+            # All vectors over their norms have second moment 1. Vectors of zeros are treated alike; their scale of 0
+            # sets their kernels to 0 in the end.
             k = jnp.ones(1, x.dtype) if spec.equal_norms else (norm * inverse_of(scale)) ** 2
         values.append(KernelState(k, jnp.zeros_like(k), None))
     moments, _ = moments_of(spec, weights, values, paired, [x.shape[-1] for x in data])
@@ -87,9 +94,9 @@ def _prepare(weights: Weights, data: Sequence[jax.Array], spec: Spec, layout: Pi
 def second_moments(
     weights: Weights, x: Sequence[jax.Array], *, spec: Spec, layout: PixelLayout
 ) -> tuple[list[jax.Array], Any]:
-    """Returns E[X^2] of the data at every input node and at every node that is computed; see `kernel_of_inputs`.
+    """Returns E[X^2] of every input node's data and of every computed node; arguments are as in `kernel_of_inputs`.
 
-    Of length 1 where all inputs share it, see `_Inputs`.
+    An array has length 1 if all inputs share its value, see `_Inputs`.
     """
     prepared = _prepare(weights, x, spec, layout)
     return prepared.q, second_moments_of(spec, weights, prepared.moments)
@@ -103,14 +110,14 @@ def kernel_of_inputs(
 
     Args:
       weights: The numbers of the program.
-      x1: For every input node the data, (N1, d), or images (N1, *pixels, channels).
-      x2: The second inputs, (N2, ...), or None for x1.
-      spec: The program.
-      layout: How axes lie, for blocks.
+      x1: The data of every input node, (N1, d), or images (N1, *pixels, channels).
+      x2: The second inputs, (N2, ...), or None for `x1`.
+      spec: The structure of the compiled program.
+      layout: The axes of covariances in blocks.
 
     Returns:
-      For every output NNGP and NTK, (N1, N2) each; no NTK unless the spec asks for it. Stacked, one pair of
-      (outputs, N1, N2).
+      NNGP and NTK of every output, (N1, N2) each; the NTK is None unless the spec asks for it. A stacked spec yields
+      one pair of arrays (outputs, N1, N2).
     """
     if x2 is None and not layout.ndim and len(x1[0]) >= 2 * _tile(spec):
         return (_in_registers if spec.fused else _symmetric)(spec, weights, x1)
@@ -135,12 +142,13 @@ def _tile(spec: Spec) -> int:
 
 
 def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool = False) -> Kernels:
-    """Computes the kernels of inputs with themselves in tiles; `fused`, each by a GPU kernel for all steps."""
+    """Computes the kernels of inputs with themselves in tiles; if `fused`, one GPU kernel runs all steps of a tile."""
     prepared = _prepare(weights, x, spec, PixelLayout())
     between = _Between(spec, PixelLayout(), weights, prepared, symmetric=True)
     count, dtype = x[0].shape[0], x[0].dtype
     sizes = spec.blocks
-    # As equal as multiples are, since the last tile moves back over what others have computed.
+    # The last tile is moved back to end with the last row, over entries that other tiles compute, too. Tiles of about
+    # equal size keep this overlap small; on CPUs their number of rows is an odd multiple (see `BlockSizes`).
     times = -(-count // (sizes.multiple * -(-count // _tile(spec))))
     size = sizes.multiple * (times + 1 if sizes.odd and times % 2 == 0 else times)
     outputs = len(spec.structure.outputs)
@@ -163,14 +171,14 @@ def _symmetric(spec: Spec, weights: Weights, x: Sequence[jax.Array], fused: bool
 
         return jax.tree.map(both, results, between.kernels(rows, indices[0], columns, indices[1]))
 
-    # Series are of no use inside a transformation, see `nngp_dag.kernels.choose`.
+    # Chebyshev series are not used inside transformations (see `nngp_dag.kernels.choose`), so they need no derivatives.
     return by_tiles(between.by_row(prepared), count, size, shapes, between.ready, put, sizes, weights.series is None)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _in_registers(spec: Spec, weights: Weights, x: Sequence[jax.Array]) -> Kernels:
     plain = functools.partial(_symmetric, spec)
-    # The data may lie on another device than JAX's default.
+    # The data may be on another device than JAX's default one, where the GPU kernel does not run.
     return lax.platform_dependent(weights, x, cuda=functools.partial(plain, fused=True), default=plain)
 
 
@@ -179,17 +187,18 @@ def _in_registers_jvp(spec: Spec, primals: tuple, tangents: tuple) -> tuple:
     return jax.jvp(functools.partial(_symmetric, spec), primals, tangents)
 
 
-# Inputs whose correlation is this close to 1 or -1, an angle of 0.18, get their distance summed: the angle of others
-# carries less than six times the rounding of their product.
+# The error of a correlation enters its angle with the factor 1 / sin(theta). For correlations farther than this from 1
+# and -1, at angles over 0.18, the factor is below six. For closer ones, squared distances are summed directly.
 _CLOSE = 0.0168
+# The area of two pixels' vectors is a sum over pairs of channels, which is short up to this many channels.
 _FEW_CHANNELS = 4
 
 
 class _Between:
-    """What is computed between rows and columns of inputs, both as `ready` gives them."""
+    """The computations between rows and columns of inputs, both in the form that `ready` returns."""
 
     def __init__(self, spec: Spec, layout: PixelLayout, weights: Weights, first: _Inputs, symmetric: bool) -> None:
-        """`first` are the rows."""
+        """Keeps the program and the centers of the data; `first` are the inputs of the rows."""
         x = first.data
         self.spec, self.layout, self.weights, self.symmetric = spec, layout, weights, symmetric
         self.channels = [v.shape[-1] for v in x]
@@ -200,7 +209,7 @@ class _Between:
         ]
 
     def by_row(self, prepared: _Inputs) -> tuple:
-        """Adds shifts, and puts inputs first; stacks of the loop have them second."""
+        """Adds the shifts of centered inputs, and puts the axis over inputs first; the loop's arrays have it second."""
         data, of_nodes, scale, q, moments = prepared
         of_centers = [
             None if c is None else shifts(x, norm, c) for x, norm, c in zip(data, of_nodes, self.centers, strict=True)
@@ -210,9 +219,9 @@ class _Between:
         return (data, of_centers, of_nodes), scale, q, moments
 
     def ready(self, taken: tuple) -> tuple:
-        """Scales and centers data, late, so that no copy of all of them is kept."""
+        """Scales and centers the data of a block; so no scaled copy of all data is kept."""
         (data, of_centers, of_nodes), scale, q, moments = taken
-        # A quotient: numbers over their sizes are exactly 1 or -1.
+        # A division, and no product with the inverse norm: a single number over its size is then exactly 1 or -1.
         over_norms = [over(x, norm, scale) for x, norm in zip(data, of_nodes, strict=True)]
         if not self.layout.ndim:
             centers = zip(over_norms, self.centers, strict=True)
@@ -220,7 +229,7 @@ class _Between:
         return list(zip(over_norms, of_centers, strict=True)), scale, q, moments
 
     def values(self, rows: tuple, i: jax.Array, columns: tuple, j: jax.Array) -> list[KernelState]:
-        """Returns second moments for every input node; i and j are the inputs' indices."""
+        """Returns the second moments of every input node's data; i and j are the indices of rows and columns."""
         (x, _, q1, _), (z, _, q2, _) = rows, columns
         return [self._value(*of, i, j) for of in zip(x, z, q1, q2, strict=True)]
 
@@ -235,19 +244,19 @@ class _Between:
             if layout.full:
                 return KernelState(k, None, None)
             k = jnp.where(diagonal, left, k)
-            # Of few channels the area between two pixels' vectors is a short sum of squares.
+            # q1 q2 - k^2, the squared area, is a sum of squares, so the gap from it does not cancel.
             area = areas(x, z) if x.shape[-1] <= _FEW_CHANNELS else None
             gap = gap_of(k, left, right) if area is None else gap_of_area(area, k, left, right)
             return KernelState(k, jnp.where(diagonal, 0, gap), None)
 
         def correlation(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
-            # An input coincides with itself, whatever the rounding of its products.
+            # An input has correlation 1 with itself, whatever the rounding of its products.
             return jnp.where(self._on_diagonal(i, j), 1, products(x, z, shift1, shift2))
 
         rho = evaluated_once(self.weights.true, correlation, x, z, shift1, shift2, i, j)
         coarse = 1 - absolute(rho)
 
-        # A function: comparing again costs less than reading what was compared from memory.
+        # A function, because XLA compares again faster than it reads a stored mask from memory.
         def close(opposite: bool) -> jax.Array:
             side = rho < 0 if opposite else rho > 0
             return (coarse < _CLOSE) & side & ~self._on_diagonal(i, j)
@@ -257,25 +266,26 @@ class _Between:
             gap = with_distances(coarse, close(False), x, z, cell)
             return with_distances(gap, close(True), *self._opposite(first, second), cell)
 
-        # Smaller gaps come out of the subtraction with large relative errors. Then, and only then, they are summed
-        # directly, which costs more than a matrix product.
+        # The subtraction in `coarse` leaves a small gap (Equation (10) of docs/mathematics.md) with a large relative
+        # error. Only such gaps are summed directly, since that costs more than a matrix product.
         gap = lax.cond(jnp.any(close(False) | close(True)), summed, lambda: coarse)
         if self.spec.equal_norms:
             return KernelState(rho, gap, None)
-        # An input 0 lies over its scale, not over its norm; what is rounded away elsewhere is its derivative here.
+        # A vector of zeros was divided by its scale and not by its norm. The factor 1 in place of its norm 0 leaves its
+        # kernel 0, but keeps the derivative.
         s1, s2 = root(left), root(right)
         k = jnp.where(self._on_diagonal(i, j), left, jnp.where(s1 > 0, s1, 1) * jnp.where(s2 > 0, s2, 1) * rho)
         return KernelState(k, jnp.where((s1 > 0) & (s2 > 0), s1 * s2 * gap, s1 * s2 - absolute(k)), None)
 
     def _opposite(self, first: Any, second: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Returns rows, and columns with the other sign; both with their center, so that sums are symmetric."""
+        """Returns rows and negated columns, without centering: a center does not cancel in sums of inputs."""
         (x, _), (z, _) = first, second
         center = [0] if self.centers[0] is None else parts(self.centers[0][None], centered=True)
         left, right = ([v + c for v, c in zip(side, center, strict=True)] for side in (x, z))
         return left, [-v for v in right]
 
     def _positions(self, first: Any, second: Any, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Returns where series in the angle are summed."""
+        """Returns the positions at which the Chebyshev series are evaluated, see `chebyshev.position`."""
         (x, shift1), (z, shift2) = first, second
 
         def position(x: Any, z: Any, shift1: Any, shift2: Any, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -290,7 +300,8 @@ class _Between:
             return with_distances(positions, close, x, z, self.spec.blocks.cell, chebyshev.position)
 
         def corrected() -> jax.Array:
-            # Nearly opposite inputs nearly coincide but for a sign, and positions of opposite ones are opposite.
+            # Negating one of two inputs negates their position. So nearly opposite inputs are treated as nearly equal
+            # inputs with one of them negated.
             return -summed(-summed(coarse, x, z), *self._opposite(first, second))
 
         extreme = (abs(coarse) > -limit) & ~self._on_diagonal(i, j)
@@ -329,14 +340,14 @@ class _Between:
 
 
 def _rows_of_a_block(spec: Spec, weights: Weights, entries: int, dtype: np.dtype) -> int:
-    """How many rows, of so many entries each, the recursion or the series take at once."""
+    """Returns the number of rows, of `entries` entries each, that the recursion or the series take at once."""
     if spec.stacked and weights.series is not None:
         return spec.blocks.series // (entries * weights.series.shape[-1])
-    # What the loop keeps grows with the outputs.
+    # The memory of the loop grows with the number of outputs.
     entries *= 1 + len(spec.structure.outputs) // 4
     if not spec.loop:
         return spec.blocks.block // entries
-    # Over a single long row XLA's loop is ten times as slow as over two.
+    # XLA's loop takes ten times as long for a single long row as for two rows.
     return max(2, spec.blocks.loop // (entries * dtype.itemsize))
 
 
@@ -351,21 +362,21 @@ def kernel_of_kernel(
     layout: PixelLayout,
     channels: Sequence[int],
 ) -> Kernels:
-    """Computes the kernels of a network from those of its inputs.
+    """Computes the kernels of a network from the kernels of its inputs.
 
-    The angle of inputs that nearly coincide is only as good as the rounding of those kernels.
+    The angle of two inputs that nearly coincide is only as accurate as the rounding of the given kernels allows.
 
     Args:
       weights: The numbers of the program.
-      inputs: For every input node NNGP and NTK, (N1, N2, *pixels).
-      variances1: For every input node the covariance of the rows' inputs with themselves, (N1, *pixels).
-      variances2: Variances of the columns, or None where they are the rows.
-      spec: The program.
-      layout: How axes lie, for blocks.
+      inputs: NNGP and NTK of every input node, (N1, N2, *pixels).
+      variances1: The covariances of the rows with themselves, at every input node, (N1, *pixels).
+      variances2: The covariances of the columns with themselves, (N2, *pixels), or None if the columns are the rows.
+      spec: The structure of the compiled program.
+      layout: The axes of covariances in blocks.
       channels: Fan-in of every stem.
 
     Returns:
-      For every output NNGP and NTK, (N1, N2, *pixels).
+      NNGP and NTK of every output, (N1, N2, *pixels).
     """
     paired = layout._replace(paired=True)
     spec = spec._replace(homogeneous=False)  # inputs are not scaled
@@ -402,7 +413,7 @@ def variances_of_outputs(
 ) -> list[jax.Array]:
     """Returns the second moments of every output node for inputs with themselves, (N, *pixels).
 
-    Arguments are as in `kernel_of_kernel`.
+    The arguments are those of `kernel_of_kernel`.
     """
     paired = layout._replace(paired=True)
     values = [KernelState(k, None if layout.full else jnp.zeros_like(k), None) for k in variances]

@@ -1,13 +1,14 @@
-"""Which way a kernel is computed, and why: the one place with conditions on device, size, activation and tracing.
+"""The planner: it chooses the back end that computes a kernel, and states the reason.
 
-Four ways lead to the same kernel, up to rounding:
+This is the only module with conditions on device, size, activation and tracing. Four back ends compute the same kernel,
+up to rounding:
 
-    Chebyshev series    kernels that are functions of the angle of two inputs: no pair of inputs takes longer for a
-                        larger graph, and all graphs share one compiled program
-    loop                over the nodes; compiles in a time that does not grow with the graph, and graphs of about equal
-                        size and equal operations share it
-    unrolled            step by step: up to twice as fast as the loop, but every graph compiles for itself
-    Pallas              the unrolled steps as one GPU kernel, with all values in registers
+- Chebyshev series in the angle, for kernels that are functions of the angle between two inputs. The time for a pair of
+  inputs does not grow with the graph, and all graphs share one compiled program.
+- A loop over the nodes. Its time to compile does not grow with the graph, and graphs of about equal size with equal
+  operations share the compiled program.
+- Unrolled steps. They are up to twice as fast as the loop, but every graph compiles for itself.
+- Pallas: the unrolled steps as one GPU kernel, which keeps all values in registers.
 """
 
 import functools
@@ -28,24 +29,24 @@ from nngp_dag.kernels.device import BlockSizes, block_sizes, compiles_triton
 from nngp_dag.kernels.layer_rules import Layers, layers_of
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
-# Up to so many steps a program may be unrolled, which takes a second more to compile: worth it for kernels of at least
-# so many entries.
+# A program of at most 4 steps may be unrolled. That takes a second more to compile, which pays off for kernels of at
+# least half a million entries.
 _UNROLLED_STEPS = 4
 _UNROLLED_ENTRIES = 1 << 19
 
 
 class Problem(NamedTuple):
-    """What is asked for, as far as the way depends on it.
+    """The properties of a requested kernel on which the choice of a back end depends.
 
     Attributes:
       rows: Number of inputs.
-      columns: Number of inputs of the second set.
-      symmetric: Whether there is no second set.
-      features: Features, or channels, of the first input.
-      dtype: Precision.
-      with_ntk: Whether the NTK is wanted.
+      columns: Number of second inputs.
+      symmetric: Whether the second inputs are the first ones.
+      features: Features, or channels, of the first input node's data.
+      dtype: Precision of the computation.
+      with_ntk: Whether the NTK is requested.
       one_array: Whether all input nodes read one array.
-      traced: Whether inputs are inside a transformation such as `jax.jit`.
+      traced: Whether a transformation such as `jax.jit` traces the inputs.
     """
 
     rows: int
@@ -59,17 +60,17 @@ class Problem(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How kernels are computed.
+    """The chosen computation of kernels.
 
     Attributes:
-      program: Its steps and numbers.
-      layers: Its operations.
-      spec: What to compile, for the steps.
-      layout: How axes of covariances lie.
+      program: The network's steps and numbers.
+      layers: The network's weighted operations.
+      spec: The structure of the compiled program.
+      layout: The axes of covariances.
       quadrature: Whether some activation is a `Quadrature`.
-      series: Instead of the steps, the Chebyshev series of all outputs.
-      way: What this is called.
-      reason: Why.
+      series: The Chebyshev series of all outputs, which replace the steps; None for the other back ends.
+      way: The name of the computation in `explain`.
+      reason: The reason for the choice in `explain`.
     """
 
     program: Program
@@ -83,10 +84,10 @@ class Plan(NamedTuple):
 
 
 def choose(network: Network, problem: Problem) -> Plan:
-    """Chooses the way to compute the kernels of a network.
+    """Chooses the back end that computes the kernels of a network.
 
     Raises:
-      GraphError: An activation meets a node that is not Gaussian.
+      GraphError: An activation acts on a node that is not Gaussian.
       InputError: An activation is unknown.
     """
     blocks = block_sizes()
@@ -122,7 +123,7 @@ def _named(plan: Plan, way: str, reason: str, problem: Problem, tiles: bool) -> 
 
 
 def _obstacle_to_series(plan: Plan, problem: Problem) -> str:
-    """Says why kernels are no series in the angle, or nothing where they may be."""
+    """Says why Chebyshev series in the angle cannot be used; returns an empty text if they can."""
     if plan.layout.ndim:
         return "convolutions or pooling"
     if not plan.spec.homogeneous:
@@ -131,7 +132,7 @@ def _obstacle_to_series(plan: Plan, problem: Problem) -> str:
         return "several input arrays"
     if problem.traced:
         return "inputs inside a transformation of JAX"
-    # GPUs run few steps in one kernel, which is faster still.
+    # On a GPU a few steps run in one GPU kernel, which is even faster than series.
     return "few steps on a GPU" if plan.spec.blocks.gpu and not plan.spec.loop else ""
 
 
@@ -148,14 +149,14 @@ def _activations(network: Network) -> list[Activation]:
 
 @functools.lru_cache(maxsize=4096)
 def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *, keeps_pixels: bool = False) -> Plan:
-    """Returns the evaluation of a network's steps, in a loop or one after another.
+    """Returns a plan that evaluates a network's steps, as a loop or unrolled.
 
     Args:
       network: The network.
-      with_ntk: Whether the NTK is wanted.
+      with_ntk: Whether the NTK is requested.
       loop: Whether the steps run as a loop.
-      blocks: How much is computed at once.
-      keeps_pixels: Whether the pixels of the last node stay, for layers that follow.
+      blocks: The sizes of blocks.
+      keeps_pixels: Whether the pixels of the last node are kept for layers that follow.
     """
     operations, images = network.weighted_operations, network.image_operations
     steps = program(network)
@@ -169,7 +170,7 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
         loop=loop,
         blocks=blocks,
     )
-    # Inputs are checked to have as many spatial axes as every window.
+    # The check of inputs makes sure that all windows have as many axes as the images, so any window will do.
     window = images[0].window if images else None
     ndim = len(window.shape) if window else 0
     layout = PixelLayout(ndim, network.pools or network.image_readout == "global-average")
@@ -177,12 +178,12 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
 
 
 def plan_of_layer(network: Network, with_ntk: bool) -> Plan:
-    """Returns the evaluation of a network without readout that other layers follow, from the kernels of its inputs."""
+    """Returns the plan for a network without readout that other layers follow, given the kernels of its inputs."""
     return plan_of(network, with_ntk, not network.image_operations, block_sizes(), keeps_pixels=True)
 
 
 def plan_of_stack(steps: Program, network: Network) -> Plan:
-    """Returns the evaluation of one program for many networks with the options of one: a loop, of stacked kernels."""
+    """Returns the plan of one loop for many networks, with stacked kernels; `network` gives the shared options."""
     layers = layers_of(network, steps.operations, reads_out=False)
     spec = Spec(
         structure=loop_structure(steps.structure),
@@ -198,23 +199,23 @@ def plan_of_stack(steps: Program, network: Network) -> Plan:
 
 
 def series_of_stack(plan: Plan, features: int, dtype: np.dtype) -> list[np.ndarray | None]:
-    """Returns for each of many networks its Chebyshev series, or None where the plan's loop computes it.
+    """Returns the Chebyshev series of each of many networks, or None where the plan's loop has to compute a kernel.
 
     Args:
-      plan: As `plan_of_stack` returns it.
+      plan: A plan of `plan_of_stack`.
       features: Features of the input.
-      dtype: Precision.
+      dtype: Precision of the computation.
     """
     return series_of(plan.program, plan.layers, features, dtype)
 
 
 def spec_of_stacked_series(outputs: int) -> Spec:
-    """Returns what to compile for many kernels that are series in the angle."""
+    """Returns the structure of the compiled program that sums the Chebyshev series of many kernels."""
     return spec_of_series(outputs, True, block_sizes(), stacked=True)
 
 
 def is_homogeneous(operations: Iterable[Dense | Hashable]) -> bool:
-    """Whether scaling an input scales what layers and activations output, all of them, by as much."""
+    """Whether all layers and activations are homogeneous: scaling the input by c > 0 scales the output by c."""
     for op in operations:
         if isinstance(op, Dense) and (op.b_std is not None or op.layer_norm):
             return False

@@ -1,4 +1,4 @@
-"""What depends on the device: how much is computed at once, and how results are allocated. `choose` alone asks."""
+"""The dependence on the device: sizes of blocks, and the allocation of results."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -9,20 +9,21 @@ from jax import lax
 
 
 class BlockSizes(NamedTuple):
-    """How much is computed at once.
+    """The sizes of blocks that are computed at once.
 
     Attributes:
-      product: Entries of a block of rows of the product of inputs, large enough for matrix products.
-      block: Entries of each value in the recursion that is unrolled; in a symmetric kernel, a whole tile.
-      series: Values of Chebyshev polynomials for a stack of kernels that are series in the angle.
-      loop: Bytes of each value in the loop, of which it keeps one for every node.
-      tile: Rows that a tile of a symmetric kernel has, about: enough for matrix products, and small beside the kernel.
-      stacked_tile: The same where the kernels of many networks come at once.
-      multiple: What a tile's rows are a multiple of; on GPUs, of the squares of `nngp_dag.kernels.backends.pallas`.
-      odd: Whether they are an odd multiple: entries of a column that lie a power of two apart share few lines of a
-        CPU's cache, which takes a fifth longer.
-      gpu: Whether this is for a device that is no CPU.
-      cell: Side of the squares in which distances of inputs that nearly coincide are summed; 0: row by row.
+      product: Entries of a block of rows of the product of inputs; enough for efficient matrix products.
+      block: Entries of each value in the unrolled recursion; in a symmetric kernel, a whole tile.
+      series: Values of Chebyshev polynomials, for the stacked kernels of many networks.
+      loop: Bytes of each value in the loop, which keeps one value for every slot.
+      tile: Approximate rows of a tile of a symmetric kernel; enough for efficient matrix products, and few compared to
+        the kernel.
+      stacked_tile: Approximate rows of a tile for the stacked kernels of many networks.
+      multiple: A divisor of a tile's rows; on GPUs, a multiple of the squares of `nngp_dag.kernels.backends.pallas`.
+      odd: Whether a tile's rows are an odd multiple of `multiple`. Entries of a column that are a power of two apart
+        compete for few lines of a CPU's cache, which takes a fifth longer.
+      gpu: Whether the sizes are for a device other than a CPU.
+      cell: Side of the squares in which distances of nearly equal inputs are summed; 0 means row by row.
     """
 
     product: int
@@ -37,8 +38,8 @@ class BlockSizes(NamedTuple):
     cell: int
 
 
-# On CPUs what the loop keeps is to stay in the caches; a GPU wants work for all its cores in every call, and waits some
-# 25 microseconds for every condition.
+# On a CPU the loop's values should stay in the caches. A GPU needs work for all its cores in every call, and a
+# condition costs it about 25 microseconds.
 _ON_CPU = BlockSizes(
     product=1 << 19,
     block=1 << 18,
@@ -66,7 +67,7 @@ _ON_GPU = BlockSizes(
 
 
 def compiles_triton() -> bool:
-    """Whether JAX's default device is a GPU that XLA compiles Triton's kernels for: NVIDIA's, since capability 8.0."""
+    """Whether XLA compiles Triton kernels for JAX's default device: an NVIDIA GPU of capability 8.0 or later."""
     major = str(getattr(_default_device(), "compute_capability", "")).partition(".")[0]
     return major.isdigit() and int(major) >= 8
 
@@ -76,20 +77,20 @@ def _default_device() -> Any:
 
 
 def block_sizes() -> BlockSizes:
-    """Returns the sizes for JAX's default device."""
+    """Returns the sizes of blocks for JAX's default device."""
     device = _default_device()
     return _ON_CPU if getattr(device, "platform", device) == "cpu" else _ON_GPU
 
 
 def unwritten(shapes: Any, blocks: BlockSizes) -> Any:
-    """Returns a pytree of arrays that are to be overwritten, and hold anything."""
+    """Returns a pytree of arrays with arbitrary content, which the caller overwrites."""
     if blocks.gpu:
         return jax.tree.map(lambda v: lax.empty(v.shape, v.dtype), shapes)
-    # Of different numbers: XLA would fill one array and copy it, on one thread.
+    # Every array is filled with a number of its own. Of equal arrays XLA would copy one, on a single thread.
     numbers = itertools.count()
     return jax.tree.map(lambda v: jnp.full(v.shape, next(numbers), v.dtype), shapes)
 
 
 def on_cpu() -> bool:
-    """Whether JAX computes on CPUs by default; all that depends on it asks here."""
+    """Whether JAX computes on CPUs by default."""
     return jax.default_backend() == "cpu"

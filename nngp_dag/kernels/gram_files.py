@@ -1,8 +1,8 @@
-"""The results of `gram` on disk: filled tile by tile, safe against a kill at any moment, renamed when whole.
+"""The results of `gram` on disk: written tile by tile, safe if the process is killed, and renamed when complete.
 
-A directory holds nngp.npy, ntk.npy, gram.json and tiles.crc, a journal with a checksum of each finished tile. While it
-is filled it has another name, and a lock. Tiles are written through the file system's calls and not
-through memory maps, whose pages would count as memory of the process, and whose owner a full disk would kill.
+A directory holds nngp.npy, ntk.npy, gram.json, and tiles.crc, a journal with a checksum of each finished tile. While
+tiles are missing, the directory has another name, and a lock. Tiles are written by system calls and not through memory
+maps. Pages of a map would count as memory of the process, and a full disk would kill the process.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ MATRICES = ("nngp", "ntk")
 _DESCRIPTION, _JOURNAL = "gram.json", "tiles.crc"
 _OURS = {_DESCRIPTION, _JOURNAL, LOCK, *(f"{name}.npy" for name in MATRICES)}
 
-# Rows that are hashed at once.
+# Number of rows that are hashed at once.
 _CHUNK = 4096
-# Bytes of a line of the journal: CRC-32, which finds every flipped byte, is faster than SHA-256 on any machine.
+# Bytes of a line of the journal. CRC-32 detects every flipped byte, and is much faster than SHA-256.
 _LINE = 9
 
-# The blocks of both matrices that a tile fills: the first row and column, and how many.
+# The blocks of both matrices that a tile fills: first row, first column, number of rows, number of columns.
 Tile = Sequence[tuple[int, int, int, int]]
 
 
@@ -57,12 +57,12 @@ def describe(
     tile: tuple[int, int],
     dtype: np.dtype,
 ) -> dict[str, Any]:
-    """Returns everything that the bits of the results depend on, as JSON holds it.
+    """Returns everything that the bits of the results depend on, in a form that JSON can hold.
 
     Args:
-      network: The network; its options count as equal where their `repr` is.
+      network: The network; options with equal `repr` count as equal.
       arrays1: The inputs, one array per input node.
-      arrays2: The second inputs, or None where they are the first.
+      arrays2: The second inputs, or None if they are the first ones.
       shape: Shape of the results.
       tile: Rows and columns of a tile.
       dtype: Dtype of the results.
@@ -92,17 +92,17 @@ def _describe_array(array: np.ndarray) -> dict[str, Any]:
 def load_finished(
     path: Path, configuration: Mapping[str, Any], overwrite: bool = False, tiles: Sequence[Tile] | None = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns both matrices as read-only memory maps if `path` holds them, or None if they are to be computed.
+    """Returns both matrices as read-only memory maps if `path` holds them, or None if they must be computed.
 
     Args:
       path: The directory.
-      configuration: As `describe` returns it.
-      overwrite: Whether other results are to be replaced.
-      tiles: All tiles, to read them and compare them with their checksums; None for files that were just written.
+      configuration: The description of the call, see `describe`.
+      overwrite: Whether results of another call may be replaced.
+      tiles: All tiles, which are then read and compared with their checksums; None for files that were just written.
 
     Raises:
-      OutputError: `path` is no directory, or holds something else than the results of `gram`; or results of another
-        call, unless `overwrite`.
+      OutputError: `path` is no directory, or holds other files than results of `gram`. Or it holds results of another
+        call, and `overwrite` is false.
     """
     with as_output_error(path):
         if path.exists() and not path.is_dir():
@@ -123,7 +123,11 @@ def load_finished(
 
 
 def _check_alone(directory: Path) -> None:
-    """Raises an `OutputError` where a directory that may be deleted holds files of others."""
+    """Checks that a directory that may be deleted holds only files of `gram`.
+
+    Raises:
+      OutputError: It holds other files.
+    """
     if others := {file.name for file in directory.iterdir()} - _OURS:
         raise OutputError(
             f"Expected {directory} to hold results of `gram` alone, got {', '.join(sorted(others)[:3])}; move other "
@@ -143,7 +147,11 @@ def _is_of(
     *,
     finished: bool,
 ) -> bool:
-    """Whether a directory holds results of this call; raises an `OutputError` otherwise, unless `overwrite`."""
+    """Whether a directory holds undamaged results of this call.
+
+    Raises:
+      OutputError: It does not, and `overwrite` is false.
+    """
     file = directory / _DESCRIPTION
     try:
         found = read_json(file, {"shape": [int], "dtype": str}, "a result of `gram`", "choose another output")
@@ -160,16 +168,16 @@ def _is_of(
 
 
 def _tiles_done(directory: Path) -> int:
-    """Returns how many tiles the journal names; a line that was cut off does not count."""
+    """Returns the number of tiles in the journal; an incomplete last line does not count."""
     journal = directory / _JOURNAL
     return journal.stat().st_size // _LINE if journal.exists() else 0
 
 
 def _damage(directory: Path, description: Mapping[str, Any], tiles: Sequence[Tile] | None, finished: bool) -> str:
-    """Says what is not as it was written; nothing if there is none. Without `tiles` it does not read them."""
+    """Returns a text that names the damage to a directory, or an empty text; it reads tiles only if they are given."""
     try:
         matrices = [_load(directory, name) for name in MATRICES]
-    # Broad because NumPy meets damaged heads in many ways.
+    # Broad, because NumPy raises many types of errors for damaged headers.
     except Exception:
         return "damaged files"
     if any([list(m.shape), str(m.dtype)] != [description["shape"], description["dtype"]] for m in matrices):
@@ -202,13 +210,13 @@ class GramFiles:
     """The unfinished directory of one call, open for writing.
 
     Attributes:
-      tiles_done: Number of tiles on disk.
+      tiles_done: Number of finished tiles on disk.
     """
 
     def __init__(
         self, path: Path, partial: Path, configuration: Mapping[str, Any], overwrite: bool, stack: contextlib.ExitStack
     ) -> None:
-        """Opens the files, which exist; they are closed with the stack."""
+        """Opens the existing files; the stack closes them."""
         self._path, self._partial, self._configuration, self._overwrite = path, partial, configuration, overwrite
 
         def opened(name: str, flags: int) -> int:
@@ -231,17 +239,17 @@ class GramFiles:
             self._checksum = zlib.crc32(row.data, self._checksum)
 
     def commit(self) -> None:
-        """Counts one more tile as done, once its data are on disk."""
+        """Notes one more tile in the journal, after its data have reached the disk."""
         for descriptor, _ in self._files.values():
             os.fsync(descriptor)
         os.write(self._journal, _line(self._checksum))
         os.fsync(self._journal)
-        # What is kept from now on is not removed by an interruption.
+        # The directory now holds a finished tile, so an interruption must no longer remove it.
         UNFINISHED.pop(self._partial, None)
         self.tiles_done, self._checksum = self.tiles_done + 1, 0
 
     def finish(self) -> None:
-        """Gives the directory its name; with `overwrite` an older result there is deleted."""
+        """Gives the directory its final name; with `overwrite` it replaces an older result."""
         if self._partial.exists():
             load_finished(self._path, self._configuration, self._overwrite)
         rename_claimed(self._partial, self._path)
@@ -251,13 +259,13 @@ class GramFiles:
 def unfinished(
     path: Path, configuration: Mapping[str, Any], overwrite: bool, tiles: Sequence[Tile]
 ) -> Iterator[GramFiles]:
-    """Yields the directory that will be `path`: the one that an earlier call left, or a new one.
+    """Yields the directory that will become `path`: the one that an earlier call left, or a new one.
 
-    After an error it stays if it holds a tile.
+    After an error the directory stays if it holds a finished tile.
 
     Raises:
-      OutputError: The one there is of another call or damaged (unless `overwrite`) or another process is at work on it;
-        or it cannot be written.
+      OutputError: The directory cannot be written, or another process writes to it. Or it belongs to another call or is
+        damaged, and `overwrite` is false.
     """
     partial = path.with_name(f".{path.name}.partial")
     new = [folder for folder in path.parents if not folder.exists()]
@@ -269,7 +277,7 @@ def unfinished(
         files = None
         try:
             if load_finished(path, configuration, overwrite, tiles) is not None:
-                raise busy(path, path / LOCK)  # until a moment ago
+                raise busy(path, path / LOCK)  # another process finished it a moment ago
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
             if not goes_on:
@@ -285,7 +293,7 @@ def unfinished(
 
 
 def _create(partial: Path, configuration: Mapping[str, Any]) -> None:
-    """Makes the files at their full size, so that a full disk shows before the work; the description comes last."""
+    """Creates the files at their full size, so that a full disk is found before the work; gram.json comes last."""
     for name in (_DESCRIPTION, _JOURNAL):
         (partial / name).unlink(missing_ok=True)
     for name in MATRICES:

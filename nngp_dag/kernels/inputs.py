@@ -1,4 +1,4 @@
-"""Checks of what kernels are computed on, and in which precision."""
+"""Checks of the inputs of kernels, and the precision in which kernels are computed."""
 
 import contextlib
 import functools
@@ -22,16 +22,21 @@ DTYPES = ("float32", "float64")
 
 @contextlib.contextmanager
 def precision_of(dtype: np.dtype) -> Iterator[None]:
-    """A context in which JAX computes in `dtype`: enables float64 locally where it must.
+    """Returns a context in which JAX computes in `dtype`; it enables float64 locally if necessary.
 
-    Constants of ours go to the device and results come back, whatever `jax.transfer_guard` forbids the caller's code.
+    It also permits the transfers of the library's own constants and results, even if `jax.transfer_guard` forbids
+    transfers in the caller's code.
     """
     with jax.transfer_guard("allow"), jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
         yield
 
 
 def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> np.dtype:
-    """Returns the precision in which kernels of these inputs are computed: `dtype`, or by default theirs."""
+    """Returns the precision in which kernels of these inputs are computed: `dtype`, or by default that of the inputs.
+
+    Raises:
+      InputError: `dtype` is "float64" inside a transformation of JAX while `jax_enable_x64` is off.
+    """
     if dtype is not None:
         traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
         if traced and dtype == "float64" and not jax.config.read("jax_enable_x64"):
@@ -40,17 +45,18 @@ def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> 
                 "'float64'; set jax_enable_x64, or leave the transformation"
             )
         return np.dtype(dtype)
-    # Inside a transformation JAX's own arrays decide: NumPy constants there are float64 only by habit.
+    # Inside a transformation the traced arrays decide: NumPy constants there are float64 only by default.
     deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
     double = any(array.dtype == np.float64 for array in deciding)
     return np.dtype(np.float64 if double else np.float32)
 
 
 def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
-    """Returns an argument as an array of real numbers in native byte order, wider floats as float64.
+    """Returns an argument as an array of real numbers in native byte order; wider floats become float64.
 
     Raises:
-      InputError: It is no array of real numbers, entries are masked, or it is sharded over explicit axes of a mesh.
+      InputError: The argument is no array of real numbers, has masked entries, or is sharded over explicit axes of a
+        mesh.
     """
     if isinstance(x, (Network, Dag, str)):
         raise InputError(
@@ -83,14 +89,14 @@ def real_array(name: str, x: Any) -> np.ndarray | jax.Array:
 
 
 def host_array(name: str, x: Any) -> np.ndarray:
-    """Returns an argument as `real_array` does, in NumPy, where computations with it are.
+    """Returns an argument as a NumPy array of real numbers, for computations in NumPy.
 
     Raises:
-      InputError: As `real_array`; or it is a value inside a transformation of JAX.
+      InputError: `real_array` refuses the argument, or a transformation of JAX traces it.
     """
     if isinstance(x, jax.core.Tracer):
         raise InputError(
-            f"Expected `{name}` to be an array, got {shown(x)} inside a transformation of JAX; kernels alone can be "
+            f"Expected `{name}` to be an array, got {shown(x)} inside a transformation of JAX; only kernels can be "
             "computed there: pass the result of the transformed function"
         )
     return np.asarray(real_array(name, x))
@@ -102,7 +108,8 @@ def check_inputs(
     """Returns one checked array per input node; see `_check`.
 
     Raises:
-      InputError: One of them is empty, not finite or out of range, or they do not fit the network.
+      GraphError: The network's operations do not fit the images.
+      InputError: An array is empty, not finite or out of range, or the arrays do not fit the network.
     """
     if dtype is not None:
         check_option("dtype", dtype, DTYPES)
@@ -112,7 +119,7 @@ def check_inputs(
     if len(given) != num_inputs:
         raise InputError(f"Expected `{name}` to list {num_inputs} arrays, one per input node, got {len(given)}")
     if all(array is given[0] for array in given):
-        # One array stays one: kernels are then functions of one angle.
+        # One array that all input nodes read stays one object: `choose` then knows that kernels depend on one angle.
         arrays = [_check(f"{name}[0]" if several else name, given[0], network, dtype)] * num_inputs
     else:
         arrays = [_check(f"{name}[{i}]", array, network, dtype) for i, array in enumerate(given)]
@@ -127,7 +134,7 @@ def check_inputs(
 
 
 def _check(name: str, x: ArrayLike, network: Network, dtype: str | None) -> np.ndarray | jax.Array:
-    """Returns `x` as (N, d), or as images; values inside a transformation cannot be seen and are not checked."""
+    """Returns an input as (N, d), or as images; the values of traced arrays are unknown and not checked."""
     array = real_array(name, x)
     if array.ndim < 2 or array.size == 0:
         raise InputError(
@@ -144,7 +151,7 @@ def _check(name: str, x: ArrayLike, network: Network, dtype: str | None) -> np.n
     warn_of_likely_mistakes(name, array, network)
     if isinstance(array, jax.core.Tracer):
         return array
-    # A constant inside a transformation is looked at, too.
+    # Evaluation at compile time checks the constants inside a transformation, too.
     with precision_of(array.dtype), jax.ensure_compile_time_eval():
         ranges = _ranges_of_array(array) if isinstance(array, jax.Array) else _ranges(array, np)
         finite, largest = map(np.asarray, ranges)
@@ -152,7 +159,7 @@ def _check(name: str, x: ArrayLike, network: Network, dtype: str | None) -> np.n
         row = int(np.flatnonzero(~finite)[0])
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity in row {row}; drop or repair that input")
     largest = largest.astype(np.float64)
-    # Squares of entries outside of this range, or their sums, leave the range of the dtype.
+    # Squares of entries outside this range, or sums of such squares, would exceed the range of the dtype.
     double = np.dtype(dtype or array.dtype) == np.float64
     limit, wider = (1e150, "") if double else (1e17, ", or pass dtype='float64'")
     outside = (largest > limit) | ((largest > 0) & (largest < 1 / limit))
@@ -166,7 +173,7 @@ def _check(name: str, x: ArrayLike, network: Network, dtype: str | None) -> np.n
 
 
 def warn_of_likely_mistakes(name: str, x: np.ndarray | jax.Array, network: Network) -> None:
-    """Warns of raw bytes, and of square images whose channels, one or three, come first; of nothing less certain."""
+    """Warns of raw bytes, and of square images whose one or three channels come first."""
     if network.image_operations and x.ndim == 4 and x.shape[1] in (1, 3) and 4 < x.shape[2] == x.shape[3]:
         warn(
             f"Expected `{name}` to hold images (N, *pixels, channels), got {x.shape}, which reads as {x.shape[1]} x "
@@ -183,8 +190,8 @@ def warn_of_likely_mistakes(name: str, x: np.ndarray | jax.Array, network: Netwo
 
 
 def _ranges(x: Any, module: Any) -> tuple[Any, Any]:
-    """Returns for every row whether it is finite, and its largest entry."""
-    # Not by the largest entry: jax 0.10's maximum on CPUs loses a NaN among many numbers.
+    """Returns for every row whether it is finite, and its largest entry in absolute value."""
+    # A NaN need not show in the largest entry: the maximum of jax 0.10 on CPUs loses a NaN among many numbers.
     features = tuple(range(1, x.ndim))
     return module.isfinite(x).all(axis=features), abs(x).max(axis=features)
 

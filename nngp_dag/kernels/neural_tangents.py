@@ -1,9 +1,9 @@
-"""The only import of neural-tangents, which has been without maintenance since 2024.
+"""The only import of neural-tangents, which has not been maintained since 2024.
 
-Version 0.6.5 imports names that JAX has removed, and TensorFlow for one experimental function. While its modules
-load, the names are put back and an empty module stands in for `neural_tangents.experimental`; afterwards
-jax is left as it was found. What else JAX and SciPy have changed is replaced inside neural-tangents' own modules
-`predict` and `empirical`. This file can go when a release works on current JAX without TensorFlow.
+Version 0.6.5 imports names that JAX has removed, and it imports TensorFlow for one experimental function. While its
+modules load, these names are restored, and an empty module replaces `neural_tangents.experimental`. Afterwards JAX is
+as it was before. For other changes of JAX and SciPy, functions inside neural-tangents' modules `predict` and
+`empirical` are replaced. This file can be removed once a release works with current JAX and without TensorFlow.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ def _removed_names() -> Iterator[tuple[types.ModuleType, str, object]]:
         (jax.core, name, getattr(jax.extend.core, name))
         for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
     ]
-    # A key of two rule tables; no equation of a traced program refers to it any more.
+    # neural-tangents uses this primitive as a key of two tables of rules; no traced program contains it any more.
     wanted.append((jax.interpreters.ad, "zeros_like_p", jax.extend.core.Primitive("zeros_like")))
     for module, name, value in wanted:
         with warnings.catch_warnings():
-            # Reading a deprecated name warns; it is there all the same.
+            # Reading a deprecated name warns, but the name is still present.
             warnings.simplefilter("ignore", DeprecationWarning)
             present = hasattr(module, name)
         if not present:
@@ -70,18 +70,18 @@ def _patched_jax() -> Iterator[None]:
 
 
 def _patch_predict(predict: Any) -> None:
-    """Gives this one module its own `jax` and `sp`, which it uses for no more than this."""
-    # With a traced kernel, as under vmap, JAX's eval_context now refuses what it used to leave to the tracer.
+    """Replaces `jax` and `sp` in the module `predict` by objects with the few names that it uses."""
+    # For a traced kernel, for example under vmap, JAX's `eval_context` now raises an error.
     core = types.SimpleNamespace(eval_context=jax.ensure_compile_time_eval)
     predict.jax = types.SimpleNamespace(core=core, default_backend=jax.default_backend)
-    # SciPy has renamed the argument `eigvals`.
+    # SciPy has renamed the argument `eigvals` to `subset_by_index`.
     eigvalsh = predict.sp.linalg.eigvalsh
     linalg = types.SimpleNamespace(eigvalsh=lambda a, eigvals: eigvalsh(a, subset_by_index=eigvals))
     predict.sp = types.SimpleNamespace(linalg=linalg)
 
 
 def _patch_empirical(empirical: Any) -> None:
-    """Rewrites on what JAX offers today the three functions, and gives the names, that structured derivatives need."""
+    """Replaces three functions and a few names in `empirical`, so that structured derivatives work on current JAX."""
 
     def primals_out_and_pullback(
         fn: Any, mode: Any, j_rules: bool, s_rules: bool, fwd: bool | None, *primals: Any
@@ -115,12 +115,12 @@ def _patch_empirical(empirical: Any) -> None:
     ad.__getattr__ = functools.partial(getattr, jax.interpreters.ad)
     ad.source_info_util, ad.config = jax.extend.source_info_util, types.SimpleNamespace(jax_enable_checks=False)
     empirical.ad = ad
-    # No array has the second type any more.
+    # Current JAX has no arrays of the second type.
     empirical.core = types.SimpleNamespace(ShapedArray=jax.core.ShapedArray, DShapedArray=None)
 
 
 def _load() -> tuple[Any, Any]:
-    # An import that already worked, on an old JAX, is left alone.
+    # If the caller has imported neural-tangents already, it works with the installed JAX and needs no changes.
     first = "neural_tangents" not in sys.modules
     with _patched_jax() if first else contextlib.nullcontext():
         import neural_tangents

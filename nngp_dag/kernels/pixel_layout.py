@@ -1,8 +1,12 @@
-"""Covariances of images: how their axes lie, and how convolutions and pooling act on them.
+"""The pixel layout of covariances: the order of their axes, and the action of convolutions and pooling on them.
 
-Arrays have batch axes first, (N1, N2) for a block of a kernel or (N,) for inputs with themselves, then the pixels: none
-for vectors; one axis per spatial axis where only covariances of equal pixels are kept ("diagonal"); or two adjacent
-axes per spatial axis, pixel of the first and pixel of the second input, where all are kept ("full").
+Arrays have batch axes first, (N1, N2) for a block of a kernel or (N,) for inputs with themselves. The axes of pixels
+follow:
+
+- none for vectors;
+- one axis per spatial axis if only covariances of equal pixels are kept ("diagonal");
+- two adjacent axes per spatial axis if covariances of all pairs of pixels are kept ("full"). The first of the two
+  counts the pixels of the first input.
 """
 
 import functools
@@ -19,12 +23,13 @@ from nngp_dag.graph.operations import Window
 
 
 class PixelLayout(NamedTuple):
-    """How the axes of covariances lie.
+    """The axes of covariances.
 
     Attributes:
       ndim: Number of spatial axes; 0 for vectors.
       full: Whether covariances of different pixels are kept.
-      paired: Whether inputs meet only themselves: one batch axis, else two.
+      paired: Whether there are only covariances of inputs with themselves, with one batch axis; otherwise there are
+        two.
     """
 
     ndim: int = 0
@@ -37,11 +42,11 @@ class PixelLayout(NamedTuple):
         return 1 if self.paired else 2
 
     def left(self, v: jax.Array) -> jax.Array:
-        """Gives vectors (N, *pixels) of the first input the axes that broadcast against covariances."""
+        """Reshapes vectors (N, *pixels) of the first input so that they broadcast against covariances."""
         return self._spread(v, batch=0, pixel=0)
 
     def right(self, v: jax.Array) -> jax.Array:
-        """Gives vectors (N, *pixels) of the second input the axes that broadcast against covariances."""
+        """Reshapes vectors (N, *pixels) of the second input so that they broadcast against covariances."""
         return self._spread(v, batch=1, pixel=1)
 
     def _spread(self, v: jax.Array, batch: int, pixel: int) -> jax.Array:
@@ -52,7 +57,7 @@ class PixelLayout(NamedTuple):
         return v.reshape(*rows, *pixels)
 
     def vector(self, v: jax.Array) -> jax.Array:
-        """Undoes `left` or `right`."""
+        """Undoes `left` or `right`: returns vectors (N, *pixels)."""
         size = v.shape[0] if self.paired else max(v.shape[:2])
         pixels = v.shape[self.batch :]
         if self.full:
@@ -60,7 +65,7 @@ class PixelLayout(NamedTuple):
         return v.reshape(size, *pixels)
 
     def diagonal(self, v: jax.Array) -> jax.Array:
-        """Returns the variances (N, *pixels) out of paired covariances."""
+        """Returns the variances (N, *pixels) in paired covariances."""
         if self.full:
             for _ in range(self.ndim):
                 v = jnp.diagonal(v, axis1=1, axis2=2)
@@ -73,17 +78,17 @@ class PixelLayout(NamedTuple):
         return {"both": (first, first + 1), "left": (first,), "right": (first + 1,)}[sides]
 
     def convolve(self, v: jax.Array, over: Window, sides: str = "both") -> jax.Array:
-        """Averages over the filter's pixels: the covariance of a convolution with unit weight variance."""
+        """Averages over the filter's pixels, which yields the covariance of a convolution with unit weight variance."""
         for i, (size, stride) in enumerate(zip(over.shape, over.strides, strict=True)):
             v = window_mean(v, self._axes(i, sides), size, stride, over.padding)
         return v
 
     def pool(self, v: jax.Array, op: EdgeOperation | None, sides: str) -> jax.Array:
-        """Applies pooling to one side of a full covariance."""
+        """Applies pooling to the pixels of one input ("left" or "right") of a full covariance."""
         return v if op is None else pool(op, v, [self._axes(i, sides)[0] for i in range(self.ndim)])
 
     def read_out(self, v: jax.Array, how: str) -> jax.Array:
-        """Averages over pixels: equal ones ("flatten") or all pairs ("global-average")."""
+        """Averages over equal pixels ("flatten") or over all pairs of pixels ("global-average")."""
         if how == "flatten":
             for _ in range(self.ndim if self.full else 0):
                 v = jnp.diagonal(v, axis1=self.batch, axis2=self.batch + 1)
@@ -92,7 +97,7 @@ class PixelLayout(NamedTuple):
 
 @functools.singledispatch
 def pool(op: EdgeOperation, v: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Applies an operation that mixes pixels along the given axes, one for each spatial axis, without its factor.
+    """Applies an operation that mixes pixels along the given axes, one per spatial axis, but not its factor.
 
     Raises:
       InputError: No rule is registered for the class of `op`.
@@ -132,7 +137,7 @@ def window_mean(
 
 
 def window_means(values: Any, axis: int, size: int, stride: int, padding: str) -> tuple[list[Any], int]:
-    """Returns what each offset of a window shows along an axis, a pytree each, and the window's size."""
+    """Returns the shifted values at each offset of a window along an axis, one pytree each, and the window's size."""
     leaves, tree = jax.tree.flatten(values)
     shifted = zip(*(_shifted(v, (axis,), size, stride, padding)[0] for v in leaves), strict=True)
     return [jax.tree.unflatten(tree, of) for of in shifted], size
@@ -141,7 +146,7 @@ def window_means(values: Any, axis: int, size: int, stride: int, padding: str) -
 def _shifted(
     v: jax.Array, axes: tuple[int, ...], size: int, stride: int, padding: str
 ) -> tuple[list[jax.Array], list[int]]:
-    """Returns what each offset of a window shows along `axes`, and how many pixels of each window are inside."""
+    """Returns the shifted array at each offset of a window along `axes`, and every window's pixels inside the image."""
     pixels = v.shape[axes[0]]
     (low, high) = lax.padtype_to_pads((pixels,), (size,), (stride,), padding)[0]
     count = (pixels + low + high - size) // stride + 1

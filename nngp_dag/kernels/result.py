@@ -1,4 +1,4 @@
-"""What `kernel` returns: two matrices, and the network that they belong to."""
+"""The result of `kernel`: two matrices, and the network that they belong to."""
 
 import dataclasses
 import math
@@ -19,30 +19,44 @@ from nngp_dag.errors import InputError, shorten, shown
 from nngp_dag.graph import Dense, Operation
 from nngp_dag.kernels.inputs import precision_of
 
-# A cause of an overflow is named where it alone takes up so much of the exponents of a dtype.
+# The message names a cause of an overflow if it alone takes up this share of the dtype's range of exponents.
 _SHARE = 0.25
 
 
-# Any, since one that was not asked for is None: a checker would ask of every use whether it is.
+# The union with Any: a matrix that was not requested is None, and a type checker would demand a test at every use.
 Matrix = Float[Array | np.ndarray, "n1 n2"] | Any
 
 
-# Dropped by transformations, or functions of kernels would compile anew for every network, and `jax.tree.map` would
-# refuse kernels of two.
+# Transformations drop `network` and `output`. Otherwise functions of kernels would compile anew for every network, and
+# `jax.tree.map` would refuse kernels of two networks.
 @partial(
     jax.tree_util.register_dataclass, data_fields=["nngp", "ntk"], meta_fields=[], drop_fields=["network", "output"]
 )
 @dataclass(frozen=True)
 class Kernel:
-    """The infinite-width kernels of one network, a JAX pytree.
+    """The infinite-width kernels of a network, a JAX pytree.
 
     Attributes:
-      nngp: E[f_k(x_i) f_k(x_j)] over initializations, for one output unit k, (N1, N2); None if it was not asked for.
-      ntk: The neural tangent kernel, (N1, N2); None if it was not asked for.
-      network: The network, as `nngp_dag.kernel` and `nngp_dag.gram` note it, so that what takes several kernels can
-        refuse those of different networks. None for kernels made by hand, or by transformations such as `jax.jit` and
-        `jax.tree.map`, which are taken as they are.
-      output: Which of the network's outputs they belong to, counted from 0.
+      nngp: The NNGP kernel E[f_k(x_i) f_k(x_j)], the mean over initializations for one output unit k, (N1, N2). None if
+        it was not requested.
+      ntk: The neural tangent kernel, (N1, N2); None if it was not requested.
+      network: The network, which `nngp_dag.kernel` and `nngp_dag.gram` record. Functions of several kernels refuse
+        kernels of different networks. None for kernels that a user builds, and for results of transformations such as
+        `jax.jit` and `jax.tree.map`, which are not compared.
+      output: The number of the network's output that the kernels belong to, counted from 0.
+
+    Raises:
+      InputError: `network` is neither a `Network` nor None.
+
+    Example:
+      >>> import numpy as np, nngp_dag as nd
+      >>> k = nd.kernel("2_12", np.eye(3))
+      >>> k.ntk.shape, str(k.network)
+      ((3, 3), '2_12 (dense-relu, sum)')
+      >>> nd.Kernel(nngp=np.eye(2), ntk=None).network is None
+      True
+
+    Reference: Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018 (NTK).
     """
 
     nngp: Matrix
@@ -51,16 +65,16 @@ class Kernel:
     output: int = field(default=0, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raises an `InputError` where `network` is none."""
+        """Checks the type of `network`."""
         if not isinstance(self.network, (Network, NoneType)):
             raise InputError(f"Expected `network` to be a `Network` or None, got {shown(self.network)}")
 
     def difference(self, other: "Kernel") -> str:
-        """Names the first option in which the networks of two kernels differ, with both values; empty if in none."""
+        """Returns a text with the first option in which two kernels' networks differ; it is empty if they agree."""
         one, two = self.network, other.network
         if one is None or two is None:
             return ""
-        # Dead edges may differ.
+        # Edges that are not live do not affect kernels, so they may differ.
         first, second = (
             {"dag": dataclasses.replace(k.dag, edges=k.dag.live_edges), **k.kernel_options} for k in (one, two)
         )
@@ -73,7 +87,7 @@ class Kernel:
 
 @jax.jit
 def _is_finite(values: Any) -> jax.Array:
-    """Whether all entries are; compiled, and for one array at a time, so that nothing of its size is allocated."""
+    """Whether all entries of an array are finite; XLA fuses the sum, so no array of that size is allocated."""
     return (0 * values).sum() == 0
 
 
@@ -86,23 +100,23 @@ def finished(
     output: int,
     inputs: Sequence[np.ndarray | jax.Array],
 ) -> Kernel:
-    """Returns the matrices that are wanted, checked to be finite.
+    """Returns the requested matrices, after a check that they are finite.
 
     Args:
-      nngp: The NNGP, (N1, N2).
-      ntk: The NTK, or None.
-      dtype: Their precision.
-      wanted: "nngp", "ntk" or both.
+      nngp: The NNGP kernel, (N1, N2).
+      ntk: The NTK, (N1, N2), or None.
+      dtype: The precision of both.
+      wanted: The requested matrices: "nngp", "ntk" or both.
       network: The network.
-      output: Which of its outputs.
-      inputs: What they were computed of, to say why they are not finite.
+      output: The number of the network's output.
+      inputs: The inputs of the kernels, from which the message names a cause of an overflow.
 
     Raises:
-      InputError: They are not finite.
+      InputError: A requested matrix has entries that are not finite; the message names a cause and a remedy.
     """
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
     if not isinstance(nngp, jax.core.Tracer):
-        # Inputs are in range, and so is every weight, but not their products along a graph.
+        # Inputs and weights have been checked to be in range, but products along a graph may still overflow.
         with precision_of(dtype):
             broken = [name for name in wanted if not _is_finite(results[name])]
         if broken:
@@ -119,13 +133,13 @@ def finished(
 
 
 def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np.dtype) -> str:
-    """Says what makes kernels of a network overflow, and what helps."""
+    """Returns a text with the causes of an overflow of a network's kernels, and with remedies."""
     along = partial(_most_along_a_path, network)
     depth = along(lambda op: isinstance(op, Dense))
     largest = max(float(abs(np.asarray(x, np.float64)).max()) for x in inputs)
     stds = [op.w_std for op in network.weighted_operations]
     scaling = sorted({f"`{type(edge.op).__name__}`" for edge in network.edges if abs(edge.op.factor) > 1})
-    # How many powers of two each may put into a kernel, what it is, and what helps.
+    # For each possible cause: the powers of 2 that it may contribute to a kernel, its description, and the remedy.
     causes = [
         (
             along(lambda op: math.log2(_gain(op)) if isinstance(op, Dense) else 0),
@@ -162,7 +176,7 @@ def _cause(network: Network, inputs: Sequence[np.ndarray | jax.Array], dtype: np
 
 
 def _most_along_a_path(network: Network, size: Callable[[Operation], float]) -> float:
-    """Returns the largest sum over a path of what its operations have of something."""
+    """Returns the largest sum of `size` over the operations of a path to an output."""
     most = [0.0] * network.dag.num_nodes
     for node, into in enumerate(network.into):
         most[node] = max((most[edge.source] + size(edge.op) for edge in into), default=0.0)
@@ -170,7 +184,7 @@ def _most_along_a_path(network: Network, size: Callable[[Operation], float]) -> 
 
 
 def _gain(op: Dense) -> float:
-    """What a layer multiplies gradients by, squared: exactly for ReLU-type activations; at slopes of 1 for others."""
+    """Returns the factor of a layer in squared gradients: exact for ReLU-type activations, else for a slope of 1."""
     phi = get_activation(op.activation)
     return op.w_std**2 * ((phi.a**2 + phi.b**2) / 2 if isinstance(phi, ABRelu) else 1)
 

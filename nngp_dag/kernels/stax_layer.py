@@ -1,4 +1,4 @@
-"""A network as a layer of `neural_tangents.stax`."""
+"""`DagLayer`: a network as a layer of `neural_tangents.stax`."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ _NO_MASKS = "`DagLayer` does not support masking"
 
 
 def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]:
-    """The finite operation, in the layers of stax: init_fn and apply_fn."""
+    """Returns `init_fn` and `apply_fn` of an edge's operation in the finite network."""
     if isinstance(op, Dense):
         return _finite_weighted(op, width, parameterization)
     init, apply = mix_pixels(op) if op.mixes_pixels else stax.Identity()[:2]
@@ -37,12 +37,14 @@ def _finite(op: Operation, width: int, parameterization: str) -> tuple[Any, Any]
 
 @functools.singledispatch
 def mix_pixels(op: Operation) -> tuple[Any, Any]:
-    """Returns an operation on pixels, without its factor, as `init_fn, apply_fn`; a new one registers its rule here.
+    """Returns `init_fn` and `apply_fn` of an operation on pixels, without its factor; new classes register a rule here.
 
     Raises:
       InputError: No rule is registered for the class of `op`.
     """
-    raise InputError(f"Expected an operation on pixels with a rule for stax, got {op!r}; register `mix_pixels`")
+    raise InputError(
+        f"Expected an operation on pixels with a rule for stax, got {op!r}; register one with `mix_pixels`"
+    )
 
 
 @mix_pixels.register
@@ -68,7 +70,7 @@ def _finite_weighted(op: Dense, width: int, parameterization: str) -> tuple[Any,
 
     def init_fn(rng: jax.Array, shape: Shape) -> tuple[Any, tuple]:
         params = []
-        # Only the linear layer draws, so that all may share the key.
+        # Only the linear layer draws random numbers, so all layers may share the key.
         for init, _ in layers:
             shape, drawn = init(rng, shape)
             params.append(drawn)
@@ -89,37 +91,40 @@ def DagLayer(  # noqa: N802
     has_stem: bool | None = None,
     **architecture: Unpack[Architecture],
 ) -> tuple[Any, Any, Any]:
-    """The stem and the nodes of a network with the connectivity of a DAG, as a `neural_tangents.stax` layer.
+    """Returns the stem and the nodes of a network as a layer of `neural_tangents.stax`.
 
-    It computes X(H), the last node, and composes with other layers: followed by
-    `stax.Dense(k, W_std=2**0.5)` ("linear-act"), or by `stax.Relu()` and the same `Dense` ("act-linear"), its kernel is
-    that of `nngp_dag.kernel` with the readout. A graph with several inputs takes a list of inputs or kernels, as after
-    `stax.FanOut`; one with several outputs gives a list, each of which must be read by weights of its own before they
-    are added up, since stax knows nothing of their correlation: sums belong into the graph.
+    The layer computes X(H), the last node, and composes with other layers. In the order "linear-act" let
+    `stax.Dense(k, W_std=2**0.5)` follow it; in the order "act-linear" let `stax.Relu()` and the same `Dense` follow it.
+    The kernel is then that of `nngp_dag.kernel` with the readout.
 
-    Unlike `stax.parallel` with `FanInSum`, it is exact for sums of activated branches and for skips that share an
-    ancestor, and its cost does not grow with the number of paths.
+    A graph with several inputs takes a list of inputs or kernels, such as `stax.FanOut` returns. A graph with several
+    outputs returns a list. Each output must then pass through weights of its own before outputs are added up, because
+    stax does not know their correlations. Other sums must be part of the graph.
 
-    The angle of two inputs that nearly coincide is only as good as the rounding of the kernel that comes in (relative
-    errors of 1e-4 in a float32 NTK); `nngp_dag.kernel` sees the inputs themselves and keeps it. Masks are not
+    Unlike `stax.parallel` with `FanInSum`, the layer is exact for sums of activated branches and for skips that share
+    an ancestor. Its cost does not grow with the number of paths.
+
+    The angle of two inputs that nearly coincide is only as accurate as the rounding of the given kernel. Relative
+    errors reach 1e-4 in a float32 NTK; `nngp_dag.kernel` has the inputs themselves and is accurate there. Masks are not
     supported.
 
     Args:
-      network: The network, see `nngp_dag.kernel`; what it says of the readout and of pixels is left to what follows.
-      has_stem: Without, what comes in is node 0: `width` channels of it wherever skips add it to others. By default as
-        in the network, which has one unless it says so.
-      **architecture: Fields of `nngp_dag.Network`, among them `width`, the units or channels of every node of the
-        finite network, and of its layer.
+      network: The network, see `nngp_dag.kernel`. The layer ignores its readout; later layers define one.
+      has_stem: Whether the layer starts with a stem. Without a stem, the input itself is node 0; it must then have
+        `width` channels wherever skips add it to other nodes. By default the network decides.
+      **architecture: Fields of `nngp_dag.Network` and of its layer. Among them is `width`, the number of units or
+        channels of every node of the finite network.
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`. `params` is a tuple: the parameters of every input's stem, then those of every
-      live edge in the order of `dag.live_edges`, each a tuple over its layers (layer norm, linear, activation, as they
-      are applied) with `(W, b)` for the linear one.
+      The functions `(init_fn, apply_fn, kernel_fn)`. The parameters are a tuple: first those of every input's stem,
+      then those of every live edge in the order of `dag.live_edges`. Each of them is a tuple over the layers (layer
+      norm, linear, activation) in the order of application, with `(W, b)` for the linear layer.
 
     Raises:
-      GraphError: No path leads through `dag`, an activation meets a node that is not Gaussian, or images do not fit.
-      InputError: `width` or another option is invalid, inputs have the wrong shape or are masked, or `width` is not the
-        fan-in that the NTK of the standard parameterization needs.
+      GraphError: No path leads to an output, an activation acts on a node that is not Gaussian, or operations do not
+        fit the images.
+      InputError: `width` or another option is invalid, or inputs are masked or have the wrong shape. Or `width` is not
+        the fan-in that the NTK of the standard parameterization needs.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -206,7 +211,7 @@ def DagLayer(  # noqa: N802
         options = {"spec": plan.spec, "layout": layout, "channels": tuple(one.shape1[-1] for one in inputs)}
 
         def own(which: str) -> list[jax.Array] | None:
-            """Covariances of inputs with themselves, for every input node."""
+            """Returns the covariances of inputs with themselves, for every input node."""
             covariances = [getattr(one, which) for one in inputs]
             if covariances[0] is None:
                 return None
@@ -215,7 +220,7 @@ def DagLayer(  # noqa: N802
         own1, own2 = own("cov1"), own("cov2")
         with precision_of(np.dtype(first.nngp.dtype)):
             weights = weights_of(plan, np.dtype(first.nngp.dtype))
-            # neural-tangents marks the NTK of raw inputs, which is zero, by a scalar.
+            # neural-tangents represents the NTK of raw inputs, which is zero, by a scalar.
             kernels = [
                 (one.nngp, None if one.ntk is None else jnp.broadcast_to(one.ntk, one.nngp.shape)) for one in inputs
             ]
@@ -249,8 +254,8 @@ def DagLayer(  # noqa: N802
 
 
 def _inputs(value: Any, network: Network, shape_of: Callable[[Any], Shape]) -> list:
-    """Returns the inputs, or what stands for them, one per input node, with shapes that have been checked."""
-    # A shape is a tuple too, but of numbers.
+    """Returns the inputs (or their shapes or kernels) as a list with one entry per input node, and checks shapes."""
+    # A single shape is a tuple, too; its entries are numbers.
     several = isinstance(value, (list, tuple)) and len(value) > 0 and not isinstance(value[0], (int, np.integer))
     inputs, count = list(value) if several else [value], network.dag.num_inputs
     if len(inputs) != count:
@@ -268,12 +273,12 @@ def _inputs(value: Any, network: Network, shape_of: Callable[[Any], Shape]) -> l
 
 
 def _shape(shape: Any) -> Shape:
-    """The convolutions of stax give sizes as NumPy's integers."""
+    """Returns a shape as Python integers, since the convolutions of stax return NumPy's integers."""
     return tuple(int(size) for size in shape)
 
 
 def _diagonal(covariance: jax.Array) -> jax.Array:
-    """(N, N, *pixels) -> (N, *pixels)."""
+    """Returns the variances (N, *pixels) in covariances (N, N, *pixels)."""
     return jnp.moveaxis(jnp.diagonal(covariance), -1, 0)
 
 

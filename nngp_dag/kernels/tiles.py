@@ -24,19 +24,20 @@ def by_rows(
     """Computes results in blocks of rows.
 
     Args:
-      rows: A pytree of arrays with leading axis `count`.
+      rows: A pytree of arrays with leading axis `count`, or 1 for values that all rows share.
       count: Number of rows.
-      size: Rows of a block.
-      block: (slice of `rows`, indices of its rows) -> for every output arrays with that many rows.
-      blocks: For the device.
-      axis: Where results have their rows.
+      size: Number of rows of a block.
+      block: A function of a slice of `rows` and the indices of its rows; it returns a pytree of arrays with as many
+        rows.
+      blocks: The sizes of blocks for the device.
+      axis: The axis of rows in the results.
 
     Returns:
-      For every output arrays with `count` rows.
+      A pytree of arrays with `count` rows.
     """
     size = min(count, max(1, size))
 
-    # Compiled functions are traced once, for the shapes of their results and where they are called.
+    # `jit` traces the function once, although both `eval_shape` and the loop call it.
     @jax.jit
     def compute(start: jax.Array | int) -> Any:
         return block(_taken(rows, start, size), start + jnp.arange(size))
@@ -48,7 +49,8 @@ def by_rows(
         return jax.ShapeDtypeStruct((*v.shape[:axis], count, *v.shape[axis + 1 :]), v.dtype)
 
     def store(i: jax.Array, state: Any) -> Any:
-        # The last block moves back to end with the last row; rows that two blocks share are computed twice.
+        # Blocks have one static size. The last one is moved back to end with the last row, so rows that it shares with
+        # the one before are computed twice.
         start = jnp.minimum(i * size, count - size)
         return jax.tree.map(
             lambda into, v: lax.dynamic_update_slice_in_dim(into, v, start, axis), state, compute(start)
@@ -72,24 +74,24 @@ def by_tiles(
     blocks: BlockSizes,
     differentiable: bool,
 ) -> Any:
-    """Computes symmetric results in square tiles, those on and above the diagonal.
+    """Computes symmetric results in square tiles on and above the diagonal.
 
     Args:
-      data: A pytree of arrays with leading axis `count`.
+      data: A pytree of arrays with leading axis `count`, or 1 for values that all rows share.
       count: Number of rows and columns.
-      size: Rows of a tile, at most `count`.
-      shapes: Those of the results.
-      ready: slice of `data` -> what is computed of it alone.
-      put: (results, that of the rows, index of the first row, that of the columns, index of the first column) ->
-        results with that tile.
-      blocks: For the device.
-      differentiable: Whether derivatives may be wanted. Otherwise rows are made ready once for all of their tiles, in a
-        loop whose bounds reverse mode does not take.
+      size: Number of rows of a tile, at most `count`.
+      shapes: Shapes and dtypes of the results.
+      ready: A function of a slice of `data` that prepares it.
+      put: A function that writes a tile and its transpose: (results, prepared rows, first row, prepared columns, first
+        column) -> results.
+      blocks: The sizes of blocks for the device.
+      differentiable: Whether derivatives must be possible. Otherwise rows are prepared once for all of their tiles;
+        that loop has traced bounds, which reverse-mode differentiation does not support.
 
     Returns:
       The results.
     """
-    # The last tiles move back to end with the last row; what two tiles share is computed twice.
+    # The last tiles are moved back to end with the last row; entries that two tiles share are computed twice.
     starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
 
     def at(i: jax.Array) -> Any:
@@ -116,7 +118,7 @@ def by_tiles(
 
 
 def mirrored(v: jax.Array) -> jax.Array:
-    """Returns a square matrix, or several, with the entries above the diagonal below it, too."""
+    """Returns one or several square matrices, with the entries above the diagonal copied below it."""
     n = v.shape[-1]
     below = jnp.arange(n)[:, None] > jnp.arange(n)[None, :]
     return jnp.where(below, jnp.swapaxes(v, -1, -2), v)

@@ -137,7 +137,7 @@ def test_bad_options(dag, options, message, unchecked):
     [
         (
             {"activation": "erf"},
-            r"Expected `activation` in `layer`, got it beside; pass layer=Dense\(activation=\.\.\.\)",
+            r"Expected `activation` in `layer`, got an option of `Network`; pass layer=Dense\(activation=\.\.\.\)",
         ),
         (
             {"aggregaton": "mean"},

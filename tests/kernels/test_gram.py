@@ -604,7 +604,7 @@ def test_what_only_the_kernel_refuses_is_located():
     x[18] = 1e20
     message = (
         r"of `x2` between .*, got 1e\+20 in row 4; rescale the inputs, or pass dtype='float64' \(in the tile whose "
-        r"rows begin with input 0 and whose columns, `x2` there, with input 14\)"
+        r"rows begin with input 0 and whose columns, its `x2`, with input 14\)"
     )
     with pytest.raises(InputError, match=message):
         gram(DAG, x, tile=TILE)

@@ -108,7 +108,8 @@ def test_overflow_counts_in_the_precision_of_the_kernel():
 def test_kernels_say_so():
     options = {"w_std": 1.0, "readout": False}
     with pytest.raises(
-        InputError, match=r"of quadrature\(waves\) at the stem to be off by at most 25%, got .* at variance 1; raise"
+        InputError,
+        match=r"of quadrature\(waves\) at the stem to have an error of at most 25%, got .* at variance 1; raise",
     ):
         nd.kernel(ONE, INPUT, activation=Quadrature(FUNCTIONS["sin(32 u)"], "waves"), **options)
     with pytest.warns(NumericalWarning, match=r"at the stem to be accurate to 1e-06, got an error of up to 0.04 of"):

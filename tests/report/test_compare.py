@@ -507,11 +507,11 @@ def test_graphs_and_seeds_in_every_form(results):
     [
         (
             {"networks": ["2", nd.zoo.chain(1)]},
-            "Expected networks that their texts tell apart, got 2, 2; pass",
+            "Expected networks whose texts differ, got 2, 2; pass",
         ),
         (
             {"networks": [nd.Network("2", width=8), nd.Network("2", width=9)]},
-            r"Expected networks that their texts tell apart, got 2 \(.*\), 2 \(.*\); pass {name: network}",
+            r"Expected networks whose texts differ, got 2 \(.*\), 2 \(.*\); pass {name: network}",
         ),
         ({"networks": "2", "activation": "rleu"}, "got 'rleu'; did you mean 'relu'"),
         ({"networks": "2", "activation": np.tanh}, "Expected `activation` to be a name or an `Activation`, got tanh"),

@@ -318,7 +318,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(copy, tmp_path):
         ({"resume": True}, "Expected `out` to name the run to resume, got None; pass the folder of the run"),
         ({"networks": []}, "Expected at least one network, got none"),
         ({"networks": {}}, "Expected at least one network, got none"),
-        ({"networks": ["2", nd.Dag.from_code("2")]}, "Expected networks that their texts tell apart, got 2, 2; pass"),
+        ({"networks": ["2", nd.Dag.from_code("2")]}, "Expected networks whose texts differ, got 2, 2; pass"),
         ({"recipe": Recipe(batch_size=23)}, "Expected `batch_size` to be at most the 22 training examples, got 23"),
         ({"checkpoint_every": 1.5}, "Expected `checkpoint_every` to be a whole number, at least 1, got 1.5"),
         ({"config": {"a": np.ones(2)}}, "Expected `config` to hold what JSON can, got .*; pass plain numbers"),

@@ -1,1 +1,1 @@
-"""The ways to compute a kernel: Chebyshev series, a loop over nodes, unrolled steps, and a Pallas kernel for GPUs."""
+"""The back ends: Chebyshev series in the angle, a loop over nodes, unrolled steps, and a Pallas kernel for GPUs."""

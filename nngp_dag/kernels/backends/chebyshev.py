@@ -1,16 +1,19 @@
-"""Networks of ReLU type without biases on one input: their kernels are functions of the angle between two inputs.
+"""Chebyshev series in the angle, for networks with ReLU-type activations, without biases, on one input array.
 
-Where every operation is homogeneous, so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the inputs
-and the angle theta between them. The NTK has this form too. For one layer that is Cho and Saul 2009, eq. (6); for any
-graph it follows by induction over its nodes. Both functions are analytic on [0, pi], so that their Chebyshev series
-end, for ten layers in float64 after forty terms, while the recursion over the graph would run for every pair of inputs.
-The series come from that recursion at a few hundred angles, in float64 whatever the precision of the inputs. It keeps,
-of two inputs of second moment q,
+If every operation is homogeneous, then so is the network: K_ij = s_i s_j kappa(theta_ij), with the norms s of the
+inputs and the angle theta between them. The NTK has the same form. For one layer that is Cho and Saul 2009, eq. (6);
+for any graph it follows by induction over the nodes. Both functions of theta have rapidly converging Chebyshev series,
+Equation (11) of docs/mathematics.md: forty terms suffice for ten layers in float64. Once they are known, no pair of
+inputs needs the recursion over the graph.
 
-    D = q - K,  E = q + K       half the mean squares of their difference and of their sum
-    theta = 2 atan(sqrt(D / E)),
+The coefficients come from that recursion at a few hundred angles, in float64 for inputs of any precision. For two
+inputs with the same second moment q it carries
 
-which has the digits of angles near 0 and near pi.
+    D = q - K,  E = q + K       half the mean squares of the difference and of the sum of the outputs,
+    theta = 2 atan(sqrt(D / E)).
+
+The arctangent of this ratio keeps all digits of angles near 0 and near pi. An arccosine of K / q would lose half of
+them.
 """
 
 import functools
@@ -34,21 +37,24 @@ from nngp_dag.kernels.dual import root
 from nngp_dag.kernels.dual.arcsine import double_arcsine
 from nngp_dag.kernels.layer_rules import Layer, Layers, Rules
 
-# Angles at which kernels are computed. Series that have not ended after half as many terms are not trusted.
+# The number of Chebyshev points. If a series needs more than half as many terms, aliasing may have spoiled its
+# coefficients, so it is not used.
 _ANGLES = 256
-# These lie so close to 0 and pi, where branch points may hide from all others, that series are tried there.
+# Angles close to 0, and to pi by symmetry, at which series are tested. Branch points at the ends of the interval may
+# escape all Chebyshev points.
 _NEAR = np.pi * np.logspace(-12, -2, 21)
-# Series are filled up with zeros to a multiple of so many terms: networks of about equal depth share a compilation.
+# Series are padded with zeros to a multiple of this number of terms, so that networks of about equal depth share a
+# compiled program.
 _MULTIPLE = 8
 
 
 class _Field(NamedTuple):
-    """A node's or a field's second moments or covariances at every angle, the first of which is 0.
+    """Second moments, or covariances, of a node or a field at every angle; the first angle is 0.
 
     Attributes:
-      d: q - K.
-      e: q + K.
-      t: The NTK.
+      d: The difference D = q - K, (M,).
+      e: The sum E = q + K, (M,).
+      t: The NTK, (M,).
     """
 
     d: np.ndarray
@@ -56,15 +62,17 @@ class _Field(NamedTuple):
     t: np.ndarray
 
     def plus(self, square: float) -> "_Field":
-        """Adds to K, and so to q, what is the same for all inputs."""
+        """Adds a constant to K at all angles, and hence to q; the difference D does not change."""
         return self._replace(e=self.e + 2 * square)
 
 
 def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
     """Returns the second moments of an activation's output, and its mean.
 
-    As `nngp_dag.kernels.dual.kinked` has them, with h(t) = (sin(t) - t cos(t)) / pi.
+    The formulas are those of `nngp_dag.kernels.dual.kinked`, with h(t) = (sin(t) - t cos(t)) / pi.
     """
+    # All inputs have the norm sqrt(q), so q is E / 2 at the angle 0, where D = 0. Beyond pi / 2 the formulas use pi -
+    # theta in place of theta, and E in place of D. So angles near 0 and near pi keep the absolute precision of float64.
     a, b = phi.a, phi.b
     straight, bent, q = (a**2 + b**2) / 2, (b - a) ** 2 / 2, np.maximum(x.e[0], 0) / 2
     theta = 2 * np.arctan2(np.sqrt(np.maximum(x.d, 0)), np.sqrt(np.maximum(x.e, 0)))
@@ -79,7 +87,8 @@ def _activated(phi: ABRelu, x: _Field) -> tuple[_Field, float]:
 def _applied(layer: Layer, x: _Field, rules: Rules, fan_in: int | None = None) -> tuple[_Field, float]:
     """Applies a weighted operation to second moments; returns covariances of its output, and its mean.
 
-    They are NaN where the operation is not homogeneous, and so is all that reads them.
+    They are NaN if the operation is not homogeneous. NaN then spreads to all outputs that depend on the operation, and
+    `_series` returns None for these.
     """
     phi, mean = layer.activation or IDENTITY, 0.0
     if not isinstance(phi, ABRelu) or layer.bias is not None or layer.layer_norm:
@@ -97,17 +106,17 @@ class _AtAngles(Algebra):
     """The algebra of second moments at angles, for `run`."""
 
     def __init__(self, layers: Layers) -> None:
-        """`layers` are the operations."""
+        """Keeps the operations."""
         self._layers = layers
 
     def add(self, of: Sum) -> _Field:
-        """Adds up covariances."""
+        """Adds up covariances, Equation (6) of docs/mathematics.md; D and E are linear in K."""
         terms = zip(of.weights, of.values, strict=True)
         parts = zip(*([weight * v for v in field] for weight, field in terms), strict=True)
         return _Field(*(functools.reduce(operator.add, part) for part in parts))
 
     def at_node(self, step: Step, total: _Field, mean: float | None) -> _Field:
-        """Returns second moments."""
+        """Returns second moments: covariances plus the squared mean."""
         del step
         return total if mean is None else total.plus(np.square(mean))
 
@@ -118,13 +127,13 @@ class _AtAngles(Algebra):
 
 
 def at_angles(program: Program, layers: Layers, channels: int, theta: np.ndarray) -> np.ndarray:
-    """Computes kernels of inputs whose squares have mean 1.
+    """Computes the kernels of inputs with mean square 1, as functions of the angle.
 
     Args:
       program: The network's program; all its input nodes read the same data.
-      layers: Its operations.
-      channels: Features of the data.
-      theta: Angles, (M,).
+      layers: The network's operations.
+      channels: Number of features of the data.
+      theta: Angles between two inputs in radians, (M,).
 
     Returns:
       NNGP and NTK of every output, (outputs, 2, M).
@@ -146,7 +155,10 @@ def at_angles(program: Program, layers: Layers, channels: int, theta: np.ndarray
 
 @functools.cache
 def _cosines() -> np.ndarray:
-    """cos(j phi_i) for the Chebyshev points cos(phi_i), (terms, points); arguments are reduced before they round."""
+    """Returns cos(j phi_i) for the Chebyshev points cos(phi_i), (terms, points).
+
+    Arguments are reduced as whole multiples of pi / 512, before they are rounded.
+    """
     return np.cos(np.pi / (2 * _ANGLES) * (np.outer(np.arange(_ANGLES), 2 * np.arange(_ANGLES) + 1) % (4 * _ANGLES)))
 
 
@@ -154,14 +166,14 @@ def series_of(program: Program, layers: Layers, channels: int, dtype: np.dtype) 
     """Returns the Chebyshev coefficients of a network's kernels as functions of 2 theta / pi - 1.
 
     Args:
-      program: As in `at_angles`.
-      layers: The program's operations.
-      channels: Features of the data.
-      dtype: The precision to which series are to hold.
+      program: The network's program, as in `at_angles`.
+      layers: The network's operations.
+      channels: Number of features of the data.
+      dtype: The precision that series must reach.
 
     Returns:
-      For every output those of NNGP and NTK for inputs whose squares have mean 1, (2, terms), float64; None where one
-      of the two series does not end or does not hold, or the output reads an operation that is not homogeneous.
+      The coefficients of NNGP and NTK of every output, for inputs with mean square 1: float64, (2, terms). None
+      replaces them if a series is too long or fails the test near the ends, or if an operation is not homogeneous.
     """
     cosines = _cosines()
     near = np.concatenate([_NEAR, np.pi - _NEAR])
@@ -171,15 +183,21 @@ def series_of(program: Program, layers: Layers, channels: int, dtype: np.dtype) 
 
 
 def _series(values: np.ndarray, near: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
-    """Returns the series of NNGP and NTK from their values at the Chebyshev points and, to try it, near the ends."""
+    """Returns the series of NNGP and NTK, or None if one fails.
+
+    Args:
+      values: Values at the Chebyshev points, and then at the points near the ends, (2, points).
+      near: The arguments of the series near the ends.
+      dtype: The precision that series must reach.
+    """
     if not np.isfinite(values).all():
         return None
     cosines = _cosines()
     coefficients = 2 / _ANGLES * values[:, :_ANGLES] @ cosines.T
     coefficients[:, 0] /= 2
     scale = np.abs(values).max(axis=1, keepdims=True)
-    # What is left out adds up near the ends. Behind a series of float64 comes the rounding of the values, at about half
-    # of its epsilon.
+    # At the ends of the interval all polynomials are 1 or -1, so omitted terms may add up there. The sum of their sizes
+    # must be negligible. Coefficients of the size of the values' rounding carry no information and are omitted, too.
     tails = np.cumsum(np.abs(coefficients[:, ::-1]), axis=1)[:, ::-1]
     rounding = np.abs(coefficients) <= 2 * np.finfo(np.float64).eps * scale
     negligible = rounding | (tails <= np.finfo(dtype).eps / 4 * scale)
@@ -193,13 +211,13 @@ def _series(values: np.ndarray, near: np.ndarray, dtype: np.dtype) -> np.ndarray
 
 
 def together(series: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns series as one array, filled up with zeros, (outputs, 2, terms)."""
+    """Returns several series as one array, padded with zeros, (outputs, 2, terms)."""
     terms = max(v.shape[1] for v in series)
     return np.stack([np.pad(v, ((0, 0), (0, terms - v.shape[1]))) for v in series])
 
 
 def spec_of_series(outputs: int, with_ntk: bool, blocks: BlockSizes, stacked: bool = False) -> Spec:
-    """Returns the program that has no steps, since its outputs are series in the angle."""
+    """Returns the structure of a compiled program without steps, whose outputs are Chebyshev series in the angle."""
     return Spec(
         structure=Structure(1, 1, (), (), tuple(range(outputs))),
         layers=jax.tree.structure(Layers(None, (), None, Rules())),
@@ -213,21 +231,28 @@ def spec_of_series(outputs: int, with_ntk: bool, blocks: BlockSizes, stacked: bo
 
 
 def position(half_distance: jax.Array) -> jax.Array:
-    """Returns 4 theta / pi - 2, twice the argument of the series, for inputs whose squares have mean 1."""
-    # sin^2(t / 2) of t = min(theta, pi - theta).
+    """Returns 4 theta / pi - 2, twice the argument of the series.
+
+    Args:
+      half_distance: Half the mean squared difference of two inputs with mean square 1, which is 1 - cos(theta).
+    """
+    # `square` is sin^2(t / 2) for t = min(theta, pi - theta). The arcsine of its root keeps the digits of small t.
     square = jnp.minimum(half_distance, 2 - half_distance) / 2
     t = double_arcsine(square, root(square)) * (4 / math.pi)
     return jnp.where(half_distance > 1, 2 - t, t - 2)
 
 
 def kernels(series: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array, spec: Spec) -> Kernels:
-    """Returns series at each of the positions, (N1, N2), times a factor.
+    """Evaluates series at each position, and multiplies the values by a factor.
 
     Args:
-      series: As `series_of` returns them.
-      twice: As `position` returns it.
-      factor: A factor for each of the positions.
-      spec: As `spec_of_series` returns it.
+      series: The coefficients of every output, (outputs, 2, terms), see `series_of`.
+      twice: The positions, (N1, N2), see `position`.
+      factor: The product of both inputs' norms at each position, (N1, N2).
+      spec: The structure of the compiled program, see `spec_of_series`.
+
+    Returns:
+      NNGP and NTK of every output, (N1, N2) each; stacked, one pair of arrays (outputs, N1, N2).
     """
 
     def both(of: Callable[[int], jax.Array]) -> tuple[jax.Array, jax.Array | None]:
@@ -241,7 +266,7 @@ def kernels(series: jax.Array | np.ndarray, twice: jax.Array, factor: jax.Array,
 
 
 def _summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array:
-    """Sums a series by Clenshaw's recurrence."""
+    """Sums a series by Clenshaw's recurrence, which needs no polynomials in memory."""
     *others, last = coefficients
     value, before = last, jnp.zeros_like(last)
     for c in reversed(others[1:]):
@@ -250,7 +275,10 @@ def _summed(coefficients: jax.Array | np.ndarray, twice: jax.Array) -> jax.Array
 
 
 def _polynomials(terms: int, twice: jax.Array) -> jax.Array:
-    """Returns the first Chebyshev polynomials at every position, (terms, N1, N2): T_(k+j) = 2 T_k T_j - T_(k-j)."""
+    """Returns the first Chebyshev polynomials at every position, (terms, N1, N2).
+
+    The identity T_(k+j) = 2 T_k T_j - T_(k-j) doubles their number in every step, so the program has few operations.
+    """
     found = jnp.stack([jnp.ones_like(twice), twice / 2])
     while (k := len(found) - 1) < terms - 1:
         found = jnp.concatenate([found, 2 * found[k : k + 1] * found[1:] - found[k - 1 :: -1]])[:terms]

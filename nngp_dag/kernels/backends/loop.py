@@ -1,7 +1,8 @@
-"""The steps of a long program as one loop, so that the time to compile does not grow with the graph.
+"""The steps of a long program as one compiled loop, whose time to compile does not grow with the graph.
 
-`nngp_dag.architecture.interpreter` unrolls a program; here the same algebras meet its turns one after another, as rows
-of tables. Terms lie along a leading axis. Only for vectors: images change their shape on the way.
+`nngp_dag.architecture.interpreter` unrolls a program. Here every turn of the loop reads a row of tables (see
+`loop_tables`) and applies the same algebra. The terms of a sum lie along a leading axis. The loop serves vectors only:
+all turns have values of one shape, while images change their shape from node to node.
 """
 
 import abc
@@ -20,7 +21,7 @@ from nngp_dag.kernels.pixel_layout import PixelLayout
 
 
 class _Vectors(Algebra):
-    """The algebra of vectors' covariances; where variances and means come from, subclasses know."""
+    """The algebra of covariances of vectors; subclasses supply variances and means."""
 
     layout: PixelLayout
 
@@ -30,7 +31,7 @@ class _Vectors(Algebra):
 
     @abc.abstractmethod
     def marginals(self, turn: Turns, node: KernelState, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
 
     def apply(
         self, operation: int, slot: int, of: Sum, node: KernelState, mean: jax.Array | None
@@ -44,16 +45,16 @@ class _Vectors(Algebra):
 
 
 class _OwnVectors(_Vectors):
-    """Variances of inputs, (N,): a value holds no gap, which is 0 between an input and itself."""
+    """The variances of inputs, (N,); stacks hold no gap, because it is 0 between an input and itself."""
 
     layout = PixelLayout(paired=True)
 
     def add(self, of: Sum) -> KernelState:
-        """Adds up what a turn reads."""
+        """Adds up the terms of a turn."""
         return layer_rules.add_up(Summand(of.weights[:, None], of.values, None, None))
 
     def at_node(self, step: Turns, total: KernelState, mean: jax.Array | None) -> KernelState:
-        """Adds the gap."""
+        """Adds the gap of 0, which the layer rules expect."""
         del step, mean
         return total._replace(gap=jnp.zeros_like(total.k))
 
@@ -65,23 +66,23 @@ class _OwnVectors(_Vectors):
         return value._replace(gap=None), mean
 
     def marginals(self, turn: Turns, node: KernelState, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
         del turn
         return Marginals(node.k, node.k) if mean is None else Marginals(node.k, node.k, mean, mean)
 
 
 class _BlockVectors(_Vectors):
-    """A block of the kernel, (N1, N2): variances by place and means by node are known, of rows and of columns."""
+    """A block of the kernel, (N1, N2), given the variances by place and the means by node of its rows and columns."""
 
     layout = PixelLayout()
 
     def __init__(self, layers: Layers, first: Any, second: Any, equal_norms: bool) -> None:
-        """`equal_norms` says whether the shares of summands in a sum are the same for all inputs."""
+        """Keeps operations and moments; with `equal_norms`, all inputs have the same shares of summands in a sum."""
         super().__init__(layers)
         self._first, self._second, self._equal_norms = first, second, equal_norms
 
     def add(self, of: Sum) -> KernelState:
-        """Adds up what a turn reads."""
+        """Adds up the terms of a turn."""
         turn, weights = of.step, of.weights[:, None, None]
         if self._equal_norms:
             return layer_rules.add_up(Summand(weights, of.values, None, None))
@@ -89,7 +90,7 @@ class _BlockVectors(_Vectors):
         return layer_rules.add_up(Summand(weights, of.values, *shares), *self._variances(turn))
 
     def marginals(self, turn: Turns, node: KernelState, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
         del node, mean
         if self._first.m is None:
             return Marginals(*self._variances(turn))
@@ -101,7 +102,7 @@ class _BlockVectors(_Vectors):
 
 
 def _start(fields: Sequence[Any], size: int) -> Any:
-    """Stacks with `size` entries, the stems' fields first."""
+    """Returns stacks with `size` slots; the first ones hold the stems' fields."""
     return jax.tree.map(
         lambda *v: jnp.concatenate([jnp.stack(v), jnp.zeros((size - len(v), *v[0].shape), v[0].dtype)]),
         *fields,
@@ -120,19 +121,19 @@ def _run(
     Args:
       tables: The program.
       fields: The stems' fields.
-      means: Means by place, or None where no mean is to be known.
-      algebra: What to do with them.
-      every: Whether the values of all turns are wanted.
+      means: Means by place, or None if no means are to be computed.
+      algebra: The operations on values.
+      every: Whether the values of all turns are returned.
 
     Returns:
-      The slots and the means after the last turn; sums and fields of every turn, or None.
+      The slots and the means after the last turn, and the sums and fields of every turn or None.
     """
 
     def turn(state: tuple[KernelState, Any], row: Turns) -> tuple[tuple[KernelState, Any], Any]:
         stacks, mu = state
         of = Sum(row, row.weights, jax.tree.map(lambda stack: stack[row.terms], stacks))
         total = algebra.add(of)
-        # A loop that fuses: a matrix product might run in TF32.
+        # m(t) = sum of B mu, Equation (5) of docs/mathematics.md. A sum and no matrix product, which might run in TF32.
         mean = None if mu is None else jnp.sum(row.mean_weights[:, None] * mu[row.mean_terms], axis=0)
 
         def apply(operation: int, of: Sum, node: KernelState, mean: jax.Array | None) -> tuple[KernelState, Any]:
@@ -144,6 +145,8 @@ def _run(
         def nothing(*_: Any) -> tuple[KernelState, Any]:
             return jax.tree.map(jnp.zeros_like, (total, mean))
 
+        # One branch for every operation, and one for turns without an operation. All must return arrays of one
+        # structure.
         branches = [
             *(lambda *args, op=op: apply(op, *args) for op in range(len(algebra.layers.edges))),
             nothing,
@@ -165,13 +168,13 @@ def run_loop_moments(
 
     Args:
       tables: The program.
-      fields: Covariances of the stems, (N,) each.
-      means: Their means; None where all means are 0.
+      fields: The covariances of the stems' fields, (N,) each.
+      means: The means of the stems' fields, (N,) each; None if all means of the network are 0.
       layers: The operations.
 
     Returns:
-      Variances by place, (places, N), and means of nodes, (nodes, N), with rows of zeros for those that are not
-      computed; None where all means are 0.
+      The variances by place, (places, N), and the means by node, (nodes, N). Nodes that are not computed have means of
+      0. The second is None if all means are 0.
     """
     count, num_nodes, like = len(fields), tables.nodes.shape[0], fields[0].k
     mu = None
@@ -192,21 +195,21 @@ def run_loop(
 
     Args:
       tables: The program.
-      fields: Covariances of the stems, (N1, N2) each.
-      first: Variances by place and means by node of the rows, (places, N1) and (nodes, N1), see `run_loop_moments`.
-      second: Those of the columns.
+      fields: The covariances of the stems' fields, (N1, N2) each.
+      first: The variances by place and means by node of the rows, (places, N1) and (nodes, N1); see `run_loop_moments`.
+      second: The variances and means of the columns.
       layers: The operations.
-      equal_norms: Whether the shares of summands in a sum are the same for all inputs.
+      equal_norms: Whether all inputs have the same shares of summands in a sum.
 
     Returns:
-      The covariances of the output nodes, one above the other, (outputs, N1, N2).
+      The covariances of the output nodes, (outputs, N1, N2).
     """
     stacks, *_ = _run(tables, fields, None, _BlockVectors(layers, first, second, equal_norms), every=False)
     return jax.tree.map(lambda stack: stack[jnp.asarray(tables.outputs)], stacks)
 
 
-def sides_of_outputs(tables: Tables, first: Any, second: Any) -> Marginals:
-    """Returns variances and means of the output nodes, (outputs, N1, 1) and (outputs, 1, N2)."""
+def marginals_of_outputs(tables: Tables, first: Any, second: Any) -> Marginals:
+    """Returns the variances and means of the output nodes, (outputs, N1, 1) and (outputs, 1, N2)."""
     places, nodes = jnp.asarray(tables.output_places), jnp.asarray(tables.output_nodes)
     v = first.v[places][:, :, None], second.v[places][:, None, :]
     return Marginals(*v) if first.m is None else Marginals(*v, first.m[nodes][:, :, None], second.m[nodes][:, None, :])

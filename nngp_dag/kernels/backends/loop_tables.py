@@ -1,8 +1,8 @@
-"""A long program as tables, of which `nngp_dag.kernels.backends.loop` reads a row in every turn.
+"""The tables of a long program, of which `nngp_dag.kernels.backends.loop` reads one row in every turn.
 
-A turn adds a few slots up, and may then apply a weighted operation; which slots, with what weights, and which operation
-stand in its row. Slots are used again once nobody needs their value, so that a ladder of a thousand nodes works in a
-handful of them.
+A turn adds up a few slots, and may then apply a weighted operation. Its row holds the numbers of the slots, their
+weights, and the number of the operation. A slot is reused once its value is no longer needed, so a ladder of a thousand
+nodes takes only a few slots.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ import numpy as np
 
 from nngp_dag.architecture.program import Program, Structure
 
-# Terms that one turn adds up; longer sums take several turns.
+# The number of terms that one turn adds up; longer sums take several turns.
 _TERMS = 4
 
 
 class Turns(NamedTuple):
-    """What every turn does; one row each, padded with weight 0.
+    """The rows of the tables, one for every turn; unused terms have weight 0.
 
-    A place is where a variance is kept: the number of a stem's field, or behind these two for every turn, of its sum
-    and of its operation's output. Means have places of their own.
+    A place is the index of a variance. The stems' fields have the first places. Every turn then has two: one for its
+    sum, and one for the output of its operation. Means have places of their own.
 
     Attributes:
-      terms: Slots to add up, (turns, terms).
-      weights: Their weights.
+      terms: Slots of the terms, (turns, terms).
+      weights: Weights of the terms, (turns, terms).
       term_places: Places of the terms' variances, (turns, terms).
-      store: Slot of the sum.
-      place: Place of the sum's variance.
-      node: The node whose covariance the sum is, or H + 1.
-      op: Number of the operation that is applied, or one past the last for none.
-      field: Slot of the operation's output.
-      mean_terms: Places of means to add up for the node, (turns, terms).
-      mean_weights: Their weights.
-      mean: Place of the node's mean.
-      field_mean: Place of the mean of the operation's output.
+      store: Slot of the sum, (turns,).
+      place: Place of the sum's variance, (turns,).
+      node: The node whose covariance the sum is, (turns,); the number of nodes in the tables if there is none.
+      op: Number of the applied operation, (turns,); the number of operations if there is none.
+      field: Slot of the operation's output, (turns,).
+      mean_terms: Places of the means that the node's mean adds up, (turns, terms).
+      mean_weights: Weights of these means, (turns, terms).
+      mean: Place of the node's mean, (turns,).
+      field_mean: Place of the mean of the operation's output, (turns,).
     """
 
     terms: jax.Array | np.ndarray
@@ -53,17 +53,20 @@ class Turns(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """A program.
+    """A program in the form of tables.
+
+    The last three arrays hold nothing; their lengths tell a compiled program the sizes. Turns write results that are
+    not used to the last slot and the last place of a mean.
 
     Attributes:
-      turns: What every turn does.
+      turns: The rows of the tables.
       outputs: Slots of the output nodes' covariances.
-      output_places: Places of their variances.
+      output_places: Places of the output nodes' variances.
       output_nodes: The output nodes.
       node_places: Places of the nodes' variances.
-      nodes: An array with one entry per node, and one more.
-      slots: An array with one entry per slot, and one more, which nobody reads.
-      mean_places: An array with one entry per place of a mean: nodes, stems, fields, and the place that nobody reads.
+      nodes: An array with one entry per node and one for "no node".
+      slots: An array with one entry per slot and one for unused results.
+      mean_places: An array with one entry per place of a mean: nodes, "no node", stems, fields, and unused results.
     """
 
     turns: Turns
@@ -77,7 +80,15 @@ class Tables(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How large tables are, at least: turns, slots, nodes, fields, and summands of a mean."""
+    """The smallest sizes of tables.
+
+    Attributes:
+      turns: Number of turns.
+      slots: Number of slots.
+      nodes: Number of nodes.
+      fields: Number of fields, those of stems included.
+      mean_terms: Number of summands of a mean.
+    """
 
     turns: int = 0
     slots: int = 0
@@ -87,6 +98,8 @@ class Sizes(NamedTuple):
 
 
 class _Turn(NamedTuple):
+    """One turn, with the slots of the program; a None means that the turn has no node, operation or field."""
+
     terms: list[tuple[int, float]]
     store: int
     node: int | None
@@ -110,7 +123,12 @@ def _turns(program: Program) -> list[_Turn]:
 
 
 def _allocate(structure: Structure, turns: Sequence[_Turn]) -> tuple[dict[tuple[int, int], int], int]:
-    """Assigns a physical slot to (turn, slot), for each value as of that turn; stems keep the first."""
+    """Assigns slots of the loop to the slots of a program.
+
+    Returns:
+      A dictionary {(turn, slot of the program): slot of the loop}, and the number of the loop's slots. The fields of
+      stems have the first slots.
+    """
     last_read = dict.fromkeys(range(structure.num_inputs), -1)
     outputs = {step.slot for step in structure.steps if step.node in structure.outputs}
     for index, turn in enumerate(turns):
@@ -141,7 +159,7 @@ def _allocate(structure: Structure, turns: Sequence[_Turn]) -> tuple[dict[tuple[
 
 
 def _mean_terms(program: Program) -> dict[int, dict[tuple[str, int], float]]:
-    """For every node with a step, its mean as a sum over fields and over earlier nodes with steps."""
+    """Returns every node's mean as a sum over fields and over earlier nodes that have a step."""
     stepped = {step.node for step in program.structure.steps}
     means: dict[int, dict[tuple[str, int], float]] = {}
     position = 0
@@ -162,7 +180,7 @@ def _mean_terms(program: Program) -> dict[int, dict[tuple[str, int], float]]:
 
 
 def sizes_of(program: Program) -> Sizes:
-    """Returns the sizes of a program's tables, rounded up so that graphs of about equal size share a compilation."""
+    """Returns the sizes of a program's tables, rounded up so that similar graphs share a compiled program."""
     structure = program.structure
     turns = _turns(program)
     return Sizes(
@@ -175,13 +193,13 @@ def sizes_of(program: Program) -> Sizes:
 
 
 def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tables:
-    """Writes a program down as tables, of sizes as in `sizes_of`, or larger: those of `least`."""
+    """Returns the tables of a program; their sizes are those of `sizes_of`, but at least `least`."""
     structure = program.structure
     turns = _turns(program)
     assigned, _ = _allocate(structure, turns)
     means = _mean_terms(program)
     rows, count, node_count, field_count, mean_count = map(max, sizes_of(program), least or Sizes())
-    # Means have places of their own: nodes, one nobody needs, then fields by slot, then one that nobody reads.
+    # The places of means: nodes, "no node", fields by slot, and unused results.
     fields = [*range(structure.num_inputs), *(field.slot for step in structure.steps for field in step.fields)]
     places = {("node", node): node for node in range(_num_nodes(structure))}
     places |= {("field", slot): node_count + 1 + i for i, slot in enumerate(fields)}
@@ -193,8 +211,8 @@ def tables(program: Program, dtype: np.dtype, least: Sizes | None = None) -> Tab
     node = np.full(rows, node_count, np.int32)
     op = np.full(rows, len(program.operations), np.int32)
     mean, field_mean = np.full((2, rows), nowhere, np.int32)
-    # A sum of many terms is stored by several turns; the place of a slot is that of the last one.
-    # Those of terms of weight 0 are the sum's own, whose share is the same for all inputs.
+    # Several turns store a sum of many terms; the place of its slot is that of the last turn. An unused term, of weight
+    # 0, has the place of the sum itself, whose share is the same at all inputs.
     own_places = structure.num_inputs + 2 * np.arange(rows, dtype=np.int32)
     term_places, place_of = np.repeat(own_places[:, None], _TERMS, axis=1), {i: i for i in range(structure.num_inputs)}
     node_places = np.zeros(node_count + 1, np.int32)
@@ -231,13 +249,13 @@ def _num_nodes(structure: Structure) -> int:
 
 
 def _rounded(size: int) -> int:
-    """Rounds up to a multiple of 8, of 16 beyond 64, and so on: by an eighth at most, but for small sizes."""
+    """Rounds a size up to a multiple of 8 below 128, of 16 below 256, and so on."""
     step = max(8, 1 << max(0, size.bit_length() - 4))
     return max(step, -(-size // step) * step)
 
 
 def loop_structure(structure: Structure) -> Structure:
-    """What a compiled loop depends on beside table sizes: means, numbers of inputs and outputs."""
+    """Returns the structure on which a compiled loop depends, besides table sizes: inputs, outputs, and means."""
     outputs = tuple(range(len(structure.outputs)))
-    # Of means only whether there are any.
+    # The loop depends only on whether there are means.
     return Structure(structure.num_inputs, 0, (), ((),) if structure.means else (), outputs)

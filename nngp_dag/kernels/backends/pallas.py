@@ -1,8 +1,9 @@
-"""The recursion of a symmetric kernel's tile as one GPU kernel: every entry goes through the network in registers.
+"""The recursion for a tile of a symmetric kernel as one GPU kernel, which keeps all intermediate values in registers.
 
-XLA would write what a step computes to memory, read it for the next, and copy each tile twice into the results. Here a
-program of the grid loads a rectangle of products, applies all steps, and stores the kernels in place; a second kernel
-stores their transposes. JAX calls Pallas experimental: without this file everything works as before, more slowly.
+XLA would write the values of a step to memory, read them for the next step, and copy each tile twice into the results.
+Here a program of the grid loads a rectangle of products, applies all steps, and stores the kernels in place. A second
+GPU kernel stores their transposes. Pallas is experimental in JAX. The other back ends compute the same kernels without
+it, only more slowly.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +18,21 @@ from nngp_dag.kernels.backends.unrolled import Kernels, Moments, Spec, Weights, 
 from nngp_dag.kernels.layer_rules import KernelState
 from nngp_dag.kernels.pixel_layout import PixelLayout
 
-# Rows and columns that a program of the grid computes, and the warps that share them: four entries for each thread,
-# since the dozens of intermediate values of an entry fill its registers. Squares of `_SIDE` are transposed.
+# Rows and columns that a program of the grid computes, side of the squares that are transposed, and warps per program.
+# Each thread has four entries: dozens of intermediate values of an entry fill its registers.
 _DOWN, _ACROSS, _SIDE, _WARPS = 16, 32, 32, 4
 
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
 
-Side = tuple[jax.Array, Sequence[jax.Array], Moments]
+# Scales, second moments of the data for every input node, and moments of the nodes; see `blocking._Inputs`.
+Vectors = tuple[jax.Array, Sequence[jax.Array], Moments]
 
 
 def write_tile(
     results: Kernels,
     values: Sequence[KernelState],
-    rows: Side,
-    columns: Side,
+    rows: Vectors,
+    columns: Vectors,
     starts: tuple[jax.Array, jax.Array],
     *,
     spec: Spec,
@@ -38,22 +40,22 @@ def write_tile(
     channels: Sequence[int],
     interpret: bool = False,
 ) -> Kernels:
-    """Runs the recursion for a tile, and puts the kernels and their transposes into the results.
+    """Runs the recursion for a tile, and writes the kernels and their transposes into the results.
 
     Args:
-      results: For every output NNGP and NTK, (N, N).
-      values: For every input node the tile of the data's second moments, (size, size); size a multiple of 32.
-      rows: Scales, second moments of the data for every input node, and nodes' moments, (size,) each, or (1,) for what
-        all rows share.
-      columns: The same vectors of the columns.
+      results: NNGP and NTK of every output, (N, N) each.
+      values: The tile of the data's second moments for every input node, (size, size); size is a multiple of 32.
+      rows: The vectors of the rows: scales, second moments of the data, and moments of the nodes. They have length
+        `size`, or 1 where all rows share a value.
+      columns: The vectors of the columns.
       starts: Row and column of the tile's first entry.
-      spec: The program.
-      weights: Its numbers.
+      spec: The structure of the compiled program.
+      weights: The numbers of the program.
       channels: Fan-in of every stem.
-      interpret: Whether to run without a GPU, slowly.
+      interpret: Whether Pallas interprets the kernel, slowly and without a GPU.
 
     Returns:
-      The results.
+      The results with the tile.
     """
     size = len(rows[0])
     assert size % _SIDE == size % _DOWN == size % _ACROSS == 0, size
@@ -97,15 +99,15 @@ def write_tile(
 
 
 def _mirrored(results: Sequence[jax.Array], starts: jax.Array, size: int, interpret: bool) -> list[jax.Array]:
-    """Puts the transpose of a tile where it belongs.
+    """Writes the transpose of a tile into the results.
 
-    A kernel of its own: Triton's compiler would compute all steps again in the layout of the transpose, and take time
-    that explodes with their number to find out how.
+    This is a GPU kernel of its own. In a single kernel, Triton's compiler would compute all steps again in the layout
+    of the transpose. Its time to compile would then grow explosively with the number of steps.
     """
 
     def program(starts: Any, *refs: Any) -> None:
         i, j = starts[0] + pl.program_id(0) * _SIDE, starts[1] + pl.program_id(1) * _SIDE
-        # Where the tile meets its transpose, entries are computed twice; two programs must not write to one.
+        # Entries in both the tile and its transpose are already written; two programs must not write to one entry.
         r, c = i + jnp.arange(_SIDE)[:, None], j + jnp.arange(_SIDE)[None, :]
         beyond = (c < starts[0]) | (c >= starts[0] + size) | (r < starts[1]) | (r >= starts[1] + size)
         for ref in refs[len(results) :]:
@@ -123,7 +125,7 @@ def _in_place(
     results: Sequence[jax.Array],
     interpret: bool,
 ) -> list[jax.Array]:
-    """Runs a program that is told of operands and of results, as they are before and to be written."""
+    """Runs a program on references to the operands, to the results before the run, and to the results to be written."""
     written = pl.pallas_call(
         program,
         grid=grid,

@@ -1,17 +1,17 @@
-"""Evaluation of the kernels of a network, from its program (THEORY section 3; `nngp_dag.architecture.program`).
+"""The unrolled steps: evaluation of the kernels of a network from its program (`nngp_dag.architecture.program`).
 
-Cov(t, u) are covariances of nodes, m(t) means, and with C = F - mu mu^T the covariance of a weighted edge's output:
+Cov(t, u) is the covariance of two nodes, m(t) the mean of a node, and C = F - mu mu^T the covariance of a field:
 
     Cov(t, u) = sum of A C over fields, or of a Cov(s, u) over edges s -> t without weights
     K(t) = Cov(t, t) + m(t) m(t)^T,   m(t) = sum of B mu over fields, or of a m(s)
 
-The NTK obeys the recursion of Cov. Variances and means of every input come first, since every other entry is a function
-of the same entry of the input kernel and of those vectors: `nngp_dag.kernels.blocking` then computes the matrices in
-blocks.
+These are Equations (5) and (6) of docs/mathematics.md. The NTK has the recursion of Cov. Variances and means of all
+inputs are computed first. Every other entry of a matrix depends only on the same entry of the input kernel and on these
+vectors. So `nngp_dag.kernels.blocking` can compute the matrices in blocks.
 
-Beside Cov goes its gap, sqrt(v_i v_j) - |Cov_ij| with the variances v of both inputs, by the same recursion (see
-`layer_rules.add_up`). It keeps the angle of inputs that are nearly parallel or opposite, whatever their norms:
-Cov alone would lose half of its digits, and the NTK is linear in that angle.
+The same recursion carries the gap of Cov, sqrt(v_i v_j) - |Cov_ij| with the variances v of both inputs, Equation (10)
+of docs/mathematics.md (see `layer_rules.add_up`). It keeps the angle of nearly parallel or opposite inputs, at any
+norms. From Cov alone, half of the digits of that angle would be lost, and the NTK is linear in the angle.
 """
 
 import abc
@@ -29,29 +29,29 @@ from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import Step, Structure, Term
 from nngp_dag.graph import EdgeOperation
 from nngp_dag.kernels import layer_rules
-from nngp_dag.kernels.backends.loop import run_loop, run_loop_moments, sides_of_outputs
+from nngp_dag.kernels.backends.loop import marginals_of_outputs, run_loop, run_loop_moments
 from nngp_dag.kernels.backends.loop_tables import Tables
 from nngp_dag.kernels.device import BlockSizes
 from nngp_dag.kernels.layer_rules import KernelState, Layers, Marginals, Summand
 from nngp_dag.kernels.pixel_layout import PixelLayout
 from nngp_dag.kernels.pixel_layout import pool as pooled
 
-# NNGP and, where it is wanted, NTK of every output.
+# NNGP of every output, and its NTK or None.
 Kernels = list[tuple[jax.Array, jax.Array | None]]
 
 
 class Spec(NamedTuple):
-    """What a compiled evaluation depends on; hashable.
+    """The hashable structure of a compiled program.
 
     Attributes:
       structure: The order of evaluation.
-      layers: The structure of `Layers`, whose numbers are in `Weights`.
-      pixels: How the readout averages over pixels, "flatten" or "global-average"; None leaves them.
-      with_ntk: Whether the NTK is wanted.
-      homogeneous: Whether scaling an input scales its rows of the kernels by as much, squared for itself.
+      layers: The pytree structure of `Layers`, whose numbers are in `Weights`.
+      pixels: The readout's average over pixels, "flatten" or "global-average"; None keeps the pixels.
+      with_ntk: Whether the NTK is requested.
+      homogeneous: Whether the network is homogeneous: scaling both inputs by c > 0 scales their kernels by c^2.
       loop: Whether the steps run as a loop.
-      blocks: How much is computed at once.
-      stacked: Whether the kernels of all outputs come as one array; for loops and series without readout.
+      blocks: The sizes of blocks.
+      stacked: Whether the kernels of all outputs form one array; possible for loops and series without readout.
       fused: Whether the steps of a tile run in one Pallas kernel.
     """
 
@@ -67,19 +67,25 @@ class Spec(NamedTuple):
 
     @property
     def equal_norms(self) -> bool:
-        """Whether all inputs, over their norms, have the same variances at every node."""
+        """Whether all inputs, divided by their norms, have the same variances at every node."""
         return self.homogeneous and self.structure.num_inputs == 1 and self.pixels is None
 
     def layers_with(self, weights: "Weights") -> Layers:
-        """Returns the operations, with their numbers."""
+        """Returns the operations with their numbers."""
         return jax.tree.unflatten(self.layers, [weights.layers[i] for i in range(self.layers.num_leaves)])
 
 
 class Weights(NamedTuple):
-    """The numbers of a program: those of its terms, means and layers, and of the loop's tables where there is one.
+    """The numbers of a program.
 
-    `true` is the truth, but XLA does not know; None without pixels on GPUs, see `evaluated_once`. `series` are those of
-    `nngp_dag.kernels.backends.chebyshev`, which take the place of the steps.
+    Attributes:
+      terms: Weights of the terms of all steps; empty for a loop.
+      means: Weights of the terms of all means; empty for a loop.
+      layers: Numbers of the layers.
+      tables: The tables of a loop, or None.
+      true: The value True as an input of the compiled program, so that XLA cannot know it; see `evaluated_once`. None
+        on GPUs without pixels.
+      series: The Chebyshev series of `nngp_dag.kernels.backends.chebyshev`, which replace the steps; or None.
     """
 
     terms: jax.Array | np.ndarray
@@ -91,11 +97,11 @@ class Weights(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Variances and means of inputs, vectors (N, *pixels), or (1,) for what all inputs share.
+    """Variances and means of inputs: vectors (N, *pixels), or (1,) for a value that all inputs share.
 
     Attributes:
-      v: Variances by slot; of a loop, one above the other, by place (see `backends.loop_tables.Turns`).
-      m: Means of every node that needs them, by node; none where all are 0.
+      v: A dictionary of variances by slot; for a loop, one array of variances by place (see `loop_tables.Turns`).
+      m: A dictionary of means by node, of the nodes whose mean may differ from 0; for a loop, one array or None.
     """
 
     v: Any
@@ -103,20 +109,21 @@ class Moments(NamedTuple):
 
 
 def evaluated_once(true: jax.Array | np.ndarray | None, compute: Callable[..., Any], *operands: Any) -> Any:
-    """Returns `compute(*operands)`, arrays that XLA does not compute again for each of their readers.
+    """Returns `compute(*operands)`, and keeps XLA from computing it again for every later use.
 
-    It would fuse all steps into one, compute what several share once for each, and take time to compile that explodes
-    with their number. A condition that it cannot foresee keeps them apart. On a GPU, where XLA fuses what shares
-    results into kernels with several outputs, memory counts more: few steps without pixels stay together.
+    XLA would fuse all steps into one loop and compute shared values again for each of their uses. Its time to compile
+    would then grow explosively with the number of steps. A condition whose value XLA does not know keeps steps apart.
+    On a GPU, XLA fuses steps with shared inputs into one kernel with several outputs, and access to memory costs more.
+    So there the steps of vectors are not kept apart.
 
     Args:
-      true: See `Weights`.
-      compute: What to compute.
+      true: The condition, see `Weights`; None leaves fusion to XLA.
+      compute: The function.
       operands: Its arguments, pytrees of arrays.
     """
     if true is None:
         return compute(*operands)
-    compute = jax.jit(compute)  # traced once, for the shapes of its results and for the condition
+    compute = jax.jit(compute)  # so that `eval_shape` and `cond` share one trace
     shapes = jax.eval_shape(compute, *operands)
     nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     return lax.cond(true, compute, lambda *operands: nothing, *operands)
@@ -132,7 +139,7 @@ def _stems(
     channels: Sequence[int],
     with_ntk: bool = False,
 ) -> list[tuple[KernelState, Marginals]]:
-    """Applies the stems; returns every input node's covariance and its marginals. An NTK that is not given is 0."""
+    """Applies the stems; returns the covariances and marginals of every input node. A missing NTK counts as 0."""
 
     def stem(value: KernelState, side: Marginals, fan_in: int) -> tuple[KernelState, Marginals]:
         if with_ntk and value.ntk is None:
@@ -141,7 +148,7 @@ def _stems(
             return value, side
         return layer_rules.apply(layers.stem, value, side, layout, layers.rules, fan_in)
 
-    # A loop reads what is in memory.
+    # A loop reads the stems' fields from memory, so XLA does not compute them twice.
     apart = layers.stem is not None and not spec.loop
     once = functools.partial(evaluated_once, weights.true) if apart else lambda f, *args: f(*args)
     return [
@@ -151,18 +158,18 @@ def _stems(
 
 
 class _Covariances(Algebra):
-    """The algebra of covariances, for `run`; where variances and means come from, subclasses know."""
+    """The algebra of covariances, for `run`; subclasses supply variances and means."""
 
     def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout) -> None:
-        """Keeps what is given; of the weights only the condition."""
+        """Keeps the layers, the layout, and the condition of `evaluated_once`."""
         self.layers, self.layout, self._true = layers, layout, weights.true
 
     @abc.abstractmethod
     def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
 
     def add(self, of: Sum) -> KernelState:
-        """Adds up what a step reads."""
+        """Adds up the terms of a step."""
         return self._total(of.step.terms, of.weights, of.values, *self._shares(of.step))
 
     def apply(
@@ -170,7 +177,8 @@ class _Covariances(Algebra):
     ) -> tuple[KernelState, jax.Array | None]:
         """Applies a weighted operation."""
         del slot
-        # Every field adds up for itself, which costs less than reading the sum from memory; but not pooling.
+        # Every field computes its node's sum again, which is faster than reading it from memory. Images read the sum,
+        # because pooling is expensive.
         terms, numbers, read = of.step.terms, of.weights, (of.values, *self._shares(of.step))
         if self.layout.ndim:
             terms, numbers, read = [Term(of.step.slot)], [np.ones((), node.k.dtype)], ([node], None, None)
@@ -187,7 +195,7 @@ class _Covariances(Algebra):
         return pooled(pool, mean, range(1, mean.ndim))
 
     def _shares(self, step: Step) -> tuple[list[Marginals] | None, Marginals | None]:
-        """Returns the variances of a step's terms and of its sum, where the terms' shares differ between two inputs."""
+        """Returns the variances of a step's terms and of its sum, or None if both inputs have the same shares."""
         del step
         return None, None
 
@@ -199,7 +207,7 @@ class _Covariances(Algebra):
         shares: Sequence[Marginals] | None,
         of_sum: Marginals | None,
     ) -> KernelState:
-        """Adds up values with weights; see `layer_rules.add_up` for the variances of terms and sum."""
+        """Adds up pooled values with weights; see `layer_rules.add_up` for the role of the variances."""
         summands = []
         for i, (term, weight, value) in enumerate(zip(terms, weights, values, strict=True)):
             k, ntk = (
@@ -213,10 +221,10 @@ class _Covariances(Algebra):
 
 
 class _OwnCovariances(_Covariances):
-    """Those of inputs with themselves: variances are the values themselves, and are kept by slot."""
+    """The algebra for inputs with themselves: the values are the variances, and are kept by slot."""
 
     def __init__(self, weights: Weights, layers: Layers, layout: PixelLayout) -> None:
-        """Starts with no variance."""
+        """Starts without variances and means."""
         super().__init__(weights, layers, layout)
         self.v: dict[int, jax.Array] = {}
         self.m: dict[int, jax.Array] = {}
@@ -226,13 +234,13 @@ class _OwnCovariances(_Covariances):
         self.v[slot] = self.layout.diagonal(value.k)
 
     def add(self, of: Sum) -> KernelState:
-        """Adds up what a step reads."""
+        """Adds up the terms of a step."""
         total = super().add(of)
         self.keep(of.step.slot, total)
         return total
 
     def at_node(self, step: Any, total: KernelState, mean: jax.Array | None) -> KernelState:
-        """Keeps the mean."""
+        """Keeps the node's mean."""
         if mean is not None and step.node is not None:
             self.m[step.node] = mean
         return total
@@ -246,18 +254,18 @@ class _OwnCovariances(_Covariances):
         return value, mean
 
     def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
         vectors = [self.v[step.slot]] if mean is None else [self.v[step.slot], mean]
         return Marginals(*(side(of) for of in vectors for side in (self.layout.left, self.layout.right)))
 
 
 class _Block(_Covariances):
-    """Those of a block of the kernel: variances and means of rows and columns are known."""
+    """The algebra for a block of the kernel, given the variances and means of its rows and columns."""
 
     def __init__(
         self, weights: Weights, layers: Layers, layout: PixelLayout, moments: tuple[Moments, Moments], add_shares: bool
     ) -> None:
-        """`moments` are those of rows and columns; `add_shares` says whether shares differ, see `_shares`."""
+        """Keeps the moments of rows and columns; `add_shares` says whether shares differ, see `_shares`."""
         super().__init__(weights, layers, layout)
         (self._first, self._second), self._add_shares = moments, add_shares
 
@@ -270,7 +278,7 @@ class _Block(_Covariances):
         return Marginals(self.layout.left(self._first.v[slot]), self.layout.right(self._second.v[slot]))
 
     def marginals(self, step: Step, mean: jax.Array | None) -> Marginals:
-        """Returns the variances of a node, and its means."""
+        """Returns the variances and means of a node."""
         del mean
         variances, node = self._variances(step.slot), step.node
         if node not in self._first.m:
@@ -282,7 +290,7 @@ def _run(
     spec: Spec, weights: Weights, stems: Sequence[tuple[KernelState, Marginals]], algebra: _Covariances, means: bool
 ) -> dict[int, KernelState]:
     numbers, mean_numbers = ([of[i] for i in range(len(of))] for of in (weights.terms, weights.means))
-    mu = [None if sides.m1 is None else algebra.layout.vector(sides.m1) for _, sides in stems]
+    mu = [None if marginals.m1 is None else algebra.layout.vector(marginals.m1) for _, marginals in stems]
     return run(spec.structure, numbers, mean_numbers if means else None, [value for value, _ in stems], mu, algebra)
 
 
@@ -292,19 +300,20 @@ def moments_of(
     """Runs the recursion for inputs with themselves.
 
     Args:
-      spec: The program.
-      weights: Its numbers.
-      inputs: For every input node the data's second moments (N, *pixels), twice the pixels where the layout is full.
-      layout: How axes lie; paired.
+      spec: The structure of the program.
+      weights: The numbers of the program.
+      inputs: The second moments of every input node's data, (N, *pixels), with two axes per spatial axis if the layout
+        is full.
+      layout: The axes of covariances, which must be paired.
       channels: Fan-in of every stem.
 
     Returns:
-      Variances and means, and the function that gives an output node's covariance of inputs with themselves.
+      Variances and means of all nodes, and a function from an output node to the covariances of inputs with themselves.
     """
     layers = spec.layers_with(weights)
     q_in = [layout.diagonal(value.k) for value in inputs]
-    sides_in = [Marginals(layout.left(q), layout.right(q)) for q in q_in]
-    stems = _stems(spec, weights, layers, inputs, sides_in, layout, channels)
+    marginals_in = [Marginals(layout.left(q), layout.right(q)) for q in q_in]
+    stems = _stems(spec, weights, layers, inputs, marginals_in, layout, channels)
     if spec.loop:
         assert weights.tables is not None
         fields = [field for field, _ in stems]
@@ -320,13 +329,13 @@ def moments_of(
     nodes = _run(spec, weights, stems, algebra, means=True)
     v = algebra.v
     if spec.equal_norms or layout.full:
-        # Sums need no more than what their nodes have.
+        # Then sums need no shares, and only the variances of nodes are read later.
         v = {step.slot: v[step.slot] for step in spec.structure.steps if step.node is not None}
     return Moments(v, algebra.m), lambda output: nodes[output].k
 
 
 def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
-    """Returns E[X^2] of inputs at every node that is computed, (N, *pixels) each: by node, or one above the other."""
+    """Returns E[X^2] of inputs at every computed node: a dictionary of (N, *pixels), or for a loop (nodes, N)."""
     if spec.loop:
         assert weights.tables is not None
         v = moments.v[jnp.asarray(weights.tables.node_places)]
@@ -341,7 +350,7 @@ def second_moments_of(spec: Spec, weights: Weights, moments: Moments) -> Any:
 def _read_out(
     spec: Spec, layers: Layers, value: KernelState, marginals: Marginals, layout: PixelLayout
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Applies the readout to a node's covariances; returns second moments."""
+    """Applies the readout to a node's covariances, Equation (8) of docs/mathematics.md; returns second moments."""
     readout, width = layers.readout, layers.rules.width
     if readout is not None and readout.activation is not None:
         value, marginals = layer_rules.activate(readout.activation, *layer_rules.uncenter(value, marginals), layout)
@@ -370,26 +379,26 @@ def propagate(
     """Runs the recursion for a block of the kernel.
 
     Args:
-      spec: The program.
-      weights: Its numbers.
-      inputs: For every input node the block of the data's second moments; an NTK of None is 0.
-      q_in: Second moments of the rows' and of the columns' data, for every input node.
-      moments: Those of the rows and of the columns at every node.
-      layout: How axes lie.
+      spec: The structure of the program.
+      weights: The numbers of the program.
+      inputs: The block of the data's second moments for every input node; an NTK of None counts as 0.
+      q_in: The second moments of the rows' data and of the columns' data, for every input node.
+      moments: The moments of the rows and of the columns at every node.
+      layout: The axes of covariances.
       channels: Fan-in of every stem.
 
     Returns:
-      NNGP and NTK of every output; stacked, they are (outputs, N1, N2).
+      NNGP and NTK of every output; stacked, one pair of arrays (outputs, N1, N2).
     """
     layers = spec.layers_with(weights)
-    sides_in = [Marginals(layout.left(q1), layout.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
-    stems = _stems(spec, weights, layers, inputs, sides_in, layout, channels, spec.with_ntk)
+    marginals_in = [Marginals(layout.left(q1), layout.right(q2)) for q1, q2 in zip(*q_in, strict=True)]
+    stems = _stems(spec, weights, layers, inputs, marginals_in, layout, channels, spec.with_ntk)
     first, second = moments
     if spec.loop:
         assert weights.tables is not None
         fields = [field for field, _ in stems]
         outputs = run_loop(weights.tables, fields, first, second, layers, spec.equal_norms)
-        marginals = sides_of_outputs(weights.tables, first, second)
+        marginals = marginals_of_outputs(weights.tables, first, second)
         if spec.stacked:
             value, _ = layer_rules.uncenter(outputs, marginals)
             return [(value.k, value.ntk)]

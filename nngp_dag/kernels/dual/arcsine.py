@@ -1,13 +1,13 @@
-"""arcsin as a rational function: it vectorizes, where a library's arctan2 is called for one number after another."""
+"""The arcsine as a rational function, which vectorizes; compiled code calls a library's arctan2 for single numbers."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-# Coefficients in y of P and Q, where arcsin(sqrt(y)) / sqrt(y) = 1 + y P(y) / Q(y) on [0, 1/2], interpolated at
-# Chebyshev points in 60 digits. Largest relative errors of the exact functions: 6.0e-9 and 8.6e-17, less than half a
-# unit in the last place.
+# Coefficients in y of P and Q with arcsin(sqrt(y)) / sqrt(y) = 1 + y P(y) / Q(y) on [0, 1/2]. They were interpolated at
+# Chebyshev points in 60 digits. The exact rational functions have relative errors of at most 6.0e-9 and 8.6e-17, less
+# than half a unit in the last place.
 _FLOAT32 = (
     (0.16666666497150637, -0.14972776041497682, 0.013333921005386539, 0.001646103249809392),
     (1.0, -1.3483680077941504, 0.41894340574558214),
@@ -55,12 +55,13 @@ def double_arcsine(y: jax.Array, root_of_y: jax.Array) -> jax.Array:
       root_of_y: Its root.
     """
     p, q = (polynomial(c, y) for c in (_FLOAT32 if y.dtype.itemsize <= 4 else _FLOAT64))
-    # The division comes last: XLA evaluates an operation that costs as much once, even where several results need it.
+    # The division comes last: XLA does not evaluate an operation of that cost again for every result that needs it.
     return 2 * root_of_y * (q + y * p) / q
 
 
 def acute(sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Returns the angle, from -pi / 2 to pi / 2, of a sine and a cosine."""
+    """Returns the angle in [-pi / 2, pi / 2] that has the given sine and cosine."""
+    # The half angle has the sine sin / sqrt(2 (1 + cos)), which does not cancel and is at most sqrt(1/2).
     root_of_y = sin / jnp.sqrt(2 * (1 + cos))
     return double_arcsine(root_of_y**2, root_of_y)
 
@@ -68,7 +69,8 @@ def acute(sin: jax.Array, cos: jax.Array) -> jax.Array:
 def less_arctan(x: jax.Array) -> jax.Array:
     """Returns x - arctan(x), to a few units in the last place.
 
-    With y = sin(theta / 2)^2 and theta = arctan(x), tan(theta) - theta is y sqrt(y) times a function that is not small.
+    Let theta = arctan(x) and y = sin(theta / 2)^2. Then tan(theta) - theta is y sqrt(y) times a function that is not
+    small, so that nothing cancels at small x.
     """
     secant = jnp.sqrt(1 + x**2)
     root_of_y = x / jnp.sqrt(2 * secant * (1 + secant))

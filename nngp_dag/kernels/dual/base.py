@@ -1,4 +1,4 @@
-"""The two functions that every activation implements, and what their formulas share."""
+"""The functions `dual` and `mean` that every activation implements, and helpers that their formulas share."""
 
 import functools
 import math
@@ -17,9 +17,9 @@ class Dual(NamedTuple):
     """The Gaussian expectations of an activation for pairs of inputs, of the shape of `k`.
 
     Attributes:
-      covariance: C = Cov[phi(u), phi(v)].
-      gap: sqrt(C11 C22) - |C|.
-      slope: Fd = E[phi'(u) phi'(v)].
+      covariance: The covariance C = Cov[phi(u), phi(v)].
+      gap: The gap sqrt(C11 C22) - |C|.
+      slope: The expectation F' = E[phi'(u) phi'(v)].
     """
 
     covariance: jax.Array
@@ -28,18 +28,18 @@ class Dual(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Second moments of two inputs, and what cannot be had from them without loss of digits.
+    """Second moments of two inputs, and differences of them that subtraction would round away.
 
     Attributes:
-      k: E[u v].
-      q1: E[u^2].
-      q2: E[v^2].
-      s1: sqrt(q1).
-      s2: sqrt(q2).
-      r: s1 s2.
-      difference: s1 - s2.
-      below: r - k.
-      above: r + k.
+      k: The covariance E[u v].
+      q1: The variance E[u^2].
+      q2: The variance E[v^2].
+      s1: The root sqrt(q1).
+      s2: The root sqrt(q2).
+      r: The product s1 s2, the largest possible k.
+      difference: The difference s1 - s2.
+      below: The difference r - k.
+      above: The sum r + k.
     """
 
     k: jax.Array
@@ -54,12 +54,12 @@ class Pair(NamedTuple):
 
     @property
     def half_distance(self) -> jax.Array:
-        """E[(u - v)^2] / 2."""
+        """The half distance E[(u - v)^2] / 2, a sum of two numbers that are not negative."""
         return self.below + self.difference**2 / 2
 
 
 def root(x: jax.Array) -> jax.Array:
-    """Returns the square root, with derivative 0 at 0: infinity there would make gradients through a `where` NaN."""
+    """Returns the square root, with derivative 0 at 0; an infinite derivative would make gradients of `where` NaN."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
@@ -76,16 +76,17 @@ def size(k: jax.Array) -> jax.Array:
 
 
 def difference_of_roots(q1: jax.Array, q2: jax.Array) -> jax.Array:
-    """Returns sqrt(q1) - sqrt(q2), exact where q1 and q2 nearly agree; rounded roots would lose that difference."""
+    """Returns sqrt(q1) - sqrt(q2) without cancellation; a difference of rounded roots would lose digits if q1 ~ q2."""
     return ratio(q1 - q2, root(q1) + root(q2))
 
 
 def gap_of(k: jax.Array, q1: jax.Array, q2: jax.Array) -> jax.Array:
-    """Returns sqrt(q1 q2) - |k| by subtraction; exactly 0 where q1 = q2 = |k|.
+    """Returns sqrt(q1 q2) - |k| by subtraction; it is exactly 0 where q1 = q2 = |k|.
 
-    The angle of inputs that are nearly parallel keeps half of its digits.
+    The angle of nearly parallel inputs keeps only half of its digits, because k is already rounded.
     """
     r = root(q1) * root(q2)
+    # For close inputs, r would bring in the rounding of two roots. The half distance needs no roots of q1 and q2.
     half_distance = (q1 + q2) / 2 - size(k)
     close = half_distance < r / 2
     return positive_part(jnp.where(close, half_distance - difference_of_roots(q1, q2) ** 2 / 2, r - size(k)))
@@ -97,10 +98,13 @@ def dual(phi: Activation, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.A
 
     Args:
       phi: The activation.
-      k: E[u v].
-      gap: sqrt(q1 q2) - |k|, exactly 0 where u = v or u = -v.
-      q1: E[u^2], of the rank of `k`.
-      q2: E[v^2], of the rank of `k`.
+      k: The covariance E[u v].
+      gap: The gap sqrt(q1 q2) - |k|; it must be exactly 0 where u = v or u = -v.
+      q1: The variance E[u^2], of the rank of `k`.
+      q2: The variance E[v^2], of the rank of `k`.
+
+    Returns:
+      Covariance, gap and slope, of the shape of `k`.
 
     Raises:
       InputError: No dual is known for the class of `phi`.
@@ -131,11 +135,11 @@ def variance(phi: Activation, q: jax.Array) -> jax.Array:
     return dual(phi, q, jnp.zeros_like(q), q, q).covariance
 
 
-# Traced once for a kind of activation and a shape: duals and layers ask for the same.
+# `jit` traces the variance once for a class of activations and a shape; duals and layer rules both need it.
 traced_variance = jax.jit(variance, inline=True)
 
 
-# C, how far apart the outputs are, and Fd.
+# C, the distance or gap of the outputs, and F'.
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 Formula = Callable[[Any, Pair], Triple]
 
@@ -149,15 +153,15 @@ def register_smooth(
 
     Args:
       cls: The class of the activation.
-      parity: 1 where phi - phi(0) is odd, -1 where phi is even, else 0. Inputs that are nearly opposite are then
-        computed as nearly equal ones.
-      gives: How far apart outputs are, in the terms of the formula: half the squared distance (C11 + C22) / 2 - C;
-        the same for outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2); or the gap
-        sqrt(C11 C22) - C. It is to be 0 where the inputs coincide, and no difference of nearly equal numbers close to
-        it.
+      parity: A function of the activation: 1 if phi - phi(0) is odd, -1 if phi is even, else 0. With a parity, nearly
+        opposite inputs are computed as nearly equal ones.
+      gives: The second number of the formula. "distance" is the half distance (C11 + C22) / 2 - C. "scaled distance" is
+        that of outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2). "gap" is
+        sqrt(C11 C22) - C. The formula must return 0 for inputs that coincide, and must not subtract nearly equal
+        numbers for inputs close to that.
 
     Returns:
-      A decorator of (phi, pair) -> C, that number, and Fd.
+      A decorator of a formula (phi, pair) -> (C, second number, F').
     """
 
     def decorator(formula: Formula) -> Formula:
@@ -167,6 +171,8 @@ def register_smooth(
             opposite = k < 0
             s1, s2 = root(q1), root(q2)
             r = s1 * s2
+            # A function with a parity needs k >= 0 only; the sign is restored below. Otherwise the gap is the small one
+            # of r - k and r + k, and the other is a sum without cancellation.
             if sign:
                 k, below, above = size(k), gap, r + size(k)
             else:
@@ -178,13 +184,14 @@ def register_smooth(
             if gives == "gap":
                 found = jnp.where(c < 0, r_of_outputs + c, distance)
             else:
-                # The rest of a distance is a difference of norms. Where they differ much, it is mostly that.
+                # A half distance is the gap plus a part for the difference of norms. If that part dominates, the
+                # subtraction would cancel; the gap is large then, and comes from C itself.
                 if gives == "distance":
                     rest = difference_of_roots(own1, own2) ** 2 / 2
                 else:
                     rest = r / 2 * difference_of_roots(ratio(own1, q1), ratio(own2, q2)) ** 2
                 found = jnp.where(distance < r_of_outputs / 2, distance - rest, r_of_outputs - size(c))
-            # Nothing lies between inputs that coincide, whatever was rounded.
+            # The gap of inputs that coincide is 0, whatever the rounding of the variances.
             found = jnp.where((below == 0) & (q1 == q2), 0, positive_part(found))
             if sign > 0:
                 c = jnp.where(opposite, -c, c)
@@ -203,9 +210,15 @@ def register_smooth(
 
 
 def gap_of_series(rise: jax.Array, left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
-    """Returns sqrt(C11 C22) - C for C = sum_n left[n] right[n] rho^n, from C(rho = 1) - C, which does not cancel.
+    """Returns sqrt(C11 C22) - C for C = sum_n left[n] right[n] rho^n, without cancellation.
 
-    The rest, sqrt(C11 C22) - C(rho = 1), is half of sqrt(C11 C22) times the squared distance of two unit vectors.
+    The remainder sqrt(C11 C22) - C(rho = 1) is sqrt(C11 C22) / 2 times the squared distance of two unit vectors. They
+    are `left` and `right`, divided by their norms.
+
+    Args:
+      rise: The difference C(rho = 1) - C.
+      left: The coefficients of the first input.
+      right: The coefficients of the second input.
     """
     norm1, norm2 = (root(sum((a**2 for a in side), start=jnp.zeros_like(side[0]))) for side in (left, right))
     apart = jnp.zeros_like(rise)
@@ -215,20 +228,21 @@ def gap_of_series(rise: jax.Array, left: Sequence[jax.Array], right: Sequence[ja
 
 
 def positive_part(x: jax.Array) -> jax.Array:
-    """Returns max(x, 0), with derivative 1 at 0, as on the diagonal, where gaps are 0, it must be."""
+    """Returns max(x, 0) with derivative 1 at 0, so that gaps of 0, those on the diagonal, keep their derivatives."""
     return jnp.where(x < 0, 0, x)
 
 
 class Widened(NamedTuple):
-    """Two inputs with independent noise of variance 1 added to `scale` times their second moments.
+    """Two inputs whose second moments are multiplied by `scale`, with independent noise of variance 1 added.
 
     Attributes:
-      sigma1: sqrt(1 + scale q1).
-      sigma2: sqrt(1 + scale q2).
-      rho: Correlation of the pair, scale k / (sigma1 sigma2).
-      cofactor: sqrt(1 - rho^2).
-      own1: rho and cofactor of the first input with itself, and that rho minus `rho`.
-      own2: Those of the second.
+      sigma1: The standard deviation sqrt(1 + scale q1).
+      sigma2: The standard deviation sqrt(1 + scale q2).
+      rho: The correlation of the pair, scale k / (sigma1 sigma2).
+      cofactor: The cofactor sqrt(1 - rho^2).
+      own1: Correlation and cofactor of the first input with itself (under independent noise), and that correlation
+        minus `rho`.
+      own2: The three numbers of `own1` for the second input.
     """
 
     sigma1: jax.Array
@@ -240,12 +254,12 @@ class Widened(NamedTuple):
 
 
 def widened(scale: float | jax.Array, pair: Pair) -> Widened:
-    """Returns the pair with noise added; no product of two variances is formed, which might overflow."""
+    """Returns the pair with noise; no product of two variances is formed, because it might overflow."""
     sigma1, sigma2 = (jnp.sqrt(1 + scale * q) for q in (pair.q1, pair.q2))
     y1, y2 = 1 / sigma1**2, 1 / sigma2**2
     below, above, k = (scale * (v / sigma1 / sigma2) for v in (pair.below, pair.above, pair.k))
     cofactor = jnp.sqrt(y1 + y2 * (scale * pair.q1 * y1) + below * above)
-    # s1 / sigma1 - s2 / sigma2, which is small where the norms nearly agree.
+    # `rise` is s1 / sigma1 - s2 / sigma2. It comes from s1 - s2, since it is small where the norms nearly agree.
     omega1, omega2 = pair.s1 / sigma1, pair.s2 / sigma2
     rise = pair.difference * ratio(pair.s1 + pair.s2, omega1 + omega2) * y1 * y2
     own = []
@@ -258,7 +272,8 @@ def widened(scale: float | jax.Array, pair: Pair) -> Widened:
 def angle(k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, ...]:
     """Returns r = sqrt(q1 q2), cos(theta), sin(theta), min(theta, pi - theta), and 1 - |cos(theta)|.
 
-    An input 0 is taken to be orthogonal to others and to coincide with another input 0.
+    All of them come from the gap, since r (1 - |cos(theta)|) is the gap. An input of zeros counts as orthogonal to
+    other inputs, and as equal to another input of zeros.
     """
     r = root(q1) * root(q2)
     positive = r > 0
@@ -277,7 +292,10 @@ def odd_factorial(n: int) -> int:
 def series(
     left: Sequence[jax.Array], right: Sequence[jax.Array], x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns P(x), P'(x) and (P(y) - P(x)) / (y - x) for P(x) = sum_n left[n] right[n] x^n, by Horner's scheme."""
+    """Returns P(x), P'(x) and (P(y) - P(x)) / (y - x) for P(x) = sum_n left[n] right[n] x^n, by Horner's scheme.
+
+    The quotient does not cancel where y is close to x.
+    """
     value, derivative, quotient = (jnp.zeros_like(x) for _ in range(3))
     for a, b in zip(reversed(left), reversed(right), strict=True):
         # The partial values of Horner's scheme at x are the coefficients of the quotient.

@@ -1,26 +1,31 @@
 """The dual of elu: an integral over the angle between two inputs, and one over a normal variable.
 
-With g(u) = exp(min(u, 0)) - 1, elu is max(u, 0) + alpha g(u). Let z = (z1, z2) with u = s1 z1, v = s2 z2 be at an angle
-theta, k = r cos(theta), r = s1 s2. On a ray, the distance R from 0 has the density R exp(-R^2 / 2), so that
+With g(u) = exp(min(u, 0)) - 1, elu is max(u, 0) + alpha g(u). Let u = s1 z1 and v = s2 z2, with normal variables z1
+and z2 at an angle theta. Then k = r cos(theta) with r = s1 s2. On a ray, the distance R from 0 has the density
+R exp(-R^2 / 2). Its Laplace transform is
 
-    M(c) = E[exp(-c R)] = 1 - c m(c),   m(c) = sqrt(pi / 2) erfcx(c / sqrt(2))
+    M(c) = E[exp(-c R)] = 1 - c m(c),   m(c) = sqrt(pi / 2) erfcx(c / sqrt(2)).
 
-is what exp(u) and exp(v) have there, with c = s1 sin(psi) and s2 sin(psi) at angles psi from where they are 1. With
-T(psi) = M(s1 sin(psi)) + M(s2 sin(psi)), and K = E[exp(u + v); u, v < 0], which is K0 for parallel inputs,
+M is the mean of an exponential on a ray: c = s1 sin(psi) for exp(u), and c = s2 sin(psi) for exp(v). Here psi is the
+angle between the ray and the line on which the exponential is 1. Let T(psi) = M(s1 sin(psi)) + M(s2 sin(psi)), and let
+K = E[exp(u + v); u, v < 0], which is K0 for parallel inputs. Then
 
-    2 pi Fd = pi + int (alpha T - 1) + 2 pi alpha^2 K,   2 pi K = 2 pi K0 exp(k - r) - int exp(-r X) (T - 1)
+    2 pi F' = pi + int (alpha T - 1) + 2 pi alpha^2 K,   2 pi K = 2 pi K0 exp(k - r) - int exp(-r X) (T - 1)
 
 with X(psi) = cos(psi) - cos(theta) and integrals over psi from 0 to theta. The second formula solves a differential
-equation: by Price's theorem, dK / dk is K and terms for the jump of g' at 0, which are values of M. Of
-C = C(r) - int Fd dk, the part that parallel inputs of these norms have more is
+equation. By Price's theorem, dK / dk is K plus terms for the jump of g' at 0, which are values of M.
+
+Since C = C(r) - int F' dk, the covariance of parallel inputs of these norms exceeds C by
 
     (r - k) / 2 + alpha^2 K0 (1 - exp(k - r)) + int [r X (alpha T - 1) - alpha^2 (1 - exp(-r X)) (T - 1)] / (2 pi).
 
-At small angles, the integral is of the third order, and the rest of the second: nothing cancels. The distance of
-parallel inputs is the variance of a difference of two functions of one normal variable, which is taken before squares.
+At small angles the integral is of third order and the other terms are of second order, so nothing cancels. The distance
+of parallel inputs is the variance of a difference of two functions of one normal variable. The difference is taken
+before it is squared.
 
-Integrals are sums over Gauss-Legendre points that lie the denser, the closer to the ends, where functions change within
-1 / s. Parts that change faster than the points lie are known: those below multiply their integrands by what is 0 there.
+The integrals are sums over Gauss-Legendre points. The points lie denser towards the ends, where functions change within
+1 / s. Some parts change faster than the points can resolve. Their integrals have closed forms, and the sums are over
+remainders, whose integrands are small there.
 """
 
 import functools
@@ -37,8 +42,8 @@ from nngp_dag.kernels.dual.arcsine import polynomial
 from nngp_dag.kernels.dual.base import Pair, Triple, angle, mean, positive_part, ratio, register_smooth, root, size
 from nngp_dag.kernels.dual.kinked import sine_less_arc
 
-# Coefficients in y = 2 w - 1 of M(c) / w^2, w = 4 / (4 + c), interpolated at Chebyshev points in 40 digits. Largest
-# relative errors of the exact functions: 1.5e-8 and 9.4e-17.
+# Coefficients in y = 2 w - 1 of M(c) / w^2 with w = 4 / (4 + c), interpolated at Chebyshev points in 40 digits. The
+# exact polynomials have relative errors of at most 1.5e-8 and 9.4e-17.
 _FLOAT32 = (
     0.21356187,
     0.311772555,
@@ -82,11 +87,11 @@ _FLOAT64 = (
     -6.202490510824741e-10,
 )
 
-# By size of a number: how many points, where the normal variable ends, and the largest steepness of a grading.
+# For numbers of 4 and of 8 bytes: number of points, end of the normal variable's range, largest steepness of a grading.
 _POINTS = {4: (24, 6.0, 300.0), 8: (64, 8.6, 1e4)}
 
 
-# Traced once for shapes, also by calls outside of other compiled functions.
+# `jit` traces the formula once for given shapes, also in calls outside other compiled functions.
 @register_smooth(Elu, gives="scaled distance")
 @functools.partial(jax.jit, inline=True)
 def _dual_elu(phi: Elu, pair: Pair) -> Triple:
@@ -94,8 +99,8 @@ def _dual_elu(phi: Elu, pair: Pair) -> Triple:
     obtuse = pair.k < 0
     _, cos, sin, t, near = angle(pair.k, jnp.where(obtuse, pair.above, pair.below), pair.q1, pair.q2)
     sums = _integrals(pair, near)
-    # The integrals of T and of X T = (1 - cos(theta)) cos T - cos(theta) (1 - cos) T. Beyond pi / 2, M is that of
-    # pi - psi, and the integral up to pi is known.
+    # The integrals of T and of X T = (1 - cos(theta)) cos T - cos(theta) (1 - cos) T. Beyond pi / 2, M at psi equals M
+    # at pi - psi, and the integral up to pi has a closed form.
     of_t, of_xt = jnp.zeros_like(pair.k), jnp.zeros_like(pair.k)
     for s, rest in ((pair.s1, sums.rest1), (pair.s2, sums.rest2)):
         along = sin * _mean_of_m(s * sin)
@@ -105,13 +110,13 @@ def _dual_elu(phi: Elu, pair: Pair) -> Triple:
     of_x = math.pi * (sine_less_arc(t) + jnp.where(obtuse, -cos, 0))
     theta = jnp.where(obtuse, math.pi - t, t)
     k0, fall = _half_normal(pair.s1 + pair.s2) / 2, -jnp.expm1(-pair.below)
-    # The integrals of (1 - exp(-r X)) (T - 1) and of exp(-r X) (T - 1).
+    # `fallen` is the integral of (1 - exp(-r X)) (T - 1), and `kept` that of exp(-r X) (T - 1).
     fallen = sums.fallen + sums.chord * (of_xt - of_x) - sums.share * fall
     kept = of_t - theta - fallen
     slope = (math.pi - theta + alpha * of_t - alpha**2 * kept) / (2 * math.pi) + alpha**2 * k0 * jnp.exp(-pair.below)
     missing = (r * (alpha * of_xt - of_x) - alpha**2 * fallen) / (2 * math.pi)
     missing += pair.below / 2 + alpha**2 * k0 * fall
-    # E[g(u) g(v)] of parallel inputs is half of this.
+    # `product` is 2 E[g(u) g(v)] of parallel inputs. At large norms it has a closed form that does not cancel.
     far = 1 - _half_normal(pair.s1) - _half_normal(pair.s2) + 2 * k0
     product = jnp.where(jnp.minimum(pair.s1, pair.s2) > 2, far, sums.product)
     c = r / 2 + alpha**2 / 2 * product - mean(phi, pair.q1) * mean(phi, pair.q2) - missing
@@ -125,17 +130,17 @@ def _mean_elu(phi: Elu, q: jax.Array) -> jax.Array:
 
 
 class _Integrals(NamedTuple):
-    """Sums over points, and what belongs to one of them.
+    """The integrals as sums over points, and the coefficients of the parts that were subtracted from an integrand.
 
     Attributes:
-      rest1: The integral of (1 - cos(psi)) M(s1 sin(psi)) from 0 to theta or to pi - theta, the smaller one.
-      rest2: That of s2.
-      chord: (1 - exp(-r X)) / X at psi = 0.
-      share: T(theta) - 1, times about 1 / (r sin(theta)) where r sin(theta)^2 is large.
+      rest1: The integral of (1 - cos(psi)) M(s1 sin(psi)) from 0 to min(theta, pi - theta).
+      rest2: The same integral with s2 in place of s1.
+      chord: The value of (1 - exp(-r X)) / X at psi = 0.
+      share: The difference T(theta) - 1, times about 1 / (r sin(theta)) if r sin(theta)^2 is large.
       fallen: The integral of (1 - exp(-r X) - chord X) (T - 1) + share r sin(psi) exp(-r X).
-      product: E[g(-s1 |z|) g(-s2 |z|)].
-      apart: E[d] with d = g(-s |z|) / s of the larger of both norms less that of the smaller one.
-      square: E[d^2].
+      product: The expectation E[g(-s1 |z|) g(-s2 |z|)].
+      apart: The expectation E[d], where d is g(-s |z|) / s for the larger norm s minus the same for the smaller norm.
+      square: The expectation E[d^2].
     """
 
     rest1: jax.Array
@@ -153,37 +158,37 @@ def _integrals(pair: Pair, near: jax.Array) -> _Integrals:
     r, obtuse = pair.r, pair.k < 0
     first, delta = pair.difference > 0, size(pair.difference)
     large, small = jnp.where(first, pair.s1, pair.s2), jnp.where(first, pair.s2, pair.s1)
-    # All of the angle comes from tan(theta / 4), on which C does not depend to first order at a given X(0): its
-    # infinite derivatives at parallel and opposite inputs may count as 0.
+    # Every function of the angle comes from tan(theta / 4). At a given X(0), C does not depend on it to first order. So
+    # its derivatives, which are infinite at parallel and opposite inputs, may count as 0 there.
     below = jnp.where(obtuse, 2 - near, near)
     quarter = jnp.minimum(root(below / 2) / (1 + root((2 - below) / 2)), 1)
     sin_half, cos_half = 2 * quarter / (1 + quarter**2), (1 - quarter**2) / (1 + quarter**2)
     sin, cos = 2 * sin_half * cos_half, cos_half**2 - sin_half**2
     shift = jnp.where(obtuse, below - 2 * sin_half**2, 0)
-    shift -= lax.stop_gradient(shift)  # 0, but for its derivative
+    shift -= lax.stop_gradient(shift)  # 0, but with a derivative
     acute = root(near / (2 - near))
     chord = ratio(-jnp.expm1(-r * below), below)
     share = (_m_of_radius(pair.s1 * sin) + _m_of_radius(pair.s2 * sin) - 1) * sin / (1 + r * sin**2)
-    # Tangents of halves of angles are what points lie in: sines and cosines are rational functions of them.
+    # The variable of integration is the tangent of half an angle: sines and cosines are rational functions of it.
     whole, left = (_Grading.of(2 * v * large, limit) for v in (acute, quarter))
     right = _Grading.of(2 * quarter * (large + r * sin), limit)
     normal = _Grading.of(end * large, limit)
     points, weights = (jnp.asarray(v, r.dtype) for v in np.polynomial.legendre.leggauss(count))
 
     def to_end(sin_psi: jax.Array, x_of_psi: jax.Array) -> jax.Array:
-        """The integrand of `fallen`."""
+        """Returns the integrand of `fallen`."""
         others = _m_of_radius(pair.s1 * sin_psi) + _m_of_radius(pair.s2 * sin_psi) - 1
         fall = -jnp.expm1(-r * x_of_psi)
         return (fall - chord * x_of_psi) * others + share * (r * sin_psi) * (1 - fall)
 
-    @jax.checkpoint  # otherwise gradients keep what every point computes
+    @jax.checkpoint  # otherwise gradients would keep the values of all points
     def of_point(i: jax.Array) -> tuple[jax.Array, ...]:
         x, weight = (1 + points[i]) / 2, weights[i] / 2
         t, step = whole.at(x, acute)
         cut = 2 * t / (1 + t**2)
         w = weight * step * cut**2
         rest1, rest2 = (w * _m_of_radius(s * cut) for s in (pair.s1, pair.s2))
-        # From 0 to theta / 2, and backwards from theta to there.
+        # One half of the points lies between 0 and theta / 2, the other between theta / 2 and theta, from the end.
         t, step = left.at(x, quarter)
         sine = 2 * t / (1 + t**2)
         fallen = step * 2 / (1 + t**2) * to_end(sine, below - t * sine)
@@ -205,11 +210,11 @@ def _integrals(pair: Pair, near: jax.Array) -> _Integrals:
 
 
 class _Grading(NamedTuple):
-    """The map x -> sinh(extent x) / steepness of [0, 1] on itself.
+    """The map x -> sinh(extent x) / steepness of [0, 1] to itself, which moves points towards 0.
 
     Attributes:
-      extent: arsinh(steepness).
-      inverse: 1 / steepness.
+      extent: The number arsinh(steepness).
+      inverse: The number 1 / steepness.
     """
 
     extent: jax.Array
@@ -218,25 +223,25 @@ class _Grading(NamedTuple):
     @classmethod
     def of(cls, rate: jax.Array, limit: float) -> "_Grading":
         """Returns the map for a function that changes within 1 / rate at 0."""
-        # Half of the rate is steep enough; and at 0 a map has to be one.
+        # A bit less than half of the rate is steep enough. The lower limit avoids a division by 0 at rate 0.
         steepness = jnp.clip(0.4 * rate, 0.5, limit)
         return cls(jnp.arcsinh(steepness), 1 / steepness)
 
     def at(self, x: jax.Array, length: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-        """Returns the map, times a length, and its derivative."""
+        """Returns the map times a length, and its derivative."""
         power = jnp.exp(self.extent * x)
         scale = length / 2 * self.inverse
         return scale * (power - 1 / power), scale * self.extent * (power + 1 / power)
 
 
 def _m_of_radius(c: jax.Array) -> jax.Array:
-    """Returns M(c), see the module."""
+    """Returns M(c) for c >= 0, see the module."""
     w = 4 / (4 + c)
     return w**2 * polynomial(_FLOAT32 if c.dtype.itemsize <= 4 else _FLOAT64, 2 * w - 1)
 
 
 def _half_normal(c: jax.Array) -> jax.Array:
-    """Returns E[exp(-c |z|)] = erfcx(c / sqrt(2)), which JAX's erfcx and its derivatives have only to few digits."""
+    """Returns E[exp(-c |z|)] = erfcx(c / sqrt(2)); JAX's own erfcx and its derivatives are accurate to few digits."""
     near, series, x = _series(c, 0)
     return jnp.where(near, series, _erfcx_beyond(x))
 
@@ -254,7 +259,12 @@ def _bend(c: jax.Array) -> jax.Array:
 
 
 def _series(c: jax.Array, start: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns where x = c / sqrt(2) < 1, there the series of erfcx from x^start on over x^start, and elsewhere x."""
+    """Returns the parts of a function that has a series for x = c / sqrt(2) < 1 and a closed form for x >= 1.
+
+    Returns:
+      The mask x < 1. The series of erfcx without its terms below x^start, divided by x^start, where x < 1. And x, which
+      is replaced by 1 where x < 1.
+    """
     x = c / math.sqrt(2)
     near = x < 1
     terms = [(-1) ** n / math.gamma(n / 2 + 1) for n in range(start, 24 if c.dtype.itemsize <= 4 else 36)]

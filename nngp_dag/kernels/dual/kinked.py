@@ -1,4 +1,4 @@
-"""Duals of functions with a kink or a jump at 0: functions of the angle between two inputs."""
+"""Duals of functions with a kink or a jump at 0, which are functions of the angle between two inputs."""
 
 import math
 
@@ -19,7 +19,7 @@ from nngp_dag.kernels.dual.base import (
 
 
 def sine_less_arc(t: jax.Array) -> jax.Array:
-    """Returns (sin(t) - t cos(t)) / pi for 0 <= t <= pi / 2, by its Taylor series, which does not cancel there."""
+    """Returns (sin(t) - t cos(t)) / pi for 0 <= t <= pi / 2, by its Taylor series; the difference would cancel."""
     value = jnp.zeros_like(t)
     for n in range(6 if t.dtype.itemsize <= 4 else 11, 0, -1):
         value = (-1) ** (n + 1) * 2 * n / math.factorial(2 * n + 1) / math.pi + t**2 * value
@@ -28,9 +28,9 @@ def sine_less_arc(t: jax.Array) -> jax.Array:
 
 @dual.register(ABRelu)
 def _dual_ab_relu(phi: ABRelu, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.Array) -> Dual:
-    # Cho and Saul 2009, eq. (6) at n = 1 and n = 0: relu has E = r (cos(theta) + h(theta)) / 2. In general
-    # a min(x, 0) + b max(x, 0) = (a + b) x / 2 + (b - a) |x| / 2. Beyond pi / 2, cos(theta) + h(theta) = h(pi - theta),
-    # which does not cancel.
+    # Cho and Saul 2009, eq. (6) at n = 1 and n = 0. relu has E[phi(u) phi(v)] = r (cos(theta) + h(theta)) / 2 with
+    # h(t) = (sin(t) - t cos(t)) / pi. In general a min(x, 0) + b max(x, 0) = (a + b) x / 2 + (b - a) |x| / 2. Beyond
+    # pi / 2, cos(theta) + h(theta) = h(pi - theta), which does not cancel.
     a, b = phi.a, phi.b
     straight, bent = (a**2 + b**2) / 2, (b - a) ** 2 / 2
     if isinstance(bent, float) and bent == 0:
@@ -38,11 +38,12 @@ def _dual_ab_relu(phi: ABRelu, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: 
     r, *_, t, _ = angle(k, gap, q1, q2)
     bent_h = bent * (r * sine_less_arc(t))
     obtuse = k < 0
-    # Half the mean squared distance of the outputs of inputs of equal norms.
+    # The gap where C >= 0, which is sqrt(E[phi(u)^2] E[phi(v)^2]) - E[phi(u) phi(v)]: means add as much to its first
+    # term as to its second. For inputs of equal norms it is half the mean squared distance of the outputs.
     below = jnp.where(obtuse, (a + b) ** 2 / 2 * r - a * b * gap, straight * gap) - bent_h
     product_of_means = bent / jnp.pi * r
     c = a * b * k + jnp.where(obtuse, 0, bent * k) + bent_h - product_of_means
-    # r - |C| for outputs that are anticorrelated.
+    # The gap where C < 0, which is sqrt(C11 C22) + C.
     above = jnp.where(obtuse, bent * r + a * b * gap, straight * (2 * r - gap)) + bent_h - 2 * product_of_means
     gap = positive_part(jnp.where(c < 0, above, below))
     return Dual(c, gap, a * b + bent * jnp.where(obtuse, t / jnp.pi, 1 - t / jnp.pi))
@@ -58,7 +59,7 @@ def _dual_sign(phi: Sign, k: jax.Array, gap: jax.Array, q1: jax.Array, q2: jax.A
     r, cos, sin, t, _ = angle(k, gap, q1, q2)
     positive = r > 0
     c = jnp.where(positive, jnp.arctan2(cos, sin) / (jnp.pi / 2), 0)
-    # sign(0) = 0, so an input 0 has no variance.
+    # sign(0) = 0, so the output for an input of zeros has no variance.
     return Dual(c, jnp.where(positive, t / (jnp.pi / 2), 0), jnp.zeros_like(k))
 
 
@@ -76,7 +77,8 @@ def _dual_rectified(phi: RectifiedMonomial, k: jax.Array, gap: jax.Array, q1: ja
     obtuse = k < 0
     lower, j, e = _arc_cosine(n, obtuse, cos, sin, near, t)
     if n == 0:
-        # The step has 1 at 0, so an input 0 is always on. Those of opposite inputs add up to 1.
+        # The step is 1 at 0, so the output for an input of zeros is constant and has no covariance. The outputs of
+        # opposite inputs add up to 1, so that their gap is 0 as well.
         c, gap = (jnp.where(r > 0, v, 0) for v in ((j - e) / 4, jnp.where(obtuse, j, e) / 2))
         return Dual(c, gap, jnp.zeros_like(k))
     power = r**n
@@ -101,12 +103,18 @@ def _mean_rectified(phi: RectifiedMonomial, q: jax.Array) -> jax.Array:
 def _arc_cosine(
     n: int, obtuse: jax.Array, cos: jax.Array, sin: jax.Array, near: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns J_(n-1) / pi, J_n / pi and (2 n - 1)!! - J_n / pi, with the J of Cho and Saul 2009, eq. (4).
+    """Returns J_(n-1) / pi, J_n / pi and E_n = (2 n - 1)!! - J_n / pi, with J of Cho and Saul 2009, eq. (4).
 
-    From their eq. (4) follow dJ_n / dcos = n^2 J_(n-1) and
-    J_(n+1) = (2 n + 1) cos J_n + n^2 sin^2 J_(n-1), a sum of positive terms up to pi / 2; so is the recurrence that it
-    gives the complement E_n = (2 n - 1)!! - J_n / pi, which is small at small angles. Beyond pi / 2, J_n is
-    2 w^(n + 1/2) prod_j j^2 / (j / 2 + 1/4) 2F1(1/2, 1/2; n + 3/2; w), w = (1 + cos) / 2, again of positive terms.
+    Their eq. (4) implies dJ_n / dcos = n^2 J_(n-1) and the recurrence
+
+        J_(n+1) = (2 n + 1) cos J_n + n^2 sin^2 J_(n-1).
+
+    Its terms are positive up to pi / 2. The same holds for the recurrence of the complement E_n, which is small at
+    small angles. Beyond pi / 2, with w = (1 + cos) / 2,
+
+        J_n = 2 w^(n + 1/2) prod_j j^2 / (j / 2 + 1/4) 2F1(1/2, 1/2; n + 3/2; w),
+
+    which also has positive terms.
     """
     acute_cos = jnp.where(obtuse, 0, cos)
     j = [1 - t / jnp.pi, acute_cos + sine_less_arc(t)]

@@ -1,12 +1,12 @@
-"""The logistic function as a mixture of normal ones, and sums over pairs of its terms.
+"""The logistic function as a mixture of normal distribution functions, and sums over pairs of its terms.
 
-The logistic distribution is a mixture of centered normal ones (Andrews and Mallows 1974; Stefanski 1991), so that
+The logistic distribution is a mixture of centered normal distributions (Andrews and Mallows 1974; Stefanski 1991). So
 
-    1 / (1 + exp(-x)) = sum_n p_n Phi(x / s_n),
+    1 / (1 + exp(-x)) = sum_n p_n Phi(x / s_n)
 
-with the normal distribution function Phi, a sum of few terms up to a small error. With it tanh is a sum of functions
-erf, silu of x Phi(a x), and softplus of x Phi(a x) + Phi'(a x) / a, and their duals are double sums of closed forms.
-All weights are positive: nothing cancels.
+with the normal distribution function Phi. A sum of few terms has a small error. By this formula, tanh is a sum of erf.
+In the same way, silu is a sum of x Phi(a x), and softplus is a sum of x Phi(a x) + Phi'(a x) / a. Their duals are
+double sums of closed forms. All weights are positive, so nothing cancels.
 """
 
 import functools
@@ -19,8 +19,9 @@ from jax import lax
 
 from nngp_dag.kernels.dual.base import Pair, Triple
 
-# Pairs (s_n, p_n): the Gauss rules, in log(s), of the mixing density, where s is twice Kolmogorov's variable; found in
-# 50 digits. Duals at variances from 1e-6 to 1e6 are off by 6e-8 and by 5e-15 of the roots of their diagonals at most.
+# Pairs (s_n, p_n) of the Gauss rules, in log(s), of the mixing density; s is twice Kolmogorov's variable. They were
+# computed in 50 digits. At variances from 1e-6 to 1e6, errors of duals relative to the roots of their diagonals are at
+# most 6e-8 and 5e-15.
 _FLOAT32 = (
     (0.76751295449921118, 0.0074847151422980195),
     (1.0458260195885156, 0.13130282973515148),
@@ -60,19 +61,19 @@ def double_sum(
     return _double_sum(formula, jnp.asarray(factor / s, pair.k.dtype), pair)
 
 
-# Traced once for a function and shapes, also by calls outside of other compiled functions.
+# `jit` traces the sum once for given shapes, also in calls outside other compiled functions.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _double_sum(formula: Callable[[jax.Array, jax.Array, Pair], Triple], slopes: jax.Array, pair: Pair) -> Triple:
     dtype, count = pair.k.dtype, len(slopes)
     _, p = np.transpose(mixture(dtype))
     weights = jnp.asarray(np.outer(p, p).ravel(), dtype)
 
-    @jax.checkpoint  # otherwise gradients keep what every pair computes
+    @jax.checkpoint  # otherwise gradients would keep the values of all pairs of terms
     def of_terms(n: jax.Array, pair: Pair) -> Triple:
         c, distance, slope = formula(slopes[n // count], slopes[n % count], pair)
         return weights[n] * c, weights[n] * distance, weights[n] * slope
 
-    # In a loop: unrolled, hundreds of pairs would take long to compile.
+    # A loop, because hundreds of unrolled pairs would take long to compile.
     def add(n: jax.Array, sums: Triple) -> Triple:
         c, distance, slope = of_terms(n, pair)
         return sums[0] + c, sums[1] + distance, sums[2] + slope

@@ -1,4 +1,4 @@
-"""How far off the dual of a `Quadrature` is, judged by another and finer rule than the one it is made with."""
+"""A bound on the error of the dual of a `Quadrature`, from a quadrature rule that is independent and finer."""
 
 import functools
 import math
@@ -15,16 +15,17 @@ from nngp_dag.elementwise import check_finite, slope_of
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.dual.quadrature import gauss_hermite
 
-# Panels of eight Gauss-Legendre points on |z| <= _END, finer and finer until two of them agree. No number is a multiple
-# of another, so that no frequency hides from both; all are even, so that a kink at 0 lies between panels.
+# Numbers of panels with eight Gauss-Legendre points each on |z| <= _END; they are refined until two rules agree. No
+# number is a multiple of another, so that no frequency can hide from two rules. All are even, so that a kink at 0 lies
+# between two panels.
 _PANELS = (2048, 3546, 6142, 10638, 18426)
 _POINTS = 8
 _END, _TAIL = 37.0, 30.0
-# Agreement that ends the refinement, and disagreement of the two finest that makes the result worthless.
+# The relative change that ends the refinement, and the change between the two finest rules that refuses the function.
 _SETTLED, _UNSETTLED = 1e-9, 1e-2
-# What lies farther out in standard deviations has a weight below 1e-21.
+# Points farther out than this many standard deviations have a weight below 1e-21.
 _NEEDED = 10.0
-# Points of one call of the compiled function.
+# Number of points in one call of the compiled function.
 _CHUNK = 8192
 _DOUBLE = np.dtype(np.float64)
 
@@ -32,33 +33,34 @@ _DOUBLE = np.dtype(np.float64)
 def quadrature_error(phi: Quadrature, q: ArrayLike, dtype: DTypeLike = _DOUBLE) -> np.ndarray:
     """Bounds the relative error of the dual of a `Quadrature`, for u ~ N(0, q).
 
-    The kernel sums b_n^2 rho^n instead of a_n^2 rho^n, a_n = E[phi(u) h_n]. With a_n and E[phi^2] by panels of
-    Gauss-Legendre points, refined until they agree to 1e-9, the error of F is at most, for two inputs of one variance,
+    The kernel sums b_n^2 rho^n in place of a_n^2 rho^n, where b_n is the quadrature of a_n = E[phi(u) h_n]. Here a_n
+    and E[phi^2] come from panels of Gauss-Legendre points, refined until they agree to 1e-9. For two inputs of one
+    variance, the error of F is at most
 
-        sum_n |b_n^2 - a_n^2| + E[phi^2] - sum_n a_n^2,
+        sum_n |b_n^2 - a_n^2| + E[phi^2] - sum_n a_n^2
 
-    over the terms that are kept: what quadrature and truncation spoil (Parseval). Returned is the larger of this over
-    E[phi^2] and the same for phi', which the NTK needs. The series converges the faster, the farther phi is analytic
-    beside the real line, in units of sqrt(q). At degree 64, in float64:
+    with sums over the terms of the series (Parseval). The first sum is the error of quadrature, and the rest that of
+    truncation. The result is this bound over E[phi^2], or the same for phi', which the NTK needs; the larger of both.
+    The series converges fast if phi is analytic in a wide strip around the real line, in units of sqrt(q). At degree
+    64, in float64:
 
         q           0.25    1       4
         tanh        1e-15   9e-9    3e-4
         swish       1e-15   1e-15   4e-9
         softplus    1e-15   1e-15   4e-11
 
-    Functions with a kink or a jump converge slowly and stand out: relu has 0.04 and sign 0.08 at every q.
+    The series of functions with a kink or a jump converge slowly: relu has 0.04 and sign 0.08 at every q.
 
     Args:
       phi: The activation.
       q: Variances, of any shape.
-      dtype: The precision of the kernel, in which phi and phi' must not overflow. Rounding is no part of the error.
+      dtype: The precision of the kernel, in which phi and phi' must not overflow. The bound does not include rounding.
 
     Returns:
       The bounds, of the shape of `q`.
 
     Raises:
-      InputError: phi or phi' is not finite where it is needed, or one of their second moments is not, or the finest
-        rule does not resolve them.
+      InputError: phi, phi' or one of their second moments is not finite, or the finest rule does not resolve them.
     """
     variances = np.asarray(q, np.float64)
     bounds = [_error_at(phi, value, np.dtype(dtype)) for value in variances.ravel().tolist()]
@@ -93,13 +95,13 @@ def _error_at(phi: Quadrature, q: float, dtype: np.dtype) -> float:
 
 
 def _moments(phi: Quadrature, q: float, panels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns points z, phi and phi' there times the weights, (2, points), and both second moments."""
+    """Returns the points z, phi and phi' there times the weights, (2, points), and both second moments, (2,)."""
     z, density = _rule(panels)
     values = _values(phi, math.sqrt(q) * z)
     near = np.abs(z) < _NEEDED
     _check_sound(phi, q, z[near], values[:, near])
     with np.errstate(over="ignore"):
-        # Roots before squares, which might overflow.
+        # The weights' roots come before the squares, since squared values might overflow.
         parts = (np.where(np.isnan(values), 0, values) * np.sqrt(density)) ** 2
         moments, tails = parts.sum(axis=1), parts[:, np.abs(z) > _TAIL].sum(axis=1)
     if not (np.isfinite(moments).all() and (tails <= _SETTLED * moments).all()):
@@ -115,9 +117,13 @@ def _grows(phi: Quadrature, q: float) -> InputError:
 
 
 def _check_sound(phi: Quadrature, q: float, z: np.ndarray, values: np.ndarray) -> None:
-    """Refuses what is not finite at points that count."""
+    """Checks that values and slopes are finite at points that matter.
+
+    Raises:
+      InputError: They are not; the message tells fast growth from a point where the function is undefined.
+    """
     unsound = ~np.isfinite(values).all(axis=0)
-    # Far out infinity is overflow; elsewhere, and as NaN, a hole in the domain.
+    # Infinity far out is overflow. Infinity near 0, or NaN anywhere, means that the function is undefined there.
     if unsound.any() and not np.isnan(values).any() and np.abs(z[unsound]).min() > 1 and q > 0:
         raise _grows(phi, q)
     check_finite("`fn` of `Quadrature`", phi.name, math.sqrt(q) * z, *values)
@@ -140,7 +146,7 @@ def _values(phi: Quadrature, x: np.ndarray, dtype: np.dtype = _DOUBLE) -> np.nda
 
 @functools.lru_cache(maxsize=len(_PANELS))
 def _rule(panels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns points z and weights times the normal density; points lie denser around 0, evenly in arsinh(z / 4)."""
+    """Returns points z, and weights times the normal density; the panels have equal lengths in arsinh(z / 4)."""
     nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
     half = math.asinh(_END / 4) / panels
     middles = half * np.arange(1 - panels, panels, 2)
@@ -151,7 +157,7 @@ def _rule(panels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coefficients(weighted: np.ndarray, z: np.ndarray, terms: int) -> np.ndarray:
-    """Returns sum_i weighted[:, i] h_n(z_i) for n < terms, h_n = He_n / sqrt(n!)."""
+    """Returns sum_i weighted[:, i] h_n(z_i) for n < terms with h_n = He_n / sqrt(n!), (2, terms)."""
     before, value = np.zeros_like(z), np.ones_like(z)
     columns = []
     for n in range(terms):

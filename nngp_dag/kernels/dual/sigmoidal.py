@@ -1,4 +1,4 @@
-"""The dual of tanh, a sum of duals of erf in closed form."""
+"""The dual of tanh, a double sum of duals of erf in closed form."""
 
 import math
 
@@ -23,11 +23,11 @@ def _mean_tanh(phi: Tanh, q: jax.Array) -> jax.Array:
 
 
 def _dual_of_terms(a: jax.Array, b: jax.Array, pair: Pair) -> Triple:
-    """The dual of 2 Phi(a u) - 1 and 2 Phi(b v) - 1: 2 / pi times an arcsine, as for erf."""
+    """Returns the dual of 2 Phi(a u) - 1 and 2 Phi(b v) - 1: 2 / pi times an arcsine, as for erf."""
     k, q1, q2 = pair[:3]
     ab, a2, b2 = a * b, a**2, b**2
     y1, y2 = 1 / (1 + a2 * q1), 1 / (1 + b2 * q2)
-    # Products of two variances, which might overflow, are never formed.
+    # No product of two variances is formed, because it might overflow.
     inverse = jnp.sqrt(y1) * jnp.sqrt(y2)
     cofactor = jnp.sqrt(y1 + y2 * (a2 * q1 * y1) + (ab * pair.below * inverse) * (ab * pair.above * inverse))
     delta, rho = cofactor / inverse, ab * k * inverse
@@ -44,7 +44,8 @@ def _dual_of_terms(a: jax.Array, b: jax.Array, pair: Pair) -> Triple:
         sin = rho1 * (rise * inverse) + (ab * q_minus_k * inverse) * cofactor1
         turns.append((sin, rho1 * rho + cofactor1 * cofactor, acute(rho1, cofactor1)))
     (sin1, cos1, beta1), (sin2, cos2, beta2) = turns
-    # The sum of both turns: where it is small by their sine, else by what it is a difference of.
+    # The half distance is the sum of the two angles from the pair to each input with itself. Where the sum is small it
+    # comes from its sine, since differences of angles would cancel.
     sin, cos = sin1 * cos2 + cos1 * sin2, cos1 * cos2 - sin1 * sin2
     small = (cos > 0.5) & (k > 0)
     turn = jnp.where(small, acute(jnp.where(small, sin, 0), jnp.where(small, cos, 1)), (beta1 - beta) + (beta2 - beta))
