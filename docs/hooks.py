@@ -49,9 +49,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return markdown
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, page: Page, **_: Any) -> str:
     r"""Turns LaTeX into MathML, which browsers draw themselves; `\tag{7}` numbers an equation and names it eq-7."""
     html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', _display, html, flags=re.DOTALL)
+    page.present_anchor_ids = {*(page.present_anchor_ids or ()), *re.findall(r'id="(eq-\w+)"', html)}
     return re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _mathml(m[1], "inline"), html)
 
 
@@ -83,9 +84,13 @@ def _public_names() -> Iterable[str]:
 
 
 def _benchmark_sections() -> Iterable[str]:
-    """Yields a section for every file of results: the claim, where it was measured, and all that was measured."""
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+    """Yields a section for every file of results: the claim, where it was measured, and all that was measured.
+
+    Results that state what was asked come first.
+    """
+    results = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    for path, result in sorted(results.items(), key=lambda item: "findings" not in item[1]):
+        result.pop("sha256", None)
         claim = result.pop("claim", path.stem)
         lines = [f"## {path.stem}", "", f"{claim[0].upper()}{claim[1:]}.", "", _where(result), ""]
         if findings := result.pop("findings", None):
