@@ -28,7 +28,7 @@ class MacroNet(Skeleton[Stage]):
     over 3 x 3 pixels (only those inside the image). Batch norm uses the mean and variance of the batch.
 
     Every edge has weights for both convolutions, and cells choose among them. So two cells of one network differ in
-    their choices, not in the draw of weights. An architecture of the benchmark is a cell with the weights that it reads.
+    their choices, not in the draw of weights. A network of the benchmark is a cell with the weights that it reads.
 
     Args:
       channels: Channels C of the first stage; 16 in the benchmark.

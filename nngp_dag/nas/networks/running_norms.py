@@ -53,7 +53,7 @@ class RunningNorms(nnx.Module):
         Args:
           x: Images; batch norm uses their statistics.
           key: Random key of drop path.
-          drop_path: Probability p with which an operation is dropped for an image. Otherwise it is scaled by 1 / (1 - p).
+          drop_path: Probability p that an operation is dropped for an image. Otherwise it is scaled by 1 / (1 - p).
         """
         statistics: list[tuple[Array, Array]] = []
         drawn = 0
