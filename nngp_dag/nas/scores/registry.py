@@ -64,9 +64,9 @@ class Scored:
       cell: The cell.
       values: The numbers by score; NaN where a score failed.
       reasons: The reasons of failed scores, by score. Each names the cell.
-      seconds: Time of all scores, in seconds, without compilation. Where several cells are computed at once, each has an
-        equal share. Exact kernels are computed at once for all cells of a call, so that the share falls with the number
-        of cells. It includes their compilation, unless `score_cells` is called with `timed=True`.
+      seconds: Time of all scores, in seconds, without compilation. Where several cells are computed at once, each has
+        an equal share. Exact kernels are computed at once for all cells of a call, so that the share falls with the
+        number of cells. It includes their compilation, unless `score_cells` is called with `timed=True`.
     """
 
     cell: Cell
