@@ -108,7 +108,7 @@ def test_what_is_not_resolved_has_a_reason():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="`images` to hold at least 2, which a kernel compares, got 1"):
+    with pytest.raises(InputError, match="`images` to hold at least 2 images, got 1"):
         ExpectedKernels(NASBENCH201, IMAGES[:1])
     with pytest.raises(InputError, match="`draws` to be at least 1, got 0"):
         ExpectedKernels(NASBENCH201, IMAGES, draws=0)

@@ -79,7 +79,7 @@ def test_other_searches_and_damage_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r'got others: search\.space "nasbench201" before, "darts" now; pass'):
         SearchDirectory(tmp_path / "a", get_space("darts"), {"seed": 0, "images": (1, 2)})
     (tmp_path / "a/state.json").write_text('{"mask": 3')
-    with pytest.raises(CheckpointError, match=r"state\.json to describe where a search stands, got .*; delete it to"):
+    with pytest.raises(CheckpointError, match=r"state\.json to describe the state of a search, got .*; delete it to"):
         SearchDirectory(tmp_path / "a", space, {"seed": 0, "images": (1, 2)}).state()
     for text, message in (("{", "to describe a search, got"), ("[]", r"a search, got \[\] for the whole, not an")):
         (tmp_path / "a/config.json").write_text(text)

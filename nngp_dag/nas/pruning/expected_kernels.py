@@ -96,7 +96,7 @@ class ExpectedKernels:
     def __init__(self, space: SearchSpace, images: Float[np.ndarray, "n *shape"], draws: int = 32) -> None:
         """Scales the images."""
         if len(images) < 2:
-            raise InputError(f"Expected `images` to hold at least 2, which a kernel compares, got {len(images)}")
+            raise InputError(f"Expected `images` to hold at least 2 images, got {len(images)}")
         if draws < 1:
             raise InputError(f"Expected `draws` to be at least 1, got {draws}")
         self._space, self._inputs, self._draws = space, on_sphere(images), draws

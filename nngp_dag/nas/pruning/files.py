@@ -55,7 +55,7 @@ class SearchDirectory:
         file = self.path / "state.json"
         if not file.exists():
             return None
-        state = read_sealed(file, "state", dict, "where a search stands", "delete it to start anew")
+        state = read_sealed(file, "state", dict, "the state of a search", "delete it to start again")
         return State.from_json(json.dumps(state), self._space)
 
     def search(

@@ -97,7 +97,7 @@ class Measures:
         check_option("gradients", self.gradients, GRADIENTS)
         check_option("batch_norm", self.batch_norm, BATCH_NORMS)
         if len(self.images) < 2:
-            raise InputError(f"Expected `images` to hold at least 2, whose gradients compare, got {len(self.images)}")
+            raise InputError(f"Expected `images` to hold at least 2 images, got {len(self.images)}")
         if self.memory is not None and self.memory < 0:
             raise InputError(f"Expected `memory` to be a number of bytes, got {self.memory}")
 

@@ -99,8 +99,8 @@ def register(score: Score) -> Score:
     file = getattr(score.measure, "__name__", None)
     if file is None or any(file == s.measure.__name__ and s.measure is not score.measure for s in _registered.values()):
         raise InputError(
-            f"Expected `measure` of {score.name!r} to be a function whose name no other measure has, got {file}; files "
-            "of scores are called after it"
+            f"Expected `measure` of {score.name!r} to be a function whose name no other measure has, got {file}; the "
+            "file of its scores has this name"
         )
     if score.cost not in COSTS:
         raise InputError(f"Expected `cost` of {score.name!r} to be one of {', '.join(COSTS)}, got {score.cost!r}")

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import check_whole
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.nas.networks.macro_net import MacroNet
@@ -71,13 +71,15 @@ class Setting:
         if self.labels is not None and (
             self.labels.shape != shape[:1] or self.labels.min() < 0 or self.labels.max() >= self.classes
         ):
-            raise InputError(f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}")
+            raise InputError(
+                f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}, got {shown(self.labels)}"
+            )
         for name in ("channels", "cells", "classes"):
             check_whole(name, getattr(self, name), 1)
         if check_whole("seed", self.seed, 0) >= 2**32:
             raise InputError(f"Expected `seed` in 0 to {2**32 - 1}, got {self.seed}")
         if len(self.images) < 2:
-            raise InputError("Expected `images` to hold at least 2, because scores compare images, got 1")
+            raise InputError("Expected `images` to hold at least 2 images, got 1")
         check_whole("ntk_images", self.ntk_images, 2)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise InputError(f"Expected `cells_at_once` to be at least 1, got {self.cells_at_once}")

@@ -64,7 +64,7 @@ class AccuracyTable:
                 row = int(outside.argmax())
                 raise DataError(
                     f"Expected column {name!r} to hold accuracies in per cent, from 0 to 100, got {column[row]:g} in "
-                    f"row {row}; mend it, or leave a column of something else out"
+                    f"row {row}; correct it, or remove a column of other numbers"
                 )
         rows: dict[Cell, int] = {}
         for row, cell in enumerate(self.cells):
@@ -74,7 +74,7 @@ class AccuracyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "AccuracyTable":
-        """Reads a CSV or JSON file. Pickled files are never opened, because reading one can run any code.
+        r"""Reads a CSV or JSON file. Pickled files are never opened, because reading one can run any code.
 
         A CSV file has a header, a column with the text of the cell (`arch_str`, `arch`, `architecture` or `cell`), and
         columns of numbers. A JSON file holds a list of such rows, or an object that maps the text of a cell to a number
@@ -94,7 +94,7 @@ class AccuracyTable:
           >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
           >>> with tempfile.TemporaryDirectory() as folder:
           ...     file = Path(folder, "accuracy.csv")
-          ...     _ = file.write_text(f"cell,cifar10\\n{text},88.5\\n")
+          ...     _ = file.write_text(f"cell,cifar10\n{text},88.5\n")
           ...     table = AccuracyTable.load(file)
           >>> table.accuracy(text)
           88.5
@@ -213,7 +213,7 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
     head, *rows = lines or [[]]
     for number, row in enumerate(rows):
         if len(row) != len(head):
-            raise ValueError(f"{len(row)} fields in row {number} under a head of {len(head)}")
+            raise ValueError(f"{len(row)} fields in row {number} under a header of {len(head)}")
     return [_unique(zip(head, row, strict=True)) for row in rows]
 
 

@@ -174,7 +174,7 @@ class SearchSpace:
                 for i, (operation, source) in enumerate(getattr(cell, name)):
                     edge = self.edges.index((source, i // 2 + self.num_inputs))
                     if mask[t, edge].any():
-                        raise InputError(f"Expected every node to read an input once, got twice {edge} in {cell}")
+                        raise InputError(f"Expected every node to read an input once, got edge {edge} twice in {cell}")
                     mask[t, edge, self.operations.index(operation)] = True
             return mask
         raise InputError(f"Expected a cell of {self.name}, got {cell}")

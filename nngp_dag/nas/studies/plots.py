@@ -56,6 +56,16 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     Raises:
       DataError: No cell with a path has an accuracy, or there is no such column.
 
+    Example:
+      >>> import tempfile
+      >>> from nngp_dag.nas import AccuracyTable, Cell, plot_depth_and_width
+      >>> table = AccuracyTable((Cell.from_index(10353),), {"cifar10": np.array([90.0])})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = Path(folder, "depth-width.png")
+      ...     plot_depth_and_width(table, file)
+      ...     file.exists()
+      True
+
     Reference: Chen et al., NeurIPS 2022, Figure 5 (accuracy over effective depth and width).
     """
     import pandas
@@ -122,6 +132,19 @@ def plot_scores(
     Raises:
       InputError: A score is unknown or was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
+
+    Example:
+      >>> import pandas, tempfile
+      >>> from nngp_dag.nas import AccuracyTable, plot_scores, sample_cells
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> table = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "status": [cell.status for cell in cells]}
+      >>> scores = pandas.DataFrame(columns | {"effective_depth": 1.0, "flops": [1.0, 2.0, 3.0, 4.0]})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = Path(folder, "scores.png")
+      ...     plot_scores(scores, table, ["flops"], file)
+      ...     file.exists()
+      True
     """
     from nngp_dag.report import style
 
@@ -134,7 +157,7 @@ def plot_scores(
     accuracy = benchmark.look_up([Cell.parse(cell) for cell in frame.cell], column)
     if not np.isfinite(accuracy).any():
         raise DataError(
-            f"Expected a benchmark that has scored cells, got none of the {len(frame):,}; score some of its"
+            f"Expected a benchmark that has scored cells, got none of the {len(frame):,}; score cells of the benchmark"
         )
     connected = np.asarray(frame.status != "disconnected")
     frame = frame.assign(accuracy=accuracy)[connected]

@@ -54,6 +54,17 @@ def search_table(
       InputError: A score or filter is unknown, or a score was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
 
+    Example:
+      >>> import pandas
+      >>> from nngp_dag.nas import AccuracyTable, sample_cells, search_table
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
+      >>> scores = pandas.DataFrame(columns | {"seconds_paths_and_costs": 0.1})
+      >>> table = search_table(scores, benchmark, ["flops"], filters=(), sample=4, repeats=2)
+      >>> list(table["method"]), float(table["mean"].iloc[-1])
+      (['random', 'flops', 'best of the sample', 'best of all'], 93.0)
+
     Reference: Chen et al., Deep Architecture Connectivity Matters for Its Convergence, NeurIPS 2022, Section 5.
     """
     import pandas
@@ -69,7 +80,9 @@ def search_table(
     known = np.isfinite(accuracy)
     left_out = int((~known).sum())
     if left_out and not known.any():
-        raise DataError(f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score some of its")
+        raise DataError(
+            f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score cells of the benchmark"
+        )
     frame, accuracy = frame[known], accuracy[known]
     cells = [Cell.parse(text) for text in frame.cell]
     nothing = np.zeros(len(cells))
@@ -126,6 +139,16 @@ def accuracy_correlations(
 
     Raises:
       DataError: There is no such column.
+
+    Example:
+      >>> import pandas
+      >>> from nngp_dag.nas import AccuracyTable, accuracy_correlations, sample_cells
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
+      >>> scores = pandas.DataFrame(columns | {"status": "connected"})
+      >>> float(accuracy_correlations(scores, benchmark)["spearman"].iloc[0])
+      1.0
     """
     frame: Any = scores[scores.status != "disconnected"].copy()
     frame["accuracy"] = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
@@ -143,6 +166,13 @@ def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
     Args:
       found: Result of `search_table`.
       sample: Number of cells that one search drew, for the title.
+
+    Example:
+      >>> import pandas
+      >>> row = {"method": "random", "filter": "", "mean": 90.0, "std": 1.0, "seconds": 0.0, "skipped": 0.0, "found": 2}
+      >>> facts = {"repeats": 2, "cells": 4, "left_out": 0, "column": "cifar10"}
+      >>> search_summary(pandas.DataFrame([row | facts]), sample=4).row_count
+      1
     """
     frame: Any = found
     table = number_table(
