@@ -72,7 +72,8 @@ class Setting:
             self.labels.shape != shape[:1] or self.labels.min() < 0 or self.labels.max() >= self.classes
         ):
             raise InputError(
-                f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}, got {shown(self.labels)}"
+                f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}, "
+                f"got {shown(self.labels)}"
             )
         for name in ("channels", "cells", "classes"):
             check_whole(name, getattr(self, name), 1)
