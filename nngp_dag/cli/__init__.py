@@ -43,7 +43,9 @@ app = typer.Typer(
     **_SETTINGS,
 )
 nas = typer.Typer(
-    help="Rank and search cells of NAS-Bench-201 and DARTS without training, and train the cells found.", **_SETTINGS
+    help="Rank and search cells of NAS-Bench-201 and DARTS without training, and train the cells found.",
+    epilog=_examples("nas score --score naswot --sample 100 --out scores", "nas tenas --space darts --out found"),
+    **_SETTINGS,
 )
 
 
