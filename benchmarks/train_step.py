@@ -3,8 +3,8 @@
 The networks are those of Chen et al. at width 1024 (784 inputs, 10 classes, biases), for their three DAGs. They train
 by plain SGD on the cross entropy of batches of 128. Both sides get the same images and weights in one run, first with
 one thread each, pinned to one core where the system allows it, and then with all cores. They take turns, each in a
-process of its own. Before any timing, the benchmark checks that both sides have the same loss and, after one step, the same
-parameters, to 1e-5. It also checks that seed 0 trains in the same way alone and among eight seeds.
+process of its own. Before any timing, the benchmark checks that both sides have the same loss and, after one step, the
+same parameters, to 1e-5. It also checks that seed 0 trains in the same way alone and among eight seeds.
 
 - ours: the time of an epoch of `nngp_dag.training.program.Program`, divided by the number of its steps. It includes
   shuffling, metrics and the choice of the best state, and the evaluation on parts of 16 examples.
