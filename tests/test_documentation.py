@@ -1,4 +1,4 @@
-"""Every example in the README and in the docstrings runs and prints what it says."""
+"""Every example in the README and in the docstrings runs, and prints the output that it shows."""
 
 import doctest
 import importlib
@@ -69,7 +69,7 @@ def test_readme_pictures_exist():
 
 
 COMMANDS = re.findall(r"^    (nngp-dag .*)", README.read_text(), re.MULTILINE)
-# What keeps the work of a command small; the last value of an option counts.
+# Options that keep the work of a command small. The last value of a repeated option counts.
 SMALL = {
     "show": (),
     "list": (),
@@ -85,7 +85,7 @@ SMALL = {
 
 
 def run_command(line, *more):
-    """Runs a line of the README at a small size."""
+    """Runs a command line of the README at a small size."""
     arguments = arguments_of(line)
     name = " ".join(arguments[: 2 if arguments[0] == "nas" else 1])
     small = () if "--resume" in arguments else SMALL[name]

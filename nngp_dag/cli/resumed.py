@@ -64,8 +64,8 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
             wrong = f"{shown(stored[name])} as {name}, which is one of {', '.join(choices)}"
     if wrong:
         raise CheckpointError(
-            f"Expected {out / 'config.json'} to hold options of {command}, got {wrong}; correct it, or start again with "
-            "--overwrite"
+            f"Expected {out / 'config.json'} to hold options of {command}, got {wrong}; correct it, or start again "
+            "with --overwrite"
         )
     return {name: value if given(context, name) else stored[name] for name, value in options.items()}
 
