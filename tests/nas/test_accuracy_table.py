@@ -1,4 +1,4 @@
-"""Accuracies of trained cells: reading tables, asking them, refusing the rest."""
+"""Accuracies of trained cells: reading of tables, look-ups, and refusals."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_the_published_table(published):
     assert accuracy.min() == 10.0
     assert accuracy.max() == pytest.approx(94.3733, abs=1e-4)
     assert accuracy.mean() == pytest.approx(87.0629, abs=1e-4)
-    # Its third row, by number, by text and as a cell.
+    # The third row of the table, by number, by text and as a cell.
     text = "|avg_pool_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|avg_pool_3x3~0|avg_pool_3x3~1|avg_pool_3x3~2|"
     assert published.index(text) == 2
     assert published[2] == Cell.parse(text)
