@@ -1,10 +1,10 @@
 """Claim: the time of the kernels of a graph is linear in its nodes, while that of nested stax is exponential.
 
 Every node of a ladder has a weighted edge from the node before, and a skip from the node before that one. The numbers
-of its paths are Fibonacci numbers. `neural_tangents.stax` has no shared nodes, so that a ladder is nested `FanOut`,
-`parallel`, `FanInSum`, and every node is computed once per path that leaves it. The two branches of a ladder have no
-random field in common, so that stax is right here: the last column checks the ratio of its variance to the exact one.
-The time of stax is that of one call, without `jax.jit`.
+of its paths are Fibonacci numbers. `neural_tangents.stax` has no shared nodes: a ladder is nested `FanOut`, `parallel`,
+`FanInSum`, and every node is computed once per path that leaves it. The two branches of a ladder have no random field
+in common, so that stax is right here: the last column checks the ratio of its variance to the exact one. The time of
+stax is that of one call, without `jax.jit`.
 
     python benchmarks/ladder.py --stax-seconds 60
 """

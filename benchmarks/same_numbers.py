@@ -4,8 +4,8 @@
     PYTHONPATH=NEW python benchmarks/same_numbers.py write new.npz
     python benchmarks/same_numbers.py compare old.npz new.npz
 
-The exit status is 1 if a float64 number differs by more than 1e-13, relative to the largest of its array, or a float32
-number by more than 1e-6.
+The exit status is 1 if a float64 number differs by more than 1e-13, or a float32 number by more than 1e-6. Differences
+are relative to the largest number of an array.
 """
 
 import argparse

@@ -6,8 +6,8 @@ reads them, finds those with equal kernels, compiles one program, and computes N
 The ratio is per code, with the 67 codes without a path and those with equal kernels. The ratio per distinct kernel is
 printed too.
 
-Before any timing, the benchmark checks every kernel of the batch against a single call in float64, the chains against
-neural-tangents, and λmin and λmax against LAPACK.
+Before any timing, the benchmark checks every kernel of the batch against a single call in float64. It also checks the
+chains against neural-tangents, and λmin and λmax against LAPACK.
 
 Last, the benchmark times λmin and λmax of all kernels with residuals, which need eigenvectors. LAPACK is timed in its
 fastest way to two eigenvalues with vectors (all vectors, or two calls for one each), and without vectors.

@@ -1,8 +1,8 @@
 """Claim: on CPU a training step takes less time than PyTorch's, and a short run of eight seeds less than eight runs.
 
 The networks are those of Chen et al. at width 1024 (784 inputs, 10 classes, biases), for their three DAGs. They train
-by plain SGD on the cross entropy of batches of 128. Both sides get the same images and weights in one run, first with
-one thread each, pinned to one core where the system allows it, and then with all cores. They take turns, each in a
+by plain SGD on the cross entropy of batches of 128. Both sides get the same images and weights in one run. First each
+has one thread, pinned to one core where the system allows it; then both have all cores. They take turns, each in a
 process of its own. Before any timing, the benchmark checks that both sides have the same loss and, after one step, the
 same parameters, to 1e-5. It also checks that seed 0 trains in the same way alone and among eight seeds.
 
@@ -18,8 +18,8 @@ counts as three forward passes, without the gradient of the inputs. Last, `nngp_
 process, and then in eight processes one after another. These times are those of whole processes, with data,
 compilation and evaluation.
 
-PyTorch is not a dependency. The options name the Python of an environment that has it, or a folder for a new one (the
-settings of pip, such as PIP_INDEX_URL, choose the build). Without PyTorch, its rows are left out.
+PyTorch is not a dependency. The options name the Python of an environment that has it, or a folder for a new one. The
+settings of pip, such as PIP_INDEX_URL, choose the build. Without PyTorch, its rows are left out.
 
     python benchmarks/train_step.py --torch-python PYTHON [--data-dir TFDS] [--out benchmarks/results/train_step.json]
 """
@@ -252,7 +252,7 @@ class Run:
     """One whole run of `nngp_dag.train`."""
 
     def __init__(self, options: dict[str, Any]):
-        """Takes what a run needs."""
+        """Keeps the arguments of a run."""
         self.options = options
 
     def train(self, seeds: Sequence[int]) -> list[list[float]]:

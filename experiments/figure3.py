@@ -2,7 +2,8 @@
 
 The networks of DAG#1, DAG#2 and DAG#3 have width 1024. They train by SGD at learning rate 1e-5 with batches of 128 and
 cross entropy, several seeds each. The predictions are those of infinitely wide, linearized networks under the same SGD
-(`nngp_dag.linearized_sgd`, in the standard parameterization at that width), which depend on the kernels alone.
+(`nngp_dag.linearized_sgd`), and depend on the kernels alone. The kernels have the standard parameterization at that
+width.
 
 The results are training loss and accuracy over epochs, and the number of epochs to a training accuracy of 50 %
 (interpolated; mean and standard deviation over seeds). The loss is also given relative to its start, because the graphs

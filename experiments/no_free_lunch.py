@@ -5,9 +5,9 @@ The networks of all DAGs with 3 hidden nodes, or of a random sample, train with 
 one, and codes with equal live edges are one network. Kendall's tau-b over DAGs is measured between predictors and
 measures of slowness.
 
-- The predictors are lambda_min of K(H) and of the NTK (standard parameterization, with readout), each also divided by
-  the mean diagonal entry, effective depth, effective width, and the number of paths. The kernels are those of the first
-  training images, normalized as in training, in float64.
+- The predictors are lambda_min of K(H) and of the NTK, each also divided by the mean diagonal entry; effective depth,
+  effective width, and the number of paths. The NTK has the standard parameterization, with readout. The kernels are
+  those of the first training images, normalized as in training, in float64.
 - The measures of slowness are means over seeds: the epochs until the training accuracy reaches a threshold, and the
   share of the initial loss that is left after all epochs.
 

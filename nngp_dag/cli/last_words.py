@@ -1,4 +1,4 @@
-"""The last line of an interrupted command: what is kept, and the command that continues."""
+"""The last line of an interrupted command: the work that is kept, and the command that continues."""
 
 from collections.abc import Callable
 from pathlib import Path

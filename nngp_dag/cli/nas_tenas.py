@@ -166,10 +166,10 @@ def tenas(
         show("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
     evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
-        say(f"{flagged} of {len(evaluated)} operations flagged, to be pruned last; log.csv says why")
+        say(f"{flagged} of {len(evaluated)} operations flagged, and pruned last; log.csv has the reasons")
     for number, row in enumerate(state.trajectory):
         if silent := [name for name in measure if row.get(name) is None]:
-            say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
+            say(f"round {number}: the supernet has no value of {', '.join(silent)}")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")
     counts = {name: getattr(state, name) for name in ("evaluated", "skipped", "seconds")}
     result({"cell": str(found.cell), "accuracy": accuracy, **counts, "files": [out]})

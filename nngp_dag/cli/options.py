@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nngp_dag.graph import Dag
 else:
-    # What typer 0.29 passes is of the base class of what it documents.
+    # typer 0.29 passes an object of the base class of the documented class.
     Parameter = typer.CallbackParam.__base__
 
 # Titles of the panels of the help.

@@ -186,8 +186,8 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
         return capsys.readouterr().out.splitlines()
 
     cell, flagged, silent, _ = printed()
-    assert flagged == "19 of 54 operations flagged, to be pruned last; log.csv says why"
-    assert silent == "round 1: exact said nothing, since the supernet was not sound"
+    assert flagged == "19 of 54 operations flagged, and pruned last; log.csv has the reasons"
+    assert silent == "round 1: the supernet has no value of exact"
     result = tmp_path / "o/result.json"
     assert json.loads(result.read_text())["accuracy"] is None
     table = tmp_path / "table.csv"

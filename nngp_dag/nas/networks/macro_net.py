@@ -22,10 +22,10 @@ Observer = Callable[[Array, Array], Array]
 class MacroNet(Skeleton[Stage]):
     """The network of NAS-Bench-201 around any of its cells.
 
-    The stem (3 x 3 convolution, batch norm) is followed by three stages of N cells with C, 2C and 4C channels, with a
-    residual block between stages. Batch norm, ReLU, a mean over pixels and a linear classifier come last. Node t of a
-    cell is the sum over its edges. An edge carries zero, the identity, ReLU - convolution - batch norm, or the mean
-    over 3 x 3 pixels (only those inside the image). Batch norm uses the mean and variance of the batch.
+    The stem (3 x 3 convolution, batch norm) is followed by three stages of N cells, with C, 2C and 4C channels. A
+    residual block stands between two stages. Batch norm, ReLU, a mean over pixels and a linear classifier come last.
+    Node t of a cell is the sum over its edges. An edge carries zero, the identity, ReLU - convolution - batch norm, or
+    the mean over 3 x 3 pixels (only those inside the image). Batch norm uses the mean and variance of the batch.
 
     Every edge has weights for both convolutions, and cells choose among them. So two cells of one network differ in
     their choices, not in the draw of weights. A network of the benchmark is a cell with the weights that it reads.

@@ -20,7 +20,7 @@ from nngp_dag.theory import spectrum
 
 # Kernels per compiled program.
 _BATCH = 8
-# The mean is exact over up to so many wirings. Where there are more, a sample is drawn.
+# Largest number of wirings for an exact mean. Where there are more, a sample is drawn.
 _LISTED = 1024
 
 _KINDS = (None, Op.SKIP, Op.WEIGHTED)

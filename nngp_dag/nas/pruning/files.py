@@ -20,7 +20,7 @@ class SearchDirectory:
     config.json holds the options of the search, and state.json its state after the last round. log.csv holds the
     outcome of every operation in every round. result.json holds the result; cell.txt or genotype.json holds the cell
     alone, for `nngp-dag nas train`. Each file is written under a temporary name and then renamed, the state last. So an
-    interrupted search goes on after its last complete round.
+    interrupted search continues after its last complete round.
 
     Args:
       path: The folder.

@@ -65,9 +65,10 @@ class Measures:
       batch_norm: Batch statistics. With "live", as in TE-NAS, an output depends on the whole batch. With "frozen" the
         statistics of the batch are constants, and an output depends on its own image alone; one backward pass then
         gives all gradients, instead of one backward pass per image.
-      memory: Memory of a batch of candidates, in bytes. The estimate counts the gradients of all images, and the
-        intermediate arrays of the forward pass and of each backward pass that runs at the same time. One candidate is
-        always computed. None for one candidate at a time on CPU, where batches are no faster, and 4 GiB elsewhere.
+      memory: Memory of a batch of candidates, in bytes. The estimate counts the gradients of all images and the
+        intermediate arrays of the forward pass, plus the size of the latter for each concurrent backward pass. At least
+        one candidate is computed at a time. None for one at a time on CPU, where batches are no faster, and 4 GiB
+        elsewhere.
 
     Raises:
       InputError: An option is unknown, there are fewer than two images, or the memory is below 0.
@@ -93,7 +94,7 @@ class Measures:
     memo: dict[Any, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
+        """Refuses unknown options, a single image and negative memory."""
         check_option("gradients", self.gradients, GRADIENTS)
         check_option("batch_norm", self.batch_norm, BATCH_NORMS)
         if len(self.images) < 2:

@@ -121,7 +121,7 @@ class State:
     Attributes:
       mask: The live operations, (cell types, edges, operations).
       trajectory: One row per round on the supernet before it, and a last row on the cell that the search found. A row
-        has the mean of each measure over the repeats with a finite value that is not 0, and the expected effective
+        has the mean of each measure, over repeats with a finite value other than 0. It also has the expected effective
         depth and width of every cell type.
       decisions: One decision per operation and round.
       evaluated: Number of networks that were measured. A network counts once for each repeat and each measure.
@@ -207,9 +207,9 @@ def prune(
     edge of the node is removed in turn, and the edges are ranked in the same way.
 
     The shortcut keeps some operations without evaluation: min(2, n - `per_round` - 1) of an edge with n live
-    operations, and one edge of a node. These are the ones whose removal leaves effective depth and width of the cell
-    nearest to the mean over all candidates of the edge or node. With `per_round` 1, two of four operations are
-    evaluated, two of three, and both of two.
+    operations, and one edge of a node. Their removal leaves effective depth and width of the cell nearest to the mean
+    over all candidates of the edge or node. With `per_round` 1, two of four operations are evaluated, two of three, and
+    both of two.
 
     A seeded random order breaks ties of rank sums and of distances, so that no operation is favored by its place.
 
@@ -217,7 +217,7 @@ def prune(
       space: The search space.
       measures: The measures to rank by, at least one.
       pruning: The options.
-      state: The state to go on from. None starts with the whole supernet without `none`.
+      state: The state to continue from. None starts with the whole supernet without `none`.
       on_progress: Function of (round, networks measured in it, networks of the round).
 
     Yields:

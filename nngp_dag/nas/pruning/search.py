@@ -1,4 +1,4 @@
-"""A search by pruning with its files: after an interruption, the same call goes on after the last complete round."""
+"""A search by pruning with its files; an interrupted search continues after its last complete round."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def tenas_search(
     Args:
       space: The search space.
       images: Images, (n, height, width, channels), or (n, ...) for the measure "exact" alone.
-      out: Folder of the search. An unfinished search in it goes on; the folder of another search is refused.
+      out: Folder of the search. An unfinished search in it continues; the folder of another search is refused.
       measures: Names of measures out of "ntk", "regions", "exact"; see `tenas_measures`.
       pruning: The options of the search. Its seed is also that of the patches.
       batch: Number of images per measure. None for the default of each measure; see `batch_sizes`.

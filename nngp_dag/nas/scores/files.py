@@ -90,7 +90,7 @@ class ScoreDirectory:
                 yield measure.__name__, len(cells) - len(left), len(cells)
                 if not left:
                     continue
-                # Written anew, because an interruption may have cut off the last line.
+                # Written again, because an interruption may have cut off the last line.
                 table.write(known)
                 for number, scored in enumerate(score_cells(left, names, self._setting, timed=timed), start=1):
                     table.add(_row(scored, names) | {"measure": digest})

@@ -22,9 +22,9 @@ COUNTINGS = ("correct", "reference")
 def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "correct") -> Int[np.ndarray, "n n"]:
     """Returns the kernel of NASWOT: for every two images, the number of ReLUs that are on for both or off for both.
 
-    With c_i the binary vector of the ReLUs that are on for image i, K_ij is the number of ReLUs minus the Hamming
-    distance of c_i and c_j. ReLUs on several edges out of one node have equal patterns. They are compared once, and
-    count once per edge.
+    Let c_i be the binary vector of the ReLUs that are on for image i. Then K_ij is the number of ReLUs minus the
+    Hamming distance of c_i and c_j. ReLUs on several edges out of one node have equal patterns. They are compared once,
+    and count once per edge.
 
     Args:
       net: The network. All cells of one network share one compiled program.

@@ -35,8 +35,8 @@ class Score:
       higher_is_better: Whether a higher number is better.
       cost: Cost of the score: "wiring", "kernel", "forward", "backward" or "jacobian".
       reference: The publication that the score comes from.
-      measure: Function of (cells, setting) that yields a dictionary for each cell. It maps the names of this score, and
-        of all scores from the same computation, to their numbers, or to the reason why there is no number.
+      measure: Function of (cells, setting) that yields a dictionary for each cell. Its keys are the names of all scores
+        from the same computation. Its values are their numbers, or the reasons of missing numbers.
 
     Example:
       >>> from nngp_dag.nas import get_score

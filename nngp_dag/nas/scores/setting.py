@@ -12,7 +12,7 @@ from nngp_dag.graph.operations import check_whole
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.nas.networks.macro_net import MacroNet
 
-# One small network leaves a GPU mostly idle. So many empirical NTKs of 32 images take about 10 GB.
+# One small network leaves a GPU mostly idle. 16 empirical NTKs of 32 images take about 10 GB.
 _AT_ONCE_ON_GPU = 16
 
 

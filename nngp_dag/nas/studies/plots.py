@@ -27,7 +27,7 @@ _LABELS = {
     "naswot": ("NASWOT", 1.0),
     "naswot_reference": ("NASWOT, counting as its code", 1.0),
     "parameters": ("parameters in millions", 1e6),
-    "flops": ("multiply-adds in millions", 1e6),
+    "flops": ("FLOPs in millions", 1e6),
     "effective_depth": ("effective depth", 1.0),
     "effective_width": ("effective width", 1.0),
     "grad_norm": ("norm of the gradient", 1.0),

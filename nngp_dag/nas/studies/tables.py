@@ -44,8 +44,8 @@ def search_table(
       seed: Seed of the draws, which all rows share.
 
     Returns:
-      One row for random choice, one for each score without and with each filter, one for the best cell of each sample,
-      and one for the best cell of the benchmark. The columns are: `method` and `filter`; `mean` and `std` of the
+      One row for random choice, and one for each score without and with each filter. Two more rows are the best cell of
+      each sample, and the best cell of the benchmark. The columns are: `method` and `filter`; `mean` and `std` of the
       accuracy, in per cent; `seconds` of one search; `skipped`, the share of drawn cells that the filter skipped;
       `found`, the number of searches that took a cell, of `repeats`; `cells`, the number of cells that searches draw
       from; `left_out`, the number of scored cells without an accuracy; and `column`.
