@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scores", nargs="+", default=list(SEARCHED), help="names of scores")
     parser.add_argument("--dataset", default="cifar10", help="name of the image set")
     parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds", help="folder of tensorflow-datasets")
-    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="CSV file of cells and accuracies")
+    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="accuracy table, a CSV file")
     parser.add_argument("--batch", type=int, default=128, help="number of images of the scores")
     parser.add_argument("--channels", type=int, default=16, help="number of channels of the first stage")
     parser.add_argument("--stage-cells", type=int, default=5, help="number of cells per stage")

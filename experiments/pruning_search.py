@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", default="all", help="group of operations that are ranked together: all or edge")
     parser.add_argument("--dataset", default="cifar10", help="name of the image set")
     parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds", help="folder of tensorflow-datasets")
-    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="CSV file of cells and accuracies")
+    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="accuracy table, a CSV file")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/pruning_search"), help="path, no suffix")
     options = parser.parse_args(arguments)
 

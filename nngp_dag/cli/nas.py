@@ -52,7 +52,7 @@ BenchmarkOption = Annotated[
     typer.Option(
         "--benchmark",
         rich_help_panel=DATA,
-        help="CSV or JSON file with the text of cells (arch_str) and accuracies in per cent.",
+        help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent.",
     ),
 ]
 
@@ -154,7 +154,7 @@ def search(
         list[str] | None,
         typer.Option(
             rich_help_panel=DATA,
-            help="Column of the benchmark, if it has several. Repeat for one table per column.",
+            help="Column of the accuracy table, if it has several. Repeat for one result per column.",
         ),
     ] = None,
     sample: Annotated[int, count("Number of cells that one search draws.", COMPUTE)] = 100,
@@ -208,7 +208,7 @@ def plot(
         ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Column of the benchmark, if it has several.")
+        str | None, typer.Option(rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,

@@ -45,12 +45,12 @@ def tenas(
         Path | None,
         typer.Option(
             rich_help_panel=DATA,
-            help="CSV or JSON file with the text of cells (arch_str) and accuracies in per cent. The accuracy of the "
-            "cell that is found is looked up there.",
+            help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent. It "
+            "gives the accuracy of the cell that is found.",
         ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Column of the benchmark, if it has several.")
+        str | None, typer.Option(rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
     ] = None,
     measure: Annotated[
         list[str],

@@ -183,9 +183,9 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
         lambda: search_table(scores, nothing, ["parameters"]),
         lambda: plot_scores(scores, nothing, ["parameters"], tmp_path / "c.png"),
     ):
-        with pytest.raises(DataError, match="benchmark that has scored cells, got none of the 60"):
+        with pytest.raises(DataError, match="accuracy table with scored cells, got none of the 60"):
             ask()
-    with pytest.raises(DataError, match="the accuracy of a cell that has a path, got none"):
+    with pytest.raises(DataError, match="a cell that has a path and an accuracy, got none"):
         plot_depth_and_width(nothing, tmp_path / "d.png")
 
 

@@ -51,7 +51,7 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     Args:
       benchmark: Accuracies of cells.
       path: The image file.
-      column: Column of the benchmark. None where it has one column.
+      column: Column of the accuracy table. None where it has one column.
 
     Raises:
       DataError: No cell with a path has an accuracy, or there is no such column.
@@ -83,7 +83,7 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     )
     frame = frame[frame.connected & frame.accuracy.notna()]
     if frame.empty:
-        raise DataError("Expected a benchmark with the accuracy of a cell that has a path, got none")
+        raise DataError("Expected an accuracy table with a cell that has a path and an accuracy, got none")
     places: Any = frame.groupby(["depth", "width"])["accuracy"]
     means, counts = places.mean(), places.size()
     depth, width = (np.asarray(means.index.get_level_values(i), np.float64) for i in range(2))
@@ -127,7 +127,7 @@ def plot_scores(
       benchmark: Accuracies of cells.
       names: Names of the scores, one panel each.
       path: The image file.
-      column: Column of the benchmark. None where it has one column.
+      column: Column of the accuracy table. None where it has one column.
 
     Raises:
       InputError: A score is unknown or was not computed.
@@ -157,7 +157,7 @@ def plot_scores(
     accuracy = benchmark.look_up([Cell.parse(cell) for cell in frame.cell], column)
     if not np.isfinite(accuracy).any():
         raise DataError(
-            f"Expected a benchmark that has scored cells, got none of the {len(frame):,}; score cells of the benchmark"
+            f"Expected an accuracy table with scored cells, got none of the {len(frame):,}; score cells of the table"
         )
     connected = np.asarray(frame.status != "disconnected")
     frame = frame.assign(accuracy=accuracy)[connected]

@@ -37,7 +37,7 @@ def search_table(
         of `names` and have an accuracy.
       benchmark: Accuracies of the cells.
       names: Names of the scores to search by.
-      column: Column of the benchmark. None where it has one column.
+      column: Column of the accuracy table. None where it has one column.
       filters: Names of filters, "paper" or "released-code".
       sample: Number of cells that one search draws.
       repeats: Number of searches per row.
@@ -45,8 +45,8 @@ def search_table(
 
     Returns:
       One row for random choice, and one for each score without and with each filter. Two more rows are the best cell of
-      each sample, and the best cell of the benchmark. The columns are: `method` and `filter`; `mean` and `std` of the
-      accuracy, in per cent; `seconds` of one search; `skipped`, the share of drawn cells that the filter skipped;
+      each sample, and the best cell of the accuracy table. The columns are: `method` and `filter`; `mean` and `std` of
+      the accuracy, in per cent; `seconds` of one search; `skipped`, the share of drawn cells that the filter skipped;
       `found`, the number of searches that took a cell, of `repeats`; `cells`, the number of cells that searches draw
       from; `left_out`, the number of scored cells without an accuracy; and `column`.
 
@@ -81,7 +81,7 @@ def search_table(
     left_out = int((~known).sum())
     if left_out and not known.any():
         raise DataError(
-            f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score cells of the benchmark"
+            f"Expected an accuracy table with scored cells, got none of the {left_out:,}; score cells of the table"
         )
     frame, accuracy = frame[known], accuracy[known]
     cells = [Cell.parse(text) for text in frame.cell]
@@ -132,7 +132,7 @@ def accuracy_correlations(
     Args:
       scores: Scores of cells, as `read_scores` returns them.
       benchmark: Accuracies of cells.
-      column: Column of the benchmark. None where it has one column.
+      column: Column of the accuracy table. None where it has one column.
 
     Returns:
       One row per score, with the rank correlations, the number of cells, and `column`.
