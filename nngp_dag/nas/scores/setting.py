@@ -91,7 +91,11 @@ class Setting:
         return self.cells_at_once or (1 if on_cpu() else _AT_ONCE_ON_GPU)
 
     def network(self, *, batch_norm: bool = True) -> MacroNet:
-        """Returns the network whose weights all cells share; every call returns the same object."""
+        """Returns the network whose weights all cells share; every call returns the same object.
+
+        Args:
+          batch_norm: Whether the network has batch norm.
+        """
         name = f"network {batch_norm}"
         if name not in self.memo:
             self.memo[name] = MacroNet(

@@ -183,6 +183,10 @@ class AccuracyTable:
     def accuracy(self, cell: Cell | str | int, column: str | None = None) -> float:
         """Returns the accuracy of a cell, in per cent; NaN where the table has none.
 
+        Args:
+          cell: The cell, its text, or its row.
+          column: Name of the column. None where the table has one column.
+
         Raises:
           DataError: The table has no such cell, row or column.
         """
@@ -191,6 +195,10 @@ class AccuracyTable:
 
     def look_up(self, cells: Sequence[Cell], column: str | None = None) -> Float[np.ndarray, " asked"]:
         """Returns the accuracies of some cells, in per cent; NaN for cells without an accuracy, or not in the table.
+
+        Args:
+          cells: The cells.
+          column: Name of the column. None where the table has one column.
 
         Raises:
           DataError: There is no such column.
@@ -203,6 +211,9 @@ class AccuracyTable:
         """Returns the cells of the table that are the same network as `cell`, by row.
 
         Their accuracies differ only by the randomness of training. The cell itself need not be in the table.
+
+        Args:
+          cell: The cell, or its text.
         """
         form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
         return tuple(other for other in self.cells if other.canonical_form == form)

@@ -80,7 +80,11 @@ class SearchSpace:
     def mixture(
         self, mask: Bool[np.ndarray, "*batch edges operations"]
     ) -> Float[np.ndarray, "*batch edges operations"]:
-        """Returns the weights of the operations, float32: equal for the live operations of an edge, 0 for others."""
+        """Returns the weights of the operations, float32: equal for the live operations of an edge, 0 for others.
+
+        Args:
+          mask: Masks of the live operations, (..., edges, operations).
+        """
         return _shares(mask).astype(np.float32)
 
     def expected_depth_and_width(
@@ -137,7 +141,10 @@ class SearchSpace:
         return total, slope, flat
 
     def cell_of(self, mask: Mask) -> Cell | Genotype:
-        """Returns the cell of a mask with one operation per edge: a `Cell`, or a `Genotype`.
+        """Returns the cell of a mask: a `Cell`, or a `Genotype`.
+
+        Args:
+          mask: A mask with at most one live operation per edge, (cell types, edges, operations).
 
         Raises:
           InputError: An edge has several operations, or a node does not have the number of edges that its cell keeps.
