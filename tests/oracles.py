@@ -43,7 +43,7 @@ _DENSITY = np.exp(-(_Z**2) / 2) * (_Z[1] - _Z[0]) / math.sqrt(2 * math.pi)
 
 
 def expectations(activation: object, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs (u, v) of N(0, k), one by one.
+    """Returns E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs of N(0, k), one by one.
 
     The formula of piecewise linear phi uses arccos; others use quadrature in the plane. Both are independent of
     `nngp_dag.kernels`.

@@ -31,7 +31,7 @@ def top_modes(monkeypatch, network, recipe, rates):
     """Trains at one rate after another, and returns the sizes of the errors in the top mode, (steps, seeds).
 
     With full batches of the squared loss, an epoch is a step of gradient descent. Networks of finite width leave the
-    unstable region by themselves once the loss has grown, so that the test measures how the top mode begins to grow.
+    unstable region by themselves once the loss has grown. So the test measures how the top mode begins to grow.
     """
     monkeypatch.setattr(Recipe, "learning_rates", lambda self, _: lambda step: jnp.asarray(rates)[step])
     program, device = Program(DagTask(network, recipe, DATA), len(SEEDS)), on_device(DATA)
