@@ -1,8 +1,8 @@
 """Steps of the compiled program against a float64 trainer written by hand in NumPy.
 
 The program computes in float32. After one step the error of every array must be at most 1e-6 of its largest entry.
-After the second step, which has momentum, it must be at most 2e-6. Steps are large enough to change every array by at least 0.3 % of that
-entry, so that an update with a relative error of 1e-3 fails.
+After the second step, which has momentum, it must be at most 2e-6. Steps are large enough to change every array by at
+least 0.3 % of that entry, so that an update with a relative error of 1e-3 fails.
 """
 
 import itertools

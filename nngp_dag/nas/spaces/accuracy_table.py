@@ -103,7 +103,7 @@ class AccuracyTable:
         if path.suffix.lower() not in (".csv", ".json"):
             raise DataError(
                 f"Expected a .csv or .json file of accuracies, got {path.name!r}; export the benchmark to one of them, "
-                "since reading a pickled file can run any code"
+                "because reading a pickled file can run any code"
             )
         try:
             # Spreadsheets write a byte order mark, which is not part of the first name.
