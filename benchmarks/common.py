@@ -1,4 +1,4 @@
-"""What the benchmarks of kernels share: inputs, the peer, timing, and results as a table and as JSON."""
+"""Parts that the benchmarks of kernels share: inputs, neural-tangents as the peer, timing, and output of results."""
 
 import argparse
 import datetime
@@ -27,16 +27,16 @@ PACKAGES = ("nngp-dag", "jax", "jaxlib", "neural-tangents", "numpy", "scipy")
 
 
 def parser_of(doc: str | None, sizes: Sequence[int]) -> argparse.ArgumentParser:
-    """Returns a parser with the options that all of them have."""
+    """Returns a parser with the options that all benchmarks of kernels have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=list(sizes), help="numbers of images")
-    parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets with MNIST; none: random inputs")
-    parser.add_argument("--out", type=Path, help="JSON file; an existing one is replaced")
+    parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets with MNIST; without it: random")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     return parser
 
 
 def load(n: int, data_dir: Path | None) -> np.ndarray:
-    """Returns inputs, (n, 784) in float32: images of MNIST, or Gaussian numbers where there is no folder."""
+    """Returns inputs, (n, 784), float32: images of MNIST, or Gaussian numbers without a folder."""
     if data_dir is None:
         return np.random.default_rng(0).normal(size=(n, FEATURES)).astype(np.float32)
     images = nd.data.load_dataset("mnist", subset=n, data_dir=data_dir)
@@ -44,26 +44,29 @@ def load(n: int, data_dir: Path | None) -> np.ndarray:
 
 
 def gram_product(x: jax.Array) -> jax.Array:
-    """Returns x x^T, accurate to the dtype on every device."""
+    """Returns x x^T, at the highest precision of the dtype on every device."""
     return jnp.matmul(x, x.T, precision="highest")
 
 
 def stax_chain(weighted_edges: int) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
-    """Returns neural-tangents' NNGP and NTK of a chain, which it gets right, compiled."""
+    """Returns the compiled NNGP and NTK of neural-tangents for a chain, of which its kernels are right."""
     layer = stax.Dense(1, W_std=2**0.5), stax.Relu()
     *_, kernel_fn = stax.serial(*layer * (weighted_edges + 1), stax.Dense(1, W_std=2**0.5))
     return jax.jit(lambda x: tuple(kernel_fn(x, None, ("nngp", "ntk"))))
 
 
 def pair(dag: nd.Dag, x: Any, x2: Any = None) -> tuple[Any, Any]:
-    """Returns our NNGP and NTK."""
+    """Returns the NNGP and NTK of this package."""
     k = nd.kernel(dag, x, x2)
     return k.nngp, k.ntk
 
 
 def exact_pair(dag: nd.Dag, x: np.ndarray) -> tuple[Any, Any]:
-    """Returns our NNGP and NTK in float64, by small blocks of two sets of inputs: neither tiles nor symmetry."""
-    # At least four blocks a side, all of one shape where that is possible.
+    """Returns the NNGP and NTK of this package in float64, by small blocks of two sets of inputs.
+
+    Such blocks use neither tiles nor symmetry, and so check both.
+    """
+    # At least four blocks per side, all of one shape where that is possible.
     wide, size = x.astype(np.float64), max(1, len(x) // 4)
     blocks = [
         [pair(dag, wide[i : i + size], wide[j : j + size]) for j in range(0, len(x), size)]
@@ -74,12 +77,15 @@ def exact_pair(dag: nd.Dag, x: np.ndarray) -> tuple[Any, Any]:
 
 
 def checked() -> int:
-    """Returns how many images take the path of large kernels on this device, tiles with a remainder."""
+    """Returns a number of images that makes the kernel use tiles on this device, with a remainder."""
     return max(1100, 2 * block_sizes().tile + 76)
 
 
 def largest_gap(found: Sequence[Any], expected: Sequence[Any], diagonal: bool = True) -> float:
-    """Returns the largest difference over the largest entry; on its diagonal neural-tangents' NTK is off by 4e-4."""
+    """Returns the largest difference, relative to the largest entry.
+
+    The NTK of neural-tangents has an error of 4e-4 on its diagonal.
+    """
     compared = np.ones(np.shape(expected[0]), bool) if diagonal else ~np.eye(len(expected[0]), dtype=bool)
     return max(
         float(np.abs(np.asarray(f) - np.asarray(e))[compared].max() / np.abs(np.asarray(e)).max())
@@ -88,7 +94,7 @@ def largest_gap(found: Sequence[Any], expected: Sequence[Any], diagonal: bool = 
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Returns the seconds of the first call, which compiles, and the median of the others."""
+    """Returns the seconds of the first call, which compiles, and the median seconds of the others."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -98,12 +104,12 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 
 def finding(what: str, measured: float, asked: str | None = None, met: bool | None = None) -> dict[str, Any]:
-    """One line of the runner's table: a ratio, and what was asked of it, if anything was."""
+    """Returns one line of the table of `run.py`: a ratio, and its bound, if there is one."""
     return {"what": what, "measured": measured, "asked": asked, "met": met}
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], formats: dict[str, str]) -> None:
-    """Prints the columns of `formats`, in which None is blank."""
+    """Prints rows as a table with the columns of `formats`; None is printed as a blank."""
     table = Table(title=title, title_justify="left")
     for name in formats:
         table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0].get(name), str) else "right")
@@ -114,7 +120,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], formats: dict[str, str]) ->
 
 
 def save(out: Path | None, claim: str, rows: Sequence[dict[str, Any]], findings: Sequence[dict], **more: Any) -> None:
-    """Prints the findings, and writes them with rows, versions and device to a file, if one is given."""
+    """Prints the findings and, with a file, writes them with rows, versions and device."""
     for line in findings:
         verdict = "" if line["met"] is None else f" (asked: {line['asked']}; {'met' if line['met'] else 'NOT met'})"
         print(f"{line['what']}: {line['measured']:.3g}{verdict}")
@@ -124,7 +130,7 @@ def save(out: Path | None, claim: str, rows: Sequence[dict[str, Any]], findings:
 
 
 def write(out: Path, claim: str, rows: Sequence[dict[str, Any]], findings: Sequence[dict], **more: Any) -> None:
-    """Writes what was found to a JSON file, and replaces an existing one."""
+    """Writes the results to a JSON file, and replaces an existing one."""
     document = {
         "claim": claim,
         "date": datetime.date.today().isoformat(),

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What needs a GPU, in under 8 minutes: the tests of GPU paths, then the benchmarks in order of worth, on random inputs.
-# Each writes its JSON as it ends, so that nothing is lost if the time runs out.
+# Runs the tests and the benchmarks that need a GPU, in under 8 minutes, on random inputs: first the tests, then the
+# benchmarks, the most important first. Each writes its JSON file when it ends, so that a timeout loses little.
 #
 #     benchmarks/gpu.sh [FOLDER OF RESULTS]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
 mkdir -p "$results"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" NNGP_DAG_TEST_XLA=default # compiled as users get it
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" NNGP_DAG_TEST_XLA=default # the compiler options of users
 failed=()
 
 step() { # NAME SECONDS COMMAND...

@@ -1,9 +1,10 @@
 """Claim: NNGP and NTK of 20,000 MNIST images fit into 6 GiB, and a killed run resumes to the same bits.
 
-One process computes both matrices without a break. A second one is killed about half way, and a third one goes on.
-Checked: 200 entries against a direct call of `kernel` in float64, exact symmetry, equal SHA-256 of the files of both
-ways, and for every process that its peak resident memory (VmHWM; interpreter, JAX and inputs included) is below the
-budget. Needs Linux, and disk space for one pair of matrices in the temporary folder (TMPDIR).
+One process computes both matrices without a break. A second process is killed about half way, and a third one
+continues. The checks are: 200 entries equal those of a direct call of `kernel` in float64, both matrices are exactly
+symmetric, and the files of both runs have equal SHA-256. The peak resident memory of every process (VmHWM, with
+interpreter, JAX and inputs) is below the budget. The benchmark needs Linux, and disk space for one pair of matrices in
+the temporary folder (TMPDIR).
 
     python benchmarks/gram_mnist.py [--n 20000] [--budget 6] [--out benchmarks/results/gram_mnist.json]
 """
@@ -29,7 +30,7 @@ import numpy as np
 
 CODE = "2_21_112"
 DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
-# The method under test, in a process of its own.
+# The program of the child processes, which computes the matrices.
 CHILD = """
 import sys, time
 import numpy as np
@@ -51,7 +52,7 @@ def start(inputs: Path, budget: int, out: Path) -> subprocess.Popen:
 
 
 def finish(child: subprocess.Popen) -> dict[str, float]:
-    """Waits for a process; returns its seconds in `gram` and its peak memory in bytes."""
+    """Waits for a process, and returns its seconds in `gram` and its peak memory in bytes."""
     output, _ = child.communicate()
     if child.returncode != 0:
         raise SystemExit(f"a process ended with status {child.returncode}")
@@ -60,7 +61,7 @@ def finish(child: subprocess.Popen) -> dict[str, float]:
 
 
 def kill_half_way(child: subprocess.Popen, journal: Path, tiles: int, seconds_per_tile: float) -> dict[str, float]:
-    """Kills a process in the middle of the tile after the first half of them."""
+    """Kills a process within a tile, after half of all tiles."""
     begin = time.perf_counter()
     while not journal.exists() or journal.stat().st_size < tiles // 2:
         if child.poll() is not None:
@@ -86,7 +87,7 @@ def sha256(file: Path) -> str:
 
 
 def check(x: np.ndarray, out: Path, entries: int = 200) -> float:
-    """Returns the largest relative error of entries against a direct call in float64; checks symmetry exactly."""
+    """Returns the largest relative error of entries against a direct call in float64, and checks exact symmetry."""
     from nngp_dag import Dag, kernel
 
     rows, columns = np.random.default_rng(0).integers(len(x), size=(2, entries))
@@ -108,10 +109,10 @@ def check(x: np.ndarray, out: Path, entries: int = 200) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=20_000)
-    parser.add_argument("--budget", type=float, default=6, help="in GiB")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--n", type=int, default=20_000, help="number of images")
+    parser.add_argument("--budget", type=float, default=6, help="memory of a process, in GiB")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of tensorflow-datasets with MNIST")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args(arguments)
 
     from nngp_dag.data import load_dataset, normalize, scale_to_sphere

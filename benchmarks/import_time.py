@@ -1,9 +1,10 @@
-"""Claim: `import nngp_dag` and its kernels cost about what `import jax` costs. Stated: what a first kernel costs.
+"""Claim: importing `nngp_dag` and its kernels takes about the time of `import jax`.
 
-Each statement runs in a fresh interpreter, in turns, so that all meet the same machine; bytecode and file caches are
-warm, JAX's compilation cache is off. The first kernel is that of the chain of three weighted edges on 64 inputs, from
-the start of the imports to the numbers; neural-tangents' is compiled too. Checked before: the imports load no
-TensorFlow, and both kernels agree.
+The time to a first kernel is reported too, without a claim. Each statement runs in a fresh interpreter. The statements
+take turns, so that all see the same load of the machine. Bytecode and file caches are warm, and the compilation cache
+of JAX is off. The first kernel is that of the chain of three weighted edges on 64 inputs, from the start of the imports
+to the numbers. The kernel of neural-tangents is compiled too. Before any timing, the benchmark checks that the imports
+load no TensorFlow, and that both kernels agree.
 
     python benchmarks/import_time.py [--repeats 7] [--out benchmarks/results/import_time.json]
 """
@@ -22,7 +23,7 @@ import nngp_dag as nd
 
 STATEMENTS = {
     "import jax": "import jax",
-    # Names are loaded on first use; the kernels bring JAX.
+    # Public names are loaded on first use, and the kernels import JAX.
     "import nngp_dag": "import nngp_dag; nngp_dag.kernel",
     "import nngp_dag.stax": "import nngp_dag.stax",
     "first kernel, nngp_dag": (
@@ -38,7 +39,7 @@ STATEMENTS = {
         "jax.block_until_ready(jax.jit(lambda x: tuple(kernel_fn(x, None, ('nngp', 'ntk'))))(x))"
     ),
 }
-# What is asked of `import nngp_dag` over `import jax`.
+# Bound on the ratio of the time of `import nngp_dag` to that of `import jax`.
 IMPORTS = 1.3
 
 
@@ -47,7 +48,7 @@ def run(code: str) -> str:
 
 
 def seconds(statement: str) -> float:
-    """Times one statement in a fresh interpreter, the interpreter's own start excluded."""
+    """Returns the seconds of one statement in a fresh interpreter, without the start of the interpreter."""
     return float(run(f"import time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"))
 
 
@@ -63,8 +64,8 @@ def check() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file; an existing one is replaced")
+    parser.add_argument("--repeats", type=int, default=7, help="number of timed rounds")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args(arguments)
     check()
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in range(options.repeats + 1):
         for name, statement in STATEMENTS.items():
             times[name].append(seconds(statement))
-    # The first round fills the caches.
+    # Without the first round, which fills the caches.
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     rows = [{"what": name, "seconds": s, "over_import_jax": s / medians["import jax"]} for name, s in medians.items()]
     show("fresh interpreters", rows, {"what": "{}", "seconds": "{:.2f}", "over_import_jax": "{:.2f}"})

@@ -1,9 +1,10 @@
-"""Claim: the kernels of a graph cost time linear in its nodes, where nested stax costs time exponential in them.
+"""Claim: the time of the kernels of a graph is linear in its nodes, while that of nested stax is exponential.
 
-A ladder has a weighted edge into every node from the one before, and a skip from the one before that: as many paths as
-Fibonacci numbers. `neural_tangents.stax` has no shared nodes, so a ladder is written as nested `FanOut`, `parallel`,
-`FanInSum`, and every node is computed once per path that leaves it. A ladder's two branches share no field, so stax is
-right here: its variance over the exact one, in the last column, is the check. Its time is that of one call, not jitted.
+Every node of a ladder has a weighted edge from the node before, and a skip from the node before that one. The numbers
+of its paths are Fibonacci numbers. `neural_tangents.stax` has no shared nodes: a ladder is nested `FanOut`, `parallel`,
+`FanInSum`, and every node is computed once per path that leaves it. The two branches of a ladder have no random field
+in common, so that stax is right here: the last column checks the ratio of its variance to the exact one. The time of
+stax is that of one call, without `jax.jit`.
 
     python benchmarks/ladder.py --stax-seconds 60
 """
@@ -33,7 +34,7 @@ ORDER = "act-linear"
 
 
 def nested_stax(num_nodes: int) -> Callable:
-    """The ladder in stax, in the order that stax accepts (weights last), with the readout."""
+    """Returns the ladder in stax with a readout, in the order that stax accepts (weights last)."""
     edge = [stax.Relu(), stax.Dense(1, W_std=HE)]
 
     def node(t: int) -> list:
@@ -48,7 +49,7 @@ def nested_stax(num_nodes: int) -> Callable:
 
 
 def timed(function: Callable, repeats: int) -> tuple[float, float]:
-    """Seconds of the first call, which compiles, and the median of the others."""
+    """Returns the seconds of the first call, which compiles, and the median seconds of the others."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -58,11 +59,11 @@ def timed(function: Callable, repeats: int) -> tuple[float, float]:
 
 
 def check(x: np.ndarray) -> None:
-    """Without its skips the ladder is a chain, for which stax is right."""
+    """Checks a ladder without skips, which is a chain, against stax, which is right for chains."""
     edge = [stax.Relu(), stax.Dense(1, W_std=HE)]
     plain = stax.serial(stax.Dense(1, W_std=HE), *edge * 5, *edge)[2]
     ours = nd.kernel(nd.zoo.chain(5), x, order=ORDER)
-    off_diagonal = ~np.eye(len(x), dtype=bool)  # on it, stax's float32 NTK has an error of 4e-4, of arccos near 1
+    off_diagonal = ~np.eye(len(x), dtype=bool)  # the diagonal of stax's float32 NTK has an error of 4e-4
     for get in ("nngp", "ntk"):
         value, reference = np.asarray(getattr(ours, get)), np.asarray(plain(x, None, get))
         np.testing.assert_allclose(value[off_diagonal], reference[off_diagonal], rtol=1e-5)
@@ -71,10 +72,11 @@ def check(x: np.ndarray) -> None:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--stax-seconds", type=float, default=60.0, help="stop nested stax beyond this time a call")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ladder.json")
+    out = Path(__file__).parent / "results" / "ladder.json"
+    parser.add_argument("--inputs", type=int, default=8, help="number of inputs")
+    parser.add_argument("--repeats", type=int, default=20, help="number of timed calls")
+    parser.add_argument("--stax-seconds", type=float, default=60.0, help="largest seconds per call of nested stax")
+    parser.add_argument("--out", type=Path, default=out, help="JSON file for the results")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="`FanIn` layers assume independent inputs")
     x = np.random.default_rng(0).normal(size=(arguments.inputs, 16)).astype(np.float32)
@@ -83,7 +85,7 @@ def main() -> None:
     rows, bearable = [], True
     for num_nodes in (6, 8, 10, 12, 14, 20, 40, 80, 160, 320, 640, 1280, 2560):
         dag = nd.zoo.ladder(num_nodes)
-        # Sums grow exponentially along a ladder, beyond float32 after some 200 nodes; scaled sums cost as much.
+        # Sums grow exponentially along a ladder, and leave float32 after about 200 nodes. Scaled sums cost as much.
         options = {"order": ORDER, "aggregation": "sum" if num_nodes <= 80 else "scaled-sum"}
         first, each = timed(lambda dag=dag, options=options: nd.kernel(dag, x, **options), arguments.repeats)
         row = {"nodes": num_nodes, "paths": float(dag.num_paths) if num_nodes < 1400 else None}

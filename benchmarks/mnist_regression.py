@@ -1,11 +1,12 @@
 """Kernel regression on MNIST from start to end: kernel, Cholesky factor, accuracy on the test images.
 
-The NTK of DAG#3 between N training images and between test and training images, in float32 or float64; the factor is
-always in float64, as conditioning demands. Beside the time to the kernel stands the time of the Gram product, and the
-share of the roofline: the least time in which this device could do it, half the product (the matrix is symmetric) or
-writing the result, both as measured, over the time to the kernel. Checked before any timing: entries of as many images
-as take tiles agree with float64, of small blocks, and the factor reproduces the kernel. All of MNIST in float64 needs
-about 110 GiB of device memory.
+The kernel is the NTK of DAG#3 between N training images, and between test and training images, in float32 or float64.
+The Cholesky factor is always in float64, because the kernel is badly conditioned. The time of the kernel is compared
+with the time of the Gram product, and with the roofline. The roofline is the shortest time on this device: the larger
+of half the product (the matrix is symmetric) and of writing the result, both measured.
+
+Before any timing, the benchmark checks the entries of a kernel with tiles against small blocks in float64, and that the
+factor reproduces the kernel. All of MNIST in float64 needs about 110 GiB of device memory.
 
     python benchmarks/mnist_regression.py --data-dir TFDS [--n 4096] [--dtype float32 float64] [--out FILE]
 """
@@ -22,7 +23,7 @@ import nngp_dag as nd
 CLAIM = "kernel, Cholesky factor in float64 and test accuracy on MNIST"
 DAG = nd.Dag.from_code("2_21_112")
 NUM_CLASSES, TOLERANCE = 10, 2e-5
-# What was asked for on a GPU, times the product.
+# Bound on the time of the kernel on a GPU, in times of the product, for these numbers of images.
 PRODUCTS, ASKED_AT = 1.5, (16384, 50000)
 
 
@@ -36,7 +37,7 @@ def matrix(x1: jax.Array, x2: jax.Array | None = None) -> Any:
 
 
 def measure(few: np.ndarray, train: tuple, test: tuple, dtype: str, ridge: float, repeats: int) -> dict[str, Any]:
-    """Times all steps; what is kept on the device between them is the kernel, then its factor."""
+    """Times all steps. Between steps the device holds only the kernel, and later its factor."""
     x, labels = jnp.asarray(train[0], dtype), train[1]
     gap = largest_gap([matrix(jnp.asarray(few, dtype))], exact_pair(DAG, few)[1:])
     if gap > TOLERANCE:
@@ -63,7 +64,7 @@ def measure(few: np.ndarray, train: tuple, test: tuple, dtype: str, ridge: float
     if not np.allclose(again, shifted, rtol=1e-8):
         raise SystemExit("the factor does not reproduce the kernel")
     del factor
-    # Compiled by now.
+    # The factorization was compiled by the check.
     factor_s, _ = timed(lambda: factor_of(k), 0)
     factor = factor_of(k)
     del k
@@ -93,16 +94,16 @@ def main() -> None:
     """Runs the benchmark."""
     parser = parser_of(__doc__, (4096,))
     parser.add_argument("--dtype", choices=("float32", "float64"), nargs="+", default=["float32", "float64"])
-    parser.add_argument("--test", type=int, default=10_000, help="test images")
-    parser.add_argument("--ridge", type=float, default=1e-6, help="over the mean diagonal entry")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--test", type=int, default=10_000, help="number of test images")
+    parser.add_argument("--ridge", type=float, default=1e-6, help="ridge, in units of the mean diagonal entry")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed calls")
     options = parser.parse_args()
     if options.data_dir is None:
         parser.error("expected --data-dir: accuracy is that on MNIST")
     test = images(options.data_dir, "test", options.test)
     few, _ = images(options.data_dir, "train", checked())
     rows, findings = [], []
-    # float64 stays on while the factor is; the kernel's precision follows its inputs.
+    # float64 is on throughout, for the factor; the precision of the kernel follows its inputs.
     with jax.enable_x64(True):
         for n in options.n:
             train = images(options.data_dir, "train", n)
@@ -116,7 +117,7 @@ def main() -> None:
                 findings.append(finding(f"{where}: NTK, times the product", row["times_the_product"], *asked))
                 findings.append(finding(f"{where}: test accuracy", row["accuracy"]))
                 if options.out is not None:
-                    # A larger one may fail.
+                    # Written after every size, because a larger one may run out of memory.
                     write(options.out, CLAIM, rows, findings)
 
     columns = {"n": "{:,}", "dtype": "{}", "product_s": "{:.3f}", "kernel_s": "{:.3f}", "times_the_product": "{:.2f}"}

@@ -1,11 +1,12 @@
-"""Claim: NASWOT of a NAS-Bench-201 cell costs at most a quarter of 2.4 s, the reference's time on one thread.
+"""Claim: NASWOT of a NAS-Bench-201 cell takes at most a quarter of 2.4 s, the time of the reference on one thread.
 
-The reference builds a network for every cell and runs it forwards and backwards, in PyTorch: batch 128, C = 16, N = 5.
-Ours is one compiled program for all cells, run forwards. Checked before any timing: the kernel of patterns against its
-definition, ReLU by ReLU of a plain network that is unrolled here. Where PyTorch is installed, which is no
-dependency, it does what the reference does, in turn with ours, for the first cells without dead edges, and must find
-the same kernels; then the share of its seconds on this machine is told, too. The device computes on one thread if the
-process is bound to one core:
+The reference is PyTorch code with batch 128, C = 16 and N = 5. For every cell it builds a network, and runs a forward
+and a backward pass. This package has one compiled program for all cells, and runs the forward pass only. Before any
+timing, the benchmark checks the kernel of patterns against its definition, on a plain network that is unrolled here.
+
+PyTorch is not a dependency. Where it is installed, it computes as the reference does, in turns with this package, for
+the first cells without dead edges. It must find the same kernels, and the ratio of the seconds on this machine is
+printed too. The device computes on one thread if the process is bound to one core:
 
     taskset -c 0 python benchmarks/naswot.py [--cells 50] [--out benchmarks/results/naswot.json]
 """
@@ -37,7 +38,7 @@ ASKED = 4
 
 
 def relu_inputs(net: MacroNet, x: jax.Array, cell: Cell) -> Iterator[np.ndarray]:
-    """Yields what enters every ReLU that changes an output, (images, units): a plain network, edge by edge."""
+    """Yields the input of every ReLU that affects an output, (images, units), in a plain network, edge by edge."""
 
     def convolved(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
@@ -82,22 +83,22 @@ def relu_inputs(net: MacroNet, x: jax.Array, cell: Cell) -> Iterator[np.ndarray]
 
 
 def by_definition(net: MacroNet, x: jax.Array, cell: Cell) -> np.ndarray:
-    """Counts the ReLUs that are on for both or off for both of two images, one ReLU after the other."""
+    """Returns the numbers of ReLUs that are on for both or off for both of two images, one ReLU after another."""
     on = np.concatenate([values > 0 for values in relu_inputs(net, x, cell)], axis=1)
     return (on[:, None] == on[None]).sum(axis=-1)
 
 
 def check(net: MacroNet, x: jax.Array, cell: Cell) -> None:
-    """Stops unless the kernel of patterns is what its definition says."""
+    """Raises unless the kernel of patterns agrees with its definition."""
     found, expected = pattern_kernel(net, x, cell), by_definition(net, x, cell)
-    # Computed apart, the two may round an input of a ReLU to different sides of 0.
+    # Two programs may round the input of a ReLU to different sides of 0.
     gap = np.abs(found - expected).max() / found.max()
     if (found.diagonal() != expected.diagonal()).any() or gap > 1e-4:
         raise SystemExit(f"the kernel of patterns is off by {gap:.1e}; nothing is timed")
 
 
 def by_torch(net: MacroNet, x: np.ndarray, cell: Cell) -> np.ndarray:
-    """Counts as the reference does: forwards and backwards, two products of float32 for every ReLU."""
+    """Returns the kernel as the reference computes it: both passes, and two float32 products for every ReLU."""
     network, images = torch_peer.Network(net, np.eye(5, dtype=np.float32)[np.array(cell.codes)]), torch_peer.images(x)
     kernel = np.zeros((len(x), len(x)))
 
@@ -115,11 +116,11 @@ def by_torch(net: MacroNet, x: np.ndarray, cell: Cell) -> np.ndarray:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=50)
-    parser.add_argument("--peer-cells", type=int, default=5, help="cells that PyTorch, if any, does too")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cells", type=int, default=50, help="number of random cells")
+    parser.add_argument("--peer-cells", type=int, default=5, help="number of cells for PyTorch, if it is installed")
+    parser.add_argument("--batch", type=int, default=128, help="number of images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of cells and weights")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args()
 
     net = MacroNet(rngs=nnx.Rngs(options.seed))
@@ -139,7 +140,7 @@ def main() -> None:
     own_seconds, peer_seconds = [], []
     if importlib.util.find_spec("torch") is not None:
         compared = [cell for cell in cells if cell.live == cell][: options.peer_cells]
-        by_torch(net, np.asarray(x), compared[0])  # imports, and warms up
+        by_torch(net, np.asarray(x), compared[0])  # the first call imports PyTorch and warms up
         for cell in compared:
             start = time.perf_counter()
             theirs = by_torch(net, np.asarray(x), cell)

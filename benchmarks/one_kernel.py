@@ -1,11 +1,12 @@
-"""Claim: NNGP and NTK of one DAG cost little more than the matrix product they start from, and less than stax's.
+"""Claim: NNGP and NTK of one DAG take little more time than the Gram product, and less than those of neural-tangents.
 
-The chain of three weighted edges, which neural-tangents gets right, and DAG#3. Every side runs in a process of its own,
-one after another, several rounds of them, so that what slows a machine down for a while slows all; times are medians
-after the first call, which compiles. Checked before: entries agree with ours in float64, of small
-blocks, on as many images as take tiles, 1,100 for neural-tangents. The product is x x^T alone, by the same library, in
-the same precision. Memory is how far a compiled call takes the process's peak above what it held before, inputs
-included (Linux, CPU only).
+The graphs are the chain of three weighted edges, for which neural-tangents is right, and DAG#3. Every side runs in a
+process of its own. The sides take turns over several rounds, so that a slow phase of the machine affects all of them.
+Times are medians after the first call, which compiles. The product is x x^T alone, by the same library in the same
+precision. Memory is the growth of the peak of the process during a compiled call, with the inputs (Linux, CPU only).
+
+Before any timing, the benchmark checks entries against small blocks in float64, on enough images to need tiles, or on
+1,100 images for neural-tangents.
 
     python benchmarks/one_kernel.py [--n 1024 4096] [--data-dir TFDS] [--out benchmarks/results/one_kernel.json]
 """
@@ -49,16 +50,17 @@ SIDES: dict[str, tuple[nd.Dag | None, Callable[[], Callable]]] = {
     "neural-tangents, chain": (CHAIN, lambda: stax_chain(3)),
     "ours, DAG#3": (MIXED, lambda: lambda x: pair(MIXED, x)),
 }
-# What was asked for: times faster than neural-tangents, times the product, peak over inputs and results.
+# Bounds: speed-up over neural-tangents, time over that of the product (on CPU and on GPU), and peak memory over that of
+# inputs and results.
 FASTER, PRODUCTS, PRODUCTS_ON_GPU, PEAK = 5, 3, 1.5, 1.1
 TOLERANCE = 2e-5
 CLAIM = "NNGP and NTK of one DAG against the Gram product and jitted neural-tangents"
 
 
 def peak_growth(call: Callable[[], Any]) -> int:
-    """Returns by how many bytes a call takes the peak above what is held before it."""
+    """Returns by how many bytes the peak memory during a call exceeds the memory before it."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 
     def status(name: str) -> int:
         [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
@@ -88,7 +90,7 @@ def measure(side: str, x: np.ndarray, repeats: int, data_dir: Path | None) -> di
 
 
 def measured_in_rounds(n: int, options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns medians over rounds for every side; one that has no memory becomes a row that says so."""
+    """Returns medians over rounds for every side; a side that runs out of memory gets a row that says so."""
     arguments = ["--n", str(n), "--repeats", str(options.repeats), "--dtype", options.dtype]
     arguments += ["--data-dir", str(options.data_dir)] * (options.data_dir is not None)
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -116,9 +118,9 @@ def measured_in_rounds(n: int, options: argparse.Namespace, rows: list[dict[str,
 def main() -> None:
     """Runs the benchmark."""
     parser = parser_of(__doc__, (1024, 4096))
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="precision of the kernels")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed calls per round")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     parser.add_argument("--side", choices=list(SIDES), help="measure this side only, in this process")
     options = parser.parse_args()
     if options.side is not None:
@@ -139,7 +141,7 @@ def main() -> None:
             growth = values["growth_bytes"]
             row["peak_over_inputs_and_results"] = None if growth is None else (inputs + growth) / (inputs + results)
             rows.append(row)
-        # This process leaves the device to those of the sides.
+        # The parent process never uses the device, which the processes of the sides need.
         on_cpu = found["product"]["growth_bytes"] is not None
         products, is_asked = (PRODUCTS, n == 4096) if on_cpu else (PRODUCTS_ON_GPU, n in (16384, 50000))
         if "neural-tangents, chain" in found:
@@ -155,7 +157,7 @@ def main() -> None:
                         what = f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {name.replace('_', ' ')}"
                         findings.append(finding(what, value, *asked))
         if options.out is not None:
-            # A larger one may fail.
+            # Written after every size, because a larger one may run out of memory.
             write(options.out, CLAIM, rows, findings, **inputs_of)
 
     columns = {"n": "{:,}", "side": "{}", "first_s": "{:.2f}", "seconds": "{:.4f}", "times_the_product": "{:.2f}"}

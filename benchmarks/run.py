@@ -1,6 +1,7 @@
-"""Runs the benchmarks of kernels one after another, and prints what they found as one table.
+"""Runs the benchmarks of kernels one after another, and prints their findings as one table.
 
-Each writes its own JSON, with versions and device, to the folder of results. Those that fail are named at the end.
+Each benchmark writes a JSON file, with versions and device, to the folder of results. Failed benchmarks are listed at
+the end.
 
     python benchmarks/run.py --data-dir TFDS [--large] [--only NAME ...] [--results benchmarks/results]
 """
@@ -15,7 +16,7 @@ from typing import Any
 from common import show
 
 HERE = Path(__file__).parent
-# Arguments of each, and those that make it large: hours on CPUs, minutes on a GPU.
+# Arguments of each benchmark, and further ones with --large, which takes hours on CPUs and minutes on a GPU.
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "import_time": ([], []),
     "one_kernel": (["--n", "1024", "4096"], ["--n", "1024", "4096", "16384", "50000"]),
@@ -29,9 +30,10 @@ def main() -> None:
     """Runs the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of tensorflow-datasets with MNIST")
-    parser.add_argument("--only", choices=list(BENCHMARKS), nargs="+", default=list(BENCHMARKS))
-    parser.add_argument("--large", action="store_true", help="up to all of MNIST; for a GPU")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    every = list(BENCHMARKS)
+    parser.add_argument("--only", choices=every, nargs="+", default=every, help="benchmarks to run; default: all")
+    parser.add_argument("--large", action="store_true", help="run sizes up to all of MNIST, for a GPU")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results")
     options = parser.parse_args()
 
     rows: list[dict[str, Any]] = []

@@ -1,11 +1,11 @@
-"""Public numbers of two versions side by side: kernels, spectra, brackets, curves, posteriors, one script for both.
+"""Compares the numbers of two versions of the package: kernels, spectra, brackets, curves, posteriors.
 
     PYTHONPATH=OLD python benchmarks/same_numbers.py write old.npz
     PYTHONPATH=NEW python benchmarks/same_numbers.py write new.npz
     python benchmarks/same_numbers.py compare old.npz new.npz
 
-It ends with status 1 if a float64 number differs by more than 1e-13 of the largest of its array, or a float32 one by
-more than 1e-6.
+The exit status is 1 if a float64 number differs by more than 1e-13, or a float32 number by more than 1e-6. Differences
+are relative to the largest number of an array.
 """
 
 import argparse
@@ -32,7 +32,7 @@ LIMITS = {"float64": 1e-13, "float32": 1e-6}
 
 
 def numbers() -> Iterator[tuple[str, Any]]:
-    """Yields names and arrays."""
+    """Yields (name, array) of all numbers that are compared."""
     rng = np.random.default_rng(0)
     x, z, images = rng.normal(size=(6, 8)), rng.normal(size=(4, 8)), rng.normal(size=(3, 5, 5, 2))
     y = np.sign(rng.normal(size=(6, 1)))
@@ -68,7 +68,7 @@ def numbers() -> Iterator[tuple[str, Any]]:
 
 
 def compare(old: str, new: str) -> None:
-    """Prints the largest differences; raises `SystemExit` where one is too large, or a number is missing."""
+    """Prints the largest differences, and raises `SystemExit` if one is too large or a number is missing."""
     before, after = np.load(old), np.load(new)
     if missing := set(before.files) ^ set(after.files):
         raise SystemExit(f"Expected the same numbers in both files, got others: {sorted(missing)[:5]}")
@@ -87,8 +87,8 @@ def compare(old: str, new: str) -> None:
 def main() -> None:
     """Writes or compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["write", "compare"])
-    parser.add_argument("files", nargs="+", help="one to write, or two to compare")
+    parser.add_argument("what", choices=["write", "compare"], help="write the numbers of a version, or compare two")
+    parser.add_argument("files", nargs="+", help="the .npz file to write, or the two to compare")
     options = parser.parse_args()
     if options.what == "compare":
         compare(*options.files)

@@ -1,11 +1,14 @@
-"""Claim: kernels cost time linear in nodes and in DAGs, and quadratic in inputs.
+"""Claim: the time of kernels is linear in nodes and in DAGs, and quadratic in inputs.
 
-Nodes: ladders, whose paths grow exponentially, on 64 inputs; with biases, which take the recursion for every pair of
-inputs, and without, where kernels are series in the angle. DAGs: random graphs of 8 nodes, no two alike, on 64 inputs,
-in batches of compiled programs that batches of about equal size share. Inputs: the chain of three weighted edges. Times
-are medians after the first call, which compiles and finds the series; the exponent is the slope of log time against log
-size over the upper half of the sizes. Checked before: ladders and the chain with small blocks agree with float64,
-random graphs in a batch with one call each.
+- Nodes: the graphs are ladders, whose number of paths grows exponentially, on 64 inputs. With biases, the recursion
+  runs for every pair of inputs; without biases, the kernels are Chebyshev series in the angle.
+- DAGs: the graphs are random, with 8 nodes and distinct kernels, on 64 inputs. Batches of about equal size share a
+  compiled program.
+- Inputs: the graph is the chain of three weighted edges.
+
+Times are medians after the first call, which compiles and computes the series. The exponent is the slope of log time
+over log size, for the upper half of the sizes. Before any timing, the benchmark checks ladders and the chain against
+small blocks in float64, and random graphs in a batch against one call each.
 
     python benchmarks/scaling.py [--n 512 1024 2048 4096 8192] [--data-dir TFDS] [--out benchmarks/results/scaling.json]
 """
@@ -23,15 +26,15 @@ from nngp_dag.kernels.batch import kernels_of_classes, new_kernel_classes
 
 NODES, DAGS = (16, 32, 64, 128, 256, 512), (32, 64, 128, 256, 512, 1024)
 INPUTS, BATCH, REPEATS = 64, 128, 15
-# Sums grow exponentially along a ladder, beyond float32 after some 200 nodes.
+# Scaled sums, because sums grow exponentially along a ladder, and leave float32 after about 200 nodes.
 LADDER: dict[str, Any] = {"order": "act-linear", "aggregation": "scaled-sum", "get": "ntk"}
 BIASES: dict[str, Any] = {"b_std": 0.1}
-# Exponents beyond these would not be linear, or quadratic.
+# Bounds on the measured exponents of linear and of quadratic time.
 LINEAR, QUADRATIC = 1.15, 2.15
 
 
 def random_networks(count: int) -> list:
-    """Returns networks of 8 nodes with different kernels."""
+    """Returns networks of random graphs with 8 nodes and distinct kernels."""
     rng, classes, networks = np.random.default_rng(0), new_kernel_classes(), {}
     while len(networks) < count:
         code = "_".join("".join(map(str, rng.choice(3, size=t))) for t in range(1, 8))
@@ -44,7 +47,7 @@ def random_networks(count: int) -> list:
 
 
 def in_batches(networks: Sequence[Any], x: np.ndarray) -> np.ndarray:
-    """Returns the NTKs of networks in batches of one program, (networks, N, N)."""
+    """Returns the NTKs of networks, (networks, N, N), computed in batches."""
     classes = new_kernel_classes()
     outputs = [classes.add(network) for network in networks]
     stacks = kernels_of_classes(classes, outputs, networks[0], x, batch=min(BATCH, len(networks)))

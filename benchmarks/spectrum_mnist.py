@@ -1,11 +1,13 @@
-"""Claim: `spectrum` finds the ends of MNIST kernels as eigh does, 5 times as fast, and of 20,000 images in 12 GiB.
+"""Claim: `spectrum` finds λmin and λmax of MNIST kernels 5 times as fast as eigh, and of 20,000 images within 12 GiB.
 
-NTKs of MNIST images in float64, N = 512 to 4096. Checked before the timing: both ends equal those of
-`numpy.linalg.eigh` to 1e-6. The methods take turns, and the ratio of their median times is the result. Then `gram`
-writes the NTK of 20,000 images to disk, in float32 and in float64, and a process of its own maps the file and calls
-`spectrum`; its peak resident memory (VmHWM; interpreter, JAX and the pages of the mapped file included) is read. Its
-ends must enclose those of the first 4096 images (Cauchy's interlacing). Needs Linux, and disk space for one pair of
-matrices in float64 (6 GiB) in the temporary folder (TMPDIR).
+The matrices are NTKs of MNIST images in float64, N = 512 to 4096. Before any timing, the benchmark checks that λmin and
+λmax equal those of `numpy.linalg.eigh` to 1e-6. The methods take turns, and the result is the ratio of their median
+times.
+
+Then `gram` writes the NTK of 20,000 images to disk, in float32 and in float64. A process of its own maps the file and
+calls `spectrum`. The benchmark reads its peak resident memory (VmHWM, with interpreter, JAX and the pages of the mapped
+file). λmin and λmax must enclose those of the first 4096 images (Cauchy's interlacing theorem). The benchmark needs
+Linux, and disk space for one pair of matrices in float64 (6 GiB) in the temporary folder (TMPDIR).
 
     python benchmarks/spectrum_mnist.py [--quick] [--out benchmarks/results/spectrum_mnist.json]
 """
@@ -37,9 +39,9 @@ from nngp_dag.theory import Spectrum, spectrum
 CODE = "2_21_112"
 DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 SIZES = (512, 1024, 2048, 4096)
-# The claim.
+# Bounds of the claim: relative error, speed-up, and bytes of memory.
 ACCURACY, SPEED_UP, MEMORY = 1e-6, 5, 12 * 2**30
-# The method under test, in a process of its own.
+# The program of the child process, which computes the spectrum.
 CHILD = """
 import json, sys, time, warnings
 import numpy as np
@@ -62,7 +64,7 @@ def ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def timed(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of every method; they take turns."""
+    """Returns the median seconds of every method; the methods take turns."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -73,7 +75,7 @@ def timed(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
 
 
 def compare(matrix: np.ndarray, repeats: int) -> tuple[dict[str, Any], Spectrum]:
-    """Checks one matrix, which also warms up, and times it."""
+    """Checks the spectrum of one matrix, which also warms up, and times it."""
     eigenvalues, _ = np.linalg.eigh(matrix)
     ours, dense = spectrum(matrix, method="iterative"), spectrum(matrix, method="dense")
     errors = [abs(a / b - 1) for a, b in zip((ours.lambda_min, ours.lambda_max), ends(eigenvalues), strict=True)]
@@ -106,7 +108,7 @@ def compare(matrix: np.ndarray, repeats: int) -> tuple[dict[str, Any], Spectrum]
 
 
 def large(x: np.ndarray, part: Spectrum) -> dict[str, Any]:
-    """Computes a kernel on disk, and its spectrum in a process of its own."""
+    """Computes a kernel on disk, and its spectrum in a child process."""
     with tempfile.TemporaryDirectory(prefix="spectrum-mnist-") as folder:
         out = Path(folder, "gram")
         start = time.perf_counter()
@@ -116,7 +118,7 @@ def large(x: np.ndarray, part: Spectrum) -> dict[str, Any]:
     if child.returncode != 0:
         raise SystemExit(f"the process of {len(x)} images ended with status {child.returncode}\n{child.stderr}")
     row = {"n": len(x), "dtype": str(x.dtype), "gram_seconds": gram_seconds} | json.loads(child.stdout)
-    # The part was computed in float64; entries in float32 can move either end by the floor.
+    # The part is in float64. Rounding of entries to float32 can move λmin and λmax by the resolution floor.
     if row["lambda_min"] > part.lambda_min + row["floor"] or row["lambda_max"] < part.lambda_max - row["floor"]:
         raise SystemExit(f"the ends do not enclose those of the first {SIZES[-1]} images: {row}")
     if row["peak_bytes"] > MEMORY:
@@ -152,11 +154,11 @@ def show(rows: list[dict[str, Any]], large_rows: list[dict[str, Any]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="leave out the 20,000 images")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed calls")
+    parser.add_argument("--quick", action="store_true", help="leave out the large kernels")
     parser.add_argument("--large", type=int, default=20_000, help="number of images of the large kernels")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of tensorflow-datasets with MNIST")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args(arguments)
 
     images = SIZES[-1] if options.quick else max(SIZES[-1], options.large)

@@ -1,11 +1,13 @@
-"""Claim: an NTK costs at most half of the reference's seconds, one thread each; with frozen statistics at most a tenth.
+"""Claim: an NTK takes at most half the time of the reference on one thread, and a tenth with frozen batch statistics.
 
-The reference, PyTorch, takes 0.7 to 1.35 s per NTK of a NAS-Bench-201 network of C = 16, N = 1 around one cell, and
-0.28 to 0.44 s for the supernet of C = 3, for a batch of 32 images that batch norm couples. Ours are compiled programs,
-which take the cell or the mixture as an argument. Checked before any timing: entries of the live NTK, against passes
-back for one image each. Where PyTorch is installed, which is no dependency, it computes the same NTKs in turn, as the
-authors do, a pass back of its own for every image, and must agree; then shares of its seconds on this machine are told,
-too. The device computes on one thread if the process is bound to one core:
+The reference is PyTorch code with live batch statistics and 32 images. It takes 0.7 to 1.35 s per NTK of a
+NAS-Bench-201 network around one cell, with C = 16 and N = 1. It takes 0.28 to 0.44 s for the supernet with C = 3. This
+package has compiled programs with the cell or the mixture as an argument. Before any timing, the benchmark checks
+entries of the live NTK against one backward pass per image.
+
+PyTorch is not a dependency. Where it is installed, it computes the same NTKs as the authors do, with one backward pass
+per image, in turns with this package. Both must agree, and the ratio of the seconds on this machine is printed too. The
+device computes on one thread if the process is bound to one core:
 
     taskset -c 0 python benchmarks/supernet.py [--repeats 3] [--out benchmarks/results/supernet.json]
 """
@@ -30,7 +32,7 @@ from nngp_dag.nas import MacroNet, sample_cells
 from nngp_dag.nas.networks.cell_supernet import CellSupernet
 from nngp_dag.nas.scores.gradients import gradient_products
 
-# Seconds, the least and the most.
+# Smallest and largest seconds of the reference.
 REFERENCE = {"C = 16, one cell": (0.7, 1.35), "C = 3, supernet": (0.28, 0.44)}
 SHARES = {"live": 1 / 2, "frozen": 1 / 10}
 
@@ -41,7 +43,7 @@ def measured(graph: Any, batch_norm: str, params: Any, x: jax.Array, architectur
 
 
 def check(graph: Any, params: Any, x: jax.Array, architecture: jax.Array, found: jax.Array) -> None:
-    """Stops unless two entries of the NTK are those of two plain passes back."""
+    """Raises unless two entries of the NTK agree with those of two plain backward passes."""
 
     @jax.jit
     def gradient(params: Any, i: jax.Array) -> Any:
@@ -55,13 +57,13 @@ def check(graph: Any, params: Any, x: jax.Array, architecture: jax.Array, found:
     first, second = trained(0), trained(1)
     for i, j, value in ((0, 0, found[0, 0]), (0, 1, found[0, 1])):
         expected = sum(float((a * b).sum()) for a, b in zip((first, second)[i], (first, second)[j], strict=True))
-        # Compiled apart, the two may round inputs of ReLUs to different sides of 0.
+        # Two programs may round the input of a ReLU to different sides of 0.
         if abs(float(value) - expected) > 1e-2 * abs(float(found[0, 0])):
             raise SystemExit(f"the NTK is off: {float(value):.6g} for {expected:.6g}; nothing is timed")
 
 
 def peer(net: Any, mixture: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """Returns what computes the NTK as the authors do, in PyTorch: a pass back of its own for every image."""
+    """Returns a function that computes the NTK as the authors do, in PyTorch, with one backward pass per image."""
     network = torch_peer.Network(net, mixture)
     torch, images = torch_peer.one_thread(), torch_peer.images(x)
 
@@ -79,14 +81,14 @@ def peer(net: Any, mixture: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarra
 
 
 def compare(found: np.ndarray, expected: np.ndarray) -> None:
-    """Stops unless both sides have one NTK."""
+    """Raises unless both sides have the same NTK."""
     gap = np.abs(found - expected).max() / np.abs(expected).max()
     if not gap <= 1e-2:
         raise SystemExit(f"the NTK is off PyTorch's by {gap:.1e} of its largest entry; nothing is timed")
 
 
 def row(network: str, batch_norm: str, seconds: list[float]) -> dict[str, Any]:
-    """Returns a line of the table."""
+    """Returns one row of the table."""
     times = {"seconds": float(np.mean(seconds)), "least": min(seconds), "most": max(seconds)}
     return {"network": network, "batch_norm": batch_norm, **times}
 
@@ -94,10 +96,10 @@ def row(network: str, batch_norm: str, seconds: list[float]) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--cells", type=int, default=4, help="random cells for the network around one cell")
-    parser.add_argument("--out", type=Path, help="JSON file; an existing one is replaced")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed calls")
+    parser.add_argument("--batch", type=int, default=32, help="number of images")
+    parser.add_argument("--cells", type=int, default=4, help="number of random cells for the network around one cell")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args()
 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(options.batch, 32, 32, 3)), jnp.float32)

@@ -1,12 +1,16 @@
-"""Claim: kernels of all 729 DAGs with 3 hidden nodes cost at least 100 times less per DAG than neural-tangents' each.
+"""Claim: a sweep over all 729 codes with 3 hidden nodes takes 100 times less time per code than neural-tangents.
 
-neural-tangents compiles every graph anew; its time for a graph is taken from three chains, whose kernels it gets right,
-each traced, compiled and run once on the same images. Ours is one pass over all 729 codes: reading them, finding which
-have equal kernels, compiling one program, and NNGP and NTK of every different one. The ratio is per code, 67 without a
-path and those of equal kernels included; beside it stands the ratio per different kernel. Checked before any timing:
-every batched kernel against one call of its own in float64, the chains against neural-tangents, and the ends of spectra
-against LAPACK. Last, both ends of all spectra with residuals, which take vectors, beside LAPACK: its best route to two
-eigenvalues with vectors, out of all vectors or two calls for one each, and its eigenvalues without vectors.
+neural-tangents compiles every graph separately. Its time per graph is that of three chains, for which its kernels are
+right: each is traced, compiled and run once on the same images. This package makes one pass over all 729 codes: it
+reads them, finds those with equal kernels, compiles one program, and computes NNGP and NTK of every distinct kernel.
+The ratio is per code, with the 67 codes without a path and those with equal kernels. The ratio per distinct kernel is
+printed too.
+
+Before any timing, the benchmark checks every kernel of the batch against a single call in float64. It also checks the
+chains against neural-tangents, and λmin and λmax against LAPACK.
+
+Last, the benchmark times λmin and λmax of all kernels with residuals, which need eigenvectors. LAPACK is timed in its
+fastest way to two eigenvalues with vectors (all vectors, or two calls for one each), and without vectors.
 
     python benchmarks/sweep.py [--n 256 1024] [--data-dir TFDS] [--out benchmarks/results/sweep.json]
 """
@@ -28,7 +32,7 @@ CHAINS = (1, 2, 3)
 
 
 def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], int]:
-    """Returns the kernels of every different network of the 729 codes, by one that has them, and how many have any."""
+    """Returns the distinct kernels of the 729 codes, each by a graph that has it, and the number of codes with one."""
     classes, found, count = new_kernel_classes(), {}, 0
     for code in nd.zoo.codes(3):
         try:
@@ -39,12 +43,13 @@ def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], in
         found.setdefault(classes.add(network), network)
     network = next(iter(found.values()))
     stacks = kernels_of_classes(classes, list(found), network, x, batch=128)
-    kernels = {law: both for s in stacks for law, both in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True)}
+    pairs = (pair for s in stacks for pair in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True))
+    kernels = dict(pairs)
     return {found[law].dag: both for law, both in kernels.items()}, count
 
 
 def check(x: np.ndarray, tolerance: float) -> None:
-    """Checks what is timed."""
+    """Checks the results of all methods that are timed."""
     for dag, both in ours(x)[0].items():
         gap = largest_gap(both, exact_pair(dag, x))
         if gap > tolerance:
@@ -57,7 +62,7 @@ def check(x: np.ndarray, tolerance: float) -> None:
 
 
 def by_lapack(matrix: np.ndarray, all_vectors: bool) -> None:
-    """Finds both ends of a spectrum with vectors."""
+    """Computes λmin and λmax with their eigenvectors by LAPACK."""
     if all_vectors:
         scipy.linalg.eigh(matrix, driver="evd")
     else:
@@ -89,7 +94,7 @@ def measure(x: np.ndarray) -> dict[str, Any]:
         "ratio_per_kernel": each * len(kernels) / first,
     }
     if x.dtype == np.float64:
-        # LAPACK reads rows of a stack, which lie far apart, slowly.
+        # Contiguous copies: LAPACK is slow on matrices of a stack, whose rows are far apart in memory.
         matrices = [np.ascontiguousarray(matrix) for both in kernels.values() for matrix in both]
         ways = {
             "spectra_s": nd.spectrum,
@@ -97,7 +102,7 @@ def measure(x: np.ndarray) -> dict[str, Any]:
             "two_calls_s": lambda matrix: by_lapack(matrix, False),
             "lapack_values_s": scipy.linalg.eigvalsh,
         }
-        # One matrix after another through all ways, so that what slows a machine down for a while slows all.
+        # All methods on one matrix before the next, so that a slow phase of the machine affects all of them.
         row |= dict.fromkeys(ways, 0.0)
         for matrix in matrices:
             for name, way in ways.items():

@@ -1,4 +1,7 @@
-"""Networks around NAS-Bench-201's cells in PyTorch, which is no dependency, with weights lent by ours."""
+"""Networks of NAS-Bench-201 in PyTorch, with the weights of a network of this package.
+
+PyTorch is not a dependency.
+"""
 
 import functools
 import importlib
@@ -11,32 +14,32 @@ from nngp_dag.nas.spaces.cells import CONVOLUTIONS, EDGES, OPERATIONS
 
 
 def one_thread() -> Any:
-    """Returns the module, bound to one thread."""
+    """Returns the module `torch`, set to one thread."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
     return torch
 
 
 def images(x: np.ndarray) -> Any:
-    """Returns images, (n, height, width, channels), as PyTorch wants them."""
+    """Returns images, (n, height, width, channels), in the layout of PyTorch."""
     return one_thread().tensor(np.ascontiguousarray(np.moveaxis(x, 3, 1)))
 
 
 class Network:
-    """A network of one cell, or of one mixture, everywhere.
+    """A network around one cell or one mixture.
 
     Attributes:
       trained: Kernels and scales, which require gradients.
-      others: Shifts and biases, which do too.
-      on_relu: Called with what comes out of every ReLU.
+      others: Shifts and biases, which require gradients too.
+      on_relu: Function that is called with the output of every ReLU.
     """
 
     def __init__(self, net: Any, mixture: np.ndarray) -> None:
-        """Takes over the weights.
+        """Copies the weights.
 
         Args:
-          net: The network that lends its weights.
-          mixture: The weights of operations on edges, (6, 5); what has weight 0 is left out.
+          net: The network of this package with the weights.
+          mixture: The weights of operations on edges, (6, 5). Operations with weight 0 are left out.
         """
         self._torch = one_thread()
         self.trained: list[Any] = []
@@ -53,7 +56,7 @@ class Network:
         self._parts = (*parts, lambda x: x @ kernel + bias)
 
     def __call__(self, x: Any) -> Any:
-        """Returns the outputs."""
+        """Returns the logits."""
         return _chain(*self._parts)(x)
 
     def _leaf(self, value: Any, among: list[Any]) -> Any:
@@ -93,7 +96,7 @@ class Network:
             avg_pool2d = self._torch.nn.functional.avg_pool2d
             return lambda x: avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         kernel = {"nor_conv_1x1": stage.conv1, "nor_conv_3x3": stage.conv3}[name][k, edge]
-        # A supernet has a batch norm for either convolution.
+        # A supernet has a batch norm for each of the two convolutions of an edge.
         place = (k, edge) if stage.scale[...].ndim == 3 else (k, edge, CONVOLUTIONS.index(name))
         return _chain(
             self._relu, self._convolved(kernel), self._normed(stage.scale[...][place], stage.shift[...][place])

@@ -1,22 +1,25 @@
 """Claim: on CPU a training step takes less time than PyTorch's, and a short run of eight seeds less than eight runs.
 
-The network of Chen et al. at width 1024 (784 inputs, 10 classes, biases), plain SGD on the cross entropy of batches of
-128, for their three DAGs. Both sides get the same images and weights in one run, first one thread each, pinned to one
-core where the system can, then all cores. They take turns, each in a process of its own. Checked before any timing: the
-same loss and, after one step, the same parameters, to 1e-5; seed 0 trains alike alone and among eight.
+The networks are those of Chen et al. at width 1024 (784 inputs, 10 classes, biases), for their three DAGs. They train
+by plain SGD on the cross entropy of batches of 128. Both sides get the same images and weights in one run. First each
+has one thread, pinned to one core where the system allows it; then both have all cores. They take turns, each in a
+process of its own. Before any timing, the benchmark checks that both sides have the same loss and, after one step, the
+same parameters, to 1e-5. It also checks that seed 0 trains in the same way alone and among eight seeds.
 
-- ours: an epoch of `nngp_dag.training.program.Program` divided by its steps. Shuffling, metrics and the choice of the
-  best state are included, and the evaluation too, but of parts of 16 examples.
-- PyTorch bare: shuffle, gather, forward pass, backward pass, `SGD.step`; no metrics.
-- PyTorch loader: a loop as in the published trainer, with `DataLoader`, `loss.item()` and the accuracy of every class
-  on every batch. It reads a `TensorDataset` in its own process; theirs decodes and normalizes images one by one.
+- ours: the time of an epoch of `nngp_dag.training.program.Program`, divided by the number of its steps. It includes
+  shuffling, metrics and the choice of the best state, and the evaluation on parts of 16 examples.
+- PyTorch bare: the time of shuffle, gather, forward pass, backward pass and `SGD.step`, without metrics.
+- PyTorch loader: the time of a loop as in the published trainer, with `DataLoader`, `loss.item()` and the accuracy of
+  every class on every batch. It reads a `TensorDataset` in its own process, while the published trainer decodes and
+  normalizes images one by one.
 
-A product of 2048 x 2048 matrices tells what rate the cores attain, and so how fast a step could be at best; a step
+A product of 2048 x 2048 matrices measures the rate of the cores, and so the shortest possible time of a step. A step
 counts as three forward passes, without the gradient of the inputs. Last, `nngp_dag.train` trains eight seeds in one
-process, and in eight, one after another: whole processes from start to end, with data, compilation and evaluation.
+process, and then in eight processes one after another. These times are those of whole processes, with data,
+compilation and evaluation.
 
-PyTorch is no dependency: name the Python of an environment that has it, or a folder for a new one (pip's own settings,
-such as PIP_INDEX_URL, choose the build). Without it, its rows are left out.
+PyTorch is not a dependency. The options name the Python of an environment that has it, or a folder for a new one. The
+settings of pip, such as PIP_INDEX_URL, choose the build. Without PyTorch, its rows are left out.
 
     python benchmarks/train_step.py --torch-python PYTHON [--data-dir TFDS] [--out benchmarks/results/train_step.json]
 """
@@ -40,33 +43,33 @@ from typing import Any
 
 import numpy as np
 
-# This file is also the program of the processes that it starts, some under a Python that has PyTorch and NumPy alone.
-# So JAX, PyTorch, rich and the package are imported where they are used.
+# The child processes run this file too, some of them with a Python that has PyTorch and NumPy only. So JAX, PyTorch,
+# rich and the package are imported where they are used.
 
 CODES = ("2_02_002", "1_01_222", "2_21_112")
 BATCH, CLASSES, RATE = 128, 10, 1e-5
 TOLERANCE = 1e-5
-# So large that the step of the check is not lost among the digits of the weights.
+# Learning rate of the check, so large that float32 resolves the change of the weights in one step.
 CHECK_RATE = 1.0
-# Times as fast as PyTorch on one thread: what was asked of the trainer.
+# Bound on the speed-up over PyTorch on one thread.
 ASKED = 1.8
 SIDE = 2048
 EVALUATED, EVALUATED_IN_RUNS = 16, 1000
 RUN_EPOCHS = 2
-# Of a time: the DAG, who trains it, and seeds.
+# The key of a time: the DAG, the side that trains it, and the number of seeds.
 Key = tuple[str, str, int]
 OURS, BARE, LOADER = "ours", "PyTorch bare", "PyTorch loader"
 
 
 def network_of(code: str, width: int) -> Any:
-    """Returns what both sides train: biases start at 0, and weights and biases are trained as they are."""
+    """Returns the network that both sides train, in the standard parameterization with biases that start at 0."""
     import nngp_dag as nd
 
     return nd.Network(code, layer=nd.Dense(b_std=0.0), parameterization="standard", width=width)
 
 
 class Ours:
-    """This project's side."""
+    """The side of this package."""
 
     def __init__(self, options: dict[str, Any]):
         """Reads the examples."""
@@ -80,7 +83,7 @@ class Ours:
         self.matrix, self.multiply = jax.random.normal(jax.random.key(0), (SIDE, SIDE)), jax.jit(jax.numpy.matmul)
 
     def make(self, code: str, examples: int, seeds: int, rate: float = RATE) -> tuple[Any, Any]:
-        """Returns the trainer of the first examples, and these on the device."""
+        """Returns the trainer of the first examples, and these examples on the device."""
         from nngp_dag import Recipe
         from nngp_dag.data import Part, Splits
         from nngp_dag.training.program import Program, on_device
@@ -98,13 +101,13 @@ class Ours:
         return summary_of(network_of(code, self.width), self.x.shape[1:], CLASSES).layers
 
     def step_gflop(self, code: str) -> float:
-        """Counts the floating-point operations of a step, in 1e9."""
+        """Returns the number of floating-point operations of a step, in units of 1e9."""
         stem, *others = (layer.flops for layer in self.layers(code))
-        # Nothing needs the gradient of the inputs, so the stem takes two passes.
+        # The gradient of the inputs is not needed, so that the stem counts two passes instead of three.
         return BATCH * (2 * stem + 3 * sum(others)) / 1e9
 
     def check(self, code: str) -> float:
-        """Trains an epoch of a single batch; writes the parameters before and after it, and returns its loss."""
+        """Trains on one batch, writes the parameters before and after the step, and returns the loss."""
         program, data = self.make(code, BATCH, 1, CHECK_RATE)
         state, best = program.draw([0])
         np.savez(self.folder / f"{code}-before.npz", **self.tensors(code, state.params))
@@ -143,7 +146,7 @@ class Ours:
 
 
 class Theirs:
-    """PyTorch's side."""
+    """The side of PyTorch."""
 
     def __init__(self, options: dict[str, Any]):
         """Reads the examples."""
@@ -156,7 +159,7 @@ class Theirs:
         self.matrix = self.torch.randn(SIDE, SIDE)
 
     def about(self) -> dict[str, Any]:
-        """Returns what the results depend on."""
+        """Returns the facts that the results depend on."""
         blas = re.search(r"BLAS_INFO=(\w+)", self.torch.__config__.show())
         return {"torch": self.torch.__version__, "BLAS of torch": blas.group(1) if blas else None}
 
@@ -196,7 +199,7 @@ class Theirs:
         return network
 
     def check(self, code: str, loss: float) -> dict[str, float]:
-        """Takes the step that `Ours.check` took; returns how far loss, parameters and step differ, relatively."""
+        """Takes the same step as `Ours.check`, and returns the relative differences of loss, parameters and step."""
         self.prepare(code, CHECK_RATE)
         network, optimizer = self.trained[code]
         found = self.step(network, optimizer, self.x[:BATCH], self.labels[:BATCH])[0].item()
@@ -223,7 +226,7 @@ class Theirs:
         return loss, outputs
 
     def bare(self, code: str) -> None:
-        """Trains an epoch, and nothing else."""
+        """Trains an epoch without metrics."""
         for batch in self.torch.randperm(len(self.x)).split(BATCH):
             self.step(*self.trained[code], self.x[batch], self.labels[batch])
 
@@ -249,7 +252,7 @@ class Run:
     """One whole run of `nngp_dag.train`."""
 
     def __init__(self, options: dict[str, Any]):
-        """Takes what a run needs."""
+        """Keeps the arguments of a run."""
         self.options = options
 
     def train(self, seeds: Sequence[int]) -> list[list[float]]:
@@ -263,7 +266,7 @@ class Run:
 
 
 def load(data_dir: str | None, examples: int) -> Any:
-    """Loads MNIST, or draws points of a sphere where no folder is named; as vectors."""
+    """Returns images of MNIST as vectors, or points of a sphere without a folder."""
     from nngp_dag.data import Part, Splits, load_dataset, load_splits
 
     if data_dir is not None:
@@ -283,7 +286,7 @@ def load(data_dir: str | None, examples: int) -> Any:
 
 
 def serve(side: str, options: dict[str, Any]) -> None:
-    """Answers calls, one a line, with what they return and what they took: seconds, and processor seconds."""
+    """Answers calls, one per line, with the result, the seconds and the processor seconds."""
     if options["core"] is not None:
         os.sched_setaffinity(0, {options["core"]})
     methods = {"ours": Ours, "theirs": Theirs, "run": Run}[side](options)
@@ -309,7 +312,7 @@ class Worker(contextlib.AbstractContextManager["Worker"]):
         self.side, self.process = side, subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def call(self, method: str, *arguments: Any) -> tuple[Any, tuple[float, float]]:
-        """Calls a method there; returns its value, and its seconds and processor seconds."""
+        """Calls a method in the process, and returns its result, seconds and processor seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps([method, arguments]), file=self.process.stdin, flush=True)
@@ -319,7 +322,7 @@ class Worker(contextlib.AbstractContextManager["Worker"]):
         return json.loads(line)
 
     def __exit__(self, *error: object) -> None:
-        """Ends the process, after whatever it does unless there was an error."""
+        """Ends the process: after its current work, or at once after an error."""
         if error[0] is not None:
             self.process.kill()
         self.process.communicate()
@@ -380,7 +383,7 @@ def compare(ours: Worker, theirs: Worker | None, options: argparse.Namespace, th
     products = {"JAX": ours} | ({} if theirs is None else {"PyTorch": theirs})
     times: dict[Key, list[tuple[float, float]]] = {key: [] for key in calls}
     of_products: dict[str, list[tuple[float, float]]] = {name: [] for name in products}
-    # The first round warms up. An epoch of ours takes its order of examples from its number.
+    # The first round warms up. Our side draws the order of examples from the number of the epoch.
     for number in range(2, options.repeats + 3):
         for (code, who, seeds), (worker, method) in calls.items():
             arguments = (code, seeds, number) if who == OURS else (code,)
@@ -388,8 +391,8 @@ def compare(ours: Worker, theirs: Worker | None, options: argparse.Namespace, th
         for name, worker in products.items():
             of_products[name].append(worker.call("product")[1])
 
-    # One thread's rates go by processor time, which others on the core do not lengthen; several threads' cannot, since
-    # it counts those that wait.
+    # The rate of one thread is per processor time, which other processes on the core do not lengthen. The processor
+    # time of several threads counts threads that wait, so that their rate is per wall time.
     clock = 1 if threads == "one" else 0
     rates = {name: 2 * SIDE**3 / np.min(pairs[1:], axis=0)[clock] / 1e9 for name, pairs in of_products.items()}
     rows, peak = [], max(rates.values())
@@ -411,7 +414,7 @@ def compare(ours: Worker, theirs: Worker | None, options: argparse.Namespace, th
             "gflop": gflop,
             "gflop_per_s": gflop / fastest[clock],
             "share_of_peak": gflop / fastest[clock] / peak,
-            # No ratio could be larger: ours at the peak.
+            # Upper bound on the ratio: our side at the peak rate of the cores.
             "ratio_at_peak": fastest[clock] * peak / gflop,
         }
         rows.append(row)
@@ -420,7 +423,7 @@ def compare(ours: Worker, theirs: Worker | None, options: argparse.Namespace, th
 
 
 def whole_runs(options: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Times runs of all seeds in one process, and in one each."""
+    """Times runs of all seeds in one process, and of each seed in a process of its own."""
 
     def run(chosen: list[int]) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
@@ -428,7 +431,7 @@ def whole_runs(options: dict[str, Any], seeds: int) -> dict[str, Any]:
             losses, _ = worker.call("train", chosen)
         return time.perf_counter() - start, np.asarray(losses)
 
-    # The single runs half before and half after, so that a machine that changes its pace favors neither.
+    # Half of the single runs come before the joint run and half after, so that a drift of the machine favors neither.
     singles = [run([seed]) for seed in range(seeds // 2)]
     together, losses = run(list(range(seeds)))
     singles += [run([seed]) for seed in range(seeds // 2, seeds)]
@@ -506,12 +509,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--torch-python", type=Path, metavar="PATH", help="Python of an environment that has PyTorch")
     where.add_argument("--install-torch", type=Path, metavar="DIR", help="make a venv there and install PyTorch in it")
-    parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets with MNIST; none: a sphere")
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=12, help="steps of an epoch")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets with MNIST; without it: a sphere")
+    parser.add_argument("--width", type=int, default=1024, help="number of units of every node")
+    parser.add_argument("--steps", type=int, default=12, help="number of steps per epoch")
+    parser.add_argument("--seeds", type=int, default=8, help="number of networks in a run of several seeds")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; an existing one is replaced")
     options = parser.parse_args(arguments)
     if options.seeds < 2 or min(options.width, options.steps, options.repeats) < 1:
         parser.error("--seeds must be at least 2, and --width, --steps and --repeats at least 1")

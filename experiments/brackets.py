@@ -1,8 +1,8 @@
 """How tight are the bounds on lambda_min, and where does the published formula fail?
 
-For every DAG with up to 3 hidden nodes (all valid paper codes), on real and synthetic inputs: the exact lambda_min of
-K(H) and of the NTK, the bracket that always holds, and the published path formulas. Writes brackets.csv (one row per
-code, data set and kernel), brackets.json (the table that it prints) and brackets.png.
+The experiment takes every DAG with up to 3 hidden nodes (all valid codes of the paper), on real and synthetic inputs.
+It compares the exact lambda_min of K(H) and of the NTK with the proven bracket and with the published path formulas. It
+writes brackets.csv (one row per code, data set and kernel), brackets.json (the printed table) and brackets.png.
 
     python experiments/brackets.py [--n 32] [--data-dir DIR] [--every 1] [--out experiments/results/brackets]
 """
@@ -29,7 +29,7 @@ KERNELS = {"nngp": "K(H)", "ntk": "NTK"}
 
 
 def codes(most_nodes: int = 3) -> Iterator[str]:
-    """Yields the paper code of every DAG with up to so many hidden nodes that has a path."""
+    """Yields the code of every DAG that has a path, with up to `most_nodes` hidden nodes."""
     for nodes in range(1, most_nodes + 1):
         for digits in itertools.product("012", repeat=nodes * (nodes + 1) // 2):
             iterator = iter(digits)
@@ -42,7 +42,7 @@ def codes(most_nodes: int = 3) -> Iterator[str]:
 
 
 def bounds_of(code: str, x: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yields what is known of lambda_min of K(H), and of the NTK after the readout."""
+    """Yields one row for K(H) and one for the NTK after the readout: exact lambda_min, bracket and path formula."""
     dag = nd.Dag.from_code(code)
     stem = nd.kernel(nd.Dag.from_code("1"), x, readout=False)
     for name, readout in (("nngp", False), ("ntk", True)):
@@ -65,7 +65,7 @@ def bounds_of(code: str, x: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns medians of the ratios to the exact value, and where the formula fails."""
+    """Returns quantiles of the ratios to the exact value, and how often and why the formula fails."""
     ratio = {key: np.array([row[key] / row["exact"] for row in rows]) for key in ("lower", "upper", "path_formula")}
     failing = [row for row in rows if row["formula_fails_by"] > 1 + FORMULA_ROUNDING]
     worst = max(rows, key=lambda row: row["formula_fails_by"])
@@ -140,7 +140,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def inputs(dataset: str, n: int, data_dir: Path) -> np.ndarray:
-    """Returns N inputs with |x|^2 = d."""
+    """Returns n inputs of d numbers, (n, d), scaled to |x|^2 = d."""
     data = nd.data.load_dataset(dataset, data_dir=data_dir, subset=n)
     return nd.data.scale_to_sphere(nd.data.normalize(data)).reshape(n, -1).astype(np.float64)
 
@@ -148,10 +148,10 @@ def inputs(dataset: str, n: int, data_dir: Path) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=32, help="inputs of each data set")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
-    parser.add_argument("--datasets", nargs="+", default=["digits", "mnist", "sphere"])
-    parser.add_argument("--every", type=int, default=1, help="take every k-th code only")
+    parser.add_argument("--n", type=int, default=32, help="number of inputs per data set")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of tensorflow-datasets")
+    parser.add_argument("--datasets", nargs="+", default=["digits", "mnist", "sphere"], help="names of data sets")
+    parser.add_argument("--every", type=int, default=1, help="use every k-th code only")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/brackets"), help="path without suffix")
     options = parser.parse_args(arguments)
 

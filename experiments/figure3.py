@@ -1,18 +1,21 @@
-"""Figure 3 of Chen et al. (2022): three graphs trained on MNIST and CIFAR-10, and what their kernels predict.
+"""Figure 3 of Chen et al. (2022): three graphs trained on MNIST and CIFAR-10, and the predictions of their kernels.
 
-The networks of DAG#1, DAG#2 and DAG#3, of width 1024, train by SGD at learning rate 1e-5 with batches of 128, cross
-entropy, several seeds each. Beside them stand the infinitely wide, linearized networks under the same SGD
-(`nngp_dag.linearized_sgd`, in the standard parameterization at that width), which know the kernels alone. Reported are
-training loss and accuracy against epochs, the epochs to reach a training accuracy of 50 % (interpolated; mean and
-standard deviation over seeds), and the loss relative to its start: the graphs start at different losses, so that rates
-compare where losses do not. The kernels hold N x N numbers, so the prediction is made where --subset is at most 16,000.
+The networks of DAG#1, DAG#2 and DAG#3 have width 1024. They train by SGD at learning rate 1e-5 with batches of 128 and
+cross entropy, several seeds each. The predictions are those of infinitely wide, linearized networks under the same SGD
+(`nngp_dag.linearized_sgd`), and depend on the kernels alone. The kernels have the standard parameterization at that
+width.
+
+The results are training loss and accuracy over epochs, and the number of epochs to a training accuracy of 50 %
+(interpolated; mean and standard deviation over seeds). The loss is also given relative to its start, because the graphs
+start at different losses. The kernels have N x N entries, so that predictions need a --subset of at most 16,000.
 
     small, for CI:  python experiments/figure3.py --datasets digits --width 64 --subset 256 --epochs 3 --lr 1e-3
     on a CPU:       python experiments/figure3.py --data-dir DIR --subset 12800 --held-out 1000 --epochs 64 --seeds 3
     on a GPU:       python experiments/figure3.py --data-dir DIR --epochs 1000 --seeds 5
 
-The second takes about two hours on two cores, the third is the paper's setting: all training images. Interrupted, the
-same command goes on where it was. Writes OUT.json, OUT.csv (the curves), OUT.png, and checkpoints to OUT-runs/.
+The second command takes about two hours on two cores. The third is the setting of the paper, with all training images.
+After an interruption, the same command continues. The experiment writes OUT.json, OUT.csv (the curves), OUT.png, and
+checkpoints to OUT-runs/.
 """
 
 import argparse
@@ -38,7 +41,7 @@ _MOST_INPUTS = 16_000
 
 
 def predict(network: nd.Network, data: Any, recipe: nd.Recipe, draws: int) -> nd.LinearizedRuns:
-    """Returns learning curves of the infinitely wide, linearized network under the recipe's SGD."""
+    """Returns the learning curves of the infinitely wide, linearized network under the SGD of the recipe."""
     return nd.linearized_sgd(
         nd.kernel(network, data.train.x.reshape(len(data.train.x), -1)),
         data.train.labels,
@@ -51,7 +54,7 @@ def predict(network: nd.Network, data: Any, recipe: nd.Recipe, draws: int) -> nd
 
 
 def summarize(name: str, dataset: str, dag: nd.Dag, losses: np.ndarray, times: np.ndarray, kind: str) -> dict[str, Any]:
-    """Returns one row: where the loss starts and ends, and the epochs to the threshold, over seeds or draws."""
+    """Returns one row of the table: first and last loss, and epochs to the threshold, over seeds or draws."""
     reached = np.isfinite(times)
     share = losses[-1] / losses[0]
     return {
@@ -75,7 +78,7 @@ def _std(values: np.ndarray) -> float | None:
 
 
 def epochs_to(curves: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns when each of several accuracy curves, (points, networks), first reaches the threshold; NaN if never."""
+    """Returns the epoch at which each accuracy curve, (points, networks), reaches the threshold; NaN if it does not."""
     values = np.full((len(curves), 3, 3, curves.shape[1]), np.nan)
     values[:, 0, 0], values[:, 0, 1] = 0, curves
     return nd.training.History("", tuple(range(curves.shape[1])), 1, np.ones(len(curves) - 1), values).epochs_to(
@@ -85,7 +88,7 @@ def epochs_to(curves: np.ndarray, threshold: float) -> np.ndarray:
 
 def draw(curves: dict[str, dict[str, dict[str, np.ndarray]]], rows: list[dict[str, Any]], threshold: float, title: str,
          path: Path) -> None:  # fmt: skip
-    """Draws loss, share of the initial loss, and accuracy against epochs, and the epochs to the threshold."""
+    """Draws loss, loss relative to its start, and accuracy over epochs, and the epochs to the threshold."""
     from nngp_dag.report import style
 
     figure = style.new_figure(19, 1.2 + 4.6 * len(curves), title)
@@ -144,22 +147,22 @@ def _bars(panel: Any, rows: list[dict[str, Any]], threshold: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", default=["mnist", "cifar10"])
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--subset", type=int, help="training images; by default the whole training part")
-    parser.add_argument("--held-out", type=int, help="images to validate and to test on; by default all there are")
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--epochs", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=20, help="initializations of the predicted curves")
-    parser.add_argument("--threshold", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"))
+    parser.add_argument("--datasets", nargs="+", default=["mnist", "cifar10"], help="names of data sets")
+    parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets")
+    parser.add_argument("--subset", type=int, help="number of training images; by default the whole training part")
+    parser.add_argument("--held-out", type=int, help="images of the validation and of the test part; by default all")
+    parser.add_argument("--width", type=int, default=1024, help="number of units of every node")
+    parser.add_argument("--epochs", type=int, default=64, help="number of passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=128, help="number of images per step")
+    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate on the mean loss of a batch")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks per graph")
+    parser.add_argument("--draws", type=int, default=20, help="number of initializations of the predicted curves")
+    parser.add_argument("--threshold", type=float, default=0.5, help="training accuracy to reach, from 0 to 1")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/figure3"), help="path without suffix")
     options = parser.parse_args(arguments)
 
     recipe = nd.Recipe(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.lr)
-    # As in the paper: biases start at 0, and weights and biases are trained as they are.
+    # As in the paper: biases start at 0, and the standard parameterization does not rescale weights and biases.
     of_paper: dict[str, Any] = {"layer": nd.Dense(b_std=0.0), "parameterization": "standard", "width": options.width}
     networks = {name: nd.Network(zoo.named(name), **of_paper) for name in zoo.FIGURE3}
     curves: dict[str, dict[str, dict[str, np.ndarray]]] = {}

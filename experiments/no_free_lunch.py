@@ -1,27 +1,31 @@
-"""Which property of a DAG's kernel or graph tells how fast its network trains?
+"""Which property of the kernel or the graph of a DAG predicts how fast its network trains?
 
-Networks of every DAG with 3 hidden nodes, or of a random sample of them, train with one learning rate, as in the paper.
-The 729 codes of digits 0, 1 and 2 make 275 networks: a path from input to output must exist, a weighted edge must lie
-on one, and codes with equal live edges are one network. Kendall's tau-b over DAGs is measured between
+The networks of all DAGs with 3 hidden nodes, or of a random sample, train with one learning rate, as in the paper. The
+729 codes of digits 0, 1 and 2 give 275 networks: a path from input to output must exist, a weighted edge must lie on
+one, and codes with equal live edges are one network. Kendall's tau-b over DAGs is measured between predictors and
+measures of slowness.
 
-- lambda_min of K(H) and of the NTK (standard parameterization, with readout), on the first training images as trained,
-  in float64; both also per mean diagonal entry; effective depth, effective width, number of paths; and
-- two measures of slowness, means over seeds: epochs until the training accuracy reaches a threshold, and the share of
-  the initial loss that is left after all epochs.
+- The predictors are lambda_min of K(H) and of the NTK, each also divided by the mean diagonal entry; effective depth,
+  effective width, and the number of paths. The NTK has the standard parameterization, with readout. The kernels are
+  those of the first training images, normalized as in training, in float64.
+- The measures of slowness are means over seeds: the epochs until the training accuracy reaches a threshold, and the
+  share of the initial loss that is left after all epochs.
 
-The mean diagonal of K(H), which grows with the number of paths, scales outputs and gradients, and acts like a larger
-learning rate: its own tau and the partial tau at equal diagonal are given beside the others. The 275 networks have 79
-different kernels only, since a skip moved along a path can leave the network's law as it was. Such DAGs differ by
-chance, or in no bit where the same seeds draw the same weights. So 95 % intervals come from a bootstrap over groups of
-equal kernels, and tau is also given with each kernel counted once. A DAG with a seed that does not reach the threshold
-ties with all others like it, slower than all that do. Diverged DAGs and unresolved eigenvalues are counted and left
-out.
+The mean diagonal of K(H) grows with the number of paths. It scales outputs and gradients, and so acts like a larger
+learning rate. Therefore its own tau, and the partial tau at equal diagonal, are reported too.
 
-Published: tau = -0.77 between epochs to 50 % and lambda_min of the NNGP kernel, on Tiny-ImageNet (Chen, Huang, Wang,
-"No Free Lunch" in Neural Architectures?, AutoML 2023).
+The 275 networks have only 79 distinct kernels, because a skip that moves along a path can leave the kernel unchanged.
+Networks with equal kernels differ by chance only, or are identical where the same seeds draw the same weights.
+Therefore the 95 % intervals come from a bootstrap over groups of equal kernels, and tau is also reported with each
+kernel counted once. DAGs with a seed that does not reach the threshold tie, and count as slower than all others. DAGs
+that diverge or have unresolved eigenvalues are counted and left out.
 
-Finished DAGs are rows of OUT.csv at once: a run that was stopped goes on where it was, and a larger --sample adds to a
-smaller one. Writes no_free_lunch.csv, .json and .png. The committed result is the default, with MNIST in DIR:
+The published value is tau = -0.77 between epochs to 50 % and lambda_min of the NNGP kernel, on Tiny-ImageNet (Chen,
+Huang, Wang, "No Free Lunch" in Neural Architectures?, AutoML 2023).
+
+Every finished DAG becomes a row of OUT.csv at once. After an interruption, the same command continues, and a larger
+--sample adds to a smaller one. The experiment writes no_free_lunch.csv, .json and .png. The committed result is the
+default, with MNIST in DIR:
 
     python experiments/no_free_lunch.py --data-dir DIR [--out experiments/results/no_free_lunch]
 
@@ -30,9 +34,9 @@ Small, for CI, in half a minute:
     python experiments/no_free_lunch.py --dataset digits --subset 500 --width 16 --epochs 12 --seeds 2 --lr 0.03
         --sample 5 --kernel-images 32 --resamples 50 --out no_free_lunch
 
-Full, on a GPU, for many hours: all DAGs at the paper's width, learning rate and data. It has not been run; from single
-runs at width 128 with equal steps times width times learning rate, 2_21_112 should reach 50 % after about 90 epochs,
-and the chain 2_02_002 after 150 to 200:
+Full, on a GPU, for many hours: all DAGs with the width, learning rate and data of the paper. This has not been run.
+Single runs at width 128, with the same product of steps, width and learning rate, suggest that 2_21_112 reaches 50 %
+after about 90 epochs, and the chain 2_02_002 after 150 to 200:
 
     python experiments/no_free_lunch.py --dataset cifar10 --subset 0 --width 1024 --epochs 200 --lr 1e-5 --sample 0
 """
@@ -58,7 +62,7 @@ import nngp_dag as nd
 from nngp_dag.architecture.document import to_document
 
 PUBLISHED = -0.77
-# Only training is measured; the evaluation of all validation and test images would cost more than the training.
+# Number of validation and of test images. Only training is measured, and evaluating all images would take longer.
 EVALUATED = 256
 REMEDY = "pass --overwrite or choose another --out"
 FIELDS: tuple[str, ...] = (
@@ -95,9 +99,9 @@ CONTROL = "diagonal_nngp"
 
 
 def networks(width: int) -> dict[str, nd.Network]:
-    """Returns every network with 3 hidden nodes and a weighted edge, by the first of its codes.
+    """Returns all networks with 3 hidden nodes and a weighted edge on a path, each under the first of its codes.
 
-    As in the paper, biases start at 0, and weights and biases are trained as they are.
+    As in the paper, biases start at 0, and the standard parameterization does not rescale weights and biases.
     """
     found: dict[Any, nd.Dag] = {}
     for digits in itertools.product("012", repeat=6):
@@ -112,11 +116,11 @@ def networks(width: int) -> dict[str, nd.Network]:
 
 
 def properties(network: nd.Network, x: np.ndarray) -> dict[str, Any]:
-    """Returns what is known of a network before it trains; eigenvalues are those of kernels on `x`."""
+    """Returns the predictors of a network; eigenvalues are those of its kernels on `x`."""
     dag = network.dag
     nngp, ntk = nd.kernel(network, x, readout=False, get="nngp").nngp, nd.kernel(network, x, get="ntk").ntk
     with warnings.catch_warnings():
-        # Eigenvalues that are not resolved are marked as such.
+        # Unresolved eigenvalues are marked in the column "resolved" instead.
         warnings.simplefilter("ignore", nd.errors.NumericalWarning)
         of_nngp, of_ntk = nd.spectrum(nngp), nd.spectrum(ntk)
     return {
@@ -133,7 +137,7 @@ def properties(network: nd.Network, x: np.ndarray) -> dict[str, Any]:
 
 
 def slowness(history: nd.training.History, threshold: float) -> dict[str, Any]:
-    """Returns how slowly the networks of a DAG trained; no epochs where a seed does not reach the threshold."""
+    """Returns the measures of slowness of a DAG; the epochs are empty where a seed does not reach the threshold."""
     epochs, losses = history.epochs_to(threshold), history.of("train", "loss")
     shares = losses[-1] / losses[0]
     reached = np.isfinite(epochs)
@@ -156,19 +160,22 @@ def train(
     seeds: int,
     report: Callable[..., None],
 ) -> dict[str, nd.training.History | None]:
-    """Trains networks together, so that compilation overlaps training; None where a loss is no longer finite."""
+    """Returns the histories of networks that train together; None for one that diverges.
+
+    Together, the compilation of one network overlaps the training of another.
+    """
     try:
         return {run.name: run.history for run in nd.train(chosen, data, recipe, seeds=seeds, on_progress=report)}
     except nd.errors.DivergenceError:
         if len(chosen) == 1:
             return dict.fromkeys(chosen)
-        # One DAG that diverges stops all; apart, the others finish.
+        # A DAG that diverges stops the whole call, so that each is trained on its own.
         apart = [train({name: network}, data, recipe, seeds, report) for name, network in chosen.items()]
         return {name: history for one in apart for name, history in one.items()}
 
 
 def stored_rows(out: Path, settings: dict[str, Any], chosen: Sequence[str], overwrite: bool) -> list[dict[str, str]]:
-    """Returns the finished rows of a run that was stopped, and prepares its files.
+    """Returns the finished rows of an interrupted run, and prepares its files.
 
     Raises:
       OutputError: The files hold a run with other settings, or DAGs that were not chosen.
@@ -202,13 +209,13 @@ def stored_rows(out: Path, settings: dict[str, Any], chosen: Sequence[str], over
 
 
 def tau_b(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns Kendall's tau-b; NaN where one of them does not vary."""
+    """Returns Kendall's tau-b; NaN where one of the arrays is constant."""
     result: Any = kendalltau(a, b, method="asymptotic")
     return float(result.statistic)
 
 
 def columns_of(rows: Sequence[dict[str, str]], epochs: int) -> dict[str, np.ndarray]:
-    """Returns predictors and measures as columns; who does not reach the threshold gets more than all epochs."""
+    """Returns predictors and measures as columns. DAGs that do not reach the threshold get one more than all epochs."""
     plain = {
         name: np.array([float(row[name] or epochs + 1) for row in rows])
         for name in (*PREDICTORS, *MEASURES, "diagonal_ntk")
@@ -216,7 +223,7 @@ def columns_of(rows: Sequence[dict[str, str]], epochs: int) -> dict[str, np.ndar
     }
     for kernel in ("nngp", "ntk"):
         ratio = plain[f"lambda_min_{kernel}"] / plain[f"diagonal_{kernel}"]
-        # Rounded, since equal kernels should tie.
+        # Rounded, so that equal kernels tie.
         plain[f"lambda_min_{kernel}_per_diagonal"] = np.array([float(f"{value:.7g}") for value in ratio])
     return plain
 
@@ -236,7 +243,7 @@ def taus_of(columns: dict[str, np.ndarray]) -> np.ndarray:
         for j, name in enumerate(PREDICTORS):
             result[i, j, 0] = plain = tau(name, measure)
             left = (1 - with_control[name] ** 2) * (1 - with_control[measure] ** 2)
-            # Nothing is left of the diagonal itself.
+            # The partial tau of the diagonal itself is not defined: 0 / 0.
             if name != CONTROL and left > 1e-12:
                 result[i, j, 1] = (plain - with_control[name] * with_control[measure]) / left**0.5
     return result
@@ -259,19 +266,19 @@ def intervals(columns: dict[str, np.ndarray], members: Sequence[np.ndarray], res
     found = np.full((2, *drawn[0].shape), np.nan)
     for place in np.ndindex(drawn[0].shape):
         values = np.array([taus[place] for taus in drawn])
-        # A resample in which nothing varies has no tau.
+        # A resample with a constant column has no tau.
         if (values := values[np.isfinite(values)]).size:
             found[:, *place] = np.quantile(values, (0.025, 0.975))
     return found
 
 
 def rounded(value: float) -> float | None:
-    """Returns what JSON can hold."""
+    """Returns a rounded number, or None for one that JSON cannot hold."""
     return round(float(value), 4) + 0 if np.isfinite(value) else None
 
 
 def summary(rows: Sequence[dict[str, str]], epochs: int, resamples: int) -> dict[str, Any]:
-    """Returns all taus with their intervals, and how many DAGs they rest on.
+    """Returns all taus with their intervals, and the number of DAGs that they are computed from.
 
     Raises:
       InputError: Fewer than 3 DAGs are left.
@@ -299,7 +306,7 @@ def summary(rows: Sequence[dict[str, str]], epochs: int, resamples: int) -> dict
         return {key: rounded(value) for key, value in values.items()}
 
     def between_seeds(key: str) -> float | None:
-        """Kendall tau between the rankings of two seeds, mean over pairs: how much chance one seed holds."""
+        """Returns Kendall's tau between the rankings by two seeds, averaged over pairs: the noise of a single seed."""
         values = np.array([[float(v) for v in row[key].split()] for row in used])
         values = np.where(np.isfinite(values), values, epochs + 1)
         pairs = itertools.combinations(values.T, 2)
@@ -382,7 +389,7 @@ def draw(
         axes = figure.add_subplot(1, 3, i + 1)
         x, y, depth = columns[predictor], columns[measure], columns["effective_depth"]
         if predictor == "paths":
-            # Beside each other; a number of paths is whole.
+            # Numbers of paths are integers: a random shift keeps points from covering one another.
             x = x + np.random.default_rng(0).uniform(-0.25, 0.25, len(x))
         axes.errorbar(x, y, errors[measure], fmt="none", ecolor="0.75", elinewidth=1, zorder=1)
         for chosen, marker in ((reached, "o"), (~reached, "^")):
@@ -423,20 +430,21 @@ def draw(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("digits", "mnist", "cifar10"), default="mnist")
+    out = Path("experiments/results/no_free_lunch")
+    parser.add_argument("--dataset", choices=("digits", "mnist", "cifar10"), default="mnist", help="name of the data")
     parser.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets")
-    parser.add_argument("--subset", type=int, default=2560, help="training images; 0: all")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3, help="networks of each DAG")
-    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate of all DAGs")
-    parser.add_argument("--sample", type=int, default=80, help="DAGs drawn at random, with seed 0; 0: all 275")
-    parser.add_argument("--threshold", type=float, default=0.5, help="training accuracy to reach")
-    parser.add_argument("--kernel-images", type=int, default=256, help="training images of the kernels")
-    parser.add_argument("--together", type=int, default=8, help="DAGs that train in one call; rows follow each call")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of other settings")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/no_free_lunch"), help="without suffix")
+    parser.add_argument("--subset", type=int, default=2560, help="number of training images; 0 for all")
+    parser.add_argument("--width", type=int, default=256, help="number of units of every node")
+    parser.add_argument("--epochs", type=int, default=20, help="number of passes over the training images")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks per DAG")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate of all DAGs, on the mean loss of a batch")
+    parser.add_argument("--sample", type=int, default=80, help="number of random DAGs, with seed 0; 0 for all 275")
+    parser.add_argument("--threshold", type=float, default=0.5, help="training accuracy to reach, from 0 to 1")
+    parser.add_argument("--kernel-images", type=int, default=256, help="number of training images of the kernels")
+    parser.add_argument("--together", type=int, default=8, help="DAGs per call of the trainer; rows follow each call")
+    parser.add_argument("--resamples", type=int, default=1000, help="number of bootstrap resamples")
+    parser.add_argument("--overwrite", action="store_true", help="replace results with other settings")
+    parser.add_argument("--out", type=Path, default=out, help="path without suffix")
     options = parser.parse_args(arguments)
     try:
         run(options)
@@ -445,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains what is left to train, and writes all results."""
+    """Trains the DAGs that have no row yet, and writes all results."""
     for name in ("seeds", "together", "kernel_images", "resamples"):
         if getattr(options, name) < 1:
             raise nd.errors.InputError(

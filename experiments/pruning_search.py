@@ -1,11 +1,11 @@
 """Searches of NAS-Bench-201 by pruning its supernet, with and without the shortcut by effective depth and width.
 
-Published, in % of CIFAR-10 test accuracy: TE-NAS 93.9, with the shortcut of Chen et al. (NeurIPS 2022) 93.6 in 30.9 %
-less time. Every search is resumable; a seed draws weights and ties.
+The published CIFAR-10 test accuracies, in %, are 93.9 for TE-NAS, and 93.6 with the shortcut of Chen et al. (NeurIPS
+2022) in 30.9 % less time. The seed of a search is that of its weights and of the order that breaks ties.
 
     python experiments/pruning_search.py [--seeds 3] [--measures ntk regions] [--out experiments/results/pruning_search]
 
-Searches are kept in OUT-searches/; the same command goes on after an interruption.
+Searches are kept in OUT-searches/. After an interruption, the same command continues.
 """
 
 import argparse
@@ -31,16 +31,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="draws of weights in every round")
-    parser.add_argument("--measures", nargs="+", default=["ntk", "regions"])
-    parser.add_argument("--batch", type=int, help="images; by default 32 for the NTK, 64 for exact kernels")
-    parser.add_argument("--batch-norm", default="frozen")
-    parser.add_argument("--gradients", default="all")
-    parser.add_argument("--ranks", default="all")
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds")
-    parser.add_argument("--benchmark", type=Path, default=SHARED / "data" / "nasbench201_cifar10.csv")
+    benchmark_file = SHARED / "data" / "nasbench201_cifar10.csv"
+    parser.add_argument("--seeds", type=int, default=3, help="number of searches with, and without, the shortcut")
+    parser.add_argument("--repeats", type=int, default=3, help="number of draws of weights in every round")
+    parser.add_argument("--measures", nargs="+", default=["ntk", "regions"], help="out of ntk, regions, exact")
+    parser.add_argument("--batch", type=int, help="number of images; by default 64 for exact, 32 for the others")
+    parser.add_argument("--batch-norm", default="frozen", help="batch statistics in gradients: frozen or live")
+    parser.add_argument("--gradients", default="all", help="all, or reference (without shifts and biases)")
+    parser.add_argument("--ranks", default="all", help="group of operations that are ranked together: all or edge")
+    parser.add_argument("--dataset", default="cifar10", help="name of the image set")
+    parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds", help="folder of tensorflow-datasets")
+    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="accuracy table, a CSV file")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/pruning_search"), help="path, no suffix")
     options = parser.parse_args(arguments)
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = batch_sizes(space, options.measures, options.batch)
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=max(sizes.values()))
     images = nd.data.normalize(data)
-    # Patches are those of one seed, so that all searches share compiled programs.
+    # All searches use the patches of one seed, and so share the compiled programs.
     settings = {"batch": options.batch, "batch_norm": options.batch_norm, "gradients": options.gradients}
     settings |= {"classes": data.num_classes}
     measures = tenas_measures(space, images, options.measures, **settings)
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def plot(table: pandas.DataFrame, measures: Sequence[str], path: Path) -> None:
-    """Draws the accuracy that every search reached over the networks that it measured."""
+    """Draws the accuracy of the cell of every search over the number of networks that it measured."""
     from nngp_dag.report import style
 
     figure = style.new_figure(7.5, 5.2, f"Searches of NAS-Bench-201 by pruning with {' and '.join(measures)}")

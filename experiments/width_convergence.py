@@ -1,15 +1,15 @@
 """How fast do trained networks approach the exact dynamics as they grow wider?
 
-Networks of one DAG train by full-batch gradient descent at widths 128 to 4096. Two gaps are measured against
-linearized training at infinite width, relative to the expected loss, and averaged (root mean square) over the steps:
+Networks of one DAG train by full-batch gradient descent at widths 128 to 4096. Two gaps to linearized training at
+infinite width are measured. Both are relative to the expected loss, and are root mean squares over the steps.
 
-- of single networks, each against the exact curve that starts at its own f(0): the root mean square over networks. It
-  comes from the fluctuation of the NTK at initialization, of order width^-1/2.
-- of the mean over networks, against the mean of those curves: what is left is the bias, since the NTK moves during
-  training, and a sampling error, which is given beside it.
+- The gap of single networks compares each network with the exact curve that starts at its own f(0), as a root mean
+  square over networks. It comes from the fluctuation of the NTK at initialization, of order width^-1/2.
+- The gap of the mean compares the mean over networks with the mean of those curves. It has two parts: the bias, because
+  the NTK moves during training, and a sampling error, which is reported too.
 
-Comparing at equal f(0) takes out the spread over initializations, which no width removes. Both ReLU, which has a kink,
-and erf, which is smooth, are measured. Writes width_convergence.json, .csv and .png.
+At equal f(0), the spread over initializations drops out, which does not vanish at any width. The activations are ReLU,
+which has a kink, and erf, which is smooth. The experiment writes width_convergence.json, .csv and .png.
 
     python experiments/width_convergence.py [--widths 128 256 ... 4096] [--out experiments/results/width_convergence]
 """
@@ -31,7 +31,7 @@ from rich.table import Table
 import nngp_dag as nd
 
 WIDTHS = [128, 256, 512, 1024, 2048, 4096]
-# Parameters of the networks that train at once.
+# Largest number of parameters of all networks that train at once.
 _AT_ONCE = 1 << 28
 
 
@@ -56,13 +56,13 @@ def gaps_at(
         f0 = np.asarray(jax.vmap(apply, (0, None))(untrained.params, data["x"]), np.float64)
         del untrained
         curves = nd.nets.descend(create, **data, optimizer=optax.sgd(eta), steps=steps).curve
-        # With no spread at the start, the mean is the exact curve from there.
+        # A kernel with NNGP zero has no spread at the start: its expected loss is the exact curve from f(0).
         found += [curve - nd.expected_loss(from_here, y - f, eta, steps) for curve, f in zip(curves, f0, strict=True)]
     return np.stack(found)
 
 
 def measure(activation: str, width: int, gaps: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    """Returns the two gaps of one width, in units of the expected loss, leaving out step 0, where both agree."""
+    """Returns the two gaps of one width, relative to the expected loss, without step 0, where the losses agree."""
     relative = (gaps / expected)[:, 1:]
     return {
         "activation": activation,
@@ -117,13 +117,14 @@ def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], ti
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dag", default="2_21_112")
-    parser.add_argument("--activations", nargs="+", default=["relu", "erf"])
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
-    parser.add_argument("--n", type=int, default=16, help="images of digits")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=64, help="networks of each width; a quarter of them from 2048 on")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/width_convergence"))
+    out = Path("experiments/results/width_convergence")
+    parser.add_argument("--dag", default="2_21_112", help="code of the graph")
+    parser.add_argument("--activations", nargs="+", default=["relu", "erf"], help="names of activations")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="numbers of units of every node")
+    parser.add_argument("--n", type=int, default=16, help="number of images of digits")
+    parser.add_argument("--steps", type=int, default=20, help="number of steps of gradient descent")
+    parser.add_argument("--seeds", type=int, default=64, help="networks per width; a quarter of them from 2048 on")
+    parser.add_argument("--out", type=Path, default=out, help="path without suffix")
     options = parser.parse_args(arguments)
 
     dag = nd.Dag.from_code(options.dag)

@@ -1,4 +1,4 @@
-"""Command lines: those that documents show, and what they print."""
+"""Command lines: functions that parse the commands in documents, and that run commands."""
 
 import re
 import shlex
@@ -11,14 +11,14 @@ from nngp_dag.cli import app, main
 
 
 def arguments_of(line: str) -> list[str]:
-    """Returns the arguments of a line that begins with nngp-dag; a comment follows two blanks."""
+    """Returns the arguments of a line that begins with nngp-dag. Two blanks and # begin a comment."""
     program, *arguments = shlex.split(re.split(r"\s{2,}#", line.strip())[0])
     assert program == "nngp-dag"
     return arguments
 
 
 def check_options(line: str) -> None:
-    """Raises where the command does not know an option, or its value."""
+    """Raises if the command does not know an option or its value."""
     command: Any = get_command(app)
     arguments = arguments_of(line)
     while hasattr(command, "commands"):
@@ -27,7 +27,10 @@ def check_options(line: str) -> None:
 
 
 def run(capsys, *arguments):
-    """Returns (exit status, standard output, standard error without lines of progress, which slow machines show)."""
+    """Returns (exit status, standard output, standard error).
+
+    Lines of progress are left out of the latter, because only slow machines print them.
+    """
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     captured = capsys.readouterr()

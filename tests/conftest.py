@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Compiling takes most of the time, and these tests are about values, not speed: cheap code, kept between runs. Before
-# JAX is loaded, and for the commands that tests start, too. With NNGP_DAG_TEST_XLA=default XLA does what users get.
+# Compilation takes most of the time, and these tests check values, not speed. So XLA optimizes little, and compiled
+# code is kept between runs. The variables are set before JAX is imported, and hold for the commands that tests start
+# too. With NNGP_DAG_TEST_XLA=default XLA has the options that users have.
 if os.environ.get("NNGP_DAG_TEST_XLA") != "default":
     os.environ.setdefault(
         "XLA_FLAGS",
@@ -27,12 +28,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# Every compiled program takes memory mappings, of which Linux gives a process 65,530: beyond, the compiler crashes.
+# Every compiled program takes memory mappings. Linux allows a process 65,530 of them; the compiler crashes beyond.
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _counted = time.monotonic()
 
 
-# Files and folders whose tests compile no network. `-m unit` does not even import the others.
+# Files and folders whose tests compile no network. With `-m unit` the others are not even imported.
 _UNIT = (
     "architecture/test_equivalence.py",
     "architecture/test_network.py",
@@ -55,7 +56,7 @@ _UNITS = tuple(str(Path(__file__).parent / name) for name in _UNIT)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out the files without units where only these are wanted."""
+    """Leaves out all files without unit tests if only unit tests are wanted."""
     others = collection_path.suffix == ".py" and not str(collection_path).startswith(_UNITS)
     return True if others and config.option.markexpr == "unit" else None
 
@@ -86,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def few_programs() -> Iterator[None]:
-    """Forgets compiled programs when half of the mappings are taken, which is looked up every ten seconds."""
+    """Clears the caches of compiled programs when half of the mappings are in use; checks every ten seconds."""
     global _counted
     yield
     if time.monotonic() - _counted > 10 and _LIMIT.exists():
@@ -105,13 +106,13 @@ def _require(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """The folder of independent reference values."""
+    """Returns the folder of independent reference values."""
     return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def nasbench201() -> Path:
-    """The published accuracies of all cells of NAS-Bench-201."""
+    """Returns the published accuracies of all cells of NAS-Bench-201."""
     return _require(SHARED / "data" / "nasbench201_cifar10.csv")
 
 
@@ -122,13 +123,13 @@ def golden_kernels(golden_dir: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
-    """A tensorflow-datasets data_dir that holds mnist and cifar10."""
+    """Returns a tensorflow-datasets data_dir that holds mnist and cifar10."""
     return _require(SHARED / "data" / "tfds")
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Turns the tests' type checker off: users do not have it, so wrong types must meet an error of the package."""
+    """Turns the type checker of the tests off. Users do not have it, so that the package must refuse wrong types."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

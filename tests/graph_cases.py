@@ -1,4 +1,4 @@
-"""Drawn graphs, and slow answers found by walking along every path."""
+"""Random graphs for Hypothesis, and slow reference results from a walk along every path."""
 
 from collections import Counter
 from unittest import mock
@@ -12,14 +12,17 @@ from nngp_dag.graph import Dag, Edge, Op
 
 
 def build(num_nodes: int, edges: tuple[Edge, ...], allow_disconnected: bool = False) -> Dag:
-    """Builds a graph while Hypothesis draws: the type checker samples long tuples with `random`, which it forbids."""
+    """Builds a graph within a Hypothesis strategy.
+
+    The type checker would sample long tuples with `random`, which Hypothesis forbids there.
+    """
     with mock.patch.object(jaxtyping.config, "jaxtyping_disable", True):
         return Dag(num_nodes, edges, allow_disconnected)
 
 
 @st.composite
 def any_dags(draw, max_nodes: int = 7, max_edges: int = 16, parallel: bool = True) -> Dag:
-    """Graphs with dead nodes and, unless refused, parallel edges; connected or not."""
+    """Draws graphs with dead nodes and, by default, parallel edges, connected or not."""
     num_nodes = draw(st.integers(2, max_nodes))
     pairs = [(s, t) for t in range(num_nodes) for s in range(t)]
     ends = st.lists(st.sampled_from(pairs), max_size=max_edges, unique=not parallel)
@@ -29,7 +32,7 @@ def any_dags(draw, max_nodes: int = 7, max_edges: int = 16, parallel: bool = Tru
 
 @st.composite
 def dags(draw, max_nodes: int = 7, max_edges: int = 14) -> Dag:
-    """Connected graphs with parallel edges and dead nodes."""
+    """Draws connected graphs with parallel edges and dead nodes."""
     dag = draw(any_dags(max_nodes, max_edges))
     stops = draw(st.sets(st.integers(0, dag.num_nodes - 1))) | {0, dag.num_nodes - 1}
     ops = draw(st.lists(st.sampled_from(Op), min_size=len(stops) - 1, max_size=len(stops) - 1))
@@ -38,7 +41,7 @@ def dags(draw, max_nodes: int = 7, max_edges: int = 14) -> Dag:
 
 
 def walk(dag: Dag, start: int, end: int, ops: tuple[Op, ...] = tuple(Op)) -> list[list[int]]:
-    """Every path from `start` to `end` along edges of the given kinds, as positions in `dag.edges`."""
+    """Yields every path from `start` to `end` along edges of the given kinds, as indices into `dag.edges`."""
     if start == end:
         return [[]]
     return [
@@ -55,7 +58,7 @@ def walked_histogram(dag: Dag) -> dict[int, int]:
 
 
 def kernels_of_tables(tables: NormalForm, k_in: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """K(H) and T(H) by the recursion of THEORY section 3, in plain NumPy."""
+    """Returns K(H) and T(H) by the recursion of THEORY, section 3, in plain NumPy."""
 
     def field(k, t):
         r = np.sqrt(np.outer(np.diag(k), np.diag(k)))
@@ -84,7 +87,7 @@ def input_kernel(num_inputs: int = 3, features: int = 4) -> np.ndarray:
 
 
 def assert_same_network(one: Dag, other: Dag) -> None:
-    """Equal path statistics and, in both orders, equal kernels."""
+    """Asserts that two graphs have equal path statistics and, in both orders, equal kernels."""
     assert one.num_paths == other.num_paths
     assert one.depth_histogram == other.depth_histogram
     assert one.effective_depth == other.effective_depth

@@ -1,4 +1,4 @@
-"""Second derivations and finite networks to test kernels against, and DAGs to test them on."""
+"""Oracles for kernels: second derivations and finite networks; and random DAGs to test them on."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ ORDERS = ("linear-act", "act-linear")
 
 @st.composite
 def dags(draw, min_nodes: int = 2, max_nodes: int = 6, parallel: bool = True) -> Dag:
-    """Connected DAGs of `min_nodes` to `max_nodes` nodes, dead nodes and (if asked) parallel edges included."""
+    """Draws connected DAGs of `min_nodes` to `max_nodes` nodes, with dead nodes and (optionally) parallel edges."""
     num_nodes = draw(st.integers(min_nodes, max_nodes))
     choices = [(), (Op.SKIP,), (Op.WEIGHTED,)]
     if parallel:
@@ -38,24 +38,25 @@ def dags(draw, min_nodes: int = 2, max_nodes: int = 6, parallel: bool = True) ->
     return dag
 
 
-# Trapezoids converge exponentially for analytic functions under a Gaussian.
+# The trapezoidal rule converges exponentially for an analytic function times a Gaussian.
 _Z = np.linspace(-9.6, 9.6, 181)
 _DENSITY = np.exp(-(_Z**2) / 2) * (_Z[1] - _Z[0]) / math.sqrt(2 * math.pi)
 
 
 def expectations(activation: Any, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs out of N(0, k), each pair by itself.
+    """Returns E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for all pairs of N(0, k), one by one.
 
-    By arccos for piecewise linear phi, else by quadrature in the plane; nothing here comes from `nngp_dag.kernels`.
+    The formula of piecewise linear phi uses arccos; others use quadrature in the plane. Both are independent of
+    `nngp_dag.kernels`.
     """
     phi = get_activation(activation)
     std = np.sqrt(np.diag(k))
     r = np.outer(std, std)
     rho = np.clip(k / np.where(r > 0, r, 1), -1, 1)
-    # arccos would leave half of the digits of the angle of an input with itself.
+    # Without this, arccos would lose half of the digits of the angle between an input and itself.
     np.fill_diagonal(rho, 1)
     if isinstance(phi, ABRelu):
-        # phi(x) = s x + d |x|.
+        # A piecewise linear phi is s x + d |x|.
         s, d, theta = (phi.b + phi.a) / 2, (phi.b - phi.a) / 2, np.arccos(rho)
         absolute = 2 * r / np.pi * (np.sin(theta) + (np.pi / 2 - theta) * rho)
         return s**2 * r * rho + d**2 * absolute, s**2 + d**2 * (1 - 2 * theta / np.pi), d * std * math.sqrt(2 / np.pi)
@@ -79,7 +80,7 @@ def expectations(activation: Any, k: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def window_maps(image: Sequence[int], op: Conv | AvgPool | SumPool) -> tuple[list[np.ndarray], np.ndarray]:
-    """What each offset of a window shows at its positions, (positions, pixels) each, and pixels inside the image."""
+    """Returns one 0-1 matrix (positions, pixels) per offset of a window, and the number of pixels inside the image."""
     window, strides = op.filter_shape if isinstance(op, Conv) else op.window_shape, op.strides
     assert strides is not None
     axes = []
@@ -95,10 +96,11 @@ def window_maps(image: Sequence[int], op: Conv | AvgPool | SumPool) -> tuple[lis
 def joint_kernels(
     network: Network, inputs: Sequence[np.ndarray], **options: object
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
+    """Returns NNGP and NTK of every output, (N, N), by propagating the moments of all pairs of nodes, edge by edge.
 
-    Knows nothing of normal forms, programs and spaces: E[X_t X_u] and the products of the gradients of X_t and X_u
-    are sums over the edges into t. Rows and columns are (input, pixel) pairs, on which every operation is a matrix.
+    This derivation does not use normal forms, programs or pixel layouts. E[X_t X_u] and the products of the gradients
+    of X_t and X_u are sums over the edges into t. Rows and columns are (input, pixel) pairs, on which every operation
+    is a matrix.
 
     Args:
       network: The network.
@@ -121,7 +123,7 @@ def joint_kernels(
         return op.w_std**2 * k + b**2, a_w * k + a_b + op.w_std**2 * t
 
     def law(op: Dense, k, t, m, image, fan_in):
-        """Second moments, NTK and means of an edge's output."""
+        """Returns second moments, NTK and means of the output of an edge."""
         if op.layer_norm:
             k, std = k - np.outer(m, m), np.sqrt(np.diag(k) - m**2)
             k, t = k / np.outer(std, std), t / np.outer(std, std)
@@ -179,7 +181,7 @@ def joint_kernels(
         M[node] = sum([p @ M[source] for source, p in linear] + means)
         earlier = list(M)[:-1]
         for u in [*earlier, node]:
-            # Fresh weights are independent of X_u, unless they are in it.
+            # The weights of this edge are independent of X_u, unless X_u depends on them.
             nothing = np.zeros((len(M[node]), len(M[u])))
             k = sum([p @ K[source, u] for source, p in linear] + [np.outer(m, M[u]) for m in means], nothing)
             t = sum([p @ T[source, u] for source, p in linear], nothing)
@@ -204,21 +206,21 @@ def joint_kernels(
 
 
 def joint_kernel(dag: Dag, x1: np.ndarray, x2: np.ndarray, order: str, readout: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The blocks (x1, x2) of `joint_kernels` for ReLU; of one set of inputs if x1 is x2."""
+    """Returns the blocks (x1, x2) of `joint_kernels` for ReLU. If x1 is x2, there is one set of inputs."""
     inputs = x1 if x1 is x2 else np.concatenate([x1, x2])
     [(k, ntk)] = joint_kernels(as_network(dag, order=order, readout=readout), [inputs])
     return k[: len(x1), -len(x2) :], ntk[: len(x1), -len(x2) :]
 
 
 def empirical_kernels(create, inputs: Sequence[np.ndarray], draws: int, seed: int = 1, batch: int | None = 32):
-    """Empirical NNGP and NTK after the readouts, of `draws` networks: two arrays (draws, N, N) per output.
+    """Returns the empirical NNGP and NTK after the readouts of `draws` networks: two arrays (draws, N, N) per output.
 
     Args:
-      create: Builds a `DagNet` with one output unit from `rngs`.
+      create: Function of `rngs` that builds a `DagNet` with one output unit.
       inputs: One array per input node.
       draws: Number of networks.
-      seed: Of the weights.
-      batch: Networks at once.
+      seed: Seed of the weights.
+      batch: Number of networks that are computed at once.
     """
     x = [jnp.asarray(of, jnp.float32) for of in inputs]
     argument = x if len(x) > 1 else x[0]
@@ -240,7 +242,7 @@ def empirical_kernels(create, inputs: Sequence[np.ndarray], draws: int, seed: in
             if model.network.image_readout == "global-average":
                 last = last.mean(axis=tuple(range(1, last.ndim - 1)))
             last = last.reshape(len(last), -1)
-            # Given the last node, the readout is Gaussian: its part of the average is taken exactly.
+            # Given the last node, the readout is Gaussian, so that the average over its weights is exact.
             nngp = layer.w_std**2 * last @ last.T / last.shape[1] + (layer.b_std or 0) ** 2
             flat = [leaf.reshape(len(last), -1) for leaf in jax.tree.leaves(jacobian)]
             results.append((nngp, sum(leaf @ leaf.T for leaf in flat)))
@@ -253,7 +255,7 @@ def empirical_kernels(create, inputs: Sequence[np.ndarray], draws: int, seed: in
 
 @functools.lru_cache(maxsize=2)
 def finite_kernels(dag: Dag, x_bytes: bytes, dim: int, order: str, width: int, draws: int, seed: int):
-    """`empirical_kernels` of a plain ReLU network."""
+    """Returns `empirical_kernels` of a ReLU network with default options."""
 
     def create(rngs: nnx.Rngs) -> DagNet:
         return DagNet(dag, dim, 1, width=width, order=order, rngs=rngs)

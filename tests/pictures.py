@@ -1,4 +1,4 @@
-"""What every picture must keep: texts inside the figure and apart, plain ticks, and all points in view."""
+"""Checks of all pictures: texts inside the figure that do not overlap, plain ticks, and all points in view."""
 
 import itertools
 from typing import Any
@@ -10,23 +10,23 @@ from matplotlib.figure import Figure
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Collects figures instead of writing them."""
+    """Returns a list to which figures are added instead of being written."""
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: figures.append(figure))
     return figures
 
 
 def ticks(axis):
-    """The texts of the ticks that are in view."""
+    """Returns the texts of the visible ticks."""
     low, high = sorted(axis.get_view_interval())
     near = 1e-9 * max(abs(low), abs(high))
     found = [tick for tick in axis.get_major_ticks() if low - near <= tick.get_loc() <= high + near]
-    # The right label of a bar of colors, the left one of other axes.
+    # A color bar has its labels on the right, other axes on the left.
     return [label for tick in found for label in (tick.label1, tick.label2) if label.get_visible() and label.get_text()]
 
 
 def texts(figure: Figure):
-    """All texts of a figure that are to be seen."""
+    """Returns all visible texts of a figure."""
     # Its annotations leave these two out.
     of_figure: Any = figure
     found = [of_figure._suptitle, of_figure._supxlabel]
@@ -39,7 +39,7 @@ def texts(figure: Figure):
 
 
 def check(figure: Figure) -> None:
-    """Fails unless a stranger could read the figure."""
+    """Asserts that a figure is readable."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(figure)]

@@ -39,16 +39,16 @@ from nngp_dag.errors import InputError, OutputError
 
 @dataclass(frozen=True)
 class Case:
-    """An activation and what it should be.
+    """An activation with its expected values.
 
     Attributes:
       phi: The activation.
       f: The function, in NumPy.
-      df: Its derivative.
-      exact: (k, q1, q2) -> F in mpmath, written for brevity, not for rounding; None where no closed form is known.
-      layer: Its name and arguments in neural-tangents; None where that has none, or one of fewer inputs.
+      df: The derivative of the function.
+      exact: Dual F as a function of (k, q1, q2) in mpmath, without care for rounding. None without a closed form.
+      layer: Name and arguments in neural-tangents. None where it has no such layer, or one with fewer inputs.
       kinked: Whether F is not smooth at |correlation| = 1.
-      accuracy: Relative error of its formulas on the diagonal, beside rounding; in float32 half of the last digit.
+      accuracy: Relative error of the formulas on the diagonal, besides rounding.
     """
 
     phi: Activation
@@ -69,7 +69,7 @@ def _theta(k, q1, q2):
 
 
 def _j(n, theta):
-    """Cho and Saul 2009, eqs. (6) and (4), the latter as a recurrence."""
+    """Returns J_n of Cho and Saul 2009, eqs. (6) and (4), the latter as a recurrence."""
     previous, value = mp.pi - theta, mp.sin(theta) + (mp.pi - theta) * mp.cos(theta)
     for m in range(1, n):
         previous, value = value, (2 * m + 1) * mp.cos(theta) * value + m**2 * mp.sin(theta) ** 2 * previous
@@ -94,7 +94,7 @@ def _rectified(n):
         lambda u: (u >= 0) * u**n,
         lambda u: (u >= 0) * n * u ** max(n - 1, 0),
         lambda k, q1, q2: mp.sqrt(q1 * q2) ** n * _j(n, _theta(k, q1, q2)) / (2 * mp.pi),
-        # Beyond, neural-tangents takes seconds.
+        # For higher powers neural-tangents takes seconds.
         ("RectifiedMonomial", n) if n <= 3 else None,
         True,
     )
@@ -148,7 +148,7 @@ def _exp(a, b):
 
 
 def _polynomial(phi, *layer):
-    """E[u^i v^j] by the moments of independent z1, z2: v = alpha u + beta z2."""
+    """Returns E[u^i v^j] from the moments of independent z1 and z2, with v = alpha u + beta z2."""
     p = np.polynomial.Polynomial(phi.coefficients)
 
     def exact(k, q1, q2):
@@ -403,7 +403,7 @@ def multiple(v):
 
 
 def made_by(*values):
-    """Functions that differ in one value only."""
+    """Returns functions that differ in one value only."""
     return [
         *(functools.partial(scaled, by=v) for v in values),
         *(functools.partial(lambda v, x: v * x, v) for v in values),
@@ -422,7 +422,7 @@ def test_functions_that_differ_are_told_apart_on_disk(monkeypatch):
     found = [repr(Quadrature(fn)) for fn in made_by(2.0, 3.0)]
     assert len({*found}) == len(found)
     assert not any("unknown" in text for text in found)
-    # Made anew, they are the same.
+    # Functions with equal values are equal, even if they are created again.
     assert [repr(Quadrature(fn)) for fn in made_by(2.0, 3.0)] == found
     for fn in (jnp.tanh, jnp.negative, jax.nn.relu, jax.nn.mish, with_a_rule):
         assert "unknown" not in repr(Quadrature(fn))
@@ -526,5 +526,5 @@ def test_quadratures_are_checked_inside_transformations_and_once():
     assert len(calls) == count
     with pytest.raises(InputError, match="depend on the other entries"):
         jax.jit(lambda x: Quadrature(lambda v: v - v.max())(x))(jnp.ones(2))
-    # Constants of NumPy's are common; they make float64 of float32 only where that is enabled.
+    # NumPy constants are common in such functions. They turn float32 into float64 only where JAX has float64 enabled.
     Quadrature(lambda x: np.sqrt(2.0) * x)

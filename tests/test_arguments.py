@@ -1,4 +1,4 @@
-"""What people give by mistake: refused or warned of in one line by the function that they called."""
+"""Mistaken arguments: the function that was called refuses them, or warns of them, in one line."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from nngp_dag.errors import (
 from nngp_dag.graph import as_dag
 from nngp_dag.report.tables import dag_table
 
-# Users do not have the tests' type checker.
+# Users do not have the type checker of the tests.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 X = np.random.default_rng(0).normal(size=(6, 5))
@@ -57,7 +57,7 @@ ENTRIES = {
 }
 
 
-# These are about the graph alone.
+# Functions that depend on the graph alone.
 OF_GRAPHS = ("path_bound", "ntk_path_bound", "dag_table")
 
 
@@ -81,7 +81,7 @@ def _outputs(init, apply):
     return apply(init(jax.random.key(0), X.shape)[1], jnp.asarray(X, jnp.float32))
 
 
-# Each as numbers that depend on every option above.
+# Each result is an array of numbers that depend on every option above.
 NETWORKS = {
     "kernel": lambda network, **options: _kernels(nd.kernel(network, X, **options)),
     "gram": lambda network, **options: _kernels(nd.gram(network, X, **options)),
@@ -107,7 +107,7 @@ def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     }
     for network, options in given.values():
         jax.tree.map(np.testing.assert_array_equal, call(network, **options), expected)
-    # And every one of the options counts.
+    # Every option changes the numbers.
     for option in ("w_std", "aggregation", "width"):
         changed = nd.Network(DAG, layer, **OPTIONS)
         if option == "w_std":
@@ -244,7 +244,7 @@ def test_kernels_of_different_networks_are_refused_together():
         nd.loss_curve(tt, y, 0.1, 2, k_test_train=other, k_test_test=xx, y_test=np.arange(2.0))
     with pytest.raises(InputError, match="Expected `k_test_train` to be a `Kernel`, got ndarray"):
         nd.posterior(tt, np.asarray(xt.nngp), xx, y)  # type: ignore[arg-type]
-    # Made by hand, or by a transformation, kernels know no network, and compile once for all.
+    # Kernels that are built by hand, or by a transformation, have no network, and share one compilation.
     by_hand = nd.Kernel(xt.nngp, xt.ntk), jax.tree.map(np.asarray, xx)
     np.testing.assert_array_equal(nd.posterior(tt, *by_hand, y, noise=0.1).mean, expected.mean)
     difference = jax.tree.map(lambda a, b: a - b, xt, other)
@@ -358,7 +358,7 @@ def test_images_whose_channels_come_first_are_named():
         ) as caught:
             call(DAG, first, layer=CONV)
         assert len(caught) == 1
-    # Where it may be meant, or does not matter, nothing is said.
+    # There is no warning where the argument may be intended, or does not matter.
     nd.kernel(DAG, first)
     nd.kernel(DAG, IMAGES, layer=CONV)
     nd.kernel(DAG, np.ones((2, 3, 6, 5)), layer=CONV)
@@ -475,7 +475,7 @@ def test_dense_layers_beside_convolutions_are_named():
     for dag, what in ((mixed, f"{message} and the plain weighted edges 1->2"), (own, f"{message} will")):
         with pytest.warns(InputWarning, match=what):
             default = nd.kernel(dag, IMAGES).ntk
-        # That is what it computes.
+        # The warning is right about the computation.
         np.testing.assert_array_equal(default, nd.kernel(dag, IMAGES, layer=nd.Dense()).ntk)
     with pytest.warns(InputWarning, match="got none: the plain weighted edges 1->2 will"):
         nd.kernel(mixed, IMAGES, stem=CONV)
@@ -598,14 +598,14 @@ def test_an_overflow_names_a_cause_that_the_graph_has(dag, x, options, message):
 
 @dataclasses.dataclass(frozen=True)
 class Roll(nd.graph.EdgeOperation):
-    """Mixes pixels, but does not say how sizes change."""
+    """An operation that mixes pixels, but does not define how sizes change."""
 
     mixes_pixels = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapeless(nd.graph.EdgeOperation):
-    """Scales by nothing that is a number."""
+    """An operation whose scale is not a number."""
 
     factor = None
 
@@ -648,7 +648,7 @@ def test_values_in_messages_are_short():
             with pytest.raises(NngpDagError) as caught:
                 call(bad)
             assert len(str(caught.value)) < 800
-    # Whatever a message is made of, it keeps its remedy.
+    # A message keeps its remedy, however long the values in it are.
     error = NngpDagError(f"Expected little, got {'x' * 10**5}; take less")
     assert len(str(error)) < 2100
     assert re.match(r"Expected little, got x+ \.\.\. x+; take less$", str(error))
@@ -663,7 +663,7 @@ def test_a_long_range_is_no_list_of_nodes():
         nd.nas.Genotype.from_text(text.replace("range(0, 1000000000)", "0x" + "f" * 5000))
 
 
-# Warnings of one cause come once, and their remedies help.
+# A cause gives one warning, and the remedy that it names works.
 
 
 def test_warnings_of_resolution_name_the_noise_that_resolves():

@@ -267,7 +267,7 @@ def test_default_outputs_are_new_ones(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mine(tmp_path):
-    """Forty inputs with labels 3 and 7, as .npz and as .csv, and the labels numbered from 0."""
+    """Returns forty inputs with labels 3 and 7, as .npz and as .csv, and the labels numbered from 0."""
     x = np.random.default_rng(0).normal(size=(40, 4))
     labels = (x[:, 0] > 0).astype(int)
     np.savez(tmp_path / "my.npz", x=x, y=4 * labels + 3)
@@ -321,7 +321,7 @@ def test_json_is_all_that_is_printed(capsys, mine):
         assert found["lambda_max"] == pytest.approx(nd.spectrum(saved["ntk"]).lambda_max)
     _, text, _ = run(capsys, "list", "activations", "--json")
     assert [row["name"] for row in json.loads(text)] == list(nd.activations.ACTIVATIONS)
-    # The next command is not of that mind.
+    # The option of one command does not affect the next.
     assert "paths P" in run(capsys, "show", "2")[1]
 
 
@@ -387,7 +387,7 @@ def test_options_of_the_network_are_those_of_the_library(name):
     for option in ("activation", "order", "b_std"):
         assert options[option].default == getattr(plain.layer, option)
     for field in dataclasses.fields(nd.Recipe) if name == "train" else ():
-        # The library's None stands for an option that is not given.
+        # In the library, None stands for an option that is not given.
         assert (
             options[field.name.removesuffix("s") if field.name == "milestones" else field.name].default == field.default
         )
@@ -454,7 +454,7 @@ def test_training_on_ones_own_data(capsys, mine):
 
 @pytest.mark.slow
 def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
-    # In a process of its own: TensorFlow writes past sys.stderr, to the file descriptor.
+    # In a process of its own, because TensorFlow writes to the file descriptor, not to sys.stderr.
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Every experiment runs, on a small scale, and leaves what it promises."""
+"""Every experiment runs at a small size, and writes the files that it promises."""
 
 import csv
 import importlib.util
@@ -48,7 +48,7 @@ def test_width_convergence(tmp_path, capsys):
     run("width_convergence", [*options, "--widths", *widths])
     document, rows = files_of(out)
     assert [row["width"] for row in rows] == widths
-    # Fluctuations shrink as the root of the width; with 64 networks of 4 widths the fit is off by 0.1 at most.
+    # Fluctuations shrink as width^-1/2. With 64 networks of 4 widths the fitted exponent is off by at most 0.1.
     assert document["slopes"]["erf"]["network_gap"] == pytest.approx(-0.5, abs=0.15)
     assert "slopes, erf: single networks" in capsys.readouterr().out
 
@@ -67,7 +67,7 @@ def test_figure3(tmp_path, capsys):
     assert all(row["share_left"] < 1 for row in document["rows"])
     assert "1,350" not in document["data"]["digits"]
     first = out.with_suffix(".csv").read_bytes()
-    # Interrupted or not, the same command gives the same curves.
+    # The same command returns the same curves, whether or not it was interrupted.
     run("figure3", [*options, "--lr", "0.003", "--draws", "3", "--threshold", "0.2", "--out", str(out)])
     assert out.with_suffix(".csv").read_bytes() == first
     assert "predicted" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_naswot_search(tmp_path, capsys, golden_dir):
     assert sum(document["status"].values()) == 30
     assert 0 < float(rows[2]["skipped"]) < 1
     assert "best of all" in capsys.readouterr().out
-    # Scores are kept.
+    # Scores are not computed again.
     kept = (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes()
     run("naswot_search", options)
     assert (tmp_path / "search-scores" / "scores-naswot.csv").read_bytes() == kept
@@ -118,6 +118,6 @@ def test_pruning_search(tmp_path, capsys, tfds_dir):
     assert document["summary"]["shortcut"]["evaluated"] < document["summary"]["all"]["evaluated"]
     assert document["summary"]["shortcut"]["skipped"] > 0
     assert "networks measured" in capsys.readouterr().out
-    # A finished search is read, not run again: its seconds stay.
+    # A finished search is read, not run again, so that its seconds stay the same.
     run("pruning_search", options)
     assert files_of(out)[1] == rows

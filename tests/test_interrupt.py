@@ -1,4 +1,4 @@
-"""Interruptions, of a small program and of the real command: one line, the right status, nothing half written."""
+"""Interruptions of a small program and of the real command: one line, the right status, no incomplete files."""
 
 import os
 import random
@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-# Seconds in which a process must have ended; it takes two at most, on a machine that does nothing else.
+# Seconds within which a process must end. On an idle machine it takes at most two.
 BOUND = 20
 
-# A program that says "ready" when it is at work.
+# A program that prints "ready" when its work begins.
 PROGRAM = """
 import gc, os, pathlib, signal, sys, time
 from nngp_dag import interrupt
@@ -38,7 +38,7 @@ interrupt.on_interrupt(
 """
 LINE = "nngp-dag: interrupted; kept: 1; go on with: nngp-dag train --out 'a b' --resume\n"
 IN_PYTHON = "while True: pass"
-# Python's handler cannot run: the signal goes to another thread, and the main one stays in its call.
+# The Python handler cannot run: another thread gets the signal, and the main thread stays in its C call.
 IN_C = "import ctypes; signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL]); ctypes.CDLL(None).sleep(60)"
 SWALLOWED = """
 class Swallows:
@@ -55,7 +55,7 @@ IN_WORDS = "interrupt.on_interrupt(lambda: print('ready', flush=True) or time.sl
 
 @pytest.fixture(autouse=True)
 def _heard():
-    """Lets processes hear signals that are ignored where these tests run in the background, or under nohup."""
+    """Restores signals that are ignored when the tests run in the background or under nohup."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
@@ -108,7 +108,7 @@ def test_a_second_one_ends_at_once(tmp_path):
 
 
 def test_what_is_ignored_stays_ignored(tmp_path):
-    # As in the background of a shell script, or under nohup.
+    # A shell script in the background, and nohup, ignore signals in this way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = start(tmp_path, "sys.stdin.readline()", stdin=subprocess.PIPE)
     process.send_signal(signal.SIGINT)
@@ -134,7 +134,7 @@ def test_words_that_are_not_there(tmp_path, words, line):
 
 
 def run_command(arguments, tmp_path, cache=None):
-    """Starts the command in a folder."""
+    """Starts the command in a folder, and returns the process."""
     scripts = os.path.dirname(sys.executable)
     environment = dict(os.environ, PYTHONWARNINGS="ignore", PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}")
     if cache is not None:
@@ -154,7 +154,7 @@ def run_command(arguments, tmp_path, cache=None):
 
 
 def interrupt(process, number, event):
-    """Sends a signal once something has happened; returns the line, or None where the command was faster."""
+    """Sends a signal after an event, and returns the last line; None if the command ended before."""
     deadline = time.monotonic() + 300
     while process.poll() is None and not event():
         assert time.monotonic() < deadline
@@ -166,7 +166,7 @@ def interrupt(process, number, event):
     if process.returncode == 0:
         return None
     assert process.returncode == 128 + number, err
-    # Beside progress and warnings.
+    # Without lines of progress and warnings.
     lines = [line for line in err.splitlines() if not re.match(r"nngp-dag: (\d+ (s|min|h)\b|warning)", line)]
     assert len(lines) == 1, err
     assert lines[0].startswith("nngp-dag: interrupted; ")
@@ -174,7 +174,7 @@ def interrupt(process, number, event):
 
 
 def paste(line, tmp_path, cache=None):
-    """Runs the command that a line ends in; returns what is said before it."""
+    """Runs the command at the end of a line, and returns the text before it."""
     said, _, command = line.partition(" with: ")
     assert command, line
     process = run_command(["bash", "-c", command], tmp_path, cache)
@@ -224,12 +224,12 @@ COMMANDS = {
 }
 
 
-# As the script that is installed; what the interpreter does before that is not ours.
+# The same as the installed script, but it reports when the interpreter has started, before which signals end it.
 READY = "from nngp_dag.__main__ import main; print('ready', flush=True); main()"
 
 
 def real(arguments, tmp_path, cache=None):
-    """Starts the command line; returns once it has begun."""
+    """Starts the command line, and returns the process once it has begun."""
     process = run_command([sys.executable, "-c", READY, *arguments], tmp_path, cache)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -237,7 +237,7 @@ def real(arguments, tmp_path, cache=None):
 
 
 def half_written(tmp_path):
-    """What must not stay; `gram` goes on with what is called after its output."""
+    """Returns the incomplete files that must not remain; those named after the output of `gram` may."""
     return [path for path in tmp_path.rglob("*.partial") if path.name != ".out.partial"]
 
 
@@ -293,12 +293,12 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seconds():
-    """How long each command takes, found when it runs the first time, undisturbed."""
+    """Returns a cache of the seconds that each command takes without an interruption."""
     return {}
 
 
 def prepared(name, folder, cache):
-    """Makes a folder in which a command can run."""
+    """Prepares a folder in which a command can run."""
     folder.mkdir()
     if name in ("nas search", "nas plot"):
         (folder / "table.csv").write_text(f"arch_str,accuracy\n{CELLS[0]},90\n{CELLS[1]},80\n")
@@ -329,6 +329,6 @@ def test_every_command_at_any_moment(tmp_path, compiled, seconds, name, moment, 
 
     line = interrupt(process, number, now)
     assert half_written(folder) == []
-    # The command may have been faster.
+    # The command may have ended before the signal.
     if line is not None and not line.endswith("the command had ended"):
         paste(line, folder, compiled)

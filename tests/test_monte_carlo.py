@@ -1,4 +1,4 @@
-"""Exact kernels against finite networks: the flax model, drawn a thousand times and more."""
+"""Exact kernels against finite networks: the flax model with a thousand draws or more."""
 
 import functools
 import importlib
@@ -22,9 +22,9 @@ WIDTH, DRAWS = 128, 4096
 
 
 def assert_agrees(samples, exact, power=0.05, width=WIDTH):
-    """Agreement within 4 standard errors plus the bias, two-sided, so tight that a factor 1 + `power` would fail.
+    """Asserts two-sided agreement within 4 standard errors plus the bias, which a factor of 1 + `power` would fail.
 
-    The bias is that of order 1/width of these averages; most entries have none.
+    The bias of these averages is of order 1/width; most entries have none.
     """
     exact = np.asarray(exact)
     scale = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
@@ -81,7 +81,7 @@ def test_the_check_is_two_sided_and_sees_five_per_cent(code):
 def test_leaving_out_the_means_is_caught(monkeypatch, by_series):
     dag = nd.Dag.from_code("1_01_222")
     nngp, _ = finite_kernels(dag, X.tobytes(), X.shape[1], "linear-act", WIDTH, DRAWS, seed=1)
-    # Compiled functions would not see the change, nor forget it.
+    # Compiled functions would neither see the change nor its end.
     jax.clear_caches()
     evaluating._series.cache_clear()
     if by_series:
@@ -138,7 +138,7 @@ POOLED = [
     (1, 2, SumPool((2, 1), strides=(2, 2))),
     (1, 2, Conv(**CONV, strides=(2, 2), activation="erf")),
 ]
-# Edges, shapes of inputs, options; then width and draws.
+# (edges, shapes of inputs, options), width, and number of draws.
 GENERAL = {
     "mixed": (MIXED, [(6,)], {"stem": LINEAR, "aggregation": "scaled-sum", "b_std": 0.2}, 128, 1536),
     "mixed, standard": (
@@ -193,7 +193,7 @@ SLOW = {
 
 @functools.cache
 def general(name):
-    """The exact kernels of a case, and those drawn, one pair per output."""
+    """Returns the exact and the empirical kernels of a case, one pair per output."""
     edges, shapes, options, width, draws = (GENERAL | SLOW)[name]
     num_inputs = len(shapes)
     num_nodes = max(target for _, target, _ in edges) + 1
@@ -242,7 +242,7 @@ def test_error_against_width_has_slope_minus_one_half(order):
         def create(rngs, width=width):
             return DagNet(dag, X.shape[1], 1, width=width, order=order, rngs=rngs)
 
-        # More draws of narrow networks, whose errors have heavy tails, at the same cost.
+        # Narrow networks have errors with heavy tails, so that they get more draws, at the same cost.
         [samples] = empirical_kernels(create, [X], (1 << 15) // width, batch=4)
         errors.append(
             [
@@ -250,6 +250,6 @@ def test_error_against_width_has_slope_minus_one_half(order):
                 for of, exact in zip(samples, (np.asarray(k.nngp), np.asarray(k.ntk)), strict=True)
             ]
         )
-    # The root mean square error of one network; for width 1024, over 32 draws, it is known to about an eighth.
+    # The root mean square error of one network. For width 1024, with 32 draws, it is known to about an eighth.
     slopes = np.polyfit(np.log(widths), np.log(errors), 1)[0]
     np.testing.assert_allclose(slopes, -0.5, atol=0.1)

@@ -1,4 +1,4 @@
-"""What importing the package does to the process, each in a fresh interpreter."""
+"""Effects of importing the package on the process, each in a fresh interpreter."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What Chen et al. 2022 find, on real images."""
+"""The findings of Chen et al. 2022, on real images."""
 
 import numpy as np
 import pytest

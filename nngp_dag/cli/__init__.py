@@ -1,6 +1,6 @@
-"""The command line: reads options, calls the library, prints. No mathematics here.
+"""The command line: reads options, calls the library and prints results; it computes nothing itself.
 
-Heavy modules are imported inside the commands, so that `--help` and error messages are quick.
+Large modules are imported inside the commands, so that `--help` and error messages appear at once.
 """
 
 import re
@@ -32,23 +32,25 @@ _SETTINGS: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "-
 
 
 def _examples(*commands: str) -> str:
-    """Returns what stands below the help of a command; a blank line keeps lines apart."""
+    """Returns the examples below the help of a command; typer joins lines unless a blank line separates them."""
     return "\n\n".join(("Examples:", *(f"nngp-dag {command}" for command in commands)))
 
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
-    help="Exact infinite-width kernels of networks with any DAG connectivity, theory and real training.",
+    help="Exact infinite-width kernels (NNGP, NTK) of networks whose layers form a DAG, theory, and training.",
     epilog=_examples("compare", "compare --data my.npz", "show 2_21_112", "list activations"),
     **_SETTINGS,
 )
 nas = typer.Typer(
-    help="Rank and search the cells of NAS-Bench-201 and DARTS without training; train those found.", **_SETTINGS
+    help="Rank and search cells of NAS-Bench-201 and DARTS without training, and train the cells found.",
+    epilog=_examples("nas score --score naswot --sample 100 --out scores", "nas tenas --space darts --out found"),
+    **_SETTINGS,
 )
 
 
 def _add(to: typer.Typer, name: str, function: Callable[..., None], *examples: str) -> None:
-    """Adds a command with examples of its use."""
+    """Adds a command, with examples of its use in the help."""
     whole = f"nas {name}" if to is nas else name
     epilog = _examples(*(f"{whole} {example}".strip() for example in examples))
     to.command(name, epilog=epilog, context_settings=_SETTINGS["context_settings"])(function)
@@ -104,7 +106,7 @@ def _print_version(asked: bool) -> bool:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -112,7 +114,7 @@ def _root(
 
 
 def _message(error: TyperException) -> str:
-    """Returns what is wrong with a command or its options, as one line."""
+    """Returns the message of an error in the options of a command, as one line."""
     if near := getattr(error, "possibilities", None):
         return f"{error.message}; did you mean {near[0]!r}?"
     message = error.format_message().replace("Value error, ", "")
@@ -124,21 +126,24 @@ def _message(error: TyperException) -> str:
 
 
 def _with_options(message: str, arguments: Sequence[str]) -> str:
-    """Returns a message of the library with options of the command in place of the arguments that it names."""
+    """Returns a message of the library with the names of options in place of the names of arguments."""
     command: Any = typer.main.get_command(app)
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
     for option in command.params:
         flags = [flag for flag in option.opts if flag.startswith("--")]
         if flags:
-            # The library's word for what may be given several times is a plural.
+            # For an option that may be repeated, the library's argument has the plural as its name.
             for name in (option.name, f"{option.name}s") if option.multiple else (option.name,):
                 message = re.sub(f"`{name}(=True)?`", max(flags, key=len), message)
     return message
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a bad input prints one line and exits with status 2, an interruption 128 + signal."""
+    """Runs the command line, and exits.
+
+    The status is 0 on success, 2 after an invalid input, which prints one line, and 128 + signal after an interruption.
+    """
     if arguments is None:
         arguments = sys.argv[1:]
     wanted.reset()

@@ -40,18 +40,19 @@ def compare(
     data: DataOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
+    subset: Annotated[int | None, count("Use the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
     scale_inputs: ScaleOption = True,
-    seeds: Annotated[int, count("Networks trained per DAG, with seeds 0, 1, 2, ...", TRAINING)] = 5,
-    steps: Annotated[int, count("Steps of full-batch gradient descent.", TRAINING)] = 100,
+    seeds: Annotated[int, count("Number of networks trained per DAG, with seeds 0, 1, 2, ...", TRAINING)] = 5,
+    steps: Annotated[int, count("Number of steps of full-batch gradient descent.", TRAINING)] = 100,
     learning_rate: Annotated[
         str,
         typer.Option(
             "--learning-rate",
             "--lr",
             rich_help_panel=TRAINING,
-            help="auto: 1 / λmax(NTK) of each DAG; shared: the smallest of these for all; or a number. It is the step "
-            "size on the loss summed over examples, ½‖y − f‖²; that of train is on the mean over a batch.",
+            help="Step size of gradient descent. auto: 1 / λmax(NTK) for each DAG; shared: the smallest of these for "
+            "all DAGs; or a number. The loss is summed over examples, ½‖y − f‖². (The step size of train refers to the "
+            "mean loss of a batch.)",
         ),
     ] = "auto",
     out: Annotated[Path | None, out_option("Folder for compare.json, curves.csv, compare.png.", _OUT)] = None,
@@ -62,7 +63,7 @@ def compare(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Train real networks and put their loss beside the bounds and the exact expectation."""
+    """Train finite networks, and compare their loss with the theory: the bounds and the exact expected loss."""
     from nngp_dag import report
     from nngp_dag.graph import zoo
     from nngp_dag.report.compare_files import finished_in

@@ -41,38 +41,51 @@ _SUBSET = 128
 def sweep(
     dag: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=NETWORK, help="A code or a NAS-Bench-201 cell; repeat for several."),
+        typer.Option(
+            rich_help_panel=NETWORK,
+            help="Graph: a code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell. Repeat for several.",
+        ),
     ] = None,
     nodes: Annotated[
         int | None,
-        typer.Option(rich_help_panel=NETWORK, help="All codes with so many blocks, 1 to 4: 3 for the 729."),
+        typer.Option(
+            rich_help_panel=NETWORK, help="All codes with this number of blocks, 1 to 4. 3 blocks are 729 codes."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=NETWORK, help="A text file with a code or cell on every line; # begins a comment."
+            rich_help_panel=NETWORK,
+            help="Text file with one code or cell per line. A line that begins with # is a comment.",
         ),
     ] = None,
     space: Annotated[
-        Literal["nasbench201"] | None, typer.Option(rich_help_panel=NETWORK, help="All 15,625 cells of the space.")
+        Literal["nasbench201"] | None,
+        typer.Option(rich_help_panel=NETWORK, help="All cells of a search space: the 15,625 of NAS-Bench-201."),
     ] = None,
     data: DataOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    subset: Annotated[int | None, count("Take the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
+    subset: Annotated[int | None, count("Use the first N training examples.", DATA, show_default=f"{_SUBSET}")] = None,
     scale_inputs: ScaleOption = True,
     readout: ReadoutOption = True,
     bounds: Annotated[
-        bool, typer.Option("--bounds", rich_help_panel=COMPUTE, help="Add bounds on λmin that always hold.")
+        bool, typer.Option("--bounds", rich_help_panel=COMPUTE, help="Add proven bounds on λmin to the table.")
     ] = False,
     dtype: PrecisionOption = Precision.FLOAT64,
     memory_budget: Annotated[
-        str, typer.Option(rich_help_panel=COMPUTE, help="Memory of the kernels at once, such as '6 GiB'.")
+        str,
+        typer.Option(
+            rich_help_panel=COMPUTE, help="Largest memory of the kernels that are computed at once, such as '6 GiB'."
+        ),
     ] = "4 GiB",
     plot: Annotated[
-        bool, typer.Option("--plot", rich_help_panel=OUTPUT, help="Draw λmin over depth and paths.")
+        bool,
+        typer.Option(
+            "--plot", rich_help_panel=OUTPUT, help="Also draw sweep.png: λmin over depth and number of paths."
+        ),
     ] = False,
-    out: Annotated[Path | None, out_option("Folder for the table.", _OUT)] = None,
+    out: Annotated[Path | None, out_option("Folder for the tables, sweep.csv and others.", _OUT)] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -80,7 +93,10 @@ def sweep(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Rank many DAGs by the spectra of their exact kernels, without training."""
+    """Rank many DAGs by the spectra of their exact kernels, without training.
+
+    Exactly one of --dag, --nodes, --file and --space names the graphs.
+    """
     from nngp_dag.graph import Conv
     from nngp_dag.report import output_file
     from nngp_dag.report._sweep import sweep as sweep_dags
@@ -144,7 +160,7 @@ def sweep(
 
 
 def _listed(dag: list[str] | None, nodes: int | None, file: Path | None, space: str | None) -> tuple[list[str], str]:
-    """Returns codes and cells, and what to call them."""
+    """Returns the texts of the graphs, and a name for the whole list."""
     from nngp_dag.graph import zoo
 
     given = {"--dag": dag, "--nodes": nodes, "--file": file, "--space": space}

@@ -52,56 +52,80 @@ def train(
         typer.Option(
             "--scale-inputs",
             rich_help_panel=DATA,
-            help="Scale every input to |x|² = d. (Commands that compute kernels do so unless told otherwise.)",
+            help="Scale every input to |x|² = d. (Commands that compute kernels do so by default.)",
         ),
     ] = False,
     batch_norm: Annotated[
-        bool, typer.Option("--batch-norm", rich_help_panel=NETWORK, help="Batch normalization after weights.")
+        bool,
+        typer.Option(
+            "--batch-norm",
+            rich_help_panel=NETWORK,
+            help="Batch normalization after the weights of the stem and of every edge.",
+        ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Examples a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Number of examples per step.")] = 128,
     learning_rate: Annotated[
         float,
         typer.Option(
             "--lr",
             "--learning-rate",
             rich_help_panel=TRAINING,
-            help="Step size on the mean loss of a batch; that of compare is on the loss summed over examples.",
+            help="Learning rate: the step size on the mean loss of a batch. (The step size of compare refers to the "
+            "loss summed over examples.)",
         ),
     ] = 0.05,
     momentum: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, from 0 to below 1.")
+        float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, at least 0 and below 1.")
     ] = 0.0,
     nesterov: Annotated[
-        bool, typer.Option("--nesterov", rich_help_panel=TRAINING, help="Nesterov's momentum.")
+        bool, typer.Option("--nesterov", rich_help_panel=TRAINING, help="Use Nesterov momentum.")
     ] = False,
     weight_decay: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="Times every parameter, added to its gradient.")
+        float,
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Factor of the weight decay: this number times every parameter is added to its gradient.",
+        ),
     ] = 0.0,
-    epochs: Annotated[int, typer.Option(rich_help_panel=TRAINING, help="Passes over the training part.")] = 20,
+    epochs: Annotated[
+        int, typer.Option(rich_help_panel=TRAINING, help="Number of passes over the training part.")
+    ] = 20,
     warmup: Annotated[
-        int, typer.Option(rich_help_panel=TRAINING, help="Epochs over which the learning rate grows linearly.")
+        int,
+        typer.Option(
+            rich_help_panel=TRAINING, help="Number of first epochs over which the learning rate grows linearly to --lr."
+        ),
     ] = 0,
     schedule: Annotated[
-        Literal["constant", "multistep", "cosine"], typer.Option(rich_help_panel=TRAINING, help="Of the learning rate.")
+        Literal["constant", "multistep", "cosine"],
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Learning rate after the warm-up. multistep: divided by 10 at every milestone; cosine: down to 0.",
+        ),
     ] = "constant",
     milestone: Annotated[
         list[int] | None,
         typer.Option(
-            rich_help_panel=TRAINING, help="Epoch at which multistep divides by 10; repeat. Default: 1/2 and 3/4."
+            rich_help_panel=TRAINING,
+            help="Epoch at which multistep divides the learning rate by 10. Repeat for several. Default: 1/2 and 3/4 "
+            "of the epochs.",
         ),
     ] = None,
     loss: Annotated[
-        Literal["cross-entropy", "squared"], typer.Option(rich_help_panel=TRAINING, help="Of one example.")
+        Literal["cross-entropy", "squared"],
+        typer.Option(rich_help_panel=TRAINING, help="Loss of one example. squared: ½‖y − f‖² with y one-hot."),
     ] = "cross-entropy",
-    seeds: Annotated[int, count("Networks of each DAG, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
-    checkpoint_every: Annotated[int, count("Epochs between checkpoints.", OUTPUT)] = 1,
+    seeds: Annotated[
+        int, count("Number of networks per DAG, with seeds 0, 1, 2, ..., trained as one program.", TRAINING)
+    ] = 1,
+    checkpoint_every: Annotated[int, count("Number of epochs between checkpoints.", OUTPUT)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
     resume: ResumeRunOption = False,
     evaluate: Annotated[
         Path | None,
         typer.Option(
             rich_help_panel=OUTPUT,
-            help="Train nothing; evaluate OUT/checkpoints/NAME/best or last on the run's data.",
+            help="Checkpoint to evaluate on the data of its run, without training: OUT/checkpoints/NAME/best or last.",
         ),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -110,7 +134,10 @@ def train(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Train networks on images, with curves, checkpoints and TensorBoard events; resumable at any moment."""
+    """Train networks on labeled data, with curves, checkpoints and TensorBoard events.
+
+    A run may be interrupted at any time; --resume continues it.
+    """
     from nngp_dag import training
     from nngp_dag.architecture import as_network
     from nngp_dag.graph import zoo
@@ -147,7 +174,7 @@ def train(
     keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir")
     source = {name: options.pop(name) for name in keys}
     milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
-    # Of a run that goes on, what it was begun with; then it is a text.
+    # A resumed run reads the order from its config.json, as a text.
     options["order"] = OrderOption(options["order"])
     architecture = architecture_of(**{name: options.pop(name) for name in NETWORK_OPTIONS})
     recipe = training.Recipe(**options, milestones=tuple(milestones) if milestones else None)
@@ -165,10 +192,10 @@ def train(
     splits = load()
     say(splits.statement)
     check_batch_size(recipe.batch_size, splits)
-    # Of a whole space of graphs, config.json holds the numbers.
     shape, batch_norm = splits.train.x.shape[1:], recipe.batch_norm
     networks = {name: as_network(dag, **architecture) for name, dag in dags.items()}
-    # A run that goes on has printed them; whether it is of these networks is not known yet.
+    # Only the first few tables are printed; config.json has the sizes of all networks. A resumed run has printed its
+    # tables before, and whether it has these networks is not known yet.
     for name, network in [] if resume else list(networks.items())[:_MOST_TABLES]:
         show(model_table(name, training.summary_of(network, shape, splits.num_classes, batch_norm=batch_norm)))
     with progress() as on_progress:

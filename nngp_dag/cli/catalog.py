@@ -11,11 +11,11 @@ from nngp_dag.cli.screen import result, show
 def list_command(
     what: Annotated[
         Literal["activations", "datasets", "scores", "spaces", "dags"],
-        typer.Argument(metavar="WHAT", help="activations, datasets, scores, spaces or dags."),
+        typer.Argument(metavar="WHAT", help="Kind of names: activations, datasets, scores, spaces or dags."),
     ],
     json: JsonOption = False,
 ) -> None:
-    """List the names that options take."""
+    """List the values that options accept, with a short description of each."""
     from rich.table import Table
 
     rows = _names(what)
@@ -27,7 +27,7 @@ def list_command(
 
 
 def _names(what: str) -> dict[str, str]:
-    """Returns names, and a few words on each."""
+    """Returns the names of a kind, with a short description of each."""
     if what == "activations":
         from nngp_dag.activations import ACTIVATIONS
 

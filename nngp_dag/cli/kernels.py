@@ -43,21 +43,25 @@ _KERNEL_SUBSET, _GRAM_SUBSET = 256, 1024
 
 def show_command(
     code: Annotated[
-        str, typer.Argument(metavar="CODE", help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell.")
+        str,
+        typer.Argument(metavar="CODE", help="Graph: a code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."),
     ],
     explain: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=COMPUTE,
-            help="Say how its kernels would be computed, and why, for float32 inputs of this shape, such as 20000x784.",
+            help="Shape of float32 inputs, such as 20000x784. Also print how the kernels of the graph would be "
+            "computed for them, and why.",
         ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Also draw the graph to this file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Also draw the graph to this .png file.")
+    ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print a graph, its paths, depth histogram, effective depth and width."""
+    """Print the facts of a graph: edges, paths, depth histogram, effective depth and effective width."""
     once(*([] if png is None else [png]))
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"Expected --png to name a file .png, got {png.name[:60]!r}; write --png {png.name[:60]}.png")
@@ -96,19 +100,21 @@ def kernel_command(
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     subset: Annotated[
-        int | None, count("Take the first N training examples.", DATA, show_default=f"{_KERNEL_SUBSET}")
+        int | None, count("Use the first N training examples.", DATA, show_default=f"{_KERNEL_SUBSET}")
     ] = None,
     scale_inputs: ScaleOption = True,
     readout: ReadoutOption = True,
     dtype: PrecisionOption = Precision.FLOAT64,
-    out: Annotated[Path | None, out_option("Write this .npz, and a picture beside it.", _KERNEL)] = None,
+    out: Annotated[
+        Path | None, out_option("File .npz for the kernels. A picture .png is written beside it.", _KERNEL)
+    ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Compute the exact NNGP and NTK of a DAG on a data set."""
+    """Compute the exact NNGP and NTK of a DAG on a data set, print their spectra and write both matrices."""
     import numpy as np
 
     from nngp_dag.graph.codes import shorten
@@ -151,7 +157,7 @@ def kernel_command(
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
         arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
         arrays |= {} if samples.y is None else {"labels": samples.y}
-        # Targets of a regression name no classes.
+        # The targets of a regression have no classes.
         arrays |= {"classes": np.array(samples.classes)} if samples.classes else {}
         np.savez_compressed(npz, **arrays)
         place = "after the readout" if readout else "at the last node"
@@ -168,14 +174,17 @@ def gram_command(
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     subset: Annotated[
-        int | None, count("Take the first N training examples.", DATA, show_default=f"{_GRAM_SUBSET}")
+        int | None, count("Use the first N training examples.", DATA, show_default=f"{_GRAM_SUBSET}")
     ] = None,
     scale_inputs: ScaleOption = True,
     dtype: PrecisionOption = Precision.FLOAT32,
     memory_budget: Annotated[
-        str, typer.Option(rich_help_panel=COMPUTE, help="Memory of the whole process, such as '6 GiB'.")
+        str, typer.Option(rich_help_panel=COMPUTE, help="Largest memory of the whole process, such as '6 GiB'.")
     ] = "4 GiB",
-    tile: Annotated[int | None, count("Rows of a tile at most; by default what the budget allows.", COMPUTE)] = None,
+    tile: Annotated[
+        int | None,
+        count("Largest number of rows of a tile. Default: the number that the memory budget allows.", COMPUTE),
+    ] = None,
     out: Annotated[Path | None, out_option("Folder for nngp.npy, ntk.npy and gram.json.", _GRAM, fresh=False)] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -184,9 +193,10 @@ def gram_command(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Compute large kernels in tiles on disk, within a memory budget.
+    """Compute large exact kernels, NNGP and NTK, in tiles on disk, within a memory budget.
 
-    Interrupted, the same command continues; --resume says that there must be something to go on with.
+    An interrupted computation continues when the same command is given again. With --resume, the command fails if there
+    is nothing to continue.
     """
     from nngp_dag.graph import Conv
     from nngp_dag.kernels import gram
@@ -197,7 +207,7 @@ def gram_command(
     bytes_of(memory_budget)
     images = isinstance(architecture["layer"], Conv)
     out = Path(_GRAM) if out is None else out
-    # Where `gram` keeps what is unfinished.
+    # `gram` keeps unfinished kernels in the second of these folders.
     if resume and not (out.exists() or (out.parent / f".{out.name}.partial").exists()):
         raise InputError(f"Expected {out} to hold kernels to go on with, got none; leave out --resume to start them")
     load = choose_samples(

@@ -1,4 +1,4 @@
-"""What the commands say when they are interrupted: what is kept, and the command that goes on."""
+"""The last line of an interrupted command: the work that is kept, and the command that continues."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from nngp_dag.interrupt import command, given
 
 
 def same_command(kept: Callable[[], str]) -> None:
-    """For commands that go on where they were when they are given again."""
+    """Prepares the last line of a command that continues when it is given again."""
     interrupt.on_interrupt(lambda: f"kept: {kept()}; go on with: {command()}")
 
 
 def once(*files: Path) -> None:
-    """For commands that start again; files that they have written by then must be replaced."""
+    """Prepares the last line of a command that starts again, and must then replace the files that it has written."""
     before = [_stamp(file) for file in files]
 
     def words() -> str:
@@ -26,16 +26,16 @@ def once(*files: Path) -> None:
 
 
 class Resumable:
-    """For commands with --resume.
+    """The last line of a command with --resume.
 
     Args:
-      marker: The file whose presence makes a folder one that can be resumed.
-      kept: Says what is kept there.
-      resume: The command that goes on; by default the same with --resume.
+      marker: File whose presence shows that a folder can be resumed.
+      kept: Function that returns a description of the work that is kept.
+      resume: Command that continues. None for the same command with --resume.
     """
 
     def __init__(self, marker: Path, kept: Callable[[], str], resume: str | None = None) -> None:
-        """From now on the file is looked at."""
+        """Remembers the state of the file at the start of the command."""
         self.kept = kept
         self._marker, self._before, self._resume = marker, _stamp(marker), resume
         interrupt.on_interrupt(self._words)
@@ -43,7 +43,7 @@ class Resumable:
     def _words(self) -> str:
         if given("--resume"):
             return f"kept: {self.kept()}; go on with: {command()}"
-        # What lay there before is not of this command.
+        # A file that has not changed is from an earlier command.
         if _stamp(self._marker) in (None, self._before):
             return f"kept: nothing new; start again with: {command()}"
         resume = self._resume or command(with_flag="--resume", without_flag="--overwrite")
@@ -51,17 +51,17 @@ class Resumable:
 
 
 def counted(what: str) -> Callable[[], str]:
-    """Returns what says how many are done by the progress that was last shown."""
+    """Returns a function that describes the last reported progress, such as "3 of 9 tiles"."""
     return lambda: ", ".join(f"{done} of {total} {what}" for done, total in latest_progress.values()) or "nothing new"
 
 
 def epochs_in(out: Path, total: int | None = None) -> Callable[[], str]:
-    """Returns what says how many epochs the checkpoints of a run hold."""
+    """Returns a function that describes how many epochs the checkpoints of a run hold."""
 
     def say() -> str:
         done = 0
         for folder in out.glob("checkpoints/*/last"):
-            # The one before goes when the next is whole.
+            # Two may exist for a moment: a checkpoint is deleted only when the next is complete.
             done += max((int(epoch.name) for epoch in folder.iterdir() if epoch.name.isdecimal()), default=0)
         return f"{done}{'' if total is None else f' of {total}'} epochs in {out}"
 
@@ -69,7 +69,7 @@ def epochs_in(out: Path, total: int | None = None) -> Callable[[], str]:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """What changes when a file is written anew."""
+    """Returns a value that changes when a file is replaced or modified; None without a file."""
     try:
         found = file.stat()
     except OSError:

@@ -29,59 +29,78 @@ _SCORES = "nngp-dag-nas"
 _BATCH = 128
 
 FilterOption = Annotated[
-    list[str], typer.Option("--filter", rich_help_panel=COMPUTE, help="paper or released-code; repeat for both.")
+    list[str],
+    typer.Option(
+        "--filter",
+        rich_help_panel=COMPUTE,
+        help="Filter of effective depth and width: paper or released-code. Repeat for both.",
+    ),
 ]
 ScoreOption = Annotated[
     list[str],
     typer.Option(
         "--score",
         rich_help_panel=COMPUTE,
-        help="naswot, parameters, ...; repeat for several. `nngp-dag list scores` shows all.",
+        help="Score: naswot, parameters, ... Repeat for several. `nngp-dag list scores` shows all.",
     ),
 ]
 ScoresOption = Annotated[
-    Path, typer.Option("--scores", rich_help_panel=DATA, help="Folder that nas score wrote.", show_default=_SCORES)
+    Path, typer.Option("--scores", rich_help_panel=DATA, help="Folder of scores from nas score.", show_default=_SCORES)
 ]
 BenchmarkOption = Annotated[
-    Path, typer.Option("--benchmark", rich_help_panel=DATA, help="CSV or JSON with arch_str and accuracies.")
+    Path,
+    typer.Option(
+        "--benchmark",
+        rich_help_panel=DATA,
+        help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent.",
+    ),
 ]
 
 
 def score(
     score: ScoreOption = ["naswot", "parameters", "nngp_lambda_min_exact"],  # noqa: B006
     sample: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="So many random cells; by default all 15,625.")
+        int | None,
+        typer.Option(rich_help_panel=NETWORK, help="Number of random cells to score. Default: all 15,625 cells."),
     ] = None,
-    cell: Annotated[list[str] | None, typer.Option(rich_help_panel=NETWORK, help="A cell; repeat for several.")] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=NETWORK, help="NAS-Bench-201 cell to score, instead of --sample. Repeat for several."
+        ),
+    ] = None,
     data: DataOption = None,
     dataset: CifarOption = None,
     data_dir: DataDirOption = None,
-    batch: Annotated[
-        int | None, count("Images, the first of the training set.", DATA, show_default=f"{_BATCH}")
-    ] = None,
-    channels: Annotated[int, count("Channels of the first stage.", NETWORK)] = 16,
-    cells: Annotated[int, count("Cells of a stage.", NETWORK)] = 5,
-    seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Of the weights, and of the sample.")] = 0,
+    batch: Annotated[int | None, count("Use the first N training images.", DATA, show_default=f"{_BATCH}")] = None,
+    channels: Annotated[int, count("Number of channels C of the first stage.", NETWORK)] = 16,
+    cells: Annotated[int, count("Number of cells per stage.", NETWORK)] = 5,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=COMPUTE, help="Seed of the weights, and of the random cells.")
+    ] = 0,
     cells_at_once: Annotated[
-        int | None, count("Networks that one call computes; by default 16 on a GPU, 1 elsewhere.", COMPUTE)
+        int | None, count("Number of networks that are computed at once. Default: 1 on CPU, 16 elsewhere.", COMPUTE)
     ] = None,
     timed: Annotated[
         bool,
         typer.Option(
-            "--timed", rich_help_panel=COMPUTE, help="Compute exact kernels twice, to leave compilation out of seconds."
+            "--timed",
+            rich_help_panel=COMPUTE,
+            help="Compute exact kernels twice, so that their reported seconds do not include compilation.",
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        out_option("Folder for the scores; what it has is not computed again.", _SCORES, fresh=False),
+        out_option("Folder for the scores. Scores that it already has are not computed again.", _SCORES, fresh=False),
     ] = None,
     resume: ResumeOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score cells; whatever stops it, the same command goes on where it was.
+    """Score cells of NAS-Bench-201 without training.
 
-    --resume says that there must be scores to go on with.
+    An interrupted computation continues when the same command is given again. With --resume, the command fails if there
+    is nothing to continue.
     """
     same_command(
         lambda: (
@@ -134,17 +153,22 @@ def search(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=DATA, help="Column of the benchmark, if it has several; repeat for a table of each."
+            rich_help_panel=DATA,
+            help="Column of the accuracy table, if it has several. Repeat for one result per column.",
         ),
     ] = None,
-    sample: Annotated[int, count("Cells of one search.", COMPUTE)] = 100,
-    repeats: Annotated[int, count("Searches.", COMPUTE)] = 500,
-    seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Of the samples.")] = 0,
+    sample: Annotated[int, count("Number of cells that one search draws.", COMPUTE)] = 100,
+    repeats: Annotated[int, count("Number of searches per score and filter.", COMPUTE)] = 500,
+    seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Seed of the draws.")] = 0,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Search among scored cells: draw, filter, take the best; and rank correlations with the accuracy."""
+    """Simulate searches by score, and report the accuracy of the cells found.
+
+    A search draws random scored cells, filters them and takes the best. The command also prints the rank correlations
+    of the scores with the accuracy.
+    """
     once(scores / "search.csv", scores / "accuracy.csv")
     hold(scores)
     import pandas
@@ -180,16 +204,16 @@ def plot(
         list[str] | None,
         typer.Option(
             rich_help_panel=DATA,
-            help="A score to draw; repeat for several. Default: all, also those computed along with others.",
+            help="Score to draw. Repeat for several. Default: all scores in the folder.",
         ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Column of the benchmark, if it has several.")
+        str | None, typer.Option(rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw accuracy over effective depth and width, and over scores."""
+    """Draw the accuracy of cells over effective depth and width, and over their scores."""
     once(scores / "depth-width.png", scores / "scores.png")
     hold(scores)
     from nngp_dag.nas import SCORES, AccuracyTable

@@ -27,67 +27,94 @@ _OUT = "nngp-dag-tenas"
 
 
 def tenas(
-    space: Annotated[str, typer.Option(rich_help_panel=COMPUTE, help="nasbench201 or darts.")] = "nasbench201",
+    space: Annotated[
+        str, typer.Option(rich_help_panel=COMPUTE, help="Search space: nasbench201 or darts.")
+    ] = "nasbench201",
     data: DataOption = None,
     dataset: CifarOption = None,
     data_dir: DataDirOption = None,
     batch: Annotated[
         int | None,
-        count("First images of the training set; by default 32, of DARTS 14, and for exact 64.", DATA),
+        count(
+            "Use the first N training images for every measure. Default: 64 for exact; for the others 32, or 14 on "
+            "DARTS.",
+            DATA,
+        ),
     ] = None,
     benchmark: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="CSV or JSON with arch_str and accuracies.")
+        Path | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent. It "
+            "gives the accuracy of the cell that is found.",
+        ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Column of the benchmark, if it has several.")
+        str | None, typer.Option(rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
     ] = None,
     measure: Annotated[
         list[str],
         typer.Option(
-            rich_help_panel=COMPUTE, help="ntk, regions, or exact, which needs no network; repeat for several."
+            rich_help_panel=COMPUTE,
+            help="Measure of a supernet. ntk: condition number of the NTK; regions: number of linear regions; exact: "
+            "λmin of exact kernels, without a finite network. Repeat for several.",
         ),
     ] = ["ntk", "regions"],  # noqa: B006
     shortcut: Annotated[
         bool,
         typer.Option(
-            rich_help_panel=COMPUTE, help="Keep operations of moderate effective depth and width without evaluation."
+            rich_help_panel=COMPUTE,
+            help="Keep, without evaluation, operations whose removal leaves effective depth and width moderate.",
         ),
     ] = True,
-    repeats: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Draws of weights in every round.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(rich_help_panel=COMPUTE, help="Number of draws of weights in every round.")
+    ] = 3,
     per_round: Annotated[
         int | None,
         typer.Option(
-            rich_help_panel=COMPUTE, help="Operations that an edge loses in a round; by default 1, of DARTS 3."
+            rich_help_panel=COMPUTE,
+            help="Number of operations that an edge loses in a round. Default: 1, or 3 on DARTS.",
         ),
     ] = None,
     ranks: Annotated[
         str,
         typer.Option(
-            rich_help_panel=COMPUTE, help="all: operations are ranked among those of all edges; edge: of their own."
+            rich_help_panel=COMPUTE,
+            help="Group in which operations are ranked. all: the operations of all edges; edge: those of one edge.",
         ),
     ] = "all",
     gradients: Annotated[
-        str, typer.Option(rich_help_panel=COMPUTE, help="all, or reference: without shifts and biases.")
+        str,
+        typer.Option(
+            rich_help_panel=COMPUTE,
+            help="Weights whose gradients form the NTK. all: all weights; reference: without shifts and biases, as in "
+            "TE-NAS.",
+        ),
     ] = "all",
     batch_norm: Annotated[
         str,
         typer.Option(
             rich_help_panel=COMPUTE,
-            help="frozen: the batch's statistics are constants; or live, as in TE-NAS, which takes longer.",
+            help="Batch statistics in gradients. frozen: constants; live: functions of the weights, as in TE-NAS, "
+            "which takes longer.",
         ),
     ] = "frozen",
-    seed: Annotated[int, typer.Option(rich_help_panel=COMPUTE, help="Of the weights, and of ties.")] = 0,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=COMPUTE, help="Seed of the weights, and of the order that breaks ties.")
+    ] = 0,
     out: Annotated[
         Path | None,
-        out_option("Folder for the search; the same command goes on where it was.", _OUT, fresh=False),
+        out_option("Folder for the search. The same command continues an unfinished search.", _OUT, fresh=False),
     ] = None,
     resume: ResumeOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Search a supernet by pruning, without training; whatever stops it, the same command goes on where it was.
+    """Search for a cell by pruning a supernet (TE-NAS), without training.
 
-    --resume says that there must be a search to go on with.
+    An interrupted search continues when the same command is given again. With --resume, the command fails if there is
+    nothing to continue.
     """
     rounds: list[int] = []
     same_command(lambda: f"{rounds[-1]} round{'' if rounds[-1] == 1 else 's'}" if rounds else "nothing new")
@@ -139,10 +166,10 @@ def tenas(
         show("accuracy not in the table" if math.isnan(accuracy) else f"accuracy {accuracy:.2f} %")
     evaluated = [decision for decision in state.decisions if decision.outcome != "skipped"]
     if flagged := sum(len(decision.changes) < len(measure) for decision in evaluated):
-        say(f"{flagged} of {len(evaluated)} operations flagged, to be pruned last; log.csv says why")
+        say(f"{flagged} of {len(evaluated)} operations flagged, and pruned last; log.csv has the reasons")
     for number, row in enumerate(state.trajectory):
         if silent := [name for name in measure if row.get(name) is None]:
-            say(f"round {number}: {', '.join(silent)} said nothing, since the supernet was not sound")
+            say(f"round {number}: the supernet has no value of {', '.join(silent)}")
     say(f"{state.evaluated:,} networks measured, {state.skipped:,} left out, {state.seconds:.1f} s; wrote {out}")
     counts = {name: getattr(state, name) for name in ("evaluated", "skipped", "seconds")}
     result({"cell": str(found.cell), "accuracy": accuracy, **counts, "files": [out]})

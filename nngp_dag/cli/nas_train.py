@@ -38,7 +38,7 @@ def train_cell_command(
         typer.Argument(
             metavar="CELL",
             show_default=False,
-            help="A NAS-Bench-201 cell, a DARTS genotype, or a file with one; with --resume that of the run.",
+            help="NAS-Bench-201 cell, DARTS genotype, or a file with one of them. Not needed with --resume.",
         ),
     ] = None,
     data: DataOption = None,
@@ -46,60 +46,87 @@ def train_cell_command(
     data_dir: DataDirOption = None,
     subset: TrainSubsetOption = None,
     eval_subset: EvalSubsetOption = None,
-    channels: Annotated[int | None, count("C; by default 36 for DARTS, 16 for NAS-Bench-201.", NETWORK)] = None,
+    channels: Annotated[
+        int | None,
+        count("Number of channels C of the first cells. Default: 36 for DARTS, 16 for NAS-Bench-201.", NETWORK),
+    ] = None,
     layers: Annotated[
         int | None,
-        count("Cells of a DARTS network, by default 20, or of a NAS-Bench-201 stage, 5.", NETWORK),
+        count(
+            "Number of cells: of the whole network for DARTS (default 20), per stage for NAS-Bench-201 (default 5).",
+            NETWORK,
+        ),
     ] = None,
-    epochs: Annotated[int, count("Passes over the training part.", TRAINING)] = 600,
-    batch_size: Annotated[int, count("Images a step.", TRAINING)] = 96,
+    epochs: Annotated[int, count("Number of passes over the training part.", TRAINING)] = 600,
+    batch_size: Annotated[int, count("Number of images per step.", TRAINING)] = 96,
     learning_rate: Annotated[
         float,
         typer.Option(
             "--lr",
             "--learning-rate",
             rich_help_panel=TRAINING,
-            help="Step size on the mean loss of a batch, at first; a cosine to 0.",
+            help="Learning rate of the first epoch: the step size on the mean loss of a batch. It falls to 0 on half a "
+            "cosine.",
         ),
     ] = 0.025,
     momentum: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, from 0 to below 1.")
+        float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, at least 0 and below 1.")
     ] = 0.9,
     weight_decay: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="3e-5 in Chen et al., 3e-4 in DARTS.")
+        float,
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Factor of the weight decay: this number times every parameter is added to its gradient. It is 3e-5 "
+            "in Chen et al., and 3e-4 in DARTS.",
+        ),
     ] = 3e-5,
     label_smoothing: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="Share of the target that all classes have.")
+        float,
+        typer.Option(
+            rich_help_panel=TRAINING, help="Share of the target, below 1, that is spread equally over all classes."
+        ),
     ] = 0.0,
     gradient_clip: Annotated[
-        float, typer.Option(rich_help_panel=TRAINING, help="Largest norm of the gradient; 0 for no clipping.")
+        float,
+        typer.Option(rich_help_panel=TRAINING, help="Largest Euclidean norm of the gradient. 0 for no clipping."),
     ] = 5.0,
     auxiliary: Annotated[
         float | None,
         typer.Option(
             rich_help_panel=TRAINING,
-            help="Weight of the auxiliary head; by default 0.4 for DARTS on 29 pixels or more.",
+            help="Weight of the loss of the auxiliary head of DARTS. 0 for no head. Default: 0.4 for images of at "
+            "least 29 pixels per side, else 0.",
         ),
     ] = None,
     drop_path: Annotated[
         float | None,
         typer.Option(
             rich_help_panel=TRAINING,
-            help="p: epoch e of E, from 0, drops with p e / E; by default 0.2 for DARTS, else 0.",
+            help="Probability p of drop path. Epoch e of E, counted from 0, uses p e / E. Default: 0.2 for DARTS, "
+            "else 0.",
         ),
     ] = None,
-    augment: Annotated[bool, typer.Option(rich_help_panel=TRAINING, help="Random crops and mirror images.")] = True,
+    augment: Annotated[
+        bool, typer.Option(rich_help_panel=TRAINING, help="Crop and mirror training images at random, or keep them.")
+    ] = True,
     cutout: Annotated[
-        int, typer.Option(rich_help_panel=TRAINING, help="Side of a square of zeros; 16 in DARTS, 0 for none.")
+        int,
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Side, in pixels, of a random square of zeros in training images. It is 16 in DARTS; 0 for none.",
+        ),
     ] = 0,
-    seeds: Annotated[int, count("Networks of the cell, with seeds 0, 1, 2, ..., as one program.", TRAINING)] = 1,
+    seeds: Annotated[int, count("Number of networks, with seeds 0, 1, 2, ..., trained as one program.", TRAINING)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
     resume: ResumeRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train the network of a found cell on images, with curves and checkpoints; resumable at any moment."""
+    """Train the network of a cell on images, with curves and checkpoints.
+
+    A run may be interrupted at any time; --resume continues it.
+    """
     from nngp_dag.training.cell_recipe import CellRecipe, read_cell
     from nngp_dag.training.cells import train_cell
     from nngp_dag.training.rundir import run_folder
@@ -112,13 +139,13 @@ def train_cell_command(
     if text is None:
         raise InputError("Expected a cell of NAS-Bench-201, a genotype or a file with one, got none; pass it as CELL")
     parsed = read_cell(text)
-    # Not the path of a file with it, which may change.
+    # The cell itself is stored, because a file with it may change.
     stored = as_stored({**options, "cell": str(parsed)})
     seeds = options.pop("seeds")
     source = {name: options.pop(name) for name in ("data", "dataset", "data_dir", "subset", "eval_subset")}
-    # The usual ones depend on the cell.
+    # The defaults of options that are not given depend on the cell; `CellRecipe.of` has them.
     options = {name: value for name, value in options.items() if value is not None}
-    # What does not depend on the images is refused before they are read.
+    # Checks all options that do not depend on the images, before the images are read.
     epochs = CellRecipe.of(parsed, (), **options).epochs
     source |= {name: as_path(source[name]) for name in ("data", "data_dir")}
     load = choose_splits(**source, default="cifar10")

@@ -18,29 +18,43 @@ def _option(help: str) -> Any:  # noqa: A002
 
 
 def architecture_of(
-    activation: Annotated[str, _option("relu, erf, gelu, ...; `nngp-dag list activations` shows all.")] = "relu",
-    order: Annotated[OrderOption, _option("On weighted edges: act(W x), or W act(x).")] = OrderOption.LINEAR_ACT,
-    w_std: Annotated[float | None, _option("Std of weights times √fan-in; by default √2 (He).")] = None,
-    b_std: Annotated[float | None, _option("Std of biases; by default there are none.")] = None,
-    aggregation: Annotated[_Aggregation, _option("How nodes add up; scaled-sum by 1/√in-degree.")] = "sum",
+    activation: Annotated[
+        str, _option("Activation: relu, erf, gelu, ... `nngp-dag list activations` shows all.")
+    ] = "relu",
+    order: Annotated[
+        OrderOption, _option("Order on weighted edges. linear-act: act(W x); act-linear: W act(x).")
+    ] = OrderOption.LINEAR_ACT,
+    w_std: Annotated[
+        float | None, _option("Standard deviation of the weights times √fan-in. Default: √2 (He initialization).")
+    ] = None,
+    b_std: Annotated[float | None, _option("Standard deviation of the biases. Default: no biases.")] = None,
+    aggregation: Annotated[
+        _Aggregation, _option("Aggregation of the inputs of a node. scaled-sum: the sum times 1/√in-degree.")
+    ] = "sum",
     conv: Annotated[
         int | None,
-        count("Weighted edges and the stem are convolutions with filters of this side, such as 3.", NETWORK),
+        count(
+            "Side of the filters, such as 3: weighted edges and the stem are convolutions. Default: dense layers.",
+            NETWORK,
+        ),
     ] = None,
-    image_readout: Annotated[_ImageReadout, _option("With --conv, after the last node.")] = "flatten",
+    image_readout: Annotated[
+        _ImageReadout, _option("Readout of a network with --conv, after the last node.")
+    ] = "flatten",
     parameterization: Annotated[
-        _Parameterization, _option("How weights and step sizes scale; the NTK of standard grows with --width.")
+        _Parameterization,
+        _option("Scaling of weights and step sizes with the width. The NTK of standard grows with --width."),
     ] = "ntk",
     width: Annotated[
         int,
         count(
-            "Units, or channels, of every node of finite networks; of kernels, only the NTK of --parameterization "
-            "standard depends on it.",
+            "Number of units, or channels, of every node of a finite network. Exact kernels do not depend on it, "
+            "except the NTK of --parameterization standard.",
             NETWORK,
         ),
     ] = 1024,
 ) -> dict[str, Any]:
-    """Returns the architecture that options describe."""
+    """Returns the architecture that the options describe, as keywords of the library."""
     from nngp_dag.activations import get_activation
     from nngp_dag.graph import Conv, Dense
 
@@ -65,7 +79,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def takes_network(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of the network in the place of its last parameter, `architecture`."""
+    """Replaces the last parameter of a command, `architecture`, by the options of the network."""
     own = [value for name, value in inspect.signature(command).parameters.items() if name != "architecture"]
     parameters = [*own, *inspect.signature(architecture_of).parameters.values()]
 

@@ -1,4 +1,4 @@
-"""What commands share: their options, and the graphs, layers and outputs that these name."""
+"""Options that several commands share, and functions that read their values."""
 
 import math
 from enum import StrEnum
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from nngp_dag.graph import Dag
 else:
-    # What typer 0.29 passes is of the base class of what it documents.
+    # typer 0.29 passes an object of the base class of the documented class.
     Parameter = typer.CallbackParam.__base__
 
-# Panels of the help.
+# Titles of the panels of the help.
 DATA, NETWORK, TRAINING, COMPUTE, OUTPUT = "Data", "Network", "Training", "Compute", "Output"
 
 
@@ -58,16 +58,16 @@ def _set_json(value: bool) -> bool:
     return value
 
 
-# Which data.
+# Data.
 DataOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         rich_help_panel=DATA,
-        help="Your own data, instead of --dataset: an .npz file of x (N, d) or (N, height, width, channels), y and, if "
-        "there are any, x_test and y_test; or a .csv file whose column y, label, labels, target or class, else the "
-        "last, is the target. Integers and texts are classes, floats are targets of a regression. Inputs are taken as "
-        "they are, not normalized.",
+        help="File with your own data, instead of --dataset. An .npz file has x, (N, d) or (N, height, width, "
+        "channels), y, and optionally x_test and y_test. In a .csv file, the column y, label, labels, target or class "
+        "is the target, or else the last column. Integers and texts are classes; floats are targets of a regression. "
+        "Inputs are not normalized.",
     ),
 ]
 DatasetOption = Annotated[
@@ -75,7 +75,8 @@ DatasetOption = Annotated[
     typer.Option(
         show_default="digits",
         rich_help_panel=DATA,
-        help="digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere; normalized.",
+        help="Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped or sphere. Inputs are "
+        "normalized.",
     ),
 ]
 SplitsOption = Annotated[
@@ -83,7 +84,8 @@ SplitsOption = Annotated[
     typer.Option(
         show_default="digits",
         rich_help_panel=DATA,
-        help="digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config; normalized.",
+        help="Data set: digits, mnist, ..., sphere, or another image set of tensorflow-datasets, as name/config. "
+        "Inputs are normalized.",
     ),
 ]
 CifarOption = Annotated[
@@ -91,88 +93,97 @@ CifarOption = Annotated[
     typer.Option(
         show_default="cifar10",
         rich_help_panel=DATA,
-        help="An image set: digits, mnist, ..., or another of tensorflow-datasets, as name/config; normalized.",
+        help="Image set: digits, mnist, ..., or another one of tensorflow-datasets, as name/config. Inputs are "
+        "normalized.",
     ),
 ]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=DATA,
-        help="Folder of tensorflow-datasets; without it, that library's default. Sets are "
-        "downloaded into it if they are not there.",
+        help="Folder of tensorflow-datasets. A set that is missing there is downloaded into it. Default: the default "
+        "folder of that library.",
     ),
 ]
-TrainSubsetOption = Annotated[int | None, count("Train on the first N of the training part.", DATA)]
+TrainSubsetOption = Annotated[
+    int | None, count("Train on the first N examples of the training part. Default: all.", DATA)
+]
 EvalSubsetOption = Annotated[
-    int | None, count("Validate and test on at most the first N of these parts; by default on all of them.", DATA)
+    int | None,
+    count("Use at most the first N examples of the validation part and of the test part. Default: all.", DATA),
 ]
 ScaleOption = Annotated[
     bool,
     typer.Option(
         rich_help_panel=DATA,
-        help="Scale every input to |x|² = d, or keep its norm. (train does not scale unless asked.)",
+        help="Scale every input to |x|² = d, or keep its norm. (train keeps it by default.)",
     ),
 ]
 
-# Which network.
+# Network.
 DagOption = Annotated[
     str,
-    typer.Option(rich_help_panel=NETWORK, help="A code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."),
+    typer.Option(
+        rich_help_panel=NETWORK, help="Graph: a code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."
+    ),
 ]
 DagsOption = Annotated[
     list[str] | None,
     typer.Option(
-        rich_help_panel=NETWORK, help="A DAG; repeat for several. Default: the three of Chen et al. 2022, Figure 3."
+        rich_help_panel=NETWORK,
+        help="Graph: a code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell. Repeat for several. Default: "
+        "DAG#1 to DAG#3, the three of Chen et al. 2022, Figure 3.",
     ),
 ]
 ReadoutOption = Annotated[
-    bool, typer.Option(rich_help_panel=NETWORK, help="Kernels after the readout, or at the last node.")
+    bool, typer.Option(rich_help_panel=NETWORK, help="Compute kernels after the readout, or at the last node.")
 ]
 
-# How to compute, and where to put it.
+# Computation and output.
 PrecisionOption = Annotated[Precision, typer.Option(rich_help_panel=COMPUTE, help="Precision of the kernels.")]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on with what is in --out, under the same options.")
+    bool,
+    typer.Option(
+        "--resume", rich_help_panel=OUTPUT, help="Continue the unfinished work in --out, with the same options."
+    ),
 ]
 ResumeRunOption = Annotated[
     bool,
     typer.Option(
         "--resume",
         rich_help_panel=OUTPUT,
-        help="Go on with the run in --out; its options are taken from there, but for those given now.",
+        help="Continue the run in --out. Options are those of the run, unless they are given now.",
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing results.")]
 JsonOption = Annotated[
     bool,
     typer.Option(
-        "--json", callback=_set_json, rich_help_panel=OUTPUT, help="Print the result as JSON, and nothing beside it."
+        "--json", callback=_set_json, rich_help_panel=OUTPUT, help="Print the result as JSON, and nothing else."
     ),
 ]
 QuietOption = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", callback=_set_quiet, rich_help_panel=OUTPUT, help="No progress, no notes; results and errors."
-    ),
+    typer.Option("--quiet", "-q", callback=_set_quiet, rich_help_panel=OUTPUT, help="Print results and errors only."),
 ]
 
 
 def out_option(help: str, default: str, *, fresh: bool = True) -> Any:  # noqa: A002
-    """Returns the option --out; `fresh` says that by default nothing that exists is touched."""
+    """Returns the option --out. With `fresh`, its default is a name that does not exist yet."""
     shown = f"{default}, or {numbered(default, 2)}, ... where that exists" if fresh else default
     return typer.Option(help=help, show_default=shown, rich_help_panel=OUTPUT)
 
 
 def numbered(name: str, number: int) -> str:
-    """Returns a name of an output with a number: out-2, or out-2.npz."""
+    """Returns the name of an output with a number, such as out-2 or out-2.npz."""
     path = Path(name)
     return name if number == 1 else f"{path.stem}-{number}{path.suffix}"
 
 
 def output(default: str, given: Path | None, *, again: bool = False) -> Path:
-    """Returns where results go: where they are asked to, else the first free of NAME, NAME-2, NAME-3, ...
+    """Returns the path of the results: the given one, or else the first of NAME, NAME-2, NAME-3, ... that is free.
 
-    With `again`, for --resume and --overwrite, it is the last of these that is taken.
+    With `again`, for --resume and --overwrite, it is the last of these that exists.
     """
     if given is not None:
         return given
@@ -183,14 +194,14 @@ def output(default: str, given: Path | None, *, again: bool = False) -> Path:
 
 
 def parse_dag(text: str) -> "Dag":
-    """Returns the graph of a name, a NAS-Bench-201 cell or a code."""
+    """Returns the graph of a name such as DAG#1, a NAS-Bench-201 cell, or a code."""
     from nngp_dag.graph import Dag
 
     return Dag.parse(text)
 
 
 def parse_rate(option: str, text: str) -> str | float:
-    """Returns the step size that stands for an option: auto, shared, or a number."""
+    """Returns the value of a step-size option: auto, shared, or a number."""
     if text in ("auto", "shared"):
         return text
     try:

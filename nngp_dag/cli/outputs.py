@@ -1,4 +1,4 @@
-"""Folders that a command keeps to itself until it ends, also after the library is done with them."""
+"""Folders that a command claims until it ends, even after the library has released them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _held = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """Lets go, in the end, of the folders that are held inside."""
+    """Releases, on exit, all folders that were claimed by `hold` inside."""
     with _held:
         yield
 

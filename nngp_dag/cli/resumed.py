@@ -1,4 +1,4 @@
-"""How the commands that train go on with a run: its folder states the options that are not given now."""
+"""Options of a resumed run: those that are not given now are read from the folder of the run."""
 
 import shlex
 from enum import EnumType, StrEnum
@@ -15,37 +15,37 @@ from nngp_dag.storage import misfit
 if TYPE_CHECKING:
     from typer import Context
 else:
-    # What typer 0.29 passes is of the base class of what it documents.
+    # typer 0.29 passes an object of the base class of the documented class.
     Context = typer.Context.__base__
 
-# What says how to run, not what is run.
+# Options that do not affect the result of a run, and are never read from its folder.
 _CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
 
 
 def options_of(context: Context, out: Path, *, resume: bool) -> dict[str, Any]:
-    """Returns the options of a run; those of one that goes on are taken from its folder, but for those given now."""
+    """Returns the options of a run. With `resume`, those that are not given now come from the folder of the run."""
     options = {name: value for name, value in context.params.items() if name not in _CONTROLS}
     return _resumed(context, out, options) if resume else options
 
 
 def as_stored(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns options as config.json holds them; paths are absolute, so that the run resumes from anywhere."""
+    """Returns the options for config.json. Paths are absolute, so that the run resumes from any folder."""
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
 
 
 def as_path(option: Path | str | None) -> Path | None:
-    """Returns a path that was given now or stored."""
+    """Returns an option that was given as a path, or stored as a text, as a path."""
     return None if option is None else Path(option)
 
 
 def command_that_resumes(context: Context, out: Path) -> str:
-    """Returns the command that goes on with a run, as a shell takes it."""
+    """Returns the command that resumes a run, quoted for a shell."""
     _, _, name = context.command_path.partition(" ")
     return f"{program()} {name} --resume --out {shlex.quote(str(out))}"
 
 
 def given(context: Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Returns whether an option is given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -64,14 +64,14 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
             wrong = f"{shown(stored[name])} as {name}, which is one of {', '.join(choices)}"
     if wrong:
         raise CheckpointError(
-            f"Expected {out / 'config.json'} to hold options of {command}, got {wrong}; mend it, or start anew with "
-            "--overwrite"
+            f"Expected {out / 'config.json'} to hold options of {command}, got {wrong}; correct it, or start again "
+            "with --overwrite"
         )
     return {name: value if given(context, name) else stored[name] for name, value in options.items()}
 
 
 def _shape(hint: Any, value: object) -> Any:
-    """Returns the shape that the stored value of an option has."""
+    """Returns the shape, as `misfit` takes it, of the stored value of an option."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return type(None)
@@ -82,7 +82,7 @@ def _shape(hint: Any, value: object) -> Any:
 
 
 def _choices(hint: Any) -> list[str]:
-    """Returns the values of an option that has a few; none for others."""
+    """Returns the allowed values of an option, or an empty list where any value is allowed."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if get_origin(kinds[0]) is Literal:
         return [str(choice) for choice in get_args(kinds[0])]

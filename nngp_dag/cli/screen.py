@@ -1,4 +1,4 @@
-"""What commands print, and what they say of the machine."""
+"""The output of commands: results, notes, warnings and progress."""
 
 import json
 import math
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 Update = Callable[..., None]
-"""Called with (task, done, total), and with the loss where there is one."""
+"""A function of (task, done, total) and, where there is one, the loss."""
 
 latest_progress: dict[str, tuple[int, int]] = {}
-"""(done, total) of each task of the command, as last told."""
+"""The last reported (done, total) of each task of the command."""
 
-# Seconds between two lines of progress, off a terminal: at first, and at last, as logs of long runs are kept short.
+# Seconds between two lines of progress without a terminal, for new and for long runs: logs of long runs stay short.
 _OFTEN, _SELDOM = 5.0, 60.0
 
 
 @dataclass
 class Screen:
-    """What the user wants to see.
+    """The output that the user wants.
 
     Attributes:
-      quiet: Results and errors only.
-      json: Results as JSON, and nothing else on the output stream.
+      quiet: Whether to print results and errors only.
+      json: Whether to print results as JSON, and nothing else on the output stream.
     """
 
     quiet: bool = False
     json: bool = False
 
     def reset(self) -> None:
-        """Forgets what a command before wanted."""
+        """Restores the defaults, for the next command in the same process."""
         self.quiet = self.json = False
 
 
@@ -51,18 +51,18 @@ def show(*tables: Any) -> None:
     """Prints results, unless they are wanted as JSON."""
     if not screen.json:
         for table in tables:
-            # Texts not through rich, which would wrap a path or a cell that is to be copied.
+            # Texts bypass rich, which would wrap a path or a cell that people copy.
             print(table) if isinstance(table, str) else console().print(table)
 
 
 def result(document: Any) -> None:
-    """Prints the result as JSON, if that is wanted; what is not finite is null."""
+    """Prints the result as JSON, if that is wanted, with null for numbers that are not finite."""
     if screen.json:
         print(json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:
-    """Returns what JSON can hold."""
+    """Returns a value in types that JSON has."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -75,20 +75,20 @@ def _plain(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """Prints a line that is no result."""
-    # Not through rich, which would wrap a path that is to be copied. At once: an interruption flushes nothing.
+    """Prints a line that is not part of the result."""
+    # Not through rich, which would wrap a path that people copy. Flushed, because an interruption flushes nothing.
     if not (screen.quiet or screen.json):
         print(text, flush=True)
 
 
 def note(text: str) -> None:
-    """Prints a line to heed."""
+    """Prints a note on the error stream."""
     print(f"nngp-dag: note: {text}", file=sys.stderr)
 
 
 @contextmanager
 def progress() -> Iterator[Update]:
-    """Shows on the error stream how far tasks are and the time left: bars, or off a terminal a line now and then."""
+    """Shows the progress of tasks and the time left on the error stream: as bars, or without a terminal as lines."""
     from rich.console import Console
 
     latest_progress.clear()
@@ -133,7 +133,7 @@ def _bars(console: Any) -> Iterator[Update]:
 
 @contextmanager
 def _lines() -> Iterator[Update]:
-    """Says how far the latest task is, also while it stands still; nothing of what takes no time."""
+    """Prints the progress of the latest task at intervals, even while it does not change; quick tasks print nothing."""
     start = time.monotonic()
     begun: dict[str, tuple[float, int]] = {}
     line, said = "", ""

@@ -1,4 +1,4 @@
-"""The data that options name: a file of one's own, or a data set."""
+"""Loading of the data that the options name: a file of the user, or a data set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,17 +23,17 @@ def choose_samples(
     images: bool = False,
     default: str = "digits",
 ) -> "Callable[[], Samples]":
-    """Returns what loads the first training examples; whatever is wrong with the options is found at once.
+    """Returns a function that loads the first training examples; wrong options are found before it is called.
 
     Args:
-      data: --data.
-      dataset: --dataset.
-      data_dir: --data-dir.
-      subset: --subset.
-      usual: How many examples to take without it; of fewer, all.
-      scale_inputs: Whether inputs are scaled to |x|^2 = d.
+      data: Value of --data.
+      dataset: Value of --dataset.
+      data_dir: Value of --data-dir.
+      subset: Value of --subset.
+      usual: Number of examples without --subset, or all where there are fewer.
+      scale_inputs: Whether to scale inputs to |x|^2 = d.
       images: Whether images keep their shape.
-      default: The data set where neither is given.
+      default: Data set where neither --data nor --dataset is given.
     """
     from nngp_dag.data.datasets import BUILT_IN
 
@@ -45,7 +45,7 @@ def choose_samples(
 
     if data is None and name not in BUILT_IN:
         return load
-    # At once, since that is quick and finds more.
+    # Files and built-in sets load quickly, so that errors in them are found now.
     loaded = load()
     return lambda: loaded
 
@@ -60,7 +60,7 @@ def choose_splits(
     scale_inputs: bool = False,
     default: str = "digits",
 ) -> "Callable[[], Splits]":
-    """Returns what loads data to train on; wrong options and files are found at once."""
+    """Returns a function that loads the data of a training; wrong options and files are found before it is called."""
     from nngp_dag.data import load_file, load_splits
 
     name = _check(data, dataset, data_dir, default)
@@ -72,7 +72,7 @@ def choose_splits(
 
 
 def _check(data: Path | None, dataset: str | None, data_dir: Path | None, default: str) -> str:
-    """Returns the name of the data set; refuses two sources, and a name that is unknown."""
+    """Returns the name of the data set, and refuses two sources and unknown names."""
     from nngp_dag.data.datasets import check_name
 
     if data is not None:

@@ -1,4 +1,4 @@
-"""Networks as JSON holds them: what is written is read back as the same network, or refused."""
+"""Networks as JSON: a written document is read back as the same network, or refused."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ IMAGES = Dag.from_edges(
 
 
 def round_trip(network):
-    """The network that JSON gives back; also checks that it is described equally."""
+    """Returns the network after a round trip through JSON, and checks that its document is the same."""
     document = json.loads(json.dumps(to_document(network), allow_nan=False))
     found = from_document(document)
     assert json.loads(json.dumps(to_document(found))) == document
@@ -84,7 +84,7 @@ def test_every_field_of_a_network_and_of_its_edges():
         "width": 3,
     }
     network = Network(IMAGES, **fields)
-    # None of them is left at what it is by default.
+    # No field has its default value.
     assert all(getattr(network, name) != getattr(Network("2"), name) for name in fields)
     found = round_trip(network)
     assert found == network

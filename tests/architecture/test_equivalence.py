@@ -1,4 +1,4 @@
-"""Which networks have equal kernels, and one program for many of them."""
+"""Classes of networks with equal kernels, and one program for many of them."""
 
 import itertools
 
@@ -26,19 +26,19 @@ def test_all_codes_of_three_blocks():
     kernel_classes = KernelClasses()
     found = {code: kernel_classes.add(network) for code, network in networks.items()}
     assert (len(found), len(set(found.values()))) == (662, 83)
-    # Neither the order nor the company of a network changes its digest.
+    # The digest of a network depends neither on the order nor on the other networks.
     again = KernelClasses()
     assert {code: again.add(networks[code]) for code in reversed(networks)} == found
     assert KernelClasses().add(networks["2_21_112"]) == found["2_21_112"]
 
 
 def test_homogeneous_operations_move_factors():
-    """A sum of two skips before a layer, or of the same fields after it."""
+    """A factor, from a sum of two skips, may come before a homogeneous layer or after it."""
     one, other = (as_network(Dag.from_code(code)) for code in ("1_11_112", "2_11_111"))
     strict, loose = KernelClasses(), KernelClasses(lambda op: True)
     assert strict.add(one) != strict.add(other)
     assert loose.add(one) == loose.add(other)
-    # One operation that is not, as one with biases, and factors stay where they are.
+    # With one operation that is not homogeneous, such as one with biases, factors do not move.
     partly = KernelClasses(lambda op: op.b_std is None)
     one, other = (as_network(Dag.from_code(code), b_std=0.1) for code in ("1_11_112", "2_11_111"))
     assert partly.add(one) != partly.add(other)
@@ -62,7 +62,7 @@ def test_equal_and_different_laws(one, other):
 
 
 def test_two_branches_alike_are_one_law_twice():
-    """Two branches of equal digest add up: as covariances, A = 2; a shared one would have A = 4."""
+    """Two independent branches of equal digest add up to the weight A = 2. A shared branch would have A = 4."""
     apart = Dag.from_edges([(0, 1, "weighted"), (0, 2, "weighted"), (1, 3, "skip"), (2, 3, "skip")])
     together = Dag.from_edges([(0, 1, "weighted"), (1, 2, "skip"), (1, 3, "skip"), (2, 3, "skip")])
     scaled = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0))])
@@ -72,7 +72,7 @@ def test_two_branches_alike_are_one_law_twice():
 
 
 def test_means_count_only_where_there_are_any():
-    """Weights (A, B) = (4, 2) of one edge twice, and (4, 4) of four edges, differ in their means alone."""
+    """The weights (A, B) = (4, 2) of one edge twice and (4, 4) of four edges differ in the means only."""
     twice = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0))])
     four = Dag.from_edges([(0, 1, "weighted")] * 4)
     assert len(set(laws_of([twice, four]))) == 2
@@ -88,7 +88,7 @@ def test_operations_are_told_apart():
 
 
 class Named:
-    """Its description does not tell it from others."""
+    """An operation whose description does not distinguish it from others."""
 
     def __repr__(self):
         return "Named()"
@@ -117,7 +117,7 @@ def test_the_program_evaluates_every_law_once():
     dags = [Dag.from_code(code) for code in ("2_02_002", "2_02", "2", "2_02_002")]
     outputs = [kernel_classes.add(Network(dag)) for dag in dags]
     structure = kernel_classes.program(outputs).structure
-    # Nodes 0 to 3 of the chain, which has the shorter ones in it.
+    # The steps are nodes 0 to 3 of the longest chain, which contains the shorter chains.
     assert len(structure.steps) == 4
     assert structure.outputs == (3, 2, 1, 3)
     with_readout = kernel_classes.program(outputs, Dense(activation=None))

@@ -1,4 +1,4 @@
-"""Networks: operations filled in, shapes of images, several inputs and outputs, and what is refused."""
+"""Networks: default operations, shapes of images, several inputs and outputs, and refusals."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ TWO_INPUTS = Dag(3, (Edge(0, 2, WEIGHTED), Edge(1, 2, SKIP)), num_inputs=2)
 
 
 def line(*ops):
-    """A chain that applies `ops` one after another."""
+    """Returns a chain that applies `ops` one after another."""
     return Dag(len(ops) + 1, tuple(Edge(t, t + 1, op) for t, op in enumerate(ops)))
 
 
@@ -300,7 +300,7 @@ def test_networkx_keeps_operations():
 
 
 def overwritten(cell):
-    """A DARTS cell as the authors' function reads it: the later of two entries from one node overwrites the earlier."""
+    """Returns a DARTS cell as the authors' function reads it: of two entries from one node only the later counts."""
     pairs = zip(cell[::2], cell[1::2], strict=True)
     return [entry for a, b in pairs for entry in ([("none", 0), b] if a[1] == b[1] else [a, b])]
 
@@ -313,7 +313,7 @@ def test_darts_cells_against_the_authors_function(golden_dir):
         cell = json.loads(row["genotype_json"])
         expected = pytest.approx((float(row["depth"]), float(row["width"])), abs=1e-12)
         dag = Dag.from_darts(cell)
-        # Both entries count here, as in the network itself, so that cells with two edges from one node differ.
+        # Here both entries count, as in the network itself, so that cells with two edges from one node differ.
         assert ((dag.effective_depth, dag.effective_width) == expected) is (row not in twice)
         as_there = Dag.from_darts(overwritten(cell))
         assert (as_there.effective_depth, as_there.effective_width) == expected

@@ -11,7 +11,7 @@ from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, Edge, Op
 
 BY_HAND = {
-    # Columns: the stem, then the weighted edges that leave node 0, 1, 2.
+    # The columns are the stem, then the weighted edges out of nodes 0, 1, 2.
     # X0 = stem, X2 = g(0->2) + g(0->1), X3 = X0 + g(0->1) + g(2->3); no weighted edge leaves node 1.
     "2_21_112": ([[1, 0, 0, 0], [0, 0, 0, 0], [0, 2, 0, 0], [1, 1, 0, 1]], None, False),
     # X2 = X0 + X1 = 2 X0.
@@ -62,14 +62,14 @@ def test_tables_count_skip_only_paths(dag):
 
 def test_the_tables_give_the_reference_kernels(golden_kernels):
     x = np.array(golden_kernels["inputs"])
-    # Node 1 of 0_22_012 is fed by nothing, where the reference divides 0 by 0; it is tested below.
+    # No edge enters node 1 of 0_22_012, where the reference divides 0 by 0. A test below covers it.
     rows = [row for row in golden_kernels["dags"] if row["code"] != "0_22_012"]
     assert len(rows) == 9
     for row in rows:
         k, t = kernels_of_tables(normal_form(Dag.from_code(row["code"])), x @ x.T / x.shape[1], "linear-act")
         np.testing.assert_allclose(k, row["nngp_node"], rtol=1e-10)
         reference = np.array(row["ntk_node"])
-        # An angle of 0 taken by arccos is off by 1e-8, and with it the diagonal of the reference.
+        # By arccos an angle of 0 has an error of 1e-8, and so has the diagonal of the reference.
         np.testing.assert_allclose(np.diag(t), np.diag(reference), rtol=5e-8)
         off_diagonal = ~np.eye(len(t), dtype=bool)
         np.testing.assert_allclose(t[off_diagonal], reference[off_diagonal], rtol=1e-10)
@@ -91,10 +91,10 @@ def test_the_tables_give_the_kernels_of_the_public_call(order, drawn_inputs):
 
 
 def test_the_dead_part_of_a_graph_leaves_no_trace():
-    # Node 1 is fed by nothing, so its weighted edge to the output carries zeros.
+    # No edge enters node 1, so that its weighted edge to the output carries zeros.
     dag = Dag(3, (Edge(0, 2, Op.WEIGHTED), Edge(1, 2, Op.WEIGHTED)))
     np.testing.assert_array_equal(normal_form(dag).A[-1], [0, 1, 0])
-    # Doubled skips behind it: 2^600 skip-only paths that no input ever takes.
+    # After node 1 all skips are doubled, which gives 2^600 skip-only paths that start at no input.
     unfed = [Edge(1, 2, Op.WEIGHTED), *(Edge(t, t + 1, Op.SKIP) for t in range(2, 602) for _ in range(2))]
     tables = normal_form(Dag(603, (Edge(0, 602, Op.SKIP), *unfed)))
     assert tables.A[-1].sum() == 1

@@ -12,7 +12,7 @@ from nngp_dag.architecture import Network, as_network
 from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Dag, Dense, Edge, Op, Scale
 
-# Not by `import ... as`, which would take the functions of these names.
+# By name, because `import ... as` would bind the functions of the same names.
 planning = importlib.import_module("nngp_dag.architecture.program")
 evaluating = importlib.import_module("nngp_dag.kernels.choose")
 SKIP, WEIGHTED = Op.SKIP, Op.WEIGHTED
@@ -22,7 +22,7 @@ PLANS = {
     "rows": lambda network: planning._Planner(network).plan_rows(),
     "pairs": lambda network: planning._Planner(network).plan_pairs(),
 }
-SKIPS = Dag(  # Every node adds up all earlier ones: multiplicities grow, and most pairs meet.
+SKIPS = Dag(  # Every node is the sum of all earlier ones: multiplicities grow, and most pairs have covariances.
     6, tuple(Edge(s, t, WEIGHTED if s == t - 1 else SKIP) for t in range(1, 6) for s in range(t))
 )
 MIXED = Dag(6, tuple(Edge(e.source, e.target, Scale(-0.5) if e.op is SKIP else e.op) for e in SKIPS.edges))
@@ -63,7 +63,7 @@ def test_all_plans_give_the_same_kernels(dag, plans, plan_by):
 def test_ladders_cost_no_more_than_their_edges(num_nodes, step):
     edges = [*nd.zoo.chain(num_nodes - 1).edges, *(Edge(t, t + step, SKIP) for t in range(num_nodes - step))]
     dag = Dag(num_nodes, tuple(edges))
-    # Where skips reach over several nodes, that many more covariances are alive.
+    # Skips over several nodes keep that many more covariances alive.
     assert len(planning.program(Network(dag)).weights) <= (step - 1) * (len(edges) + 1)
 
 
@@ -78,7 +78,7 @@ def test_residual_networks_cost_no_more_than_their_edges(num_nodes):
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("num_nodes", [8, 20, 40])
 def test_dense_skips_are_planned_by_rows(num_nodes):
-    # DenseNet: every node adds up all earlier ones.
+    # As in DenseNet, every node is the sum of all earlier ones.
     edges = [Edge(s, t, WEIGHTED if s == t - 1 else SKIP) for t in range(1, num_nodes) for s in range(t)]
     network = Network(Dag(num_nodes, tuple(edges)))
     plan = planning.program(network)
@@ -148,7 +148,7 @@ def test_multiplicities_beyond_float64_are_refused():
 
 @pytest.mark.parametrize(("num_steps", "dtype"), [(600, "float64"), (70, "float32")])
 def test_products_of_multiplicities_beyond_the_dtype_are_refused(num_steps, dtype):
-    # A plan by pairs multiplies by 4 at every step, so that every weight is in range.
+    # A plan by pairs multiplies by 4 at every step, so that every weight stays in range.
     dag = Dag(num_steps + 1, tuple(Edge(t, t + 1, SKIP) for t in range(num_steps) for _ in range(2)))
     with pytest.raises(
         InputError, match=f"kernels that {dtype} can hold, got an NNGP .* not finite; its .* paths, through skips"

@@ -23,7 +23,7 @@ MNIST_TEST = "mnist-test.tfrecord-00000-of-00001"
 
 @pytest.fixture
 def offline(monkeypatch):
-    """The same answer on a machine with internet, and with tfds's undeclared dependency or without it."""
+    """Makes tests independent of internet access, and of an undeclared dependency of tensorflow-datasets."""
     requests = pytest.importorskip("requests")
 
     def refuse(*args, **kwargs):
@@ -35,7 +35,7 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def mnist_copy(tfds_dir, tmp_path) -> Path:
-    """A copy of the MNIST test split that may be damaged."""
+    """Returns a copy of the MNIST test split that a test may damage."""
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
     for name in ("dataset_info.json", "features.json", MNIST_TEST):
@@ -92,7 +92,7 @@ def test_sphere_is_on_the_sphere_and_uses_every_class():
     sphere = load_dataset("sphere", subset=2000, dimension=20)
     assert sphere.images.shape == (2000, 20)
     np.testing.assert_allclose(np.sum(sphere.images.astype(np.float64) ** 2, axis=1), 20, rtol=1e-6)
-    # Uniform: each coordinate has mean 0 and mean square 1; bounds at 5 standard errors.
+    # Each coordinate of a uniform point has mean 0 and mean square 1. The bounds are 5 standard errors.
     assert np.abs(sphere.images.mean(axis=0)).max() < 5 / np.sqrt(2000)
     assert np.abs((sphere.images**2).mean(axis=0) - 1).max() < 5 * np.sqrt(2 / 2000)
     assert np.bincount(sphere.labels, minlength=10).min() > 0
@@ -116,7 +116,7 @@ def test_sphere_splits_share_the_teacher_but_no_point():
     train, test = (load_dataset("sphere", split=split, subset=4000, dimension=3) for split in ("train", "test"))
     assert set(map(bytes, train.images)).isdisjoint(map(bytes, test.images))
     nearest = np.argmax(test.images @ train.images.T, axis=1)
-    # In three dimensions 4,000 points are dense, so only points beside a class boundary may differ.
+    # In three dimensions 4,000 points are dense, so that only points near a class boundary may differ.
     assert np.mean(train.labels[nearest] == test.labels) > 0.95
 
 
@@ -172,7 +172,7 @@ def test_pixels_and_labels_are_the_stored_ones(tfds_dir):
     stored = tfds.load("cifar10", data_dir=tfds_dir, download=False, split="train[:20]")
     for image, label, example in zip(cifar.images, cifar.labels, tfds.as_numpy(stored), strict=True):
         assert np.array_equal(image, example["image"] / np.float32(255))
-        # The file's own rule, of the README: example n has class n % 10.
+        # The rule in the README of the file: example n has class n % 10.
         assert label == example["label"] == int(example["id"].decode().removeprefix("train_")) % 10
 
 
@@ -234,7 +234,7 @@ def test_absent_set_in_the_default_folder(offline, monkeypatch, tmp_path):
 
 
 class StubBuilder:
-    """A builder of a set that is not on disk, whose server answers, and whose download fails half-way."""
+    """A builder of a set that is not on disk. Its server answers, but the download fails half-way."""
 
     def __init__(self, root: Path, error: Exception):
         self.data_path = root / "cifar100" / "3.0.2"

@@ -109,7 +109,7 @@ def test_classes_stored_as_floats_are_warned_of(tmp_path):
     for path in (tmp_path / "my.csv", npz(tmp_path, x=X, y=LABELS.astype(float))):
         with pytest.warns(InputWarning, match=r"to be integers, got floats, .* of 3 whole numbers; store"):
             assert load_file(path).classes == ()
-    # Nothing is said of these.
+    # These targets give no warning.
     for y in (LABELS[:, None] + 0.5, (LABELS == 1) * 2.0 - 1, np.arange(40.0), np.eye(3)[LABELS] * 2):
         assert load_file(npz(tmp_path, x=X, y=y)).classes == ()
 

@@ -27,7 +27,7 @@ def test_digits_become_standard():
     x = normalize(load_dataset("digits", split="all"))
     assert x.dtype == np.float32
     assert x.shape == (1797, 8, 8, 1)
-    # The constants have four decimals: mean and deviation follow to 5e-5 / 0.376.
+    # The constants have four decimals, so that mean and standard deviation have errors of up to 5e-5 / 0.376.
     assert abs(x.mean(dtype=np.float64)) < 1.4e-4
     assert abs(x.std(dtype=np.float64) - 1) < 1.4e-4
 
@@ -50,7 +50,7 @@ def test_each_channel_has_its_own_constants():
 
 def test_cifar10_is_near_standard(tfds_dir):
     x = normalize(load_dataset("cifar10", subset=2000, data_dir=tfds_dir))
-    # The paper's deviations are those within one image, so that over many images is some 20 % larger.
+    # The standard deviations of the paper are those within one image. Over many images they are about 20 % larger.
     assert np.abs(x.mean(axis=(0, 1, 2))).max() < 0.1
     assert np.all((x.std(axis=(0, 1, 2)) > 1.1) & (x.std(axis=(0, 1, 2)) < 1.4))
 

@@ -20,7 +20,7 @@ def rows(x):
 
 @pytest.fixture
 def numbered(monkeypatch):
-    """Data sets of 203 training and 40 test images, whose pixels tell their numbers."""
+    """Makes data sets of 203 training and 40 test images, whose pixels encode their numbers."""
 
     def load(name, *, split="train", subset=None, data_dir=None):
         size, offset = (203, 0) if split == "train" else (40, 500)
@@ -46,7 +46,7 @@ def numbers(part, name):
 def test_a_tenth_is_held_out_and_no_image_is_in_two_parts(numbered, name):
     data = load_splits(name)
     train, validation, test = (numbers(part, name) for part in data.parts.values())
-    # The training part is nine tenths rounded down, as in the authors' code.
+    # The training part is nine tenths, rounded down, as in the code of the authors.
     assert (len(train), len(validation), len(test)) == (182, 21, 40)
     assert sorted([*train, *validation]) == list(range(203))
     assert test.tolist() == list(range(500, 540))
@@ -113,7 +113,7 @@ def test_digits():
         "test": (297, 8, 8, 1),
     }
     stored = normalize(load_dataset("digits"))
-    # Pictures of digits repeat, so compare them with how often they occur.
+    # Some pictures of digits occur several times, so that sorted lists are compared, not sets.
     assert sorted(rows(data.train.x) + rows(data.validation.x)) == sorted(rows(stored))
     assert np.array_equal(data.test.x, normalize(load_dataset("digits", split="test")))
     assert "1,350 images for training, 150 for validation" in data.statement
@@ -151,13 +151,13 @@ def test_the_real_sets(tfds_dir, name, sizes):
     assert tuple(len(part.x) for part in data.parts.values()) == sizes
     for size in sizes:
         assert f"{size:,}" in data.statement
-    # Nearly no picture occurs twice; a part that overlapped another would share a tenth of them.
+    # Almost no picture occurs twice. Parts that overlap would share a tenth of them.
     train, validation, test = (set(rows(part.x)) for part in data.parts.values())
     assert len(train & validation) <= 3
     assert len(train & test) <= 3
     assert len(train) >= sizes[0] - 20
     for part in data.parts.values():
-        # Classes are as frequent in every part as in the whole.
+        # The classes have the same frequencies in every part as in the whole.
         assert np.abs(np.bincount(part.labels, minlength=10) / len(part.labels) - 0.1).max() < 0.03
         assert abs(part.x.mean()) < 0.1
         assert abs(part.x.std() - 1) < 0.3
@@ -168,7 +168,7 @@ def test_the_real_sets(tfds_dir, name, sizes):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Writes small sets into a folder of tensorflow-datasets."""
+    """Returns a folder of tensorflow-datasets with small sets."""
     tfds = reader._import_tfds()
     import tensorflow as tf
 
@@ -205,7 +205,7 @@ def test_other_sets_are_normalized_by_their_own_training_part(store):
     assert {name: part.x.shape for name, part in data.parts.items()} == {
         **{"train": (10, 6, 5, 3), "validation": (2, 6, 5, 3), "test": (20, 6, 5, 3)}
     }
-    # Files are shuffled once, when they are written.
+    # Examples are shuffled once, when the files are written.
     whole = load_dataset("tiny_images/small", data_dir=root)
     assert sorted(rows(whole.images)) == sorted(rows(pixels["train"] / np.float32(255)))
     order = np.random.default_rng(0).permutation(20)

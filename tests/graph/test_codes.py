@@ -1,4 +1,4 @@
-"""Paper codes and NAS-Bench-201 cells: what they mean, round trips and refusals."""
+"""Paper codes and NAS-Bench-201 cells: their graphs, round trips and refusals."""
 
 import itertools
 

@@ -15,7 +15,7 @@ from nngp_dag.graph import Dag, Edge, Op
 
 
 def with_dead_node(dag, at, into, out_of, fed):
-    """Inserts a node before node `at`: one that nothing leaves (`fed`), or one that nothing leads into."""
+    """Returns the graph with a dead node before node `at`: no edge leaves it (`fed`), or no edge enters it."""
     moved = {node: node + (node >= at) for node in range(dag.num_nodes)}
     edges = [Edge(moved[e.source], moved[e.target], e.op) for e in dag.edges]
     if fed:
@@ -26,7 +26,7 @@ def with_dead_node(dag, at, into, out_of, fed):
 
 
 def with_split_edge(dag, index, skip_first):
-    """Replaces an edge by two, one of them a skip, through a new node."""
+    """Returns the graph with an edge replaced by two edges through a new node, one of them a skip."""
     edge, middle = dag.edges[index], dag.edges[index].target
     moved = {node: node + (node >= middle) for node in range(dag.num_nodes)}
     rest = [Edge(moved[e.source], moved[e.target], e.op) for i, e in enumerate(dag.edges) if i != index]

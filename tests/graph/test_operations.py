@@ -1,4 +1,4 @@
-"""What edges may carry, and what they refuse."""
+"""Operations on edges, and their refusals."""
 
 import dataclasses
 import math

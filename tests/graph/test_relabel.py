@@ -28,7 +28,7 @@ def test_new_names_and_another_order_of_edges_change_nothing(dag, data):
 
 @pytest.mark.parametrize("order", ["linear-act", "act-linear"])
 def test_another_numbering_has_the_same_kernels_through_the_public_call(order, drawn_inputs):
-    # No edge joins nodes 1 and 2, so they may change places.
+    # No edge joins nodes 1 and 2, so that they may be swapped.
     one, other = Dag.from_code("2_10_121_0212"), Dag.from_code("1_20_112_0122")
     assert one != other
     ours, theirs = (nd.kernel(dag, drawn_inputs, order=order) for dag in (one, other))

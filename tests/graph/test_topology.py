@@ -1,4 +1,4 @@
-"""Path statistics against walking along every path, closed forms and the reference tables."""
+"""Path statistics against a walk along every path, closed forms and the reference tables."""
 
 import csv
 import itertools
@@ -55,7 +55,7 @@ def test_a_disconnected_graph_has_no_statistics():
 
 
 def test_histogram_fields_do_not_overflow_into_each_other():
-    # 256 paths of one depth fill every bit of a byte and one more.
+    # 256 paths of one depth need one more bit than a byte has.
     doubled = tuple(Edge(t, t + 1, op) for t in range(8) for op in (Op.SKIP, Op.WEIGHTED))
     assert Dag(9, doubled).depth_histogram == {k: math.comb(8, k) for k in range(9)}
     parallel = (Edge(0, 1, Op.WEIGHTED),) * 255
@@ -85,7 +85,7 @@ def test_a_ladder_of_1000_nodes_is_exact_where_enumeration_would_never_end():
 
 @pytest.mark.slow
 def test_depth_and_width_need_no_histogram(monkeypatch):
-    """Three numbers for each node, where a histogram has as many as there are depths."""
+    """Effective depth and width need three numbers per node; a histogram has one for each depth."""
     num_nodes = 4000
     dag = zoo.ladder(num_nodes)
     monkeypatch.setattr(topology, "depth_histogram", None)
@@ -126,11 +126,11 @@ def test_341_cells_are_disconnected_and_1642_have_paths_but_no_weight():
     for digits in itertools.product("012", repeat=6):
         a, b, c, d, e, f = digits
         dag = Dag(*codes.parse_code(f"{a}_{b}{c}_{d}{e}{f}"), allow_disconnected=True)
-        # Two operations of the space are skips and two are weighted, so each code stands for so many cells:
+        # Two operations of the space are skips and two are weighted, so that a code stands for 2^edges cells.
         count = 2 ** len(dag.edges)
         cells += count
         disconnected += count * (dag.num_paths == 0)
         weightless += count * (set(dag.depth_histogram) == {0})
         kept += count * (0.99 <= dag.effective_depth <= 2.51 and 0.99 <= dag.effective_width <= 3.01)
     assert (cells, disconnected, weightless) == (15625, 341, 1642)
-    assert kept == 8226  # what the authors' released filter keeps
+    assert kept == 8226  # the number that the released filter of the authors keeps

@@ -45,6 +45,6 @@ def test_a_seed_draws_one_connected_graph():
 
 def test_every_edge_is_absent_a_skip_or_weighted_with_equal_probability():
     edges = [edge.op for seed in range(400) for edge in zoo.random_dag(8, seed).edges]
-    # 11,200 pairs of nodes: 4 standard errors are 0.018 of each share of a third.
+    # There are 11,200 pairs of nodes, so that 4 standard errors of a share of a third are 0.018.
     for op in Op:
         assert abs(edges.count(op) / 11200 - 1 / 3) < 0.018

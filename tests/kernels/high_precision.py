@@ -1,4 +1,4 @@
-"""A second derivation of kernels in 50 digits, input pair by input pair and node pair by node pair."""
+"""A second derivation of kernels with 50 digits, for each pair of inputs and each pair of nodes."""
 
 import mpmath as mp
 import numpy as np
@@ -16,18 +16,18 @@ DIGITS = 50
 def _second_moment(phi, k, q1, q2):
     if isinstance(phi, (ABRelu, RectifiedMonomial, Sign)) and q1 * q2 == 0:
         return mp.mpf(0)
-    # Rounding may take |k| beyond the root of q1 q2.
+    # Rounding may make |k| larger than sqrt(q1 q2).
     r = mp.sqrt(q1 * q2)
     return mp.re(EXACT[phi](max(-r, min(r, k)), q1, q2))
 
 
 def _slope(phi, k, q1, q2):
-    """E[phi'(u) phi'(v)]."""
+    """Returns E[phi'(u) phi'(v)]."""
     if isinstance(phi, Sign) or phi == RectifiedMonomial(0):
         return mp.mpf(0)
     if isinstance(phi, (ABRelu, RectifiedMonomial)):
         r = mp.sqrt(q1 * q2)
-        # Zero inputs are orthogonal to others, and coincide with each other.
+        # A zero input counts as orthogonal to others, and as equal to another zero input.
         cos = max(-1, min(1, k / r)) if r else mp.mpf(q1 == q2)
         if isinstance(phi, ABRelu):
             a, b = mp.mpf(phi.a), mp.mpf(phi.b)
@@ -41,12 +41,12 @@ def _slope(phi, k, q1, q2):
 
 
 def _mean(phi, q):
-    """The root of the second moment of independent inputs; no activation here has a negative mean."""
+    """Returns the mean: the root of the second moment of independent inputs, because no mean here is negative."""
     return mp.sqrt(_second_moment(phi, mp.mpf(0), q, q))
 
 
 class _Moments:
-    """Covariance, NTK and means of two fields at two inputs, by pairs (i, j)."""
+    """Covariance, NTK and means of two random fields at two inputs, by pairs (i, j)."""
 
     def __init__(self, k, t, m):
         self.k, self.t, self.m = k, t, m
@@ -68,7 +68,7 @@ def _activated(activation, k, t):
 
 
 def _applied(op, k, t, m):
-    """Second moments, NTK and means of an edge's output, from second moments."""
+    """Returns second moments, NTK and means of the output of an edge, from those of its input."""
     if op.layer_norm:
         c = {(i, j): k[i, j] - m[i] * m[j] for i, j in _PAIRS}
         std = [mp.sqrt(c[i, i] + mp.mpf(LAYER_NORM_EPS)) for i in (0, 1)]
@@ -82,9 +82,9 @@ def _applied(op, k, t, m):
 
 
 def pair_kernels(network: Network, x, z, *, readout: bool = True) -> tuple[dict, dict]:
-    """NNGP and NTK of two inputs (d,) with themselves and each other: {(i, j): number} each.
+    """Returns NNGP and NTK of two inputs (d,) with themselves and each other: {(i, j): number} each.
 
-    One input array that every input node reads; NTK parameterization; the graph's only output.
+    All input nodes read the same inputs. The parameterization is "ntk", and the graph has one output.
     """
     with mp.workdps(DIGITS):
         inputs = [[mp.mpf(float(v)) for v in np.ravel(of)] for of in (x, z)]

@@ -10,7 +10,7 @@ GRAPHS = {"chain": nd.zoo.chain(3), "DAG#3": nd.zoo.named("DAG#3"), "ladder": nd
 
 
 def at_angles(dim, angles=ANGLES, norms=(1.0, 0.3, 3.0)):
-    """Random inputs, and some at given angles to the first of them, with norms of their own."""
+    """Returns random inputs, and inputs at given angles to the first of them, with various norms."""
     rng = np.random.default_rng(dim)
     base = rng.normal(size=(5, dim))
     length = np.linalg.norm(base[0])
@@ -28,7 +28,7 @@ def pair_angles(x):
 
 
 def errors(dag, x, **options):
-    """|float32 - float64|, |float64| and the scale sqrt(K_ii K_jj), for NNGP and NTK."""
+    """Returns |float32 - float64|, |float64| and the scale sqrt(K_ii K_jj), for NNGP and NTK."""
     single, double = nd.kernel(dag, x, **options), nd.kernel(dag, x.astype(np.float64), **options)
     for get in ("nngp", "ntk"):
         value, exact = np.asarray(getattr(single, get)), np.asarray(getattr(double, get))
@@ -58,7 +58,7 @@ def test_relu_entries_are_within_2e_6_where_the_angle_exceeds_a_hundredth(graph,
     "activation", ["erf", *(pytest.param(a, marks=pytest.mark.slow) for a in ("abs", "leaky_relu", "gelu", "sin"))]
 )
 def test_other_activations_are_within_2e_6_of_the_diagonal(activation):
-    # Kernels of odd functions change their sign: near 0 an entry is as good as the rounding of the inputs' product.
+    # Kernels of odd functions change their sign. Near 0 an entry has the rounding error of the product of the inputs.
     for error, _, scale in errors(GRAPHS["DAG#3"], at_angles(7), activation=activation):
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
@@ -72,7 +72,7 @@ def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
 
 
 def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
-    # The NTK's derivative with respect to the angle is at most H / pi of its scale.
+    # The derivative of the NTK with respect to the angle is at most H / pi times its scale.
     x = at_angles(784, angles=(1e-3, 1e-4, 1e-5, 1e-6))
     for error, _, scale in errors(GRAPHS["DAG#3"], x):
         assert (error < 2e-6 * scale).all(), (error / scale).max()
@@ -88,7 +88,7 @@ def test_parallel_and_opposite_inputs(activation):
     for error, _, scale in errors(GRAPHS["DAG#3"], x, activation=activation):
         same = np.ix_(angles["parallel"], angles["parallel"])
         assert (error[same] < 2e-6 * scale[same]).all(), (error[same] / scale[same]).max()
-        # Opposite inputs: an angle near pi comes from a correlation near -1, which keeps half of its digits.
+        # The angle of opposite inputs comes from a correlation near -1, and has half of its digits only.
         apart = np.ix_(angles["parallel"], angles["opposite"])
         assert (error[apart] < 5e-4 * scale[apart]).all(), (error[apart] / scale[apart]).max()
 

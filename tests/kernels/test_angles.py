@@ -1,4 +1,4 @@
-"""Kernels of inputs that are equal, parallel, opposite and nearly so, whatever their norms, against 50 digits."""
+"""Kernels of (nearly) equal, parallel and opposite inputs of any norms, against a derivation with 50 digits."""
 
 import itertools
 from typing import Any
@@ -21,7 +21,7 @@ ACTIVATIONS = ("relu", "relu", "abs", "leaky_relu", *SMOOTH)
 
 
 def inputs(rng, d):
-    """Random inputs, and multiples of the first one, also at small angles to it and its opposite."""
+    """Returns random inputs, multiples of the first one, and inputs at small angles to it and to its opposite."""
     base = rng.normal(size=(3, d))
     length = np.linalg.norm(base[0])
     along = base[0] / length
@@ -35,10 +35,10 @@ def inputs(rng, d):
 
 
 def random_network(rng):
-    """A graph of two to five nodes with biases, layer norm, scales and operations of its own here and there."""
+    """Returns a random graph of two to five nodes, some with biases, layer norm, scales and other operations."""
 
     def operation():
-        # Above variances of 0.1, where smooth functions are no longer nearly linear.
+        # Variances above 0.1, where smooth functions are no longer nearly linear.
         return Dense(
             activation=str(rng.choice(ACTIVATIONS)),
             order=str(rng.choice(["linear-act", "act-linear"])),
@@ -67,7 +67,7 @@ def options_of(network):
 
 
 def errors(network, x, k, pairs, columns=None):
-    """Largest errors of NNGP and NTK at some pairs, in units of sqrt(K_ii K_jj)."""
+    """Returns the largest errors of NNGP and NTK at some pairs, in units of sqrt(K_ii K_jj)."""
     columns = x if columns is None else columns
     worst = [0.0, 0.0]
     for i, j in pairs:
@@ -92,7 +92,7 @@ def some_pairs(rng, n, count):
     [
         0,
         *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2)),
-        # With these 2,000 networks in all.
+        # With these there are 2,000 networks in all.
         *(pytest.param(s, marks=pytest.mark.nightly) for s in range(3, 334)),
     ],
 )
@@ -106,10 +106,10 @@ def test_random_networks_keep_the_angle_of_all_inputs(seed, dtype):
             np.testing.assert_array_equal(matrix, np.asarray(matrix).T)
         pairs = some_pairs(rng, len(x), 40)
         if any(name in repr(network) for name in SMOOTH):
-            # Of smaller inputs they lose angles, which a kink behind them would show.
+            # For smaller inputs these networks lose angles, which matters to a later activation with a kink.
             large = (x.astype(float) ** 2).mean(axis=1) > 0.1
             pairs = [(i, j) for i, j in pairs if large[i] and large[j]]
-        # Layer norms add their rounding up, see docs/limits.md.
+        # The rounding errors of layer norms add up, see docs/limits.md.
         limit = TOLERANCE[dtype] * (1.5 if "layer_norm=True" in repr(network) else 1)
         assert max(errors(network, x, k, pairs)) < limit, network
 
@@ -119,7 +119,7 @@ CASES = {
     "biases of 0": ("2_02", {"b_std": 0.0}),
     "layer norm": ("2_02", {"layer": Dense(activation="relu", layer_norm=True)}),
     "rectified": ("2", {"activation": nd.activations.RectifiedMonomial(2)}),
-    # A jump makes an angle of its root: after a second one, rounding of the inputs' norms would show.
+    # A jump replaces an angle by its square root. After two jumps, rounding of the norms of inputs would matter.
     "sign": ("1", {"activation": "sign"}),
     "mixed": ("2_21_112", {"layer": Dense(activation="abs", b_std=0.3), "stem": Dense(activation=None, b_std=1.0)}),
     "erf, then relu": ("2_02", {"layer": Dense(activation="relu"), "stem": Dense(activation="erf")}),
@@ -158,7 +158,7 @@ def test_every_way_keeps_the_angle(way, case, dtype, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_numbers_as_inputs(dtype):
-    """Years, prices: all inputs lie on one line, which nothing but biases leaves."""
+    """Inputs such as years and prices lie on one line through 0, which only biases leave."""
     x = np.array([1900, 1950, 2000, 2020, 1, -3, 0.001], dtype)[:, None]
     choices: tuple[dict[str, Any], ...] = (
         {"b_std": 0.1},
@@ -183,7 +183,7 @@ def test_the_packages_own_kernels_are_accepted():
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_under_convolutions(channels):
-    """Parallel and opposite images: all pixels' covariances have a correlation of 1 or -1."""
+    """The covariances of all pixels of parallel and of opposite images have a correlation of 1 or -1."""
     rng = np.random.default_rng(0)
     base = rng.normal(size=(4, 4, channels))
     x = np.stack([base, 3 * base, -1.3 * base, base * (1 + 1e-9 * rng.normal(size=base.shape))])
@@ -243,7 +243,7 @@ def test_entries_keep_within_the_resolution_floor(options):
     "activation", ["gelu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("silu", "softplus"))]
 )
 def test_numbers_as_large_as_years_and_prices(activation, scale):
-    """Functions that are nearly ReLUs at such variances ask for angles as ReLUs do."""
+    """Functions that are nearly ReLUs at such variances need exact angles, as ReLUs do."""
     years = np.float32(scale) * np.linspace(1900, 2020, 7, dtype=np.float32)[:, None]
     options = {"activation": activation, "b_std": 0.1}
     single, double = (nd.kernel(nd.Dag.from_code("2_12"), years.astype(dtype), **options) for dtype in TOLERANCE)
@@ -272,7 +272,7 @@ SMOOTH_ENOUGH = {
     "case", [name if i == 0 else pytest.param(name, marks=pytest.mark.nightly) for i, name in enumerate(SMOOTH_ENOUGH)]
 )
 def test_gradients_at_orthogonal_inputs_and_at_zero(case):
-    """At k = 0 two formulas meet; an input 0 has a gradient where there are biases."""
+    """Two formulas meet at k = 0. A zero input has a gradient where there are biases."""
     options = SMOOTH_ENOUGH[case]
     x = np.array([[1.0, 0, 0], [0, 2.0, 0], [1, 1, 0], [2, -2, 0], [0, 0, 0]])
     pairs = [(0, 1), (2, 3)] + ([(0, 4)] if options.get("b_std") else [])

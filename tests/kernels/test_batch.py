@@ -16,7 +16,7 @@ X = np.random.default_rng(0).normal(size=(12, 7))
 
 
 def together(dags, x: np.ndarray = X, *, batch=4, **options):
-    """NNGP and NTK of every DAG."""
+    """Returns NNGP and NTK of every DAG."""
     kernel_classes = new_kernel_classes()
     networks = [as_network(dag, **options) for dag in dags]
     of_dag = [kernel_classes.add(network) for network in networks]
@@ -63,7 +63,7 @@ ERF = nd.Dense(activation="erf", b_std=0.2)
     "other", [zoo.chain(200), Dag.from_edges([(0, 1, ERF), (1, 2, "weighted")])], ids=["deep", "erf"]
 )
 def test_one_without_series_changes_no_other(other):
-    """It takes the recursion, in a batch of its own."""
+    """A network without a Chebyshev series takes the recursion, in a batch of its own."""
     some = [zoo.chain(3), *RANDOM[:2]]
     for pair, alone in zip(together([*some, other])[:3], together(some), strict=True):
         np.testing.assert_array_equal(pair, alone)
@@ -82,7 +82,7 @@ def test_neither_batch_nor_order_matters():
 
 @pytest.mark.slow
 def test_tiles_agree_with_one_by_one(monkeypatch):
-    """Two whole tiles and a remainder; inputs that nearly coincide, in different tiles, and one that is zero."""
+    """The inputs fill two tiles and a remainder. Two of them, in different tiles, nearly coincide, and one is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
     x[15], x[3] = x[1] + 1e-9, 0
     small = block_sizes()._replace(stacked_tile=4, loop=256)
@@ -106,7 +106,7 @@ def test_all_batches_share_one_program():
 
 @pytest.mark.slow
 def test_blocks_of_rows():
-    """So many inputs that a block holds only some of them."""
+    """There are more inputs than one block holds."""
     x = np.random.default_rng(2).normal(size=(150, 4))
     dags = [Dag.from_code(code) for code in ("2_21_112", "2_02_002", "1_01_222")]
     for dag, (nngp, ntk) in zip(dags, together(dags, x), strict=True):

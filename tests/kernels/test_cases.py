@@ -1,7 +1,7 @@
 """Every combination of graph, activation, order, aggregation, dtype and parameterization against a second derivation.
 
-The default run takes a selection in which every two values of different factors meet, about one compilation per
-activation and structure; `-m nightly` takes the rest of the product.
+The default run takes a selection in which every two values of different factors occur together, with about one
+compilation per activation and structure. `-m nightly` takes the rest of the product.
 """
 
 import itertools
@@ -34,11 +34,11 @@ LADDER = [(t, t + 1, WEIGHTED) for t in range(1, 7)] + [(t, t + 2, SKIP) for t i
 
 
 def wave(x):
-    # Entire, so that a series of few terms is enough; tanh has poles near the real line.
+    # An entire function, so that a series with few terms is enough; tanh has poles near the real line.
     return jnp.cos(x) + x / 2
 
 
-# By structure: graphs of one structure share their compilations.
+# The graphs by structure; graphs of one structure share their compilations.
 STRUCTURES = {
     "four nodes": {
         "chain": nd.zoo.chain(3),
@@ -74,9 +74,9 @@ DTYPES = {"float64": 1e-10, "float32": 2e-5}
 
 
 def compilations():
-    """One choice of order, dtype and parameterization per activation and structure."""
+    """Returns one choice of order, dtype and parameterization per activation and structure."""
     for (i, activation), (j, structure) in itertools.product(enumerate(ACTIVATIONS), enumerate(STRUCTURES)):
-        # From one structure to the other all three change; the pattern is another for each activation.
+        # All three differ from one structure to the other, and the pattern differs between activations.
         values = zip((ORDERS, tuple(DTYPES), PARAMETERIZATIONS), (0, 1, 2), strict=True)
         yield structure, activation, *(of[(i >> bit & 1) ^ j] for of, bit in values)
 
@@ -170,7 +170,7 @@ def test_mixed_operations(parameterization):
 
 CONV = {"filter_shape": (2, 3), "b_std": 0.3, "w_std": 1.2}
 IMAGES = {
-    # Norms of pixels differ, though those of images are divided out.
+    # The norms of images are divided out, but those of pixels differ.
     "homogeneous convolutions": (
         [(0, 1, WEIGHTED), (0, 2, SKIP), (1, 2, WEIGHTED)],
         {"layer": Conv(filter_shape=(2, 3), activation="relu")},

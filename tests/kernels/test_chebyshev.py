@@ -1,4 +1,4 @@
-"""Kernels as series in the angle: against the recursion for every pair of inputs, and against 40 digits."""
+"""Kernels by Chebyshev series in the angle, against the recursion for every pair of inputs, and against 40 digits."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ SEVERAL = Dag(
 
 
 def by_recursion(dag, x, x2=None, **options):
-    """Inside a transformation nothing is known of the inputs, and the recursion runs for all pairs."""
+    """Returns kernels inside a transformation, where the inputs are unknown and the recursion runs for all pairs."""
     with jax.enable_x64(x.dtype == np.float64):
         inputs = [jnp.asarray(v) for v in (x, x2) if v is not None]
         return jax.jit(lambda *inputs: nd.kernel(dag, *inputs, **options))(*inputs)
@@ -64,7 +64,7 @@ def pairs(kernels):
 
 
 def assert_close(found, expected, tolerance):
-    """Errors are measured against the inputs' own entries."""
+    """Asserts that errors are small relative to the diagonal entries of the inputs."""
     for ours, theirs in zip(pairs(found), pairs(expected), strict=True):
         for matrix, reference in zip(ours, theirs, strict=True):
             matrix, reference = np.asarray(matrix, float), np.asarray(reference, float)
@@ -74,7 +74,7 @@ def assert_close(found, expected, tolerance):
 
 @pytest.fixture
 def series_are_used(monkeypatch):
-    """Fails where the kernel comes from the recursion."""
+    """Makes a test fail if a kernel comes from the recursion."""
     calls = []
     monkeypatch.setattr(
         blocking.chebyshev, "position", lambda *args, of=blocking.chebyshev.position: (calls.append(1), of(*args))[1]
@@ -121,7 +121,7 @@ def test_equal_inputs_have_equal_rows(series_are_used):
 
 
 def exact(depth, theta):
-    """A chain of ReLU layers with He weights and a readout, by Cho and Saul's formulas in 40 digits."""
+    """Returns kernels of a chain of ReLU layers with He weights and a readout, by Cho and Saul, with 40 digits."""
     with mpmath.workdps(40):
         variance = mpmath.mpf(HE_STD) ** 2  # not quite 2
         q, k, t = mpmath.mpf(1), mpmath.cos(mpmath.mpf(theta)), mpmath.mpf(0)
@@ -144,7 +144,7 @@ def test_at_angles_against_high_precision(depth):
 
 
 def angle(x, z):
-    """Between two vectors, in 40 digits."""
+    """Returns the angle between two vectors, with 40 digits."""
     with mpmath.workdps(40):
         x, z = ([mpmath.mpf(float(v)) for v in row] for row in (x, z))
         x, z = ([v / mpmath.norm(row) for v in row] for row in (x, z))
@@ -196,7 +196,7 @@ def test_series_hold_between_the_angles_they_come_from(dag, dtype):
 
 @pytest.mark.parametrize("depth", [50, 200, 400])
 def test_what_a_float32_series_leaves_out_adds_up_to_little(depth):
-    # Near the ends all terms have one sign: none of them may be larger than the limit, nor may their sum.
+    # Near the ends all terms have one sign, so that neither a term nor their sum may exceed the limit.
     network = as_network(zoo.ladder(depth), order="act-linear", aggregation="scaled-sum")
     plan = plan_of(network, True, True, block_sizes())
     (short,), (long,) = (series_of(plan.program, plan.layers, 5, dtype) for dtype in (np.dtype("f4"), np.dtype("f8")))
@@ -208,7 +208,10 @@ def test_what_a_float32_series_leaves_out_adds_up_to_little(depth):
 
 
 def nearly_even(odd):
-    """With an odd part so small that kernels change close to opposite inputs only, where none of the angles lies."""
+    """Returns a chain whose activation has a tiny odd part, and its layer.
+
+    The odd part changes kernels only near opposite inputs, where none of the angles of the series lies.
+    """
     layer = Dense(activation=nd.activations.ABRelu(-1, 1 + odd))
     return Dag(4, tuple(Edge(i, i + 1, layer) for i in range(3))), layer
 

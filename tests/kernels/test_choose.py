@@ -1,4 +1,4 @@
-"""Which way typical calls are computed, and what says so."""
+"""The back end that typical calls take, and the text that says so."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ mp.mp.dps = 50
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_closed_form = pytest.mark.parametrize("case", CLOSED, ids=lambda case: case.name)
 
-# (q1, q2, correlation), with roots that make covariances exact.
+# (q1, q2, correlation), with second moments whose roots make covariances exact.
 POINTS = [
     (1.0, 1.0, 0.3),
     (2.25, 0.25, -0.7),
@@ -45,12 +45,12 @@ def at(q1, q2, rho):
 
 
 def arrays(points, dtype=jnp.float64):
-    """Columns k, gap, q1, q2 of points."""
+    """Returns the columns k, gap, q1, q2 of points."""
     return tuple(jnp.asarray(column, dtype) for column in np.transpose([at(*p) for p in points]))
 
 
 def scales(phi, q1, q2):
-    """Roots of the products of second moments, and of those of slopes: how large C, its gap and Fd can be."""
+    """Returns the scale of C and its gap, and that of Fd: the roots of products of second moments."""
     own = [dual(phi, q, jnp.zeros_like(q), q, q) for q in (q1, q2)]
     second = [np.asarray(o.covariance + mean(phi, q) ** 2, "d") for o, q in zip(own, (q1, q2), strict=True)]
     f = np.sqrt(second[0]) * np.sqrt(second[1])
@@ -58,9 +58,9 @@ def scales(phi, q1, q2):
 
 
 def expectations(f, df, q1, q2, rho):
-    """E[f(u) f(v)], E[df(u) df(v)], E[f(u)] and E[f(v)].
+    """Returns E[f(u) f(v)], E[df(u) df(v)], E[f(u)] and E[f(v)].
 
-    Gauss-Legendre in polar coordinates, between the rays where u or v changes its sign.
+    The method is Gauss-Legendre in polar coordinates, between the rays where u or v changes its sign.
     """
     radius, radial = np.polynomial.legendre.leggauss(160)
     radius, radial = 7 * (radius + 1), 7 * radial
@@ -76,7 +76,7 @@ def expectations(f, df, q1, q2, rho):
 
 
 def integrated(case):
-    """E[f(u) f(v)], C, its gap, Fd, E[f(u)] and E[f(v)] at all points, by integration."""
+    """Returns E[f(u) f(v)], C, its gap, Fd, E[f(u)] and E[f(v)] at all points, by integration."""
     rows = []
     for q1, q2, rho in POINTS:
         f, slope, *means = expectations(case.f, case.df, q1, q2, rho)
@@ -95,7 +95,7 @@ def assert_dual_is(case, rows):
     scale, _, slope_scale = scales(case.phi, *args[2:])
     for i, ((q1, q2, rho), row) in enumerate(zip(POINTS, rows, strict=True)):
         found = [c[i] + means[0][i] * means[1][i], c[i], gap[i], slope[i], means[0][i], means[1][i]]
-        # Of a variance far below the mean's square integration leaves few digits.
+        # Where a variance is far below the square of the mean, integration has few correct digits.
         floors = [scale[i], scale[i], scale[i] * (1 if min(q1, q2) > 0.1 else 1e4), slope_scale[i], 1, 1]
         for value, expected, floor in zip(found, row, floors, strict=True):
             assert float(value) == pytest.approx(expected, rel=1e-10, abs=1e-12 * float(floor)), (q1, q2, rho)
@@ -104,7 +104,7 @@ def assert_dual_is(case, rows):
 @pytest.mark.parametrize("case", [c for c in CASES if not c.phi.compiles_slowly], ids=lambda case: case.name)
 def test_against_integrals_on_disk(case, golden_dir):
     rows = json.loads((golden_dir / "duals.json").read_text())[case.name]
-    # Operation by operation, since no two activations share a compiled function.
+    # Without compilation, because no two activations share a compiled function.
     with jax.disable_jit():
         assert_dual_is(case, rows)
 
@@ -140,7 +140,7 @@ def exact_variance(case, q):
 
 
 def exact_dual(case, gap, q1, q2, sign=1):
-    """C, its gap and Fd to 50 digits, of numbers as they are in floating point."""
+    """Returns C, its gap and Fd with 50 digits, for the exact values of floating-point numbers."""
     q1, q2, gap = mp.mpf(q1), mp.mpf(q2), mp.mpf(gap)
     k = sign * (mp.sqrt(q1 * q2) - gap)
 
@@ -174,7 +174,7 @@ def test_to_the_last_digits(case):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
-    """The angle goes as the root of the gap: of it eps is lost, where norms differ, and eps of it where not."""
+    """The angle is proportional to the root of the gap, and its error is of order eps."""
     eps = float(jnp.finfo(dtype).eps)
     for q1, q2 in [(1.0, 1.0), (1.7, 1.7), (1.0, 1.0 + 8 * eps), (1.0, 1.001), (0.5, 2.0)]:
         for angle in (0, 1e-6, 1e-3):
@@ -184,7 +184,7 @@ def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
             got = dual(case.phi, dtype(sign * (r - gap)), dtype(gap), dtype(q1), dtype(q2))
             c, expected, slope = exact_dual(case, gap or mp.mpf(10) ** -40, q1, q2, sign)
             bound = float(mp.sqrt(exact_variance(case, q1) * exact_variance(case, q2)))
-            # Neither even nor odd functions: opposite inputs lie in no line behind them.
+            # After a function that is neither even nor odd, opposite inputs no longer lie on one line.
             error = abs(np.sqrt(float(got.gap)) - float(mp.sqrt(abs(expected))))
             if not angle and case.name in ("sign", "rectified_monomial(0)"):
                 expected, error = 0, abs(float(got.gap))  # of which a gap of 1e-40 would make 1e-20
@@ -250,7 +250,7 @@ def total(phi):
 @pytest.mark.sample(7)
 @every_case
 def test_extreme_scales_pass_in_float32(case):
-    # Powers of larger variances overflow on the way.
+    # For larger variances, powers overflow in intermediate results.
     powers = case.name.startswith(("monomial", "hermite", "polynomial"))
     points = [p for p in EXTREMES if not powers or max(p[:2]) <= 1e3]
     single = arrays(points, jnp.float32)
@@ -267,7 +267,7 @@ def test_extreme_scales_pass_in_float32(case):
 @pytest.mark.sample(0, slow=8)
 @every_case
 def test_gradients_are_numbers(case):
-    # Derivatives of quotients take squares, which float32 does not hold below.
+    # Derivatives of quotients have squares, which underflow in float32 for smaller numbers.
     moderate = [p for p in EXTREMES if max(p[:2]) <= 1 and not {1e-30} & set(p[:2])]
     args = arrays([*POINTS, *moderate], jnp.float32)
     gradients = jax.grad(lambda *args: total(case.phi)(*args).sum(), (0, 1, 2, 3))(*args)
@@ -318,12 +318,12 @@ def test_antiparallel_inputs_have_no_relu_covariance():
     for t in (0, 1e-9, 1e-3, 0.1):
         gap = 2 * np.sin(t / 2) ** 2
         c, _, slope = dual(RELU, *map(jnp.float64, (gap - 1, gap, 1.0, 1.0)))
-        # Second moments are those of the small wedge in which both are on.
+        # The second moments come from the small wedge in which both ReLUs are on.
         assert float(c) + 1 / (2 * np.pi) == pytest.approx((np.sin(t) - t * np.cos(t)) / (2 * np.pi), abs=1e-16)
         assert float(slope) == pytest.approx(t / (2 * np.pi), rel=1e-15)
 
 
-# What the docstring of `quadrature_error` promises.
+# The bounds in the docstring of `quadrature_error`.
 BOUNDS = {
     "tanh": (jnp.tanh, {0.25: 1e-14, 1.0: 2e-8, 4.0: 1e-3}),
     "softplus": (jax.nn.softplus, {0.25: 1e-14, 1.0: 1e-14, 4.0: 1e-10}),
@@ -424,7 +424,7 @@ def test_numbers_less_their_arctangent_against_high_precision(dtype):
 
 @pytest.mark.slow
 def test_the_angle_has_its_slope_at_right_angles():
-    """At cos = 0 both halves of the formula meet; orthogonal inputs are common."""
+    """Both halves of the formula meet at cos = 0, which orthogonal inputs reach."""
     one = jnp.asarray(1.0)
     slope = jax.grad(lambda k: dual(RELU, k, gap_of(k, one, one), one, one)[0])(jnp.asarray(0.0))
     # dF / dk = Fd = 1 / 4.

@@ -26,7 +26,7 @@ def normal(x):
 
 
 def conditional(center, width, alpha):
-    """E[phi(v)] and E[phi'(v)] for v ~ N(center, width^2)."""
+    """Returns E[phi(v)] and E[phi'(v)] for v ~ N(center, width^2)."""
     if width == 0:
         return (center, 1.0) if center > 0 else (alpha * np.expm1(center), alpha * np.exp(center))
     h = center / width
@@ -40,7 +40,7 @@ def conditional(center, width, alpha):
 
 
 def exact(q1, q2, rho, alpha):
-    """C and Fd."""
+    """Returns C and Fd."""
     s1, s2 = np.sqrt(q1), np.sqrt(q2)
     width = s2 * np.sqrt(1 - rho**2)
 
@@ -107,7 +107,7 @@ def test_nearly_equal_inputs_keep_their_angle():
         q = jnp.asarray(10.0 ** np.arange(-12, 13, 3), dtype)
         d = q * dtype(1e-16) / jnp.maximum(q, 1)
         _, gap, slope = jax.jit(dual, static_argnums=0)(Elu(0.5), q - d, d, q, q)
-        # Fd falls with the angle, by a share of at most about sqrt(2 d).
+        # Fd falls with the angle, by a fraction of at most about sqrt(2 d).
         np.testing.assert_allclose(gap, slope * d, rtol=accuracy + 3e-8)
         assert (jax.jit(dual, static_argnums=0)(Elu(0.5), q, 0 * q, q, q).gap == 0).all()
 

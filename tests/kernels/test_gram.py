@@ -1,4 +1,4 @@
-"""`gram` against `kernel`, its memory, and what a kill at any moment leaves behind."""
+"""`gram` against `kernel`, its memory, and its files after a kill at any moment."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ from nngp_dag import Conv, Dag, Edge, Op, kernel
 from nngp_dag.errors import InputError, OutputError
 from nngp_dag.kernels import gram_files
 
-# The module, also where the package exports the function under its name.
+# By name, because the package exports a function with the name of the module.
 gram_module = importlib.import_module("nngp_dag.kernels._gram")
 gram = gram_module.gram
 
@@ -46,7 +46,7 @@ def partial_of(path):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """The files of a run that nothing interrupts."""
+    """Returns the files of an uninterrupted run."""
     path = tmp_path_factory.mktemp("unbroken") / "out"
     gram(DAG, X, out=path, tile=TILE)
     return files_of(path)
@@ -195,7 +195,7 @@ def test_a_budget_that_is_too_small(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# The process: a budget with room for tiles of 1000 rows, and matrices of 2 * 36 MB that are not to count.
+# The budget leaves room for tiles of 1000 rows. The matrices on disk, 2 * 36 MB, must not count.
 MEASURE = """
     import sys
     import numpy as np
@@ -216,7 +216,7 @@ def test_the_process_stays_within_the_budget(tmp_path):
     assert peak < 545 * 2**20
 
 
-# The same with covariances of all pairs of 144 pixels: 80 KB for each pair of images, in tiles of 65 rows.
+# The same with covariances of all pairs of 144 pixels: 80 KB per pair of images, in tiles of 65 rows.
 MEASURE_PIXELS = """
     import sys
     import numpy as np
@@ -246,7 +246,7 @@ def test_covariances_of_pixels_are_counted():
         gram(dag, x, memory_budget="600 MB", out="nowhere", **options)
     with pytest.raises(InputError, match=r"5,3\d\d,\d\d\d,\d\d\d bytes, got 4,294,967,296; raise it or lower `tile`"):
         gram(dag, x, out="nowhere", tile=64, **options)
-    # Those of equal pixels alone are few.
+    # With covariances of equal pixels only, the work is much smaller.
     with pytest.raises(InputError, match=r"to hold the work on a tile, 54\d,\d\d\d,\d\d\d bytes, got 1,000;"):
         gram(dag, x, memory_budget=1000, out="nowhere", tile=64, layer=options["layer"])
 
@@ -493,7 +493,7 @@ def flip(file, at):
     file.write_bytes(data)
 
 
-# What does it, and what is said of it.
+# Kinds of damage, and the message of each.
 DAMAGES = {
     "flipped in the data": (lambda folder: flip(folder / "ntk.npy", 130), "got a damaged tile, number 0"),
     "flipped in the head": (lambda folder: flip(folder / "ntk.npy", 20), "got damaged files"),

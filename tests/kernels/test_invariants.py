@@ -1,4 +1,4 @@
-"""What leaves kernels as they are, what holds for all of them, and how those of ReLU scale."""
+"""Changes of a graph that keep its kernels, properties of all kernels, and the scaling of ReLU kernels."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
 
 X = np.random.default_rng(0).normal(size=(4, 5))
 LINEAR = Dense(activation=None, b_std=0.1)
-# Two weighted operations each. Node 1 gets both from node 0, so that all graphs hold both in one order and share their
-# compilations, as far as they are of about equal size.
+# Each palette has two weighted operations. Node 1 has an edge of each from node 0. So all graphs have both in the same
+# order, and graphs of about equal size share their compilations.
 PALETTES = {
     "linear-act": (
         Dense(activation="abs", b_std=0.3),
@@ -28,7 +28,7 @@ SKIPS = (Op.SKIP, Scale(-0.5))
 
 @st.composite
 def cases(draw, palettes=tuple(PALETTES)):
-    """A palette, and a graph of 5 to 7 nodes with its operations, dead nodes included."""
+    """Draws a palette, and a graph of 5 to 7 nodes with its operations, with dead nodes."""
     palette = draw(st.sampled_from(palettes))
     num_nodes = draw(st.integers(5, 7))
     ops = st.sampled_from([None, None, *SKIPS, *PALETTES[palette]])
@@ -36,7 +36,7 @@ def cases(draw, palettes=tuple(PALETTES)):
     for target in range(2, num_nodes):
         drawn = [Edge(source, target, op) for source in range(target) if (op := draw(ops)) is not None]
         edges += [edge for edge in drawn if edge.source != target - 1]
-        # A path through all nodes keeps them alive, but for one that may be dead.
+        # A path through all nodes keeps them alive, except one that may be dead.
         edges.append(Edge(target - 1, target, draw(st.sampled_from((*SKIPS, *PALETTES[palette])))))
     return palette, Dag(num_nodes, tuple(edges))
 
@@ -52,7 +52,7 @@ def assert_equal(dag, other, **options):
 
 
 def moved(edges, at):
-    """Makes room for a new node `at`."""
+    """Returns the edges after the insertion of a new node `at`."""
     return [Edge(e.source + (e.source >= at), e.target + (e.target >= at), e.op) for e in edges]
 
 
@@ -140,14 +140,14 @@ def test_with_biases_inputs_and_biases_scale_together(order, factor):
 
 @pytest.mark.parametrize("order", ["linear-act", pytest.param("act-linear", marks=pytest.mark.slow)])
 def test_relu_is_homogeneous_in_its_weights(order):
-    # Stem, three layers and readout: five factors.
+    # There are five factors: stem, three layers and readout.
     ones, scaled = (nd.kernel(nd.zoo.chain(3), X, order=order, w_std=w_std) for w_std in (1.0, 1.5))
     np.testing.assert_allclose(scaled.nngp, 1.5**10 * np.asarray(ones.nngp), rtol=1e-12)
     np.testing.assert_allclose(scaled.ntk, 1.5**10 * np.asarray(ones.ntk), rtol=1e-12)
 
 
 def test_a_scale_passes_through_relu():
-    # relu(c x) = c relu(x) for c > 0: a scale before a layer is one after it, here with its negative beside it.
+    # relu(c x) = c relu(x) for c > 0: a scale before a layer equals one after it, here beside a negative scale.
     first = Dag.from_edges([(0, 1, Scale(2.0)), (1, 2, "weighted"), (0, 2, Scale(-1.0))])
     last = Dag.from_edges([(0, 1, "weighted"), (1, 2, Scale(2.0)), (0, 2, Scale(-1.0))])
     ours, theirs = nd.kernel(first, X), nd.kernel(last, X)

@@ -30,7 +30,7 @@ def test_golden_kernels(golden_kernels, dtype, tolerance):
     x = np.array(golden_kernels["inputs"], dtype)
     off_diagonal = ~np.eye(len(x), dtype=bool)
     unknown = {entry["code"] for entry in golden_kernels["dags"] if np.isnan(entry["nngp_node"]).any()}
-    # The file has NaN where a node has no inputs: the next test says what holds there.
+    # The file has NaN where a node has no inputs; the next test checks that case.
     assert unknown == {"0_22_012"}
     for entry in golden_kernels["dags"]:
         if entry["code"] in unknown:
@@ -41,16 +41,16 @@ def test_golden_kernels(golden_kernels, dtype, tolerance):
             assert nngp.dtype == ntk.dtype == dtype
             np.testing.assert_allclose(nngp, entry[f"nngp_{suffix}"], rtol=tolerance)
             expected = np.array(entry[f"ntk_{suffix}"])
-            # Some are sums that cancel: those carry the rounding of their parts, which the diagonal bounds.
+            # Some entries are sums that cancel, with the rounding errors of their terms, which the diagonal bounds.
             rounding = np.finfo(dtype).eps * expected.max()
             np.testing.assert_allclose(ntk[off_diagonal], expected[off_diagonal], rtol=tolerance, atol=rounding)
-            # The file's diagonals of the NTK carry the rounding of arccos near 1, up to 1.1e-8; ours have none
+            # The diagonals of the NTK in the file have the rounding errors of arccos near 1, up to 1.1e-8. Ours do not
             # (see the next test).
             np.testing.assert_allclose(np.diag(ntk), np.diag(expected), rtol=max(tolerance, 2e-8))
 
 
 def test_a_node_without_inputs_is_zero():
-    # In 0_22_012 nothing enters node 1, so 1->2 carries zeros, and what is left is a chain with a skip 1->3 of zeros.
+    # In 0_22_012 no edge enters node 1, so that 1->2 and the skip 1->3 carry zeros, and a chain is left.
     with_dead, chain = nd.kernel(nd.Dag.from_code("0_22_012"), X), nd.kernel(nd.Dag.from_code("2_02"), X)
     np.testing.assert_allclose(with_dead.nngp, chain.nngp, rtol=1e-14)
     np.testing.assert_allclose(with_dead.ntk, chain.ntk, rtol=1e-14)
@@ -73,7 +73,7 @@ def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, r
         k = nd.kernel(dag, X, z, order=order, readout=readout)
         nngp, ntk = joint_kernel(dag, X, X if z is None else z, order, readout)
         assert relative(k.nngp, nngp) < 1e-13
-        # The oracle's arccos loses half of the digits where x and x2 coincide, which here is on its diagonal.
+        # The arccos of the oracle loses half of the digits where x and x2 coincide, which is on its diagonal here.
         assert relative(k.ntk, ntk) < (1e-13 if z is not None else 3e-8)
 
 
@@ -152,7 +152,7 @@ def test_images_are_flattened_and_one_input_is_enough():
 
 
 def planned(dag, **options):
-    """A network's plan for large kernels, and its numbers in float32."""
+    """Returns the plan of a network for large kernels, and its numbers in float32."""
     network = as_network(dag, **options)
     plan = choose.choose(network, choose.Problem(1024, 1024, True, 64, np.dtype(np.float32), traced=True))
     assert plan.spec.loop == (dag.num_nodes > 4)
@@ -204,7 +204,7 @@ TILED = pytest.mark.parametrize(
 
 @pytest.fixture
 def in_tiles(monkeypatch):
-    """Two whole tiles and a remainder; two inputs that nearly coincide, in different tiles, and one that is zero."""
+    """The inputs fill two tiles and a remainder. Two of them, in different tiles, nearly coincide, and one is zero."""
     x = np.random.default_rng(4).normal(size=(20, 200))
     x[15], x[3] = x[1] + 1e-9, 0
 
@@ -238,14 +238,14 @@ def test_gradients_of_symmetric_tiles_agree_with_the_whole(dag, in_tiles):
 @pytest.mark.parametrize("sign", [1, -1], ids=["close", "opposite"])
 @pytest.mark.parametrize("cell", [0, 16], ids=["by rows", "by cells"])
 def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, sign):
-    """More of them than the first list of cells holds, in tiles with a remainder, beside others that lie far apart."""
+    """There are more such inputs than the first list of cells holds, in tiles with a remainder, and distant inputs."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=(150, 40))
     x[50:100] = sign * x[:50] + 1e-6 * rng.normal(size=(50, 40))
     x[100:110] = sign * x[3] + 1e-6 * rng.normal(size=(10, 40))
     dag = nd.Dag.from_code("2_21_112")
     pairs = [(i, i + 50) for i in range(0, 50, 7)] + [(3, 104), (53, 104), (101, 108), (60, 20)]
-    # Every pair by itself.
+    # The expected entries come from one call per pair.
     expected = [float(nd.kernel(dag, x[i : i + 1], x[j : j + 1]).ntk[0, 0]) for i, j in pairs]
     for size in (70, 416):
         tiles = block_sizes()._replace(tile=size, cell=cell)
@@ -256,7 +256,7 @@ def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, s
 
 @pytest.mark.nightly
 def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
-    """With a pair of inputs that nearly coincide in each set."""
+    """Each set has a pair of inputs that nearly coincide."""
     x = np.random.default_rng(7).normal(size=(2, 4, 6))
     x[:, 3] = x[:, 0] + 1e-7
     dag = nd.Dag.from_code("1_12")
@@ -288,7 +288,7 @@ def test_no_temporary_grows_as_n_squared(dag, symmetric):
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.output_size_in_bytes >= 2 * n * n * 4
-    # A few blocks of rows, whatever N.
+    # The memory is that of a few blocks of rows, whatever N is.
     assert memory.temp_size_in_bytes < 12 * block_sizes().product * 4 < n * n * 4 / 2
 
 
@@ -394,7 +394,7 @@ def test_bad_inputs(arguments, match):
 
 @pytest.mark.parametrize("rows", [4, 512])
 def test_one_nan_among_many_numbers_is_found(rows):
-    # The maximum of jax 0.10 on CPUs loses it.
+    # The maximum of jax 0.10 on CPU loses the NaN.
     x = jnp.ones((rows, 784)).at[3, 5].set(jnp.nan)
     with pytest.raises(InputError, match=r"`x1` to be finite, got NaN or infinity in row 3"):
         nd.kernel(nd.Dag.from_code("2"), x)

@@ -1,4 +1,4 @@
-"""What `kernel` accepts beside the defaults, and what it refuses; the values are tested in test_cases.py."""
+"""Options that `kernel` accepts and refuses; test_cases.py tests the values of kernels with options."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +56,7 @@ def test_a_graph_on_an_edge_is_put_in_its_place():
 def test_the_standard_parameterization_grows_with_the_width():
     narrow, wide = (nd.kernel(DAG, X, parameterization="standard", width=w) for w in (64, 128))
     np.testing.assert_allclose(narrow.nngp, nd.kernel(DAG, X).nngp, rtol=1e-14)
-    # All layers but the stem, whose fan-in is the input's, double.
+    # All layers double, except the stem, whose fan-in is the size of the inputs.
     difference = np.asarray(wide.ntk) - np.asarray(narrow.ntk)
     quadruple = nd.kernel(DAG, X, parameterization="standard", width=256)
     np.testing.assert_allclose(np.asarray(quadruple.ntk) - np.asarray(wide.ntk), 2 * difference, rtol=1e-12)
@@ -77,7 +77,7 @@ def test_a_quadrature_that_is_not_accurate_warns():
 
 @pytest.mark.slow
 def test_the_readouts_activation_counts():
-    # On no edge, and yet it decides whether kernels scale with their inputs.
+    # The activation is on no edge, but it decides whether kernels scale with their inputs.
     dag = nd.Dag.from_edges([(0, 1, nd.Dense(order="act-linear"))])
     k = nd.kernel(dag, X, activation="erf", order="act-linear")
     last = nd.kernel(dag, X, activation="erf", order="act-linear", readout=False).nngp
@@ -89,7 +89,7 @@ def test_the_readouts_activation_counts():
 
 
 def test_scales_that_cancel_are_exact():
-    # X6 - X0 of a residual chain with small branches: what is left is a millionth of either.
+    # X6 - X0 of a residual chain with small branches is a millionth of either.
     small = nd.Dense(w_std=1e-3, order="act-linear")
     edges = [(t, t + 1, op) for t in range(6) for op in ("skip", small)]
     dag = nd.Dag.from_edges([*edges, (6, 7, "skip"), (0, 7, nd.Scale(-1.0))])
@@ -149,7 +149,7 @@ def test_bad_options(dag, x, options, error, match):
 
 
 def test_a_layer_is_an_operation():
-    # Past `kernel`, whose annotations are checked in tests.
+    # Not through `kernel`, whose annotations the type checker of the tests enforces.
     with pytest.raises(InputError, match="Expected `layer` to be a `Dense` or a `Conv`, got 'conv'"):
         as_network(DAG, layer="conv")  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,4 @@
-"""The GPU kernel of a tile: run by its interpreter, lowered for CUDA, and, where there is a GPU, run on it."""
+"""The GPU kernel of a tile: run by the interpreter, lowered for CUDA, and run on a GPU if there is one."""
 
 import functools
 
@@ -20,7 +20,7 @@ TWO = nd.Dag(
     num_inputs=2,
     outputs=(3, 2),
 )
-# Those that always take the loop never come here.
+# Activations that always take the loop back end, and never this one.
 LOOPED = ("tanh", "silu", "swish", "softplus", "elu")
 ACTIVATIONS = [
     *(a for a in activations.ACTIVATIONS if a not in LOOPED),
@@ -30,7 +30,7 @@ ACTIVATIONS = [
 
 
 def inputs(n, d=40, distance=1e-9):
-    """With two inputs that nearly coincide, in different tiles, and one that is zero."""
+    """Returns inputs of which two, in different tiles, nearly coincide, and one is zero."""
     x = np.random.default_rng(4).normal(size=(n, d))
     x[n - 5], x[3] = x[1] + distance, 0
     return x
@@ -38,7 +38,7 @@ def inputs(n, d=40, distance=1e-9):
 
 @pytest.fixture
 def like_a_gpu(monkeypatch):
-    """All decisions are those for a GPU, with small tiles; what is compiled for CUDA goes to the interpreter."""
+    """Makes all decisions those for a GPU, with small tiles, and runs the GPU kernel in the interpreter."""
     sizes = device._ON_GPU._replace(tile=64, multiple=32)
     monkeypatch.setattr(choose, "block_sizes", lambda: sizes)
     monkeypatch.setattr(choose, "compiles_triton", lambda: True)
@@ -56,7 +56,7 @@ def interpreted(like_a_gpu, monkeypatch):
     fused_tile = pallas.write_tile
     monkeypatch.setattr(pallas, "write_tile", write_tile)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
-    # What was traced without the interpreter, or with it, would be taken again.
+    # Otherwise functions that were traced with or without the interpreter would be used again.
     jax.clear_caches()
     yield calls
     jax.clear_caches()
@@ -82,7 +82,7 @@ def interpreted(like_a_gpu, monkeypatch):
     ],
 )
 def test_kernels_are_those_of_small_calls(dag, options, interpreted):
-    """Three tiles a side, of which the last moves back; small calls take neither tiles nor this kernel."""
+    """There are three tiles per side, of which the last moves back. Small calls use neither tiles nor this kernel."""
     x = inputs(150)
     whole, few = nd.kernel(dag, x, **options), np.r_[0:5, 60:70, 144:150]
     assert interpreted
@@ -142,6 +142,6 @@ def test_on_a_gpu_it_agrees_with_small_calls(activation, dtype):
     for whole, small in ((k.nngp, expected.nngp), (k.ntk, expected.ntk)):
         found = np.asarray(whole)[np.ix_(few, few)]
         np.testing.assert_allclose(found, small, rtol=0, atol=bound * np.abs(small).max())
-        # The two that nearly coincide: NTKs differ by what is linear in their angle.
+        # For the two inputs that nearly coincide, the difference of the NTK is linear in their angle.
         apart, expected_apart = (v[1, 1] - v[1, 6] for v in (found.astype(np.float64), small))
         np.testing.assert_allclose(apart, expected_apart, rtol=0, atol=bound * np.abs(small).max() / 10)

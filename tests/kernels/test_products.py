@@ -12,7 +12,7 @@ DAG = nd.Dag.from_code("2_21_112")
 
 
 def with_background(n, d=784, seed=0):
-    """Images with a common background, of different norms, one of them zero."""
+    """Returns images with a common background and different norms, of which one is zero."""
     x = np.full((n, d), -0.42)
     x[:, d // 3 : d // 2] = np.random.default_rng(seed).normal(1, 1, (n, d // 2 - d // 3))
     x *= np.geomspace(1e-3, 1e3, n)[:, None]
@@ -21,18 +21,18 @@ def with_background(n, d=784, seed=0):
 
 
 def gaps(found, exact, diagonal1, diagonal2):
-    """Differences over what bounds entries, the root of the product of the diagonals."""
+    """Returns differences relative to the bound on entries, the root of the product of the diagonals."""
     bound = np.sqrt(np.outer(diagonal1, diagonal2))
     np.testing.assert_array_equal(np.asarray(found)[bound == 0], 0)
     return np.abs(np.asarray(found, np.float64) - exact)[bound > 0] / bound[bound > 0]
 
 
 def with_two_backgrounds(n):
-    """Their mean removes neither."""
+    """Returns images with two backgrounds, which subtraction of the mean image does not remove."""
     return with_background(n) * np.where(np.arange(n) % 2, 1, -1).astype(np.float32)[:, None]
 
 
-# In blocks and, beyond two tiles, in tiles.
+# The products run in blocks and, for more inputs than two tiles, in tiles.
 @pytest.mark.parametrize("n", [60, 760])
 @pytest.mark.parametrize("inputs", [with_background, with_two_backgrounds])
 def test_a_common_background_costs_no_digits(n, inputs):
@@ -41,7 +41,7 @@ def test_a_common_background_costs_no_digits(n, inputs):
     for name in ("nngp", "ntk"):
         diagonal = np.diag(getattr(exact, name))
         found_gaps = gaps(getattr(found, name), getattr(exact, name), diagonal, diagonal)
-        # One product of all features, uncentered, leaves 2e-6 and more.
+        # One product of all features without centering has an error of 2e-6 or more.
         assert found_gaps.max() < 1.5e-6
         assert np.sqrt((found_gaps**2).mean()) < 3.5e-7
 

@@ -1,4 +1,4 @@
-"""Whether the error of a `Quadrature` is seen: against integrals known in closed form, and where there are none."""
+"""The error estimate of a `Quadrature`, against integrals in closed form, and for functions without them."""
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def test_kernels_say_so():
 
 @pytest.mark.slow
 def test_the_largest_error_may_lie_between_the_extremes():
-    """A bump that the least variance does not reach and that is little of the second moment at the largest."""
+    """A bump is out of reach at the smallest variance, and a small part of the second moment at the largest."""
 
     def fn(u):
         return 1e-3 * u**2 + jnp.exp(-200 * (u - 3) ** 2) * 1e-3

@@ -1,4 +1,4 @@
-"""Duals of tanh, silu and softplus against integrals that know nothing of mixtures, against samples and networks."""
+"""Duals of tanh, silu and softplus against integrals that do not use mixtures, against samples and networks."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ def logistic(u):
     return 1 / (1 + mp.exp(-u))
 
 
-# The function and its slope in mpmath, and in NumPy.
+# Each function and its derivative, in mpmath and in NumPy.
 FUNCTIONS = {
     "tanh": (mp.tanh, lambda u: mp.sech(u) ** 2, np.tanh, lambda u: 1 / np.cosh(np.clip(u, -300, 300)) ** 2),
     "silu": (
@@ -33,7 +33,7 @@ FUNCTIONS = {
     "softplus": (lambda u: mp.log1p(mp.exp(u)), logistic, lambda u: np.logaddexp(u, 0), special.expit),
 }
 every_name = pytest.mark.parametrize("name", FUNCTIONS)
-# As in the comment on the tables, with room for the rounding of what is summed.
+# The accuracy in the comment on the tables, with room for rounding errors of the sums.
 ACCURACY = {jnp.float32: 1e-6, jnp.float64: 2e-14}
 
 
@@ -48,11 +48,11 @@ def test_names():
 
 @functools.cache
 def diagonal(name, exponent):
-    """E[phi^2], E[phi'^2] and E[phi] for u ~ N(0, 10^exponent), to 25 digits."""
+    """Returns E[phi^2], E[phi'^2] and E[phi] for u ~ N(0, 10^exponent), with 25 digits."""
     f, df, _, _ = FUNCTIONS[name]
     with mp.workdps(25):
         s = mp.sqrt(mp.mpf(10) ** exponent)
-        # The functions change on the scale 1, the density on the scale s.
+        # The functions vary on the scale 1, the density on the scale s.
         scales = sorted({0, *(sign * s * x for sign in (-1, 1) for x in (1, 4, 12))})
         scales = sorted({*scales, *(sign * x for sign in (-1, 1) for x in (1, 4, 12, 40) if x < 12 * s)})
 
@@ -82,7 +82,7 @@ def test_the_diagonal_in_high_precision(name, dtype, exponent):
 )
 def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
     *_, f, df = FUNCTIONS[name]
-    # They converge exponentially: the poles of the functions are at distance pi / 10 from the real line, in units of z.
+    # Trapezoids converge exponentially: the poles of the functions have distance pi / 10 from the real line in z.
     z = np.linspace(-9.5, 9.5, 801)
     density = np.exp(-(z**2) / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
     u, v = np.sqrt(q1) * z[:, None], np.sqrt(q2) * (rho * z[:, None] + np.sqrt(1 - rho**2) * z)
@@ -98,7 +98,7 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
         with jax.enable_x64(True):
             r = np.sqrt(q1) * np.sqrt(q2)
             found = dual(get_activation(name), *(dtype(value) for value in (rho * r, (1 - abs(rho)) * r, q1, q2)))
-        # Of variances far below the means' squares trapezoids leave few digits.
+        # Where a variance is far below the square of the mean, trapezoids have few correct digits.
         rounding = 0, 1e-8 * gap, 0
         for value, expected, limit, lost in zip(
             found, (covariance, gap, exact[1]), (scale[0], scale[0], scale[1]), rounding, strict=True
@@ -110,7 +110,7 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("exponent", [-2, 0, 2])
 def test_nearly_equal_inputs_keep_their_angle(name, dtype, exponent):
-    """The gap grows with slope Fd, where the covariance itself has rounded it away."""
+    """The gap grows with slope Fd, even where rounding removes it from the covariance."""
     own, slope, m = diagonal(name, exponent)
     with jax.enable_x64(True):
         q = dtype(10.0**exponent)

@@ -41,7 +41,7 @@ def relative(value, reference):
 
 
 def assert_same(kernels, reference, tolerance):
-    """NNGP and NTK, relative to the largest entry."""
+    """Asserts that NNGP and NTK agree, relative to the largest entry."""
     for get in BOTH:
         value, expected = np.asarray(getattr(kernels, get)), np.asarray(getattr(reference, get))
         assert value.shape == expected.shape
@@ -81,7 +81,7 @@ TWO_INPUTS = Dag(
 TWO_OUTPUTS = Dag(3, (Edge(0, 1, WEIGHTED), Edge(1, 2, WEIGHTED), Edge(0, 2, SKIP)), outputs=(2, 1))
 LINES = Dag.from_edges([(0, 1, Conv(filter_shape=(3,), strides=(2,))), (0, 1, AvgPool((3,), strides=(2,)))])
 STRIDED = Conv(filter_shape=(2, 3), strides=(2, 1), padding="VALID")
-# The graph, shapes of inputs without N, options; one of everything that a layer may hold.
+# (graph, shapes of inputs without N, options), which together have every operation that a layer may have.
 CASES = {
     "mixed": (MIXED, [(7,)], {"stem": Dense(activation=None, b_std=0.1)}),
     "scaled-sum": (MIXED, [(7,)], {"stem": Dense(activation=None), "aggregation": "scaled-sum"}),
@@ -98,7 +98,7 @@ CASES = {
     "lines": (LINES, [(7, 2)], {}),
     "images of two inputs": (TWO_INPUTS, [(4, 3, 1), (4, 3, 2)], {"layer": CONV}),
 }
-# In the first run of tests; the others, which compile for as long again, are nightly.
+# Cases of the default run. The others, which compile for as long again, are nightly.
 QUICK = {"mixed"}
 
 
@@ -107,7 +107,7 @@ def cases(quick):
 
 
 def case(name):
-    """The graph, two sets of inputs, the options of the layer, and the readout of pixels."""
+    """Returns the graph, two sets of inputs, the options of the layer, and the readout of pixels."""
     dag, shapes, options = CASES[name]
     options = dict(options)
     pixels = options.pop("image_readout", "flatten")
@@ -134,7 +134,7 @@ def test_layer_and_readout_give_the_kernel(order, code):
     dag = Dag.from_code(code)
     _, _, kernel_fn = with_readout(dag, order)
     for z, diagonal_batch in ((None, None), (None, False), (Z, None), (Z, False)):
-        # nt's own layers after ours lose half of the digits on the diagonal of the NTK.
+        # The layers of neural-tangents after ours lose half of the digits on the diagonal of the NTK.
         tolerance = 1e-12 if order == "linear-act" else 1e-8
         k, layer = nd.kernel(dag, X, z, order=order), kernel_fn(X, z, None, diagonal_batch=diagonal_batch)
         assert relative(layer.nngp, k.nngp) < 1e-12
@@ -154,7 +154,7 @@ def test_layer_gives_the_kernel_without_readout(name):
         if x[0].ndim > 1:
             values = [reads_pixels(pixels)[2](k) for k in listed(values)]
         for value, reference in zip(listed(values), listed(expected), strict=True):
-            # The layer sees inputs through their kernel only, which leaves half of the digits of angles near 0.
+            # The layer gets the kernel of its inputs only, in which angles near 0 have half of their digits.
             assert_same(value, reference, 1e-10)
 
 
@@ -186,7 +186,7 @@ PHIS = {"relu": stax.Relu, "erf": stax.Erf, "gelu": stax.Gelu, "sin": stax.Sin}
 
 
 def in_stax(ops, width, parameterization):
-    """A chain of operations in stax's own layers."""
+    """Returns a chain of operations in layers of stax."""
     layers = []
     for op in ops:
         if isinstance(op, AvgPool):
@@ -235,7 +235,7 @@ FIRST_CHAINS = {("dense", "standard")}
     ],
 )
 def test_chains_of_operations_equal_plain_stax(name, parameterization):
-    # Both parameterizations, with the widths of the finite network: the NTK of "standard" has no other difference.
+    # Both parameterizations, with the widths of the finite network, on which only the NTK of "standard" depends.
     ops, pixels = CHAINS[name]
     x, z = (X, Z) if pixels is None else (IMAGES, MORE_IMAGES)
     dag = Dag.from_edges([(t, t + 1, op) for t, op in enumerate(ops[1:])])
@@ -299,7 +299,7 @@ def test_only_the_diagonal_of_pixels_is_kept_where_the_graph_permits():
 
 
 def stax_graph(dag, order):
-    """The graph in nested stax, as its users write it: FanOut, parallel, FanInSum; None where stax refuses."""
+    """Returns the graph in nested stax (FanOut, parallel, FanInSum), as users write it; None if stax refuses it."""
     weighted = (
         [stax.Dense(1, W_std=HE), stax.Relu()] if order == "linear-act" else [stax.Relu(), stax.Dense(1, W_std=HE)]
     )
@@ -324,7 +324,7 @@ def stax_graph(dag, order):
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("code", ["2_22", "1_02_002", "2_02_202", "0_22_012"])
 def test_act_linear_graphs_without_shared_branches_equal_plain_stax(code):
-    # Branches that part at node 0 and never share a skip: FanInSum's independence holds.
+    # Branches part at node 0 and never share a skip, so that they are independent, as FanInSum assumes.
     dag = Dag.from_edges([(e.source, e.target, e.op) for e in Dag.from_code(code).live_edges])
     k = nd.kernel(dag, X, Z, order="act-linear")
     plain = stax_graph(dag, "act-linear")(X, Z, BOTH)
@@ -411,7 +411,7 @@ def test_parallel_branches():
 @pytest.mark.nightly
 @ANY_FAN_IN_WARNS
 def test_several_inputs_and_outputs():
-    # After FanOut both inputs are the same data; outputs are read by weights of their own and then added up.
+    # After FanOut both inputs have the same data. Each output has a readout of its own, and the results are summed.
     k = nd.kernel(TWO_INPUTS, X, Z)
     fanned = stax.serial(stax.FanOut(2), DagLayer(TWO_INPUTS, width=16), stax.Dense(1, W_std=HE))
     assert_same(fanned[2](X, Z, BOTH), k, 1e-12)
@@ -432,7 +432,7 @@ def test_without_stem_what_comes_in_is_node_0():
     dense = stax.Dense(7, W_std=1.1, b_std=0.3)
     plain = stax.serial(dense, *weighted, *weighted)[2](X, Z, BOTH)
     assert_same(stax.serial(dense, bare)[2](X, Z, BOTH), plain, 1e-7)
-    # The stem may as well be a layer of its own.
+    # The stem may also be a layer of its own.
     stem = stax.Dense(7, W_std=HE)
     for parameterization, in_front in (("ntk", stem), ("standard", stax.Dense(7, HE, parameterization="standard"))):
         options = {"order": "act-linear", "parameterization": parameterization}
@@ -440,7 +440,7 @@ def test_without_stem_what_comes_in_is_node_0():
         assert_same(
             stax.serial(in_front, DagLayer(residual, width=7, **options, has_stem=False))[2](X, Z, BOTH), whole, 1e-7
         )
-    # Raw data may be a node too, where no activation and no sum with one meets it.
+    # A node may also hold raw data, if no activation follows and it is not added to a random field.
     raw = DagLayer(Dag.from_code("2_02"), width=16, has_stem=False)[2](X, Z, BOTH)
     assert_same(raw, stax.serial(*[stax.Dense(1, W_std=HE), stax.Relu()] * 2)[2](X, Z, BOTH), 1e-7)
     shape, params = DagLayer(chain, width=7, has_stem=False)[0](jax.random.key(0), X.shape)
@@ -463,7 +463,7 @@ def test_what_is_gaussian():
 
 @pytest.mark.slow
 def test_batches():
-    # Rows of two: what comes in are blocks off the diagonal, whose inputs are not known to coincide.
+    # With two rows at once, the layer gets blocks off the diagonal, and does not know which inputs coincide.
     kernel_fn = with_readout(CELL, "linear-act")[2]
     batched = nt.batch(kernel_fn, batch_size=2)(X[:4], None, BOTH)
     assert_same(batched, kernel_fn(X[:4], None, BOTH), 1e-7)
@@ -485,10 +485,10 @@ def test_gradient_descent_ensemble_equals_the_closed_form():
 
 
 def assert_samples_agree(layer, x, exact, get, draws):
-    """Two-sided, by the standard error of the samples and a bias of 1 / width."""
+    """Asserts two-sided agreement, by the standard error of the samples and a bias of 1 / width."""
     monte_carlo = nt.monte_carlo_kernel_fn(*layer[:2], jax.random.key(0), range(1, draws + 1))
     means = np.array([np.asarray(mean) for mean in monte_carlo(x, None, get)])
-    # Every estimate is the mean of all samples so far.
+    # Each estimate is the mean of all samples up to it.
     sums = means * np.arange(1, draws + 1).reshape(-1, *[1] * (means.ndim - 1))
     samples = np.diff(sums, axis=0, prepend=0)
     error = samples.std(axis=0, ddof=1) / draws**0.5
@@ -617,7 +617,7 @@ def test_bad_lists_of_inputs():
 
 
 def test_shapes_that_do_not_meet():
-    # Without stem, what comes in is added up as it is; strides make images of different sizes.
+    # Without a stem the inputs are added unchanged, and strides make images of different sizes.
     match = r"Expected all edges into node 2 to output one shape, got \(5, 7\) and \(5, 8\) from edge 1->2"
     with pytest.raises(GraphError, match=match):
         DagLayer(Dag.from_code("2_12"), width=8, has_stem=False)[0](jax.random.key(0), X.shape)

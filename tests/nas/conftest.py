@@ -1,4 +1,4 @@
-"""The published network of the reference data, and what was measured on it."""
+"""The published network of the reference data, and the values that were measured on it."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Accuracies of trained cells: reading tables, asking them, refusing the rest."""
+"""Accuracies of trained cells: reading of tables, look-ups, and refusals."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_the_published_table(published):
     assert accuracy.min() == 10.0
     assert accuracy.max() == pytest.approx(94.3733, abs=1e-4)
     assert accuracy.mean() == pytest.approx(87.0629, abs=1e-4)
-    # Its third row, by number, by text and as a cell.
+    # The third row of the table, by number, by text and as a cell.
     text = "|avg_pool_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|avg_pool_3x3~0|avg_pool_3x3~1|avg_pool_3x3~2|"
     assert published.index(text) == 2
     assert published[2] == Cell.parse(text)
@@ -95,15 +95,15 @@ def test_objects_within_a_row_become_columns(write):
         ("[" * 100_000, "t.json", "readable table of accuracies"),
         (f"arch_str,accuracy\n{CELLS[0]},{'9' * 200_000}\n", "t.csv", "field larger than field limit"),
         (f"arch_str,accuracy\n{'x' * 100_000},1\n", "t.csv", r"a cell in row 0 of .{,500}$"),
-        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]},1,2\n", "t.csv", "got 3 fields in row 1 under a head of 2"),
-        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]}", "t.csv", "got 1 fields in row 1 under a head of 2"),
+        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]},1,2\n", "t.csv", "got 3 fields in row 1 under a header of 2"),
+        (f"arch_str,accuracy\n{CELLS[0]},1\n{CELLS[1]}", "t.csv", "got 1 fields in row 1 under a header of 2"),
         (f"arch_str,accuracy,accuracy\n{CELLS[0]},1,2\n", "t.csv", "got 'accuracy' twice"),
         (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},9O\n", "t.csv", "'accuracy' of .* numbers, got '9O' in row 1"),
         (f"arch_str,accuracy\n{CELLS[0]},inf\n{CELLS[1]},9\n", "t.csv", "'accuracy' to be finite, got inf in row 0"),
         (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},9_3\n", "t.csv", "numbers, got '9_3' in row 1"),
         (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},٩٣\n", "t.csv", "numbers, got '٩٣' in row 1"),
-        (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},1e5\n", "t.csv", "from 0 to 100, got 100000 in row 1; mend"),
-        (f"arch_str,accuracy\n{CELLS[0]},-0.5\n{CELLS[1]},1\n", "t.csv", "from 0 to 100, got -0.5 in row 0; mend"),
+        (f"arch_str,accuracy\n{CELLS[0]},91\n{CELLS[1]},1e5\n", "t.csv", "from 0 to 100, got 100000 in row 1; correct"),
+        (f"arch_str,accuracy\n{CELLS[0]},-0.5\n{CELLS[1]},1\n", "t.csv", "from 0 to 100, got -0.5 in row 0; correct"),
         (f'{{"{CELLS[0]}": 1, "{CELLS[0]}": 2}}', "t.json", "~0.* twice"),
         (f'[{{"cell": "{CELLS[0]}", "a": 1, "a": 2}}]', "t.json", "got 'a' twice"),
         ([{"cell": CELLS[0], "a.b": 1, "a": {"b": 2}}], "t.json", r"got 'a\.b' twice"),

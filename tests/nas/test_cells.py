@@ -1,4 +1,4 @@
-"""Cells of NAS-Bench-201: text, numbers, samples, wiring, filters and which of them are one network."""
+"""Cells of NAS-Bench-201: text, numbers, samples, wiring, filters and isomorphism."""
 
 import collections
 import csv
@@ -20,7 +20,7 @@ def every_cell():
 
 
 def cell_of(**operations):
-    """A cell with operations on named edges, `e03="nor_conv_3x3"`, and none elsewhere."""
+    """Returns a cell with operations on named edges, `e03="nor_conv_3x3"`, and none elsewhere."""
     return Cell(tuple(operations.get(f"e{source}{target}", "none") for source, target in EDGES))
 
 
@@ -82,7 +82,7 @@ def test_swapping_two_nodes_changes_no_network(every_cell):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        # A skip through a node, and one past it.
+        # A skip through a node, and a skip around it.
         ({"e03": "nor_conv_3x3"}, {"e01": "skip_connect", "e13": "nor_conv_3x3"}),
         ({"e01": "nor_conv_3x3", "e13": "skip_connect"}, {"e02": "nor_conv_3x3", "e23": "skip_connect"}),
         # Pooling is linear.
@@ -104,7 +104,7 @@ def test_equal_functions_are_one_network(one, other):
             {"e01": "nor_conv_3x3", "e13": "skip_connect", "e12": "skip_connect", "e23": "skip_connect"},
             {"e01": "nor_conv_3x3", "e13": "skip_connect", "e02": "nor_conv_3x3", "e23": "skip_connect"},
         ),
-        # Likewise, below another one.
+        # One convolution read twice, and two of them, after another convolution.
         (
             {"e01": "nor_conv_3x3", "e12": "nor_conv_3x3", "e13": "skip_connect", "e23": "skip_connect"},
             {"e01": "nor_conv_3x3", "e13": "nor_conv_3x3", "e02": "nor_conv_3x3", "e23": "skip_connect"},

@@ -16,7 +16,7 @@ def value_and_gradients(function, *arguments):
 
 
 def first(function):
-    """What has channels last, as it is called with channels first."""
+    """Returns an array with channels last in the layout with channels first."""
     return lambda x, *others: jnp.moveaxis(function(jnp.moveaxis(x, 0, 3), *others), 3, 0)
 
 

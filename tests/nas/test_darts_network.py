@@ -1,4 +1,4 @@
-"""The DARTS supernet against a plain NumPy one, and what its ReLUs read."""
+"""The DARTS supernet against a plain NumPy one, and the inputs of its ReLUs."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def norm(x, scale: Any = 1.0, shift: Any = 0.0):
 
 
 def windows(x, side, stride, dilation, fill):
-    """What every output pixel reads, (n, h, w, side, side, c), pixel by pixel."""
+    """Returns the window that every output pixel reads, (n, h, w, side, side, c), pixel by pixel."""
     _, height, width, _ = x.shape
     p = dilation * (side // 2)
     padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), constant_values=fill)
@@ -43,7 +43,7 @@ def conv(x, kernel, stride=1):
 
 
 def separable(x, block, group, stride, dilation):
-    """One of the operations side by side."""
+    """Returns one of the operations that run side by side."""
     c = x.shape[-1]
     part = slice(group * c, (group + 1) * c)
     depthwise, pointwise = (
@@ -80,7 +80,7 @@ def operation(name, x, edges, group):
 
 
 def shaken(net):
-    """With scales and shifts that are not 1 and 0."""
+    """Returns a network with scales other than 1 and shifts other than 0."""
     for i, (_, module) in enumerate(nnx.iter_modules(net)):
         if hasattr(module, "scale"):
             scaled: Any = module
@@ -145,9 +145,9 @@ def test_relus_of_dead_cells_and_operations_are_zero_under_vmap():
     graph, params = nnx.split(net)
     logits, seen = jax.jit(jax.vmap(lambda m: nnx.merge(graph, params).observed(x, m)))(jnp.asarray(mixtures))
     assert logits.shape == (2, 20, 10)
-    # The normal cell is read as the second input alone, which the first mixture leaves out.
+    # The reduction cell reads the normal cell only as its second input, which the first mixture does not use.
     first = len(seen) // 2
     assert not any(value[0].any() for value in seen[:first])
     assert any(value[1].any() for value in seen[:first])
-    # Of the reduction cell: one input, one second ReLU, one node, and the end.
+    # The inputs of ReLUs that remain are one input, one second ReLU and one node of the reduction cell, and the last.
     assert sum(bool(value[0].any()) for value in seen) == 4

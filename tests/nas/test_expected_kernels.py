@@ -1,4 +1,4 @@
-"""Exact kernels of supernets: means over cells, which are the cell's own for single cells."""
+"""Exact kernels of supernets: means over cells, which for a single cell are the values of the cell."""
 
 import itertools
 
@@ -82,14 +82,14 @@ def test_cells_of_darts_follow_one_another():
 def test_samples_are_shared_and_converge(kernels):
     listed = kernels._wirings(NASBENCH201.mixture(NASBENCH201.full_mask()), 0)
     assert list(listed.values()) == [pytest.approx(1 / 64)] * 64
-    # Of a sample the standard error of a share is 0.009.
+    # The standard error of a share of the sample is 0.009.
     shares = {}
     wide = ExpectedKernels(DARTS, IMAGES, draws=3000)
     for wiring, share in wide._wirings(DARTS.mixture(DARTS.full_mask()), 1).items():
         shares[wiring[0][0]] = shares.get(wiring[0][0], 0) + share
     assert sum(shares.values()) == pytest.approx(1, rel=1e-12)
     assert shares == {1: pytest.approx(3 / 7, abs=0.035), 2: pytest.approx(4 / 7, abs=0.035)}
-    # A candidate that differs on one edge has the draws of the others.
+    # Two candidates that differ on one edge have equal draws on all other edges.
     few = ExpectedKernels(DARTS, IMAGES, draws=20)
     candidate = DARTS.full_mask()
     candidate[1, 3, 5] = False
@@ -108,7 +108,7 @@ def test_what_is_not_resolved_has_a_reason():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="`images` to hold at least 2, which a kernel compares, got 1"):
+    with pytest.raises(InputError, match="`images` to hold at least 2 images, got 1"):
         ExpectedKernels(NASBENCH201, IMAGES[:1])
     with pytest.raises(InputError, match="`draws` to be at least 1, got 0"):
         ExpectedKernels(NASBENCH201, IMAGES, draws=0)

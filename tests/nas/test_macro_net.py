@@ -27,7 +27,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def forward(net, x):
-    """Logits of a cell by the one compiled program."""
+    """Returns the logits of a cell, by one compiled program for all cells."""
     graph, _ = nnx.split(net)
     compiled = jax.jit(lambda params, x, codes: nnx.merge(graph, params)(x, codes))
     return compiled, lambda cell, net=net: np.asarray(compiled(nnx.state(net), x, np.array(cell.codes)))
@@ -99,7 +99,7 @@ def test_gradients_of_convolutions_are_those_of_jax(side, stride):
     expected = curvature(plain)
     np.testing.assert_allclose(curvature(ours), expected, atol=1e-4 * abs(expected).max())
 
-    # Several passes back over one batch.
+    # Several backward passes over one batch.
     passes = jnp.stack([back, 2 * back])
     for mine, theirs in zip(jax.vmap(gradient)(passes), jax.vmap(their_gradient)(passes), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-4)
@@ -137,9 +137,9 @@ def test_weights_have_variance_two_over_fan_out(published):
         (net.reductions[1].conv_b.kernel, 9 * 64),
         (net.reductions[1].shortcut, 64),
     ):
-        # 4 standard errors of a variance.
+        # The tolerance is 4 standard errors of a variance.
         assert np.var(kernel[...]) * fan_out / 2 == pytest.approx(1, abs=4 * (2 / kernel[...].size) ** 0.5)
-    # So were those of the published network.
+    # The weights of the published network have this variance too.
     assert published.weights["cells.3.conv_a.op.1.weight"].var() * 9 * 64 / 2 == pytest.approx(1, abs=0.06)
 
 

@@ -23,7 +23,7 @@ EPSILON = 1e-5
 
 
 class TinyNet(nnx.Module):
-    """One edge: a convolution and a skip, weighted; batch norm, ReLU, mean over pixels, classifier."""
+    """A network with one edge: the weighted sum of a convolution and a skip, batch norm, ReLU, mean, classifier."""
 
     def __init__(self, *, rngs):
         self.stem = ConvNorm(2, 3, rngs=rngs)
@@ -60,7 +60,7 @@ def measured(**options):
 
 
 def plain_outputs(weights, x, mixture, frozen=None):
-    """The sum of the outputs in plain JAX; with frozen statistics in order, or the batch's own."""
+    """Returns the sum of the outputs in plain JAX, with given (frozen) statistics in order, or those of the batch."""
     seen = []
 
     def norm(value, scale, shift):
@@ -125,7 +125,7 @@ def test_a_candidate_is_measured_alike_alone_and_among_others():
     together = some.ntk_conditions(MIXTURES[:3], seed=0).values
     alone = [some.ntk_conditions(MIXTURES[i : i + 1], seed=0).values[0] for i in range(3)]
     np.testing.assert_array_equal(together, alone)
-    # Two side by side, of which the last pair is filled up.
+    # Blocks of two candidates, of which the last is padded.
     pairs = measured(batch_norm="frozen", memory=2 * _bytes_of_one(some))
     np.testing.assert_allclose(pairs.ntk_conditions(MIXTURES[:3], seed=0).values, together, rtol=1e-3)
     before = programs(measures._ntks)
@@ -155,14 +155,14 @@ def test_all_candidates_rounds_and_seeds_share_one_compilation_per_measure():
     conditions = [some.ntk_conditions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
     regions = [some.linear_regions(MIXTURES[:count], seed).values for count, seed in ((3, 0), (2, 0), (3, 1))]
     assert programs(measures._ntks) == programs(measures._patterns) == 1
-    # A seed is one draw, another seed another.
+    # Equal seeds give equal draws, and different seeds different ones.
     for found in (conditions, regions):
         np.testing.assert_array_equal(found[0][:2], found[1])
         assert (found[0] != found[2]).any()
 
 
 def thin(rngs):
-    """One cell of one channel, with scales and shifts that are not 1 and 0."""
+    """Returns a network of one cell with one channel, with scales other than 1 and shifts other than 0."""
     net = CellSupernet(channels=1, cells=1, stages=1, in_channels=1, stem=False, rngs=rngs)
     random = np.random.default_rng(0)
     for module in (net, *net.stages):
@@ -172,7 +172,7 @@ def thin(rngs):
 
 
 def plain_relu_inputs(net, x, mixture):
-    """What the live ReLUs of a thin net read, (ReLUs, images, height, width), in plain NumPy."""
+    """Returns the inputs of the live ReLUs of a thin net, (ReLUs, images, height, width), in plain NumPy."""
     stage, taps = net.stages[0], [(i, j) for i in range(3) for j in range(3)]
     conv1, conv3, scale, shift = (
         np.asarray(value[...], np.float64)[0] for value in (stage.conv1, stage.conv3, stage.scale, stage.shift)
@@ -210,7 +210,7 @@ def plain_relu_inputs(net, x, mixture):
 def test_regions_are_those_of_brute_force_on_a_plain_supernet():
     space, random = get_space("nasbench201"), np.random.default_rng(5)
     masks = np.stack([space.full_mask(), space.full_mask() & (random.random(space.shape) < 0.4)])
-    # Node 1 of the second leads nowhere, but convolutions read and make it.
+    # In the second mask, no path leads on from node 1, although a convolution writes it.
     masks[1, 0, [EDGES.index((1, 2)), EDGES.index((1, 3))]] = False
     masks[1, 0, EDGES.index((0, 1)), OPERATIONS.index("nor_conv_3x3")] = True
     mixtures = space.mixture(masks)
@@ -221,7 +221,7 @@ def test_regions_are_those_of_brute_force_on_a_plain_supernet():
     for count, mixture in zip(found.values, mixtures[:, 0], strict=True):
         signs = [plain_relu_inputs(net, batch[..., 0].astype(np.float64), mixture) > 0 for batch in small]
         assert count == len({one[:, i].tobytes() for one in signs for i in range(60)})
-    # Enough to count, and not all different.
+    # Some patterns differ, and some are equal.
     assert 10 < found.values[1] < 110
 
 
@@ -233,10 +233,10 @@ def test_what_cannot_be_measured_is_flagged_not_raised():
 
 
 def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
-    # No shift has a gradient there, and all features are 0.
+    # With all last ReLUs off, no shift has a gradient, and all features are 0.
     dark = lambda rngs: _dark(make(rngs))  # noqa: E731
     found = Measures(dark, make, X, SMALL, "reference", "frozen").ntk_conditions(MIXTURES[:2], seed=0)
-    # A note: the search goes on with the number.
+    # The reason is a note here, because the search uses the number.
     assert all("vanish" in reason for reason in found.reasons)
     np.testing.assert_array_equal(found.values, 1e5)
     sound = Measures(dark, make, X, SMALL, "all", "frozen").ntk_conditions(MIXTURES[:1], seed=0)
@@ -247,7 +247,7 @@ def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
 
 
 def _dark(net):
-    """A net whose last ReLUs are all off."""
+    """Returns a network whose last ReLUs are all off."""
     net.shift[...] = jnp.full(3, -100.0)
     return net
 
@@ -272,7 +272,7 @@ def test_patches_are_squares_of_one_channel():
     corners = found[..., :1, :1, :]
     offsets = 18 * np.arange(3)[:, None] + 3 * np.arange(3)
     np.testing.assert_array_equal(found - corners, np.broadcast_to(offsets[..., None], found.shape).astype(np.float32))
-    # All images, channels and places occur: 2 x 3 x 3 x 4 corners.
+    # All images, channels and positions occur: 2 x 3 x 3 x 4 corners.
     assert len(np.unique(corners)) == 72
     with pytest.raises(InputError, match="at least 7 x 7 pixels"):
         patches(images, 0, side=7)
@@ -290,7 +290,7 @@ def test_the_supernet_around_one_cell_has_the_published_ntk(published):
 
 
 def _published_supernet(published, rngs):
-    """The supernet whose live operations have the published weights."""
+    """Returns the supernet whose live operations have the published weights."""
     net, macro = CellSupernet(channels=16, cells=1, rngs=rngs), published.net
     for name in ("stem", "reductions"):
         setattr(net, name, getattr(macro, name))

@@ -30,8 +30,8 @@ SEVERAL = [
 
 def test_the_pattern_kernel_is_the_published_one_exactly(published):
     kernel = pattern_kernel(published.net, published.x, published.cell, counting="reference")
-    # On one thread sums are added up in another order, which puts what enters one ReLU of one image, counted twice, on
-    # the other side of 0.
+    # On one thread sums are in another order. This moves the input of one ReLU of one image, which counts twice, to the
+    # other side of 0.
     off = np.abs(kernel - published.values["naswot_K"])
     image = int(off.sum(axis=1).argmax())
     assert off.max() in ((0, 2) if ONE_THREAD else (0,))
@@ -39,7 +39,7 @@ def test_the_pattern_kernel_is_the_published_one_exactly(published):
     expected = float(published.values["naswot_hook_logdet"])
     assert log_determinant(published.values["naswot_K"]) == pytest.approx(expected, abs=1e-6)
     assert log_determinant(kernel) == pytest.approx(expected, abs=1e-3 if off.any() else 1e-6)
-    # Correct counting: no dead edge here, so every ReLU - convolution - batch norm once instead of twice, and the last.
+    # With correct counting every ReLU - convolution - batch norm counts once instead of twice. No edge is dead here.
     correct = pattern_kernel(published.net, published.x, published.cell)
     last = 2 * correct - kernel
     assert (last.diagonal() == 64 * 8 * 8).all()
@@ -50,7 +50,7 @@ def test_the_pattern_kernel_is_the_published_one_exactly(published):
 def test_the_ntk_is_the_published_one(published):
     ntk = empirical_ntk(published.net, published.x, published.cell)
     expected = published.values["ntk"]
-    # Where that ReLU turns, entries move by 3e-4 of the largest.
+    # Where this ReLU changes its sign, entries change by 3e-4 of the largest.
     np.testing.assert_allclose(ntk, expected, atol=(1e-3 if ONE_THREAD else 1e-4) * abs(expected).max())
     eigenvalues = np.linalg.eigvalsh(ntk.astype(np.float64))
     assert eigenvalues[-1] / eigenvalues[0] == pytest.approx(float(published.values["ntk_cond"]), rel=0.01)
@@ -68,7 +68,7 @@ def test_units_are_those_of_the_published_cells(golden_dir):
 
 
 def test_only_what_is_read_or_counted_is_computed():
-    # 0 -> 1 -> 2 is dead: counted by the reference, so that node 1 is needed, but not node 2.
+    # The path 0 -> 1 -> 2 is dead. The reference counts its ReLUs, so that node 1 is needed, but not node 2.
     dead = Cell.parse("|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|nor_conv_1x1~0|none~1|none~2|")
     operations, weights = gates(dead, "correct")
     assert list(operations) == [0, 0, 0, 2, 0, 0]
@@ -80,13 +80,13 @@ def test_only_what_is_read_or_counted_is_computed():
 
 @pytest.mark.slow
 def test_patterns_are_counted_as_defined(monkeypatch):
-    """Against a plain network of the benchmark, whose ReLUs are compared one by one."""
+    """Compares with a plain network of the benchmark, whose ReLUs are compared one by one."""
     benchmark = importlib.import_module("naswot")
     net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 3)), jnp.float32)
     for cell in SEVERAL:
         expected = benchmark.by_definition(net, x, cell)
-        # Computed apart, the two may round an input of a ReLU to different sides of 0.
+        # Two programs may round the input of a ReLU to different sides of 0.
         np.testing.assert_allclose(pattern_kernel(net, x, cell), expected, atol=1)
         np.testing.assert_array_equal(pattern_kernel(net, x, cell).diagonal(), expected.diagonal())
         benchmark.check(net, x, cell)
@@ -102,7 +102,7 @@ def test_several_cells_at_once_score_as_one_by_one():
     assert (one.at_once, three.at_once) == (1, 3)
     before = programs(_counted)
     found = [list(score_cells(SEVERAL, ["naswot"], setting)) for setting in (one, three)]
-    # One program for single cells and one for three at once, the last three filled up.
+    # There is one program for single cells, and one for three at once, whose last call is padded.
     assert programs(_counted) == before + 2
     assert len(SEVERAL) % 3
     for alone, together in zip(*found, strict=True):
@@ -133,7 +133,7 @@ def test_scores_rank_cells_as_the_published_ones_do(golden_dir, tfds_dir):
     images = nd.data.normalize(nd.data.load_dataset("cifar10", data_dir=tfds_dir, subset=128))
     some = [Cell.parse(row["arch_str"]) for row in rows]
     published = np.array([float(row["score"]) for row in rows])
-    # Dead ReLUs tell images apart in the released counting even where no output depends on them; ours leaves them out.
+    # The released counting includes dead ReLUs, on which no output depends. Correct counting leaves them out.
     dead = np.array([sum(name in CONVOLUTIONS for name in c.operations) for c in some])
     dead -= [sum(name in CONVOLUTIONS for name in c.live.operations) for c in some]
     for name, alike, least in (("naswot_reference", np.ones(len(some), bool), 0.98), ("naswot", dead == 0, 0.95)):

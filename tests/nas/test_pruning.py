@@ -1,4 +1,4 @@
-"""Search by pruning: rankings, shortcut, groups, resumption and what is degenerate, with measures that are known."""
+"""Search by pruning with known measures: rankings, shortcut, groups, resumption and degenerate cases."""
 
 import itertools
 import json
@@ -20,7 +20,10 @@ WORTHS = {
 
 
 def additive(space, *, higher=True, name="worth", noise=0.0, bad=None):
-    """A measure that sums what live operations are worth; removing the best one loses most. Masks in `bad` crash it."""
+    """Returns a measure that sums the worths of live operations, so that removing the best one loses most.
+
+    Its values are not finite for masks that `bad` accepts.
+    """
     calls = []
 
     def evaluate(mixtures, seed):
@@ -40,7 +43,7 @@ def last(states):
 
 
 def best_of(space, mask):
-    """The most worthy of the live operations of each edge."""
+    """Returns the live operation of each edge with the largest worth."""
     worth = np.where(mask, WORTHS[space.name], -1)
     return worth.argmax(-1)
 
@@ -53,7 +56,7 @@ def test_the_best_operation_of_every_edge_stays(higher, per_round):
     expected = best_of(NASBENCH201, NASBENCH201.full_mask())
     np.testing.assert_array_equal(state.mask.argmax(-1), expected)
     assert (state.mask.sum(-1) == 1).all()
-    # 4 live operations on each of 6 edges, then 3, then 2; the supernet each round and the cell in the end.
+    # Rounds evaluate 4 live operations on each of 6 edges, then 3, then 2, each time with the supernet; then the cell.
     rounds = {1: [24, 18, 12], 2: [24, 12], 9: [24]}[per_round]
     assert state.evaluated == sum(rounds) + len(rounds) + 1
     assert state.round == len(rounds) + 1
@@ -75,7 +78,7 @@ def test_darts_keeps_two_edges_of_every_node():
         assert set(first + np.flatnonzero(state.mask[t, first:stop].any(-1))) == kept
     genotype = DARTS.cell_of(state.mask)
     assert isinstance(genotype, Genotype)
-    # 7 operations of 28 edges, then 4; then of each cell 3, 4 and 5 edges, each round with the supernet.
+    # Rounds evaluate 7 operations on 28 edges, then 4; then 3, 4 and 5 edges of each cell, each with the supernet.
     assert state.evaluated == 28 * (7 + 4) + 2 + 2 * (3 + 4 + 5) + 6 + 1
     assert state.finished
 
@@ -90,7 +93,8 @@ def test_ranks_are_dense_and_summed_over_measures():
     total = 1000 + sum(worth.values())
     for d in state.decisions:
         value = worth[d.edge, d.operation]
-        # Removal of the least worthy one lowers `one` least and raises `other`, where lower is better, least.
+        # Removing the operation with the smallest worth lowers `one` least, and raises `other` least, of which lower is
+        # better.
         assert d.ranks == {"one": order.index((d.edge, d.operation)), "other": order.index((d.edge, d.operation))}
         assert d.changes["one"] == pytest.approx(value / total, abs=1e-9)
         assert d.changes["other"] == pytest.approx(1 - total / (total - value), abs=1e-9)
@@ -110,7 +114,10 @@ def test_ranks_of_an_edge_are_among_its_own_operations():
 
 @pytest.mark.slow
 def test_where_measures_disagree_it_matters_among_whom_they_rank():
-    """On edge 0-1 in opposite order: in its own ranks all four tie; among all the first measure's favorite leads."""
+    """Two measures rank the operations of edge 0-1 in opposite order.
+
+    By ranks within the edge all four tie. By ranks among all edges, the favorite of the first measure comes first.
+    """
     worths = np.zeros((2, *NASBENCH201.shape))
     worths[:, 0, 1:, 1:] = 1 + np.arange(20).reshape(5, 4)
     worths[:, 0, 0, 1:] = (0, 30, 40, 50), (8.5, 5.5, 3.5, 0.5)
@@ -144,7 +151,7 @@ def test_a_repeat_draws_its_own_weights_which_all_candidates_share():
     next(search)
     next(search)
     seeds = [seed for _, seed in calls]
-    # 197 masks come in parts.
+    # The 197 masks are evaluated in several parts.
     parts = 7
     assert [seeds[i * parts : (i + 1) * parts] for i in range(3)] == [[seeds[i * parts]] * parts for i in range(3)]
     assert len(set(seeds)) == 6
@@ -175,7 +182,7 @@ def test_the_shortcut_keeps_moderate_operations_unmeasured():
 def test_the_shortcut_keeps_one_edge_of_every_node():
     measure, _ = additive(DARTS)
     state = last(prune(DARTS, [measure], Pruning(repeats=1, decimals=9, shortcut=True, per_round=3)))
-    # 2 of 7 operations, none of 4 when 3 go; then one edge of each of six nodes.
+    # The shortcut skips 2 of 7 operations, none of 4 when 3 are pruned, and then one edge of each of six nodes.
     assert state.skipped == 28 * 2 + 6
     assert isinstance(DARTS.cell_of(state.mask), Genotype)
 
@@ -195,7 +202,7 @@ def test_a_search_goes_on_where_it_was(shortcut):
 
 
 def test_what_is_not_sound_goes_last():
-    # Without the two worst of edge 0 the measure breaks: they would have been pruned first.
+    # The measure fails without the two worst operations of edge 0, which would otherwise be pruned first.
     worst = np.argsort(WORTHS["nasbench201"][0, 0, 1:])[:2] + 1
     measure, _ = additive(NASBENCH201, bad=lambda mask: not mask[0, 0, worst].all())
     state = next(prune(NASBENCH201, [measure], Pruning(repeats=1, decimals=9)))
@@ -203,7 +210,7 @@ def test_what_is_not_sound_goes_last():
     flagged = [rows[NASBENCH201.operations[op]] for op in worst]
     assert all(d.reason == "broken" and d.outcome == "kept" and not d.changes for d in flagged)
     assert [d.outcome for d in rows.values()].count("pruned") == 1
-    # And where it breaks without anything, or is 0, the search still ends.
+    # The search also ends where the measure fails for every removal, or is 0.
     for broken in (lambda mask: True, lambda mask: mask.sum() > 12):
         state = last(prune(NASBENCH201, [additive(NASBENCH201, bad=broken)[0]], Pruning(repeats=1)))
         assert (state.mask.sum(-1) == 1).all()
@@ -223,7 +230,7 @@ def test_a_draw_in_which_the_supernet_is_not_sound_does_not_count():
     def evaluate(mixtures, seed):
         seeds.append(seed)
         found = measure.evaluate(mixtures, seed)
-        # In the second draw nothing is sound; what is wrong with one candidate of the others counts.
+        # All values of the second draw fail. In the other draws, the failure of one candidate counts.
         return found if seed == seeds[0] else Found(found.values * np.nan, ("dark",) * 25)
 
     first = next(prune(NASBENCH201, [Measure("worth", evaluate, True)], Pruning(repeats=2, decimals=9)))

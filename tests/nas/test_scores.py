@@ -64,12 +64,12 @@ def test_parameters_are_those_of_the_published_weights(published):
 
 
 def test_costs_of_the_smallest_and_the_largest_network_are_those_of_the_benchmark():
-    # NAS-Bench-201 lists 0.073306 and 1.531546 million parameters, 7.78 and 220.12 million multiply-adds.
+    # NAS-Bench-201 lists 0.073306 and 1.531546 million parameters, and 7.78 and 220.12 million multiply-adds.
     largest = Cell(("nor_conv_3x3",) * 6)
     assert (parameters(NOTHING), parameters(largest)) == (73_306, 1_531_546)
     assert flops(NOTHING) / 2e6 == pytest.approx(7.78, abs=0.005)
     assert flops(largest) / 2e6 == pytest.approx(220.12, abs=0.005)
-    # By hand: C = 1 and N = 1 on images of 4 x 4 x 2: stem, (3 x 3, 3 x 3, 1 x 1) of both reductions, end.
+    # By hand for C = 1 and N = 1 on images of 4 x 4 x 2: the stem, and 3 x 3, 3 x 3, 1 x 1 of both residual blocks.
     convolutions = 16 * 9 * 2 + 4 * (9 * 2 + 9 * 4 + 2) + (9 * 8 + 9 * 16 + 8)
     assert flops(NOTHING, (4, 4, 2), channels=1, cells=1, classes=7) == 2 * (convolutions + 4 * 7) + 7
     dead = Cell(("nor_conv_3x3", "none", "none", "skip_connect", "none", "none"))
@@ -121,7 +121,7 @@ def test_the_gradient_norm_is_a_sum_over_kernels(setting, gradient_scores):
         block = gradient["reductions"][i]
         kernels += [block["conv_a"]["kernel"][...], block["conv_b"]["kernel"][...], block["shortcut"][...]]
     norms = [float(jnp.linalg.norm(kernel)) for kernel in kernels]
-    # Stem, classifier, 6 in the blocks, 2 live edges in each of 3 cells.
+    # Kernels with a gradient: stem, classifier, 6 in the residual blocks, and 2 live edges in each of 3 cells.
     assert sum(norm > 0 for norm in norms) == 2 + 6 + 6
     assert gradient_scores[0][2]["grad_norm"] == pytest.approx(sum(norms), rel=1e-4)
 
@@ -138,7 +138,7 @@ def test_synflow_counts_the_layers_of_a_network_without_branches(setting):
             param[...] = abs(param[...])
     total = lambda: float(net(jnp.ones((1, 8, 8, 3)), POOLS).sum())  # noqa: E731
     output = total()
-    # Stem and classifier lie on all paths; a block's kernels on some: what they carry is what vanishes without them.
+    # Stem and classifier lie on all paths, the kernels of a block on some. Their part of R vanishes without them.
     flow = 2 * output
     for block in net.reductions:
         for param, layers in ((block.shortcut, 1), (block.conv_b.kernel, 2)):
@@ -238,7 +238,7 @@ def test_a_cell_is_one_row_as_soon_as_its_scores_are_known(setting, monkeypatch)
         register(Score(name, True, "forward", "", measure))
     running = score_cells([NOTHING, RICH], ["c", "a", "b"], setting)
     row = next(running)
-    # Once to compile, once for the row.
+    # The kernels are computed once to compile, and once for the row.
     assert begun == [NOTHING] * 2
     assert row.cell == NOTHING
     assert list(row.values) == ["c", "a", "b"]
@@ -250,7 +250,7 @@ def test_a_cell_is_one_row_as_soon_as_its_scores_are_known(setting, monkeypatch)
 
 
 def test_kernels_are_timed_once_compiled_and_shared(setting, monkeypatch):
-    """The first pass, which compiles, knows neither the cells nor what the timed one has computed."""
+    """The first pass, which compiles, shares neither cells nor results with the timed pass."""
     passes = []
 
     def slow_at_first(cells, setting):

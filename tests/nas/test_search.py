@@ -32,7 +32,7 @@ def test_a_degenerate_cell_is_never_taken():
 def test_the_best_of_so_many_draws_is_as_likely_as_combinatorics_say():
     repeats = 4000
     found = search(np.arange(20.0), seconds=np.ones(20), sample=5, repeats=repeats)
-    # The best of 20 is in a sample of 5 with probability 1/4; 4 standard errors.
+    # The best of 20 is in a sample of 5 with probability 1/4. The tolerance is 4 standard errors.
     assert abs((found.picked == 19).mean() - 0.25) < 4 * (0.25 * 0.75 / repeats) ** 0.5
     assert found.picked.min() >= 4
 

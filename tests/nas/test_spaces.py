@@ -22,7 +22,7 @@ def genotype_of(cell, reduce=None):
 
 
 def random_genotype(seed):
-    """Two operations per node from two different inputs."""
+    """Returns a genotype with two operations per node, from two different inputs."""
     rng = random.Random(seed)
     draws = [sorted(rng.sample(range(node), 2)) for _ in range(2) for node in range(2, 6)]
     pairs = [(rng.choice(DARTS), source) for pair in draws for source in pair]
@@ -30,7 +30,7 @@ def random_genotype(seed):
 
 
 def expectation_by_paths(space, shares):
-    """Depth and width by listing every path, with skips and weighted edges apart."""
+    """Returns depth and width from a list of all paths, with skips and weighted edges as separate edges."""
     found = []
 
     def walk(node, probability, depth):
@@ -154,7 +154,7 @@ def test_masks_and_cells_are_inverse():
     for seed in range(20):
         genotype = random_genotype(seed)
         assert DARTS_SPACE.cell_of(DARTS_SPACE.mask_of(genotype)) == genotype
-    # An edge that is off is `none`.
+    # An edge without live operations is `none` in the cell.
     assert NASBENCH201.cell_of(np.zeros((1, 6, 5), bool)) == Cell.from_index(0)
     with pytest.raises(InputError, match="at most one operation on every edge, got 4"):
         NASBENCH201.cell_of(NASBENCH201.full_mask())
@@ -176,7 +176,7 @@ def test_genotypes_as_text():
     assert Genotype.from_text(str(genotype)) == genotype
     assert Genotype.from_json(genotype.to_json()) == genotype
     assert str(genotype).startswith(f"Genotype(normal=[('{genotype.normal[0][0]}', {genotype.normal[0][1]}), ")
-    # DARTS (second order) as published: the list of nodes, and tuples, as other codes print them.
+    # DARTS (second order) as published, with a list of nodes, and with tuples, as other programs print them.
     published = """Genotype(
         normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
                 ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)],

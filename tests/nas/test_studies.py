@@ -25,7 +25,7 @@ def setting():
 
 @pytest.fixture
 def benchmark_of_parameters():
-    """As if accuracy followed the parameters, so that a search by them finds the best of every sample."""
+    """Returns a table whose accuracy grows with the parameters: a search by parameters finds the best of a sample."""
     from nngp_dag.nas import parameters
 
     return AccuracyTable(tuple(CELLS), {"accuracy": np.array([parameters(cell) / 1e5 for cell in CELLS])})
@@ -42,7 +42,7 @@ def test_scores_grow_on_disk_and_are_not_computed_again(setting, tmp_path, monke
         yield from original(cells, *rest, **options)
 
     monkeypatch.setattr(files, "score_cells", counted)
-    # As a kill in the middle of a line leaves it.
+    # A kill in the middle of a line leaves the file in this state.
     file = out / "scores-paths_and_costs.csv"
     file.write_bytes(file.read_bytes()[:-9])
     *_, last = ScoreDirectory(out, setting).score(CELLS[:5], NAMES)
@@ -152,7 +152,7 @@ def test_the_table_of_searches(setting, tmp_path, benchmark_of_parameters):
     assert mine["skipped"] == 0
     assert 0.4 < filtered["skipped"] < 0.8
     assert filtered["seconds"] < mine["seconds"]
-    # The mean of what is drawn first is the mean of all, within 4 standard errors.
+    # The mean accuracy of the first drawn cells is that of all cells, within 4 standard errors.
     accuracy = benchmark_of_parameters.column()
     assert abs(random["mean"] - accuracy.mean()) < 4 * accuracy.std() / 40**0.5
     with pytest.raises(InputError, match="scores that were computed, got 'naswot'"):
@@ -164,7 +164,7 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
     scores = read_scores(tmp_path / "s")
     accuracy = benchmark_of_parameters.column().copy()
     accuracy[::7] = np.nan
-    # Some have no number, and the last is not in the table.
+    # Some cells have no accuracy, and the last is not in the table.
     table = AccuracyTable(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": benchmark_of_parameters.column()[:-1]})
     found = search_table(scores, table, ["parameters"], column="a", sample=10, repeats=40)
     assert np.isfinite(np.asarray(found[["mean", "std"]])).all()
@@ -183,9 +183,9 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
         lambda: search_table(scores, nothing, ["parameters"]),
         lambda: plot_scores(scores, nothing, ["parameters"], tmp_path / "c.png"),
     ):
-        with pytest.raises(DataError, match="benchmark that has scored cells, got none of the 60"):
+        with pytest.raises(DataError, match="accuracy table with scored cells, got none of the 60"):
             ask()
-    with pytest.raises(DataError, match="the accuracy of a cell that has a path, got none"):
+    with pytest.raises(DataError, match="a cell that has a path and an accuracy, got none"):
         plot_depth_and_width(nothing, tmp_path / "d.png")
 
 
@@ -194,7 +194,7 @@ def test_correlations_have_the_sign_of_the_direction(setting, tmp_path, benchmar
     scores = read_scores(tmp_path / "s")
     scores["ntk_condition"] = -scores["parameters"]
     found = accuracy_correlations(scores, benchmark_of_parameters).set_index("first")
-    # Cells without a weighted edge take part, as in what others published.
+    # Cells without a weighted edge count, as in published correlations.
     sound = sum(cell.status != "disconnected" for cell in CELLS)
     assert sound > sum(cell.status == "connected" for cell in CELLS)
     for name in ("parameters", "ntk_condition"):

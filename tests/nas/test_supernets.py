@@ -1,4 +1,4 @@
-"""Supernets: against the discrete network, against plain second implementations, and what their ReLUs read."""
+"""Supernets against the discrete network and against plain second implementations, and the inputs of their ReLUs."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def one_hot(cell):
 
 
 def with_weights_of(macro, cell, **sizes):
-    """The supernet with the weights that a cell reads in a macro network, wherever it reads any."""
+    """Returns the supernet with the weights of a macro network, wherever a cell reads them."""
     net = CellSupernet(rngs=nnx.Rngs(7), **sizes)
     for name in ("kernel", "bias", "scale", "shift"):
         getattr(net, name)[...] = getattr(macro, name)[...]
@@ -64,7 +64,7 @@ def test_mixtures_weigh_and_relus_of_what_is_off_are_zero():
     _, seen = observed(net, x, jnp.asarray(skips))
     np.testing.assert_allclose(seen[-1], 0.5 * x, rtol=1e-6)
     assert not any(value.any() for value in seen[:-1])
-    # A convolution that leads nowhere, and one that does.
+    # A convolution without a path to the output, and one with a path.
     for target, counts in ((1, False), (3, True)):
         mixture = skips.copy()
         mixture[0, EDGES.index((0, target)), OPERATIONS.index("nor_conv_3x3")] = 1
@@ -127,7 +127,7 @@ def test_what_is_in_memory_is_what_comes_and_what_goes_back():
         return jax.vmap(jax.grad(lambda x: jnp.sin(in_memory(jnp.square(x))).sum()))(x)
 
     np.testing.assert_allclose(gradients(x), 2 * x * jnp.cos(x**2), rtol=1e-5)
-    # Forwards and backwards there is a condition, without which XLA would compute again.
+    # Both passes have a conditional, without which XLA would compute x again.
     assert str(gradients.lower(x).compile().as_text()).count(" conditional(") == 2
 
 

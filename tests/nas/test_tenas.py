@@ -1,4 +1,4 @@
-"""Whole searches by networks, small: programs, what is not sound, and resumption."""
+"""Complete small searches by networks: compiled programs, degenerate candidates, and resumption."""
 
 from typing import Any
 

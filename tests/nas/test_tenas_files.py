@@ -50,7 +50,7 @@ def test_a_search_on_disk_goes_on_and_ends_the_same(tmp_path, name):
     text = results[0]["cell"]
     cell = Cell.parse(text) if name == "nasbench201" else Genotype.from_text(text)
     np.testing.assert_array_equal(space.mask_of(cell), state.mask)
-    # What `nas train` reads.
+    # `nas train` reads these files.
     assert read_cell(str(whole.path / {"nasbench201": "cell.txt", "darts": "genotype.json"}[name])) == cell
     if isinstance(cell, Genotype):
         assert Genotype.from_json(json.dumps(results[0]["genotype"])) == cell
@@ -81,7 +81,7 @@ def test_other_searches_and_damage_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r'got others: search\.space "nasbench201" before, "darts" now; pass'):
         SearchDirectory(tmp_path / "a", get_space("darts"), {"seed": 0, "images": (1, 2)})
     (tmp_path / "a/state.json").write_text('{"mask": 3')
-    with pytest.raises(CheckpointError, match=r"state\.json to describe where a search stands, got .*; delete it to"):
+    with pytest.raises(CheckpointError, match=r"state\.json to describe the state of a search, got .*; delete it to"):
         SearchDirectory(tmp_path / "a", space, {"seed": 0, "images": (1, 2)}).state()
     for text, message in (("{", "to describe a search, got"), ("[]", r"a search, got \[\] for the whole, not an")):
         (tmp_path / "a/config.json").write_text(text)
@@ -117,19 +117,19 @@ def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert out[0] == result["cell"]
     assert out[1] == f"accuracy {result['accuracy']:.2f} %"
-    # With the shortcut 12 of 24, 12 of 18 and 12 of 12 candidates, and the supernet each time.
+    # With the shortcut, rounds evaluate 12 of 24, 12 of 18 and 12 of 12 candidates, each with the supernet.
     assert (result["evaluated"], result["skipped"]) == (3 * 12 + 4, 12 + 6)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "cell.png", "cell.txt", "config.json", "log.csv", "result.json", "state.json", "trajectory.png",
     }  # fmt: skip
-    # A table without the cell takes its accuracy away, one with it fills it in.
+    # A table without the cell removes its accuracy, and a table with it adds it.
     other = tmp_path / "other.csv"
     other.write_text(f"arch_str,a\n{result['cell']},nan\n{Cell.from_index(0)},1\n")
     with pytest.raises(SystemExit):
         main([*options[:-1], str(other)])
     assert capsys.readouterr().out.splitlines()[1] == "accuracy not in the table"
     assert json.loads((tmp_path / "out/result.json").read_text())["accuracy"] is None
-    # Again it has nothing to do.
+    # A finished search has nothing left to do.
     with pytest.raises(SystemExit) as stop:
         main(options)
     assert capsys.readouterr().out.splitlines() == out
@@ -161,7 +161,7 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
 
         def evaluate(mixtures, seed):
             values = sound(mixtures, seed).values
-            # In the first round one candidate is not sound, in the second nothing is.
+            # One candidate fails in the first round, and all fail in the second.
             live = int((mixtures[0] > 0).sum())
             values[slice(1, 2) if live == 24 else slice(0, len(values) if live == 18 else 0)] = np.nan
             return Found(values, ("",) * len(values))
@@ -188,8 +188,8 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
         return capsys.readouterr().out.splitlines()
 
     cell, flagged, silent, _ = printed()
-    assert flagged == "19 of 54 operations flagged, to be pruned last; log.csv says why"
-    assert silent == "round 1: exact said nothing, since the supernet was not sound"
+    assert flagged == "19 of 54 operations flagged, and pruned last; log.csv has the reasons"
+    assert silent == "round 1: the supernet has no value of exact"
     result = tmp_path / "o/result.json"
     assert json.loads(result.read_text())["accuracy"] is None
     table = tmp_path / "table.csv"

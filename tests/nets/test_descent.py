@@ -64,7 +64,7 @@ def test_steps_compile_once_whatever_their_number():
         traces.clear()
         run(steps=steps, loss=loss)
         counts.append(len(traces))
-    # Once in the scan and once for the final loss.
+    # The model is traced once in the scan and once for the final loss.
     assert counts == [2, 2]
 
 

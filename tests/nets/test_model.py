@@ -56,7 +56,7 @@ def test_network_against_a_hand_written_forward_pass(order, parameterization):
 @pytest.mark.parametrize(("parameterization", "std"), [("ntk", 1.0), ("standard", (2 / 400) ** 0.5)])
 def test_he_initialization(parameterization, std):
     weights = np.asarray(net("2", parameterization=parameterization, width=400).edges[0].linear.kernel[...])
-    # 160,000 weights: the standard deviation is known to 0.2 %, its mean to 0.3 % of it.
+    # With 160,000 weights the standard deviation is known to 0.2 %, and the mean to 0.3 % of it.
     assert weights.std() == pytest.approx(std, rel=0.01)
     assert weights.mean() == pytest.approx(0, abs=0.01 * std)
 
@@ -126,7 +126,7 @@ TWO_INPUTS = Dag(
 TWO_OUTPUTS = Dag(3, (Edge(0, 1, WEIGHTED), Edge(1, 2, WEIGHTED), Edge(0, 2, SKIP)), outputs=(2, 1))
 LINES = Dag.from_edges([(0, 1, Conv(filter_shape=(3,), strides=(2,))), (0, 1, AvgPool((3,), strides=(2,)))])
 STRIDED = Conv(filter_shape=(2, 3), strides=(2, 1), padding="VALID")
-# The graph, input shapes without N, options.
+# (graph, shapes of inputs without N, options).
 CASES = {
     "mixed": (MIXED, [(6,)], {"stem": GAUSSIAN_STEM}),
     "mixed scaled-sum": (MIXED, [(6,)], {"stem": GAUSSIAN_STEM, "aggregation": "scaled-sum"}),
@@ -174,7 +174,7 @@ PHI = {
 
 
 def patches(x, window, strides, padding):
-    """Returns what each window shows, (windows, N, pixels of a window, C), and how many windows lie along each axis."""
+    """Returns the pixels of each window, (windows, N, pixels of a window, C), and the number of windows per axis."""
     if padding == "SAME":
         pads = []
         for size, of, step in zip(x.shape[1:-1], window, strides, strict=True):
@@ -187,7 +187,7 @@ def patches(x, window, strides, padding):
 
 
 def drawn(layer, op, parameterization):
-    """Returns W and b out of what is trained."""
+    """Returns W and b, computed from the trained parameters."""
     weights = np.asarray(layer.linear.kernel[...], np.float64)
     biases = 0.0 if op.b_std is None else np.asarray(layer.linear.bias[...], np.float64)
     if parameterization == "standard":
@@ -300,7 +300,7 @@ def test_parameterizations_describe_the_same_function(name):
         [*ntk.stems, *ntk.edges, *ntk.readouts], [*standard.stems, *standard.edges, *standard.readouts], strict=True
     ):
         kernel, bias = drawn(a, a.op, "ntk")
-        # The same draws, in other units.
+        # The draws are the same, but scaled.
         np.testing.assert_allclose(b.linear.kernel[...], kernel, rtol=1e-5, atol=1e-7)
         if a.op.b_std is not None:
             np.testing.assert_allclose(b.linear.bias[...], bias, rtol=1e-5, atol=1e-7)
@@ -337,7 +337,7 @@ def test_initial_weights_and_biases(op, parameterization):
     layer = WeightedLayer(op, 4, 20_000, parameterization, rngs=nnx.Rngs(0))
     fan_in = 24 if isinstance(op, Conv) else 4
     stds = (1.0, 1.0) if parameterization == "ntk" else (1.3 / fan_in**0.5, 0.7)
-    # 20,000 biases: their standard deviation is known to 0.5 %, their mean to 0.7 % of it.
+    # With 20,000 biases the standard deviation is known to 0.5 %, and the mean to 0.7 % of it.
     for values, std in zip((layer.linear.kernel, layer.linear.bias), stds, strict=True):
         assert values is not None
         assert np.std(values[...]) == pytest.approx(std, rel=0.02)

@@ -11,13 +11,13 @@ from nngp_dag.graph import Conv, Dag
 from nngp_dag.nets import DagNet, summarize
 
 CODES = ("2_02_002", "1_01_222", "2_21_112", "1_11_111", "2_22_222", "0_02_002", "2_00_200")
-# What differs by decision: no path leads through the first, where the authors' network crashes, and we refuse; and
-# blocks of the second that no path reaches are built there, of no use, and not by us.
+# Two intended differences: no path leads through the first code, for which the authors' network crashes and ours is
+# refused. The authors' network of the second code has blocks that no path reaches, which ours leaves out.
 NO_PATH, DEAD = "0_02_002", {"2_00_200": {False: (59_210, 55_050), True: (59_594, 55_306)}}
 
 
 def abstract(code, batch_norm):
-    """Returns the authors' network without weights: biases that start at 0, and are trained."""
+    """Returns the authors' network without arrays of weights; its biases start at 0 and are trained."""
     return nnx.eval_shape(
         lambda: DagNet(
             Dag.from_code(code),
@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_authors(theirs, code, batch_norm):
     ]
     if code not in DEAD:
         assert groups == list(row["by_group"].values())
-        # Theirs count a number of batches for every norm besides.
+        # Their count includes, for every norm, its number of batches.
         norms = len(summary.layers) - 1
         assert size(nnx.state(model, nnx.BatchStat)) == (row["n_buffers"] - norms if batch_norm else 0)
 

@@ -73,7 +73,7 @@ def test_violations_are_counted_per_seed_and_step(results):
 
 @pytest.mark.slow
 def test_every_flagged_formula_has_its_reason_in_table_and_row():
-    # With the activation before the weights the readout sees paths of unequal depth; the last node does not.
+    # With the activation before the weights, paths of different depth meet at the readout, but not at the last node.
     (result,) = compare({"2_12": nd.Dag.from_code("2_12")}, X, Y, order="act-linear", **SMALL)
     assert result.path_bound is not None
     assert result.ntk_path_bound is not None
@@ -122,7 +122,7 @@ def test_the_standard_parameterization():
     assert result.ntk.lambda_max == pytest.approx(lambda_max, rel=1e-5)
     assert result.ntk_path_bound is None
     assert result.ntk_bracket.lower == 0
-    # The loss falls by half; with the NTK of the other parameterization it would hardly be expected to move.
+    # The expected loss falls by half. With the NTK of the other parameterization it would hardly change.
     assert result.expected.mean[-1] < 0.6 * result.expected.mean[0]
     assert np.abs(result.gaps).max() < 0.25
 
@@ -146,7 +146,7 @@ def test_what_is_unmet_is_named(results):
     assert "† λmin(NTK) too small for the rate bound to be a theorem" in text
     assert "‡ η too large for the rate bound to be a theorem" in text
     assert "weak: λmin(NTK) too small for the rate bound, 0 violations" in text
-    # Where it is said, no step is small enough; elsewhere one is.
+    # Where the flag is set, no step is small enough; elsewhere one is.
     for result, holds in ((weak, False), (long, True)):
         eigenvalues = result.nngp.lambda_min, result.ntk.lambda_min, result.ntk.lambda_max
         assert nd.rate_bound_holds_for(*eigenvalues, 1e-6 / result.ntk.lambda_max) is holds
@@ -242,7 +242,7 @@ def test_nothing_hides_the_curves(results, tmp_path, monkeypatch):
 
 
 def test_tables_fit_a_terminal(results):
-    # Numbers as long as those of the default run.
+    # Numbers with as many digits as those of the default run.
     results = [
         dataclasses.replace(r, curves=r.curves * 200, learning_rate=0.0003951, bound=r.bound * 200) for r in results
     ]
@@ -298,7 +298,7 @@ def test_graphs_of_several_ends_are_refused_before_anything_is_computed(dag, end
 
 @pytest.mark.slow
 def test_networks_of_any_activation_biases_and_sums(tmp_path):
-    """Without theorems of their own, but with the exact expectation; and what is None survives an interruption."""
+    """Such networks have no theorems, but an exact expectation; missing values survive an interruption."""
     layer = nd.Dense(activation="erf", order="act-linear", b_std=0.3)
     networks = {"erf": nd.Network("2_12", layer, aggregation="mean"), "relu": "2"}
     options: dict[str, Any] = {"width": 64, "seeds": 2, "steps": 3}
@@ -330,14 +330,14 @@ def test_networks_of_any_activation_biases_and_sums(tmp_path):
 
 
 def files_in(folder):
-    """All files, but for settings.json, which notes that a comparison has been resumed."""
+    """Returns all files except settings.json, which records that a comparison has been resumed."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != "settings.json"]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison on disk, as arguments and the folder; a rate that all DAGs share depends on all of them."""
+    """Returns the arguments and the folder of a comparison. The shared learning rate depends on all DAGs."""
     dags = {"one": "1", "chain": nd.zoo.chain(2)}
     options = {"width": 8, "seeds": 2, "steps": 3, "learning_rate": "shared", "config": {"dataset": "digits"}}
     out = tmp_path_factory.mktemp("whole") / "out"
@@ -361,7 +361,7 @@ def _cut(whole, tmp_path_factory):
 
 @pytest.fixture
 def cut(_cut, tmp_path):
-    """The same comparison, stopped when the second DAG begins to train."""
+    """Returns the folder of the same comparison, stopped when the second DAG begins to train."""
     return shutil.copytree(_cut, tmp_path / "out")
 
 

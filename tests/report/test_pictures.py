@@ -1,4 +1,4 @@
-"""Pictures: what they say, where, and at extreme cases."""
+"""Pictures: their texts and layout, also in extreme cases."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_operations_stand_on_their_edges(figures, tmp_path):
     assert {"conv(3x3)-relu", "avg pool(3x3)", "scale(-0.5)", "layer norm-erf-dense", "pooling"} <= set(
         words(figures[0])
     )
-    # A graph of 200 edges has no room for them: the legend lists them.
+    # A graph with 200 edges has no room for the operations, so that the legend lists them.
     many = [(i, i + 1, nd.Dense(activation="erf") if i % 2 else nd.Dense()) for i in range(200)]
     plot_dag(nd.Dag.from_edges(many), tmp_path / "dag.png")
     assert "weighted edge: dense-relu, dense-erf" in words(figures[1])
@@ -234,7 +234,7 @@ def scores():
         }
     )
     accuracy = np.linspace(80, 94, 60)
-    # The first cell with a path failed to train.
+    # The training of the first cell with a path failed.
     accuracy[int(np.flatnonzero(table.status != "disconnected")[0])] = 10.0
     return table, AccuracyTable(tuple(cells), {"accuracy": accuracy})
 

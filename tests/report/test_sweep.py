@@ -1,4 +1,4 @@
-"""Sweeps over spaces: rows against kernels one by one, what is flagged, and files that resume."""
+"""Sweeps over spaces: rows against kernels one by one, flags, and files that resume."""
 
 import importlib
 import itertools
@@ -87,7 +87,7 @@ def test_nearly_opposite_inputs_are_as_good_as_others_in_any_blocks():
 
 @pytest.mark.slow
 def test_networks_of_several_inputs_change_nothing_for_others():
-    """Nor for opposite inputs, whose angle follows from all digits of their product."""
+    """They also change nothing for opposite inputs, whose angle depends on all digits of their product."""
     x = np.random.default_rng(2).normal(size=(4, 200))
     x[1] = -1.7 * x[0]
     edges = [(0, 2, "weighted"), (1, 2, "skip"), (2, 3, "weighted"), (1, 3, "skip")]
@@ -150,14 +150,14 @@ def test_networks_of_different_options_in_one_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_degenerate_kernels_are_unresolved():
-    """Duplicate inputs: some eigenvalue is 0."""
+    """Duplicate inputs make an eigenvalue 0."""
     found = nd.sweep(["2_02", "1_01"], np.concatenate([X, X[:1]]))
     assert found.valid.all()
     for name in KERNELS:
         assert not np.any(found[f"{name}_resolved"])
         assert np.all(found[f"{name}_lambda_min"].isna())
         assert np.isinf(found[f"{name}_condition_number"]).all()
-    # More inputs than features, and no nonlinearity between them and the last node.
+    # There are more inputs than features, and no activation before the last node.
     linear = nd.sweep([Dag.from_edges([(0, 1, nd.Dense(activation=None))])], X, stem=nd.Dense(activation=None))
     assert not linear.nngp_resolved[0]
     zero = nd.sweep(["2"], np.zeros((3, 2)))
@@ -228,7 +228,7 @@ def test_bounds_hold():
         assert np.all(rows[f"{name}_lower"] <= rows[f"{name}_lambda_min"])
         assert np.all(rows[f"{name}_lambda_min"] <= rows[f"{name}_upper"])
     assert (found.nngp_upper[found.valid] > 0).all()
-    # Nothing is known of other activations.
+    # There are no bounds for other activations.
     assert nd.sweep(["2_02"], X, bounds=True, activation="erf").nngp_lower.isna().all()
 
 
@@ -325,7 +325,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         nd.sweep(CODES, X, out=out)
     assert not (out / "sweep.csv").exists()
-    # As a killed process leaves it.
+    # A killed process leaves the file in this state.
     with (out / "classes.csv").open("a") as file:
         file.write("0123,")
     done.clear()
@@ -335,7 +335,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(tmp_path, monkeypatch):
     resumed = nd.sweep(CODES, X, out=out, resume=True, on_progress=lambda *step: steps.append(step[1:]))
     assert len(done) == 2
     assert steps == [(2, 4), (3, 4), (4, 4)]
-    # Batches are those of the unbroken run, whatever is left of them.
+    # The batches are those of the uninterrupted run, whatever part of them is left.
     assert stacks == unbroken
     pandas.testing.assert_frame_equal(resumed, table, check_exact=True)
     # More DAGs on the same data.
@@ -369,7 +369,7 @@ def test_folders_that_are_not_free(tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)
-    # The folder of something else, with a configuration of its own.
+    # A folder of another kind, with a configuration of its own.
     (tmp_path / "other" / "config.json").write_text('{"settings": null, "recipe": {}}')
     with pytest.raises(OutputError, match="to hold a sweep to replace, got other files"):
         nd.sweep(["2"], X, out=tmp_path / "other", overwrite=True)

@@ -47,7 +47,7 @@ def search(out):
     return state
 
 
-# What writes into a folder and goes on there, and the file that grows.
+# Functions that write and resume a folder, and the file in it that grows.
 KINDS = {
     "sweep": (sweep, "classes.csv"),
     "score": (score, "scores-paths_and_costs.csv"),
@@ -57,7 +57,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder of each kind."""
+    """Returns a folder of each kind."""
     root = tmp_path_factory.mktemp("finished")
     for kind, (write, _) in KINDS.items():
         write(root / kind)
@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(params=KINDS)
 def case(request, finished, tmp_path):
-    """(Writes into a folder, a folder of its kind, the file that grows)."""
+    """Returns (function that writes a folder, a folder of its kind, the file that grows)."""
     write, file = KINDS[request.param]
     out = shutil.copytree(finished / request.param, tmp_path / "out")
     return write, out, out / file
@@ -162,7 +162,7 @@ with claimed(pathlib.Path(sys.argv[1])):
 
 
 def test_another_process_at_work(case, tmp_path):
-    """While it lives it keeps others out; killed it leaves a lock that holds nobody up."""
+    """A live process keeps others out of a folder. After a kill, its lock does not stop them."""
     write, out, file = case
     before = file.read_bytes()
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as holder:
@@ -185,7 +185,7 @@ def test_another_process_at_work(case, tmp_path):
 def test_what_a_killed_process_left_is_no_result(tmp_path):
     for kind, (write, name) in KINDS.items():
         out = tmp_path / kind
-        # As it first writes its configuration, and as it was about to write more.
+        # Partial files from the first write of the configuration, and from a later write.
         for left in (".config.json.new.partial", ".other.png.new.partial"):
             (out / left).mkdir(parents=True)
             (out / left / "half").write_text("{")

@@ -26,7 +26,7 @@ def test_nothing_is_left_after_an_error(tmp_path):
 
 def test_an_existing_directory_is_overwritten_only_when_asked(tmp_path):
     (tmp_path / "out").mkdir()
-    with output_directory(tmp_path / "out") as staging:  # an empty one is as good as none
+    with output_directory(tmp_path / "out") as staging:  # an empty folder may be replaced
         (staging / "a.txt").write_text("old")
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="to be new or empty, got an existing one; pass `overwrite=True`"):

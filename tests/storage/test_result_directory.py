@@ -1,4 +1,4 @@
-"""One folder for every result that grows: who may begin there, who may go on, and what stays after an error."""
+"""Result directories: who may begin in one, who may continue, and which files remain after an error."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_after_an_error_stays_what_is_worth_it(tmp_path, kept):
 def test_one_writer_at_a_time(out):
     with folder(out).opened({"settings": {"seed": 0}}):
         assert (out / LOCK).exists()
-        # The thread that has it may look.
+        # The thread that holds the claim may check.
         assert folder(out).check_free()
     assert not (out / LOCK).exists()
 

@@ -1,4 +1,4 @@
-"""Lets a wrong type through to the project's own checks."""
+"""A fixture that lets arguments of a wrong type reach the checks of the package."""
 
 import jaxtyping
 import pytest
@@ -6,5 +6,5 @@ import pytest
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Turns the tests' type checker off: users do not have it, so wrong types must meet a `InputError`."""
+    """Turns the type checker of the tests off. Users do not have it, so that wrong types must raise an `InputError`."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -12,7 +12,7 @@ ORDERS = ["linear-act", "act-linear"]
 
 
 def on_sphere(num_inputs, seed):
-    """Random inputs with |x|^2 = d = 6."""
+    """Returns random inputs with |x|^2 = d = 6."""
     x = np.random.default_rng(seed).normal(size=(num_inputs, 6))
     return x * (6 / (x**2).sum(axis=1, keepdims=True)) ** 0.5
 
@@ -60,7 +60,7 @@ def test_steps_of_a_rate_bound_are_counted(steps, unchecked):
 
 
 def exceeds_the_rate_bound(ntk, lambda_min, learning_rate, error, steps=30):
-    """Whether gradient descent on linear dynamics from y - f(0) = error ever lies above the bound."""
+    """Returns whether the loss of gradient descent on linear dynamics from y - f(0) = error ever exceeds the bound."""
     bound = nd.rate_bound(lambda_min, learning_rate, steps, 0.5 * float(error @ error))
     losses = []
     for _ in range(steps + 1):
@@ -77,7 +77,7 @@ def test_the_rate_bound_holds_exactly_where_it_is_said_to(seed):
     ntk = (rotation * eigenvalues) @ rotation.T
     lambda_ntk, lambda_max = eigenvalues[[0, -1]]
     lambda_nngp = rng.uniform(0.1, 6) * lambda_ntk
-    # Around the rates at which the fastest or the slowest mode falls out, and somewhere at random.
+    # Learning rates near those at which the fastest or the slowest mode reaches the bound, and random ones.
     fastest = (2 * lambda_max - lambda_nngp / 2) / lambda_max**2
     slowest = (2 * lambda_ntk - lambda_nngp / 2) / lambda_ntk**2
     rates = [rng.uniform(0.01, 2) / lambda_max, 0.98 * fastest, 1.02 * fastest, 0.98 * slowest, 1.02 * slowest]

@@ -1,4 +1,4 @@
-"""The bracket on lambda_min: it holds on every graph, and each of its parts is what the derivation says."""
+"""The bracket on lambda_min: it holds on every graph, and each of its parts agrees with the derivation."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ def assert_bracketed(dag, x, **options):
     exact = nd.kernel(dag, x, **options)
     for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
         eigenvalues = np.linalg.eigvalsh(np.asarray(k))
-        # What rounding does to the eigenvalue itself.
+        # Rounding error of the eigenvalue itself.
         rounding = len(x) * np.finfo(float).eps * eigenvalues[-1]
         assert 0 <= b.lower <= b.upper
         assert b.lower <= eigenvalues[0] + rounding
@@ -84,7 +84,7 @@ def test_more_inputs_than_dimensions(order):
 
 @pytest.mark.slow
 def test_parallel_inputs_leave_nothing_below():
-    # Their kernels are singular: a lower end above 0 would be a false certificate.
+    # The kernels are singular, so that a lower end above 0 would be wrong.
     for seed in range(20):
         x = np.random.default_rng(seed).integers(1, 10, size=(1, 3)).astype(float)
         for order in ORDERS:
@@ -120,7 +120,7 @@ def test_options_change_both_sides_alike(readout):
     layer = nd.Dense(order="act-linear", w_std=1.3)
     for aggregation in ("sum", "scaled-sum", "mean"):
         found, exact = assert_bracketed(mixed, SPHERE, layer=layer, aggregation=aggregation, readout=readout)
-        # Neither side is idle: within a factor of 30 of the value.
+        # Neither end is trivial: each is within a factor of 30 of the value.
         for b, k in zip(found, (exact.nngp, exact.ntk), strict=True):
             value = np.linalg.eigvalsh(np.asarray(k))[0]
             assert value / 30 < b.lower
@@ -132,7 +132,7 @@ def test_options_change_both_sides_alike(readout):
     [("linear-act", "1", False), ("act-linear", "1", False), ("act-linear", "2", False), ("act-linear", "1", True)],
 )
 def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order, code, readout):
-    """For orthogonal inputs all correlations of K(in) are 0; C(0) is a multiple of the identity."""
+    """For orthogonal inputs all correlations of K(in) are 0, and C(0) is a multiple of the identity."""
     n = 6
     x = math.sqrt(n) * np.eye(n)
     found = nd.lambda_min_bracket(nd.Dag.from_code(code), x, order=order, readout=readout)
@@ -142,7 +142,7 @@ def test_orthogonal_inputs_leave_no_slack_below_but_that_of_the_means(order, cod
 
 
 def test_the_lower_end_of_a_layer_holds_both_kernels_below_it():
-    """For orthogonal inputs lambda_min is 1 - 1/pi of K(0), but for its mean, and 1 of T(0); Schur keeps their sum."""
+    """For orthogonal inputs lambda_min is 1 - 1/pi for K(0) without its mean, and 1 for T(0); Schur keeps their sum."""
     _, ntk = nd.lambda_min_bracket(nd.Dag.from_code("2"), math.sqrt(6) * np.eye(6), readout=False)
     assert ntk.lower > (2 - 1 / math.pi) * (1 - 1e-6)
 
@@ -155,7 +155,7 @@ FIELDS = {
     # Unequal norms, correlations that leave Gershgorin's discs nothing for small powers.
     "unequal norms": (correlated(0.9, np.array([1.0, 1.5, 2.0])), correlated(0.5, np.array([2.0, 1.0, 1.5]))),
     "weak correlations": (correlated(0.2, np.array([1.0, 1.2, 1.1])), correlated(0.1, np.array([2.0, 1.0, 1.5]))),
-    # T is singular: only K and the diagonal of T hold the NTK.
+    # T is singular, so that only K and the diagonal of T bound the NTK from below.
     "singular tangents": (correlated(0.3, np.array([1.0, 1.0, 1.0])), correlated(1.0, np.array([2.0, 2.0, 2.0]))),
 }
 
@@ -164,17 +164,17 @@ FIELDS = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_bounds_of_one_edge_are_what_the_derivation_says(name, order):
-    """Against the same inequalities with every power by itself; powers that stand in for others make up 2 %."""
+    """The bounds are compared with the same inequalities for each power; powers that represent several cost 2 %."""
     k, t = FIELDS[name]
     low_k, low_t = (max(0.0, float(np.linalg.eigvalsh(m)[0])) for m in (k, t))
     found = bracket._field(nd.Dense(order=order, w_std=1.3), bracket._Node(nd.Kernel(k, t), low_k, low_t))
     slope = np.array([float(c) for c in taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 80)])
     value = np.append(1 / math.pi, slope[:-1] / np.arange(1, 81))
     for series in (value, slope):
-        series[80] = 1 - series[:80].sum()  # all that follows
+        series[80] = 1 - series[:80].sum()  # the sum of all later terms
     norms = np.diag(k)
     powers = np.abs(k / np.sqrt(np.outer(norms, norms)))[None] ** np.arange(81)[:, None, None]
-    discs = 2 - powers.sum(axis=2)  # 1 less the sum over the others
+    discs = 2 - powers.sum(axis=2)  # 1 minus the sum over the others
 
     def best(series, schur, scale):
         series = series * (np.arange(81) > 0)
@@ -223,13 +223,13 @@ def test_the_series_are_those_of_the_relu_kernel():
         f = taylor(lambda r: (mp.sqrt(1 - r**2) + r * (mp.pi - mp.acos(r))) / mp.pi, 0, 6)
         df = taylor(lambda r: (mp.pi - mp.acos(r)) / mp.pi, 0, 6)
     at = {int(power): i for i, power in enumerate(bracket._POWERS)}
-    # Blocks [1, 2), [2, 4), [4, 6).
+    # The blocks of powers are [1, 2), [2, 4), [4, 6).
     assert value[at[1]] == pytest.approx(float(f[1]), abs=1e-15)
     assert value[at[2]] == pytest.approx(float(f[2] + f[3]), abs=1e-15)
     assert value[at[4]] == pytest.approx(float(f[4] + f[5]), abs=1e-15)
     assert slope[at[1]] == pytest.approx(float(df[1]), abs=1e-15)
     assert slope[at[2]] == pytest.approx(float(df[2] + df[3]), abs=1e-15)
-    # At rho = 1: f(1) = 1, of which r = 0 is 1/pi; f'(1) = 1, of which it is 1/2. The last entries are small tails.
+    # At rho = 1, f(1) = 1 and its term r = 0 is 1/pi; f'(1) = 1 and its term r = 0 is 1/2. The last entries are tails.
     assert value.sum() == pytest.approx(1 - 1 / math.pi, rel=1e-14)
     assert slope.sum() == pytest.approx(0.5, rel=1e-14)
     assert 0 < value[-1] < 1e-6

@@ -1,4 +1,4 @@
-"""Loss curves against propagated laws, simulated and really trained models, and neural-tangents."""
+"""Loss curves against propagated distributions, simulated and trained models, and neural-tangents."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def make_kernel(nngp, ntk):
 
 
 def random_kernel(seed, n=4):
-    """An NNGP and an NTK that share no eigenvectors."""
+    """Returns an NNGP and an NTK without common eigenvectors."""
     g, h = np.random.default_rng(seed).normal(size=(2, n, 2 * n))
     return make_kernel(g @ g.T / n, h @ h.T / n)
 
@@ -142,7 +142,7 @@ def test_a_kernel_between_two_sets_is_refused():
     k = nd.kernel(nd.Dag.from_code("2"), X, X[:2])
     with pytest.raises(InputError, match=r"`k\.ntk` to be a square matrix, got shape \(4, 2\)"):
         nd.expected_loss(k, TARGETS["(N,)"], 0.01, 3)
-    # As many rows as columns, but of other inputs.
+    # A square matrix, but between two different sets of inputs.
     with pytest.raises(InputError, match=r"`k\.ntk` to be symmetric"):
         nd.expected_loss(nd.kernel(nd.Dag.from_code("2"), X, X[::-1] + 1), TARGETS["(N,)"], 0.01, 3)
 
@@ -170,7 +170,7 @@ TEST_TARGETS = np.random.default_rng(9).normal(size=(3, 2))
 
 
 def joint_features(seed, duplicates=False, rows=7, features=14):
-    """Features of NNGP and NTK of 4 training and 3 test inputs; of twins, two training and one test input are one."""
+    """Returns features of NNGP and NTK for 4 training and 3 test inputs, three of them equal with `duplicates`."""
     g, h = np.random.default_rng(seed).normal(size=(2, rows, features)) / rows**0.5
     if duplicates:
         for values in (g, h):
@@ -180,7 +180,7 @@ def joint_features(seed, duplicates=False, rows=7, features=14):
 
 
 def blocks(nngp, ntk, n=4):
-    """Kernels of train against train, test against train, test against test."""
+    """Returns the kernels train-train, test-train and test-test."""
     parts = [(slice(0, n), slice(0, n)), (slice(n, None), slice(0, n)), (slice(n, None), slice(n, None))]
     return [make_kernel(nngp[part], ntk[part]) for part in parts]
 
@@ -194,17 +194,17 @@ def for_test(cross, test, targets=TEST_TARGETS):
 
 
 def moments(mean, covariance):
-    """Mean and standard deviation of 0.5 ||e||^2 whose columns have these means and this covariance."""
+    """Returns mean and standard deviation of 0.5 ||e||^2 for columns of e with these means and this covariance."""
     variance = 0.5 * mean.shape[1] * np.trace(covariance @ covariance) + np.trace(mean.T @ covariance @ mean)
     return 0.5 * (np.sum(mean**2) + mean.shape[1] * np.trace(covariance)), np.sqrt(max(variance, 0))
 
 
 def propagated(train, cross, test, y, y_test, rate, steps, momentum=0.0, nesterov=False):
-    """Moments of both losses, from the law of all errors and of the trace, carried through one step after another."""
+    """Returns the moments of both losses, from the distribution of all errors and of the trace, step by step."""
     n, nt_ = len(y), len(y_test)
     k, c, t = (np.asarray(kernel.nngp) for kernel in (train, cross, test))
     ntk = np.concatenate([train.ntk, cross.ntk])
-    # The state: errors on both sets, and the trace a, of which J^T a is that of the weights.
+    # The state has the errors on both sets, and the trace a; the momentum of the weights is J^T a.
     trace = np.concatenate([np.eye(n), np.zeros((n, nt_)), momentum * np.eye(n)], axis=1)
     direction = trace.copy()
     if nesterov:
@@ -229,7 +229,7 @@ def assert_same_moments(curve, expected):
         zip(values[::2], values[1::2], strict=True), zip(expected[::2], expected[1::2], strict=True), strict=True
     ):
         np.testing.assert_allclose(mean, expected_mean, rtol=1e-10)
-        # Where training leaves next to no spread, its square is what rounding leaves of larger terms.
+        # Where training leaves almost no spread, its square consists of rounding errors of larger terms.
         np.testing.assert_allclose(std**2, expected_std**2, rtol=1e-10, atol=1e-14 * expected_mean.max() ** 2)
 
 
@@ -292,7 +292,7 @@ def test_the_spread_is_that_of_simulated_training(duplicates):
 
 
 def run_optax(h, y, rate, steps, options):
-    """Losses of the linear model h theta from theta = 0, trained by optax: on train and test."""
+    """Returns the losses on train and test of the linear model h theta, trained by optax from theta = 0."""
     with jax.enable_x64(True):
         features, targets = jnp.asarray(h), jnp.concatenate([jnp.asarray(y), jnp.asarray(TEST_TARGETS)])
         optimizer = optax.sgd(rate, momentum=options.get("momentum"), nesterov=options.get("nesterov", False))
@@ -383,7 +383,7 @@ def test_what_overflows_is_infinite(optimizer):
     for values in (curve.mean, curve.std, curve.test_mean, curve.test_std):
         assert values is not None
         assert not np.isnan(values).any()
-        # As long as float64 holds the numbers, they are there.
+        # The values are finite as long as float64 can hold them.
         assert np.isfinite(values).sum() > 10
         assert values[np.isfinite(values)].max() > 1e295
         assert np.isinf(values[-1])
@@ -427,9 +427,9 @@ def test_gradient_flow_is_that_of_neural_tangents():
     y, rate, steps = TARGETS["(N, C)"][:, :2], 0.05, 6
     kernels = nd.kernel(dag, x[:4]), nd.kernel(dag, x[4:], x[:4]), nd.kernel(dag, x[4:])
     curve = loss_curve(kernels[0], y, rate, steps, flow=True, **for_test(*kernels[1:]))
-    # Its loss is half the mean over all entries of y, and so its time runs y.size times as slowly.
+    # The loss of neural-tangents is half the mean over all entries of y, so that its time is y.size times as long.
     times = y.size * curve.times
-    # It relies on rank promotion.
+    # neural-tangents relies on rank promotion.
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
         kernel_fn = stax.serial(nd.stax.DagLayer(dag, width=64), stax.Dense(1, W_std=2**0.5))[2]
         predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x[:4], y)
@@ -444,7 +444,7 @@ def test_gradient_flow_is_that_of_neural_tangents():
             assert std is not None
             np.testing.assert_allclose(np.stack([mean, std]).T, expected, rtol=1e-6)
 
-        # One network whose outputs start at 0.
+        # A network whose outputs start at 0.
         one = nt.predict.gradient_descent_mse(kernels[0].ntk, y)
         f, f_test = map(np.asarray, one(times, np.zeros((4, 2)), np.zeros((3, 2)), kernels[1].ntk))
     still = [make_kernel(np.zeros_like(k.nngp), k.ntk) for k in kernels]
@@ -456,7 +456,7 @@ def test_gradient_flow_is_that_of_neural_tangents():
 
 @pytest.mark.slow
 def test_networks_follow_the_curve_from_their_own_start():
-    """Without the spread of f(0), 64 networks show a deviation of a twentieth."""
+    """Without the spread of f(0), 64 networks are enough to detect a deviation of 5 %."""
     width, steps, dag = 1024, 10, nd.Dag.from_code("2")
     x, y = np.random.default_rng(7).normal(size=(6, 5)), np.random.default_rng(8).normal(size=(6, 2))
     k = nd.kernel(dag, x)
@@ -503,7 +503,7 @@ def test_trained_networks_have_these_curves(parameterization, options, steps):
     ).curve.astype(np.float64)
     mean, std = curves.mean(axis=0), curves.std(axis=0, ddof=1)
     for factor in (1, 0.6, 1.6):  # the latter two must fail
-        # Four standard errors of the mean and three of the standard deviation, and what 1 / width may add.
+        # Four standard errors of the mean, three of the standard deviation, and a bias of order 1 / width.
         means_agree = np.abs(factor * mean - curve.mean) < 4 * curve.std / seeds**0.5 + 10 / width * curve.mean
         stds_agree = np.abs(factor * std / curve.std - 1) < 3 / (2 * (seeds - 1)) ** 0.5 + 10 / width
         assert means_agree.all() == stds_agree.all() == (factor == 1)
@@ -527,7 +527,7 @@ def test_modes_add_up_to_the_curve(rate):
 def test_modes_that_do_not_shrink_have_no_half_life():
     k = make_kernel(np.eye(3), np.diag([4.0, 1.0, 0.0]))
     np.testing.assert_array_equal(modes(k, np.ones(3)).half_lives, [np.log(2) / 8, np.log(2) / 2, np.inf])
-    # Beyond the limit the first mode grows, the second is gone after a step.
+    # Beyond the limit the first mode grows. The second vanishes after one step.
     np.testing.assert_array_equal(modes(k, np.ones(3), 1.0).half_lives, [np.inf, 0, np.inf])
     np.testing.assert_allclose(modes(k, np.ones(3), 1e-12).half_lives[1], np.log(2) / 2e-12, rtol=1e-10)
 
@@ -662,9 +662,9 @@ def test_real_networks_diverge_where_the_prediction_does():
         curve = loss_curve(k, y, 1.5 * limit, 40)
     assert curve.diverges
     assert curve.mean[-1] > 1e10 * curve.mean[0]
-    # The loss climbs, until it is so large that these networks, unlike infinitely wide ones, find a flatter place.
+    # The loss grows until these networks, unlike infinitely wide ones, reach a region of smaller curvature.
     assert (trained(1.5 * limit).max(axis=1) > 5 * below[:, 0]).all()
-    # From steps twice as long they do not come back.
+    # With steps twice as long they diverge.
     with pytest.raises(InputError, match="Expected training to converge, got a loss that is not finite"):
         trained(3 * limit)
 

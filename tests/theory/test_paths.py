@@ -17,7 +17,7 @@ CODES = [f"{a}_{b}{c}_{d}{e}{f}" for a, b, c, d, e, f in itertools.product("012"
 
 
 def walk(code, node=3):
-    """The depth of every path from node 0 to `node`, one by one, read off the digits."""
+    """Yields the depth of every path from node 0 to `node`, from the digits of the code."""
     if node == 0:
         return [0]
     digits = code.split("_")[node - 1]
@@ -28,7 +28,7 @@ CONNECTED = [code for code in CODES if walk(code)]
 
 
 def published(depths, k0):
-    """min over i != j of P - sum_p f^(d_p)(K(0)_ij), word for word, times the common diagonal."""
+    """Returns min over i != j of P - sum_p f^(d_p)(K(0)_ij), as published, times the common diagonal."""
     q = k0[0, 0]
 
     def iterate(rho, depth):
@@ -42,13 +42,13 @@ def published(depths, k0):
 
 
 def on_sphere(num_inputs, seed):
-    """Random inputs with |x|^2 = d = 6."""
+    """Returns random inputs with |x|^2 = d = 6."""
     x = np.random.default_rng(seed).normal(size=(num_inputs, 6))
     return x * (6 / (x**2).sum(axis=1, keepdims=True)) ** 0.5
 
 
 def at_angle(angle):
-    """Two inputs with |x|^2 = d = 6."""
+    """Returns two inputs with |x|^2 = d = 6 at an angle."""
     x = np.zeros((2, 6))
     x[:, 0] = 1, math.cos(angle)
     x[1, 1] = math.sin(angle)
@@ -65,7 +65,7 @@ def last_node(code, x, order):
 
 @pytest.fixture(scope="module", params=[ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
 def cases(request):
-    """(code, exact kernel of the last node, stem kernel, path bound) of every connected code on several inputs."""
+    """Returns (code, exact kernel of the last node, stem kernel, path bound) for connected codes on several inputs."""
     order = request.param
     x = np.concatenate([on_sphere(4, seed=2), *(at_angle(angle) for angle in (0.3, 1.0, 2.0))])
     sets = [np.ix_(rows, rows) for rows in ([0, 1, 2, 3], [4, 5], [6, 7], [8, 9])]
@@ -93,7 +93,7 @@ def test_a_path_bound_is_an_upper_bound_unless_flagged(cases):
         if np.linalg.eigvalsh(k)[0] > bound.value * (1 + 1e-9):
             exceedances += 1
             assert not bound.is_bound, code
-    # Neither side may be empty, or nothing was tested.
+    # Both cases must occur, or the test would be empty.
     assert exceedances > 300
     assert certain >= 4 * 156
 
@@ -119,7 +119,7 @@ def test_shared_skips_exceed_the_formula_by_their_multiplicity(code, factor, ord
     x = on_sphere(4, seed=3)
     k0, k = stem_kernel(x, order), last_node(code, x, order)
     value = nd.path_bound(nd.Dag.from_code(code), k0, order=order).value
-    # Skips alone: K(H) is a multiple of K(0). For two inputs the formula is exact but for that multiple.
+    # With skips only, K(H) is a multiple of K(0). For two inputs the formula is exact up to that multiple.
     pair = np.ix_(*[np.unravel_index(np.argmax(k0 - 9 * np.eye(4)), k0.shape)] * 2)
     assert k[0, 0] - k[pair][0, 1] == pytest.approx(factor * value, rel=1e-12)
 
@@ -163,7 +163,7 @@ def test_violated_assumptions_by_hand(code, linear_act, act_linear):
 
 
 def test_dead_edges_violate_no_assumption():
-    # Into the output leads one chain; nothing feeds node 1, whatever leaves it.
+    # One chain leads to the output. No edge enters node 1, so that its outgoing edges carry zeros.
     dead = [Edge(1, 2, Op.WEIGHTED), Edge(1, 3, Op.SKIP), Edge(2, 3, Op.SKIP), Edge(1, 4, Op.WEIGHTED)]
     dag = nd.Dag(5, (Edge(0, 4, Op.WEIGHTED), Edge(3, 4, Op.SKIP), *dead))
     k0 = np.array([[1.0, 0.5], [0.5, 1.0]])
@@ -206,7 +206,7 @@ def test_near_duplicates_do_not_cancel():
 
 
 def test_rounding_of_the_stem_widens_path_bounds_by_what_it_may_hide():
-    """Two inputs at an angle of 1e-9, whose K(0) float64 cannot tell from 1: its NTK can."""
+    """For two inputs at an angle of 1e-9, K(0) equals 1 in float64, but the NTK does not."""
     lambda_min = 1e-9 / math.pi
     dag, ones = nd.zoo.chain(1), np.ones((2, 2))
     assert lambda_min < nd.ntk_path_bound(dag, nd.Kernel(ones, 0 * ones), readout=False).value < 1e-7
@@ -215,7 +215,7 @@ def test_rounding_of_the_stem_widens_path_bounds_by_what_it_may_hide():
 
 
 def doubled_layers(num_layers):
-    """2^num_layers paths, all of one depth."""
+    """Returns a graph with 2^num_layers paths, all of one depth."""
     return nd.Dag(num_layers + 1, tuple(Edge(t, t + 1, Op.WEIGHTED) for t in range(num_layers) for _ in range(2)))
 
 
@@ -238,7 +238,7 @@ def test_a_path_bound_compares_at_least_two_inputs():
 
 
 def near_and_far(rng):
-    """Inputs of norms from equal but for rounding to apart by 10^6, some of them nearly parallel or opposite."""
+    """Returns inputs, some nearly parallel or opposite, with norms that are nearly equal or differ by up to 10^6."""
     x = []
     for direction in rng.normal(size=(3, 5)):
         x.append(direction)
@@ -272,7 +272,7 @@ def test_inputs_of_any_norms_and_angles_keep_the_bounds(order, code):
                 eigenvalues = np.linalg.eigvalsh(np.asarray(matrix)[part])
                 if bound.is_bound:
                     assert eigenvalues[0] - size * np.finfo(float).eps * eigenvalues[-1] <= bound.value * (1 + 1e-12)
-                    # Not idle: within what the harmonic mean and rounding of K(0) leave.
+                    # Not trivial: within the loss by the harmonic mean and by rounding of K(0).
                     resolved = 1e-4 if dtype == np.float64 else 1
                     if size == 2 and min(eigenvalues) > resolved * max(eigenvalues):
                         assert bound.value < 4 * eigenvalues[0]
@@ -306,7 +306,7 @@ def test_the_pair_of_the_smallest_product_need_not_be_the_smallest():
 
 
 def test_opposite_inputs_may_be_apart_by_what_rounding_hides():
-    """At an angle of pi - d the NTK loses d / pi of an entry of -1."""
+    """At an angle of pi - d the NTK differs by d / pi from an entry of -1."""
     k0 = np.array([[1.0, -1.0], [-1.0, 1.0]])
     value = nd.ntk_path_bound(nd.zoo.chain(1), nd.Kernel(k0, k0), order="act-linear", readout=False).value
     assert 2 + 1e-9 / math.pi < value < 2 + 1e-6
@@ -374,7 +374,7 @@ def stem_kernels(x, order):
 
 
 def published_ntk(depths, x, order, readout):
-    """min over i != j of the sum over paths of T_ii - T_ij, with the NTK of every chain from `nd.kernel`."""
+    """Returns min over i != j of the sum over paths of T_ii - T_ij, with the NTK of every chain by `nd.kernel`."""
     total = np.zeros((len(x), len(x)))
     for depth in depths:
         chain = nd.zoo.chain(depth) if depth else nd.Dag.from_code("1")

@@ -1,4 +1,4 @@
-"""Posteriors and trained ensembles against neural-tangents, conditioning by hand, and training without end."""
+"""Posteriors and trained ensembles against neural-tangents, conditioning by hand, and training to convergence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def of_x():
 
 @pytest.mark.slow
 def test_both_kinds_are_those_of_neural_tangents(of_x):
-    # It relies on rank promotion.
+    # neural-tangents relies on rank promotion.
     with jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
         kernel_fn = stax.serial(nd.stax.DagLayer(DAG, width=64), stax.Dense(1, W_std=2**0.5))[2]
         predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, X, Y)
@@ -61,7 +61,7 @@ def test_both_kinds_by_explicit_inverses(kind, noise, of_x):
     w, k_tx = both(cross, kind) @ inverse, both(cross, "nngp")
     expected = both(test, "nngp") - w @ k_tx.T
     if kind == "ntk":
-        # The law of f_t(0) + W (y - f(0)).
+        # The distribution of f_t(0) + W (y - f(0)).
         joint = np.block([[both(train, "nngp"), k_tx.T], [k_tx, both(test, "nngp")]])
         maps = np.concatenate([-w, np.eye(3)], axis=1)
         expected = maps @ joint @ maps.T
@@ -75,7 +75,7 @@ def test_both_kinds_by_explicit_inverses(kind, noise, of_x):
 
 
 def test_the_posterior_is_the_gaussian_conditioned_by_its_precision(of_x):
-    """Without inverting K: the block of the joint precision that belongs to f_t is the inverse covariance."""
+    """The block of the joint precision that belongs to f_t is the inverse covariance; K is not inverted."""
     train, cross, test = of_x
     noise = 0.2
     k_tx = both(cross, "nngp")
@@ -162,7 +162,7 @@ def test_a_matrix_beyond_its_precision_warns(dtype, gap):
     def kernel(values):
         return nd.Kernel(np.asarray(values, dtype), np.asarray(values, dtype))
 
-    # Two entries below 1 keep the matrix positive definite in float64, closer to singular than the dtype resolves.
+    # The matrix is positive definite in float64, but closer to singular than the dtype resolves.
     train = kernel(np.diag([1.0, gap]))
     cross, test = kernel(np.zeros((1, 2))), kernel(np.ones((1, 1)))
     message = rf"reciprocal condition number .* below 2 eps of {np.dtype(dtype)}; pass a `noise` of about"
@@ -171,7 +171,7 @@ def test_a_matrix_beyond_its_precision_warns(dtype, gap):
     with pytest.warns(NumericalWarning, match=message):
         kernel_regression_accuracy(train, cross, np.array([0, 1]), np.array([0]), 2)
     posterior(train, cross, test, np.ones(2), noise=1e-3)
-    # Well above the limit there is no warning.
+    # Far above the limit there is no warning.
     posterior(kernel(np.diag([1.0, 100 * np.finfo(dtype).eps])), cross, test, np.ones(2))
 
 

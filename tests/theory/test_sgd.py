@@ -21,8 +21,8 @@ def run(k=K, learning_rate=0.2, **options):
 
 @pytest.mark.slow
 def test_full_batches_of_squared_loss_follow_the_exact_expectation():
-    # A second derivation: moments in the eigenbasis against draws in function space. The trainer's mean loss is
-    # L / N, so eta of the one is eta N of the other.
+    # Moments in the eigenbasis against draws in function space, which are a second derivation. The mean loss of the
+    # trainer is L / N, so that its eta is N times the other.
     draws = 6000
     runs = run(loss="squared", momentum=0.5, draws=draws, learning_rate=0.05)
     y = np.eye(CLASSES)[LABELS]
@@ -37,7 +37,7 @@ def test_full_batches_of_squared_loss_follow_the_exact_expectation():
 
 
 def test_steps_are_those_of_a_plain_loop():
-    # One draw, whole batches: no order to know.
+    # With full batches the order of examples does not matter.
     runs = run(epochs=3, momentum=0.3, learning_rate=0.4)
     jitter = 16 * np.finfo(np.float64).eps * K.nngp.diagonal().max()
     factor = np.linalg.cholesky(np.asarray(K.nngp) + jitter * np.eye(N))
@@ -53,7 +53,7 @@ def test_steps_are_those_of_a_plain_loop():
 
 @pytest.mark.slow
 def test_wide_networks_train_as_predicted():
-    # Mini-batches and cross entropy, a remainder in every epoch: against networks of width 512.
+    # Mini-batches with a remainder in every epoch, and cross entropy, against networks of width 512.
     part = nd.data.Part(X.astype(np.float32), LABELS)
     data = nd.data.Splits("mine", part, part, part, CLASSES)
     options: dict[str, Any] = {"batch_size": 10, "epochs": 8}
@@ -62,7 +62,7 @@ def test_wide_networks_train_as_predicted():
     predicted = run(draws=400, **options).losses
     error = np.sqrt(measured.var(axis=1, ddof=1) / 16 + predicted.var(axis=1, ddof=1) / 400)
     gap = measured.mean(axis=1) - predicted.mean(axis=1)
-    # 4 standard errors, and 1 % for what a width of 512 leaves.
+    # 4 standard errors, and 1 % for the bias of width 512.
     assert (np.abs(gap) < 4 * error + 0.01 * predicted.mean(axis=1)).all()
     assert measured[-1].mean() < 0.5 * measured[0].mean()
 

@@ -1,4 +1,4 @@
-"""`spectrum` against NumPy, mpmath and prescribed spectra, and where it says that it cannot tell."""
+"""`spectrum` against NumPy, mpmath and prescribed spectra, and its resolution floor."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ def random_psd(n, seed, dtype: Any = np.float64):
 
 
 def prescribed(eigenvalues, seed=0):
-    """A matrix with these eigenvalues, up to a few EPS of the largest."""
+    """Returns a matrix with these eigenvalues, up to a few EPS times the largest."""
     n = len(eigenvalues)
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))
     return symmetric_part((q * eigenvalues) @ q.T)
@@ -94,7 +94,7 @@ def test_one_route_on_cpus_and_one_on_accelerators_agree(n, monkeypatch):
 
 @pytest.mark.slow
 def test_nearly_constant_diagonals_with_tiny_couplings():
-    """SciPy's bisection fails on some of these: orthonormal inputs, an identity with noise, blocks barely coupled."""
+    """SciPy's bisection fails for some of them: orthonormal inputs, an identity with noise, weakly coupled blocks."""
     rng, matrices = np.random.default_rng(0), []
     for n in (33, 64, 129):
         for _ in range(40):
@@ -133,7 +133,7 @@ SPECTRA = {
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_methods_find_prescribed_ends(name):
-    """1e-9 relative, or what rounding does to an eigenvalue in float64, of which the construction takes a part."""
+    """The tolerance is 1e-9 relative, or the rounding error of an eigenvalue in float64, with that of the matrix."""
     eigenvalues = SPECTRA[name]
     matrix = prescribed(eigenvalues)
     rounding = 20 * EPS * eigenvalues[-1]
@@ -149,14 +149,14 @@ def test_both_methods_find_prescribed_ends(name):
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_each_end_is_within_its_residual_of_an_eigenvalue(name):
-    """The residual theorem, up to the rounding of the residual itself."""
+    """This is the residual theorem, up to rounding of the residual itself."""
     matrix = prescribed(SPECTRA[name], seed=1)
     eigenvalues = np.linalg.eigvalsh(matrix)
     for s in (spectrum(matrix, method=method) for method in METHODS):
         rounding = 20 * EPS * s.lambda_max
         assert abs(eigenvalues - s.lambda_min).min() <= s.residual_min + rounding
         assert abs(eigenvalues - s.lambda_max).min() <= s.residual_max + rounding
-        # One step beyond the iteration: without it 1e-10 lambda_max, which may be more than lambda_min.
+        # One step after the iteration; without it the residual is 1e-10 lambda_max, which may exceed lambda_min.
         assert s.residual_min <= 20 * EPS * s.lambda_max + 1e-9 * s.lambda_min
         assert s.residual_max <= 1e-9 * s.lambda_max
 
@@ -164,7 +164,7 @@ def test_each_end_is_within_its_residual_of_an_eigenvalue(name):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n", [3, 6, 9])
 def test_ends_are_those_of_exact_arithmetic(n, method):
-    """Hilbert matrices as rounded to float64, whose condition number at N = 9 is 5e11."""
+    """The matrices are Hilbert matrices, rounded to float64, whose condition number at N = 9 is 5e11."""
     matrix = np.array([[1 / (i + j + 1) for j in range(n)] for i in range(n)])
     with mpmath.workdps(60):
         exact = sorted(map(float, mpmath.eigsy(mpmath.matrix(matrix.tolist()), eigvals_only=True)))
@@ -259,7 +259,7 @@ def test_relative_errors_of_16_eps_stay_below_the_floor(dtype):
             errors = np.triu(draw) + np.triu(draw, 1).T
             if trial == 0:
                 errors = np.ones_like(matrix)
-            # Enlarged, so that the rounding of this test does not hide a small floor.
+            # Errors are enlarged, so that rounding in this test does not hide a small floor.
             after = np.linalg.eigvalsh(matrix * (1 + 16 * 2**10 * eps * errors))[[0, -1]]
             moved = abs(after - before).max() / 2**10
             assert moved <= s.floor
@@ -292,7 +292,7 @@ def test_a_residual_across_the_floor_is_told_apart_in_the_warning(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_residual_of_the_top_does_not_hide_the_bottom(method):
-    """Condition number 1e12: lambda_max is known to 1e-10, and lambda_min lies above its floor all the same."""
+    """At condition number 1e12, lambda_max is known to 1e-10, but lambda_min still is above its resolution floor."""
     s = spectrum(prescribed(np.geomspace(1e-12, 1, 100)), method=method)
     assert s.resolved
     assert s.lambda_min == pytest.approx(1e-12, rel=1e-3)
@@ -416,7 +416,7 @@ def test_the_unit_of_a_matrix_changes_nothing(exponent, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_numbers_without_all_their_digits_raise_the_floor(method, dtype):
-    """Below the normal numbers of a dtype, entries are wrong by half the smallest number, whatever their size."""
+    """Subnormal entries of a dtype have an error of half the smallest number, whatever their size."""
     smallest = float(np.finfo(dtype).smallest_subnormal)
     matrix = (smallest * 500 * prescribed(np.geomspace(1e-2, 1, 20))).astype(dtype)
     with pytest.warns(NumericalWarning, match="not resolved"):
@@ -441,7 +441,7 @@ def test_eigenvalues_beyond_float64_are_refused(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n", [3, 600])
 def test_the_same_bits_twice(n, method):
-    """Also of the identity, where ARPACK needs random numbers to go on."""
+    """Results repeat to the bit, even for the identity, where ARPACK draws random numbers."""
     if method == "dense" and n == 600:
         n = 100
     for matrix in (random_psd(n, 0), 3 * np.eye(n), np.ones((n, n))):
@@ -451,7 +451,7 @@ def test_the_same_bits_twice(n, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_rounding_of_symmetry_is_averaged(method):
-    """Both methods take the symmetric part, so they still agree."""
+    """Both methods take the symmetric part of a matrix, and so still agree."""
     matrix = prescribed(np.geomspace(1e-6, 1, 60))
     skew = np.triu(np.random.default_rng(0).normal(size=matrix.shape), 1)
     rounded = matrix + 1e-15 * skew
@@ -497,7 +497,7 @@ def test_the_iteration_holds_one_matrix_in_float64(singular, dtype, monkeypatch)
         feature[1] = feature[0]
     matrix = (0.5 + (feature[:, None] == feature)).astype(dtype)
     before = matrix.copy()
-    silently(np.eye(600), method="iterative")  # what is imported late
+    silently(np.eye(600), method="iterative")  # loads the modules that are imported late
     tracemalloc.start()
     try:
         s = silently(matrix, method="iterative")
@@ -506,7 +506,7 @@ def test_the_iteration_holds_one_matrix_in_float64(singular, dtype, monkeypatch)
         tracemalloc.stop()
     assert s.resolved is not singular
     assert s.lambda_min == pytest.approx(0 if singular else 1, rel=1e-9, abs=s.floor)
-    # Blocks with their temporaries, and the vectors of ARPACK.
+    # The memory is that of blocks with their temporary arrays, and of the vectors of ARPACK.
     assert 8 * n**2 <= peak <= 8 * n**2 + 6 * block + 150 * 8 * n
     np.testing.assert_array_equal(matrix, before)
 
@@ -568,7 +568,7 @@ def test_a_batch_names_what_it_refuses():
     [(spectrum, np.zeros((2, 2))), (spectra, np.zeros((1, 2, 2))), (spectra, [np.eye(3), np.zeros((2, 2))])],
 )
 def test_the_warning_points_at_the_caller(function, argument):
-    # Without the type checker of the tests, which puts a frame of its own between.
+    # Without the type checker of the tests, which adds a stack frame.
     with pytest.warns(NumericalWarning, match="not resolved") as caught:
         inspect.unwrap(function)(argument)
     assert caught[0].filename == __file__
@@ -589,7 +589,7 @@ def test_a_matrix_that_is_not_square_is_refused(shape):
 @pytest.mark.parametrize("place", [0, 1, 69])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_matrix_that_is_not_finite_is_refused(value, place, method, monkeypatch):
-    """In whichever block it stands."""
+    """The position of the entry does not matter: every block is checked."""
     monkeypatch.setattr("nngp_dag.theory.symmetric._BLOCK_BYTES", 8 * 70 * 20)
     matrix = np.eye(70)
     matrix[place, place] = value

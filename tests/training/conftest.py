@@ -1,4 +1,4 @@
-"""Programs and a run that tests share, since compiling takes seconds."""
+"""Compiled programs and a run that tests share, because compilation takes seconds."""
 
 import contextlib
 
@@ -19,7 +19,7 @@ def _compiled():
 
 @pytest.fixture(scope="module")
 def shared_programs(_compiled):
-    """Lets `train` and `evaluate` compile equal programs once for all modules that ask for this."""
+    """Lets `train` and `evaluate` compile equal programs once for all modules that use this fixture."""
 
     def build(task, num_seeds):
         shapes = tuple((part.x.shape, len(part.labels)) for part in task.data.parts.values())
@@ -36,7 +36,7 @@ def shared_programs(_compiled):
 
 @pytest.fixture(scope="module")
 def small_blocks():
-    """Evaluates 4 examples at once, so that no part of the tests' data is a multiple."""
+    """Evaluates 4 examples at once. No part of the data of the tests is a multiple of that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "_EVALUATION_BATCH", 4)
         yield
@@ -49,7 +49,7 @@ def _finished():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared_programs, compilation_cache, _finished):
-    """The folder of a run of the command with `OPTIONS`, which nothing stopped."""
+    """Returns the folder of a complete run of the command with `OPTIONS`."""
     if not _finished:
         out = tmp_path_factory.mktemp("finished") / "run"
         with pytest.raises(SystemExit) as stop, writing_to(compilation_cache):
@@ -61,13 +61,13 @@ def finished(tmp_path_factory, shared_programs, compilation_cache, _finished):
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
-    """A folder in which processes keep compiled programs for one another."""
+    """Returns a folder in which processes share compiled programs."""
     return tmp_path_factory.mktemp("compiled")
 
 
 @contextlib.contextmanager
 def writing_to(cache):
-    """Keeps what is compiled in this process."""
+    """Stores the programs that this process compiles in a folder."""
     names = {
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -76,7 +76,7 @@ def writing_to(cache):
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
-    # Whether there is a cache is found once.
+    # JAX looks for a cache only once, unless it is reset.
     reset_cache()
     try:
         yield

@@ -1,6 +1,6 @@
-"""A trainer of plain DAG networks in float64 NumPy: forward and backward pass, and optimizer, unrolled by hand.
+"""A trainer of plain DAG networks in float64 NumPy: forward pass, backward pass and optimizer by hand.
 
-Nothing here comes from the package but the names under which its parameters lie.
+It uses nothing of the package but the names of its parameters.
 """
 
 import jax
@@ -10,7 +10,7 @@ EPSILON, MOMENTUM_OF_AVERAGES = 1e-5, 0.9
 
 
 def flat(state, seed):
-    """Returns one seed's leaves, such as {("edges", 0, "linear", "kernel"): float64 array}."""
+    """Returns the arrays of one seed, such as {("edges", 0, "linear", "kernel"): float64 array}."""
 
     def name(path):
         keys = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path]
@@ -41,8 +41,8 @@ def softmax(outputs):
 class Reference:
     """One network of linear-act edges with ReLU and sums at the nodes, trained step by step.
 
-    `w_std` and `b_std` of the network's layer scale what is trained in the parameterization "ntk", whose biases are
-    dead where b_std is 0; None means that there are none.
+    `w_std` and `b_std` of the layer scale the trained weights and biases in the parameterization "ntk". Biases have no
+    effect where b_std is 0, and do not exist where it is None.
     """
 
     def __init__(self, network, params, stats, *, recipe):
@@ -65,7 +65,7 @@ class Reference:
         return y if self.network.layer.b_std is None else y + b_scale * self.params[*layer, "linear", "bias"]
 
     def layer(self, layer, x, training):
-        """Returns relu(BN(W x + b)) and what its backward pass needs; in training moves the averages."""
+        """Returns relu(BN(W x + b)) and the arrays of its backward pass; in training it updates the averages."""
         z = self.affine(layer, x)
         if not self.recipe.batch_norm:
             return np.maximum(z, 0), (x, z, None, None)
@@ -82,7 +82,7 @@ class Reference:
         return np.maximum(y, 0), (x, y, normed, deviation)
 
     def forward(self, x, training=False):
-        """Returns the outputs, and what every layer remembers of the pass."""
+        """Returns the outputs, and the arrays that each layer keeps for the backward pass."""
         x = np.asarray(x, np.float64).reshape(len(x), -1)
         nodes, memory = {}, {}
         nodes[0], memory["stems", 0] = self.layer(("stems", 0), x, training)
@@ -104,7 +104,7 @@ class Reference:
         return np.log(np.exp(outputs - top[:, None]).sum(axis=1)) + top - outputs[np.arange(len(labels)), labels]
 
     def gradient(self, x, labels):
-        """Returns the outputs in training, the mean loss, and its gradient in every parameter."""
+        """Returns the outputs in training, the mean loss, and its gradient with respect to every parameter."""
         outputs, memory = self.forward(x, training=True)
         found = {}
 
@@ -139,7 +139,7 @@ class Reference:
         return outputs, self.losses(outputs, labels).mean(), found
 
     def step(self, x, labels, learning_rate):
-        """Takes one step of SGD; returns the outputs and the mean loss before it."""
+        """Takes one step of SGD, and returns the outputs and the mean loss before it."""
         outputs, loss, gradient = self.gradient(x, labels)
         for name, of_loss in gradient.items():
             whole = of_loss + self.recipe.weight_decay * self.params[name]
@@ -150,11 +150,11 @@ class Reference:
 
 
 def metrics(losses, outputs, labels):
-    """Returns mean loss, accuracy, and the mean over classes that occur of the accuracy within the class."""
+    """Returns mean loss, accuracy, and class accuracy: the mean, over classes that occur, of their accuracies."""
     hits = outputs.argmax(axis=1) == labels
     return [losses.mean(), hits.mean(), np.mean([hits[labels == c].mean() for c in np.unique(labels)])]
 
 
 def close(result, expected, tolerance=1e-6):
-    """Asserts that every entry is right to a fraction of the largest."""
+    """Asserts that the error of every entry is at most a fraction of the largest entry."""
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Training that diverges, and the largest stable rate that the kernel names: neither too low nor too high."""
+"""Training that diverges, and the largest stable learning rate by the kernel, which is neither too low nor too high."""
 
 import dataclasses
 import re
@@ -18,9 +18,9 @@ from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 from nngp_dag.training.tasks import DagTask
 
-# Wide, so that kernels are close to that of infinite width, and hardly move.
+# Wide networks, whose kernels are close to those of infinite width, and hardly move.
 WIDTH, STEPS, SEEDS = 2048, 3, range(4)
-# In the parameterization "ntk" biases of b_std = 0 are dead.
+# In the parameterization "ntk", biases with b_std = 0 have no effect.
 WIDE = Network("2", width=WIDTH)
 CHAIN = authors_network("2", parameterization="ntk")
 DATA = splits(train=24)
@@ -28,10 +28,10 @@ FULL = {"batch_size": 24, "loss": "squared"}
 
 
 def top_modes(monkeypatch, network, recipe, rates):
-    """Trains at one rate after the other; returns the sizes of the outputs' deviations in the top mode, (steps, seeds).
+    """Trains at one rate after another, and returns the sizes of the errors in the top mode, (steps, seeds).
 
-    Full batches of the squared loss: an epoch is a step of gradient descent. Networks of finite width leave the
-    unstable region by themselves once the loss has grown, so what is measured is how the top mode begins to grow.
+    With full batches of the squared loss, an epoch is a step of gradient descent. Networks of finite width leave the
+    unstable region by themselves once the loss has grown. So the test measures how the top mode begins to grow.
     """
     monkeypatch.setattr(Recipe, "learning_rates", lambda self, _: lambda step: jnp.asarray(rates)[step])
     program, device = Program(DagTask(network, recipe, DATA), len(SEEDS)), on_device(DATA)
@@ -67,7 +67,7 @@ def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, cod
     rates = [0.9 * rate] * STEPS + [1.15 * rate] * STEPS
     sizes = top_modes(monkeypatch, network, recipe, rates)
     below, above = (np.log(sizes[1:] / sizes[:-1]).mean(axis=1)[at] for at in (slice(STEPS), slice(STEPS, None)))
-    # A step multiplies the mode by 1 - 2 * 0.9 and 1 - 2 * 1.15; a rate that is off by a factor of 1.05 fails.
+    # A step multiplies the mode by 1 - 2 * 0.9 or 1 - 2 * 1.15. A rate with an error of a factor of 1.05 fails.
     assert np.exp(below) == pytest.approx(np.full(STEPS, 0.8), abs=0.05)
     assert np.exp(above) == pytest.approx(np.full(STEPS, 1.3), abs=0.05)
 
@@ -94,7 +94,7 @@ def test_with_momentum(monkeypatch, factor, nesterov):
 
 @pytest.mark.slow
 def test_the_rate_by_hand():
-    """On the first examples of the training part; a batch of a softmax has at most half the curvature."""
+    """The rate comes from the first examples of the training part. A softmax has at most half the curvature."""
     recipe = Recipe(**FULL)
     for choices, inputs, limit in (
         ({}, 24, 2.0),
@@ -126,26 +126,29 @@ def test_divergence_says_the_step_the_rate_and_what_would_be_stable(tmp_path):
     )
     assert found, message
     step, epoch, rate, stable = int(found[2]), int(found[3]), float(found[5]), float(found[6])
-    # The loss of a batch before its step, or that of the other parts after the epoch's last.
+    # Divergence shows in the loss of a batch before its step, or in that of the other parts after an epoch.
     assert (step, bool(found[4])) == first_step_that_breaks(recipe, 7)
     assert step > 1
     assert epoch == step + 1
     assert rate == pytest.approx(20.0 * (step + 1), rel=1e-2)
     assert stable == pytest.approx(stable_learning_rate(CHAIN, recipe, DATA), rel=1e-2)
-    # The epochs before were written, and the log says why it ended.
+    # The curves of the epochs before are kept, and the log has the reason of the end.
     rows = (tmp_path / "run" / "curves.csv").read_text().splitlines()[1:]
     assert len(rows) == epoch
     assert (tmp_path / "run" / "train.log").read_text().splitlines()[-1] == message
 
 
 def first_step_that_breaks(recipe, seed):
-    """The same training in NumPy, in float32, as the range of numbers decides; and whether a batch showed it."""
+    """Returns the first step that overflows in the same training in NumPy, and whether the loss of a batch shows it.
+
+    The training is in float32, because the range of the numbers decides.
+    """
     state, _ = Program(DagTask(CHAIN, recipe, DATA), 1).draw([seed])
     layers = [
         [np.asarray(tree[0]["linear"][key][...][0], np.float32) for key in ("kernel", "bias")]
         for tree in (state.params["stems"], state.params["edges"], state.params["readouts"])
     ]
-    # Biases count nothing with b_std = 0, but 0 times infinity is no number.
+    # Biases have no effect with b_std = 0, except that 0 times infinity is NaN.
     scales, zero = [np.float32((2 / len(weights)) ** 0.5) for weights, _ in layers], np.float32(0)
 
     def deviations(part):
@@ -194,7 +197,7 @@ def test_divergence_where_the_kernel_is_of_no_use(monkeypatch):
 
 @pytest.mark.slow
 def test_divergence_in_the_last_step_of_all():
-    """The loss before the update is finite, and the network after it is not."""
+    """The loss before the last step is finite, but the network after it is not."""
     recipe = Recipe(epochs=1, learning_rate=1e30, **FULL)
     with pytest.raises(DivergenceError, match="Expected the loss to stay finite"):
         train(CHAIN, DATA, recipe)

@@ -1,4 +1,4 @@
-"""Training of found cells: the networks against themselves, runs that learn, resume to the bit and refuse."""
+"""Training of cells: the networks in both modes, runs that learn, exact resumption, and refusals."""
 
 import csv
 import dataclasses
@@ -66,7 +66,7 @@ def test_running_statistics_approach_those_of_the_batch_and_evaluation_reads_the
         step(net, x)
     logits, auxiliary = step(net, x)
     assert auxiliary.shape == (6, 10)
-    # The variance is the unbiased one, which differs where images have few pixels.
+    # The running variance is the unbiased estimate, which differs where images have few pixels.
     np.testing.assert_allclose(nnx.jit(lambda net, x: net(x))(net, x), logits, rtol=0.02, atol=0.02)
 
 
@@ -84,7 +84,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     for values in (first, second):
         assert values is not None
         assert set(np.unique(values)) == {0.0, np.float32(1.25)}
-        # 4 standard errors.
+        # The tolerance is 4 standard errors.
         assert np.mean(values) == pytest.approx(1, abs=4 * 0.5 / 4000**0.5)
     assert (np.asarray(first) != np.asarray(second)).any()
 
@@ -98,7 +98,7 @@ def test_a_step_keeps_nine_tenths_of_the_running_statistics():
 
 
 class _Noting(nnx.Module):
-    """Notes the probability of drop path of the last step."""
+    """A network that records the probability of drop path of the last step."""
 
     def __init__(self):
         self.logits, self.noted = nnx.Param(jnp.zeros(10)), nnx.BatchStat(jnp.array(-1.0))
@@ -256,7 +256,7 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
     with pytest.raises(InputError, match="29 x 29"):
         train_cell(GENOTYPE, data, channels=2, layers=3, epochs=1, batch_size=60, auxiliary=0.4)
     found = train_cell(GENOTYPE, data, channels=4, layers=3, epochs=4, batch_size=30, drop_path=0.1, augment=False)
-    # Chance is 0.1, with a standard error of 0.012.
+    # Guessing has an accuracy of 0.1, with a standard error of 0.012.
     assert found.history.of("train", "accuracy")[-1, 0] > 0.3
 
 
@@ -303,7 +303,7 @@ def test_arguments_of_another_type_are_refused(digits, change, message):
 
 def test_cells_are_read_from_texts(digits):
     assert CellRecipe.of(str(GENOTYPE), (8, 8, 1)) == CellRecipe.of(GENOTYPE, (8, 8, 1))
-    # Refused by its network: the text is read before.
+    # The network refuses the cell, after its text has been read.
     with pytest.raises(InputError, match="got a disconnected cell"):
         train_cell(str(Cell.from_index(0)), digits, **SMALL)
     with pytest.raises(InputError, match=r"got `epoch`; did you mean 'epochs'\?$"):

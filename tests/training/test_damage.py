@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or of something else: one clear line, never other numbers."""
+"""Checkpoints that are damaged or from another run: one clear line, never other numbers."""
 
 import json
 import os
@@ -25,7 +25,7 @@ NETWORK = authors_network(CODE)
 
 @pytest.fixture(scope="module")
 def like(finished, shared_programs):
-    """The shapes of what the last checkpoint of the run holds."""
+    """Returns the shapes of the arrays in the last checkpoint of the run."""
     config = json.loads((finished / "config.json").read_text())
     recipe, data = Recipe.from_dict(config["recipe"]), load_splits("sphere", subset=40)
     abstract, _ = shared_programs(DagTask(NETWORK, recipe, data), 1).abstract_state
@@ -34,7 +34,7 @@ def like(finished, shared_programs):
 
 @pytest.fixture(scope="module")
 def saved(finished, like):
-    """The state in that checkpoint, and its document."""
+    """Returns the state in this checkpoint, and its document."""
     return checkpoints.restore(last(finished), like)
 
 
@@ -65,7 +65,7 @@ DAMAGES = {"deleted": os.remove, "truncated": truncate, "empty": empty, "flipped
 
 
 def large_file(folder):
-    """The file in which the arrays lie: the largest but for JSON and copies that orbax does not read."""
+    """Returns the file with the arrays: the largest, except JSON and copies that orbax does not read."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes()[:1] != b"{"]
     read = [path for path in files if not any(part.startswith("ocdbt.process") for part in path.parts)]
     return max(read, key=lambda path: path.stat().st_size)
@@ -86,7 +86,7 @@ def test_no_damage_to_any_file_passes_for_other_numbers(finished, like, saved, t
             message = str(error)
             refused += message.startswith(f"Expected {folder} to hold an intact checkpoint") and "\n" not in message
         else:
-            # Some files repeat what others say.
+            # Some files only repeat information of others.
             assert_same_bits(found, state)
             assert about == document
     assert refused >= 3
@@ -217,7 +217,7 @@ def test_a_network_that_cannot_be_built_again(saved, tmp_path, change, message):
 
 def test_an_epoch_that_is_saved_is_not_saved_again(saved, like, tmp_path):
     state, document = saved
-    # Killed before its last state was saved, a run may be resumed with more epochs.
+    # A run that was killed before it saved its last state may be resumed with more epochs.
     for epochs in (EPOCHS, 2 * EPOCHS):
         recipe = document["description"]["recipe"] | {"epochs": epochs}
         checkpoints.save(tmp_path / "last", 2, state, document["description"] | {"recipe": recipe})
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_more_epochs_than_are_asked_for(copy):
 
 
 def foreign(description, kind):
-    """The description of a run that differs in one thing."""
+    """Returns the description of a run that differs in one setting."""
     changed = json.loads(json.dumps(description))
     if kind == "width":
         changed["network"]["width"] = 9
@@ -354,7 +354,7 @@ def test_the_command_says_one_line_and_changes_nothing(copy, capfd, damage):
 
 def test_a_missing_best_checkpoint_is_said(copy, capfd):
     shutil.rmtree(copy / "checkpoints" / CODE / "best")
-    # As if it had begun elsewhere, which a resumed run would note.
+    # The run seems to have begun on another machine, which a resumed run notes.
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(
         json.dumps(config | {"environment": config["environment"] | {"device": "another"}})
@@ -369,7 +369,7 @@ def test_a_missing_best_checkpoint_is_said(copy, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["resume", "evaluate"])
 def test_a_process_of_its_own_says_one_line_too(copy, compilation_cache, arguments):
-    """Threads of tensorstore and asyncio write past sys.stderr."""
+    """Threads of tensorstore and asyncio write to the file descriptor, not to sys.stderr."""
     large_file(last(copy)).unlink()
     options = ("--resume", "--out", copy) if arguments == "resume" else ("--evaluate", last(copy))
     process = command(["train", *options], compilation_cache)

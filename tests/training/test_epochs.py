@@ -18,19 +18,19 @@ from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 from nngp_dag.training.tasks import DagTask
 
-# Node 1 leads nowhere, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
+# No path leads on from node 1, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
 NETWORK, TWIN = authors_network("2_20_201"), authors_network("0_20_201")
 SEEDS, EPOCHS = (5, 1), PARTIAL.epochs
-# Neither the batch divides the training part, nor the block any part; class 2 occurs in the training part alone.
+# The batch size does not divide the training part, nor the block any part. Only the training part has class 2.
 DATA, RECIPE = PARTIAL_DATA, PARTIAL
 
 
 @pytest.fixture(scope="module")
 def epochs(shared_programs, small_blocks):
-    """The state, best state, metrics and losses after every epoch of two seeds, evaluated in blocks of 4."""
+    """Returns the state, best state, metrics and losses after every epoch of two seeds, evaluated in blocks of 4."""
     trainer, device = shared_programs(DagTask(NETWORK, RECIPE, DATA), len(SEEDS)), on_device(DATA)
     state, best = trainer.draw(SEEDS)
-    # Copies on the host, since an epoch uses up the states that it starts from.
+    # Copies on the host, because an epoch donates the buffers of the states that it starts from.
     host = [jax.device_get((state, best))]
     found = [trainer.evaluate(state.params, state.stats, device)]
     losses = []
@@ -44,7 +44,7 @@ def epochs(shared_programs, small_blocks):
 
 
 def order_of(seed, epoch):
-    """The documented order: the second half of the seed's key, folded with the number of the epoch."""
+    """Returns the documented order: that of the second half of the seed's key, folded with the number of the epoch."""
     key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], epoch)
     return np.asarray(jax.random.permutation(key, len(DATA.train.labels)))
 
@@ -72,7 +72,7 @@ def test_epochs_equal_a_plain_loop_over_the_same_batches(epochs):
             outputs = np.concatenate(outputs)
             expected = metrics(net.losses(outputs, labels[order]), outputs, labels[order])
             np.testing.assert_allclose(found[epoch, 0, :, s], expected, rtol=1e-5)
-            # A mean over examples, not over batches of different sizes.
+            # The loss is a mean over examples, not over batches of different sizes.
             assert abs(np.mean(means) / expected[0] - 1) > 1e-4
             for p, part in ((1, DATA.validation), (2, DATA.test)):
                 outputs, _ = net.forward(part.x)
@@ -102,7 +102,7 @@ def test_evaluation_of_the_state_before_and_after(epochs):
                 expected = metrics(net.losses(outputs, part.labels), outputs, part.labels)
                 np.testing.assert_allclose(values[p, :, s], expected, rtol=1e-5)
     np.testing.assert_array_equal(again[1:], found[-1, 1:])
-    # Means over an epoch are not those of its end.
+    # The mean metrics over an epoch differ from those at its end.
     assert np.abs(again[0, 0] - found[-1, 0, 0]).min() > 1e-4
 
 
@@ -125,7 +125,7 @@ def test_the_best_state_is_the_first_of_highest_validation_accuracy(epochs):
 
 @pytest.fixture(scope="module")
 def twins():
-    """One of the seeds alone, of two DAGs with equal live edges; and what was traced and compiled meanwhile."""
+    """Returns runs of one seed of two DAGs with equal live edges, and counts of traces and compilations."""
     counts, traced, compiled = {}, [], []
     of_epoch = Program._run_epoch
 
@@ -155,7 +155,7 @@ def twins():
 def test_seeds_together_equal_seeds_alone(epochs, twins):
     _, host, found, _, _ = epochs
     (alone, _), _, _ = twins
-    # Also in other blocks of evaluation: all at once.
+    # The metrics are the same with other blocks of evaluation: all examples at once.
     np.testing.assert_allclose(alone.history.values[..., 0], found[..., 1], rtol=1e-5)
     state, best = host[-1]
     for tree, single in (
@@ -163,7 +163,7 @@ def test_seeds_together_equal_seeds_alone(epochs, twins):
         ((best.params, best.stats), (alone.best_params, alone.best_stats)),
     ):
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(single), strict=True):
-            # Biases before a batch norm are rounding noise, of some 1e-9.
+            # Biases before a batch norm are rounding errors of about 1e-9.
             np.testing.assert_allclose(a[1], b[0], rtol=0, atol=1e-5 * np.abs(b).max() + 1e-7)
             assert not np.allclose(a[0], b[0], rtol=0, atol=1e-2 * np.abs(b).max())
     assert alone.best_epoch.tolist() == [best.epoch[1]]

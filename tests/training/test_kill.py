@@ -1,4 +1,4 @@
-"""kill -9 at random moments, and a disk that fills up: what is resumed ends in the same bits."""
+"""kill -9 at random moments, and a disk that fills up: a resumed run ends with the same bits."""
 
 import os
 import random
@@ -13,14 +13,14 @@ from nngp_dag.training import checkpoints
 
 
 def finish(out, *arguments):
-    """Runs the command in this process, to its end."""
+    """Runs the command in this process until it ends."""
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--out", str(out)])
     assert stop.value.code == 0
 
 
 def ends(out):
-    """What a run ends in: its curves, and digests of the last and the best states."""
+    """Returns the results of a run: its curves, and digests of the last and the best states."""
     documents = [checkpoints.describe(out / "checkpoints" / CODE / kind) for kind in ("last", "best")]
     # The curves are part of the last state, and so of its digest.
     return (out / "curves.csv").read_bytes(), [(found["epoch"], found["digest"]) for found in documents]
@@ -31,7 +31,7 @@ def epochs_in(log):
 
 
 def kill_at(process, log, epochs, delay):
-    """Kills a process a moment after its log shows so many epochs; returns whether it was still running."""
+    """Kills a process shortly after its log shows a number of epochs; returns whether it was still running."""
     deadline = time.monotonic() + 120
     while process.poll() is None and epochs_in(log) < epochs:
         assert time.monotonic() < deadline
@@ -44,20 +44,20 @@ def kill_at(process, log, epochs, delay):
 
 
 def killed_again_and_again(out, options, kills, cache):
-    """Starts the run, and kills it and resumes it at random moments; returns how often it was at work."""
+    """Starts a run, kills and resumes it at random moments, and returns how often it was running when killed."""
     rng, at_work = random.Random(0), 0
     log = out / "train.log"
     for _ in range(kills):
         resumed = (out / "config.json").exists()
         process = command(["train", "--resume", "--out", out] if resumed else [*options, "--out", out], cache)
-        # From the moment that the configuration is there; a saved epoch takes a tenth of a second.
+        # Counted from the moment that the configuration exists. An epoch with its checkpoint takes a tenth of a second.
         deadline = time.monotonic() + 120
         while not (out / "config.json").exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.002)
         begun = epochs_in(log)
-        # With this seed: before, in and after the first epochs of an attempt, never at the same point.
+        # With this seed the kills come before, within and after the first epochs of an attempt, at different points.
         wanted = begun + rng.choice([0, 1, 1, 2])
         at_work += kill_at(process, log, wanted, rng.uniform(0, 0.2))
     return at_work
@@ -78,7 +78,7 @@ def test_ten_kills_of_processes_that_share_nothing(tmp_path):
     finish(tmp_path / "whole", *longer)
     out = tmp_path / "run"
     assert killed_again_and_again(out, longer, 10, None) == 10
-    # Compiled once more, in a process of its own.
+    # In a process of its own, which compiles the programs again.
     process = command(["train", "--resume", "--out", out], None)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0
@@ -88,7 +88,7 @@ def test_ten_kills_of_processes_that_share_nothing(tmp_path):
 
 # --- a full disk ----------------------------------------------------------------------------------
 
-# Lets no file grow beyond a size from the moment that an epoch is recorded or a checkpoint of it is saved.
+# Limits the size of files from the moment that an epoch is recorded or its checkpoint is saved.
 FILLS_UP = """
 import resource, sys
 from nngp_dag.cli import main
@@ -132,7 +132,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(finished, tmp_path, compilation
     if moment != "curves":
         assert f"Expected {out}/checkpoints/{CODE}/{moment} to take a checkpoint of epoch 3, got " in line
         assert "the one before it stays: mend that and pass --resume" in line
-    # The earlier checkpoints are whole, and a resumed run goes on from there.
+    # The earlier checkpoints are complete, and a resumed run continues from them.
     saved = {kind: checkpoints.describe(out / "checkpoints" / CODE / kind)["epoch"] for kind in ("last", "best")}
     assert saved == {"last": 2, "best": 3 if moment == "last" else 2}
     finish(out, "train", "--resume")

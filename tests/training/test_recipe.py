@@ -20,7 +20,7 @@ STEPS = 7
 
 
 def expected_rate(recipe, step):
-    """The learning rate in plain Python."""
+    """Returns the learning rate in plain Python."""
     eta, warm, epoch = recipe.learning_rate, recipe.warmup * STEPS, step // STEPS
     if step < warm:
         return eta * (step + 1) / warm
@@ -180,7 +180,7 @@ def test_networks_that_do_not_fit(dag, shape, options, message):
         (Network("2", width=4), (2, 3), False, 6 * 4 + 4 * 4 + 4 * 5),
         (Network("2", width=4), (2, 3), True, 6 * 4 + 4 * 4 + 4 * 5 + 2 * 8),
         (Network("2", width=4, layer=Conv(filter_shape=(3, 3))), (2, 3, 1), False, 9 * 4 + 9 * 16 + 6 * 4 * 5),
-        # Pooling alone makes images of the inputs.
+        # Pooling is enough to treat the inputs as images.
         (Network(Dag(2, (Edge(0, 1, AvgPool((2, 2))),)), width=4), (2, 2, 3), False, 3 * 4 + 4 * 4 * 5),
     ],
 )

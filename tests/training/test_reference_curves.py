@@ -1,9 +1,9 @@
-"""Training as the authors' network trained: its curves lie among those of our seeds, for the three DAGs.
+"""The curves of the authors' network lie among those of our seeds, for the three DAGs.
 
-One curve of theirs is known, of seed 0. Curves of one DAG differ by their initial function: after six epochs losses
-spread by 5 % (of 48 draws of the infinitely wide network, trained by its kernel on 700 images: 0.067, 0.059 and 0.047
-in the logarithm), so a loss that is wrong by a factor of 1.05 lies within the spread whatever the number of seeds. What
-a loss falls by in the sixth epoch spreads less, and tells it.
+One of their curves is known, that of seed 0. Curves of one DAG differ by their initial function. After six epochs the
+spread of losses is 5 %: 48 draws of the infinitely wide network, trained by its kernel on 700 images, have standard
+deviations of 0.067, 0.059 and 0.047 in the logarithm. So a loss that is wrong by a factor of 1.05 lies within the
+spread for any number of seeds. The decrease of the loss in the sixth epoch has less spread, and reveals such an error.
 """
 
 import json
@@ -20,7 +20,8 @@ SEEDS, EPOCHS = 4, 6
 CODES = ("2_02_002", "1_01_222", "2_21_112")
 # Standard deviation over draws of log(loss of epoch 6 / loss of epoch 5), from the simulation above.
 SPREAD = {"2_02_002": 0.0057, "1_01_222": 0.0114, "2_21_112": 0.0132}
-# Of one further draw. 45 numbers are compared, but few decide: they all depend on the initial function.
+# Level of the prediction interval of one further draw. 45 numbers are compared, but all depend on the initial function,
+# so that few of them are independent.
 LEVEL = 0.99
 
 
@@ -33,9 +34,9 @@ def golden(golden_dir):
 
 @pytest.fixture(scope="module")
 def data(tfds_dir):
-    """12,800 images: the first of our training part, which is in an order of our own; theirs are the original first."""
+    """Returns the first 12,800 images of our training part. Its order is our own; the authors take the original one."""
     whole = load_splits("mnist", subset=12_800, data_dir=tfds_dir)
-    # Little to evaluate.
+    # Few images to evaluate, because only training is compared.
     validation, test = (
         part._replace(x=part.x[:128], labels=part.labels[:128]) for part in (whole.validation, whole.test)
     )
@@ -53,12 +54,12 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     assert run.summary.parameters == theirs["n_params"]
     assert run.history.steps_per_epoch == theirs["steps_per_epoch"]
     t = scipy.stats.t.ppf((1 + LEVEL) / 2, SEEDS - 1) * (1 + 1 / SEEDS) ** 0.5
-    # Their epoch 0 is our epoch 1: running means over the batches of the first pass.
+    # Epoch 0 of the authors is our epoch 1: means over the batches of the first pass.
     for metric, key, unit in (("loss", "train_loss", 1.0), ("class_accuracy", "train_acc", 0.01)):
         ours = run.history.of("train", metric)
         initial = theirs["init_" + key] * unit
         expected = np.array([initial, *(epoch[key] * unit for epoch in theirs["epochs"][:EPOCHS])])
-        # Logarithms of losses: their spread is a factor.
+        # Losses are compared by their logarithms, because their spread is a factor.
         scale = np.log if metric == "loss" else np.asarray
         middle, spread = scale(ours).mean(axis=1), scale(ours).std(axis=1, ddof=1)
         assert (np.abs(scale(expected) - middle) < t * spread).all(), (metric, expected, ours)
@@ -66,7 +67,7 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
     fall = np.log(run.history.of("train", "loss")[-1] / run.history.of("train", "loss")[-2])
     reference = np.log(theirs["epochs"][EPOCHS - 1]["train_loss"] / theirs["epochs"][EPOCHS - 2]["train_loss"])
     bound = scipy.stats.norm.ppf((1 + LEVEL) / 2) * SPREAD[code] * (1 + 1 / SEEDS) ** 0.5
-    # A sixth loss that is wrong by a factor of 1.05 leaves the interval from its middle.
+    # An error of a factor of 1.05 in the sixth loss moves it from the middle of the interval to outside.
     assert bound < np.log(1.05)
     assert abs(reference - fall.mean()) < bound
 
@@ -74,7 +75,7 @@ def test_the_authors_curve_lies_among_ours(golden, data, code):
 @pytest.mark.nightly
 @pytest.mark.parametrize("code", CODES)
 def test_the_authors_curve_lies_among_draws_at_infinite_width(golden, data, code):
-    """Loss and accuracy of every epoch within the prediction interval of the kernel's own learning curves."""
+    """Loss and accuracy of every epoch lie within the prediction interval of the learning curves of the kernel."""
     x, epochs, draws = data.train.x.reshape(12_800, -1), 10, 30
     k = kernel(authors_network(code, width=1024), x)
     runs = linearized_sgd(

@@ -1,4 +1,4 @@
-"""Runs on disk: what they leave, how they resume to the same bits, and what they refuse."""
+"""Runs on disk: their files, resumption with the same bits, and refusals."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from nngp_dag.training.tasks import DagTask
 
 pytestmark = pytest.mark.usefixtures("shared_programs", "small_blocks", "quick_picture")
 
-# Equal live edges, so that one program serves both.
+# Two networks with equal live edges, so that one program serves both.
 NETWORKS = {"one": authors_network("2_20_201"), "twin": authors_network("0_20_201")}
 DATA, RECIPE = PARTIAL_DATA, PARTIAL
 CONSTANT = Recipe(epochs=4, batch_size=8, learning_rate=0.05)
@@ -31,12 +31,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class StoppedError(Exception):
-    """What ends a run half-way."""
+    """An error that ends a run half-way."""
 
 
 @pytest.fixture(scope="module")
 def quick_picture():
-    """Draws curves once, since matplotlib takes half a second."""
+    """Draws curves once only, because matplotlib takes half a second."""
     draw, drawn = trainer.plot_training, []
 
     def plot(histories, path, title, **options):
@@ -56,7 +56,7 @@ def go(out, networks=NETWORKS, data=DATA, recipe=RECIPE, seeds=SEEDS, **options)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, shared_programs, small_blocks, quick_picture):
-    """A run that nothing stopped: its folder and results."""
+    """Returns the folder and the results of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     return out, go(out)
 
@@ -150,7 +150,7 @@ def test_checkpoints_of_a_run(whole, shared_programs):
             (best.params, best.stats, best.epoch), (result.best_params, result.best_stats, result.best_epoch)
         )
         assert document["description"]["kind"] == "best"
-        # One of each kind stays.
+        # One checkpoint of each kind is kept.
         assert len(list((out / "checkpoints" / result.name / "last").iterdir())) == 1
 
 
@@ -263,7 +263,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, moment, name, e
     for run_name in NETWORKS:
         place = f"tensorboard/{run_name}/seed-{SEEDS[0]}"
         assert scalars(out / place) == scalars(whole_out / place)
-    # It went on, and did not start again.
+    # The run continued, and did not start again.
     first = next(done for at, done, *_ in seen if at == name)
     saved = epoch - (moment != "after")
     assert first == max(0, saved // every * every)

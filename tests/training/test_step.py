@@ -1,8 +1,8 @@
 """Steps of the compiled program against a float64 trainer written by hand in NumPy.
 
-The program computes in float32, so after one step every array must be right to 1e-6 of its largest entry, and after the
-second, which meets a momentum, to 2e-6. Steps are large enough to change every array by 0.3 % of that entry at least:
-an update wrong by a part in a thousand fails.
+The program computes in float32. After one step the error of every array must be at most 1e-6 of its largest entry.
+After the second step, which has momentum, it must be at most 2e-6. Steps are large enough to change every array by at
+least 0.3 % of that entry, so that an update with a relative error of 1e-3 fails.
 """
 
 import itertools
@@ -24,7 +24,7 @@ DATA = splits(train=16)
 # The second has a skip over two nodes beside the weighted edges, and no edge from node 0 to node 2.
 CODES = ("2_21_112", "2_02_122")
 LOSSES = ("cross-entropy", "squared")
-# The authors' networks, and others whose biases are scaled, or absent as by default.
+# The networks of the authors, and others with scaled biases or, as by default, none.
 NETWORKS = {
     "standard": {},
     "ntk": {"parameterization": "ntk", "b_std": 0.3},
@@ -35,10 +35,10 @@ OPTIMIZERS = {
     "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "plain": {},
 }
-# The slow tests have all of the product; test_epochs.py has momentum, weight decay and batch norm over several epochs.
+# The slow tests run the whole product. test_epochs.py tests momentum, weight decay and batch norm over several epochs.
 SOME = (("2_21_112", "cross-entropy", "standard", "nesterov", False),)
 ALL = tuple(itertools.product(CODES, LOSSES, NETWORKS, OPTIMIZERS, (False, True)))
-# Of the default network, in the tier between.
+# A case of the default network, for the slow tests.
 SLOW = (("2_02_122", "cross-entropy", "default", "plain", False),)
 
 
@@ -85,7 +85,7 @@ def test_forward_and_steps(code, loss, kind, optimizer, batch_norm):
         assert params.keys() == net.params.keys()
         for name, expected in net.params.items():
             if batch_norm and name[-2:] == ("linear", "bias") and name[0] != "readouts":
-                # Normalization takes such biases away: they have no gradient, and stay where they began, near 0.
+                # Batch norm removes such biases: they have no gradient, and stay near 0.
                 scale = np.abs(net.params[*name[:-1], "kernel"]).max()
                 np.testing.assert_allclose(params[name], expected, rtol=0, atol=1e-6 * scale)
             else:

@@ -1,4 +1,4 @@
-"""The command train: what it writes and prints, and every refusal in one line."""
+"""The command train: its files, its output, and every refusal in one line."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def test_what_a_run_prints(capsys, copy):
     status, out, err = run(capsys, *OPTIONS, "--out", copy)
     assert (status, err) == (0, "")
     assert "sphere: 40 images for training, a subset, 5 for validation" in out
-    # 64 features, width 8 and 10 classes; all with biases.
+    # There are 64 features, width 8 and 10 classes, and all layers have biases.
     for number in (64 * 8 + 8, 8 * 8 + 8, 8 * 10 + 10, 64 * 8 + 8 + 2 * (8 * 8 + 8) + 8 * 10 + 10):
         assert str(number) in out
     assert f"After {EPOCHS} epochs, 1 seed;" in out

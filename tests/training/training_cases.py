@@ -1,4 +1,4 @@
-"""What the tests of training share: synthetic data, equal states, and commands in processes of their own."""
+"""Helpers of the tests of training: synthetic data, comparisons of states, and commands in their own processes."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from nngp_dag.data.splits import Part
 from nngp_dag.training import Recipe
 
 CODE, EPOCHS = "2_12", 6
-# A run of the command; points of the sphere are drawn in no time.
+# A quick run of the command: points of the sphere are drawn, not loaded.
 OPTIONS = (
     *("train", "--dag", CODE, "--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width", "8"),
     *("--parameterization", "standard", "--b-std", "0"),
@@ -24,12 +24,12 @@ OPTIONS = (
 
 
 def authors_network(dag, **architecture):
-    """The network of the authors' trainer, by default small: biases that start at 0, and all is trained as it is."""
+    """Returns a network as the authors train it: standard parameterization, with biases that start at 0."""
     return as_network(dag, **{"parameterization": "standard", "b_std": 0.0, "width": 8} | architecture)
 
 
 def splits(train=20, validation=7, test=9, *, classes=3, features=6, seed=0, absent=()):
-    """Random inputs with random labels. `absent` lists classes that only the training part holds."""
+    """Returns random inputs with random labels. Only the training part holds the classes in `absent`."""
     rng = np.random.default_rng(seed)
 
     def part(size, labels):
@@ -81,7 +81,7 @@ def assert_same_run(first, second):
 
 
 def command(arguments, cache, *, code="from nngp_dag.cli import main; main()"):
-    """Starts nngp-dag in a process of its own, which finds compiled programs in the folder `cache` if there is one."""
+    """Starts nngp-dag in a process of its own. The process uses the compiled programs in the folder `cache`, if any."""
     environment = dict(os.environ, PYTHONWARNINGS="ignore")
     if cache is not None:
         environment |= {
@@ -99,7 +99,7 @@ def command(arguments, cache, *, code="from nngp_dag.cli import main; main()"):
 
 
 def error_line(text):
-    """Returns the only line of an error stream, which must be the command's own."""
+    """Returns the only line of an error stream, which must be a message of the command."""
     progress = re.compile(r"nngp-dag: (\d+ h )?(\d+ min )?\d+ s: ")
     lines = [line for line in text.strip().splitlines() if not progress.match(line)]
     assert len(lines) == 1, text
@@ -108,7 +108,7 @@ def error_line(text):
 
 
 def scalars(folder):
-    """Returns every scalar of a folder of TensorBoard events, {(tag, step): value}, none of which may come twice."""
+    """Returns every scalar of a folder of TensorBoard events, {(tag, step): value}; none may occur twice."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = {}

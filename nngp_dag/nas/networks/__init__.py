@@ -1,1 +1,1 @@
-"""Finite networks of cells: of any cell, of all operations at once, and of one cell, to be trained."""
+"""Finite networks of cells: one network for any cell, the supernets, and the networks of one cell for training."""

@@ -1,4 +1,4 @@
-"""The network of NAS-Bench-201 around one cell, to be trained."""
+"""The network of NAS-Bench-201 around one cell, for training."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,18 +11,21 @@ from nngp_dag.nas.spaces.cells import EDGES, Cell
 
 
 class BenchNet(Skeleton[nnx.List], RunningNorms):
-    """The network of NAS-Bench-201 around one cell, as `MacroNet`, with running statistics.
+    """The network of NAS-Bench-201 around one cell, for training: its batch norm keeps running statistics.
+
+    The layers are those of `MacroNet`. A call takes images, (n, height, width, channels), and returns logits,
+    (n, classes), by the running statistics. `train_step` uses the statistics of the batch and updates the running ones.
 
     Args:
-      cell: The cell; weights exist for its convolutions alone.
-      image_shape: (height, width, channels), sides multiples of 4.
-      channels: C; 16 in the benchmark.
-      cells: N; 5 in the benchmark.
-      classes: Outputs.
+      cell: The cell. Only its own live convolutions have weights.
+      image_shape: Shape of one image, (height, width, channels). Both sides are multiples of 4.
+      channels: Channels C of the first stage; 16 in the benchmark.
+      cells: Number N of cells per stage; 5 in the benchmark.
+      classes: Number of outputs.
       rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
-      InputError: A size is below 1, or images do not fit.
+      InputError: A size is below 1, or the images do not fit.
 
     Example:
       >>> net = BenchNet(Cell.from_index(10353), (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0))

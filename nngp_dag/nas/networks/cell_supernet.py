@@ -1,4 +1,4 @@
-"""The supernet of NAS-Bench-201: all operations of all edges at once, weighted by a mixture that is an argument."""
+"""The supernet of NAS-Bench-201: all operations on all edges, weighted by a mixture that is an argument."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,24 +14,25 @@ _READS = np.array([name in CONVOLUTIONS for name in OPERATIONS])
 
 
 class CellSupernet(Skeleton[Stage]):
-    """The network of NAS-Bench-201 with every operation on every edge, weighted.
+    """The network of NAS-Bench-201 with every operation on every edge, weighted by a mixture.
 
-    In a cell, node t is the sum over edges and operations of weight times operation. With weights that are 1 for one
-    operation of each edge and 0 for the others it is `MacroNet` around that cell, with the same weights. Nothing
-    depends on which weights are 0: one compiled program serves all mixtures, and `jax.vmap` goes over them.
+    Node t of a cell is the sum, over its edges and operations, of mixture weight times operation. A mixture that is 1
+    for one operation of each edge and 0 for the others gives `MacroNet` around that cell, with the same weights. The
+    structure of the program does not depend on the mixture: one compiled program serves all mixtures, and `jax.vmap`
+    maps over them.
 
     Args:
-      channels: C, the channels of the first stage; 3 in TE-NAS, 1 where it counts linear regions.
-      cells: N, the cells of a stage; 1 in TE-NAS.
-      stages: Stages, with a reduction between them; 3, or 1 where TE-NAS counts linear regions.
-      classes: Outputs.
+      channels: Channels C of the first stage; 3 in TE-NAS, 1 where it counts linear regions.
+      cells: Number N of cells per stage; 1 in TE-NAS.
+      stages: Number of stages, with a reduction block between them; 3, or 1 where TE-NAS counts linear regions.
+      classes: Number of outputs.
       in_channels: Channels of the images.
-      stem: Whether a convolution and batch norm come first. Without one, images must have C channels.
-      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
-      rngs: As for `MacroNet`.
+      stem: Whether a convolution and batch norm come first. Without a stem, images must have C channels.
+      batch_norm: Whether there is batch norm. Without it neither scales nor shifts apply.
+      rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
-      InputError: A size is below 1, or there is no stem and `in_channels` is not `channels`.
+      InputError: A size is below 1, or there is no stem and `in_channels` differs from `channels`.
 
     Example:
       >>> net = CellSupernet(channels=4, cells=1, rngs=nnx.Rngs(0))
@@ -73,22 +74,23 @@ class CellSupernet(Skeleton[Stage]):
         """Returns the logits.
 
         Args:
-          x: Images. Their sides must be multiples of 2 for every reduction.
-          mixture: The weight of every operation of `OPERATIONS` on every edge; that of `none` has no effect.
+          x: Images. Their sides must be multiples of 2 to the number of reduction blocks.
+          mixture: The weight of every operation of `OPERATIONS` on every edge. The weight of `none` has no effect.
 
         Raises:
-          InputError: The images have another shape.
+          InputError: The images have the wrong shape.
         """
         return self.observed(x, mixture)[0]
 
     def observed(
         self, x: Float[Array, "n h w c"], mixture: Float[Array, "1 6 5"]
     ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
-        """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
+        """Returns the logits and the inputs of the ReLUs; an array that several ReLUs read appears once.
 
-        What no live convolution reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
+        A node that no live convolution reads is multiplied by 0, so that it adds nothing to the linear regions.
         """
         self.check_images(x)
+        # Factors of 0 or 1, not a choice of arrays: the mixture is traced, and the shapes must not depend on it.
         gates = _gates(mixture[0] > 0).astype(x.dtype)
         seen: list[Array] = []
 
@@ -110,7 +112,10 @@ class CellSupernet(Skeleton[Stage]):
 
 
 def _mixed(x: Array, weights: Array, stage: Stage, place: tuple[int, np.ndarray], normalize: Normalize) -> list[Array]:
-    """What the edges out of one node give: their convolutions of a kind are one with more channels."""
+    """Returns, for each edge out of one node, the weighted sum of its operations.
+
+    All convolutions of one filter size run as one convolution with more channels: fewer and larger products.
+    """
     read, edges, channels = nnx.relu(x), len(weights), len(x)
     pooled = averaged(x)
     skip, pool = (weights[:, OPERATIONS.index(name)] for name in ("skip_connect", "avg_pool_3x3"))
@@ -125,7 +130,7 @@ def _mixed(x: Array, weights: Array, stage: Stage, place: tuple[int, np.ndarray]
 
 
 def _gates(live: Bool[Array, "6 5"]) -> Bool[Array, " 3"]:
-    """Whether a convolution of weight and with a way to the last node reads nodes 0, 1 and 2."""
+    """Returns, for nodes 0, 1 and 2, whether a live convolution reads it from which a path leads to the last node."""
     leads = [jnp.array(False)] * (NUM_NODES - 1) + [jnp.array(True)]
     gates = [jnp.array(False)] * (NUM_NODES - 1)
     for source in reversed(range(NUM_NODES - 1)):

@@ -1,7 +1,7 @@
 """Layers of the supernet of NAS-Bench-201, on images (channels, n, height, width).
 
-With channels last, as in `layers`, loops of a CPU program run over channels, of which TE-NAS has three. With channels
-first they run over images and pixels, and a convolution is a product with the matrix of shifted images.
+With channels last, as in `layers`, the inner loops on CPU run over channels, and TE-NAS has only three. With channels
+first they run over images and pixels. A convolution is then a product with the matrix of shifted images.
 """
 
 import functools
@@ -16,17 +16,22 @@ from nngp_dag.nas.networks import layers
 
 
 def normalized(x: Array, scale: Array, shift: Array, over: str | None = None) -> Array:
-    """As `layers.normalized`."""
+    """Batch normalization by the statistics of the batch; see `layers.normalized`."""
     return layers.normalized(x, scale, shift, over, channels=0)
 
 
 def convolved(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Convolution that keeps the size, padded as PyTorch pads, which matters to strides.
+    """Returns the convolution with zero padding on all sides, as PyTorch pads.
+
+    The padding "SAME" of XLA would read other pixels at stride 2.
 
     Args:
-      x: (channels, n, height, width), of even height and width where the stride is 2.
+      x: Images, (channels, n, height, width). Height and width are even where the stride is 2.
       kernel: (3, 3, channels, channels out), or (1, 1, channels, channels out) where the stride is 1.
-      stride: Between the pixels that are kept, 1 or 2.
+      stride: Distance between the pixels that are kept, 1 or 2.
+
+    Returns:
+      Images, (channels out, n, height / stride, width / stride).
     """
     return _convolved(x, kernel, stride)  # type: ignore[return-value]
 
@@ -43,7 +48,7 @@ def _forwards(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array,
 
 
 def _read(x: Array, side: int, stride: int) -> Array:
-    """What the filter reads, (pixels of the filter times channels, pixels)."""
+    """Returns the matrix of shifted images, (pixels of the filter times channels, pixels of the output)."""
     channels, n, height, width = x.shape
     if side == 3:
         padded = _padded(x)
@@ -77,19 +82,23 @@ def _padded(x: Array) -> Array:
 
 
 def _added(sent: Array) -> Array:
-    """Adds up what each pixel of a filter sends back, (3, 3, channels, n, height, width), where it had read."""
+    """Sums the gradients of the filter's pixels, (3, 3, channels, n, height, width), at the pixels that they read."""
     *_, channels, n, height, width = sent.shape
     total = jnp.zeros((channels, n, height + 2, width + 2), sent.dtype)
     for i in range(3):
         for j in range(3):
-            # Of padded terms XLA would check at every pixel whether it lies inside.
+            # A sum of padded terms would make XLA test at every pixel whether it lies inside.
             there = lax.slice(total, (0, 0, i, j), (channels, n, i + height, j + width))
             total = lax.dynamic_update_slice(total, there + sent[i, j], (0, 0, i, j))
     return total[:, :, 1:-1, 1:-1]
 
 
 def _interleaved(sent: Array) -> Array:
-    """As `_added`, of a convolution in steps of 2: centers send to even pixels, both sides to odd ones."""
+    """Sums the gradients of the filter's pixels as `_added` does, for a convolution of stride 2.
+
+    The center of the filter reads even pixels only, its two sides odd pixels only. So the sums for even and for odd
+    pixels are computed apart and interleaved.
+    """
 
     def both(taps: Sequence[Array] | Array, axis: int) -> list[Array]:
         before, center, after = taps
@@ -105,7 +114,7 @@ def _interleaved(sent: Array) -> Array:
 
 @jax.custom_vjp
 def averaged(x: Array) -> Array:
-    """Mean over 3 x 3 pixels, without those outside of the image."""
+    """Returns the mean over 3 x 3 pixels; pixels outside the image do not count."""
     return _summed(x) / _inside(x)
 
 
@@ -120,12 +129,12 @@ def _summed(x: Array) -> Array:
 
 
 def _inside(x: Array) -> Array:
-    """How many of 3 x 3 pixels lie inside, (1, 1, height, width)."""
+    """Returns how many of the 3 x 3 pixels lie inside the image, (1, 1, height, width)."""
     rows, columns = (3 - (jnp.arange(size) == 0) - (jnp.arange(size) == size - 1) for size in x.shape[2:])
     return (rows[:, None] * columns[None]).astype(x.dtype)[None, None]
 
 
 def halved(x: Array) -> Array:
-    """Mean over blocks of 2 x 2 pixels."""
+    """Returns the mean over blocks of 2 x 2 pixels."""
     channels, n, height, width = x.shape
     return x.reshape(channels, n, height // 2, 2, width // 2, 2).mean(axis=(3, 5))

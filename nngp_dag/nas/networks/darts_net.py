@@ -1,4 +1,4 @@
-"""The network of DARTS around the two cells of a genotype, to be trained."""
+"""The network of DARTS around the two cells of a genotype, for training."""
 
 import functools
 
@@ -17,8 +17,8 @@ from nngp_dag.nas.spaces.darts import Genotype
 class AuxiliaryHead(nnx.Module):
     """A second classifier on the images after two thirds of the cells, which helps training.
 
-    ReLU, mean over 5 x 5 pixels every third one, two convolutions with batch norm and ReLU, the second over 2 x 2
-    pixels without padding, mean over pixels, classifier.
+    It applies ReLU, 5 x 5 average pooling of stride 3, and two convolutions (1 x 1, then 2 x 2 without padding), each
+    followed by batch norm and ReLU. A mean over pixels and a linear classifier come last.
     """
 
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs):
@@ -28,7 +28,7 @@ class AuxiliaryHead(nnx.Module):
         self.kernel, self.bias = nnx.Param(he_normal(rngs, (768, classes))), nnx.Param(jnp.zeros(classes))
 
     def __call__(self, x: Array, normalize: Normalize) -> Array:
-        """Returns its logits."""
+        """Returns the logits of the auxiliary head, (n, classes)."""
         x = self.first(nnx.avg_pool(nnx.relu(x), (5, 5), strides=(3, 3)), normalize)
         layout = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(
@@ -79,20 +79,24 @@ class _DartsCell(nnx.Module):
 class DartsNet(RunningNorms):
     """The network of DARTS for small images, around the two cells of a genotype.
 
-    Stem (convolution 3 x 3 to 3 C channels, batch norm), L cells of C, 2C and 4C channels, those after one and two
-    thirds reduction cells, mean over pixels, classifier. A cell reads the two before it.
+    The stem (3 x 3 convolution to 3C channels, batch norm) is followed by L cells, a mean over pixels and a linear
+    classifier. The cells at one third and two thirds of the depth are reduction cells, where the channels double: C,
+    2C, 4C. Every cell reads the outputs of the two cells before it.
+
+    A call takes images, (n, height, width, channels), and returns logits, (n, classes), by the running statistics of
+    batch norm. `train_step` uses the statistics of the batch and updates the running ones.
 
     Args:
-      genotype: The cells.
-      image_shape: (height, width, channels).
-      channels: C; 36 in DARTS.
-      layers: L; 20 in DARTS.
-      classes: Outputs.
-      auxiliary: Whether there is an auxiliary head, which training reads.
+      genotype: The normal and the reduction cell.
+      image_shape: Shape of one image, (height, width, channels).
+      channels: Channels C of the first cells; 36 in DARTS.
+      layers: Number L of cells; 20 in DARTS.
+      classes: Number of outputs.
+      auxiliary: Whether there is an auxiliary head, whose logits only `train_step` returns.
       rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
-      InputError: A size is below 1, L below 3, or images are too small for the auxiliary head.
+      InputError: A size is below 1, L is below 3, or the images are too small for the auxiliary head.
 
     Example:
       >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
@@ -147,5 +151,5 @@ class DartsNet(RunningNorms):
             if i == self.head_after and self.head is not None and training:
                 head = functools.partial(self.head, inputs[1])
         logits = classified(inputs[1].mean(axis=(1, 2)), self.kernel[...], self.bias[...])
-        # Last, so that evaluation, which leaves it out, finds the other statistics at the same places.
+        # The head comes last: evaluation leaves it out and must find the other statistics at the same places.
         return logits, None if head is None else head(normalize)

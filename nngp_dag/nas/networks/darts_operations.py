@@ -9,13 +9,13 @@ from nngp_dag.nas.networks.layers import ConvNorm, Normalize, convolved, he_norm
 
 
 class Separable(nnx.Module):
-    """ReLU, a filter per channel, a convolution over 1 x 1 pixels, batch norm; or several of them side by side.
+    """ReLU, a depthwise convolution, a 1 x 1 convolution and batch norm, for one or several groups of C channels.
 
     Attributes:
-      depthwise: (side, side, 1, groups C).
-      pointwise: (1, 1, C, groups C).
-      scale: (groups C,).
-      shift: (groups C,).
+      depthwise: Kernel of the depthwise convolution, (side, side, 1, groups C).
+      pointwise: Kernel of the 1 x 1 convolution within each group, (1, 1, C, groups C).
+      scale: Scales of batch norm, (groups C,).
+      shift: Shifts of batch norm, (groups C,).
     """
 
     def __init__(self, channels: int, side: int, dilation: int = 1, groups: int = 1, *, rngs: nnx.Rngs):
@@ -27,15 +27,15 @@ class Separable(nnx.Module):
         self.dilation = dilation
 
     def __call__(self, x: Array, normalize: Normalize, stride: int = 1) -> Array:
-        """Applies it to images of groups C channels."""
+        """Returns the result for images with C channels per group."""
         x = convolved(nnx.relu(x), self.depthwise[...], stride, self.dilation)
         return normalize(convolved(x, self.pointwise[...]), self.scale[...], self.shift[...])
 
 
 class FactorizedReduce(nnx.Module):
-    """ReLU, two convolutions over 1 x 1 pixels that read every second pixel, one shifted by a pixel, batch norm.
+    """ReLU, two 1 x 1 convolutions of stride 2, of which one is shifted by a pixel, and batch norm.
 
-    Several of them side by side read the same images.
+    With several groups, each has weights of its own, and all read the same images.
     """
 
     def __init__(self, c_in: int, c_out: int, groups: int = 1, *, rngs: nnx.Rngs):
@@ -47,7 +47,7 @@ class FactorizedReduce(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(groups * c_out))
 
     def __call__(self, x: Array, normalize: Normalize) -> Array:
-        """Applies it; of an odd side, the shifted convolution reads a row of zeros last."""
+        """Returns images of half the sides. Where a side is odd, the shifted convolution reads zeros at its end."""
         x = nnx.relu(x)
         shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
         parts = convolved(x, self.even[...], 2), convolved(shifted, self.odd[...], 2)
@@ -61,19 +61,20 @@ def _side_by_side(rngs: nnx.Rngs, groups: int, shape: tuple[int, int, int, int])
 
 
 class Preprocess(nnx.Module):
-    """ReLU, a convolution over 1 x 1 pixels, batch norm: gives an input of a cell the cell's channels."""
+    """ReLU, a 1 x 1 convolution and batch norm, which bring an input of a cell to the channels of the cell."""
 
     def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
         self.block = ConvNorm(c_in, c_out, side=1, rngs=rngs)
 
     def __call__(self, x: Array, normalize: Normalize) -> Array:
-        """Applies it."""
+        """Returns the images with the channels of the cell."""
         return self.block(nnx.relu(x), normalize)
 
 
 def largest(x: Array) -> Array:
-    """Maximum over 3 x 3 pixels, as maxima of shifted images: on CPU windowed reductions take longer."""
+    """Returns the maximum over 3 x 3 pixels."""
+    # Maxima of shifted images: the windowed reductions of XLA take longer on CPU.
     for axis in (1, 2):
         size = x.shape[axis]
         padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)], constant_values=-jnp.inf)

@@ -25,7 +25,7 @@ _NUM_NODES = 6
 
 
 class MixedEdges(nnx.Module):
-    """All operations of the edges out of one node, those of one kind side by side."""
+    """All operations on the edges out of one node; operations of one kind run as one with more channels."""
 
     def __init__(self, edges: int, channels: int, stride: int, *, rngs: nnx.Rngs):
         """Draws the weights."""
@@ -39,7 +39,7 @@ class MixedEdges(nnx.Module):
     def __call__(
         self, x: Array, weights: Float[Array, "edges 8"], normalize: Normalize
     ) -> tuple[Float[Array, "n h w edges c"], list[Array]]:
-        """Returns the weighted sums, and what enters the second ReLU of operations that have two."""
+        """Returns the weighted sum of each edge, and the inputs of the second ReLU of separable convolutions."""
         x = in_memory(x)
         step, repeated, inner = self.stride, jnp.tile(x, self.edges), []
 
@@ -63,13 +63,13 @@ class MixedEdges(nnx.Module):
 
 
 class MixedCell(nnx.Module):
-    """One cell: two inputs, four nodes, all edges between them.
+    """One cell of the supernet: two inputs, four nodes, and all edges between them.
 
     Args:
       c_before: Channels of the two inputs.
-      channels: C of the cell, whose output has 4 C.
-      reduction: Whether edges out of the inputs have stride 2.
-      after_reduction: Whether the first input has sides of twice the second's.
+      channels: Channels C of every node. The output has 4C.
+      reduction: Whether the edges out of the inputs have stride 2.
+      after_reduction: Whether the sides of the first input are twice those of the second.
       rngs: Generators of the weights.
     """
 
@@ -91,7 +91,7 @@ class MixedCell(nnx.Module):
     def __call__(
         self, inputs: tuple[Array, Array], weights: Float[Array, "14 8"], normalize: Normalize
     ) -> tuple[Array, list[Array]]:
-        """Returns the output, and what enters ReLUs: of inputs, of nodes 0 to 4, and within operations."""
+        """Returns the output, and the inputs of ReLUs: on the cell's inputs, on nodes 0 to 4, and within operations."""
         gates, reads = _gates(weights > 0, self.reduction)
         nodes: list = [self.preprocess0(inputs[0], normalize), self.preprocess1(inputs[1], normalize), 0, 0, 0, 0]
         seen = [reads[i] * x for i, x in enumerate(inputs)]
@@ -108,28 +108,31 @@ class MixedCell(nnx.Module):
 class DartsSupernet(nnx.Module):
     """The network of the DARTS space with every operation on every edge, weighted, as TE-NAS builds it.
 
-    Stem (convolution 3 x 3, batch norm), three stages of N cells with C, 2C and 4C channels, batch norm, ReLU, mean
-    over pixels, classifier. The first cell of the second and third stage is a reduction cell: edges out of its inputs
-    halve the sides. A cell reads the outputs of the two before it, brought to its channels by ReLU - convolution 1 x 1
-    - batch norm, and by `FactorizedReduce` where sides differ. Node t is the sum over edges and operations of weight
-    times operation; the output concatenates nodes 2 to 5. Batch norm uses the statistics of the batch. TE-NAS has none
-    after pooling, unlike DARTS, and one before the last ReLU, which DARTS has not.
+    The stem (3 x 3 convolution, batch norm) is followed by three stages of N cells with C, 2C and 4C channels. Batch
+    norm, ReLU, a mean over pixels and a linear classifier come last. The first cell of the second and the third stage
+    is a reduction cell: the edges out of its inputs halve the sides.
 
-    Nothing depends on which weights are 0: one compiled program serves all mixtures, and `jax.vmap` goes over them.
+    A cell reads the outputs of the two cells before it. ReLU, a 1 x 1 convolution and batch norm bring them to its
+    channels, or `FactorizedReduce` where the sides differ. Node t is the sum, over its edges and operations, of mixture
+    weight times operation. The output concatenates nodes 2 to 5.
+
+    Batch norm uses the statistics of the batch. TE-NAS has no batch norm after pooling, where DARTS has one. TE-NAS has
+    one before the last ReLU, where DARTS has none. The structure of the program does not depend on the mixture: one
+    compiled program serves all mixtures, and `jax.vmap` maps over them.
 
     Args:
-      channels: C, the channels of the first cells; 1 in TE-NAS.
-      cells: N, the cells of a stage; 1 in TE-NAS.
-      depth: Keep only the first so many cells; 2 in TE-NAS. None for all 3 N.
-      stem_multiplier: Channels after the stem over C; 1 in TE-NAS, 3 in DARTS.
-      classes: Outputs.
+      channels: Channels C of the first cells; 1 in TE-NAS.
+      cells: Number N of cells per stage; 1 in TE-NAS.
+      depth: Number of cells to keep, from the first; 2 in TE-NAS. None for all 3N.
+      stem_multiplier: Channels after the stem, in units of C; 1 in TE-NAS, 3 in DARTS.
+      classes: Number of outputs.
       in_channels: Channels of the images.
-      stem: Whether there is a stem. Without one, images must have C channels.
-      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
-      rngs: As for `MacroNet`.
+      stem: Whether there is a stem. Without one, images must have `channels` times `stem_multiplier` channels.
+      batch_norm: Whether there is batch norm. Without it neither scales nor shifts apply.
+      rngs: Generators of the weights, as for `MacroNet`.
 
     Raises:
-      InputError: A size is below 1, or there is no stem and `in_channels` or the channels after it are not `channels`.
+      InputError: A size is below 1, or there is no stem and the images have another number of channels.
 
     Example:
       >>> net = DartsSupernet(channels=1, depth=2, rngs=nnx.Rngs(0))
@@ -184,20 +187,20 @@ class DartsSupernet(nnx.Module):
 
         Args:
           x: Images.
-          mixture: The weight of every operation of `OPERATIONS` on every edge, of normal and reduction cells; that of
-            `none` has no effect.
+          mixture: The weight of every operation of `OPERATIONS` on every edge of the normal and the reduction cell. The
+            weight of `none` has no effect.
 
         Raises:
-          InputError: The images have another shape.
+          InputError: The images have the wrong shape.
         """
         return self.observed(x, mixture)[0]
 
     def observed(
         self, x: Float[Array, "n h w c"], mixture: Float[Array, "2 14 8"]
     ) -> tuple[Float[Array, "n classes"], list[Float[Array, "n _ _ _"]]]:
-        """Returns the logits, and what enters the ReLUs, once where several ReLUs read one array.
+        """Returns the logits and the inputs of the ReLUs; an array that several ReLUs read appears once.
 
-        What no live ReLU reads is multiplied by 0: the weights of all that read it are 0, or lead nowhere.
+        An array that no live ReLU reads is multiplied by 0, so that it adds nothing to the linear regions.
         """
         check_images(x, self.in_channels, 1)
         normalize = self.normalize
@@ -214,7 +217,7 @@ class DartsSupernet(nnx.Module):
         return classified(features, self.kernel[...], self.bias[...]), [*seen, x]
 
     def _alive(self, live: Bool[Array, "2 14 8"]) -> list[Bool[Array, ""]]:
-        """Whether the output of each cell has a way to the logits."""
+        """Returns, for each cell, whether a path of live operations leads from its output to the logits."""
         alive = [jnp.array(False)] * (len(self.cells) - 1) + [jnp.array(True)]
         for i in reversed(range(len(self.cells))):
             reduction = self.cells[i].reduction
@@ -230,7 +233,10 @@ def _out_of(node: int) -> np.ndarray:
 
 
 def _gates(live: Bool[Array, "14 8"], reduction: bool) -> tuple[Bool[Array, " 5"], Bool[Array, " 2"]]:
-    """Whether a live ReLU reads nodes 0 to 4, and whether anything reads nodes 0 and 1; the others are put out."""
+    """Returns whether a live ReLU reads nodes 0 to 4, and whether any live operation reads nodes 0 and 1.
+
+    The output concatenates nodes 2 to 5, so that every path into one of them reaches the output.
+    """
     gates = [jnp.array(False)] * (_NUM_NODES - 1)
     reads = [jnp.array(False)] * 2
     for edge, (source, _) in enumerate(EDGES):

@@ -1,4 +1,4 @@
-"""What the networks of both spaces consist of: convolutions, batch norm, pooling, initial weights."""
+"""Layers that the networks of both spaces share: convolutions, batch norm, pooling, initial weights."""
 
 import functools
 import math
@@ -13,18 +13,19 @@ from jaxtyping import Array, Float
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.device import on_cpu
 
-# PyTorch's; so are the padding of strided convolutions and what averages leave out.
+# PyTorch's default. The padding of strided convolutions follows PyTorch too, and averages leave out padded pixels.
 _EPSILON = 1e-5
+# Random numbers per draw, see `he_normal`.
 _BLOCK = 1 << 14
 
 
 @jax.custom_vjp
 def in_memory(x: Array) -> Array:
-    """Returns x, computed once before anything reads it; so is its gradient.
+    """Returns x, and keeps XLA from computing x again for each of its readers; the same holds for the gradient.
 
-    XLA fuses what is computed with each of its readers, and then computes it, and compiles it, once for each. On CPU it
-    forgets optimization barriers before it does so, but not a condition: as in `backends.unrolled`, but for what
-    is mapped over architectures, images and weights, where a condition on an argument would become a selection.
+    XLA would fuse a computation with each of its readers, and so compile and compute it once per reader. On CPU, XLA
+    drops optimization barriers before it fuses, but it keeps conditionals; `backends.unrolled` does the same. The
+    condition here is a constant: under `jax.vmap` a condition on an argument would become a selection.
     """
     if not on_cpu():
         return lax.optimization_barrier(x)
@@ -36,16 +37,16 @@ in_memory.defvjp(lambda x: (in_memory(x), None), lambda _, gradient: (in_memory(
 
 
 Normalize = Callable[[Array, Array, Array], Array]
-"""As `normalized`: (x, scale, shift)."""
+"""A batch normalization of (x, scale, shift), such as `normalized`."""
 
 
 class ConvNorm(nnx.Module):
     """Convolution without bias, then batch normalization by the statistics of the batch.
 
     Attributes:
-      kernel: (side, side, channels in, channels out).
-      scale: (channels out,).
-      shift: (channels out,).
+      kernel: Kernel of the convolution, (side, side, channels in, channels out).
+      scale: Scales of batch norm, (channels out,).
+      shift: Shifts of batch norm, (channels out,).
     """
 
     def __init__(self, c_in: int, c_out: int, *, side: int = 3, rngs: nnx.Rngs):
@@ -55,30 +56,33 @@ class ConvNorm(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(c_out))
 
     def __call__(self, x: Array, normalize: Normalize, stride: int = 1) -> Array:
-        """Applies convolution and normalization."""
+        """Returns the normalized convolution."""
         return normalize(convolved(x, self.kernel[...], stride), self.scale[...], self.shift[...])
 
 
 def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
-    """Draws weights of variance 2 / fan-out, in blocks of one size: every other shape would compile for seconds."""
+    """Draws weights of variance 2 / fan-out."""
+    # In blocks of one size, because XLA takes seconds to compile a draw of every new shape.
     fan_out, size = shape[-1] * math.prod(shape[-4:-2]), math.prod(shape)
     drawn = [jax.random.normal(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
     return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
 
 
 def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
-    """Convolution that keeps the size, padded as PyTorch pads, which matters to strides.
+    """Returns the convolution with zero padding on all sides, as PyTorch pads.
+
+    The padding "SAME" of XLA would read other pixels at stride 2.
 
     Args:
-      x: (n, height, width, channels).
-      kernel: (side, side, channels, channels out) of an odd side. (side, side, 1, channels) is a filter per channel,
-        (1, 1, channels / g, channels out) a product within each of g groups.
-      stride: Between the pixels that are kept.
-      dilation: Between the pixels that a filter reads.
+      x: Images, (n, height, width, channels).
+      kernel: (side, side, channels, channels out) with an odd side. (side, side, 1, channels) is a depthwise filter;
+        (1, 1, channels / g, channels out) is a product within each of g groups.
+      stride: Distance between the pixels that are kept.
+      dilation: Distance between the pixels that a filter reads.
     """
     groups = x.shape[3] // kernel.shape[2]
     if groups > 1 and not _per_channel(x, kernel):
-        # As one product, with zeros between groups: on CPU many small ones take longer.
+        # One product with zeros between groups: on CPU many small products take longer.
         blocks = kernel.reshape(1, kernel.shape[2], groups, -1) * jnp.eye(groups)[:, None, :, None]
         kernel = blocks.reshape(1, 1, x.shape[3], -1)
     return _convolution(x, kernel, stride, dilation)  # type: ignore[return-value]
@@ -87,7 +91,7 @@ def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Ar
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     if _per_channel(x, kernel):
-        # XLA's grouped convolution takes ten times as long on CPU.
+        # A sum of shifted images: XLA's grouped convolution takes ten times as long on CPU.
         pixels = _shifted(x, kernel.shape[:2], stride, dilation, in_memory)
         weights = kernel.reshape(-1, *kernel.shape[2:])
         read = [pixel * weight[None, None] for pixel, weight in zip(pixels, weights, strict=True)]
@@ -111,9 +115,9 @@ def _per_channel(x: Array, kernel: Array) -> bool:
 def _shifted(
     x: Array, sides: tuple[int, ...], stride: int, dilation: int, apart: Callable[[Array], Array]
 ) -> list[Array]:
-    """What each pixel of a filter reads, (n, height out, width out, channels) each.
+    """Returns the shifted images that each pixel of a filter reads, (n, height out, width out, channels) each.
 
-    `apart` keeps XLA from computing again what x comes from, at every pixel of the filter.
+    `apart` keeps XLA from computing x again at every pixel of the filter.
     """
     _, height, width, _ = x.shape
     padded = apart(jnp.pad(x, [(0, 0), *((dilation * (side // 2),) * 2 for side in sides), (0, 0)]))
@@ -126,7 +130,7 @@ def _convolved_forwards(x: Array, kernel: Array, stride: int, dilation: int) -> 
 
 
 def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    """Both gradients in forms that XLA computes as fast in a loop on CPU as outside of it, unlike its own."""
+    """Returns both gradients; unlike XLA's own, they run in a loop on CPU as fast as outside it."""
     x, kernel = kept
     per_channel, gradient = _per_channel(x, kernel), lax.optimization_barrier(gradient)
     even_sides = x.shape[1] % 2 == x.shape[2] % 2 == 0
@@ -153,7 +157,7 @@ def _convolved_backwards(stride: int, dilation: int, kept: tuple[Array, Array], 
 
 
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Returns a bilinear function that `jax.vmap` over both arguments computes one after another, on CPU.
+    """Returns a bilinear function that, on CPU, `jax.vmap` over both arguments computes one after another.
 
     There many small products at once take up to three times as long.
     """
@@ -168,7 +172,7 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
             return lax.map(lambda pair: found(*pair), arguments), True
         return jax.vmap(function, [0 if each else None for each in batched])(*arguments), True
 
-    # What has a rule for `jax.vmap` has none for derivatives.
+    # A function with a rule for `jax.vmap` has no derivative, so that it needs a rule for that too.
     bilinear = jax.custom_jvp(found)
 
     @bilinear.defjvp
@@ -180,9 +184,10 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 
 
 def _interleaved(gradient: Array, kernel: Array) -> Array:
-    """What filters of 3 x 3 in steps of 2 send back: their centers to even pixels, both sides to odd ones.
+    """Returns the gradient with respect to the images of a 3 x 3 convolution of stride 2.
 
-    A convolution of gradients that are spread out by zeros takes four times the products.
+    The center of the filter reads even pixels only, its two sides odd pixels only. So even and odd pixels are computed
+    apart. A convolution of the gradient with zeros between its pixels would take four times the products.
     """
     even, odd = (slice(1, 2), (0, 0)), (slice(None, None, -2), (0, 1))
     rows = []
@@ -210,10 +215,10 @@ def normalized(x: Array, scale: Array, shift: Array, over: str | None = None, ch
     """Batch normalization by mean and variance over images and pixels.
 
     Args:
-      x: Images, (n, height, width, channels) or with channels elsewhere.
-      scale: (channels,).
-      shift: (channels,).
-      over: The name of a mapped axis of images: the statistics are those of all of them, and have no gradient.
+      x: Images, (n, height, width, channels), or with another axis of channels.
+      scale: Scales, (channels,).
+      shift: Shifts, (channels,).
+      over: Name of a mapped axis of images. The statistics are then those of all these images, and have no gradient.
       channels: The axis of channels.
     """
     others = tuple(axis for axis in range(4) if axis != channels)
@@ -228,12 +233,13 @@ def normalized(x: Array, scale: Array, shift: Array, over: str | None = None, ch
 
 
 def unchanged(x: Array, scale: Array, shift: Array) -> Array:
-    """No normalization."""
+    """Returns x as it is, for networks without batch norm."""
     return x
 
 
 def averaged(x: Array) -> Array:
-    """Mean over 3 x 3 pixels, as sums of shifted images: on CPU windowed reductions take five times as long."""
+    """Returns the mean over 3 x 3 pixels; pixels outside the image do not count."""
+    # Sums of shifted images: the windowed reductions of XLA take five times as long on CPU.
     for axis in (1, 2):
         size = x.shape[axis]
         padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
@@ -244,7 +250,7 @@ def averaged(x: Array) -> Array:
 
 
 def halved(x: Array) -> Array:
-    """Mean over blocks of 2 x 2 pixels."""
+    """Returns the mean over blocks of 2 x 2 pixels."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
@@ -262,7 +268,7 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_without_stem(channels: int, in_channels: int) -> None:
-    """Refuses images of which a first cell without stem cannot make C channels."""
+    """Refuses images whose channels are not those of the first cell, where no stem changes them."""
     if in_channels != channels:
         raise InputError(
             f"Expected `in_channels` to be `channels`, {channels}, without a stem, got {in_channels}; add the stem"
@@ -270,7 +276,7 @@ def check_without_stem(channels: int, in_channels: int) -> None:
 
 
 def check_images(x: Array, channels: int, sides: int) -> None:
-    """Refuses images of other channels, or whose sides are no multiples."""
+    """Refuses images with other channels, or with sides that are not multiples of `sides`."""
     if x.ndim != 4 or x.shape[-1] != channels or x.shape[1] % sides or x.shape[2] % sides:
         raise InputError(
             f"Expected `x` to have shape (N, height, width, {channels}), with sides that are multiples of {sides}, "

@@ -1,7 +1,7 @@
 """The finite networks of NAS-Bench-201: one module for all cells, compiled once.
 
-A cell is an argument, not a structure: six operation numbers, which a `lax.switch` on every edge reads while the
-program runs. Only the operation that is chosen is computed, and cells of one stage share the code of a `lax.scan`.
+A cell is an argument of the program, not part of its structure: six operation numbers, which a `lax.switch` on every
+edge reads at run time. Only the chosen operation is computed. The cells of one stage share the code of a `lax.scan`.
 """
 
 from collections.abc import Callable
@@ -22,22 +22,22 @@ Observer = Callable[[Array, Array], Array]
 class MacroNet(Skeleton[Stage]):
     """The network of NAS-Bench-201 around any of its cells.
 
-    Stem (convolution 3 x 3, batch norm), three stages of N cells with C, 2C and 4C channels, a residual block between
-    them, batch norm, ReLU, mean over pixels, classifier. In a cell, node t is the sum over its edges of: nothing, the
-    source, ReLU - convolution - batch norm, or the mean over 3 x 3 pixels (only those inside the image). Batch norm is
-    in training mode: it uses the mean and variance of the batch.
+    The stem (3 x 3 convolution, batch norm) is followed by three stages of N cells, with C, 2C and 4C channels. A
+    residual block stands between two stages. Batch norm, ReLU, a mean over pixels and a linear classifier come last.
+    Node t of a cell is the sum over its edges. An edge carries zero, the identity, ReLU - convolution - batch norm, or
+    the mean over 3 x 3 pixels (only those inside the image). Batch norm uses the mean and variance of the batch.
 
-    Weights exist for both convolutions on every edge, and cells choose among them: two cells of one network differ in
-    what they choose, not in the luck of a draw. An architecture of the benchmark is a cell and the weights it reads.
+    Every edge has weights for both convolutions, and cells choose among them. So two cells of one network differ in
+    their choices, not in the draw of weights. A network of the benchmark is a cell with the weights that it reads.
 
     Args:
-      channels: C, the channels of the first stage; 16 in the benchmark.
-      cells: N, the cells of a stage; 5 in the benchmark.
-      classes: Outputs.
+      channels: Channels C of the first stage; 16 in the benchmark.
+      cells: Number N of cells per stage; 5 in the benchmark.
+      classes: Number of outputs.
       in_channels: Channels of the images.
-      batch_norm: Whether there is batch norm; without it neither scales nor shifts apply.
-      rngs: All weights come from `rngs.params`: normal, of variance 2 / fan-out (outputs of a convolution, times the
-        pixels of its filter; classes). Biases and shifts are 0 at first, scales 1.
+      batch_norm: Whether there is batch norm. Without it neither scales nor shifts apply.
+      rngs: Generators; all weights come from `rngs.params`. They are normal with variance 2 / fan-out: channels out
+        times the pixels of the filter, or the number of classes. Biases and shifts start at 0, scales at 1.
 
     Raises:
       InputError: A size is below 1.
@@ -76,15 +76,15 @@ class MacroNet(Skeleton[Stage]):
 
         Args:
           x: Images. Their sides must be multiples of 4.
-          cell: A cell, or its `codes`, which a compiled program may leave open.
+          cell: A cell, or its `codes`, which may be a traced array: one compiled program serves all cells.
 
         Raises:
-          InputError: The images have another shape.
+          InputError: The images have the wrong shape.
         """
         return self.classify(self.features(x, cell))
 
     def features(self, x: Float[Array, "n h w c"], cell: Cell | Int[Array, " 6"]) -> Float[Array, "n c4"]:
-        """Returns what the classifier reads; the arguments are those of a call."""
+        """Returns the inputs of the classifier; the arguments are those of a call."""
         return self.observed(x, cell, None, jnp.zeros(()), jnp.zeros(()))[0]
 
     def observed(
@@ -95,16 +95,16 @@ class MacroNet(Skeleton[Stage]):
         weights: Array,
         seen: Array,
     ) -> tuple[Float[Array, "n c4"], Array]:
-        """Returns the features, and what an observer made of what enters the ReLUs.
+        """Returns the features, and the sum of an observer's results on the inputs of the ReLUs.
 
         Args:
           x: Images.
           cell: A cell, or its `codes`.
-          observe: Called as observe(x, weight), returns what is added to `seen`; None for none. It is not called where
-            the weight is 0.
-          weights: How often to count what leaves nodes 0, 1 and 2 of a cell, the two ReLUs of a residual block, and the
-            last: (5,). Several edges out of a node read one array, which is looked at once.
-          seen: What to start with.
+          observe: Function of (input of a ReLU, weight), whose result is added to `seen`. It is not called where the
+            weight is 0. None for no observer.
+          weights: Weights of the ReLUs, (5,): those on nodes 0, 1 and 2 of a cell, the two of a residual block, and the
+            last. Several edges out of a node read one array, which is observed once.
+          seen: Start of the sum.
         """
         self.check_images(x)
         codes = jnp.asarray(cell.codes if isinstance(cell, Cell) else cell)
@@ -118,7 +118,8 @@ class MacroNet(Skeleton[Stage]):
         def one_cell(carry: tuple[Array, Array], layers: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
             value, seen = carry
             nodes = [value, *[jnp.zeros_like(value)] * (NUM_NODES - 1)]
-            # Split, not indexed: back it is one concatenation, not a sum of six arrays of zeros and one gradient each.
+            # Split, not indexed: the backward pass is then one concatenation. With indices it would be a sum of six
+            # arrays that are zero but for one edge.
             by_edge = zip(*(lax.split(layer, [1] * len(EDGES)) for layer in layers), strict=True)
             for code, (source, target), weights in zip(codes, EDGES, by_edge, strict=True):
                 weights = tuple(weight[0] for weight in weights)
@@ -137,14 +138,15 @@ class MacroNet(Skeleton[Stage]):
             nonlocal seen
             seen = look(seen, x, 3)
 
-        # For gradients: kept is what enters an operation, not what every operation might have kept within.
+        # The backward pass keeps the input of each operation only: a `lax.switch` would keep the intermediate arrays
+        # of all its branches.
         branches = [jax.checkpoint(_branch(name, self.normalize)) for name in OPERATIONS]
         x = self.around(cells, x, self.normalize, see_block)
         return self.features_of(x), look(seen, x, 4)
 
 
 def _branch(name: str, normalize: Normalize) -> Callable[[Array, Array, tuple[Array, ...]], Array]:
-    """What an operation adds to a node, as a function of the node so far, the source and the edge's weights."""
+    """Returns a function of (node, source, weights of the edge), which adds the operation on the source to the node."""
 
     def add(node: Array, x: Array, weights: tuple[Array, ...]) -> Array:
         conv1, conv3, scale, shift = weights

@@ -1,4 +1,4 @@
-"""Batch norm with running statistics, and drop path, for networks that are trained."""
+"""Batch norm with running statistics, and drop path, for networks in training."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from nngp_dag.nas.networks.layers import Normalize, normalized
 
-# PyTorch's: how much of the old averages a step keeps.
+# Share of the old averages that a step keeps, as in PyTorch.
 _KEPT = 0.9
 _EPSILON = 1e-5
 
@@ -20,7 +20,7 @@ class RunningNorms(nnx.Module):
     """Running statistics of all batch norms of a network, in the order of the calls."""
 
     def _start_statistics(self, image_shape: tuple[int, int, int]) -> None:
-        """Makes room for the statistics; called when all weights are there."""
+        """Makes room for the statistics, after all weights exist."""
         sizes: list[int] = []
 
         def note(x: Array, scale: Array, shift: Array) -> Array:
@@ -34,7 +34,7 @@ class RunningNorms(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        """Returns the logits of images, each on its own: by the running statistics."""
+        """Returns the logits by the running statistics; the images do not affect one another."""
         at = 0
 
         def normalize(x: Array, scale: Array, shift: Array) -> Array:
@@ -48,18 +48,18 @@ class RunningNorms(nnx.Module):
     def train_step(
         self, x: Float[Array, "n h w c"], key: Key[Array, ""], drop_path: Float[Array, ""] | float = 0.0
     ) -> tuple[Float[Array, "n classes"], Float[Array, "n classes"] | None]:
-        """Returns the logits of a batch and those of the auxiliary head, and moves the running statistics.
+        """Returns the logits of a batch and those of the auxiliary head, and updates the running statistics.
 
         Args:
           x: Images; batch norm uses their statistics.
-          key: What drop path draws from.
-          drop_path: The probability that an operation gives an image nothing; else it gives 1 / (1 - p) of itself.
+          key: Random key of drop path.
+          drop_path: Probability p that an operation is dropped for an image. Otherwise it is scaled by 1 / (1 - p).
         """
         statistics: list[tuple[Array, Array]] = []
         drawn = 0
 
         def normalize(x: Array, scale: Array, shift: Array) -> Array:
-            # PyTorch's running variance is the unbiased one.
+            # The running variance is the unbiased estimate, as in PyTorch.
             count = x.size // len(scale)
             statistics.append((x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2)) * (count / max(count - 1, 1))))
             return normalized(x, scale, shift)

@@ -1,4 +1,4 @@
-"""What surrounds the cells in networks of NAS-Bench-201: stem, stages, reductions, classifier."""
+"""The layers around the cells in networks of NAS-Bench-201: stem, residual blocks between stages, classifier."""
 
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
@@ -18,12 +18,12 @@ S = TypeVar("S")
 
 
 class ImageLayout(NamedTuple):
-    """The layers that the skeleton needs, on images of one layout.
+    """The layers that the skeleton needs, for images in one layout.
 
     Attributes:
-      convolved: Convolution, (x, kernel, stride).
+      convolved: Convolution of (x, kernel, stride).
       halved: Mean over blocks of 2 x 2 pixels.
-      normalized: Batch normalization, (x, scale, shift).
+      normalized: Batch normalization of (x, scale, shift).
       features: Mean over pixels, (n, channels).
     """
 
@@ -43,11 +43,11 @@ CHANNELS_FIRST = ImageLayout(
 
 
 class Stage(nnx.Module):
-    """The weights of all cells of one stage, with a convolution of either kind on every edge.
+    """The weights of all cells of one stage, with both convolutions on every edge.
 
     Attributes:
-      conv1: (cells, 6, 1, 1, C, C).
-      conv3: (cells, 6, 3, 3, C, C).
+      conv1: Kernels of the 1 x 1 convolutions, (cells, 6, 1, 1, C, C).
+      conv3: Kernels of the 3 x 3 convolutions, (cells, 6, 3, 3, C, C).
       scale: Scales of the normalizations after convolutions, (cells, 6, *norms, C).
       shift: Shifts of these normalizations, (cells, 6, *norms, C).
     """
@@ -72,18 +72,18 @@ class Reduction(nnx.Module):
 
 
 class Skeleton(nnx.Module, Generic[S]):
-    """Stem, stages of cells with C, 2C, 4C, ... channels, a residual block between them, and the classifier.
+    """The stem, stages of cells with C, 2C, 4C, ... channels, residual blocks between them, and the classifier.
 
     Args:
-      stage: Makes the weights of the cells of a stage, given its channels.
-      channels: C, the channels of the first stage.
-      stages: Stages.
-      classes: Outputs.
+      stage: Function of the number of channels that makes the weights of the cells of a stage.
+      channels: Channels C of the first stage.
+      stages: Number of stages.
+      classes: Number of outputs.
       in_channels: Channels of the images.
       stem: Whether a convolution and batch norm come first.
       layout: Layout of the images between layers.
-      rngs: All weights come from `rngs.params`: normal, of variance 2 / fan-out (outputs of a convolution, times the
-        pixels of its filter; classes). Biases and shifts are 0 at first, scales 1.
+      rngs: Generators; all weights come from `rngs.params`. They are normal with variance 2 / fan-out: channels out
+        times the pixels of the filter, or the number of classes. Biases and shifts start at 0, scales at 1.
 
     Raises:
       InputError: A size is below 1.
@@ -122,13 +122,13 @@ class Skeleton(nnx.Module, Generic[S]):
         normalize: Normalize,
         observe: Callable[[Array], object] = lambda x: None,
     ) -> Array:
-        """Returns what enters the last ReLU.
+        """Returns the input of the last ReLU.
 
         Args:
-          cells: Applies the cells of a stage: (stage, images).
+          cells: Function of (stage, images) that applies the cells of the stage.
           x: Images in the skeleton's layout.
           normalize: Batch normalization.
-          observe: Called with what enters the ReLUs of residual blocks.
+          observe: Function that is called with the input of every ReLU of the residual blocks.
         """
 
         def conv_norm(layer: ConvNorm, x: Array, stride: int = 1) -> Array:
@@ -148,7 +148,7 @@ class Skeleton(nnx.Module, Generic[S]):
         return normalize(x, self.scale[...], self.shift[...])
 
     def features_of(self, x: Array) -> Float[Array, "n c"]:
-        """Returns what the classifier reads, given what enters the last ReLU."""
+        """Returns the inputs of the classifier, given the input of the last ReLU."""
         return self.layout.features(nnx.relu(x))
 
     def classify(self, features: Float[Array, "n c"]) -> Float[Array, "n classes"]:
@@ -156,5 +156,5 @@ class Skeleton(nnx.Module, Generic[S]):
         return classified(features, self.kernel[...], self.bias[...])
 
     def check_images(self, x: Array) -> None:
-        """Refuses images of other channels, or whose sides cannot be halved between all stages."""
+        """Refuses images with other channels, or with sides that cannot be halved between all stages."""
         check_images(x, self.in_channels, 2 ** (len(self.stages) - 1))

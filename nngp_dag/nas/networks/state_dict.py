@@ -1,4 +1,4 @@
-"""Weights under the names that the published PyTorch networks of NAS-Bench-201 give them."""
+"""Weights under the names of the published PyTorch networks of NAS-Bench-201."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +13,19 @@ from nngp_dag.nas.spaces.cells import CONVOLUTIONS, Cell
 
 
 def load_state_dict(net: MacroNet, weights: Mapping[str, ArrayLike], cell: Cell) -> None:
-    """Gives a network the weights of a published one, whose cell is `cell`.
+    """Loads the weights of a published PyTorch network into a network, in place.
 
     Names are such as `stem.0.weight`, `cells.3.layers.5.op.1.weight`, `cells.5.conv_a.op.2.bias`, `lastact.0.weight`,
-    `classifier.bias`; kernels are (out, in, height, width). Running averages are read over, since batch norm uses the
-    batch. Weights that the cell does not read, such as other operations', stay as they are.
+    `classifier.bias`. Running averages are ignored, because batch norm uses the statistics of the batch. Weights that
+    the cell does not read, such as those of other operations, stay as they are.
 
     Args:
-      net: The network, with as many channels, cells and classes.
-      weights: {name: array}.
-      cell: The cell; it says which kernel an edge has.
+      net: The network, with the same numbers of channels, cells and classes.
+      weights: Arrays by name. Kernels are (out, in, height, width).
+      cell: The cell of the published network. It decides which kernels an edge has.
 
     Raises:
-      InputError: A weight is missing, has the wrong shape, or none of the network's has its name.
+      InputError: A weight is missing, has the wrong shape, or has a name that the network does not know.
 
     Example:
       >>> from flax import nnx

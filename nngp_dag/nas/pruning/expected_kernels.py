@@ -1,4 +1,4 @@
-"""Supernets by exact kernels: the mean, over the cells that they hold, of what the wiring's NTK says."""
+"""Measures supernets by exact kernels: the mean of λmin of the exact NTK over the wirings of their cells."""
 
 import itertools
 import warnings
@@ -18,24 +18,28 @@ from nngp_dag.nas.scores.wiring import on_sphere
 from nngp_dag.nas.spaces.search_space import SearchSpace
 from nngp_dag.theory import spectrum
 
-# Kernels of one compiled program.
+# Kernels per compiled program.
 _BATCH = 8
-# So many wirings are listed, with their probabilities; of more a sample is drawn.
+# Largest number of wirings for an exact mean. Where there are more, a sample is drawn.
 _LISTED = 1024
 
 _KINDS = (None, Op.SKIP, Op.WEIGHTED)
 
 Wiring = tuple[tuple[int, ...], ...]
-"""For every cell type and edge 0 for none, 1 for a skip, 2 for a weighted edge."""
+"""A number for every cell type and edge: 0 for no edge, 1 for a skip, 2 for a weighted edge."""
 
 
 def wiring_dag(space: SearchSpace, wiring: Sequence[Sequence[int]]) -> Dag:
-    """Returns the graph of cells that follow one another, as in the supernets of TE-NAS, one of each type.
+    """Returns the graph of a chain of cells, one of each type, as in the supernets of TE-NAS.
 
-    Every input of a cell has weights of its own, which stand for the convolutions before a cell of DARTS: the last
-    input of a cell that follows another is a weighted edge from that one's output; all others are stems, which read the
-    same data. A cell's output is the sum of its output nodes, as in `Dag.from_darts`. Without a path the graph is
-    disconnected.
+    The last input of a cell that follows another is a weighted edge from the output of the cell before. It stands for
+    the convolution in front of a DARTS cell. All other inputs are inputs of the graph, which read the same data through
+    weights of their own. The output of a cell is the sum of its output nodes, as in `Dag.from_darts`. Where no path
+    leads through the cells, the graph is disconnected.
+
+    Args:
+      space: The search space.
+      wiring: One sequence for each cell type, with one number for each edge; see `Wiring`.
 
     Example:
       >>> from nngp_dag.nas import get_space
@@ -64,26 +68,35 @@ def wiring_dag(space: SearchSpace, wiring: Sequence[Sequence[int]]) -> Dag:
 
 
 class ExpectedKernels:
-    """The mean of lambda_min of the exact NTK over the cells of a supernet, as its effective depth is a mean.
+    """The mean of λmin of the exact NTK over the cells of a supernet.
 
-    Every edge carries one of its live operations at random; the wiring is the fully connected network, ReLU, of
-    infinite width, on images that are scaled to |x|^2 = d. Of few wirings the mean is exact; of more it is over a
-    sample, whose random numbers all candidates share. A wiring without a path has the kernel 0. Each different kernel
-    is computed once in a search.
+    A random cell of the supernet carries one live operation on each edge, drawn by the weights of the mixture. Its
+    wiring stands for a fully connected ReLU network of infinite width, on images scaled to |x|^2 = d. The mean is
+    exact over up to 1,024 wirings. Beyond that, it is the mean over a sample whose random numbers all candidates share.
+    A wiring without a path has λmin = 0. A search computes each distinct kernel once.
 
     Args:
-      space: The space.
-      images: (n, ...).
-      draws: Wirings to draw where there are more than 1,024.
+      space: The search space.
+      images: Images, (n, ...); each is flattened to a row of d numbers.
+      draws: Size of the sample, where there are more than 1,024 wirings.
 
     Raises:
       InputError: There are fewer than two images, no draws, or an image is all zero.
+
+    Example:
+      >>> from nngp_dag.nas import ExpectedKernels, get_space
+      >>> space = get_space("nasbench201")
+      >>> expected = ExpectedKernels(space, np.eye(3).reshape(3, 3, 1, 1))
+      >>> one_skip = np.zeros((1, 1, 6, 5))
+      >>> one_skip[0, 0, 3, space.operations.index("skip_connect")] = 1  # input to output
+      >>> expected.lambda_min(one_skip, seed=0).values.round(2)
+      array([3.36])
     """
 
     def __init__(self, space: SearchSpace, images: Float[np.ndarray, "n *shape"], draws: int = 32) -> None:
         """Scales the images."""
         if len(images) < 2:
-            raise InputError(f"Expected `images` to hold at least 2, which a kernel compares, got {len(images)}")
+            raise InputError(f"Expected `images` to hold at least 2 images, got {len(images)}")
         if draws < 1:
             raise InputError(f"Expected `draws` to be at least 1, got {draws}")
         self._space, self._inputs, self._draws = space, on_sphere(images), draws
@@ -93,7 +106,15 @@ class ExpectedKernels:
         self._known: dict[str | None, float | str] = {None: 0.0}
 
     def lambda_min(self, mixtures: Float[np.ndarray, "candidates types edges operations"], seed: int) -> Found:
-        """Returns the mean of every supernet; `seed` draws the sample where there is one."""
+        """Returns the mean of λmin for every supernet.
+
+        Args:
+          mixtures: Weights of the operations on every edge, (candidates, cell types, edges, operations).
+          seed: Seed of the sample, where there is one.
+
+        Returns:
+          A `Found` with one mean per candidate. It is NaN, with a reason, where λmin of some wiring is not resolved.
+        """
         wirings = [self._wirings(mixture, seed) for mixture in mixtures]
         self._measure({wiring for found in wirings for wiring in found})
         values, reasons = [], []
@@ -105,10 +126,12 @@ class ExpectedKernels:
         return Found(np.array(values), tuple(reasons))
 
     def _wirings(self, mixture: np.ndarray, seed: int) -> dict[Wiring, float]:
-        """The wirings of a supernet, with their probabilities or their shares of the sample."""
+        """Returns the wirings of a supernet, with their probabilities or their shares of the sample."""
         mixture = np.asarray(mixture, np.float64)
+        # A kernel depends on the kind of an edge only. Operations of one kind are one event: far fewer wirings remain.
         kinds = np.stack([mixture[..., self._space.skips].sum(-1), mixture[..., self._space.weighted].sum(-1)], -1)
-        # An edge that is off is none for certain; what float32 shares lack is not.
+        # An edge without live operations is absent with probability 1. Live weights are float32 and need not sum to 1;
+        # the rest is rounding, not a probability of absence, so that they are normalized below.
         nothing = mixture[..., [self._space.operations.index("none")]] + (mixture.sum(-1, keepdims=True) == 0)
         kinds = np.concatenate([nothing, kinds], -1).reshape(-1, len(_KINDS))
         kinds /= kinds.sum(-1, keepdims=True)
@@ -119,7 +142,8 @@ class ExpectedKernels:
                 p = float(np.prod(kinds[range(len(kinds)), codes]))
                 found[_wiring(np.array(codes).reshape(shape))] = p
             return found
-        # Every draw is the same quantile of every candidate, so that edges that agree carry the same operations.
+        # Common random numbers: a draw is the same quantile for every candidate, so that equal edges carry equal
+        # operations. Two candidates then differ by the edge in question only, and the noise of the sample cancels.
         quantiles = np.random.default_rng(seed).random((self._draws, len(kinds), 1))
         for codes in (quantiles > kinds.cumsum(-1)[..., :-1]).sum(-1):
             wiring = _wiring(codes.reshape(shape))
@@ -152,8 +176,9 @@ def _wiring(codes: Int[np.ndarray, "types edges"]) -> Wiring:
 
 
 def _lambda_min(ntk: np.ndarray) -> float | str:
+    """Returns λmin, or the reason why it is below the resolution floor."""
     with warnings.catch_warnings():
-        # What is not resolved gets a reason instead.
+        # An unresolved λmin becomes a reason instead of a warning.
         warnings.simplefilter("ignore", NumericalWarning)
         found = spectrum(ntk)
     return found.lambda_min if found.resolved else f"Expected a resolved λmin of the exact NTK, got < {found.floor:.2g}"

@@ -1,4 +1,4 @@
-"""A search by pruning on disk: its configuration, where it stands after every round, its log and its result."""
+"""A search by pruning on disk: its configuration, its state after every round, its log and its result."""
 
 import csv
 import json
@@ -17,30 +17,37 @@ from nngp_dag.storage import ResultDirectory, claimed, output_file, read_sealed,
 class SearchDirectory:
     """A folder of one search.
 
-    config.json says what is searched and how; state.json where the search stands; log.csv what became of every
-    operation in every round; result.json what was found, and cell.txt or genotype.json the cell alone, for `nas train`.
-    Each is written under a temporary name and renamed, the state last, so that a search that was cut off goes on after
-    the last whole round.
+    config.json holds the options of the search, and state.json its state after the last round. log.csv holds the
+    outcome of every operation in every round. result.json holds the result; cell.txt or genotype.json holds the cell
+    alone, for `nngp-dag nas train`. Each file is written under a temporary name and then renamed, the state last. So an
+    interrupted search continues after its last complete round.
 
     Args:
       path: The folder.
-      space: The space.
-      config: All that the result depends on, as JSON; a folder of another search is refused.
+      space: The search space.
+      config: Everything on which the result depends, as JSON values. A folder of another search is refused.
 
     Raises:
       CheckpointError: The folder holds another search, one of other versions, or a damaged one.
-      OutputError: It holds something else, cannot be written, or another process writes it.
+      OutputError: The folder holds something else, cannot be written, or is being written by another process.
+
+    Example:
+      >>> import tempfile
+      >>> from nngp_dag.nas import SearchDirectory, get_space
+      >>> with tempfile.TemporaryDirectory() as path:
+      ...     print(SearchDirectory(path, get_space("nasbench201"), {"seed": 0}).state())
+      None
     """
 
     def __init__(self, path: str | Path, space: SearchSpace, config: dict[str, Any]) -> None:
-        """Makes the folder, or checks the one that is there."""
+        """Makes the folder, or checks one that exists."""
         self.path, self._space = Path(path), space
         folder = search_folder(self.path)
         with folder.opened({"search": {"space": space.name, **config}}):
             folder.begin()
 
     def state(self) -> State | None:
-        """Returns where the search stands; None before the first round.
+        """Returns the state of the search; None before the first round.
 
         Raises:
           CheckpointError: The file is damaged.
@@ -48,21 +55,26 @@ class SearchDirectory:
         file = self.path / "state.json"
         if not file.exists():
             return None
-        state = read_sealed(file, "state", dict, "where a search stands", "delete it to start anew")
+        state = read_sealed(file, "state", dict, "the state of a search", "delete it to start again")
         return State.from_json(json.dumps(state), self._space)
 
     def search(
         self, measures: Sequence[Measure], pruning: Pruning, on_progress: OnProgress = lambda *_: None
     ) -> Iterator[State]:
-        """Goes on where the search stands, and keeps the state after every round, as `prune` takes and yields them.
+        """Runs `prune` from the stored state, and stores the state after every round.
 
-        Until the iteration ends no other process may write the folder.
+        The folder is claimed until the iteration ends: no other process may write it.
+
+        Args:
+          measures: The measures, as for `prune`.
+          pruning: The options, as for `prune`.
+          on_progress: Function of progress, as for `prune`.
 
         Yields:
-          The state where it goes on, if it does, and that after every round.
+          The stored state, if there is one, and then the state after every round.
 
         Raises:
-          CheckpointError: As `state`.
+          CheckpointError: The state file is damaged.
           OutputError: The folder cannot be written, or another process writes it.
         """
         with claimed(self.path):
@@ -74,11 +86,11 @@ class SearchDirectory:
                 yield after
 
     def save(self, state: State, accuracy: float | None = None) -> None:
-        """Writes the log, once there is one the result and its cell, and the state.
+        """Writes the log, the state and, after the last round, the result with its cell.
 
         Args:
-          state: After a round.
-          accuracy: Accuracy of the cell that is found, in per cent, if some table knows it; NaN counts as None.
+          state: The state after a round.
+          accuracy: Accuracy of the cell that the search found, in per cent. None or NaN where no table has it.
         """
         with claimed(self.path):
             self._write_log(state)
@@ -122,5 +134,5 @@ class SearchDirectory:
 
 
 def search_folder(path: Path) -> ResultDirectory:
-    """Returns a folder that holds a search, or will."""
+    """Returns the result directory of a search, which may be new."""
     return ResultDirectory(path, "a search", {"search": {"space": str}})

@@ -24,22 +24,22 @@ from nngp_dag.nas.scores.gradients import condition_of, gradient_products, passe
 GRADIENTS = ("all", "reference")
 BATCH_NORMS = ("frozen", "live")
 
-# What TE-NAS goes on with where the condition number is not a number.
+# The released code of TE-NAS replaces a condition number that is NaN by this number.
 _REFERENCE_NAN = 1e5
 
 AT_ONCE = 32
-"""Candidates that a search asks for at once, between two signs of progress; more are never computed side by side."""
+"""Candidates per call of a measure, between two reports of progress. A batch of a compiled program is never larger."""
 
-# Bytes, on what is no CPU.
+# Default memory of a batch on a GPU, in bytes.
 _MEMORY = 1 << 32
 
 
 class Found(NamedTuple):
-    """What a measure found.
+    """The values of a measure on several candidates.
 
     Attributes:
-      values: A number per candidate, (candidates,); not finite where there is no sound one.
-      reasons: Why there is none, or a note on the one there is; "" where there is nothing to say.
+      values: One number per candidate, (candidates,). It is not finite where the measure failed.
+      reasons: One text per candidate: the reason of a failure, or a note on the value. It is "" where there is none.
     """
 
     values: Num[np.ndarray, " candidates"]
@@ -48,25 +48,27 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """Condition numbers of NTKs and linear regions, of many architectures that share networks and images.
+    """Condition numbers of NTKs and numbers of linear regions, for many architectures with one network and one batch.
 
-    An architecture is what a network is called with besides images, such as the mixture of a supernet: an argument of
-    one compiled program per measure, which computes as many candidates side by side as the memory allows. The last ones
-    are filled up, so that another number of candidates compiles nothing.
+    An architecture is the second argument of a network besides the images, such as the mixture of a supernet. Each
+    measure is one compiled program with the architecture as an argument. It computes as many candidates in a batch as
+    the memory allows. The last batch is padded, so that another number of candidates needs no new compilation.
 
     Attributes:
-      make_net: Called with `rngs`, makes the network of the NTK.
-      make_thin: Makes the network whose linear regions are counted. Its `observed` returns the outputs and what enters
-        the ReLUs.
-      images: The batch of the NTK, (n, height, width, channels).
-      small: Batches of images of the regions, (batches, m, height, width, channels); see `patches`.
-      gradients: With respect to "all" weights, or "reference": kernels, scales and the classifier's kernel, as TE-NAS.
-      batch_norm: "live", as TE-NAS: an output depends on the whole batch. "frozen": on its own image alone, with the
-        statistics of the batch as constants, which takes one backward pass instead of one for every image.
-      memory: Bytes that candidates side by side may take, by an estimate: gradients of all images, what a pass keeps
-        for the backward pass, and as much for every backward pass that runs at once. One candidate is computed in any
-        case. On CPU more side by side are no faster, so that the default is to compute one by one; elsewhere it is
-        4 GiB.
+      make_net: Function of `rngs` that makes the network of the NTK.
+      make_thin: Function of `rngs` that makes the network whose linear regions are counted. Its method `observed`
+        returns the outputs and the inputs of the ReLUs.
+      images: Batch of images of the NTK, (n, height, width, channels).
+      small: Batches of small images of the regions, (batches, m, height, width, channels); see `patches`.
+      gradients: Weights that the gradients are taken with respect to. "all" takes all of them. "reference" takes
+        kernels, scales and the kernel of the classifier, as TE-NAS does.
+      batch_norm: Batch statistics. With "live", as in TE-NAS, an output depends on the whole batch. With "frozen" the
+        statistics of the batch are constants, and an output depends on its own image alone; one backward pass then
+        gives all gradients, instead of one backward pass per image.
+      memory: Memory of a batch of candidates, in bytes. The estimate counts the gradients of all images and the
+        intermediate arrays of the forward pass, plus the size of the latter for each concurrent backward pass. At least
+        one candidate is computed at a time. None for one at a time on CPU, where batches are no faster, and 4 GiB
+        elsewhere.
 
     Raises:
       InputError: An option is unknown, there are fewer than two images, or the memory is below 0.
@@ -88,34 +90,36 @@ class Measures:
     gradients: str = "all"
     batch_norm: str = "frozen"
     memory: int | None = None
-    # Sizes that were found by tracing.
+    # Bytes per candidate, by program; tracing a network for them takes seconds.
     memo: dict[Any, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
+        """Refuses unknown options, a single image and negative memory."""
         check_option("gradients", self.gradients, GRADIENTS)
         check_option("batch_norm", self.batch_norm, BATCH_NORMS)
         if len(self.images) < 2:
-            raise InputError(f"Expected `images` to hold at least 2, whose gradients compare, got {len(self.images)}")
+            raise InputError(f"Expected `images` to hold at least 2 images, got {len(self.images)}")
         if self.memory is not None and self.memory < 0:
             raise InputError(f"Expected `memory` to be a number of bytes, got {self.memory}")
 
     def ntk_conditions(self, architectures: Num[np.ndarray, "candidates *shape"], seed: int) -> Found:
-        """Returns lambda_max / lambda_min of the NTK of the sum of the outputs.
+        """Returns the condition number λmax / λmin of the NTK of the sum of the outputs.
 
         Args:
-          architectures: One per candidate.
-          seed: Seed of the weights, which all candidates share; another seed draws others.
+          architectures: Arguments of the network, one per candidate.
+          seed: Seed of the weights, which all candidates share.
 
         Returns:
-          A `Found`. A candidate whose NTK is zero, not finite, or has no resolved λmin, gets NaN; with gradients
-          "reference" the number that TE-NAS goes on with, of eigenvalues in float32, negative ones too, and 1e5 for
-          NaN; the reason is a note then.
+          A `Found`. A candidate gets NaN where its NTK is zero, not finite, or its λmin is not resolved. With
+          `gradients="reference"` it gets the number of TE-NAS's released code instead, and the reason becomes a note.
+          That code takes the ratio of float32 eigenvalues, which may be negative, and 1e5 for NaN.
         """
         graph, params = nnx.split(self.make_net(rngs=nnx.Rngs(seed)))
         names, x = "all" if self.gradients == "all" else "weight", jnp.asarray(self.images)
+        # Live statistics couple the images: each needs a backward pass of its own, and some of them run at once.
         passes = passes_at_once(len(x)) if self.batch_norm == "live" else 1
         at_once = self._at_once(graph, params, x, architectures[0], len(x), 1 + passes)
+        # The products are symmetric but for rounding.
         found = [
             self._condition((ntk + ntk.T) / 2)
             for (ntk,) in _in_blocks(_ntks, architectures, at_once, graph, names, self.batch_norm, params, x)
@@ -123,9 +127,16 @@ class Measures:
         return Found(np.array([value for value, _ in found], np.float64), tuple(reason for _, reason in found))
 
     def linear_regions(self, architectures: Num[np.ndarray, "candidates *shape"], seed: int) -> Found:
-        """Returns how many different sets of ReLUs the small images turn on, exactly.
+        """Returns the exact number of distinct activation patterns of the ReLUs over all small images.
 
-        The arguments are those of `ntk_conditions`. Where a number before a ReLU is not finite there is NaN.
+        Distinct patterns stand for distinct linear regions, as in TE-NAS.
+
+        Args:
+          architectures: Arguments of the network, one per candidate.
+          seed: Seed of the weights, which all candidates share.
+
+        Returns:
+          A `Found`. A candidate gets NaN where an input of a ReLU is not finite.
         """
         graph, params = nnx.split(self.make_thin(rngs=nnx.Rngs(seed)))
         small = jnp.asarray(self.small)
@@ -139,11 +150,12 @@ class Measures:
         return Found(np.array([value for value, _ in found], np.float64), tuple(reason for _, reason in found))
 
     def _at_once(self, graph: Any, params: Any, x: Array, architecture: np.ndarray, gradients: int, passes: int) -> int:
-        """How many candidates fit: each takes its gradients, and what its passes keep for the backward pass."""
+        """Returns how many candidates fit into memory, by the sizes of their gradients and intermediate arrays."""
         if self.memory is None and on_cpu():
             return 1
         key = graph, gradients, passes
         if key not in self.memo:
+            # The arrays in the closure of `jax.vjp` are those that a forward pass keeps. `eval_shape` computes nothing.
             kept = jax.eval_shape(lambda p: jax.vjp(lambda p: nnx.merge(graph, p)(x, architecture), p)[1], params)
             self.memo[key] = gradients * _bytes(params) + passes * _bytes(kept)
         return min(AT_ONCE, max(1, (_MEMORY if self.memory is None else self.memory) // self.memo[key]))
@@ -165,14 +177,29 @@ def nasbench201_measures(
     classes: int = 10,
     **options: Any,
 ) -> Measures:
-    """Returns the measures of NAS-Bench-201's supernet as TE-NAS takes them: N = 1, and one cell of C = 1 for regions.
+    """Returns the measures of the supernet of NAS-Bench-201, with the network sizes of TE-NAS.
+
+    The network of the NTK has three stages of N = 1 cell. Regions are counted on one cell with C = 1, without a stem.
 
     Args:
-      images: The batch of the NTK.
-      small: For the regions; see `patches`.
-      channels: C of the supernet of the NTK.
-      classes: Its outputs.
-      **options: Of `Measures`.
+      images: Batch of images of the NTK, (n, height, width, channels).
+      small: Batches of small images of the regions, with one channel; see `patches`.
+      channels: Channels C of the network of the NTK.
+      classes: Number of its outputs.
+      **options: Further arguments of `Measures`: `gradients`, `batch_norm`, `memory`.
+
+    Raises:
+      InputError: An option is unknown, or there are fewer than two images.
+
+    Example:
+      >>> from nngp_dag.nas import get_space, nasbench201_measures, patches
+      >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+      >>> measures = nasbench201_measures(x, patches(x, 0, size=20))
+      >>> space = get_space("nasbench201")
+      >>> measures.linear_regions(space.mixture(space.full_mask()[None]), seed=0).values > 1
+      array([ True])
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021.
     """
     net = functools.partial(CellSupernet, channels=channels, cells=1, classes=classes, in_channels=images.shape[-1])
     thin = functools.partial(CellSupernet, channels=1, cells=1, stages=1, classes=classes, in_channels=1, stem=False)
@@ -187,9 +214,27 @@ def darts_measures(
     classes: int = 10,
     **options: Any,
 ) -> Measures:
-    """Returns the measures of the DARTS supernet as TE-NAS takes them: a normal and a reduction cell of C = 1.
+    """Returns the measures of the DARTS supernet, with the network sizes of TE-NAS: a normal and a reduction cell.
 
-    The arguments are those of `nasbench201_measures`.
+    Regions are counted on two cells with C = 1, without a stem.
+
+    Args:
+      images: Batch of images of the NTK, (n, height, width, channels).
+      small: Batches of small images of the regions, with one channel; see `patches`.
+      channels: Channels C of the network of the NTK.
+      classes: Number of its outputs.
+      **options: Further arguments of `Measures`: `gradients`, `batch_norm`, `memory`.
+
+    Raises:
+      InputError: An option is unknown, or there are fewer than two images.
+
+    Example:
+      >>> from nngp_dag.nas import darts_measures, patches
+      >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+      >>> darts_measures(x, patches(x, 0, size=20)).small.shape
+      (3, 20, 3, 3, 1)
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021.
     """
     cells = functools.partial(DartsSupernet, cells=1, depth=2, classes=classes)
     net = functools.partial(cells, channels=channels, in_channels=images.shape[-1])
@@ -197,7 +242,7 @@ def darts_measures(
 
 
 def _reference_number(ntk: np.ndarray) -> float:
-    """What TE-NAS makes of an NTK, sound or not."""
+    """Returns the condition number of TE-NAS's released code, which has no test whether λmin is resolved."""
     if not np.isfinite(ntk).all():
         return _REFERENCE_NAN
     eigenvalues = np.linalg.eigvalsh(ntk.astype(np.float32))
@@ -207,9 +252,10 @@ def _reference_number(ntk: np.ndarray) -> float:
 
 
 def _in_blocks(program: Callable, architectures: np.ndarray, size: int, *arguments: Any) -> Iterator[tuple]:
-    """Yields what a program finds of every candidate, in blocks of one size; the last is filled up with its last."""
+    """Yields the results of a program for every candidate, in blocks of one size."""
     for start in range(0, len(architectures), size):
         block = architectures[start : start + size]
+        # Copies of the last candidate fill the last block: another shape would compile another program.
         filled = np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)])
         found = [np.asarray(part) for part in program(*arguments, filled)]
         yield from zip(*(part[: len(block)] for part in found), strict=True)
@@ -235,7 +281,10 @@ def _patterns(graph: Any, params: Any, small: Array, architectures: Array) -> tu
 
 
 def _mapped(function: Callable[[Array], Any], architectures: Array) -> Any:
-    """As `jax.vmap`; one alone is computed as such, where a network may leave out what it is not called to do."""
+    """Maps a function over architectures, as `jax.vmap` does; a single one is not batched.
+
+    Under `jax.vmap` a `lax.switch` or a `lax.cond` computes all its branches; on a single architecture only one.
+    """
     if len(architectures) == 1:
         return jax.tree.map(lambda value: value[None], function(architectures[0]))
     return jax.vmap(function)(architectures)

@@ -1,4 +1,7 @@
-"""Pictures of a search by pruning: its way from the supernet to a cell, and the cell. matplotlib is imported inside."""
+"""Pictures of a search by pruning: its trajectory from the supernet to a cell, and the cell.
+
+matplotlib is imported inside the functions, because its import takes long.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +20,14 @@ _LABELS = {"ntk": "condition number of the NTK", "regions": "linear regions", "e
 
 
 def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str = "Search by pruning") -> None:
-    """Draws the supernet before every round: one measure over the other, or the only one over rounds.
+    """Draws the measures of the supernet before every round: one over the other, or a single one over rounds.
 
-    Rounds in which a measure was not sound are left out, and the picture says which.
+    Rounds without a finite value of a measure are left out, and the picture lists them.
 
     Args:
-      trajectory: `State.trajectory`.
-      path: The file.
-      title: What was searched.
+      trajectory: The rows of `State.trajectory`.
+      path: The image file.
+      title: Title of the picture.
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Figure 5 (condition number against regions).
     """
@@ -72,7 +75,7 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str
 
 
 def _number_apart(axes: "Axes", numbers: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """Numbers points, but for those whose number would stand on another one."""
+    """Writes a number at each point, unless it would cover another number."""
     from matplotlib.patheffects import withStroke
 
     taken = np.empty((0, 2))
@@ -86,7 +89,7 @@ def _number_apart(axes: "Axes", numbers: np.ndarray, x: np.ndarray, y: np.ndarra
 
 
 def plot_cell(cell: Cell | Genotype, path: Path) -> None:
-    """Draws the wiring of a cell, of a genotype both, with the operation on every edge."""
+    """Draws the wiring of a cell, or of both cells of a genotype, with the operation on every edge."""
     from nngp_dag.report import style
 
     if isinstance(cell, Cell):

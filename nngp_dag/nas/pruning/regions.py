@@ -1,4 +1,4 @@
-"""Linear regions: how many sign patterns the ReLUs of an untrained network have on many small images."""
+"""Linear regions: the number of activation patterns that the ReLUs of an untrained network have on small images."""
 
 from typing import Any
 
@@ -13,17 +13,22 @@ from nngp_dag.errors import InputError
 def patches(
     images: Float[np.ndarray, "n h w c"], seed: int, *, batches: int = 3, size: int = 1000, side: int = 3
 ) -> Float[np.ndarray, "batches size side side 1"]:
-    """Returns small random images: one random channel of a square out of random images, as TE-NAS takes.
+    """Returns random patches of images with one channel, as TE-NAS takes them to count linear regions.
+
+    A patch is one random channel of a random square of a random image.
 
     Args:
-      images: What to cut them out of.
+      images: Images to cut the patches out of, (n, height, width, channels).
       seed: Seed of the draws.
-      batches: Batches, each of which has its own statistics in batch norm.
-      size: Images of a batch.
-      side: Pixels of a side.
+      batches: Number of batches. Each has its own statistics in batch norm.
+      size: Number of patches per batch.
+      side: Side of a patch, in pixels.
+
+    Returns:
+      The patches, (batches, size, side, side, 1).
 
     Raises:
-      InputError: The images are smaller.
+      InputError: There are no images, or they are smaller than a patch.
 
     Example:
       >>> patches(np.zeros((5, 8, 8, 3), np.float32), 0, size=4).shape
@@ -49,17 +54,21 @@ def patches(
 
 
 def sign_patterns(graph: Any, params: Any, x: Array, architecture: Array) -> tuple[UInt8[Array, "n bytes"], Array]:
-    """Returns which ReLUs are on for each image, eight to a byte, and whether all that enters them is finite."""
+    """Returns the activation pattern of each image, and whether all inputs of the ReLUs are finite.
+
+    A pattern has one bit per ReLU, which is 1 where the ReLU is on, eight bits to a byte.
+    """
     _, seen = nnx.merge(graph, params).observed(x, architecture)
     flat = jnp.concatenate([value.reshape(len(x), -1) for value in seen], axis=1)
     return jnp.packbits(flat > 0, axis=1), jnp.isfinite(flat).all()
 
 
 def num_distinct(patterns: UInt8[np.ndarray, "n bytes"] | Bool[np.ndarray, "n bits"]) -> int:
-    """Counts the different rows, exactly.
+    """Counts the distinct rows, exactly.
 
     Example:
       >>> num_distinct(np.array([[True, False], [True, True], [True, False]]))
       2
     """
+    # A set of bytes is exact and takes linear time; comparing all pairs by products would take quadratic time.
     return len({row.tobytes() for row in patterns})

@@ -1,4 +1,4 @@
-"""Search by pruning a supernet: every round each edge loses the operation that training-free measures miss least."""
+"""Search by pruning a supernet: in every round each edge loses the operation with the least effect on the measures."""
 
 import dataclasses
 import itertools
@@ -15,12 +15,12 @@ from nngp_dag.graph.operations import check_option
 from nngp_dag.nas.pruning.measures import AT_ONCE, Found
 from nngp_dag.nas.spaces.search_space import Mask, SearchSpace
 
-# Decimals beyond which mean changes and distances are rounding, not differences.
+# Differences of mean changes and distances below this decimal are rounding errors, and count as ties.
 _TIE_DECIMALS = 9
 
 RANKS = ("all", "edge")
 
-# What a saved state holds.
+# Types of the fields of a saved state.
 _LISTS = {"depth": list, "width": list}
 _DECISION = dict.fromkeys(("cell_type", "edge", "operation", "outcome", "reason"), str) | {
     "round": int,
@@ -32,11 +32,12 @@ _DECISION = dict.fromkeys(("cell_type", "edge", "operation", "outcome", "reason"
 
 
 class Measure(NamedTuple):
-    """What supernets are compared by.
+    """A measure that compares supernets.
 
     Attributes:
-      name: In logs.
-      evaluate: From mixtures, (candidates, cell types, edges, operations), and a seed that draws the weights.
+      name: Name of the measure in logs.
+      evaluate: Function of (mixtures, seed) that returns a `Found`. Mixtures have shape (candidates, cell types, edges,
+        operations), and the seed draws the weights.
       higher: Whether a higher number is better.
     """
 
@@ -47,19 +48,26 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a supernet is pruned.
+    """The options of a search by pruning.
 
     Attributes:
-      repeats: Draws of weights in every round, each shared by the supernet and all candidates.
-      seed: Seed of these draws, and of ties.
-      shortcut: Whether operations whose removal keeps effective depth and width moderate stay without evaluation.
-      per_round: Operations that an edge loses in a round.
-      decimals: To which relative changes are rounded before they are averaged, as in the released code.
-      ranks: Among which candidates those of an edge are ranked before ranks are summed: of "all" edges, as in the
-        released code, or of their "edge" (of their node, where nodes lose edges).
+      repeats: Number of draws of weights in every round. The supernet and all candidates share each draw.
+      seed: Seed of these draws, and of the random order that breaks ties.
+      shortcut: Whether to keep, without evaluation, operations whose removal leaves effective depth and width moderate;
+        see `prune`.
+      per_round: Number of operations that an edge loses in a round.
+      decimals: Number of decimals to which relative changes are rounded before their mean, as in the released code.
+      ranks: Group of candidates in which a candidate is ranked. "all" ranks the candidates of all edges together, as
+        the released code does. "edge" ranks those of one edge, or those of one node where nodes lose edges.
 
     Raises:
       InputError: A number is too small, or an option is unknown.
+
+    Example:
+      >>> Pruning(repeats=0)
+      Traceback (most recent call last):
+      ...
+      nngp_dag.errors.InputError: Expected `repeats` to be at least 1, got 0
     """
 
     repeats: int = 3
@@ -70,7 +78,7 @@ class Pruning:
     ranks: str = "all"
 
     def __post_init__(self) -> None:
-        """Refuses what is no search."""
+        """Refuses numbers that are too small, and unknown options."""
         check_option("ranks", self.ranks, RANKS)
         for name, least in (("repeats", 1), ("seed", 0), ("per_round", 1), ("decimals", 1)):
             if getattr(self, name) < least:
@@ -79,19 +87,19 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one operation in one round.
+    """The outcome for one operation in one round.
 
     Attributes:
       round: Number of the round, from 0.
-      cell_type: Name of the cell.
-      edge: "source-target".
-      operation: Its name.
-      outcome: "pruned", "kept" after evaluation, or "skipped", kept by the shortcut.
-      changes: By measure, the mean relative change (before - after) / before that its removal makes.
-      ranks: By measure, from 0, the first to be pruned; ties share one.
-      depth: Expected effective depth of its cell without it.
-      width: Expected effective width of its cell without it.
-      reason: Why a change is missing, where it is such an operation is pruned last; or a note on one that is there.
+      cell_type: Name of the cell type.
+      edge: The edge, as "source-target".
+      operation: Name of the operation.
+      outcome: "pruned", "kept" after evaluation, or "skipped" (kept by the shortcut, without evaluation).
+      changes: Mean relative change (before - after) / before of each measure when the operation is removed.
+      ranks: Rank of the operation by each measure, from 0, the first to be pruned. Ties share a rank.
+      depth: Expected effective depth of the cell without the operation.
+      width: Expected effective width of the cell without the operation.
+      reason: Reason of a missing change, or a note on a change. Operations with a missing change are pruned last.
     """
 
     round: int
@@ -108,16 +116,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: all that the next round depends on, beside its options.
+    """The state of a search after a round: with the options, it determines the next round.
 
     Attributes:
       mask: The live operations, (cell types, edges, operations).
-      trajectory: For every round the supernet before it: by measure the mean over sound repeats, and the expected
-        effective depth and width of every cell type; in the end those of the cell that is found.
-      decisions: One per operation and round.
-      evaluated: Networks that were measured, repeats included, the same for two measures counted twice.
-      skipped: Networks that the shortcut left out, counted alike.
-      seconds: Time spent.
+      trajectory: One row per round on the supernet before it, and a last row on the cell that the search found. A row
+        has the mean of each measure, over repeats with a finite value other than 0. It also has the expected effective
+        depth and width of every cell type.
+      decisions: One decision per operation and round.
+      evaluated: Number of networks that were measured. A network counts once for each repeat and each measure.
+      skipped: Number of networks that the shortcut left out, counted in the same way.
+      seconds: Time spent, in seconds.
     """
 
     mask: Mask
@@ -129,7 +138,7 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to prune, and the cell that is found has been measured."""
+        """Whether one cell is left, and it has been measured."""
         return bool(self.trajectory) and "final" in self.trajectory[-1]
 
     @property
@@ -138,16 +147,16 @@ class State:
         return len(self.trajectory)
 
     def to_json(self) -> str:
-        """Returns the state as JSON; missing numbers are null."""
+        """Returns the state as JSON, with null for missing numbers."""
         fields = dataclasses.asdict(self) | {"mask": self.mask.astype(int).tolist()}
         return json.dumps(fields, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, space: SearchSpace) -> "State":
-        """Reads what `to_json` writes.
+        """Reads the output of `to_json`.
 
         Raises:
-          CheckpointError: It is something else, or of another space.
+          CheckpointError: The text is no state, or the state of another space.
         """
         try:
             fields = json.loads(text)
@@ -188,30 +197,43 @@ def prune(
 ) -> Iterator[State]:
     """Prunes the supernet round by round to one cell.
 
-    In every round each live operation of an edge that has several is removed in turn. Measures compare the supernet
-    before and after, with the same weights; the relative changes are averaged over repeats. By each measure the
-    operations are ranked, by default those of all edges, the one whose removal improves it most first, ties with one
-    rank; ranks are summed, and every edge loses the first of its operations, until all have one. Then, where nodes keep
-    some edges only, each node in turn loses its others, ranked alike, all after one evaluation of each.
+    A round removes, in turn, each live operation of every edge that has several. Each measure compares the supernet
+    before and after, with the same weights. The relative changes are averaged over repeats. For each measure the
+    operations are ranked: the operation whose removal improves the measure most comes first, and ties share a rank. The
+    ranks of all measures are summed, and every edge loses the `per_round` operations with the lowest sums, but keeps
+    one.
 
-    The shortcut: of an edge with n live operations min(2, n - `per_round` - 1), and of a node one, are kept without
-    evaluation: those whose removal leaves effective depth and width of the cell nearest to the mean over the edge's (or
-    node's) candidates. So of four operations two are evaluated, of three two, and of two both.
+    Once every edge has one operation, the nodes that keep only some of their edges follow, one node per round. Each
+    edge of the node is removed in turn, and the edges are ranked in the same way.
 
-    Ties in the end, and of distances, are drawn: a search that saw no difference has no order of operations to prefer.
+    The shortcut keeps some operations without evaluation: min(2, n - `per_round` - 1) of an edge with n live
+    operations, and one edge of a node. Their removal leaves effective depth and width of the cell nearest to the mean
+    over all candidates of the edge or node. With `per_round` 1, two of four operations are evaluated, two of three, and
+    both of two.
+
+    A seeded random order breaks ties of rank sums and of distances, so that no operation is favored by its place.
 
     Args:
-      space: The space.
-      measures: What to rank by, at least one.
+      space: The search space.
+      measures: The measures to rank by, at least one.
       pruning: The options.
-      state: Where to go on; None for the start, the whole supernet without `none`.
-      on_progress: Called with (round, networks measured, networks of the round).
+      state: The state to continue from. None starts with the whole supernet without `none`.
+      on_progress: Function of (round, networks measured in it, networks of the round).
 
     Yields:
-      The state after every round; after the last, `space.cell_of(state.mask)` is the cell that is found.
+      The state after every round. After the last round, `space.cell_of(state.mask)` is the cell that the search found.
 
     Raises:
       InputError: There is no measure, or two share a name.
+
+    Example:
+      >>> from nngp_dag.nas import Found, Measure, Pruning, get_space, prune
+      >>> space = get_space("nasbench201")
+      >>> def convolutions(mixtures, seed):
+      ...     return Found(1 + mixtures[..., 2:4].sum(axis=(1, 2, 3)), ("",) * len(mixtures))
+      >>> *_, state = prune(space, [Measure("convolutions", convolutions, higher=True)], Pruning(repeats=1))
+      >>> space.cell_of(state.mask).status, state.round
+      ('connected', 4)
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Algorithm 1; Chen et al., NeurIPS 2022, Section 5.2 (shortcut).
     """
@@ -224,7 +246,13 @@ def prune(
 
 
 class _Contest(NamedTuple):
-    """Operations of one edge, or edges of one node, of which some go."""
+    """Operations of one edge, or edges of one node, of which some are pruned.
+
+    Attributes:
+      rivals: The operations, or the edges of the node with their one operation.
+      losses: Number of them to prune.
+      spared: Number of them that the shortcut keeps without evaluation.
+    """
 
     rivals: list[_Candidate]
     losses: int
@@ -232,7 +260,10 @@ class _Contest(NamedTuple):
 
 
 def _contests(space: SearchSpace, mask: np.ndarray, pruning: Pruning) -> list[_Contest]:
-    """What competes in the next round: the operations of every edge, else the edges of one node; or nothing."""
+    """Returns the contests of the next round: one for every edge with several operations, else one for one node.
+
+    There is none when the search has found its cell.
+    """
     live = mask.sum(-1)
     found = []
     for t, e in np.argwhere(live > 1).tolist():
@@ -256,6 +287,7 @@ def _round(
     space: SearchSpace, measures: Sequence[Measure], pruning: Pruning, state: State, on_progress: OnProgress
 ) -> State:
     started = time.perf_counter()
+    # The generator depends on the round alone, so that a resumed search draws as an uninterrupted one.
     rng = np.random.default_rng([pruning.seed, state.round])
     contests = _contests(space, state.mask, pruning)
     spared = {c for contest in contests for c in _moderate(space, state.mask, contest.rivals, rng)[: contest.spared]}
@@ -263,6 +295,7 @@ def _round(
     groups = [[c for c in contest.rivals if c not in spared] for contest in contests]
     chosen = [candidate for group in groups for candidate in group]
     groups = groups if pruning.ranks == "edge" else [chosen]
+    # A cell without a path returns 0 for every image. Such a removal is not measured, and pruned last.
     whole = {c: bool(space.has_paths(_without(state.mask, c)).all()) for c in chosen}
     reasons = {c: "" if whole[c] else "no path leads through the cell" for c in chosen}
     measured = [candidate for candidate in chosen if whole[candidate]]
@@ -284,6 +317,7 @@ def _round(
             places = _dense_ranks([changes[c].get(measure.name) for c in group], highest_first=not measure.higher)
             for candidate, rank in zip(group, places, strict=True):
                 ranks[candidate][measure.name] = rank
+    # The order of pruning: removals that keep a path first, then those with all measures, then by the sum of ranks.
     draws = dict(zip(chosen, rng.permutation(len(chosen)).tolist(), strict=True))
     chosen.sort(key=lambda c: (not whole[c], len(changes[c]) < len(measures), sum(ranks[c].values()), draws[c]))
     pruned = {c for contest in contests for c in [c for c in chosen if c in contest.rivals][: contest.losses]}
@@ -317,7 +351,10 @@ def _without(mask: np.ndarray, candidate: _Candidate) -> np.ndarray:
 def _moderate(
     space: SearchSpace, mask: np.ndarray, rivals: list[_Candidate], rng: np.random.Generator
 ) -> list[_Candidate]:
-    """The candidates, that first whose removal leaves the cell nearest to the mean over all of them."""
+    """Returns the candidates in the order of the shortcut.
+
+    The first is the one whose removal leaves effective depth and width nearest to their means over all candidates.
+    """
     left = np.stack([space.expected_depth_and_width(_without(mask, c))[c.cell_type] for c in rivals])
     distances = np.square(left - left.mean(0)).sum(1).round(_TIE_DECIMALS)
     return [rivals[i] for i in np.lexsort((rng.permutation(len(rivals)), distances))]
@@ -331,11 +368,13 @@ def _changes(
     candidates: list[_Candidate],
     on_progress: Callable[[int], None],
 ) -> tuple[float | None, list[tuple[float | None, str]]]:
-    """Measures the supernet, and for every candidate the mean relative change and why there is none."""
+    """Returns the mean of a measure for the supernet, and (mean relative change, reason or note) for each candidate."""
     masks = np.stack([state.mask, *(_without(state.mask, candidate) for candidate in candidates)])
     mixtures = space.mixture(masks)
     values, reasons = np.empty((pruning.repeats, len(masks))), []
     for repeat in range(pruning.repeats):
+        # The supernet and all candidates share the weights of a repeat, so that the noise of the draw cancels in their
+        # differences.
         seed = int(np.random.SeedSequence([pruning.seed, state.round, repeat]).generate_state(1)[0])
         texts: list[str] = []
         for i in range(0, len(masks), AT_ONCE):
@@ -350,7 +389,7 @@ def _changes(
                 for text, value in zip(texts, values[repeat], strict=True)
             ]
         )
-    # A repeat whose supernet is not sound says nothing of candidates either.
+    # The supernet is the denominator of every relative change: a repeat where it is 0 or not finite has none.
     sound = np.isfinite(values[:, 0]) & (values[:, 0] != 0)
     if not sound.any():
         reason = f"the supernet: {reasons[0][0] or f'{measure.name} is 0'}"
@@ -361,6 +400,7 @@ def _changes(
     for i in range(1, len(masks)):
         change = None
         if np.isfinite(values[:, i]).all():
+            # Rounded per repeat, before the mean, as in the released code: small changes become ties.
             changed = (values[:, 0] - values[:, i]) / values[:, 0]
             change = float(changed.round(pruning.decimals).mean())
         rows.append((change, next((texts[i] for texts in reasons if texts[i]), "")))
@@ -375,7 +415,7 @@ def _check_types(what: str, fields: dict[str, Any], kinds: dict[str, Any]) -> No
 
 
 def _dense_ranks(changes: Sequence[float | None], *, highest_first: bool) -> list[int]:
-    """Ranks from 0, ties with one rank, missing changes last."""
+    """Returns ranks from 0, where ties share a rank and missing changes come last."""
     sign = -1 if highest_first else 1
     keys = [np.inf if change is None else sign * round(change, _TIE_DECIMALS) for change in changes]
     return np.unique(np.array(keys, float), return_inverse=True)[1].tolist()

@@ -1,4 +1,4 @@
-"""A search by pruning with all that it leaves on disk; whatever stops it, the same call goes on after a round."""
+"""A search by pruning with its files; an interrupted search continues after its last complete round."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from nngp_dag.storage import output_file
 
 @dataclass(frozen=True, eq=False)
 class FoundCell:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-      cell: The cell.
-      state: The search after its last round.
-      accuracy: The accuracy of the cell, in per cent; NaN where the table does not know it, None without a table.
+      cell: The cell that the search found.
+      state: The state of the search after its last round.
+      accuracy: Accuracy of the cell, in per cent. NaN where the table does not have the cell; None without a table.
     """
 
     cell: Cell | Genotype
@@ -51,28 +51,43 @@ def tenas_search(
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> FoundCell:
-    """Prunes a supernet to one cell, and writes log, result and pictures.
+    """Prunes a supernet to one cell, and writes the log, the result and pictures.
 
     Args:
-      space: The space.
-      images: As for `tenas_measures`.
-      out: Folder of the search; one that is there goes on, and another search is refused.
-      measures: Names of measures, see `tenas_measures`.
-      pruning: How operations are compared; its seed is that of the patches, too.
-      batch: Images of every measure; None for as many as suit each.
-      classes: Outputs of the network whose NTK is taken.
-      gradients: As for `tenas_measures`.
-      batch_norm: As for `tenas_measures`.
-      dataset: The name of the images, for the picture.
-      table: Accuracies of cells of NAS-Bench-201, to look the result up.
-      column: Which of them, where there are several.
-      on_progress: Called with ("round 1", networks measured, networks of the round).
-      on_round: Called with the number of rounds that are done, at first too.
+      space: The search space.
+      images: Images, (n, height, width, channels), or (n, ...) for the measure "exact" alone.
+      out: Folder of the search. An unfinished search in it continues; the folder of another search is refused.
+      measures: Names of measures out of "ntk", "regions", "exact"; see `tenas_measures`.
+      pruning: The options of the search. Its seed is also that of the patches.
+      batch: Number of images per measure. None for the default of each measure; see `batch_sizes`.
+      classes: Number of outputs of the network whose NTK is measured.
+      gradients: Weights that the gradients of the NTK are taken with respect to, as for `Measures`.
+      batch_norm: "frozen" or "live" batch statistics, as for `Measures`.
+      dataset: Name of the images, for the title of a picture.
+      table: Accuracies of cells of NAS-Bench-201, among which to look up the result.
+      column: Column of the table. None where the table has one column.
+      on_progress: Function of (name of the round, networks measured, networks of the round).
+      on_round: Function of the number of complete rounds, which is called before the first round too.
+
+    Returns:
+      A `FoundCell`.
 
     Raises:
-      InputError: As `tenas_measures`.
+      InputError: A name is unknown or occurs twice, or images or options do not fit.
       CheckpointError: `out` holds another search, one of other versions, or a damaged one.
-      OutputError: `out` holds something else, cannot be written, or another process writes it.
+      OutputError: `out` holds something else, cannot be written, or is being written by another process.
+      DataError: The table has no such column.
+
+    Example:
+      >>> import tempfile
+      >>> from nngp_dag.nas import Pruning, get_space, tenas_search
+      >>> x = np.random.default_rng(0).normal(size=(4, 4, 4, 1))
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     found = tenas_search(get_space("nasbench201"), x, out, ["exact"], Pruning(repeats=1))
+      >>> type(found.cell).__name__, found.state.finished, found.accuracy
+      ('Cell', True, None)
+
+    Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Algorithm 1.
     """
     options = {"gradients": gradients, "batch_norm": batch_norm}
     found = tenas_measures(space, images, measures, batch=batch, seed=pruning.seed, classes=classes, **options)
@@ -91,7 +106,7 @@ def tenas_search(
         plot_cell(cell, path)
     accuracy = None
     if table is not None and isinstance(cell, Cell):
-        # Of a finished search too, which may have had no table before.
+        # Also for a search that was finished before, perhaps without a table.
         [accuracy] = table.look_up([cell], column).tolist()
         folder.save(state, accuracy)
     return FoundCell(cell, state, accuracy)

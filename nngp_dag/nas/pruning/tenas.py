@@ -14,20 +14,35 @@ from nngp_dag.nas.pruning.rounds import Measure
 from nngp_dag.nas.spaces.search_space import SearchSpace
 
 MEASURES = ("ntk", "regions", "exact")
-"""Condition number of the NTK, linear regions, and lambda_min of the exact NTK of the wiring."""
+"""Condition number of the NTK, number of linear regions, and mean λmin of the exact NTK of the wiring."""
 
 BATCH = {"nasbench201": 32, "darts": 14}
-"""Images for the NTK: as in the paper; of DARTS as in the released code for CIFAR-10."""
+"""Images per batch of the NTK: 32 as in the paper, and 14 for DARTS as in the released code for CIFAR-10."""
 
 EXACT_BATCH = 64
-"""Images for the exact NTK: with 32 the search of NAS-Bench-201 ends in cells of skips."""
+"""Images per batch of the exact NTK. With 32 the search of NAS-Bench-201 ends in cells of skips only."""
 
 PER_ROUND = {"nasbench201": 1, "darts": 3}
-"""Operations that an edge loses in a round, as in the released code for CIFAR-10."""
+"""Number of operations that an edge loses in a round, as in the released code for CIFAR-10."""
 
 
 def batch_sizes(space: SearchSpace, measures: Sequence[str], batch: int | None = None) -> dict[str, int]:
-    """Returns how many images each measure gets: `batch`, or by default as many as suit it."""
+    """Returns the number of images of each measure.
+
+    Args:
+      space: The search space.
+      measures: Names of measures; see `tenas_measures`.
+      batch: Number of images per measure. None for the defaults: 64 for "exact", and for the other measures 32 on
+        NAS-Bench-201 and 14 on DARTS.
+
+    Returns:
+      The number of images by the name of the measure.
+
+    Example:
+      >>> from nngp_dag.nas import batch_sizes, get_space
+      >>> batch_sizes(get_space("darts"), ["ntk", "exact"])
+      {'ntk': 14, 'exact': 64}
+    """
     defaults = {name: EXACT_BATCH if name == "exact" else BATCH[space.name] for name in measures}
     return defaults if batch is None else dict.fromkeys(defaults, batch)
 
@@ -43,25 +58,37 @@ def tenas_measures(
     gradients: str = "all",
     batch_norm: str = "frozen",
 ) -> list[Measure]:
-    """Returns measures that supernets are pruned by.
+    """Returns the measures that compare the supernets of a search.
 
-    The NTK is that of a supernet with a stem, of NAS-Bench-201 with 3 channels and three stages of one cell, of DARTS
-    with 1 channel, a normal and a reduction cell. Regions are counted of supernets of one channel without a stem, one
-    stage of NAS-Bench-201 and the same two cells of DARTS, on 3 batches of 1,000 patches of 3 x 3 pixels.
+    The NTK is that of a supernet with a stem. On NAS-Bench-201 the supernet has 3 channels and three stages of one
+    cell. On DARTS it has 1 channel, a normal and a reduction cell. Linear regions are counted on supernets with one
+    channel and without a stem: one cell of NAS-Bench-201, or the same two cells of DARTS. The inputs are 3 batches of
+    1,000 patches of 3 x 3 pixels.
 
     Args:
-      space: The space.
-      images: Images, of which each measure takes the first; patches are cut out of those of the NTK.
-      measures: Out of `MEASURES`.
-      batch: Images of every measure; None for `BATCH`, and for "exact" `EXACT_BATCH`.
+      space: The search space.
+      images: Images, (n, height, width, channels), or (n, ...) for "exact" alone. Each measure takes the first of them;
+        patches are cut out of those of the NTK.
+      measures: Names out of "ntk" (condition number of the NTK), "regions" (number of linear regions) and "exact" (mean
+        λmin of the exact NTK).
+      batch: Number of images per measure. None for the defaults; see `batch_sizes`.
       seed: Seed of the patches.
-      classes: Outputs of the network whose NTK is taken.
-      gradients: As for `Measures`.
-      batch_norm: As for `Measures`; "live" is TE-NAS's, "frozen" takes one backward pass instead of one for every
-        image.
+      classes: Number of outputs of the network whose NTK is measured.
+      gradients: Weights that the gradients are taken with respect to, as for `Measures`.
+      batch_norm: Batch statistics, as for `Measures`. "live" is TE-NAS's choice, and takes one backward pass per image.
+        "frozen" takes one backward pass in all.
+
+    Returns:
+      One `Measure` per name, in the order of `measures`.
 
     Raises:
-      InputError: A name is unknown or there twice, or images or options do not fit.
+      InputError: A name is unknown or occurs twice, or images or options do not fit.
+
+    Example:
+      >>> from nngp_dag.nas import get_space, tenas_measures
+      >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
+      >>> [(m.name, m.higher) for m in tenas_measures(get_space("darts"), x, ["ntk", "exact"])]
+      [('ntk', False), ('exact', True)]
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Section 4 and released code.
     """

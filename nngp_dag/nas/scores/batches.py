@@ -1,4 +1,4 @@
-"""Programs that take a cell as an argument: compiled once, run for one cell after the other or for several at once."""
+"""Programs with a cell as an argument: compiled once, and run for one cell after another or for several at once."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +13,14 @@ from jaxtyping import Array
 def compiled(function: Callable[..., Array]) -> Callable[..., Array]:
     """Compiles function(graph, *shared, *of_cell), to be called as run(graph, shared, of_cell).
 
-    Where arrays of `of_cell` have a further first axis, it is one of cells, and so is the result's. A `lax.switch` then
-    computes all its branches and selects.
+    Where the arrays of `of_cell` have one more axis in front, it is an axis of cells, and the result has it too. A
+    `lax.switch` then computes all its branches and selects.
 
     Args:
-      function: What to compile; the first array of `of_cell` has one axis.
+      function: The function to compile. For one cell, the first array of `of_cell` has one axis.
 
     Returns:
-      The program, whose `graph` is static.
+      The compiled program, with `graph` as a static argument.
     """
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -38,14 +38,14 @@ def by_cells(
     of_cells: Iterable[tuple[np.ndarray, ...]],
     at_once: int,
 ) -> Iterator[np.ndarray]:
-    """Yields what a compiled program says of every cell, in order.
+    """Yields the result of a compiled program for every cell, in order.
 
     Args:
-      run: What `compiled` returned.
-      graph: Its first argument.
+      run: A program that `compiled` returned.
+      graph: The static argument of the program.
       shared: Arguments that all cells share.
-      of_cells: Those of every cell.
-      at_once: Cells of one call. The last call repeats its last cell to have as many, so that all share a compilation.
+      of_cells: Arguments of each cell.
+      at_once: Number of cells per call. The last call repeats its last cell, so that all calls share a compilation.
     """
     left = iter(of_cells)
     while some := list(islice(left, at_once)):

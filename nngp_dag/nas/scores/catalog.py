@@ -31,4 +31,4 @@ _ALL = (
 )
 
 BUILT_IN = tuple(register(score).name for score in _ALL)
-"""Their names."""
+"""Names of the scores that come with the package."""

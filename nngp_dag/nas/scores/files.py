@@ -1,4 +1,4 @@
-"""Scores of cells on disk: a file for every measure, which grows by a line whenever a cell is scored."""
+"""Scores of cells on disk: one file per measure, which gains a line with every scored cell."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,20 +23,31 @@ _SETTINGS = {"settings": {"images": list, "sha256": str, "ntk_images": int}}
 class ScoreDirectory:
     """A folder of scores.
 
-    config.json says on what cells were scored. scores-MEASURE.csv has the scores, cell by cell, with the seconds that
-    they took, why some are missing, and a digest of the measure, empty where it reads what has no digest.
+    config.json holds the setting: a digest of the images, and the sizes of the networks. scores-MEASURE.csv holds one
+    line per cell: its scores, the seconds that they took, the reason of missing scores, and a digest of the code of the
+    measure. The digest is empty where the measure depends on objects that have none.
 
     Args:
       path: The folder.
-      setting: Data and sizes; a folder of others is refused.
+      setting: The data, and the sizes of the networks. A folder with another setting is refused.
 
     Raises:
       CheckpointError: The folder holds scores of another setting, of other versions, or damaged ones.
-      OutputError: It holds something else, cannot be written, or another process writes it.
+      OutputError: The folder holds something else, cannot be written, or is being written by another process.
+
+    Example:
+      >>> import tempfile
+      >>> from nngp_dag.nas import ScoreDirectory, Setting, read_scores, sample_cells
+      >>> setting = Setting(np.zeros((4, 8, 8, 3), np.float32))
+      >>> with tempfile.TemporaryDirectory() as path:
+      ...     progress = list(ScoreDirectory(path, setting).score(sample_cells(2, seed=0), ["parameters"]))
+      ...     columns = list(read_scores(path))
+      >>> progress[-1], "flops" in columns  # scores of the same measure come with it
+      (('paths_and_costs', 2, 2), True)
     """
 
     def __init__(self, path: str | Path, setting: Setting) -> None:
-        """Makes the folder, or checks the one that is there."""
+        """Makes the folder, or checks one that exists."""
         self.path, self._setting = Path(path), setting
         folder = score_folder(self.path)
         with folder.opened({"settings": settings_of(setting)}):
@@ -45,19 +56,26 @@ class ScoreDirectory:
     def score(
         self, cells: Sequence[Cell], scores: Sequence[str], *, timed: bool = False
     ) -> Iterator[tuple[str, int, int]]:
-        """Scores those cells that the folder does not have, and keeps each as soon as it is known, as `score_cells`.
+        """Scores the cells that the folder does not have yet, and stores each cell as soon as it is scored.
+
+        Args:
+          cells: The cells to score.
+          scores: Names of registered scores.
+          timed: Whether seconds of exact kernels leave out compilation; see `score_cells`.
 
         Yields:
-          (measure, cells done, cells) after every cell.
+          (name of the measure, number of scored cells, number of all cells) for every measure: before it starts, and
+          after every cell.
 
         Raises:
-          CheckpointError: Scores that are there are damaged, or of another version of a measure.
+          InputError: A score is unknown, or the setting lacks something that it needs.
+          CheckpointError: The stored scores are damaged, or come from another version of a measure.
           OutputError: The folder cannot be written, or another process writes it.
         """
         cells = list(dict.fromkeys(cells))
         with claimed(self.path):
             for measure, wanted in measures_of(scores).items():
-                # All scores of a measure, since they come at no further cost.
+                # All scores of a measure are stored, because they come at no further cost.
                 names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
                 path, digest = self.path / f"scores-{measure.__name__}.csv", known_fingerprint(measure) or ""
                 table = Rows(path, ["cell", *names, "seconds", "reason", "measure"])
@@ -72,7 +90,7 @@ class ScoreDirectory:
                 yield measure.__name__, len(cells) - len(left), len(cells)
                 if not left:
                     continue
-                # Without a last line that was cut off.
+                # Written again, because an interruption may have cut off the last line.
                 table.write(known)
                 for number, scored in enumerate(score_cells(left, names, self._setting, timed=timed), start=1):
                     table.add(_row(scored, names) | {"measure": digest})
@@ -80,7 +98,7 @@ class ScoreDirectory:
 
 
 def settings_of(setting: Setting) -> dict[str, Any]:
-    """Returns everything on which a score depends beside its cell."""
+    """Returns everything besides its cell on which a score depends."""
     labels = b"" if setting.labels is None else np.ascontiguousarray(setting.labels, np.int64).tobytes()
     return {
         "images": list(setting.images.shape),
@@ -94,17 +112,20 @@ def settings_of(setting: Setting) -> dict[str, Any]:
 
 
 def score_folder(path: Path) -> ResultDirectory:
-    """Returns a folder that holds scores, or will."""
+    """Returns the result directory of scores, which may be new."""
     return ResultDirectory(path, "scores", _SETTINGS)
 
 
 def read_scores(path: str | Path) -> "pandas.DataFrame":
-    """Reads a folder of scores.
+    """Reads a folder of scores; see `ScoreDirectory` for an example.
+
+    Args:
+      path: The folder.
 
     Returns:
-      A row for each cell: `cell`, its text; `index`, its number; `status`; `effective_depth` and `effective_width` of
-      the wiring; for each score its value, NaN where it failed; `seconds_MEASURE`; `reason`, why scores are missing.
-      What a measure has not seen is NaN, its seconds too.
+      One row per cell. The columns are `cell` (its text), `index` (its number), `status`, `effective_depth` and
+      `effective_width` of the wiring, one column per score, `seconds_MEASURE`, and `reason` (of missing scores). A
+      score is NaN where it failed. Scores and seconds are NaN for cells that a measure has not scored.
 
     Raises:
       CheckpointError: The folder holds no scores, or damaged ones.

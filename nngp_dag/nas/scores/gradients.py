@@ -1,4 +1,4 @@
-"""Scores from gradients of the finite, untrained network."""
+"""Scores from gradients of finite networks at initialization."""
 
 import functools
 import math
@@ -23,30 +23,42 @@ from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.cells import Cell
 from nngp_dag.theory import spectrum
 
-# Added to eigenvalues of correlations, as Mellor et al. do.
+# Added to the eigenvalues of correlations, as Mellor et al. do, so that the logarithm of a zero stays finite.
 _JITTER = 1e-5
 
-# The axis of a batch whose images are mapped over.
+# Name of the mapped axis of images, over which frozen batch norm takes its statistics.
 _IMAGES = "images"
 
 Measured = Iterator[dict[str, float | str]]
 
 
 def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, "n n"]:
-    """Returns the NTK of a finite network, of the sum f of its outputs: Theta_ij = <grad f(x_i), grad f(x_j)>.
+    """Returns the empirical NTK of a finite network: Theta_ij = <grad f(x_i), grad f(x_j)>, f the sum of its outputs.
 
-    Gradients are with respect to kernels, scales of batch norm and the classifier's kernel, but not to shifts and
-    biases, as in TE-NAS. Batch norm couples the images: f(x_i) depends on the whole batch, and so does its gradient.
+    The gradients are with respect to kernels, scales of batch norm and the kernel of the classifier, as in TE-NAS.
+    Shifts and biases are left out. Batch norm uses the statistics of the batch: f(x_i) depends on the whole batch, and
+    so does its gradient.
 
-    Memory: n times what the network holds, for all operations of all edges, and n times a pass over the batch.
+    Memory: n gradients of all weights, those of unused operations included, and n backward passes over the batch (on
+    CPU two).
 
     Args:
-      net: The network; all cells share one compiled program.
+      net: The network. All cells of one network share one compiled program.
       x: Images, (n, height, width, channels).
       cell: The cell.
 
+    Returns:
+      The symmetric matrix Theta, (n, n), float32.
+
     Raises:
       InputError: The images do not fit.
+
+    Example:
+      >>> from nngp_dag.nas import Cell, MacroNet, empirical_ntk
+      >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
+      >>> x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+      >>> empirical_ntk(net, x, Cell.from_index(10353)).shape
+      (3, 3)
 
     Reference: Chen, Gong, Wang, Neural Architecture Search on ImageNet in Four GPU Hours, ICLR 2021, Section 3.1.1.
     """
@@ -55,20 +67,21 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
 
 
 def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *, names: str, batch_norm: str) -> Array:
-    """Returns <grad f(x_i), grad f(x_j)>, f the sum of the outputs of a network, (n, n); for compiled programs.
+    """Returns <grad f(x_i), grad f(x_j)>, (n, n), f the sum of the outputs of a network; for use in compiled programs.
 
     Args:
-      graph: The module of a network that is called with images and an architecture, normalizes by its `normalize`
-        alone, which may be told `over` what axis of images, and has its weights where `nnx.split` puts them.
-      params: The weights.
+      graph: Structure of the network, as `nnx.split` returns it. The network is a function of images and an
+        architecture. All its batch norms are its attribute `normalize`, which takes the name of an axis as `over`.
+      params: The weights, as `nnx.split` returns them.
       x: Images, (n, height, width, channels).
-      architecture: What the network is called with besides.
-      names: "weight": gradients with respect to kernels, scales and the classifier's kernel, which are called weight
-        where the measure comes from; "all": shifts and biases too.
-      batch_norm: "live": f(x_i) depends on all images, by the statistics of the batch, and so does its gradient,
-        which takes a backward pass over the batch for every image. "frozen": the statistics are those of the batch, but
-        do not change with the weights; f(x_i) depends on x_i alone, and one backward pass gives all gradients.
+      architecture: Second argument of the network.
+      names: Weights that the gradients are with respect to. "weight" takes kernels, scales and the kernel of the
+        classifier, whose PyTorch names end in "weight" in TE-NAS. "all" takes shifts and biases too.
+      batch_norm: Batch statistics. With "live", f(x_i) and its gradient depend on all images, and each image needs a
+        backward pass over the batch. With "frozen", the statistics of the batch are constants, f(x_i) depends on x_i
+        alone, and one backward pass gives all gradients.
     """
+    # Shifts and biases are constants here, so that JAX does not compute their gradients.
     trained, fixed = _by_name(params, lambda name: names == "all" or name not in ("shift", "bias"))
 
     def summed(trained: dict, x: Array) -> Array:
@@ -78,19 +91,23 @@ def gradient_products(graph: Any, params: Any, x: Array, architecture: Array, *,
         return net(x, architecture).sum(axis=1)
 
     if batch_norm == "frozen":
+        # With frozen statistics the images do not interact, and `jax.vmap` over them is one backward pass. The mapped
+        # axis has a name: batch norm still takes its statistics over the whole batch.
         one = jax.grad(lambda trained, image: summed(trained, image[None])[0])
         gradients = jax.vmap(one, (None, 0), axis_name=_IMAGES)(trained, x)
     else:
+        # Row i of the Jacobian is the backward pass of the i-th unit vector; one forward pass serves all of them.
         _, backwards = jax.vjp(lambda trained: summed(trained, x), trained)
         [gradients] = lax.map(backwards, jnp.eye(len(x)), batch_size=passes_at_once(len(x)))
     return sum(map(inner_products, gradients.values()), jnp.zeros((len(x), len(x))))
 
 
 def inner_products(gradients: Array) -> Array:
-    """Returns <g_i, g_j>, (n, n), of gradients g, (n, ...).
+    """Returns the inner products <g_i, g_j>, (n, n), of gradients g, (n, ...).
 
-    The last four axes are those of a kernel. Of a stack of kernels, (n, *stack, ...), those cost no product that the
-    network does not use, whose gradients are all zero; but on CPU alone, and where no `jax.vmap` goes over networks.
+    The last four axes are those of a kernel; axes between them and the first are a stack of kernels. The gradients of
+    kernels that the network does not use are all zero. On CPU their products are skipped, unless `jax.vmap` maps over
+    networks.
     """
     n, stack = len(gradients), math.prod(gradients.shape[1:-4])
 
@@ -99,6 +116,7 @@ def inner_products(gradients: Array) -> Array:
 
     if stack == 1 or not on_cpu():
         return product(gradients.reshape(n, -1))
+    # One kernel after another, because a cell uses at most one of the two kernels of an edge.
     kernels, nothing = gradients.reshape(n, stack, -1), jnp.zeros((n, n), gradients.dtype)
 
     def add(i: Array, total: Array) -> Array:
@@ -109,12 +127,12 @@ def inner_products(gradients: Array) -> Array:
 
 
 def passes_at_once(images: int) -> int:
-    """How many images' backward passes run side by side; on CPU no more than its caches hold."""
+    """Returns how many backward passes run at the same time; on CPU two, because more do not fit into its caches."""
     return min(images, 2) if on_cpu() else images
 
 
 def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Measures the condition number of the empirical NTK of the setting's first images."""
+    """Yields the condition number of the empirical NTK of each cell, on the first images of the setting."""
     graph, params = nnx.split(setting.network())
     shared = params, jnp.asarray(setting.images[: setting.ntk_images])
     for ntk in by_cells(_ntk, graph, shared, map(_codes, cells), setting.at_once):
@@ -122,7 +140,13 @@ def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
 
 
 def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Measures the sum over kernels of the Euclidean norms of the gradients of the mean cross entropy."""
+    """Yields grad_norm of each cell: the sum over kernels of the Euclidean norm of the gradient of the mean loss.
+
+    The loss is the cross entropy of the logits.
+
+    Raises:
+      InputError: The setting has no labels.
+    """
     if setting.labels is None:
         raise InputError("Expected `labels` in the setting for grad_norm, got None; pass those of the images")
     graph, params = nnx.split(setting.network())
@@ -132,11 +156,15 @@ def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
 
 
 def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Measures log sum of theta dR/dtheta, R the sum of outputs for an image of ones, weights |theta|, no batch norm.
+    """Yields the logarithm of SynFlow of each cell: the sum of theta dR/dtheta over all weights theta.
 
-    The sum is of the size of a product over layers, so it is taken in float64.
+    R is the sum of the outputs for an image of ones. The network has the absolute values of the weights, and no batch
+    norm. SynFlow grows as a product over layers, which overflows float32, so that it is computed in float64.
+
+    Reference: Tanaka et al., Pruning Neural Networks without Any Data by Iteratively Conserving Synaptic Flow, NeurIPS
+      2020.
     """
-    # Drawn outside, where it is the float32 draw of the other scores.
+    # The weights are drawn before the switch to float64, so that they are the float32 draw of the other scores.
     graph, params = nnx.split(setting.network(batch_norm=False))
     with precision_of(np.dtype(np.float64)):
         params = jax.tree.map(lambda value: jnp.abs(jnp.asarray(value, jnp.float64)), params)
@@ -149,7 +177,13 @@ def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
 
 
 def jacob_cov(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Measures -sum_i log(v_i + k) + 1 / (v_i + k), v_i the eigenvalues of the correlations of input gradients."""
+    """Yields jacob_cov of each cell: -sum_i [log(v_i + k) + 1 / (v_i + k)], with k = 1e-5.
+
+    The v_i are the eigenvalues of the correlation matrix of the gradients of the outputs' sum with respect to the
+    images.
+
+    Reference: Mellor et al., Neural Architecture Search without Training, first version, 2020.
+    """
     graph, params = nnx.split(setting.network())
     for jacobian in by_cells(
         _jacobian, graph, (params, jnp.asarray(setting.images)), map(_codes, cells), setting.at_once
@@ -166,7 +200,7 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
 
 
 def _measured(number: Callable[[Any], float], computed: ArrayLike) -> float | str:
-    """Returns a number made of what was computed, or why there is none."""
+    """Returns a function of the computed array as a number, or the reason why there is none."""
     try:
         return float(number(computed))
     except InputError as error:
@@ -174,13 +208,13 @@ def _measured(number: Callable[[Any], float], computed: ArrayLike) -> float | st
 
 
 def condition_of(ntk: np.ndarray) -> float:
-    """Returns lambda_max / lambda_min.
+    """Returns the condition number λmax / λmin.
 
     Raises:
-      InputError: λmin is not resolved, or the matrix is no kernel.
+      InputError: λmin is not resolved, or the matrix is not a kernel.
     """
     with warnings.catch_warnings():
-        # What is not resolved is an error here.
+        # An unresolved λmin is an error below, so that a warning would repeat it.
         warnings.simplefilter("ignore", NumericalWarning)
         found = spectrum(ntk)
     if not found.resolved:
@@ -227,7 +261,7 @@ def _gradient_norm(graph: Any, params: Any, x: Array, labels: Array, codes: Arra
 
 @compiled
 def _flow(graph: Any, params: Any, x: Array, codes: Array) -> Array:
-    # Without batch norm neither scales nor shifts take part; biases are 0.
+    # All weights may enter the sum: scales and shifts have zero gradients without batch norm, and biases are 0.
     total = lambda params: nnx.merge(graph, params)(x, codes).sum()  # noqa: E731
     products = jax.tree.map(lambda value, gradient: (value * gradient).sum(), params, jax.grad(total)(params))
     return jax.tree.reduce(jnp.add, products)
@@ -235,11 +269,12 @@ def _flow(graph: Any, params: Any, x: Array, codes: Array) -> Array:
 
 @compiled
 def _jacobian(graph: Any, params: Any, x: Array, codes: Array) -> Array:
+    # The gradient of the sum over the batch: batch norm couples the images, so that row i is not that of image i alone.
     return jax.grad(lambda x: nnx.merge(graph, params)(x, codes).sum())(x)
 
 
 def _by_name(params: Any, wanted: Callable[[str], bool]) -> tuple[dict, dict]:
-    """Splits weights by the last part of their names."""
+    """Splits the weights into those whose last name is wanted, and the others."""
     flat = {jax.tree_util.keystr(path): (path, value) for path, value in jax.tree_util.tree_leaves_with_path(params)}
     chosen = {key: value for key, (path, value) in flat.items() if wanted(_last_name(path))}
     return chosen, {key: value for key, (_, value) in flat.items() if key not in chosen}

@@ -1,4 +1,4 @@
-"""NASWOT: how well the ReLUs of an untrained network tell the images of a batch apart."""
+"""NASWOT: the log-determinant of the kernel of ReLU activation patterns of an untrained network."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,22 +20,23 @@ COUNTINGS = ("correct", "reference")
 
 
 def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "correct") -> Int[np.ndarray, "n n"]:
-    """Counts, for every two images of a batch, the ReLUs that are on for both or off for both.
+    """Returns the kernel of NASWOT: for every two images, the number of ReLUs that are on for both or off for both.
 
-    K = sum over ReLUs of x x' + (1 - x)(1 - x)', x_i = 1 where the ReLU's input is positive for image i. With signs
-    s = 2 x - 1 that is (units + s s') / 2 for a layer, one product of small integers, exact. Edges that leave one node
-    have ReLUs of equal pattern, which are counted as often as there are edges but compared once.
+    Let c_i be the binary vector of the ReLUs that are on for image i. Then K_ij is the number of ReLUs minus the
+    Hamming distance of c_i and c_j. ReLUs on several edges out of one node have equal patterns. They are compared once,
+    and count once per edge.
 
     Args:
-      net: The network; all cells share one compiled program.
+      net: The network. All cells of one network share one compiled program.
       x: Images, (n, height, width, channels).
       cell: The cell.
-      counting: "correct" counts every ReLU that changes an output once. "reference" counts as the code that Mellor et
-        al. released, and Chen et al. built on, does: it looks for classes whose names contain ReLU, so that the
-        activation of every ReLU - convolution - batch norm counts twice, on dead edges too.
+      counting: Number of times that a ReLU counts. With "correct", every ReLU that affects an output counts once. With
+        "reference", ReLUs count as in the code of Mellor et al., which Chen et al. use too. That code takes all modules
+        whose class name contains "ReLU". So the ReLU of a ReLU - convolution - batch norm block counts twice, also on
+        dead edges.
 
     Returns:
-      (n, n), int64.
+      The kernel K, (n, n), int64.
 
     Raises:
       InputError: The images do not fit, or `counting` is unknown.
@@ -47,7 +48,8 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
       >>> pattern_kernel(net, x, Cell.from_index(0)).diagonal()
       array([640, 640, 640])
 
-    Reference: Mellor, Turner, Storkey, Crowley, Neural Architecture Search without Training, ICML 2021, Section 3.
+    Reference: Mellor, Turner, Storkey, Crowley, Neural Architecture Search without Training, ICML 2021, Section 3
+      (kernel matrix K_H).
     """
     check_option("counting", counting, COUNTINGS)
     graph, params = nnx.split(net)
@@ -55,13 +57,17 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
 
 
 def gates(cell: Cell, counting: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the operations to compute, (6,), and how often to count the ReLUs of nodes, blocks and the end, (5,)."""
+    """Returns the operations to compute, (6,), and the weights of the ReLUs, (5,).
+
+    The weights are those of nodes 0, 1 and 2, of the residual blocks, and of the last ReLU.
+    """
     twice = 2 if counting == "reference" else 1
     cell = cell if counting == "reference" else cell.live
     counts = [0, 0, 0]
     for (source, _), name in zip(EDGES, cell.operations, strict=True):
         counts[source] += twice * (name in CONVOLUTIONS)
-    # What nothing counts or reads need not be computed.
+    # A node is computed only if its ReLUs count or if another computed node reads it. "reference" may count the ReLU of
+    # a dead edge, whose source is then needed, but not its convolution.
     needed, operations = {3, *(node for node in range(3) if counts[node])}, list(cell.operations)
     for edge in reversed(range(len(EDGES))):
         source, target = EDGES[edge]
@@ -73,11 +79,22 @@ def gates(cell: Cell, counting: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def log_determinant(kernel: np.ndarray) -> float:
-    """Returns log det K.
+    """Returns the log-determinant of a kernel, such as that of `pattern_kernel`.
+
+    Args:
+      kernel: Symmetric positive definite matrix, (n, n).
 
     Raises:
-      InputError: K is singular to rounding: two images share all patterns, or nothing tells them apart.
+      InputError: The matrix is singular up to rounding, for example because two images share all patterns.
+
+    Example:
+      >>> log_determinant(np.diag([1.0, np.e]))
+      1.0
+
+    Reference: Mellor et al., Neural Architecture Search without Training, ICML 2021, Section 3 (s = log |K_H|).
     """
+    # Eigenvalues, not `slogdet`: they tell a singular matrix, of which `slogdet` returns the logarithm of rounding
+    # errors. The floor is the usual bound on the rounding of an eigenvalue, n eps λmax.
     eigenvalues = np.linalg.eigvalsh(kernel.astype(np.float64))
     floor = len(kernel) * np.finfo(np.float64).eps * eigenvalues[-1]
     if eigenvalues[0] <= floor:
@@ -87,12 +104,12 @@ def log_determinant(kernel: np.ndarray) -> float:
 
 
 def naswot(cells: Sequence[Cell], setting: Setting) -> Iterator[dict[str, float | str]]:
-    """Measures log det K of every cell, with correct counting."""
+    """Yields NASWOT of each cell: log det K with correct counting."""
     return _naswot(cells, setting, "naswot", "correct")
 
 
 def naswot_reference(cells: Sequence[Cell], setting: Setting) -> Iterator[dict[str, float | str]]:
-    """Measures log det K of every cell, as the released code counts."""
+    """Yields NASWOT of each cell with the counting of the released code."""
     return _naswot(cells, setting, "naswot_reference", "reference")
 
 
@@ -109,6 +126,8 @@ def _naswot(cells: Sequence[Cell], setting: Setting, name: str, counting: str) -
 @compiled
 def _counted(graph: Any, params: Any, x: Array, codes: Array, weights: Array) -> Array:
     def agreements(value: Array, weight: Array) -> Array:
+        # With signs s = 2c - 1 the number of equal entries is (units + s_i . s_j) / 2: one matrix product of int8,
+        # which is exact. Sum and number of units have the same parity, so that the division has no remainder.
         signs = jnp.where(value.reshape(len(value), -1) > 0, 1, -1).astype(jnp.int8)
         products = lax.dot_general(signs, signs, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
         return weight * ((products + signs.shape[1]) // 2)

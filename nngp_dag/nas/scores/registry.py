@@ -1,4 +1,4 @@
-"""The registry of scores, and how many cells are scored."""
+"""The registry of scores, and the loop that scores cells."""
 
 import itertools
 import math
@@ -16,8 +16,11 @@ from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.cells import Cell
 
 COSTS = ("wiring", "kernel", "forward", "backward", "jacobian")
-"""What a score needs of a cell, the cheapest first: its graph; exact kernels, once for all cells that have the same;
-a pass of the batch through the network; a backward pass too; a backward pass for every image."""
+"""Costs of a score, the cheapest first.
+
+"wiring" needs the graph only. "kernel" needs exact kernels, each once for all cells that share it. "forward" needs a
+forward pass of the batch, "backward" a backward pass too, and "jacobian" a backward pass for every image.
+"""
 
 Measured = Mapping[str, float | str]
 Measure = Callable[[Sequence[Cell], Setting], Iterator[Measured]]
@@ -28,12 +31,17 @@ class Score:
     """A number that ranks cells without training.
 
     Attributes:
-      name: What it is called.
-      higher_is_better: Its direction.
-      cost: One out of `COSTS`.
-      reference: Where it comes from.
-      measure: Called with cells and a setting, yields for each cell {name: number, or why there is none}, for this
-        score and for all others that come from the same computation.
+      name: Name of the score.
+      higher_is_better: Whether a higher number is better.
+      cost: Cost of the score: "wiring", "kernel", "forward", "backward" or "jacobian".
+      reference: The publication that the score comes from.
+      measure: Function of (cells, setting) that yields a dictionary for each cell. Its keys are the names of all scores
+        from the same computation. Its values are their numbers, or the reasons of missing numbers.
+
+    Example:
+      >>> from nngp_dag.nas import get_score
+      >>> get_score("ntk_condition").cost, get_score("ntk_condition").higher_is_better
+      ('jacobian', False)
     """
 
     name: str
@@ -54,11 +62,11 @@ class Scored:
 
     Attributes:
       cell: The cell.
-      values: {score: number}; NaN where it failed.
-      reasons: {score: why it failed, and for which cell}.
-      seconds: Time that all of it took, without compilation; of work for several cells at once an equal share. Exact
-        kernels are one such work for all cells of a call, so that the more cells, the smaller the share; unless timing
-        is asked for, it includes compilation.
+      values: The numbers by score; NaN where a score failed.
+      reasons: The reasons of failed scores, by score. Each names the cell.
+      seconds: Time of all scores, in seconds, without compilation. Where several cells are computed at once, each has
+        an equal share. Exact kernels are computed at once for all cells of a call, so that the share falls with the
+        number of cells. It includes their compilation, unless `score_cells` is called with `timed=True`.
     """
 
     cell: Cell
@@ -70,8 +78,14 @@ class Scored:
 def register(score: Score) -> Score:
     """Adds a score to the registry, for `score_cells` and the command line.
 
+    Args:
+      score: The score. No other score has its name, and no other measure the name of its measure.
+
+    Returns:
+      The score.
+
     Raises:
-      InputError: The name is taken, or the cost unknown.
+      InputError: The name of the score or of its measure is taken, or the cost is unknown.
 
     Example:
       >>> from nngp_dag.nas import SCORES, Score, register
@@ -85,8 +99,8 @@ def register(score: Score) -> Score:
     file = getattr(score.measure, "__name__", None)
     if file is None or any(file == s.measure.__name__ and s.measure is not score.measure for s in _registered.values()):
         raise InputError(
-            f"Expected `measure` of {score.name!r} to be a function whose name no other measure has, got {file}; files "
-            "of scores are called after it"
+            f"Expected `measure` of {score.name!r} to be a function whose name no other measure has, got {file}; the "
+            "file of its scores has this name"
         )
     if score.cost not in COSTS:
         raise InputError(f"Expected `cost` of {score.name!r} to be one of {', '.join(COSTS)}, got {score.cost!r}")
@@ -95,22 +109,26 @@ def register(score: Score) -> Score:
 
 
 def load_installed() -> None:
-    """Imports the modules that installed packages name in their entry points "nngp_dag.scores", to register scores.
+    """Imports the modules in the entry points "nngp_dag.scores" of installed packages, which register their scores.
 
-    An `InputWarning` says which of them fail; they are left out.
+    A module that fails is left out, with an `InputWarning`.
     """
     for entry in metadata.entry_points(group="nngp_dag.scores"):
         try:
             entry.load()
-        except Exception as error:  # whatever a foreign module does
+        except Exception as error:  # a module of another package may raise anything
             warn(f"Expected the scores of entry point {entry.name!r} to load, got {shown(error)}", InputWarning)
 
 
 def get_score(name: str) -> Score:
-    """Returns a registered score.
+    """Returns a registered score by its name.
 
     Raises:
-      InputError: There is none of that name.
+      InputError: No score has this name.
+
+    Example:
+      >>> get_score("naswot").reference
+      'Mellor et al., Neural Architecture Search without Training, ICML 2021'
     """
     if name not in _registered:
         raise InputError(
@@ -120,10 +138,10 @@ def get_score(name: str) -> Score:
 
 
 def measures_of(names: Sequence[str]) -> dict[Measure, list[Score]]:
-    """Returns the computations that some scores need, each with the scores it gives.
+    """Returns the measures that some scores need, each with its scores among them.
 
     Raises:
-      InputError: A name is unknown, or there is none.
+      InputError: A name is unknown, or there are no names.
     """
     found: dict[Measure, list[Score]] = {}
     for name in dict.fromkeys(names):
@@ -137,20 +155,20 @@ def measures_of(names: Sequence[str]) -> dict[Measure, list[Score]]:
 def score_cells(
     cells: Sequence[Cell], scores: Sequence[str], setting: Setting, *, timed: bool = False
 ) -> Iterator[Scored]:
-    """Scores cells, one after the other, each by all measures that its scores need.
+    """Scores cells, one after another, by all measures that the scores need.
 
     Args:
-      cells: Any cells.
-      scores: Names out of `SCORES`.
-      setting: Data, and sizes of the networks.
-      timed: Whether seconds of exact kernels leave compilation out, for which they are computed twice.
+      cells: The cells.
+      scores: Names of registered scores; see `SCORES`.
+      setting: The data, and the sizes of the networks.
+      timed: Whether the seconds of exact kernels leave out compilation. The kernels are then computed twice.
 
     Yields:
-      A `Scored` for every cell, in order, as soon as all of its scores are known. Exact kernels are computed for all
-      cells before the first is.
+      A `Scored` for every cell, in order, as soon as all of its scores are known. Exact kernels of all cells are
+      computed before the first cell is yielded.
 
     Raises:
-      InputError: A score is unknown, or lacks what it needs of the setting.
+      InputError: A score is unknown, `cells` holds something else, or the setting lacks something that a score needs.
 
     Example:
       >>> from nngp_dag.nas import Setting, sample_cells
@@ -166,18 +184,19 @@ def score_cells(
     for cell, *parts in zip(cells, *running, strict=True):
         values = {name: value for part in parts for name, value in part.values.items()}
         reasons = {name: reason for part in parts for name, reason in part.reasons.items()}
-        # As they were asked for, not by measure.
+        # In the order of the request, not of the measures.
         yield Scored(cell, {name: values[name] for name in scores}, reasons, sum(part.seconds for part in parts))
 
 
 def _timed(
     measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting, timed: bool
 ) -> Iterator[Scored]:
-    """Yields what one measure says of every cell; only its own work counts as its time."""
+    """Yields the scores of one measure for every cell, with the time of this measure alone."""
     cost, at_once = wanted[0].cost, setting.at_once
-    # Compiled before anything is timed, since that is done once for all cells.
+    # Programs are compiled before anything is timed, because one compilation serves all cells.
     if cost == "kernel" and timed:
-        # Programs of kernels depend on all cells; nothing that is computed now is known to what is timed.
+        # The programs of kernels depend on all cells. Copies of the cells and of the setting keep the timed run from
+        # finding results that are computed here.
         list(_measured(measure, [Cell(cell.operations) for cell in cells], wanted, replace(setting)))
     elif cost not in ("wiring", "kernel"):
         list(_measured(measure, cells[:1], wanted, setting))
@@ -194,7 +213,7 @@ def _timed(
 def _measured(
     measure: Measure, cells: Sequence[Cell], wanted: Sequence[Score], setting: Setting
 ) -> Iterator[tuple[Cell, Measured]]:
-    """Runs a measure; an error that it does not turn into a reason gets the names of score and cell."""
+    """Runs a measure; the message of an error that the measure does not catch names the score and the cell."""
     running = iter(measure(cells, setting))
     for cell in cells:
         try:
@@ -221,11 +240,19 @@ def _scored(cell: Cell, wanted: Sequence[Score], found: Measured, seconds: float
 
 
 def goodness(score: Score, values: Sequence[float] | np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
-    """Returns numbers of which the higher is better, whatever the score's direction, (cells,).
+    """Returns the scores with the sign that makes higher numbers better, whatever the direction of the score.
 
-    Degenerate cells have minus infinity, so that they never rank above sound ones: those without a finite score, and
-    those whose `status` is not "connected". A kernel of a cell without a weighted edge is that of its input, which some
-    scores of exact kernels put above all others.
+    Degenerate cells get minus infinity, so that they never rank above others. These are the cells without a finite
+    score, and those whose `status` is not "connected". Without a weighted edge, the kernel of a cell is that of its
+    input, which some scores of exact kernels would rank first.
+
+    Args:
+      score: The score.
+      values: Its values, (cells,).
+      cells: The cells.
+
+    Returns:
+      Numbers of which the highest is the best, (cells,), float64.
 
     Example:
       >>> goodness(get_score("ntk_condition"), [3.0, 2.0, np.inf], [Cell.from_index(10353)] * 3)

@@ -1,4 +1,4 @@
-"""On what cells are scored: data, and the sizes of their networks."""
+"""The setting in which cells are scored: data, and the sizes of their networks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,33 +7,38 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import check_whole
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.nas.networks.macro_net import MacroNet
 
-# A GPU is idle for most of one small network; so many empirical NTKs of 32 images take some 10 GB.
+# One small network leaves a GPU mostly idle. 16 empirical NTKs of 32 images take about 10 GB.
 _AT_ONCE_ON_GPU = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Data and sizes that all cells of one run share, so that their scores compare.
+    """Data and network sizes that all cells of one run share, so that their scores are comparable.
 
     Attributes:
-      images: A batch, (n, height, width, channels), normalized.
-      labels: Its classes, (n,), for scores that need a loss; None for none.
-      channels: C of the macro network.
-      cells: N, cells of a stage.
-      classes: Outputs of the network.
-      seed: Seed of the one draw of weights.
-      ntk_images: How many of the images the empirical NTK takes, the first ones, as a batch of their own.
-      cells_at_once: Cells whose networks are computed in one call, of which each then computes all operations and
-        selects; memory grows with their number. None for 16 on a GPU and 1 elsewhere. Scores are the same up to
-        rounding.
+      images: Batch of normalized images, (n, height, width, channels). Both sides are multiples of 4.
+      labels: Classes of the images, (n,), for scores that need a loss. None where no score needs them.
+      channels: Channels C of the first stage of the network; see `MacroNet`.
+      cells: Number N of cells per stage.
+      classes: Number of outputs of the network.
+      seed: Seed of the weights, which are drawn once for all cells.
+      ntk_images: Number of images of the empirical NTK. They are the first of `images`, and form a batch of their own.
+      cells_at_once: Number of cells per call. With several, every cell computes all operations and selects, and memory
+        grows with the number. None for 1 on CPU and 16 elsewhere. Scores do not depend on it, but for rounding.
 
     Raises:
-      InputError: Shapes do not fit.
+      InputError: Shapes do not fit, a size is too small, or images or labels are out of range.
+
+    Example:
+      >>> from nngp_dag.nas import Setting
+      >>> setting = Setting(np.zeros((4, 8, 8, 3), np.float32), channels=4, cells=1)
+      >>> setting.network() is setting.network()
+      True
 
     Reference: Dong and Yang, ICLR 2020 (C = 16, N = 5); Chen, Gong, Wang, TE-NAS, ICLR 2021 (32 images).
     """
@@ -46,11 +51,11 @@ class Setting:
     seed: int = 0
     ntk_images: int = 32
     cells_at_once: int | None = None
-    # Networks, and kernels that several cells share.
+    # Networks, and numbers of kernels that several cells share.
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what no network could take."""
+        """Refuses data and sizes that no network can take."""
         shape = self.images.shape
         if (
             len(shape) != 4
@@ -66,24 +71,31 @@ class Setting:
         if self.labels is not None and (
             self.labels.shape != shape[:1] or self.labels.min() < 0 or self.labels.max() >= self.classes
         ):
-            raise InputError(f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}")
+            raise InputError(
+                f"Expected `labels` to be {len(self.images)} numbers in 0 to {self.classes - 1}, "
+                f"got {shown(self.labels)}"
+            )
         for name in ("channels", "cells", "classes"):
             check_whole(name, getattr(self, name), 1)
         if check_whole("seed", self.seed, 0) >= 2**32:
             raise InputError(f"Expected `seed` in 0 to {2**32 - 1}, got {self.seed}")
         if len(self.images) < 2:
-            raise InputError("Expected `images` to hold at least 2, which scores tell apart, got 1")
+            raise InputError("Expected `images` to hold at least 2 images, got 1")
         check_whole("ntk_images", self.ntk_images, 2)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise InputError(f"Expected `cells_at_once` to be at least 1, got {self.cells_at_once}")
 
     @property
     def at_once(self) -> int:
-        """How many cells one call computes."""
+        """The number of cells that one call computes."""
         return self.cells_at_once or (1 if on_cpu() else _AT_ONCE_ON_GPU)
 
     def network(self, *, batch_norm: bool = True) -> MacroNet:
-        """Returns the network from which all cells take their weights; the same one whenever asked."""
+        """Returns the network whose weights all cells share; every call returns the same object.
+
+        Args:
+          batch_norm: Whether the network has batch norm.
+        """
         name = f"network {batch_norm}"
         if name not in self.memo:
             self.memo[name] = MacroNet(

@@ -16,17 +16,17 @@ from nngp_dag.theory import spectrum
 
 KERNELS = ("nngp", "ntk")
 KERNEL_SCORES = ("lambda_min", "condition", "logdet")
-# Kernels at once, 34 N^2 bytes each: 70 MB for 128 images.
+# Kernels per call, at 34 N^2 bytes each: 70 MB for N = 128 images.
 _BATCH = 128
 
 Measured = Iterator[dict[str, float | str]]
 
 
 def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Measures lambda_min, condition number and log-determinant of the exact NNGP and NTK of every cell's wiring.
+    """Yields λmin, condition number and log-determinant of the exact NNGP and NTK of each cell's wiring.
 
-    The network is the fully connected one whose connectivity is the cell's, ReLU, of infinite width, on images that are
-    scaled to |x|^2 = d. Cells have few different kernels, 77 in all, and each is computed once.
+    The network is the fully connected ReLU network of infinite width with the connectivity of the cell, on images
+    scaled to |x|^2 = d. All 15,625 cells have 77 distinct kernels, and each is computed once.
     """
     kernel_classes, networks, refused = new_kernel_classes(), {}, {}
     classes: dict[Dag, str] = {}
@@ -55,7 +55,7 @@ def exact_kernels(cells: Sequence[Cell], setting: Setting) -> Measured:
 
 
 def paths_and_costs(cells: Sequence[Cell], setting: Setting) -> Measured:
-    """Counts effective depth and width, parameters and operations of every cell's network."""
+    """Yields effective depth, effective width, number of parameters and FLOPs of each cell's network."""
     sizes = {"channels": setting.channels, "cells": setting.cells, "classes": setting.classes}
     for cell in cells:
         yield {
@@ -67,7 +67,11 @@ def paths_and_costs(cells: Sequence[Cell], setting: Setting) -> Measured:
 
 
 def on_sphere(images: np.ndarray) -> np.ndarray:
-    """Returns images as rows, float64, scaled to |x|^2 = d; an `InputError` where one is all zero."""
+    """Returns images as rows of d numbers, float64, scaled to |x|^2 = d.
+
+    Raises:
+      InputError: An image is all zero.
+    """
     rows = images.reshape(len(images), -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not norms.all():
@@ -79,7 +83,7 @@ def _spectra(matrices: Sequence[np.ndarray]) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for kernel, matrix in zip(KERNELS, matrices, strict=True):
         with warnings.catch_warnings():
-            # What is not resolved gets a reason instead.
+            # An unresolved λmin becomes a reason instead of a warning.
             warnings.simplefilter("ignore", NumericalWarning)
             s = spectrum(matrix, eigenvalues=True)
         assert s.eigenvalues is not None

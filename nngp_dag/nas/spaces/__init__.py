@@ -1,1 +1,1 @@
-"""Cells, genotypes, search spaces, and what is known of their members without a network."""
+"""Cells, genotypes and search spaces, their costs, filters, and accuracies from tables."""

@@ -17,7 +17,7 @@ from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
 from nngp_dag.nas.spaces.cells import Cell
 
 _NAMES = ("arch_str", "arch", "architecture", "cell")
-# The last two are how pandas writes its row numbers.
+# The last two are the names that pandas gives to a column of row numbers.
 _NUMBERS = ("index", "arch_index", "", "Unnamed: 0")
 _NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
@@ -25,17 +25,18 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 @dataclass(frozen=True, eq=False)
 class AccuracyTable:
-    """What trained cells reached, in per cent; any cells, in any order.
+    """Accuracies of trained cells, in per cent, for any cells in any order.
 
-    A cell is asked for as a `Cell`, by its text, or by its row, which is its number in the published benchmark where
-    the table is in that order and whole.
+    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in the published
+    benchmark, if the table holds the whole benchmark in its order.
 
     Attributes:
       cells: The cells, without repetition.
-      accuracies: {column: (cells,)}; NaN where a cell has none.
+      accuracies: Accuracies by column, (cells,) each; NaN where a cell has none.
 
     Raises:
-      DataError: A cell stands there twice, a column has the wrong length or numbers that are no per cent, or none.
+      DataError: There are no cells or no columns, a cell occurs twice, a column has the wrong length, or a number is
+        not a percentage.
 
     Example:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
@@ -49,7 +50,7 @@ class AccuracyTable:
     _rows: dict[Cell, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses what would give wrong answers."""
+        """Refuses cells that occur twice, and columns that are not accuracies."""
         if not self.cells or not self.accuracies:
             raise DataError(
                 f"Expected cells with accuracies, got {len(self.cells)} cells, {len(self.accuracies)} columns"
@@ -63,7 +64,7 @@ class AccuracyTable:
                 row = int(outside.argmax())
                 raise DataError(
                     f"Expected column {name!r} to hold accuracies in per cent, from 0 to 100, got {column[row]:g} in "
-                    f"row {row}; mend it, or leave a column of something else out"
+                    f"row {row}; correct it, or remove a column of other numbers"
                 )
         rows: dict[Cell, int] = {}
         for row, cell in enumerate(self.cells):
@@ -73,25 +74,39 @@ class AccuracyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "AccuracyTable":
-        """Reads a CSV or JSON file; pickled files are never opened.
+        r"""Reads a CSV or JSON file. Pickled files are never opened, because reading one can run any code.
 
-        CSV has a head, a column with the cell's text (`arch_str`, `arch`, `architecture` or `cell`), and numbers. JSON
-        is a list of such rows, or an object from the cell's text to a number or a row; objects within a row become
-        columns `outer.inner`. Where a row has nothing, NaN, NA or null a column has NaN. Columns without any number are
-        left out, and so are row numbers.
+        A CSV file has a header, a column with the text of the cell (`arch_str`, `arch`, `architecture` or `cell`), and
+        columns of numbers. A JSON file holds a list of such rows, or an object that maps the text of a cell to a number
+        or a row. Objects within a row become columns `outer.inner`. Empty fields, NaN, NA and null are read as NaN.
+        Columns without any number, and columns of row numbers, are left out.
+
+        Args:
+          path: The file, .csv or .json.
 
         Raises:
-          DataError: The file is absent, of another kind, or malformed; a cell is none or stands there twice; a column
+          DataError: The file is absent, of another kind, or malformed; a cell is invalid or occurs twice; or a column
             holds numbers and something else.
+
+        Example:
+          >>> import tempfile
+          >>> from nngp_dag.nas import AccuracyTable
+          >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     file = Path(folder, "accuracy.csv")
+          ...     _ = file.write_text(f"cell,cifar10\n{text},88.5\n")
+          ...     table = AccuracyTable.load(file)
+          >>> table.accuracy(text)
+          88.5
         """
         path = Path(path)
         if path.suffix.lower() not in (".csv", ".json"):
             raise DataError(
                 f"Expected a .csv or .json file of accuracies, got {path.name!r}; export the benchmark to one of them, "
-                "since reading a pickled file can run any code"
+                "because reading a pickled file can run any code"
             )
         try:
-            # A byte order mark, which spreadsheets write, is no part of the first name.
+            # Spreadsheets write a byte order mark, which is not part of the first name.
             text = path.read_bytes().decode("utf-8-sig")
             rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text)
         except (OSError, ValueError, csv.Error, RecursionError) as error:
@@ -140,7 +155,7 @@ class AccuracyTable:
         """Returns the row of a cell.
 
         Raises:
-          DataError: The table does not have it.
+          DataError: The table does not have the cell.
         """
         cell = Cell.parse(cell) if isinstance(cell, str) else cell
         if cell not in self._rows:
@@ -148,10 +163,13 @@ class AccuracyTable:
         return self._rows[cell]
 
     def column(self, name: str | None = None) -> Float[np.ndarray, " cells"]:
-        """Returns the accuracies of all cells; `name` may be left out where there is one column.
+        """Returns the accuracies of all cells, in per cent.
+
+        Args:
+          name: Name of the column. None where the table has one column.
 
         Raises:
-          DataError: There is no such column, or several to choose from.
+          DataError: There is no such column, or `name` is None and there are several.
         """
         if name is None and len(self.accuracies) == 1:
             return next(iter(self.accuracies.values()))
@@ -165,6 +183,10 @@ class AccuracyTable:
     def accuracy(self, cell: Cell | str | int, column: str | None = None) -> float:
         """Returns the accuracy of a cell, in per cent; NaN where the table has none.
 
+        Args:
+          cell: The cell, its text, or its row.
+          column: Name of the column. None where the table has one column.
+
         Raises:
           DataError: The table has no such cell, row or column.
         """
@@ -172,7 +194,11 @@ class AccuracyTable:
         return float(self.column(column)[row])
 
     def look_up(self, cells: Sequence[Cell], column: str | None = None) -> Float[np.ndarray, " asked"]:
-        """Returns the accuracies of some cells, in per cent; NaN for those without one, in the table or not.
+        """Returns the accuracies of some cells, in per cent; NaN for cells without an accuracy, or not in the table.
+
+        Args:
+          cells: The cells.
+          column: Name of the column. None where the table has one column.
 
         Raises:
           DataError: There is no such column.
@@ -182,9 +208,12 @@ class AccuracyTable:
         return np.array([math.nan if row is None else known[row] for row in rows], np.float64)
 
     def isomorphic(self, cell: Cell | str) -> tuple[Cell, ...]:
-        """Returns the cells of the table that are the same network as `cell`, which need not be in it, by row.
+        """Returns the cells of the table that are the same network as `cell`, by row.
 
-        Their accuracies differ only by the randomness of training.
+        Their accuracies differ only by the randomness of training. The cell itself need not be in the table.
+
+        Args:
+          cell: The cell, or its text.
         """
         form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
         return tuple(other for other in self.cells if other.canonical_form == form)
@@ -195,7 +224,7 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
     head, *rows = lines or [[]]
     for number, row in enumerate(rows):
         if len(row) != len(head):
-            raise ValueError(f"{len(row)} fields in row {number} under a head of {len(head)}")
+            raise ValueError(f"{len(row)} fields in row {number} under a header of {len(head)}")
     return [_unique(zip(head, row, strict=True)) for row in rows]
 
 
@@ -229,12 +258,12 @@ def _flat(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """Returns a number, NaN for what stands for none, or None for anything else."""
+    """Returns a number, NaN for a missing number, or None for anything else."""
     if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    # More than Python's own numbers would pass: "9_3", and digits of other scripts.
+    # Python's `float` also reads "9_3" and digits of other scripts, which are mistakes in a table.
     if isinstance(value, str) and not re.fullmatch(_NUMBER, value.strip(), re.ASCII | re.IGNORECASE):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The cells of NAS-Bench-201: text, numbers, samples, wiring, and which of them are the same network."""
+"""The cells of NAS-Bench-201: text, numbers, samples, wiring, and isomorphism."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from nngp_dag.graph.operations import check_whole
 from nngp_dag.graph.topology import live_edges
 
 OPERATIONS = tuple(NASBENCH201_OPS)
-"""What an edge of a cell may carry, in the order in which cells are numbered."""
+"""The operations that an edge of a cell may carry, in the order in which cells are numbered."""
 
 CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
 
@@ -23,7 +23,8 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 NUM_CELLS = len(OPERATIONS) ** len(EDGES)
 
-# The value of a node: (how often, (number of the convolution or -1 for the input, poolings since)), sorted.
+# The value of a node as a sum of terms ((number of the convolution or -1 for the input, poolings after it),
+# multiplicity), sorted.
 _Value = tuple[tuple[tuple[int, int], int], ...]
 
 
@@ -32,10 +33,11 @@ class Cell:
     """A cell of NAS-Bench-201: one operation on each of six edges between four nodes.
 
     Attributes:
-      operations: Names out of `OPERATIONS`, over `EDGES`.
+      operations: Names of the operations on the edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3: "none", "skip_connect",
+        "nor_conv_1x1", "nor_conv_3x3" or "avg_pool_3x3".
 
     Raises:
-      GraphError: There are not six, or one is unknown.
+      GraphError: There are not six operations, or one is unknown.
 
     Example:
       >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|")
@@ -50,7 +52,7 @@ class Cell:
     operations: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuses what is no cell."""
+        """Refuses another number of operations, and unknown operations."""
         if len(self.operations) != len(EDGES) or not set(self.operations) <= set(OPERATIONS):
             raise GraphError(
                 f"Expected `operations` to name {len(EDGES)} out of {', '.join(OPERATIONS)}, got {self.operations}"
@@ -61,7 +63,7 @@ class Cell:
         """Reads a cell such as `|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|`.
 
         Raises:
-          GraphError: `text` is malformed, names an unknown operation or has not four nodes.
+          GraphError: `text` is malformed, names an unknown operation, or does not have four nodes.
         """
         blocks = nasbench201_operations(text)
         if len(blocks) != 3:
@@ -70,7 +72,7 @@ class Cell:
 
     @classmethod
     def from_index(cls, index: int) -> "Cell":
-        """Returns the cell of a number, the inverse of `index`.
+        """Returns the cell with a number; this is the inverse of `index`.
 
         Raises:
           GraphError: `index` is not in 0 to 15,624.
@@ -85,43 +87,50 @@ class Cell:
 
     @property
     def index(self) -> int:
-        """The cell's number in `cells()`: its operations as digits of base 5, edge 0-1 first.
+        """The number of the cell in `cells()`: its operations as digits of base 5, edge 0-1 first.
 
-        It is not the number that the published benchmark gives the cell, whose order is a shuffled one:
-        `AccuracyTable.index` knows that.
+        The published benchmark numbers its cells in a shuffled order. `AccuracyTable.index` returns that number for a
+        table in the order of the benchmark.
         """
         return functools.reduce(lambda value, digit: value * len(OPERATIONS) + digit, self.codes)
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """The operations as numbers, their places in `OPERATIONS`."""
+        """The operations as numbers: their positions in `OPERATIONS`."""
         return tuple(map(OPERATIONS.index, self.operations))
 
     @functools.cached_property
     def dag(self) -> Dag:
-        """The wiring: convolutions as weighted edges, pooling as a skip; without a path where the cell has none."""
+        """The wiring, with convolutions as weighted edges, and identity and pooling as skips.
+
+        It has no path from input to output where the cell has none.
+        """
         return Dag.from_nasbench201(str(self))
 
     @property
     def status(self) -> str:
-        """Returns "connected", "disconnected" (no path) or "unweighted" (paths, but no weighted edge on any)."""
+        """The status of the wiring.
+
+        It is "disconnected" without a path, "unweighted" if no path has a weighted edge, and otherwise "connected".
+        """
         if not self.dag.num_paths:
             return "disconnected"
         return "connected" if self.dag.effective_depth else "unweighted"
 
     @functools.cached_property
     def live(self) -> "Cell":
-        """The cell with `none` on every edge that lies on no path from input to output: the same function."""
+        """The cell with `none` on every edge that lies on no path from input to output; it is the same function."""
         kept = {(edge.source, edge.target) for edge in live_edges(self.dag.num_nodes, self.dag.edges)}
         return Cell(tuple(name if edge in kept else "none" for edge, name in zip(EDGES, self.operations, strict=True)))
 
     @functools.cached_property
     def canonical_form(self) -> str:
-        """What the cell computes from its input x, in words that are equal for isomorphic cells and no others.
+        """The function of the cell as a formula in its input x; isomorphic cells, and no others, have equal formulas.
 
-        Cells are isomorphic if they are the same function of the same weights, but for the names of nodes and weights:
-        dead edges vanish, skips and poolings are linear, and a convolution that is read twice is not two of them. So
-        there are 5,044 classes, not the 6,466 of Dong and Yang, who compare texts of unrolled trees.
+        Two cells are isomorphic if they are the same function of the same weights, up to the names of nodes and
+        weights. Dead edges drop out, skips and poolings are linear, and one convolution that is read twice differs from
+        two convolutions. There are 5,044 classes. Dong and Yang count 6,466, because they compare texts of unrolled
+        trees.
         """
         convolutions = [edge for edge, name in enumerate(self.live.operations) if name in CONVOLUTIONS]
         orders = itertools.permutations(range(len(convolutions)))
@@ -136,7 +145,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Yields all 15,625 cells by their numbers, in the order of `nngp_dag.zoo.nasbench201`.
+    """Yields all 15,625 cells in the order of their numbers, which is that of `nngp_dag.zoo.nasbench201`.
 
     Example:
       >>> sum(cell.operations.count("none") == 5 for cell in cells())
@@ -146,7 +155,11 @@ def cells() -> Iterator[Cell]:
 
 
 def sample_cells(count: int, seed: int) -> list[Cell]:
-    """Draws so many different cells, all equally likely.
+    """Draws distinct cells, all equally likely.
+
+    Args:
+      count: Number of cells.
+      seed: Seed of the draw. A larger sample with the same seed begins with the smaller one.
 
     Raises:
       GraphError: `count` is not in 1 to 15,625.
@@ -164,7 +177,7 @@ def sample_cells(count: int, seed: int) -> list[Cell]:
 
 
 def _network(cell: Cell, number: dict[int, int]) -> tuple[tuple[tuple[int, _Value], ...], _Value]:
-    """Returns what each convolution reads, and the output, once convolutions have numbers."""
+    """Returns the inputs of each convolution, and the output, as sums of terms, for given numbers of convolutions."""
     nodes: list[Counter[tuple[int, int]]] = [Counter({(-1, 0): 1}), Counter(), Counter(), Counter()]
     layers: list[tuple[int, _Value]] = [(0, ())] * len(number)
     for edge, (name, (source, target)) in enumerate(zip(cell.operations, EDGES, strict=True)):
@@ -178,7 +191,7 @@ def _network(cell: Cell, number: dict[int, int]) -> tuple[tuple[tuple[int, _Valu
 
 
 def _reads_backwards(network: tuple[tuple[tuple[int, _Value], ...], _Value]) -> bool:
-    """Whether every convolution reads only those of lower numbers."""
+    """Returns whether every convolution reads only convolutions with lower numbers."""
     return all(atom < i for i, (_, value) in enumerate(network[0]) for (atom, _), _ in value)
 
 

@@ -1,4 +1,4 @@
-"""What a network of NAS-Bench-201 costs, counted from its cell."""
+"""Numbers of parameters and FLOPs of a network of NAS-Bench-201, counted from its cell."""
 
 from collections.abc import Iterator
 from math import prod
@@ -9,7 +9,14 @@ _SIDES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
 def parameters(cell: Cell, *, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3) -> int:
-    """Counts the trained numbers of a network, without those on dead edges, which change no output.
+    """Returns the number of parameters of a network, without those on dead edges, which do not affect the output.
+
+    Args:
+      cell: The cell.
+      channels: Channels C of the first stage.
+      cells: Number N of cells per stage.
+      classes: Number of outputs.
+      in_channels: Channels of the images.
 
     Example:
       >>> from nngp_dag.nas import Cell
@@ -25,9 +32,17 @@ def parameters(cell: Cell, *, channels: int = 16, cells: int = 5, classes: int =
 def flops(
     cell: Cell, image_shape: tuple[int, ...] = (32, 32, 3), *, channels: int = 16, cells: int = 5, classes: int = 10
 ) -> int:
-    """Counts the operations of one image's forward pass: two for every weight at every pixel it is applied to.
+    """Returns the FLOPs of the forward pass of one image: two for every weight at every pixel that it is applied to.
 
-    NAS-Bench-201 lists half of that, in millions, for convolutions on dead edges too.
+    Convolutions on dead edges do not count. NAS-Bench-201 lists multiply-adds, half of this number, in millions, with
+    convolutions on dead edges.
+
+    Args:
+      cell: The cell.
+      image_shape: Shape of one image, (height, width, channels).
+      channels: Channels C of the first stage.
+      cells: Number N of cells per stage.
+      classes: Number of outputs.
 
     Example:
       >>> from nngp_dag.nas import Cell
@@ -43,7 +58,7 @@ def flops(
 def _kernels(
     cell: Cell, channels: int, cells: int, in_channels: int
 ) -> Iterator[tuple[tuple[int, int, int, int], bool, int]]:
-    """Yields every convolution: its kernel's shape, whether batch norm follows, and how often images were halved."""
+    """Yields, for each convolution, its kernel shape, whether batch norm follows, and the halvings of the image."""
     yield (3, 3, in_channels, channels), True, 0
     sides = [_SIDES[name] for name in cell.live.operations if name in _SIDES]
     for stage in range(3):

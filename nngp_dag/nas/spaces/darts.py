@@ -18,7 +18,7 @@ OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""What an edge of a cell may carry, in the order of the authors."""
+"""The operations that an edge of a cell may carry, in the order of the authors' code."""
 
 CELL_TYPES = ("normal", "reduce")
 
@@ -26,24 +26,25 @@ CONCAT = (2, 3, 4, 5)
 """The nodes that a cell concatenates: all but the two inputs."""
 
 EDGES = tuple((source, target) for target in CONCAT for source in range(target))
-"""(source, target) of the 14 edges of a cell before two per node are chosen."""
+"""(source, target) of the 14 edges of a cell, before two per node are chosen."""
 
 Pairs = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Genotype:
-    """Two cells of DARTS: for each of nodes 2 to 5 two (operation, input) pairs, node 2 first.
+    """The two cells of a DARTS architecture.
 
-    Nodes 0 and 1 are the outputs of the two cells before; nodes 2 to 5 are concatenated. A node may read one input
-    twice, by two operations with weights of their own.
+    A cell has two (operation, input) pairs for each of nodes 2 to 5, node 2 first. Nodes 0 and 1 are the outputs of the
+    two cells before, and the output concatenates nodes 2 to 5. A node may read one input twice, through two operations
+    with weights of their own.
 
     Attributes:
-      normal: The cell that keeps the image's size, eight pairs.
-      reduce: The cell that halves it.
+      normal: The eight pairs of the cell that keeps the size of the images.
+      reduce: The eight pairs of the cell that halves the sides of the images.
 
     Raises:
-      GraphError: There are not eight pairs, an operation is unknown or an input comes later.
+      GraphError: A cell does not have eight pairs, an operation is unknown, or a node reads a later node.
 
     Example:
       >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
@@ -60,7 +61,7 @@ class Genotype:
     reduce: Pairs
 
     def __post_init__(self) -> None:
-        """Refuses what are no cells."""
+        """Refuses another number of pairs, unknown operations, and inputs that come later."""
         for name in CELL_TYPES:
             pairs = getattr(self, name)
             if len(pairs) != 2 * len(CONCAT):
@@ -70,10 +71,14 @@ class Genotype:
 
     @classmethod
     def from_pairs(cls, normal: object, reduce: object) -> "Genotype":
-        """Takes pairs as any sequences, such as lists read from JSON.
+        """Returns a genotype from pairs in lists or tuples, such as lists read from JSON.
+
+        Args:
+          normal: The eight pairs of the normal cell.
+          reduce: The eight pairs of the reduction cell.
 
         Raises:
-          GraphError: As `Genotype`.
+          GraphError: The pairs are not those of a cell.
         """
         return cls(*(_pairs(name, value) for name, value in zip(CELL_TYPES, (normal, reduce), strict=True)))
 
@@ -81,10 +86,10 @@ class Genotype:
     def from_text(cls, text: str) -> "Genotype":
         """Reads `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], ...)`.
 
-        The text is parsed, never run.
+        The text is parsed, never executed.
 
         Raises:
-          GraphError: It is not of that form, or concatenates other nodes than 2 to 5.
+          GraphError: The text does not have this form, or it concatenates other nodes than 2 to 5.
         """
         try:
             call = ast.parse(text.strip(), mode="eval").body
@@ -99,10 +104,10 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str) -> "Genotype":
-        """Reads what `to_json` writes.
+        """Reads the output of `to_json`.
 
         Raises:
-          GraphError: It is something else.
+          GraphError: The text is not a genotype in JSON.
         """
         try:
             fields = json.loads(text)
@@ -122,7 +127,7 @@ class Genotype:
         return cls.from_pairs(fields["normal"], fields["reduce"])
 
     def to_json(self) -> str:
-        """Returns the genotype as JSON: pairs as lists, and the nodes that are concatenated."""
+        """Returns the genotype as JSON, with the pairs as lists, and the concatenated nodes."""
         return json.dumps(
             {
                 "normal": self.normal,
@@ -133,12 +138,13 @@ class Genotype:
         )
 
     def wiring(self, cell: str = "normal", *, duplicates: str = "kept") -> Dag:
-        """Returns the wiring of one cell: both inputs are inputs, nodes 2 to 5 go to the output by skips.
+        """Returns the wiring of one cell, with two inputs and with skips from nodes 2 to 5 to the output.
 
         Args:
           cell: "normal" or "reduce".
-          duplicates: Where a node reads one input twice: "kept" for two edges, as in the network itself, or "reference"
-            for the later one alone, `none` included, as the authors' effective depth and width have it.
+          duplicates: Treatment of a node that reads one input twice. "kept" has two edges, as the network does.
+            "reference" has the later edge only, even if it is `none`, as in the code of Chen et al. for effective depth
+            and width.
 
         Raises:
           InputError: An option is unknown.
@@ -156,11 +162,11 @@ class Genotype:
 
     @property
     def dag(self) -> Dag:
-        """The wiring of the normal cell, whose effective depth and width the paper takes for the genotype's."""
+        """The wiring of the normal cell; Chen et al. take its effective depth and width for those of the genotype."""
         return self.wiring()
 
     def __str__(self) -> str:
-        """Returns the text of the authors' genotypes."""
+        """Returns the genotype in the notation of the authors' code."""
         cells = (f"{cell}={list(getattr(self, cell))}, {cell}_concat=range(2, 6)" for cell in CELL_TYPES)
         return f"Genotype({', '.join(cells)})"
 

@@ -1,4 +1,4 @@
-"""Filters that skip cells of extreme effective depth or width before anything is computed for them."""
+"""Filters that skip cells with extreme effective depth or width, before anything is computed for them."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,13 +9,15 @@ from nngp_dag.graph import Dag
 
 @dataclass(frozen=True)
 class Filter:
-    """Keeps graphs whose effective depth and width lie in two closed ranges, compared as exact fractions.
+    """A filter that keeps graphs whose effective depth and width lie in two closed ranges.
+
+    Depth and width are compared as exact fractions.
 
     Attributes:
-      name: What it is called.
-      depth: Least and greatest effective depth.
-      width: Least and greatest effective width.
-      reference: Where the ranges come from.
+      name: Name of the filter.
+      depth: Smallest and largest effective depth.
+      width: Smallest and largest effective width.
+      reference: Source of the ranges.
 
     Example:
       >>> moderate = get_filter("paper")
@@ -29,7 +31,7 @@ class Filter:
     reference: str
 
     def keeps(self, dag: Dag) -> bool:
-        """Returns whether a graph is to be looked at; one without paths has depth and width 0."""
+        """Returns whether the filter keeps a graph. A graph without paths has depth and width 0."""
         counts = dag.path_counts
         ranges = (counts.effective_depth, self.depth), (counts.effective_width, self.width)
         return all(low <= value <= high for value, (low, high) in ranges)
@@ -47,14 +49,18 @@ FILTERS: dict[str, Filter] = {
         "released-code", _range("0.99", "2.51"), _range("0.99", "3.01"), "the code that Chen et al. 2022 released"
     ),
 }
-"""Of the 15,625 cells of NAS-Bench-201 "paper" keeps 6,256 and "released-code" 8,226."""
+"""The filters by name. "paper" keeps 6,256 of the 15,625 cells of NAS-Bench-201, "released-code" keeps 8,226."""
 
 
 def get_filter(name: str) -> Filter:
-    """Returns a filter by its name.
+    """Returns a filter by its name, "paper" or "released-code".
 
     Raises:
-      InputError: There is none of that name.
+      InputError: No filter has this name.
+
+    Example:
+      >>> get_filter("released-code").reference
+      'the code that Chen et al. 2022 released'
     """
     if name not in FILTERS:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Search spaces as supernets: which operation may lie on which edge, and what is left of them."""
+"""Search spaces as supernets, and masks that say which operations of a supernet are live."""
 
 from dataclasses import dataclass
 
@@ -17,18 +17,18 @@ Mask = Bool[np.ndarray, "types edges operations"]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space of cells, as the supernet that holds them all.
+    """A search space of cells, as the supernet that contains them all.
 
-    A mask says which operations are live, (cell types, edges, operations); an edge without one is off.
+    A mask, (cell types, edges, operations), says which operations are live. An edge without live operations is absent.
 
     Attributes:
       name: Name of the space.
-      operations: What an edge may carry.
-      cell_types: Cells that are searched together.
+      operations: Operations that an edge may carry.
+      cell_types: Names of the cells that are searched together.
       edges: (source, target) of every edge, those into the first node first.
-      num_inputs: Nodes that hold a cell's inputs, the first ones.
-      outputs: Nodes that make the cell's output.
-      inputs_per_node: How many of a node's edges stay in the end; None for all.
+      num_inputs: Number of inputs of a cell, which are its first nodes.
+      outputs: Nodes that form the output of the cell.
+      inputs_per_node: Number of edges into a node that a cell keeps. None for all.
 
     Example:
       >>> space = get_space("nasbench201")
@@ -48,23 +48,23 @@ class SearchSpace:
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """The edges into each node, as (first, one past the last)."""
+        """The range of the edges into each node, as (first, one past the last)."""
         targets = [target for _, target in self.edges]
         return tuple((targets.index(t), targets.index(t) + targets.count(t)) for t in sorted(set(targets)))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of masks: cell types, edges, operations."""
+        """The shape of masks: (cell types, edges, operations)."""
         return len(self.cell_types), len(self.edges), len(self.operations)
 
     @property
     def weighted(self) -> Bool[np.ndarray, " operations"]:
-        """Which operations have weights, as effective depth counts them."""
+        """The operations that are weighted edges, which effective depth counts."""
         return self._carry(Op.WEIGHTED)
 
     @property
     def skips(self) -> Bool[np.ndarray, " operations"]:
-        """Which operations count as skips: the identity, and pooling."""
+        """The operations that are skips: the identity, and pooling."""
         return self._carry(Op.SKIP)
 
     def _carry(self, op: Op) -> Bool[np.ndarray, " operations"]:
@@ -72,7 +72,7 @@ class SearchSpace:
         return np.array([known[name] is op for name in self.operations])
 
     def full_mask(self, *, without_none: bool = True) -> Mask:
-        """Returns the mask of the whole supernet, by default without `none`, as the search starts."""
+        """Returns the mask of the whole supernet, by default without `none`, which is where a search starts."""
         mask = np.ones(self.shape, bool)
         mask[..., self.operations.index("none")] = not without_none
         return mask
@@ -80,28 +80,31 @@ class SearchSpace:
     def mixture(
         self, mask: Bool[np.ndarray, "*batch edges operations"]
     ) -> Float[np.ndarray, "*batch edges operations"]:
-        """Returns the weights of the live operations, equal on every edge, float32; zero where an edge is off."""
+        """Returns the weights of the operations, float32: equal for the live operations of an edge, 0 for others.
+
+        Args:
+          mask: Masks of the live operations, (..., edges, operations).
+        """
         return _shares(mask).astype(np.float32)
 
     def expected_depth_and_width(
         self, weights: Shaped[np.ndarray, "*batch edges operations"]
     ) -> Float[np.ndarray, "*batch 2"]:
-        """Returns effective depth and width of a cell whose every edge carries one operation at random.
+        """Returns effective depth and width of a cell whose edges each carry one operation at random.
 
-        A path's probability is the product of those of its edges. The depth is the mean depth of a path under these,
-        both inputs pooled; the width is the expected number of paths with a weighted edge, over the depth; both are 0
-        where there is no path. A mask of one operation per edge gives the cell's effective depth and width exactly.
-        One sweep over the edges carries, of the polynomial in z of every node whose coefficient of z^k is the expected
-        number of paths of depth k, its value and slope at z = 1 and its value at z = 0.
+        The probability of a path is the product of the probabilities of its edges. The depth is the mean number of
+        weighted edges on a path, with these probabilities, over the paths from all inputs. The width is the expected
+        number of paths with a weighted edge, divided by the depth. Both are 0 where there is no path. A mask with one
+        operation per edge gives the effective depth and width of that cell exactly.
 
-        The released code weights the two inputs of DARTS by their numbers of different paths instead; it agrees on
-        single cells and where both inputs have the same edges.
+        The released code weights the two inputs of DARTS by their numbers of distinct paths instead. It agrees for
+        single cells, and where both inputs have the same edges.
 
         Args:
-          weights: Masks, or numbers in proportion to the probabilities of the operations.
+          weights: Masks, or weights proportional to the probabilities of the operations, (..., edges, operations).
 
         Returns:
-          (depth, width), float64.
+          Pairs (depth, width), (..., 2), float64.
 
         Example:
           >>> space = get_space("darts")
@@ -116,11 +119,14 @@ class SearchSpace:
         return np.stack([depth, width], -1)
 
     def has_paths(self, weights: Shaped[np.ndarray, "*batch edges operations"]) -> Bool[np.ndarray, "*batch"]:
-        """Returns whether some path of live operations leads through a cell."""
+        """Returns whether a path of live operations leads through a cell."""
         return self._sweep(weights)[0] > 0
 
     def _sweep(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Expected numbers of paths, of weighted edges on them, and of paths without a weighted edge."""
+        """Returns expected numbers: of paths, of weighted edges on all paths, and of paths without a weighted edge."""
+        # Let P(z) be the polynomial of a node whose coefficient of z^k is the expected number of paths to it with k
+        # weighted edges. An edge multiplies P by (s + w z). The three numbers are P(1), P'(1) and P(0), and one sweep
+        # over the edges carries them without listing paths.
         shares = _shares(weights)
         weighted, skips = (shares[..., kind].sum(-1) for kind in (self.weighted, self.skips))
         nodes = 1 + max(target for _, target in self.edges)
@@ -135,10 +141,13 @@ class SearchSpace:
         return total, slope, flat
 
     def cell_of(self, mask: Mask) -> Cell | Genotype:
-        """Returns the cell that is left: a `Cell`, or a `Genotype` of the two edges that each node keeps.
+        """Returns the cell of a mask: a `Cell`, or a `Genotype`.
+
+        Args:
+          mask: A mask with at most one live operation per edge, (cell types, edges, operations).
 
         Raises:
-          InputError: An edge has several operations, or a node not as many edges as its cell has.
+          InputError: An edge has several operations, or a node does not have the number of edges that its cell keeps.
         """
         self.check(mask)
         live = mask.sum(-1)
@@ -158,10 +167,10 @@ class SearchSpace:
         return Genotype(*pairs)
 
     def mask_of(self, cell: Cell | Genotype) -> Mask:
-        """Returns the mask that leaves this cell alone, the inverse of `cell_of`.
+        """Returns the mask of a cell; this is the inverse of `cell_of`.
 
         Raises:
-          InputError: The cell is of another space, or a node of it reads one input twice, which no mask says.
+          InputError: The cell is from another space, or a node reads one input twice, which a mask cannot express.
         """
         mask = np.zeros(self.shape, bool)
         if isinstance(cell, Cell) == (self.inputs_per_node is None):
@@ -172,13 +181,17 @@ class SearchSpace:
                 for i, (operation, source) in enumerate(getattr(cell, name)):
                     edge = self.edges.index((source, i // 2 + self.num_inputs))
                     if mask[t, edge].any():
-                        raise InputError(f"Expected every node to read an input once, got twice {edge} in {cell}")
+                        raise InputError(f"Expected every node to read an input once, got edge {edge} twice in {cell}")
                     mask[t, edge, self.operations.index(operation)] = True
             return mask
         raise InputError(f"Expected a cell of {self.name}, got {cell}")
 
     def check(self, mask: np.ndarray) -> None:
-        """Raises an `InputError` unless `mask` is one of this space."""
+        """Refuses a mask that is not one of this space.
+
+        Raises:
+          InputError: The mask has another shape or dtype.
+        """
         if mask.shape != self.shape or mask.dtype != bool:
             raise InputError(f"Expected `mask` to be bool, {self.shape}, got {mask.dtype}, {mask.shape}")
 
@@ -196,14 +209,18 @@ SPACES = {
         SearchSpace("darts", darts.OPERATIONS, darts.CELL_TYPES, darts.EDGES, 2, darts.CONCAT, 2),
     )
 }
-"""The spaces by name."""
+"""The search spaces by name."""
 
 
 def get_space(name: str) -> SearchSpace:
-    """Returns a space by its name.
+    """Returns a search space by its name, "nasbench201" or "darts".
 
     Raises:
-      InputError: There is none of that name.
+      InputError: No search space has this name.
+
+    Example:
+      >>> get_space("darts").shape
+      (2, 14, 8)
     """
     if name not in SPACES:
         raise InputError(f"Expected `space` to be one of {', '.join(SPACES)}, got {name!r}{did_you_mean(name, SPACES)}")

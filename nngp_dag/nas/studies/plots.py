@@ -1,4 +1,7 @@
-"""Pictures of searches: accuracy over effective depth and width, and over scores. matplotlib is imported inside."""
+"""Pictures of accuracies over effective depth and width, and over scores.
+
+matplotlib is imported inside the functions, because its import takes long.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = {"paper": "#D55E00", "released-code": "#0072B2"}
-# {score: (its name for people, what the axis divides it by)}; others are called as they are registered.
+# {score: (label of the axis, unit of the axis)}. Other scores have their registered names as labels.
 _LABELS = {
     "naswot": ("NASWOT", 1.0),
     "naswot_reference": ("NASWOT, counting as its code", 1.0),
     "parameters": ("parameters in millions", 1e6),
-    "flops": ("multiply-adds in millions", 1e6),
+    "flops": ("FLOPs in millions", 1e6),
     "effective_depth": ("effective depth", 1.0),
     "effective_width": ("effective width", 1.0),
     "grad_norm": ("norm of the gradient", 1.0),
@@ -41,10 +44,27 @@ _LABELS = {
 
 
 def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | None = None) -> None:
-    """Draws, over effective depth and width, the mean accuracy of the cells there, and the filters' ranges.
+    """Draws the mean accuracy of cells over effective depth and width, and the ranges of the filters.
+
+    The area of a bubble is proportional to the number of cells, up to a constant. Cells without a path are left out.
+
+    Args:
+      benchmark: Accuracies of cells.
+      path: The image file.
+      column: Column of the accuracy table. None where it has one column.
 
     Raises:
       DataError: No cell with a path has an accuracy, or there is no such column.
+
+    Example:
+      >>> import tempfile
+      >>> from nngp_dag.nas import AccuracyTable, Cell, plot_depth_and_width
+      >>> table = AccuracyTable((Cell.from_index(10353),), {"cifar10": np.array([90.0])})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = Path(folder, "depth-width.png")
+      ...     plot_depth_and_width(table, file)
+      ...     file.exists()
+      True
 
     Reference: Chen et al., NeurIPS 2022, Figure 5 (accuracy over effective depth and width).
     """
@@ -63,11 +83,12 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     )
     frame = frame[frame.connected & frame.accuracy.notna()]
     if frame.empty:
-        raise DataError("Expected a benchmark with the accuracy of a cell that has a path, got none")
+        raise DataError("Expected an accuracy table with a cell that has a path and an accuracy, got none")
     places: Any = frame.groupby(["depth", "width"])["accuracy"]
     means, counts = places.mean(), places.size()
     depth, width = (np.asarray(means.index.get_level_values(i), np.float64) for i in range(2))
-    # Cells without a convolution would leave all others one color.
+    # The color scale starts at the 10th percentile: the low accuracies of cells without a convolution would leave all
+    # others almost one color.
     low, high = np.percentile(means, [10, 100])
     title = f"NAS-Bench-201, cells with a path: {len(frame):,}\narea of a bubble: number of cells, {_range(counts)}"
     figure = style.new_figure(9.5, 7, title)
@@ -95,14 +116,35 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
 def plot_scores(
     scores: "pandas.DataFrame", benchmark: AccuracyTable, names: Sequence[str], path: Path, *, column: str | None = None
 ) -> None:
-    """Draws accuracy over each score, a point for each cell with a path and both, colored by effective depth.
+    """Draws accuracy over each score, with a point for each cell, colored by effective depth.
 
-    Every panel states Spearman's rank correlation of score and accuracy, and the number of cells. Cells far below the
-    others, such as those whose training failed, stand as triangles at the lower edge.
+    A cell is drawn if it has a path, a finite score and an accuracy. Every panel states Spearman's rank correlation of
+    score and accuracy, and the number of cells. Cells with an accuracy far below the others, such as those whose
+    training failed, are triangles at the lower edge.
+
+    Args:
+      scores: Scores of cells, as `read_scores` returns them.
+      benchmark: Accuracies of cells.
+      names: Names of the scores, one panel each.
+      path: The image file.
+      column: Column of the accuracy table. None where it has one column.
 
     Raises:
       InputError: A score is unknown or was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
+
+    Example:
+      >>> import pandas, tempfile
+      >>> from nngp_dag.nas import AccuracyTable, plot_scores, sample_cells
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> table = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "status": [cell.status for cell in cells]}
+      >>> scores = pandas.DataFrame(columns | {"effective_depth": 1.0, "flops": [1.0, 2.0, 3.0, 4.0]})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = Path(folder, "scores.png")
+      ...     plot_scores(scores, table, ["flops"], file)
+      ...     file.exists()
+      True
     """
     from nngp_dag.report import style
 
@@ -115,7 +157,7 @@ def plot_scores(
     accuracy = benchmark.look_up([Cell.parse(cell) for cell in frame.cell], column)
     if not np.isfinite(accuracy).any():
         raise DataError(
-            f"Expected a benchmark that has scored cells, got none of the {len(frame):,}; score some of its"
+            f"Expected an accuracy table with scored cells, got none of the {len(frame):,}; score cells of the table"
         )
     connected = np.asarray(frame.status != "disconnected")
     frame = frame.assign(accuracy=accuracy)[connected]
@@ -143,7 +185,7 @@ def plot_scores(
 
 
 def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float, label: str, width: float) -> Any:
-    """Draws one panel; returns what is colored, None where no cell has the score and an accuracy."""
+    """Draws one panel, and returns the colored points; None where no cell has the score and an accuracy."""
     from nngp_dag.report import style
 
     values, accuracy = np.asarray(frame[name], np.float64) / unit, np.asarray(frame.accuracy, np.float64)
@@ -156,7 +198,7 @@ def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float
     rho = rank_correlations(frame, [name], ["accuracy"])["spearman"].iloc[0]
     correlation = "not defined" if np.isnan(rho) else f"{rho:.2f}".replace("-", "−")
     facts = f"Spearman's rank correlation {correlation}, n = {len(values):,}"
-    # Cells whose training failed, at 10 %, would leave the others a thin line.
+    # The axis of accuracies would otherwise start at 10 %, where training failed, and squeeze all others together.
     low = float(np.floor(np.percentile(accuracy, 2)) - 2)
     below = accuracy < low
     if below.any():

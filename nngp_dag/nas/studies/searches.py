@@ -1,4 +1,4 @@
-"""Search by a score: draw cells, filter, take the best, again and again."""
+"""Random search by a score: draw cells, apply a filter, take the best cell; repeated many times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from nngp_dag.errors import InputError
 
 @dataclass(frozen=True)
 class Searches:
-    """What repeated searches found.
+    """The results of repeated searches.
 
     Attributes:
-      picked: The cell that each took, by its place; -1 where no cell passed the filter with a sound score, (repeats,).
+      picked: Index of the cell that each search took, (repeats,). It is -1 where no cell passed the filter with a
+        finite score.
       skipped: Share of the drawn cells that the filter skipped, (repeats,).
-      seconds: Time that scoring the others took, (repeats,).
+      seconds: Time of scoring the other drawn cells, in seconds, (repeats,).
     """
 
     picked: np.ndarray
@@ -33,21 +34,27 @@ def search(
     repeats: int = 500,
     seed: int = 0,
 ) -> Searches:
-    """Runs searches on cells whose scores are known, so that repeating them costs nothing.
+    """Repeats a search on cells whose scores are known already, so that repeats cost almost nothing.
 
-    Each draws `sample` different cells, all equally likely, skips those that the filter does not keep, and takes the
-    first of the best. The draws depend on `seed` alone: searches by other scores or filters see the same cells.
+    A search draws `sample` distinct cells, all equally likely. It skips the cells that the filter does not keep, and
+    takes the best of the others, the first drawn of equals. The draws depend on `seed` alone: searches by other scores
+    or filters see the same cells.
 
     Args:
-      goodness: How good each cell is, the higher the better, minus infinity for degenerate ones; see `goodness`.
-      seconds: What scoring each cell takes.
-      kept: Which cells the filter keeps; None for no filter.
-      sample: Cells to draw for one search.
-      repeats: Searches.
+      goodness: Scores of the cells, (cells,), of which higher is better, and minus infinity for degenerate cells; see
+        the function `goodness`.
+      seconds: Time of scoring each cell, in seconds, (cells,).
+      kept: Whether the filter keeps each cell, (cells,). None for no filter.
+      sample: Number of cells that one search draws.
+      repeats: Number of searches.
       seed: Seed of the draws.
 
+    Returns:
+      A `Searches`.
+
     Raises:
-      InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, `seed` below 0, or lengths differ.
+      InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, `seed` is below 0, or the lengths
+        differ.
 
     Example:
       >>> found = search(np.array([1.0, 3.0, 2.0]), seconds=np.ones(3), sample=3, repeats=2)
@@ -78,5 +85,5 @@ def search(
 
 
 def accuracies_of(found: Searches, accuracy: Sequence[float] | np.ndarray) -> Float[np.ndarray, " found"]:
-    """Returns the accuracies of the cells that searches took, of those that took one."""
+    """Returns the accuracy of the cell of every search that took one."""
     return np.asarray(accuracy, np.float64)[found.picked[found.picked >= 0]]

@@ -1,4 +1,4 @@
-"""Searches by score beside the accuracies of trained cells: the table of the paper, and rank correlations."""
+"""Tables that compare scores with the accuracies of trained cells: results of searches, and rank correlations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,32 +30,47 @@ def search_table(
     repeats: int = 500,
     seed: int = 0,
 ) -> "pandas.DataFrame":
-    """Repeats searches by each score, with and without each filter, and says what the cells they take reach.
+    """Repeats searches by each score, with and without each filter, and returns the accuracies of the cells they take.
 
     Args:
-      scores: What `read_scores` returns; searches draw from the cells that have all of `names`, and an accuracy.
-      benchmark: Accuracies of them.
-      names: Scores to search by.
-      column: Column of the benchmark.
-      filters: Names out of `nngp_dag.nas.FILTERS`.
-      sample: Cells that one search draws.
-      repeats: Searches.
+      scores: Scores of cells, as `read_scores` returns them. Searches draw from the cells that have been scored by all
+        of `names` and have an accuracy.
+      benchmark: Accuracies of the cells.
+      names: Names of the scores to search by.
+      column: Column of the accuracy table. None where it has one column.
+      filters: Names of filters, "paper" or "released-code".
+      sample: Number of cells that one search draws.
+      repeats: Number of searches per row.
       seed: Seed of the draws, which all rows share.
 
     Returns:
-      A row for random choice, for each score and filter, for the best cell of each sample, and for the best of all:
-      `method`, `filter`, `mean` and `std` of the accuracy in per cent, `seconds` of one search, `skipped`, the share of
-      cells that the filter saved, `found`, the searches that found a cell, `repeats`, `cells`, those that searches drew
-      from, `left_out`, those that have the scores, but no accuracy, and `column`.
+      One row for random choice, and one for each score without and with each filter. Two more rows are the best cell of
+      each sample, and the best cell of the accuracy table. The columns are: `method` and `filter`; `mean` and `std` of
+      the accuracy, in per cent; `seconds` of one search; `skipped`, the share of drawn cells that the filter skipped;
+      `found`, the number of searches that took a cell, of `repeats`; `cells`, the number of cells that searches draw
+      from; `left_out`, the number of scored cells without an accuracy; and `column`.
 
     Raises:
-      InputError: A score or filter is unknown or was not computed.
+      InputError: A score or filter is unknown, or a score was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
+
+    Example:
+      >>> import pandas
+      >>> from nngp_dag.nas import AccuracyTable, sample_cells, search_table
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
+      >>> scores = pandas.DataFrame(columns | {"seconds_paths_and_costs": 0.1})
+      >>> table = search_table(scores, benchmark, ["flops"], filters=(), sample=4, repeats=2)
+      >>> list(table["method"]), float(table["mean"].iloc[-1])
+      (['random', 'flops', 'best of the sample', 'best of all'], 93.0)
+
+    Reference: Chen et al., Deep Architecture Connectivity Matters for Its Convergence, NeurIPS 2022, Section 5.
     """
     import pandas
 
     frame: Any = scores
-    # Methods compare on cells that all of them have seen.
+    # All methods draw from the same cells: those that every score has seen.
     for name in names:
         if name not in frame:
             known = get_score(name).name
@@ -65,12 +80,14 @@ def search_table(
     known = np.isfinite(accuracy)
     left_out = int((~known).sum())
     if left_out and not known.any():
-        raise DataError(f"Expected a benchmark that has scored cells, got none of the {left_out:,}; score some of its")
+        raise DataError(
+            f"Expected an accuracy table with scored cells, got none of the {left_out:,}; score cells of the table"
+        )
     frame, accuracy = frame[known], accuracy[known]
     cells = [Cell.parse(text) for text in frame.cell]
     nothing = np.zeros(len(cells))
     ways: list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]] = [
-        # Every cell is as good: the first that is drawn.
+        # Equal goodness everywhere takes the first cell that is drawn, which is a random choice.
         ("random", "", nothing, nothing, None)
     ]
     kept = {name: np.array([get_filter(name).keeps(cell.dag) for cell in cells]) for name in filters}
@@ -106,11 +123,32 @@ def search_table(
 def accuracy_correlations(
     scores: "pandas.DataFrame", benchmark: AccuracyTable, *, column: str | None = None
 ) -> "pandas.DataFrame":
-    """Returns rank correlations of every score with the accuracy.
+    """Returns the rank correlations of every score with the accuracy.
 
-    They are over the cells with a path, a finite score and an accuracy: cells without a weighted edge take part, as in
-    what others published, though searches never take them. Signs follow from the scores' directions: positive means
-    that the score ranks as training does.
+    They are over the cells with a path, a finite score and an accuracy. Cells without a weighted edge count too, as in
+    published correlations, although searches never take them. A positive sign means that the better cells by the score
+    have the higher accuracy, whatever the direction of the score.
+
+    Args:
+      scores: Scores of cells, as `read_scores` returns them.
+      benchmark: Accuracies of cells.
+      column: Column of the accuracy table. None where it has one column.
+
+    Returns:
+      One row per score, with the rank correlations, the number of cells, and `column`.
+
+    Raises:
+      DataError: There is no such column.
+
+    Example:
+      >>> import pandas
+      >>> from nngp_dag.nas import AccuracyTable, accuracy_correlations, sample_cells
+      >>> cells = tuple(sample_cells(4, seed=0))
+      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
+      >>> scores = pandas.DataFrame(columns | {"status": "connected"})
+      >>> float(accuracy_correlations(scores, benchmark)["spearman"].iloc[0])
+      1.0
     """
     frame: Any = scores[scores.status != "disconnected"].copy()
     frame["accuracy"] = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
@@ -123,7 +161,19 @@ def accuracy_correlations(
 
 
 def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
-    """Returns what searches found, one row for each method and filter."""
+    """Returns the rows of `search_table` as a table for the terminal.
+
+    Args:
+      found: Result of `search_table`.
+      sample: Number of cells that one search drew, for the title.
+
+    Example:
+      >>> import pandas
+      >>> row = {"method": "random", "filter": "", "mean": 90.0, "std": 1.0, "seconds": 0.0, "skipped": 0.0, "found": 2}
+      >>> facts = {"repeats": 2, "cells": 4, "left_out": 0, "column": "cifar10"}
+      >>> search_summary(pandas.DataFrame([row | facts]), sample=4).row_count
+      1
+    """
     frame: Any = found
     table = number_table(
         f"Searches that draw {sample} of {frame.cells[0]:,} cells, {frame.repeats[0]:,} times; {frame.column[0]}",
