@@ -303,7 +303,7 @@ def test_locks_that_a_file_system_does_not_have(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with pytest.warns(UserWarning, match=r"a file system with locks at .*, got .*Function not implemented; see to it"):
+    with pytest.warns(UserWarning, match=r"a file system with locks at .*, got .*Function not implemented; make sure"):
         locked(tmp_path, tmp_path).__enter__()
 
 
