@@ -275,7 +275,8 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
     checkpoints.save(folder, EPOCHS, resized(state, 9) if kind == "width" else state, description)
     with pytest.raises(
         CheckpointError,
-        match=rf"Expected the checkpoint .*/{which} to be of this run, got that of another: {re.escape(key)}.*; put the",
+        match=rf"Expected the checkpoint .*/{which} to be of this run, "
+        rf"got that of another: {re.escape(key)}.*; put the",
     ):
         resume(copy)
 
