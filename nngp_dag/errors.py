@@ -172,6 +172,6 @@ def check_known(
     if unknown := next((option for option in options if option not in known), None):
         parameters = () if caller is None else inspect.signature(caller).parameters.values()
         own = [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
-        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
+        others = f" or other arguments ({', '.join(own)})" if own else ""
         near = did_you_mean(unknown, (*known, *own))
-        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")
+        raise InputError(f"Expected {what} ({', '.join(known)}){others}, got `{unknown}`{near}")

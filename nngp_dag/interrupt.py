@@ -157,7 +157,7 @@ def _leave(number: int) -> NoReturn:
     try:
         words = f"nothing was begun; start again with: {command()}" if _last_words is None else _last_words()
     except Exception as error:  # no error may keep the process from ending
-        words = f"what is kept cannot be told ({error})"
+        words = f"kept results cannot be listed ({error})"
     # A progress bar may have hidden the cursor; show it, and print below the bar.
     start = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
     # The signal may have interrupted a write to `sys.stderr`, which is not reentrant.

@@ -166,7 +166,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         ):
             with pytest.raises(GraphError, match=f"Expected {message}"):
                 call(networks, *[X] * (1 + (call is nd.compare)))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"`networks` and then `data`, got data first; pass train\(networks, data\)"):
+    with pytest.raises(InputError, match=r"`networks` before `data`, got the data first; pass train\(networks, data\)"):
         nd.train(SPLITS, "2_12")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"names of `networks` to be text, got 1; pass str\(name\)"):
         nd.train({1: "2"}, SPLITS)  # type: ignore[dict-item]
@@ -177,7 +177,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         nd.kernel(nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), X)
     with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got None"):
         nd.nets.DagNet(DAG, 5, 1, width=3)
-    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
+    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass nnx\.Rngs\(0\)"):
         nd.nets.DagNet(DAG, 5, 1, width=3, rngs=0)  # type: ignore[arg-type]
     calls = (
         nd.kernel,

@@ -72,7 +72,7 @@ class Samples:
         if self.classes == tuple(map(str, range(len(self.classes)))):
             return text
         numbered = [f"{name} is {i}" for i, name in enumerate(self.classes[:4])]
-        return f"{text}, numbered anew: {', '.join(numbered)}{', ...' if len(self.classes) > 4 else ''}"
+        return f"{text}, renumbered: {', '.join(numbered)}{', ...' if len(self.classes) > 4 else ''}"
 
     def splits(
         self, *, subset: int | None = None, eval_subset: int | None = None, scale_inputs: bool = False
@@ -259,7 +259,8 @@ def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
     if len(table.columns) != len(first):
         hint = "; delete the comment there" if first[0].startswith("#") else ""
         raise DataError(
-            f"Expected every line of {path} to have {len(first)} entries, as its first, got {len(table.columns)}{hint}"
+            f"Expected every line of {path} to have the {len(first)} entries of its first line, got "
+            f"{len(table.columns)}{hint}"
         )
     if not named and _begins_with_its_name(table[len(first) - 1]):
         named, table = True, table.iloc[1:].reset_index(drop=True)
@@ -277,9 +278,9 @@ def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
     target = targets[0] if targets else len(names) - 1
     if names[target].lower() == "y" and target != len(names) - 1:
         warn(
-            f"Expected the targets of {path} in its last column, {shorten(names[-1])!r}, or in one called "
-            f"{', '.join(TARGET_NAMES[1:])}, got column {target + 1}, called {names[target]!r}, and took it for the "
-            "targets; call it target if it is, anything but y if it is not",
+            f"Expected the targets of {path} in its last column, {shorten(names[-1])!r}, or in one named "
+            f"{', '.join(TARGET_NAMES[1:])}, got column {target + 1}, named {names[target]!r}, which is taken as the "
+            "targets; rename it to target if that is right, or else to anything but y",
             InputWarning,
         )
     columns = [i for i in range(len(names)) if i != target]
@@ -401,9 +402,9 @@ def _labels(path: Path, found: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...
         # Two values, such as -1 and 1, are usual targets of a regression.
         if y.shape[1] == 1 and 2 < len(values) <= min(_MOST_CLASSES, len(y) // 2) and (values == values.round()).all():
             warn(
-                f"Expected classes in {path} to be integers, got floats, which are targets of a regression, of "
-                f"{len(values)} whole numbers; store classes without decimal points, or, if a regression is meant, "
-                "ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
+                f"Expected classes in {path} to be integers, got floats with {len(values)} different whole values, "
+                "which are taken as targets of a regression; store classes without decimal points, or, if a regression "
+                "is meant, ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
                 InputWarning,
             )
         return (), dict(found)

@@ -137,7 +137,7 @@ def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "
     if zero.size:
         raise InputError(
             f"Expected every row of `x` to have a direction, got only zeros in row {zero[0]}; remove that "
-            "input, or shift all of them, as by their mean, before scaling"
+            "input, or shift all inputs before scaling, for example by their mean"
         )
     # The division by the largest entry keeps squares from overflow and underflow.
     rows /= largest

@@ -43,11 +43,16 @@ def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
         # One more than allowed shows that there are too many, without listing all of a huge range.
         chosen = [operator.index(seed) for seed in itertools.islice(given, _MOST_SEEDS + 1)]
     except TypeError:
-        raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}") from None
+        raise InputError(
+            f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}; pass one"
+        ) from None
     if len(chosen) > _MOST_SEEDS:
         raise InputError(f"Expected at most {_MOST_SEEDS:,} seeds, got {shown(seeds)}; take fewer networks")
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
-        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {shown(seeds)}")
+        raise InputError(
+            f"Expected at least one seed, all distinct and from 0 to 2^32 - 1, got {shown(seeds)}; pass their number, "
+            "or a list of such seeds"
+        )
     return chosen
 
 
@@ -124,7 +129,9 @@ def descend(
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     if y.ndim != 2 or len(x) != len(y) or len(x) == 0:
-        raise InputError(f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}")
+        raise InputError(
+            f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}; pass equally many"
+        )
     if steps < 1 or not seeds:
         raise InputError(f"Expected at least 1 step and 1 seed, got {steps} and {len(seeds)}")
 

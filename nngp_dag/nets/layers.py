@@ -131,7 +131,9 @@ def mix_pixels(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n
     Raises:
       InputError: No rule is registered for the class of `op`.
     """
-    raise InputError(f"Expected an operation on pixels with a rule for networks, got {op!r}; register `mix_pixels`")
+    raise InputError(
+        f"Expected an operation on pixels with a rule for networks, got {op!r}; add one by `mix_pixels.register`"
+    )
 
 
 @mix_pixels.register

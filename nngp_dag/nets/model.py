@@ -92,11 +92,14 @@ class DagNet(nnx.Module):
         """Draws all weights."""
         network = as_network(network, "network", DagNet.__init__, **architecture)
         if not network.readout:
-            raise InputError("Expected a network with a readout, got one without; `features` returns the last node")
+            raise InputError(
+                "Expected a network with a readout, got one without; leave `readout` True, and call `features` for the "
+                "last node"
+            )
         dag, width, parameterization = network.dag, network.width, network.parameterization
         batch_norm = check_flag("batch_norm", batch_norm)
         if not isinstance(rngs, nnx.Rngs):
-            raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass such as nnx.Rngs(0)")
+            raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass nnx.Rngs(0), for example")
         channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
         if len(channels) != dag.num_inputs:
             raise InputError(

@@ -75,7 +75,7 @@ def summarize(model: DagNet) -> ModelSummary:
       (63370, 126474)
     """
     if not isinstance(model, DagNet):
-        raise InputError(f"Expected `model` to be a `DagNet`, got {shown(model)}; build one of the network")
+        raise InputError(f"Expected `model` to be a `DagNet`, got {shown(model)}; pass DagNet(network, ...)")
     network, dag = model.network, model.dag
     pixels = network.pixels(model.input_shapes[0][:-1])
     rows = [

@@ -257,7 +257,7 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
 def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
     found = named_networks(networks, architecture, compare)
     if len({*found.values()}) < len(found):
-        raise InputError(f"Expected distinct networks, got {', '.join(found)}; name every one once")
+        raise InputError(f"Expected distinct networks, got {', '.join(found)}; pass every network once")
     for name, network in found.items():
         _check_network(name, network)
     return found

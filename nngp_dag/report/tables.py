@@ -45,7 +45,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
                 reasons = "; ".join(formula.violated_assumptions)
-                notes.append(f"* {name}, {kernel}: not a bound for certain, {reasons}")
+                notes.append(f"* {name}, {kernel}: the path formula may not be a bound: {reasons}")
         graphs.add_row(
             name,
             format_count(result.dag.num_paths),

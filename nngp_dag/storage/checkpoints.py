@@ -56,7 +56,7 @@ def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description
     except Exception as error:
         raise OutputError(
             f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
-            f"stays: {'free some space' if 'space' in str(error) else 'mend that'} and pass `resume=True`"
+            f"stays: {'free some space' if 'space' in str(error) else 'solve that problem'} and pass `resume=True`"
         ) from error
     # A process that died after this save, but before its next one, trains the epoch again and must find the same state.
     if known and describe(folder)["arrays"] != document["arrays"]:

@@ -179,7 +179,7 @@ def gone(folder: Path) -> OutputError:
     """Returns the error for a folder that was deleted or moved."""
     return OutputError(
         f"Expected the output {shorten(str(folder), 200)} to stay while it is written, got one that was deleted or "
-        "moved; run the same again"
+        "moved; run the same command again"
     )
 
 

@@ -147,7 +147,9 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
     check_option("method", method, METHODS)
     eigenvalues = check_flag("eigenvalues", eigenvalues)
     if eigenvalues and method == "iterative":
-        raise InputError("Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'")
+        raise InputError(
+            "Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'; leave `method` out"
+        )
     values = _checked("matrix", matrix)
     with within_memory(f"a decomposition of {len(values):,} rows", "take fewer inputs, or method='iterative'"):
         result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))

@@ -47,7 +47,8 @@ def rate_bound(
     rate = 1 - learning_rate * lambda_min / 2
     if rate < 0:
         raise InputError(
-            f"Expected `learning_rate` to be at most 2 / lambda_min = {2 / lambda_min:.3g}, got {learning_rate}"
+            f"Expected `learning_rate` to be at most 2 / lambda_min = {2 / lambda_min:.3g}, got {learning_rate}; "
+            "lower it"
         )
     return initial_loss * rate ** np.arange(steps + 1)
 

@@ -127,9 +127,14 @@ def ntk_path_bound(dag: Dag | str, stem: Kernel, *, order: str = "linear-act", r
     readout = check_flag("readout", readout)
     k0, t0 = _with_diagonal("stem.nngp", stem.nngp), _with_diagonal("stem.ntk", stem.ntk)
     if k0.shape != t0.shape:
-        raise InputError(f"Expected `stem.nngp` and `stem.ntk` of one shape, got {k0.shape} and {t0.shape}")
+        raise InputError(
+            f"Expected `stem.nngp` and `stem.ntk` of one shape, got {k0.shape} and {t0.shape}; pass those of one stem"
+        )
     if np.diag(t0)[np.diag(k0) == 0].any():
-        raise InputError("Expected `stem.ntk` to be 0 on the diagonal where `stem.nngp` is, got positive entries")
+        raise InputError(
+            "Expected `stem.ntk` to be 0 on the diagonal where `stem.nngp` is, got positive entries; pass both kernels "
+            "of one stem"
+        )
     activated_readout = readout and order == "act-linear"
     linear = readout and not activated_readout
     values = []

@@ -92,13 +92,19 @@ def linearized_sgd(
     nngp, ntk = check_symmetric("k.nngp", k.nngp), check_symmetric("k.ntk", k.ntk)
     classes = host_array("labels", labels)
     if classes.shape != (len(ntk),) or not np.issubdtype(classes.dtype, np.integer):
-        raise InputError(f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}")
+        raise InputError(
+            f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}; pass one "
+            "class per input"
+        )
     columns = int(classes.max()) + 1 if num_classes is None else num_classes
     if classes.min() < 0 or classes.max() >= columns:
-        raise InputError(f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}")
+        raise InputError(
+            f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}; raise `num_classes` or "
+            "renumber the labels"
+        )
     batch_size = check_whole("batch_size", batch_size, 1)
     if not 1 <= batch_size <= len(ntk):
-        raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}")
+        raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}; lower it")
     if epochs < 1 or draws < 1:
         raise InputError(f"Expected `epochs` and `draws` to be at least 1, got {epochs} and {draws}")
     check_option("loss", loss, LOSSES)
@@ -136,7 +142,9 @@ def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
     try:
         factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError as error:
-        raise InputError(f"Expected `k.nngp` to be positive definite, got one that is not: {error}") from None
+        raise InputError(
+            f"Expected `k.nngp` to be positive definite, got another matrix: {error}; pass the kernel of one set of inputs"
+        ) from None
     return factor @ np.random.default_rng(seed).standard_normal((len(nngp), columns))
 
 

@@ -96,7 +96,7 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
         asymmetry = max(float(np.abs(near[a, b] - near[b, a].T).max()) for a, b in _tile_pairs(len(near)))
     if asymmetry > 100 * eps_of(values) * max(scale, float(np.finfo(values.dtype).tiny)) * len(values) ** 0.5:
         raise InputError(
-            f"Expected `{name}` to be symmetric, got entries that differ from their mirror by {asymmetry:.2e}; "
+            f"Expected `{name}` to be symmetric, got entries that differ from those of its transpose by {asymmetry:.2e}; "
             "pass the kernel of one set of inputs"
         )
     return values
@@ -136,7 +136,9 @@ def is_number(name: str, value: Any) -> bool:
 def check_kernel(name: str, k: Kernel, wanted: Sequence[str] = ("nngp", "ntk")) -> None:
     """Raises an `InputError` unless `k` is a `Kernel` that holds the wanted matrices."""
     if isinstance(k, (tuple, list)) and k and isinstance(k[0], Kernel):
-        raise InputError(f"Expected `{name}` to be one `Kernel`, got {len(k)}; pick one of the outputs, as kernels[0]")
+        raise InputError(
+            f"Expected `{name}` to be one `Kernel`, got {len(k)}; pick that of one output, such as kernels[0]"
+        )
     if not isinstance(k, Kernel):
         raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
     held = [matrix for matrix in ("nngp", "ntk") if getattr(k, matrix) is not None]

@@ -94,7 +94,9 @@ def evaluate(
         of_cell = "cell" in about["network"]
         recipe, seeds = (CellRecipe if of_cell else Recipe).from_dict(about["recipe"]), about["seeds"]
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"Expected {folder} to state the recipe of a run, got {reason_of(error)}") from None
+        raise CheckpointError(
+            f"Expected {folder} to state the recipe of a run, got {reason_of(error)}; restore an intact copy"
+        ) from None
     if data is None:
         source: dict[str, Any] | None = about["data"].get("source")
         if not source:
@@ -135,5 +137,8 @@ def _built(folder: Path, described: dict[str, Any], given: Network | Dag | str |
     if (document := to_document(network)) != described:
         option = next(name for name in (*document, *described) if document.get(name) != described.get(name))
         expected, got = described.get(option), document.get(option)
-        raise CheckpointError(f"Expected `network` to be that of {folder}, of {option} {expected}, got {got}")
+        raise CheckpointError(
+            f"Expected `network` to be that of {folder}, with {option} {expected}, got {option} {got}; pass the "
+            "network of the run"
+        )
     return network

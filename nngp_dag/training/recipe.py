@@ -114,7 +114,7 @@ class Recipe(AnyRecipe):
             given = self.milestones if isinstance(self.milestones, (Sequence, np.ndarray)) else [self.milestones]
             milestones = tuple(check_whole("milestones", milestone, 1) for milestone in given)
             if not milestones or any(a >= b for a, b in itertools.pairwise(milestones)):
-                raise InputError(f"Expected `milestones` to be growing numbers of epochs, got {milestones}")
+                raise InputError(f"Expected `milestones` to be increasing numbers of epochs, got {milestones}")
             if milestones[-1] >= self.epochs:
                 raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {milestones[-1]}")
             object.__setattr__(self, "milestones", milestones)

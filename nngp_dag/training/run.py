@@ -97,13 +97,15 @@ def train(
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
     if of_recipe := sorted(architecture.keys() & {field.name for field in dataclasses.fields(Recipe)}):
-        raise InputError(f"Expected `{of_recipe[0]}` in `recipe`, got it beside; pass Recipe({of_recipe[0]}=...)")
+        raise InputError(
+            f"Expected `{of_recipe[0]}` in `recipe`, got it as an option of networks; pass Recipe({of_recipe[0]}=...)"
+        )
     if isinstance(networks, Splits):
-        raise InputError("Expected `networks` and then `data`, got data first; pass train(networks, data)")
+        raise InputError("Expected `networks` before `data`, got the data first; pass train(networks, data)")
     named = named_networks(networks, architecture, train)
     check_data(data)
     if not isinstance(recipe, (Recipe, NoneType)):
-        raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass such as Recipe(epochs=5)")
+        raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass Recipe(epochs=5), for example")
     recipe = recipe or Recipe()
     if recipe.batch_norm and (examples := len(data.train.labels)) % recipe.batch_size == 1:
         raise InputError(

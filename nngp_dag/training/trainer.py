@@ -286,7 +286,7 @@ def check_data(data: object) -> None:
     if not isinstance(data, Splits):
         got = f"an array of shape {data.shape}" if isinstance(data, (np.ndarray, jax.Array)) else shown(data)
         raise InputError(
-            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; make them of arrays x and labels, "
+            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; build them from arrays x and labels, "
             "Splits('mine', Part(x, labels), Part(x_validation, ...), Part(x_test, ...), num_classes=10), or load a "
             "data set, `nngp_dag.data.load_splits('digits')`"
         )

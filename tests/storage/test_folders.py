@@ -225,7 +225,7 @@ def test_a_folder_that_is_deleted_meanwhile(tmp_path, monkeypatch):
 
         return run
 
-    message = r"Expected the output .*out to stay while it is written, got one that was deleted or moved; run the same"
+    message = r"Expected the output .*out to stay while it is written, got one that was deleted or moved; run the"
     for owner, name, write in ((Rows, "add", sweep), (Rows, "add", score)):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, deleting(getattr(owner, name)))

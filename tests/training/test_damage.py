@@ -179,9 +179,9 @@ def test_evaluation_on_data_that_were_others_then(finished, monkeypatch):
 
 def test_evaluation_of_another_network(finished):
     for other, message in (
-        (authors_network("2_02"), "of dag 2_12, got 2_02"),
-        (authors_network(CODE, width=9), "of width 8, got 9"),
-        (CODE, "of layer {'Dense': .*'b_std': 0.0.*, got {'Dense': .*'b_std': None"),
+        (authors_network("2_02"), "with dag 2_12, got dag 2_02; pass"),
+        (authors_network(CODE, width=9), "with width 8, got width 9; pass"),
+        (CODE, "with layer {'Dense': .*'b_std': 0.0.*, got layer {'Dense': .*'b_std': None"),
     ):
         with pytest.raises(CheckpointError, match=f"Expected `network` to be that of .*/last, {message}"):
             evaluate(last(finished), network=other)
