@@ -99,8 +99,8 @@ def linearized_sgd(
     columns = int(classes.max()) + 1 if num_classes is None else num_classes
     if classes.min() < 0 or classes.max() >= columns:
         raise InputError(
-            f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}; raise `num_classes` or "
-            "renumber the labels"
+            f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}; raise `num_classes`, "
+            "or renumber the labels"
         )
     batch_size = check_whole("batch_size", batch_size, 1)
     if not 1 <= batch_size <= len(ntk):
@@ -143,7 +143,8 @@ def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
         factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError as error:
         raise InputError(
-            f"Expected `k.nngp` to be positive definite, got another matrix: {error}; pass the kernel of one set of inputs"
+            f"Expected `k.nngp` to be positive definite, got another matrix: {error}; pass the kernel of one "
+            "set of inputs"
         ) from None
     return factor @ np.random.default_rng(seed).standard_normal((len(nngp), columns))
 

@@ -96,8 +96,8 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
         asymmetry = max(float(np.abs(near[a, b] - near[b, a].T).max()) for a, b in _tile_pairs(len(near)))
     if asymmetry > 100 * eps_of(values) * max(scale, float(np.finfo(values.dtype).tiny)) * len(values) ** 0.5:
         raise InputError(
-            f"Expected `{name}` to be symmetric, got entries that differ from those of its transpose by {asymmetry:.2e}; "
-            "pass the kernel of one set of inputs"
+            f"Expected `{name}` to be symmetric, got entries that differ from those of its transpose by "
+            f"{asymmetry:.2e}; pass the kernel of one set of inputs"
         )
     return values
 
