@@ -107,6 +107,8 @@ def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
         raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
     _check_semi_definite("k.nngp", nngp)
     targets = check_targets("y", y, len(ntk))
+    # NNGP and NTK do not commute in general, so the rotated NNGP is a full matrix. Mean losses need only its diagonal,
+    # the variance in Equation (18) of docs/mathematics.md needs all of it.
     with precision_of(np.dtype(np.float64)):
         eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
         rotated = np.asarray(vectors.T @ jnp.asarray(nngp, jnp.float64) @ vectors)

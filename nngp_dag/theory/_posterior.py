@@ -113,10 +113,12 @@ def posterior(
         )
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), shape)
     shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    # One factor serves mean and covariance. Solving with it is more accurate than multiplying by an explicit inverse.
     weights = scipy.linalg.cho_solve(factor, cross.T).T
     # One formula serves both kinds. For "nngp" it equals K_tt - W K_xt, but errors of W enter only squared (the Joseph
     # form of the Kalman filter's update).
     middle = nngp.astype(np.float64)
+    # For "ntk" the ridge changes W alone: the outputs f(0) before training, which middle describes, carry no noise.
     if kind == "nngp":
         middle[np.diag_indices_from(middle)] += noise
     half = weights @ (0.5 * middle @ weights.T - shared.T)
@@ -179,6 +181,7 @@ def kernel_regression_accuracy(
     train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
     if len(train) != (rows := len(getattr(k_train_train, kind))):
         raise InputError(f"Expected `labels` of the {rows} training inputs, got {len(train)}; pass one per input")
+    # The prior has mean 0. Centered targets keep it neutral: an output of 0 prefers no class.
     factor, targets = _factorized(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
     return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
@@ -228,6 +231,7 @@ def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
     matrix = values.astype(np.float64)
     matrix[np.diag_indices_from(matrix)] += noise
     norm = float(np.linalg.norm(matrix, 1))
+    # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
     eps = eps_of(values)
     # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
     # 2-norm, hence the factor 4.

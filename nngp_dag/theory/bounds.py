@@ -45,6 +45,7 @@ def rate_bound(
             raise InputError(f"Expected `{name}` to be finite and at least 0, got {shown(value)}")
     check_steps(steps)
     rate = 1 - learning_rate * lambda_min / 2
+    # Powers of a negative rate alternate in sign and bound no loss.
     if rate < 0:
         raise InputError(
             f"Expected `learning_rate` to be at most 2 / lambda_min = {2 / lambda_min:.3g}, got {learning_rate}; "
@@ -82,6 +83,7 @@ def rate_bound_holds_for(
     Reference: Equation (17) of docs/mathematics.md for the modes; Chen et al., NeurIPS 2022, Section 3.3, for the
     bound.
     """
+    # (1 - x)^2 is convex, so its maximum over the eigenvalues is attained at one of the two extreme ones.
     slowest = max((1 - learning_rate * value) ** 2 for value in (lambda_min_ntk, lambda_max_ntk))
     return bool(slowest <= 1 - learning_rate * lambda_min_nngp / 2)
 

@@ -98,6 +98,7 @@ def principal_minor_bound(matrix: ArrayLike) -> float:
         block = values[rows].astype(np.float64)
         left = diagonal[rows, None]
         half, mean = (left - diagonal) / 2, (left + diagonal) / 2
+        # hypot squares nothing, so large and small kernels neither overflow nor underflow.
         smaller = mean - np.hypot(half, block)
         # A diagonal entry pairs an input with itself; it is a bound of its own, and `bound` starts with it.
         smaller[np.arange(len(block)), np.arange(len(diagonal))[rows]] = np.inf
@@ -241,6 +242,7 @@ def _smallest_of_data(k_in: np.ndarray, features: int) -> float:
     # The Gram matrix of N inputs has at most as high a rank as there are features.
     if len(k_in) > features:
         return 0.0
+    # A lower bound must stand below the computed value by all of its errors. If nothing is left, it is 0.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
         s = spectrum(k_in)
@@ -258,6 +260,8 @@ def _field(op: Dense, node: _Node) -> tuple[float, float]:
         return 0.0, 0.0
     roots = np.sqrt(q)
     beyond = _gershgorin(k / roots[:, None] / roots)
+    # A diagonal scaling from both sides multiplies lambda_min by at least its smallest factor. This is 1 / max q from K
+    # to its correlations, and min q back to C.
     smallest = node.nngp / q.max()
     value, slope = _series()
     covariance = q.min() * _best(value, smallest, 1.0, beyond(value))
@@ -267,6 +271,7 @@ def _field(op: Dense, node: _Node) -> tuple[float, float]:
     m_min = max(0.0, float(np.diag(m).min()))
     tangents = m_low / 2 + _best(slope, max(m_low, smallest * m_min), m_min, beyond(slope))
     if op.order == "act-linear":
+        # Equation (9) also adds F itself. F = C + mu mu^T, and mu mu^T lowers no eigenvalue.
         tangents += covariance
     return gain * covariance, gain * tangents
 

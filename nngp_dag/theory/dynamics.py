@@ -262,6 +262,7 @@ def _loss_curve(
             f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
             NumericalWarning,
         )
+    # Above the stability limit the loss grows until float64 overflows; `_moments` turns that into infinity.
     with np.errstate(over="ignore", invalid="ignore"):
         if flow:
             p, h = _flow_factors(basis.eigenvalues, learning_rate * np.arange(steps + 1))
@@ -322,6 +323,8 @@ def _test_moments(
     shape = (len(prior), len(basis.eigenvalues))
     moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
     shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    # The variances are the diagonal of the training NNGP, recovered from its rotated form. By Cauchy-Schwarz they bound
+    # the covariances. The tolerance is wide enough for kernels in float32.
     variances = np.sum((basis.vectors @ basis.nngp) * basis.vectors, axis=1)
     if (shared**2 > (1 + 1e-4) * np.outer(np.diag(prior), variances) + 1e-30).any():
         raise InputError(
@@ -331,6 +334,7 @@ def _test_moments(
     shared = shared @ basis.vectors
     columns = basis.targets.shape[1]
     targets = check_targets("y_test", y_test, len(prior), columns)
+    # h may be large even where training is stable, and fourth powers of it enter the variance.
     scale = np.maximum(1.0, np.abs(h).max(axis=1))
 
     def moments() -> Iterator[tuple[float, float]]:

@@ -140,6 +140,7 @@ def ntk_path_bound(dag: Dag | str, stem: Kernel, *, order: str = "linear-act", r
     values = []
     for means, gap_k, gap_t, t in _pairs(k0, t0):
         chain = _chain(dag, gap_k, gap_t, t, _slack(k0), order, one_more=activated_readout)
+        # A linear readout with w_std^2 = 2 has the NTK 2 (K + T). A readout with an activation is one more layer.
         values.append(_smallest(dag, means, [2 * (nngp + ntk) if linear else ntk for nngp, ntk in chain]))
     return PathBound(min(values), _violated_assumptions(dag, order, activated_readout))
 
@@ -161,6 +162,7 @@ def _pairs(k0: np.ndarray, t0: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndar
     sqrt(q_i q_j) off the diagonal, and of q_i on it. Gaps are as large as rounding of the entries allows.
     """
     q = np.diag(k0).astype(np.float64)
+    # Correlations of an input with q = 0 would be 0 / 0. Any unit serves, since the harmonic mean of such a pair is 0.
     units = np.where(q == 0, 1, q)
     roots, columns = np.sqrt(units), np.arange(len(q))
     for rows in row_blocks(k0):
@@ -175,6 +177,7 @@ def _pairs(k0: np.ndarray, t0: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndar
             gaps.append(np.maximum(0, mean - entries) + _slack(values) * mean)
             means.append(mean)
         low, high = np.minimum(q[rows, None], q)[above], np.maximum(units[rows, None], units)[above]
+        # The harmonic mean in a form without the product q_i q_j, which might overflow.
         yield 2 * low / (1 + low / high), *gaps, means[1]
 
 
@@ -190,11 +193,14 @@ def _chain(
         theta = _angle(gap_k)
         # 1 - f(1 - gap) in a form without cancellation: both terms of the difference are small where the gap is.
         next_k = gap_k - (np.sin(theta) - theta * np.cos(theta)) / math.pi
+        # f' multiplies K + T in Equation (7), "linear-act", and T in Equation (9), "act-linear". In these units K has
+        # the diagonal 1.
         mean, gap = (1 + t, gap_k + gap_t) if order == "linear-act" else (t, gap_t)
         # f' = 1 - theta / pi multiplies the entries of the NTK, Equation (7) of docs/mathematics.md. The gap must be an
         # upper one. Negative entries (gap > mean) raise it most at the smallest angle that rounding allows.
         lost = np.where(gap > mean, _angle(gap_k * (1 - 2 * slack)), theta) / math.pi
         gap_t = (0.0 if order == "linear-act" else next_k) + lost * mean + (1 - lost) * gap
+        # f(1) = f'(1) = 1, so in both orders a layer keeps the diagonal of K and adds it to that of T.
         gap_k, t = next_k, t + 1
     return gaps
 
@@ -237,6 +243,8 @@ def _violated_assumptions(dag: Dag, order: str, activated_readout: bool) -> tupl
         reasons.append("paths of unequal depth meet before a weighted edge")
     if tables.shared_skips:
         reasons.append("skips share an ancestor")
+    # A ReLU's output has a positive mean. Where several of them meet, K(t) holds products of different means, Equation
+    # (6) of docs/mathematics.md, which the sum over paths lacks.
     if order == "linear-act" and (tables.B.sum(axis=1) > 1).any():
         reasons.append("means of activated branches add up")
     return tuple(reasons)

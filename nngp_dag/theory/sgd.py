@@ -123,6 +123,7 @@ def linearized_sgd(
         values = jax.vmap(partial(_measure, loss=loss), in_axes=(0, None))(carry[0], fixed[1])
         for epoch in range(epochs + 1):
             if epoch:
+                # The order of an epoch depends on the seed and the epoch alone, not on the number of epochs.
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
                 carry, values = _epoch(carry, *fixed, key, step_sizes, batch_size=batch_size, loss=loss)
             losses.append(np.asarray(values[0], np.float64) / len(ntk))

@@ -150,6 +150,7 @@ class CellRecipe(AnyRecipe):
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that turns gradients into updates."""
+        # DARTS clips gradients before PyTorch's SGD adds the weight decay to them.
         return optax.chain(
             optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity(),
             optax.add_decayed_weights(self.weight_decay),

@@ -150,6 +150,7 @@ class Program:
             metrics = self._evaluate(state.params, state.stats, data, skip_train=True)
             metrics = metrics.at[PARTS.index("train")].set(_metrics(*sums))
             accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
+            # Only a strictly better epoch replaces the best one, so that the first of equal ones stays.
             better = accuracy > best.accuracy
             found = Best(state.params, state.stats, accuracy, epoch)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)

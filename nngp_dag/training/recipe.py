@@ -129,6 +129,7 @@ class Recipe(AnyRecipe):
         elif self.schedule == "cosine":
             base = optax.cosine_decay_schedule(self.learning_rate, max(1, self.epochs * steps_per_epoch - warm))
         else:
+            # The schedule below counts its steps from the end of the warmup, the milestones from the start.
             milestones = self.milestones or sorted({max(1, self.epochs // 2), max(1, self.epochs * 3 // 4)})
             boundaries = {milestone * steps_per_epoch - warm: 0.1 for milestone in milestones}
             base = optax.piecewise_constant_schedule(self.learning_rate, boundaries)
@@ -142,6 +143,7 @@ class Recipe(AnyRecipe):
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optax transformation that turns gradients into updates."""
+        # The decay enters the momentum, as in PyTorch's SGD; it is not decoupled.
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
             optax.sgd(self.learning_rates(steps_per_epoch), self.momentum or None, self.nesterov),
