@@ -36,6 +36,12 @@ class Samples:
       y_test: Labels or targets of the test inputs, or None.
       path: Path of the file; None for arrays that were not read from a file.
       target: Name of the .csv column that holds the targets; empty for other files.
+
+    Example:
+      >>> samples = Samples("mine", np.ones((2, 3)), np.array([1, 0]), classes=("cat", "dog"))
+      >>> samples.targets
+      array([[0., 1.],
+             [1., 0.]], dtype=float32)
     """
 
     name: str

@@ -25,6 +25,10 @@ class Part(NamedTuple):
     Attributes:
       x: Inputs in float32, (N, ...).
       labels: Classes, integers from 0 to C - 1, (N,).
+
+    Example:
+      >>> len(load_splits("digits", subset=50).train.labels)
+      50
     """
 
     x: np.ndarray
@@ -50,6 +54,11 @@ class Splits:
     Raises:
       DataError: A part is empty, or its labels are not integers from 0 to num_classes - 1. An input is not finite, or
         parts hold inputs of different shapes.
+
+    Example:
+      >>> part = Part(np.zeros((2, 3), np.float32), np.array([0, 1]))
+      >>> Splits("mine", train=part, validation=part, test=part, num_classes=2).parts["test"].x.shape
+      (2, 3)
     """
 
     name: str

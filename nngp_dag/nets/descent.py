@@ -80,6 +80,13 @@ class Descent:
     Attributes:
       curve: Training loss before the first step and after each one, (S, steps + 1).
       params: Parameters after the last step; every leaf has a leading axis of S seeds.
+
+    Example:
+      >>> from nngp_dag.nets import DagNet
+      >>> result = descend(lambda rngs: DagNet("2", 2, 1, width=4, rngs=rngs), np.eye(2), np.ones((2, 1)),
+      ...                  optimizer=optax.sgd(0.1), steps=1, seeds=[5])
+      >>> result.curve.shape, result.params["stems"][0]["linear"]["kernel"][...].shape
+      ((1, 2), (1, 2, 4))
     """
 
     curve: Float[np.ndarray, "seeds points"]

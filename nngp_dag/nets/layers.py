@@ -40,6 +40,11 @@ class WeightedLayer(nnx.Module):
     Raises:
       InputError: The activation is unknown.
 
+    Example:
+      >>> layer = WeightedLayer(Dense(b_std=None), 3, 5, "ntk", rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 3))).shape
+      (2, 5)
+
     Reference: He et al., ICCV 2015 (w_std^2 = 2 for ReLU); Jacot et al., NeurIPS 2018, Section 3 ("ntk").
     """
 

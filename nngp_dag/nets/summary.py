@@ -24,6 +24,13 @@ class LayerSummary:
       flops: Floating-point operations of a forward pass of one example. Every weight counts two and every bias one, at
         each output pixel. Activations, normalization, sums and pooling are not counted. A training step costs about
         three times as much per example.
+
+    Example:
+      >>> from flax import nnx
+      >>> net = nnx.eval_shape(lambda: DagNet("2", 784, 10, width=64, b_std=0.0, rngs=nnx.Rngs(0)))
+      >>> stem = summarize(net).layers[0]
+      >>> stem.name, stem.output_shape, stem.parameters, stem.flops
+      ('stem', (64,), 50240, 100416)
     """
 
     name: str
@@ -39,6 +46,12 @@ class ModelSummary:
 
     Attributes:
       layers: One `LayerSummary` per stem, weighted edge on a path, and readout.
+
+    Example:
+      >>> from flax import nnx
+      >>> summary = summarize(nnx.eval_shape(lambda: DagNet("2", 784, 10, width=64, rngs=nnx.Rngs(0))))
+      >>> [layer.name for layer in summary.layers]
+      ['stem', '0 -> 1', 'readout']
     """
 
     layers: tuple[LayerSummary, ...]

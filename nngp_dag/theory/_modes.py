@@ -23,6 +23,11 @@ class Modes:
       eigenvalues: Eigenvalues of the NTK in descending order, lambda_1 >= ... >= lambda_N, (N,).
       losses: Contribution of each mode to the mean of the initial loss L = 0.5 ||y - f||^2, (N,).
       learning_rate: Learning rate eta, or None for gradient flow.
+
+    Example:
+      >>> result = Modes(np.array([1.0, 0.5]), np.array([0.5, 1.0]), learning_rate=None)
+      >>> result.factors.round(3), result.half_lives.round(3)
+      (array([0.135, 0.368]), array([0.347, 0.693]))
     """
 
     eigenvalues: Float[np.ndarray, " n"]

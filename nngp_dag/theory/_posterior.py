@@ -29,6 +29,11 @@ class Posterior:
     Attributes:
       mean: Mean of the outputs, one row per test input and one column per output, (Nt, C).
       covariance: Covariance between test inputs, (Nt, Nt). It is the same for every column; columns are independent.
+
+    Example:
+      >>> result = Posterior(mean=np.zeros((2, 1)), covariance=np.diag([4.0, -1e-17]))
+      >>> result.variance, result.std
+      (array([4., 0.]), array([2., 0.]))
     """
 
     mean: Float[np.ndarray, "nt c"]

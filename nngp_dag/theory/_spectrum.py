@@ -80,6 +80,11 @@ class Spectrum:
       effective_rank: Participation ratio (sum lambda)^2 / sum lambda^2, between 1 and N; 0 for the zero matrix.
       eigenvalues: All eigenvalues in ascending order, (N,), or None unless they were asked for.
 
+    Example:
+      >>> s = spectrum(np.diag([1.0, 4.0]))
+      >>> s.resolved, s.condition_number, s.effective_rank
+      (True, 4.0, 1.47...)
+
     Reference: Equation (12) of docs/mathematics.md (resolution floor).
     """
 

@@ -50,6 +50,11 @@ class Bracket:
     Attributes:
       lower: Lower bound on lambda_min; 0 where the derivation finds nothing better.
       upper: Upper bound on lambda_min.
+
+    Example:
+      >>> bracket = lambda_min_bracket("2_12", np.eye(3)).nngp
+      >>> 0 < bracket.lower < bracket.upper
+      True
     """
 
     lower: float
@@ -62,6 +67,11 @@ class Brackets(NamedTuple):
     Attributes:
       nngp: Bracket on the smallest eigenvalue of the NNGP.
       ntk: Bracket on the smallest eigenvalue of the NTK.
+
+    Example:
+      >>> nngp, ntk = lambda_min_bracket("2_12", np.eye(3))
+      >>> nngp.lower < ntk.lower
+      True
     """
 
     nngp: Bracket

@@ -40,6 +40,14 @@ class LossCurve:
       test_std: Standard deviation of the loss on the test set, (K + 1,), or None.
       learning_rate: Learning rate eta.
       stable_learning_rate: Stability limit, the largest eta with which no mode grows; infinite for gradient flow.
+
+    Example:
+      >>> k = Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
+      >>> curve = loss_curve(k, np.array([1.0, 0.0]), learning_rate=0.5, steps=3)
+      >>> curve.times, curve.diverges
+      (array([0. , 0.5, 1. , 1.5]), False)
+
+    Reference: Equation (18) of docs/mathematics.md.
     """
 
     steps: Int[np.ndarray, " points"]

@@ -23,6 +23,11 @@ class PathBound:
       value: Value of the formula, in units of the kernel that is bounded; infinite where float64 overflows.
       violated_assumptions: Assumptions of the derivation that the graph violates. If there are none, the value is an
         upper bound on lambda_min; otherwise it may lie below lambda_min.
+
+    Example:
+      >>> bound = path_bound(Dag.from_code("1_11_111"), np.array([[1.0, 0.5], [0.5, 1.0]]))
+      >>> bound.is_bound, bound.violated_assumptions
+      (False, ('skips share an ancestor', 'means of activated branches add up'))
     """
 
     value: float
@@ -243,8 +248,8 @@ def _violated_assumptions(dag: Dag, order: str, activated_readout: bool) -> tupl
         reasons.append("paths of unequal depth meet before a weighted edge")
     if tables.shared_skips:
         reasons.append("skips share an ancestor")
-    # A ReLU's output has a positive mean. Where several of them meet, K(t) holds products of different means, Equation
-    # (6) of docs/mathematics.md, which the sum over paths lacks.
+    # A ReLU's output has a positive mean. Where several branches meet, or one of them several times, K(t) holds cross
+    # terms of their means, Equation (6) of docs/mathematics.md. The sum over paths lacks these terms.
     if order == "linear-act" and (tables.B.sum(axis=1) > 1).any():
         reasons.append("means of activated branches add up")
     return tuple(reasons)

@@ -33,6 +33,11 @@ class Evaluation:
       seeds: Seeds of the training, S of them.
       epochs: Epoch of each network's state, (S,).
       values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), see `History`.
+
+    Example:
+      >>> evaluation = Evaluation("2_12", seeds=(0, 1), epochs=(5, 3), values=np.zeros((3, 3, 2)))
+      >>> evaluation.of("test", "loss")
+      array([0., 0.])
     """
 
     name: str

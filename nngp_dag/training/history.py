@@ -34,6 +34,13 @@ class History:
         the order of `PARTS` and `METRICS`. The last metric is the mean over classes of the accuracy within a class.
         On the training part they are running means over the epoch's batches, each before its update, as in the code of
         Chen et al. Entry 0 is measured before training. Epochs that have not been reached hold NaN.
+
+    Example:
+      >>> values = np.zeros((3, 3, 3, 1))
+      >>> values[:, 0, 1, 0] = [0.1, 0.5, 0.9]
+      >>> history = History("2_12", (0,), steps_per_epoch=10, learning_rates=np.array([0.1, 0.1]), values=values)
+      >>> history.of("train", "accuracy").shape, history.epochs_done, history.epochs_to(0.7)
+      ((3, 1), 2, array([1.5]))
     """
 
     name: str

@@ -43,7 +43,22 @@ def build(
 def summary_of(
     network: Network, input_shape: tuple[int, ...], num_classes: int, *, batch_norm: bool = False
 ) -> ModelSummary:
-    """Counts parameters and floating-point operations of a network, without drawing weights."""
+    """Counts parameters and floating-point operations of a network, without drawing weights.
+
+    Args:
+      network: The architecture.
+      input_shape: Shape of an input: (height, width, channels) for networks with convolutions or pooling, else any.
+      num_classes: Number of outputs.
+      batch_norm: Whether batch normalization follows the weights of stem and edges.
+
+    Raises:
+      InputError: The network needs images and the inputs are of another shape, or the graph has several inputs or
+        outputs.
+
+    Example:
+      >>> summary_of(Network("2_12", width=32), (8, 8, 1), 10).parameters
+      4416
+    """
     return summarize(
         nnx.eval_shape(lambda: build(network, input_shape, num_classes, batch_norm=batch_norm, rngs=nnx.Rngs(0)))
     )
