@@ -194,7 +194,7 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
 
 
 def format_lambda_min(s: Spectrum) -> str:
-    """Returns the smallest eigenvalue as text, or "< floor" where it is not resolved and so is rounding noise."""
+    """Returns the smallest eigenvalue as text, or "< resolution floor" where it is rounding noise."""
     return f"{s.lambda_min:.4g}" if s.resolved else f"< {s.floor:.1e} (not resolved)"
 
 

@@ -74,7 +74,7 @@ class Spectrum:
         that of the solver. A third term, N times the smallest positive number of the dtype, matters only for entries
         below 1e-31 in float32 or 1e-292 in float64.
       residual_min: Residual |K v - lambda_min v| of the unit vector v that was found. An eigenvalue of K lies this
-        close to `lambda_min`, up to the rounding of K v, which the floor covers.
+        close to `lambda_min`, up to the rounding of K v, which `floor` covers.
       residual_max: Residual of `lambda_max`, with the same meaning.
       trace: Sum of all eigenvalues.
       effective_rank: Participation ratio (sum lambda)^2 / sum lambda^2, between 1 and N; 0 for the zero matrix.
@@ -99,7 +99,7 @@ class Spectrum:
 
     @property
     def resolved(self) -> bool:
-        """Whether `lambda_min` lies above the floor by more than its residual."""
+        """Whether `lambda_min` lies above the resolution floor by more than its residual."""
         return self.lambda_min - self.residual_min > self.floor
 
     @property
@@ -121,8 +121,8 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
 
     The method "iterative" computes one Cholesky factor, in N^3 / 3 operations and one matrix of float64 in all. Then
     ARPACK's Lanczos iteration runs on the inverse, whose largest eigenvalue is 1 / lambda_min, and on the matrix
-    itself. A matrix that is singular to rounding has no such factor; it is shifted by twice its floor. Memory-mapped
-    matrices are read in blocks.
+    itself. A matrix that is singular to rounding has no such factor; it is shifted by twice its resolution floor.
+    Memory-mapped matrices are read in blocks.
 
     Args:
       matrix: A symmetric positive semi-definite kernel, (N, N), float32 or float64.
@@ -135,9 +135,9 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
       `NumericalWarning` is issued. The floor depends on the dtype of `matrix`.
 
     Raises:
-      InputError: `matrix` is not square, symmetric and finite, has an eigenvalue below minus the floor, or may have
-        one that overflows. The iteration does not converge, or all eigenvalues are asked of "iterative", which finds
-        only two.
+      InputError: `matrix` is not square, symmetric and finite, has an eigenvalue below minus the resolution floor, or
+        may have one that overflows. The iteration does not converge, or all eigenvalues are asked of "iterative", which
+        finds only two.
       OutOfMemoryError: The decomposition does not fit into memory.
 
     Example:
@@ -146,8 +146,8 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
       >>> s.lambda_min, s.lambda_max, s.condition_number, s.trace, s.eigenvalues
       (1.0, 4.0, 4.0, 7.0, array([1., 2., 4.]))
 
-    Reference: Higham, Accuracy and Stability of Numerical Algorithms, section 6.2 (entrywise errors, for the floor);
-    Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
+    Reference: Higham, Accuracy and Stability of Numerical Algorithms, section 6.2 (entrywise errors, for the
+    resolution floor); Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
     """
     check_option("method", method, METHODS)
     eigenvalues = check_flag("eigenvalues", eigenvalues)
@@ -223,7 +223,7 @@ def _unresolved(result: Spectrum, dtype: np.dtype) -> str:
     reason = f"its residual {result.residual_min:.2e} reaches" if result.lambda_min > result.floor else "it lies"
     wider = "" if dtype == np.float64 else "compute the kernel with dtype='float64', "
     return (
-        f"lambda_min is not resolved: {reason} below the floor {result.floor:.2e} of a {dtype} matrix; "
+        f"lambda_min is not resolved: {reason} below the resolution floor {result.floor:.2e} of a {dtype} matrix; "
         f"{wider}drop duplicate inputs, or add a noise of {3 * result.floor:.1g} or more to the diagonal"
     )
 
@@ -263,7 +263,7 @@ class _Scaled(NamedTuple):
         return cls(values, exponent, row, float(np.diagonal(part).sum()), squares), part
 
     def floor(self, lambda_max: float) -> float:
-        """Returns the floor in the unit; `lambda_max` is in the unit too."""
+        """Returns the resolution floor in the unit; `lambda_max` is in the unit too."""
         # Entries near the smallest numbers of the dtype have absolute errors, which the relative ones do not cover.
         smallest = math.ldexp(float(np.finfo(self.values.dtype).smallest_subnormal), -self.exponent)
         return resolution_floor(self.values, self.row, lambda_max) + len(self.values) * smallest
@@ -382,8 +382,8 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
     floor, shift = kernel.floor(lambda_max), 0.0
     factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
     if failed or np.diagonal(factor).min() ** 2 <= floor:
-        # The squared least pivot is at least lambda_min, so lambda_min is not resolved here. A shift by twice the floor
-        # makes every kernel positive definite whose eigenvalues all lie above -floor.
+        # The squared least pivot is at least lambda_min, so lambda_min is not resolved here. A shift by twice the
+        # resolution floor makes every kernel positive definite whose eigenvalues all lie above -floor.
         shift = 2 * floor
         del part, factor
         part = symmetric_part(values, kernel.exponent)
