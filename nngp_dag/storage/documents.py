@@ -10,8 +10,8 @@ from typing import Any
 from nngp_dag.errors import CheckpointError, InputError, shorten, shown
 from nngp_dag.storage.files import output_file, sync
 
-# The shape of a JSON value: a type, several types, a dict with the shapes of entries, or a list with the shape of every
-# item. An entry whose name ends in "?" may be missing.
+# The shape of a JSON value is a type, several types, a dict with the shapes of entries, or a list with the shape of its
+# items. An entry whose name ends in "?" may be missing.
 Shape = type | tuple[type, ...] | Mapping[str, Any] | list[Any]
 
 _NAMES = {
