@@ -62,8 +62,8 @@ def linearized_sgd(
 
     Every epoch draws a new order of the examples; its last batch may be smaller. A step costs 2 N B C D operations for
     D draws. Memory holds the two kernels and a factor of the NNGP in float64. Outputs and momenta are 2 N C D numbers,
-    and a step reads B N entries of the NTK. Steps are taken in the dtype of the kernels. Before the NNGP is factorized, 16 eps max(NNGP_ii)
-    is added to its diagonal, which is the size of rounding errors in its entries.
+    and a step reads B N entries of the NTK. Steps are taken in the dtype of the kernels. Before the NNGP is factorized,
+    16 eps max(NNGP_ii) is added to its diagonal, which is the size of rounding errors in its entries.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N), in the parameterization that is trained.
