@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-# Nothing is imported here: until the command line can answer an interruption, every import counts.
+# Nothing is imported at run time: the command line cannot answer an interruption before its imports are done.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -92,8 +92,8 @@ __all__ = [
     "zoo",
 ]
 
-# All of it is loaded on first use: the package comes up at once, and with it the help of the command line and what it
-# answers to an interruption.
+# Everything is loaded on first use, so that importing the package takes no time. The command line can then answer an
+# interruption, or a question for help, at once.
 _MODULES = frozenset(
     (
         "activations",

@@ -1,7 +1,7 @@
-"""Errors and warnings that the whole package shares, and how their messages show values.
+"""Errors and warnings of the whole package, and the form in which their messages show values.
 
-Every message reads "Expected <what>, got <value>" and ends in the remedy, so that the command line can
-print it as its only line.
+Every message reads "Expected <what>, got <value>" and ends in the remedy. The command line can so print it as its only
+line.
 """
 
 import contextlib
@@ -28,9 +28,10 @@ __all__ = [
     "OutputError",
 ]
 
-# Characters of a message; whatever an argument held, its beginning and its end, the remedy, stay readable.
+# Largest number of characters in a message. Whatever value an argument had, the beginning stays readable, and so does
+# the end, which holds the remedy.
 _MOST = 2000
-# Nothing of a name's kind is longer, and the search takes time that grows with the length.
+# Names are not longer than this. The time to search for similar ones grows with the length.
 _LONGEST_NAME = 100
 
 
@@ -38,51 +39,51 @@ class NngpDagError(ValueError):
     """Base of every error that this package raises on purpose."""
 
     def __init__(self, message: str = "") -> None:
-        """Takes the message; one that is very long loses its middle."""
+        """Takes the message, and cuts the middle of a very long one."""
         half = _MOST // 2
         super().__init__(message if len(message) <= _MOST else f"{message[:half]} ... {message[-half:]}")
 
 
 class GraphError(NngpDagError):
-    """A graph, a code or an edge list that does not describe a valid DAG."""
+    """Error for a graph, a code or an edge list that does not describe a valid DAG."""
 
 
 class InputError(NngpDagError):
-    """An argument of a numerical function that has the wrong shape, range or content."""
+    """Error for an argument of the wrong type, shape, range or content."""
 
 
 class DataError(NngpDagError):
-    """A data set that is unknown, absent from disk or cannot be used as asked."""
+    """Error for a data set that is unknown, absent from disk, or unfit for the request."""
 
 
 class OutputError(NngpDagError):
-    """A result that cannot be written, or that would overwrite an existing one."""
+    """Error for a result that cannot be written, or that would overwrite an existing one."""
 
 
 class CheckpointError(NngpDagError):
-    """A checkpoint that is absent, damaged, or of another run."""
+    """Error for a checkpoint that is absent, damaged, or from another run."""
 
 
 class DivergenceError(NngpDagError):
-    """Training whose loss is no longer finite."""
+    """Error for training whose loss is no longer finite."""
 
 
 class OutOfMemoryError(NngpDagError, MemoryError):
-    """Work that does not fit into the memory of the device."""
+    """Error for work that does not fit into memory."""
 
 
 class NumericalWarning(UserWarning):
-    """A result that holds, with a limit on its accuracy that the message states."""
+    """Warning about a result of limited accuracy; the message states the limit."""
 
 
 class InputWarning(UserWarning):
-    """An argument that can be computed with, and looks like a mistake; the message says how to state that it is not."""
+    """Warning about an argument that is valid but looks like a mistake; the message says how to make it explicit."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Issues a warning that points at the line which called this package."""
+    """Issues a warning that points at the caller's line outside this package."""
     level, frame = 1, sys._getframe()
-    # Decorators, and checks of types, which tests switch on, lie between.
+    # Between that line and this one lie frames of decorators, and in tests those of type checkers.
     passed = (__name__.partition(".")[0], "contextlib", "jaxtyping", "beartype")
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in passed:
         level, frame = level + 1, frame.f_back
@@ -90,18 +91,21 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; JAX has no type of its own for that."""
+    """Whether an error says that memory ran out."""
+    # JAX has no exception type for this, so the text decides.
     text = str(error)
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """Cuts a long text for a message."""
+    """Returns a text, cut to the limit if it is longer."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def shown(value: object, limit: int = 100) -> str:
-    """Returns a value as a message shows it: its `repr` in one line, cut where it is long; large ones are not built.
+    """Returns a value as a message shows it: its `repr` in one line, cut where it is long.
+
+    The full `repr` of a large value is never built.
 
     Example:
       >>> shown("2_21_112"), shown(10**5000), shown("2_" * 50_000, limit=12)
@@ -114,13 +118,13 @@ def shown(value: object, limit: int = 100) -> str:
     short.maxtuple = short.maxlist = short.maxdict = short.maxset = 8
     try:
         text = short.repr(value)
-    except Exception:  # a `repr` of the caller's, or an integer within that Python does not write out
+    except Exception:  # the caller's own `repr` fails, or the value holds an integer too long for Python to print
         text = f"a {type(value).__name__}"
     return shorten(" ".join(text.split()), 4 * limit)
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for a misspelled name, for the end of a message, or "" where none is near.
+    """Returns "; did you mean 'x'?" if a known name is similar, else "".
 
     Example:
       >>> did_you_mean("rleu", ["relu", "erf"])
@@ -143,7 +147,7 @@ def check_callable(name: str, value: object) -> None:
 
 
 def as_path(name: str, value: Any, error: type[NngpDagError] = InputError) -> Path:
-    """Returns a path, with the home folder in place of ~; raises an error where it is none."""
+    """Returns a path, with the home folder in place of ~; raises an error for a value that is no path."""
     if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
         raise error(f"Expected `{name}` to be a path, got {shown(value)}; pass a text or a pathlib.Path")
     return Path(value).expanduser()
@@ -151,7 +155,12 @@ def as_path(name: str, value: Any, error: type[NngpDagError] = InputError) -> Pa
 
 @contextlib.contextmanager
 def within_memory(what: str, remedy: str) -> Iterator[None]:
-    """Raises an `OutOfMemoryError` that says what did not fit, and the remedy, where memory runs out inside."""
+    """Raises an `OutOfMemoryError` with the remedy if memory runs out inside the block.
+
+    Args:
+      what: Name of the work or the data that should fit into memory, for the message.
+      remedy: Advice for the end of the message.
+    """
     try:
         yield
     except Exception as error:
@@ -164,11 +173,18 @@ def within_memory(what: str, remedy: str) -> Iterator[None]:
 def check_known(
     options: Iterable[str], known: Iterable[str], what: str, caller: Callable[..., Any] | None = None
 ) -> None:
-    """Raises an `InputError` where an option is not known; a misspelled one may mean a parameter of `caller`."""
+    """Raises an `InputError` for an option that is not known.
+
+    Args:
+      options: The options that were given.
+      known: The options that exist.
+      what: Their kind, for the message.
+      caller: Function whose own parameters a misspelled option may mean, too.
+    """
     known = tuple(known)
     if unknown := next((option for option in options if option not in known), None):
         parameters = () if caller is None else inspect.signature(caller).parameters.values()
         own = [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
-        beside = f" or arguments beside them ({', '.join(own)})" if own else ""
+        others = f" or other arguments ({', '.join(own)})" if own else ""
         near = did_you_mean(unknown, (*known, *own))
-        raise InputError(f"Expected {what} ({', '.join(known)}){beside}, got `{unknown}`{near}")
+        raise InputError(f"Expected {what} ({', '.join(known)}){others}, got `{unknown}`{near}")

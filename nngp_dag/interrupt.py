@@ -1,11 +1,11 @@
-"""How the command line ends when it is interrupted: at once, with one line that says what is kept and how to go on.
+"""The end of the command line at an interruption: at once, with one line that names kept results and the next command.
 
-Nothing is unwound. An exception raised wherever a signal finds Python is swallowed by garbage collection and by
-callbacks of JAX, and the interpreter's finalizers crash while XLA compiles. A kill loses nothing that was written, so
-what is left to do is to remove what is half written, to say so, and to leave.
+The process ends without unwinding the stack. Garbage collection or callbacks of JAX may swallow an exception that a
+signal's handler raises. The interpreter's finalizers crash while XLA compiles. Finished files on disk survive a kill.
+So the handler only removes half-written files, prints the line and ends the process.
 
 Python runs the handler of a signal between two steps of the main thread, which may be minutes away inside XLA. So a
-thread hears of signals too, and leaves in place of a main thread that has not done so after a moment.
+second thread watches for signals, too. It ends the process if the main thread has not done so after a second.
 """
 
 import contextlib
@@ -24,12 +24,13 @@ from types import FrameType
 from typing import NoReturn
 
 UNFINISHED: dict[Path, Sequence[Path]] = {}
-"""Files and folders that are worth nothing until they are finished, each with the empty folders made for it."""
+"""Unfinished files and folders, which an interruption removes, each with the empty folders made for it."""
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# Seconds for which a thread leaves it to the main thread.
+# Seconds that the watching thread gives the main thread.
 _PATIENCE = 1.0
-# `timeout` and terminals may send one signal twice; a person takes longer.
+# Seconds within which a second signal counts as the first one. `timeout` and terminals may send one signal twice; a
+# person takes longer.
 _SAME_SIGNAL = 0.3
 
 _leaving = threading.Lock()
@@ -40,36 +41,38 @@ _installed = False
 
 
 def on_interrupt(last_words: Callable[[], str] | None) -> None:
-    """Sets what is said at an interruption, such as "2 tiles are kept; go on with: ..."; called when it happens."""
+    """Sets the function that returns the text of an interruption, such as "2 tiles are kept; go on with: ..."."""
     global _last_words
     _last_words = last_words
 
 
 def command(*, with_flag: str = "", without_flag: str = "") -> str:
-    """Returns the command that runs, as a shell takes it, with a flag added and another left out."""
+    """Returns the running command, quoted for a shell, with a flag added and another left out."""
     arguments = [argument for argument in _arguments if argument != without_flag]
     if with_flag and with_flag not in arguments:
-        # Behind -- there are no flags.
+        # Arguments behind `--` are not read as flags.
         arguments.insert(arguments.index("--") if "--" in arguments else len(arguments), with_flag)
     return shlex.join([*_program(), *arguments])
 
 
 def given(flag: str) -> bool:
-    """Whether the command that runs has a flag."""
+    """Whether the running command was given a flag."""
     return flag in _arguments
 
 
 def program() -> str:
-    """Returns how the command line was called, as a shell takes it."""
+    """Returns the name by which the command line was called, quoted for a shell."""
     return shlex.join(_program())
 
 
 @contextlib.contextmanager
 def handled(arguments: Sequence[str]) -> Iterator[None]:
-    """Ends the process at SIGINT, SIGTERM or SIGHUP, with status 128 + signal; a signal that is ignored stays so.
+    """Ends the process at SIGINT, SIGTERM or SIGHUP inside the block, with status 128 + signal.
+
+    A signal that the process ignores stays ignored.
 
     Args:
-      arguments: Those of the command line, without the program.
+      arguments: Arguments of the command line, without the program.
     """
     if _installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -82,7 +85,7 @@ def handled(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def install(arguments: Sequence[str]) -> Callable[[], None]:
-    """As `handled`, until the returned function is called."""
+    """Handles signals in the manner of `handled`, until the returned function is called."""
     global _arguments, _installed
     _arguments, _installed = list(arguments), True
     on_interrupt(None)
@@ -117,7 +120,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(heard: socket.socket, wakeup: socket.socket) -> None:
-    """Waits for signals, and leaves where the main thread does not; a zero ends it. Holds both ends open."""
+    """Waits for signals, and ends the process if the main thread does not; a zero byte ends the wait.
+
+    The arguments keep both ends of the socket pair open.
+    """
     first, number = 0.0, 0
     while True:
         if first and not select.select([heard], [], [], max(0.0, first + _PATIENCE - time.monotonic()))[0]:
@@ -134,9 +140,9 @@ def _listen(heard: socket.socket, wakeup: socket.socket) -> None:
 
 
 def _leave(number: int) -> NoReturn:
-    """Removes what is not finished, says what is kept, and ends the process."""
+    """Removes unfinished files, prints the last words, and ends the process."""
     if not _leaving.acquire(blocking=False):
-        # The other thread is at it, and may have much to remove.
+        # The other thread is already leaving, and may have much to remove.
         time.sleep(10)
         os._exit(128 + number)
     for path, made in list(UNFINISHED.items()):
@@ -150,11 +156,11 @@ def _leave(number: int) -> NoReturn:
                 folder.rmdir()
     try:
         words = f"nothing was begun; start again with: {command()}" if _last_words is None else _last_words()
-    except Exception as error:  # It must not keep the process from leaving.
-        words = f"what is kept cannot be told ({error})"
-    # Below a bar, whose owner hid the cursor.
+    except Exception as error:  # no error may keep the process from ending
+        words = f"kept results cannot be listed ({error})"
+    # A progress bar may have hidden the cursor; show it, and print below the bar.
     start = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
-    # Not through `sys.stderr`, in the middle of whose work this may be.
+    # The signal may have interrupted a write to `sys.stderr`, which is not reentrant.
     with contextlib.suppress(OSError):
         os.write(2, f"{start}nngp-dag: interrupted; {words}\n".encode(errors="replace"))
     os._exit(128 + number)

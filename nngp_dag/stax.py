@@ -1,4 +1,4 @@
-"""Layers for `neural_tangents.stax`, in one place; importing it imports neural-tangents."""
+"""Layers for `neural_tangents.stax`. Importing this module imports neural-tangents."""
 
 from nngp_dag.kernels.stax_layer import DagLayer
 

@@ -151,7 +151,7 @@ def test_any_text_form_is_read_and_blanks_are_no_part_of_it():
 
 def test_arrays_are_no_splits_and_numbers_are_no_streams():
     with pytest.raises(
-        InputError, match=r"`data` to be `nngp_dag\.data\.Splits`, got an array of shape \(6, 5\); make"
+        InputError, match=r"`data` to be `nngp_dag\.data\.Splits`, got an array of shape \(6, 5\); build"
     ):
         nd.train(DAG, X, nd.Recipe(epochs=1))  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"Expected `networks` to be a `Network`, a `Dag`.*an array of shape \(6, 5\)"):
@@ -168,7 +168,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         ):
             with pytest.raises(GraphError, match=f"Expected {message}"):
                 call(networks, *[X] * (1 + (call is nd.compare)))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"`networks` and then `data`, got data first; pass train\(networks, data\)"):
+    with pytest.raises(InputError, match=r"`networks` before `data`, got the data first; pass train\(networks, data\)"):
         nd.train(SPLITS, "2_12")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"names of `networks` to be text, got 1; pass str\(name\)"):
         nd.train({1: "2"}, SPLITS)  # type: ignore[dict-item]
@@ -179,7 +179,7 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
         nd.kernel(nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), X)
     with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got None"):
         nd.nets.DagNet(DAG, 5, 1, width=3)
-    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass such as nnx\.Rngs\(0\)"):
+    with pytest.raises(InputError, match=r"`rngs` to be `flax\.nnx\.Rngs`, got 0; pass nnx\.Rngs\(0\)"):
         nd.nets.DagNet(DAG, 5, 1, width=3, rngs=0)  # type: ignore[arg-type]
     calls = (
         nd.kernel,
@@ -211,7 +211,9 @@ def test_arrays_are_no_splits_and_numbers_are_no_streams():
     ],
 )
 def test_typos_of_an_entry_points_own_arguments_are_named(call, given, meant):
-    with pytest.raises(InputError, match=rf"beside them \(.*\b{meant}\b.*\), got `{given}`; did you mean '{meant}'\?"):
+    with pytest.raises(
+        InputError, match=rf"other arguments \(.*\b{meant}\b.*\), got `{given}`; did you mean '{meant}'\?"
+    ):
         call(**{given: 3})
 
 
@@ -274,7 +276,7 @@ def test_what_is_not_used_of_a_kernel_may_be_missing():
         (lambda: nd.posterior(nngp, k, k, y, kind="ntk"), "`k_train_train` to hold both kernels, got the NNGP alone"),
         (lambda: nd.posterior(k, k, ntk, y), "`k_test_test` to hold the NNGP, got the NTK alone; call"),
         (lambda: nd.largest_stable_learning_rate(nngp), "`ntk` to hold the NTK, got the NNGP alone; call"),
-        (lambda: nd.expected_loss((k, k), y, 0.1, 1), r"`k` to be one `Kernel`, got 2; pick one of the outputs"),  # pyright: ignore[reportArgumentType]
+        (lambda: nd.expected_loss((k, k), y, 0.1, 1), r"`k` to be one `Kernel`, got 2; pick that of one output"),  # pyright: ignore[reportArgumentType]
         (lambda: nd.spectra(k), r"`matrices` to be a list of matrices, got Kernel\(.*; pass \[k\.nngp, k\.ntk\]"),
         (lambda: nd.spectra(3), "`matrices` to be a list of matrices, got 3"),
     ):
@@ -684,6 +686,6 @@ def test_warnings_of_resolution_name_the_noise_that_resolves():
 
 
 def test_spectra_warn_once_of_all_that_is_not_resolved():
-    with pytest.warns(NumericalWarning, match=r"of matrices\[1\] and 1 others, lambda_min is not") as caught:
+    with pytest.warns(NumericalWarning, match=r"^matrices\[1\] and 1 others: lambda_min is not") as caught:
         nd.spectra(np.stack([np.eye(3), np.ones((3, 3)), np.ones((3, 3))]))
     assert len(caught) == 1

@@ -288,7 +288,7 @@ def test_kernels_of_ones_own_data(capsys, mine):
         )
         assert (status, err) == (0, "")
         assert f"{file}: 40 inputs of 4, used as they are (not normalized)" in text
-        assert f"{'; target: label' if file == 'my.csv' else ''}; 2 classes, numbered anew: 3 is 0, 7 is 1" in text
+        assert f"{'; target: label' if file == 'my.csv' else ''}; 2 classes, renumbered: 3 is 0, 7 is 1" in text
         with np.load(out, allow_pickle=False) as saved:
             np.testing.assert_allclose(saved["ntk"], nd.kernel(dag, (x if more else sphere)[:30]).ntk, rtol=1e-12)
             np.testing.assert_array_equal(saved["labels"], labels[:30])

@@ -120,7 +120,7 @@ def test_what_is_ignored_stays_ignored(tmp_path):
     ("words", "line"),
     [
         ("", "nothing was begun; start again with: nngp-dag train --out 'a b' --overwrite"),
-        ("interrupt.on_interrupt(lambda: 1 / 0)", "what is kept cannot be told (division by zero)"),
+        ("interrupt.on_interrupt(lambda: 1 / 0)", "kept results cannot be listed (division by zero)"),
     ],
 )
 def test_words_that_are_not_there(tmp_path, words, line):

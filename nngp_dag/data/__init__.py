@@ -1,4 +1,4 @@
-"""Data sets and their preprocessing."""
+"""Data sets, files of your own, and their preprocessing for kernels and training."""
 
 from nngp_dag.data.datasets import DATASETS, Dataset, load_dataset
 from nngp_dag.data.files import Samples, load_file, load_source

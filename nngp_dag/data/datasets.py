@@ -22,9 +22,9 @@ _SPLITS: Final = {
 }
 
 DATASETS: Final = tuple(_SPLITS)
-"""The names with splits and constants of their own."""
+"""Names of the data sets whose splits and normalization constants are built in."""
 BUILT_IN: Final = ("digits", "sphere")
-"""Those that need neither files nor the internet."""
+"""Names of the data sets that need neither files nor the internet."""
 
 _DIGITS_TRAIN = 1500
 _SPHERE_CLASSES = 10
@@ -33,24 +33,23 @@ _SPHERE_DEFAULT_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labeled data set in memory, validated once so that everything after it may trust it.
+    """A labeled data set in memory, validated when it is made.
 
     Attributes:
-        name: one of `DATASETS`, or a name of your own.
-        images: float32, (N, height, width, channels) with values in [0, 1], or (N, d) for plain vectors,
-            whose values are free.
-        labels: int64, (N,), each in 0 to num_classes - 1.
-        num_classes: the number of classes, whether or not every one occurs.
+      name: One of `DATASETS`, or a name of your own.
+      images: Images (N, height, width, channels) with values in [0, 1], or vectors (N, d) with any values, in float32.
+      labels: Classes, whole numbers from 0 to num_classes - 1 in int64, (N,).
+      num_classes: Number of classes; some of them may not occur.
 
     Raises:
-        DataError: if the arrays are empty, differ in length, have another dtype or rank, are not finite, or
-            leave the ranges above.
+      DataError: The arrays are empty, differ in length, have another dtype or rank, are not finite, or leave the ranges
+        above.
 
     Example:
-        >>> import numpy as np
-        >>> from nngp_dag.data import Dataset
-        >>> Dataset("mine", np.zeros((2, 3), np.float32), np.array([0, 1], np.int64), num_classes=2).labels
-        array([0, 1])
+      >>> import numpy as np
+      >>> from nngp_dag.data import Dataset
+      >>> Dataset("mine", np.zeros((2, 3), np.float32), np.array([0, 1], np.int64), num_classes=2).labels
+      array([0, 1])
     """
 
     name: str
@@ -59,7 +58,7 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
-        """Refuses arrays that break the promises above."""
+        """Refuses arrays of another form than the attributes state."""
         images, labels = self.images, self.labels
         if images.dtype != np.float32 or images.ndim not in (2, 4) or images.size == 0:
             raise DataError(
@@ -100,38 +99,40 @@ def load_dataset(
 ) -> Dataset:
     """Loads a data set, or its first examples, as NumPy arrays.
 
-    - `digits`: the 1,797 images of 8x8 pixels that scikit-learn bundles, divided by 16. It has no official
-      split: `train` is the first 1,500, `test` the last 297, `all` is everything, in the stored order.
-    - `sphere`: synthetic. Points uniform on the sphere |x|^2 = dimension; the label is the largest of the 10
-      outputs of a random linear teacher. `train` and `test` share the teacher. A larger `subset` begins with
-      the points of a smaller one; without `subset` there are 256.
-    - the others: read by tensorflow-datasets from `data_dir`, and downloaded into it if they are not there.
-      Any set of that library will do whose `image` is of 8 bits and one size and whose `label` is a class.
-      Loading one hides every GPU from TensorFlow for the rest of the process, so that JAX has them to itself.
+    - `digits`: the 1,797 images of 8x8 pixels that scikit-learn bundles, divided by 16. There is no official split.
+      Here `train` is the first 1,500, `test` the last 297, and `all` is everything, in the stored order.
+    - `sphere`: synthetic points, uniform on the sphere |x|^2 = dimension. The label is the index of the largest of the
+      10 outputs of a random linear teacher. `train` and `test` share the teacher. A larger `subset` begins with the
+      points of a smaller one; without `subset` there are 256.
+    - Other sets are read by tensorflow-datasets from `data_dir`, and downloaded into it if they are not there. The
+      `image` of a set must have 8 bits and one size, and the `label` must be a class. Loading one hides every GPU from
+      TensorFlow for the rest of the process, and so leaves their memory to JAX.
 
     Args:
-        name: one of `DATASETS`, or another of tensorflow-datasets, as `name` or `name/config`.
-        split: `train` or `test`; also `all` for digits and `extra` for svhn_cropped. Other sets: as they have it.
-        subset: take the first `subset` examples as stored (of `sphere`: draw so many); None takes all.
-        data_dir: an existing folder of tensorflow-datasets; None means that library's own default. Not used
-            by digits and sphere.
-        seed: a non-negative integer that fixes points and teacher of `sphere`; not used by the others.
-        dimension: the number of features d of `sphere`; not used by the others.
+      name: One of `DATASETS`, or another set of tensorflow-datasets, as `name` or `name/config`.
+      split: Name of the split: `train` or `test`, also `all` for digits and `extra` for svhn_cropped. A set outside
+        `DATASETS` has the splits of tensorflow-datasets.
+      subset: Number of examples, the first ones as stored, or the number of points to draw for `sphere`. None takes
+        all.
+      data_dir: An existing folder of tensorflow-datasets; None stands for that library's own default. digits and sphere
+        do not use it.
+      seed: A non-negative integer that fixes points and teacher of `sphere`. Other sets do not use it.
+      dimension: Number of features d of `sphere`. Other sets do not use it.
 
     Returns:
-        A `Dataset`, all of it in memory: 4 bytes times N times the number of features.
+      A `Dataset` in memory, which takes 4 bytes times N times the number of features.
 
     Raises:
-        DataError: if the name or the split is unknown, if a set holds no labeled images of one size, if there are
-            fewer than `subset` examples, if `data_dir` is no folder, or if the data are neither on disk nor to be
-            had from the internet, or cannot be read.
+      DataError: The name or the split is unknown, or the set holds no labeled images of one size. There are fewer than
+        `subset` examples, or `data_dir` is not a folder. The data are not on disk and cannot be downloaded, or cannot
+        be read.
 
     Example:
-        >>> from nngp_dag.data import load_dataset
-        >>> load_dataset("digits", subset=100).images.shape
-        (100, 8, 8, 1)
-        >>> load_dataset("sphere", subset=3, dimension=5, seed=1).images.shape
-        (3, 5)
+      >>> from nngp_dag.data import load_dataset
+      >>> load_dataset("digits", subset=100).images.shape
+      (100, 8, 8, 1)
+      >>> load_dataset("sphere", subset=3, dimension=5, seed=1).images.shape
+      (3, 5)
     """
     check_name(name, data_dir)
     if name in DATASETS:
@@ -145,14 +146,16 @@ def load_dataset(
 
 
 def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
-    """Returns the names of the splits of a data set; downloads a set that is neither in `DATASETS` nor on disk.
+    """Returns the names of the splits of a data set.
+
+    A set that is neither in `DATASETS` nor on disk is downloaded.
 
     Raises:
-        DataError: as `load_dataset`.
+      DataError: `load_dataset` refuses the name or the folder.
 
     Example:
-        >>> split_names("digits")
-        ('train', 'test', 'all')
+      >>> split_names("digits")
+      ('train', 'test', 'all')
     """
     if name in DATASETS:
         return _SPLITS[name]
@@ -161,13 +164,15 @@ def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...
 
 
 def check_name(name: str, data_dir: str | Path | None = None) -> None:
-    """Refuses a data set that nobody has, without the seconds that importing TensorFlow takes.
+    """Refuses the name of a data set that is unknown.
+
+    Known names of `DATASETS`, and sets on disk, are accepted without importing TensorFlow, which takes seconds.
 
     Raises:
-        DataError: if the name is unknown, or `data_dir` is no folder.
+      DataError: The name is unknown, or `data_dir` is not a folder.
 
     Example:
-        >>> check_name("digits")
+      >>> check_name("digits")
     """
     if not isinstance(name, str):
         raise DataError(f"Expected `name` to be the name of a data set, got {shown(name)}; pass one such as 'digits'")
@@ -175,7 +180,8 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
         return
     root = tfds.root_of(name, data_dir)
     known = DATASETS
-    # One that somebody else made and put there; those of a community have a colon, and are looked up online.
+    # The folder may hold a set that is not part of the library. Names of community sets have a colon;
+    # tensorflow-datasets looks them up online.
     if name in known or ":" in name or (root is not None and found_at(root / name.split("/")[0]) == "a folder"):
         return
     known = (*DATASETS, *tfds.known_names())
@@ -187,10 +193,10 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
 
 
 def num_examples(name: str, *, split: str = "train", data_dir: str | Path | None = None) -> int | None:
-    """Returns the number of examples of a split; None for `sphere`, which has as many as are asked for.
+    """Returns the number of examples of a split; None for `sphere`, which draws any number.
 
     Raises:
-      DataError: As `load_dataset`.
+      DataError: `load_dataset` refuses the name, the split or the folder.
     """
     check_name(name, data_dir)
     if name == "sphere":
@@ -199,13 +205,13 @@ def num_examples(name: str, *, split: str = "train", data_dir: str | Path | None
 
 
 def check_size(argument: str, size: int | None) -> None:
-    """Refuses a number of examples that is no integer of at least 1; None, for all of them, is one.
+    """Refuses a number of examples unless it is an integer of at least 1, or None for all examples.
 
     Raises:
-        DataError: if it is another.
+      DataError: The number is another value.
 
     Example:
-        >>> check_size("subset", 3)
+      >>> check_size("subset", 3)
     """
     if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1):
         return
@@ -215,7 +221,7 @@ def check_size(argument: str, size: int | None) -> None:
 
 
 def _load_digits(split: str, subset: int | None) -> Dataset:
-    # Imported here because scikit-learn costs about a second, which the other sets need not pay.
+    # Importing scikit-learn takes about a second, which other data sets need not wait for.
     from sklearn.datasets import load_digits
 
     pixels, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
@@ -228,7 +234,7 @@ def _load_digits(split: str, subset: int | None) -> Dataset:
 
 def _sample_sphere(split: str, size: int, seed: int, dimension: int) -> Dataset:
     dimension, seed = check_whole("dimension", dimension, 1), check_whole("seed", seed, 0)
-    # One stream each, so that the teacher does not change with the number of points or the split.
+    # The teacher has a random stream of its own, so that it does not change with the number of points or the split.
     teacher = np.random.default_rng((seed, 0)).standard_normal((dimension, _SPHERE_CLASSES))
     points = np.random.default_rng((seed, 1 if split == "train" else 2)).standard_normal((size, dimension))
     points *= np.sqrt(dimension) / np.linalg.norm(points, axis=1, keepdims=True)

@@ -15,27 +15,33 @@ from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
 from nngp_dag.errors import DataError, InputWarning, as_path, did_you_mean, shorten, warn
 
 TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
-"""Names of the column of a .csv file that holds the targets; without one of these it is the last column."""
+"""Names of a .csv file's column that holds the targets; a file without these names has them in its last column."""
 
 _ARRAYS = ("x", "y", "x_test", "y_test")
 _SHUFFLE_SEED = 0
-# Whole numbers stored as floats, from 3 to so many different ones, look like classes.
+# Floats that are whole numbers look like classes if there are 3 to this many different ones.
 _MOST_CLASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs with labels, targets or neither, as a file has them.
+    """Inputs of a file, with labels, targets or neither.
 
     Attributes:
-      name: The name of the file.
-      x: float32 or float64, (N, d), or (N, height, width, channels); not normalized.
-      y: Labels, int64 in 0 to C - 1, (N,); targets of a regression, float64, (N, C); or None.
-      classes: What the file calls the labels, in their order; empty where `y` holds no labels.
-      x_test: Inputs to test on, (M, ...), or None.
-      y_test: Their labels or targets, or None.
-      path: Where the file lies; None for arrays that come from elsewhere.
-      target: What a .csv file calls the column that `y` is from; empty for others.
+      name: Name of the file.
+      x: Inputs, (N, d) or (N, height, width, channels) in float32 or float64; not normalized.
+      y: Labels from 0 to C - 1, (N,) in int64; or targets of a regression, (N, C) in float64; or None.
+      classes: Names of the labels in the file, in the order of their numbers; empty where `y` holds no labels.
+      x_test: Test inputs, (M, ...), or None.
+      y_test: Labels or targets of the test inputs, or None.
+      path: Path of the file; None for arrays that were not read from a file.
+      target: Name of the .csv column that holds the targets; empty for other files.
+
+    Example:
+      >>> samples = Samples("mine", np.ones((2, 3)), np.array([1, 0]), classes=("cat", "dog"))
+      >>> samples.targets
+      array([[0., 1.],
+             [1., 0.]], dtype=float32)
     """
 
     name: str
@@ -49,7 +55,7 @@ class Samples:
 
     @property
     def targets(self) -> np.ndarray:
-        """What a network fits, float32 one-hot rows of labels or float64 targets, (N, C).
+        """Targets to fit, (N, C): one-hot rows of the labels in float32, or the targets of a regression in float64.
 
         Raises:
           DataError: There are neither labels nor targets.
@@ -60,7 +66,7 @@ class Samples:
 
     @property
     def statement(self) -> str:
-        """One line on what the file holds, its target, and how its labels are numbered where that is not as there."""
+        """Summary of the file's content in one line, with its target and the numbers of labels that were renumbered."""
         shape = " x ".join(map(str, self.x.shape[1:]))
         text = f"{self.name}: {len(self.x):,} inputs of {shape}, used as they are (not normalized)"
         if self.y is None:
@@ -72,19 +78,22 @@ class Samples:
         if self.classes == tuple(map(str, range(len(self.classes)))):
             return text
         numbered = [f"{name} is {i}" for i, name in enumerate(self.classes[:4])]
-        return f"{text}, numbered anew: {', '.join(numbered)}{', ...' if len(self.classes) > 4 else ''}"
+        return f"{text}, renumbered: {', '.join(numbered)}{', ...' if len(self.classes) > 4 else ''}"
 
     def splits(
         self, *, subset: int | None = None, eval_subset: int | None = None, scale_inputs: bool = False
     ) -> Splits:
-        """Returns the parts that training needs; nothing is normalized.
+        """Returns the training, validation and test parts; nothing is normalized.
 
-        A tenth of `x`, drawn with seed 0, is for validation. `x_test` is the test part; without it, another tenth.
+        A tenth of `x`, drawn with seed 0, is for validation. The test part is `x_test`, or another tenth without it.
 
         Args:
-          subset: Train on the first so many of the training part; None takes all.
-          eval_subset: Validate and test on at most so many of these parts; None takes all.
-          scale_inputs: Scale every input to |x|^2 = its number of features.
+          subset: Largest number of training examples, the first of the part; None takes all.
+          eval_subset: Largest number of validation examples and of test examples; None takes all.
+          scale_inputs: Whether to scale every input to |x|^2 = its number of features.
+
+        Returns:
+          The three parts, float32 inputs and their labels.
 
         Raises:
           DataError: There are no labels, fewer than 10 inputs, or fewer than `subset` for training.
@@ -134,26 +143,26 @@ class Samples:
 def load_file(path: str | Path) -> Samples:
     """Reads inputs and targets of your own from an .npz or a .csv file.
 
-    - `.npz`, as `numpy.savez` writes it: `x`, (N, d) or (N, height, width, channels), and if there are any `y`,
-      `x_test` and `y_test`. Pickled objects are refused.
-    - `.csv`: one input a line, numbers separated by commas. The column y, label, labels, target or class holds the
-      targets; where no column is called so, it is the last one. The first line names the columns if it holds any text
-      before its last entry, or if that is a text which does not occur below, where texts repeat.
+    - `.npz`, as `numpy.savez` writes it: `x`, (N, d) or (N, height, width, channels), and optionally `y`, `x_test` and
+      `y_test`. Pickled objects are refused.
+    - `.csv`: one input per line, numbers separated by commas. The column y, label, labels, target or class holds the
+      targets; without such a name it is the last one. The first line names the columns in two cases. Either an entry
+      before its last one is text, or the last one is text that does not occur below, while the texts below repeat.
 
-    Inputs are taken as they are: nothing is shifted or scaled. Targets that are integers, texts or one-hot rows are
-    labels: those that are not 0 to C - 1 already are numbered anew in sorted order. Targets that are
-    floats, in a .csv file numbers with a decimal point, are those of a regression, (N,) or (N, C); an `InputWarning`
-    says so where they look like classes: 3 to 20 different whole numbers that repeat.
+    Inputs are neither shifted nor scaled. Targets that are integers, texts or one-hot rows are labels. Labels other
+    than 0 to C - 1 are renumbered in sorted order. Targets that are floats belong to a regression, (N,) or (N, C). In a
+    .csv file these are numbers with a decimal point. An `InputWarning` is issued where such targets look like classes,
+    which means 3 to 20 different whole numbers that repeat.
 
     Args:
-      path: The file.
+      path: Path of the file.
 
     Returns:
-      Its `Samples`.
+      The `Samples` of the file.
 
     Raises:
-      DataError: The file cannot be read, an array is missing, not finite or of another shape, or labels to test on do
-        not occur among those to train on.
+      DataError: The file cannot be read, or an array is missing, not finite or of another shape. A test label does not
+        occur among the training labels.
 
     Example:
       >>> import tempfile, numpy as np, nngp_dag as nd
@@ -188,14 +197,17 @@ def load_file(path: str | Path) -> Samples:
 
 
 def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None) -> Splits:
-    """Loads the data that `Splits.source` names, as `load_splits` or `Samples.splits` did.
+    """Loads again the data that `Splits.source` describes.
 
     Args:
-      source: Its arguments.
-      data_dir: As in `load_splits`.
+      source: Arguments of `load_splits`, or of `Samples.splits` with the path as "file".
+      data_dir: Folder of tensorflow-datasets, see `load_splits`.
+
+    Returns:
+      Parts equal to those that were loaded first.
 
     Raises:
-      DataError: The data are not to be had.
+      DataError: The data cannot be found or read.
 
     Example:
       >>> load_source({"name": "digits", "subset": 50, "scale_inputs": False}).train.x.shape
@@ -208,9 +220,9 @@ def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None
 
 
 def _read_npz(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
-    """Returns the arrays by their names; the file does not name its target otherwise."""
+    """Returns the arrays by their names, and an empty name of the target."""
     try:
-        # Opened here, since NumPy leaves a damaged file open.
+        # NumPy leaves a damaged file open if it opens the file itself.
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, Mapping):
@@ -234,13 +246,13 @@ def _read_npz(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
 
 
 def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
-    """Returns inputs and targets, and what the file calls the latter."""
+    """Returns inputs and targets, and the name of the column of targets."""
     import pandas
 
     try:
         first = _first_line(path)
         named = any(not _is_number(cell) for cell in first[:-1]) or first[-1].lower() in TARGET_NAMES
-        # Not the names that pandas makes, which hide that two are equal or one is absent.
+        # Names are read here: those that pandas makes hide that two are equal or one is absent.
         table: Any = pandas.read_csv(
             path, header=None, skiprows=int(named), encoding="utf-8-sig", skipinitialspace=True, low_memory=False
         )
@@ -253,7 +265,8 @@ def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
     if len(table.columns) != len(first):
         hint = "; delete the comment there" if first[0].startswith("#") else ""
         raise DataError(
-            f"Expected every line of {path} to have {len(first)} entries, as its first, got {len(table.columns)}{hint}"
+            f"Expected every line of {path} to have the {len(first)} entries of its first line, got "
+            f"{len(table.columns)}{hint}"
         )
     if not named and _begins_with_its_name(table[len(first) - 1]):
         named, table = True, table.iloc[1:].reset_index(drop=True)
@@ -271,9 +284,9 @@ def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
     target = targets[0] if targets else len(names) - 1
     if names[target].lower() == "y" and target != len(names) - 1:
         warn(
-            f"Expected the targets of {path} in its last column, {shorten(names[-1])!r}, or in one called "
-            f"{', '.join(TARGET_NAMES[1:])}, got column {target + 1}, called {names[target]!r}, and took it for the "
-            "targets; call it target if it is, anything but y if it is not",
+            f"Expected the targets of {path} in its last column, {shorten(names[-1])!r}, or in one named "
+            f"{', '.join(TARGET_NAMES[1:])}, got column {target + 1}, named {names[target]!r}, which is taken as the "
+            "targets; rename it to target if that is right, or else to anything but y",
             InputWarning,
         )
     columns = [i for i in range(len(names)) if i != target]
@@ -297,7 +310,7 @@ def _read_csv(path: Path) -> tuple[Mapping[str, np.ndarray], str]:
 
 
 def _first_line(path: Path) -> list[str]:
-    """Returns the entries of the first line; raises a `ValueError` where there are not two."""
+    """Returns the entries of the first line; raises a `ValueError` if there are fewer than two."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         cells = next(csv.reader(file, skipinitialspace=True), None)
     if cells is None:
@@ -314,7 +327,7 @@ def _first_line(path: Path) -> list[str]:
 
 
 def _begins_with_its_name(column: Any) -> bool:
-    """Whether the first text of a column of classes is its name: it does not occur again, and some others do."""
+    """Whether the first text of a column of classes is its name: it occurs once, while other texts repeat."""
     if column.dtype.kind in "iufb":
         return False
     name, *classes = map(str, column)
@@ -326,20 +339,20 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return "_" not in text  # which Python takes for 1_000
+    return "_" not in text  # Python reads 1_000 as a number
 
 
 def _place(path: Path, row: int, rows: int) -> str:
-    """Says where one of the rows of a file is: "line 3", as editors count, of a .csv file, or "row 1", from 0."""
+    """Returns the place of a row in a file: "line 3", counted from 1, of a .csv file, else "row 1", counted from 0."""
     if path.suffix.lower() != ".csv":
         return f"row {row}"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, skipinitialspace=True)
             ends = [lines.line_num for cells in lines if cells]
-    except csv.Error:  # an entry that is too long for it
+    except csv.Error:  # an entry is too long for the csv module
         return f"row {row}"
-    # Names of columns may come before.
+    # The names of columns may stand before the rows.
     return f"line {ends[len(ends) - rows + row]}"
 
 
@@ -365,7 +378,7 @@ def _inputs(path: Path, key: str, x: np.ndarray) -> np.ndarray:
 
 
 def _targets(path: Path, key: str, y: np.ndarray, rows: int) -> np.ndarray:
-    """Returns labels, (N,), as the file has them, or real targets, float64 (N, C)."""
+    """Returns the labels of the file, (N,), or real targets in float64, (N, C)."""
     if y.dtype.kind not in "biufU":
         raise DataError(f"Expected `{key}` of {path} to hold labels or real numbers, got dtype {y.dtype}")
     if y.ndim not in (1, 2) or len(y) != rows or y.size == 0:
@@ -385,19 +398,19 @@ def _targets(path: Path, key: str, y: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _labels(path: Path, found: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Numbers labels from 0, and returns what the file calls them; real targets stay as they are."""
+    """Returns the names of the classes, and the labels numbered from 0; real targets stay unchanged."""
     kinds = {{"f": "real targets", "U": "texts"}.get(y.dtype.kind, "integers") for y in found.values()}
     if len(kinds) > 1 or len({y.shape[1:] for y in found.values()}) > 1:
         raise DataError(f"Expected `y` and `y_test` of {path} to be of one kind, got {' and '.join(sorted(kinds))}")
     y = found["y"]
     values = np.unique(y)
     if y.dtype.kind == "f":
-        # Two, such as -1 and 1, are usual in regressions.
+        # Two values, such as -1 and 1, are usual targets of a regression.
         if y.shape[1] == 1 and 2 < len(values) <= min(_MOST_CLASSES, len(y) // 2) and (values == values.round()).all():
             warn(
-                f"Expected classes in {path} to be integers, got floats, which are targets of a regression, of "
-                f"{len(values)} whole numbers; store classes without decimal points, or, if a regression is meant, "
-                "ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
+                f"Expected classes in {path} to be integers, got floats with {len(values)} different whole values, "
+                "which are taken as targets of a regression; store classes without decimal points, or, if a regression "
+                "is meant, ignore `nngp_dag.errors.InputWarning` by `warnings.filterwarnings`",
                 InputWarning,
             )
         return (), dict(found)

@@ -1,11 +1,11 @@
-"""What lies at the paths that people give."""
+"""The kind of file at a given path."""
 
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 
 def found_at(path: Path) -> str:
-    """Says what is there: "a file", "a folder", "none of that name", or why that is not known."""
+    """Returns "a file", "a folder", "none of that name", or the reason why the path cannot be read."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""A data set as training needs it: normalized inputs and labels for training, validation and testing."""
+"""Data sets split for training: normalized inputs and labels for training, validation and testing."""
 
 import functools
 import hashlib
@@ -13,18 +13,22 @@ from nngp_dag.data.datasets import Dataset, check_size, load_dataset, split_name
 from nngp_dag.data.preprocessing import NORMALIZATION, Constants, channel_constants, normalize, scale_to_sphere
 from nngp_dag.errors import DataError
 
-# The code of Chen et al. (2022) takes the last 10 % of CIFAR's training images as stored, and of MNIST and SVHN a
-# tenth drawn at random.
+# The code of Chen et al. (2022) validates on the last 10 % of CIFAR's training images as stored. For MNIST and SVHN it
+# draws a tenth at random.
 _VALIDATION_IS_LAST = ("cifar10", "cifar100")
 _SHUFFLE_SEED = 0
 
 
 class Part(NamedTuple):
-    """Inputs and their labels.
+    """One part of a data set, inputs and their labels.
 
     Attributes:
-      x: float32, (N, ...).
-      labels: Integers, (N,).
+      x: Inputs in float32, (N, ...).
+      labels: Classes, integers from 0 to C - 1, (N,).
+
+    Example:
+      >>> len(load_splits("digits", subset=50).train.labels)
+      50
     """
 
     x: np.ndarray
@@ -33,20 +37,28 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What a network trains on, what chooses its best state, and what it is tested on; validated once.
+    """The training, validation and test parts of a data set, validated when they are made.
+
+    The validation part chooses the best state of a trained network.
 
     Attributes:
       name: Name of the data set.
       train: The training part.
       validation: The validation part.
-      test: The testing part.
-      num_classes: The number of classes.
-      statement: How the parts came about, in one sentence.
-      source: The arguments of `load_splits` that made them, without the folder; empty for data of your own.
+      test: The test part.
+      num_classes: Number C of classes.
+      statement: Origin of the parts, in one sentence.
+      source: Arguments of `load_splits` or `Samples.splits` that made the parts, for `load_source`; empty for other
+        arrays.
 
     Raises:
-      DataError: A part is empty, its labels are not integers from 0 to num_classes - 1, an input is not finite, or
+      DataError: A part is empty, or its labels are not integers from 0 to num_classes - 1. An input is not finite, or
         parts hold inputs of different shapes.
+
+    Example:
+      >>> part = Part(np.zeros((2, 3), np.float32), np.array([0, 1]))
+      >>> Splits("mine", train=part, validation=part, test=part, num_classes=2).parts["test"].x.shape
+      (2, 3)
     """
 
     name: str
@@ -58,9 +70,9 @@ class Splits:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses parts that break the promises above."""
+        """Refuses parts of another form than the attributes state."""
         for name, part in self.parts.items():
-            # Plain tuples too.
+            # A part may be given as a plain tuple.
             object.__setattr__(self, name, part)
         for name, (x, labels) in self.parts.items():
             if not (isinstance(x, np.ndarray) and isinstance(labels, np.ndarray)):
@@ -92,7 +104,7 @@ class Splits:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Name, sizes, SHA-256 and source: what tells these data from others, and how to load them."""
+        """Name, sizes and SHA-256 of the data, which tell them from other data, and their source."""
         found = hashlib.sha256()
         for x, labels in self.parts.values():
             found.update(np.ascontiguousarray(x).data)
@@ -109,27 +121,31 @@ def load_splits(
     data_dir: str | Path | None = None,
     scale_inputs: bool = False,
 ) -> Splits:
-    """Loads a data set and splits and normalizes it as the code of Chen et al. does.
+    """Loads a data set, splits it, and normalizes it in the way of the code of Chen et al.
 
-    A tenth of the official training images is for validation: of CIFAR the last tenth as stored (45,000 and 5,000
-    images), of the others one drawn at random, once and for all, with seed 0. Their code draws it anew with every seed
-    of the training; here seeds differ in their weights and batches only. The official test images are the test part.
-    Other image sets of tensorflow-datasets are normalized by mean and standard deviation of every channel of their
-    training part, before any `subset`; where one has no `test` split, its `validation` split is the test part.
-    `sphere` has as many points as are asked for (230 without `subset`), and 256 to test.
+    A tenth of the official training images is for validation. For CIFAR this is the last tenth as stored, which leaves
+    45,000 images for training. For other sets it is drawn at random with seed 0. The authors' code draws it anew with
+    every seed of the training; here seeds differ in their weights and batches only. The official test images are the
+    test part.
+
+    Image sets outside `DATASETS` are normalized by mean and standard deviation of every channel of their training part,
+    before any `subset`. If such a set has no `test` split, its `validation` split is the test part. `sphere` draws
+    `subset` points for training (230 by default) and 256 for testing.
 
     Args:
-      name: One of `DATASETS`, or another image set of tensorflow-datasets, as in `load_dataset`.
-      subset: Train on the first so many of the training part; validation and test stay whole. None takes all.
-      eval_subset: Validate and test on at most the first so many of these parts; None takes all.
-      data_dir: As in `load_dataset`.
-      scale_inputs: Scale every input to |x|^2 = its number of features, as kernels like it; the authors do not.
+      name: One of `DATASETS`, or another image set of tensorflow-datasets, see `load_dataset`.
+      subset: Largest number of training examples, the first of the part; validation and test stay whole. None takes
+        all.
+      eval_subset: Largest number of validation examples and of test examples, the first of these parts; None takes all.
+      data_dir: Folder of tensorflow-datasets, see `load_dataset`.
+      scale_inputs: Whether to scale every input to |x|^2 = its number of features, see `scale_to_sphere`. The authors
+        do not.
 
     Returns:
-      Normalized `Splits`.
+      The normalized parts.
 
     Raises:
-      DataError: As `load_dataset`, or the training part has fewer than `subset` examples.
+      DataError: `load_dataset` refuses an argument, or the training part has fewer than `subset` examples.
 
     Example:
       >>> from nngp_dag.data import load_splits
@@ -137,11 +153,11 @@ def load_splits(
       >>> {name: part.x.shape for name, part in splits.parts.items()}
       {'train': (1000, 8, 8, 1), 'validation': (150, 8, 8, 1), 'test': (297, 8, 8, 1)}
 
-    Reference: the constants and splits are those of the published MLP trainer of Chen et al., NeurIPS 2022.
+    Reference: Chen et al., NeurIPS 2022; the constants and splits are those of its published MLP trainer.
     """
     for argument, value in (("subset", subset), ("eval_subset", eval_subset)):
         check_size(argument, value)
-    # Points of the sphere are drawn, as many as it takes to leave `subset` for training.
+    # A tenth of the drawn points is for validation; so many are drawn that `subset` remain for training.
     drawn = -(-subset * 10 // 9) if name == "sphere" and subset is not None else None
     whole = load_dataset(name, data_dir=data_dir, subset=drawn)
     names = split_names(name, data_dir)
@@ -180,7 +196,7 @@ def load_splits(
 
 
 def with_eval_subset(source: dict[str, Any], eval_subset: int | None) -> dict[str, Any]:
-    """Returns what names data with the number of examples to evaluate on, which runs without one do not state."""
+    """Returns a source with the number of validation and test examples; the entry is left out if there is none."""
     return source if eval_subset is None else source | {"eval_subset": eval_subset}
 
 

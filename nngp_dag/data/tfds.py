@@ -1,7 +1,6 @@
-"""What is read through tensorflow-datasets.
+"""Data sets that are read by tensorflow-datasets.
 
-TensorFlow reads files and does nothing else here: it is imported only inside the functions that need it, and it never
-sees a GPU.
+TensorFlow only reads files here. It is imported only inside the functions that need it, and it never sees a GPU.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ _PROBE_SECONDS = 10
 
 
 def load(name: str, split: str, subset: int | None, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns images, labels and the number of classes; see `load_dataset`."""
+    """Returns images in [0, 1], labels and the number of classes; see `load_dataset`."""
     with _quiet_tensorflow():
         builder = _builder(name, data_dir)
         tfds = _import_tfds()
@@ -38,7 +37,7 @@ def load(name: str, split: str, subset: int | None, data_dir: str | Path | None)
         with _readable(name, folder):
             stored = builder.as_dataset(
                 split=f"{split}[:{size}]",
-                # One file at a time, or the order would depend on how many files the split has.
+                # Files are read one at a time; otherwise the order would depend on the number of files of the split.
                 read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
                 shuffle_files=False,
             )
@@ -49,7 +48,7 @@ def load(name: str, split: str, subset: int | None, data_dir: str | Path | None)
 
 
 def num_examples(name: str, split: str, data_dir: str | Path | None) -> int:
-    """Returns the number of examples of a split, if need be after a download."""
+    """Returns the number of examples of a split, after a download if the set is not on disk."""
     with _quiet_tensorflow():
         splits = _builder(name, data_dir).info.splits
         check_split(name, split, splits)
@@ -57,7 +56,7 @@ def num_examples(name: str, split: str, data_dir: str | Path | None) -> int:
 
 
 def split_names(name: str, data_dir: str | Path | None) -> tuple[str, ...]:
-    """Returns the names of the splits of a set, if need be after a download."""
+    """Returns the names of the splits of a set, after a download if the set is not on disk."""
     with _quiet_tensorflow():
         return tuple(_builder(name, data_dir).info.splits)
 
@@ -71,7 +70,7 @@ def known_names() -> list[str]:
 
 
 def root_of(name: str, data_dir: str | Path | None) -> Path | None:
-    """Returns the folder of tensorflow-datasets, which must be there."""
+    """Returns the folder of tensorflow-datasets, checked to exist, or None for the library's default."""
     if data_dir is None:
         return None
     root = as_path("data_dir", data_dir, DataError).absolute()
@@ -92,7 +91,7 @@ def check_split(name: str, split: str, known: Iterable[str]) -> None:
 
 
 def check_subset(subset: int | None, available: int, name: str, split: str) -> None:
-    """Refuses more examples than there are."""
+    """Refuses a subset that is larger than the split."""
     if subset is not None and subset > available:
         raise DataError(
             f"Expected `subset` to be at most {available}, the number of examples in split {split!r} of "
@@ -105,11 +104,11 @@ def _quiet_tensorflow() -> Iterator[None]:
     """Keeps TensorFlow's start-up lines off the terminal, unless the user has said how much it may print."""
     variable = "TF_CPP_MIN_LOG_LEVEL"
     before = os.environ.get(variable)
-    # "1" is what importing JAX sets, so it is nobody's wish.
+    # Importing JAX sets "1", so this value is not the user's choice.
     if before not in (None, "1"):
         yield
         return
-    # 3, because at 2 a machine without a GPU still gets an error line about cuInit.
+    # At level 2 a machine without a GPU still prints an error line about cuInit.
     os.environ[variable] = "3"
     try:
         yield
@@ -122,10 +121,8 @@ def _quiet_tensorflow() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_back_stderr() -> Iterator[None]:
-    """Keeps the process's error stream back, and lets it go only where an error follows that is not ours.
-
-    TensorFlow writes its first lines to the file descriptor before it reads any variable.
-    """
+    """Keeps the process's error stream back, and prints it only if the block ends with an error."""
+    # TensorFlow writes its first lines to the file descriptor before it reads any environment variable.
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -146,7 +143,7 @@ def _import_tfds() -> Any:
     with _hold_back_stderr():
         import tensorflow as tf
 
-        # Refused once TensorFlow's runtime is up: then the caller chose its devices before, and keeps them.
+        # TensorFlow refuses this once its runtime has started. The caller has then chosen its devices, and keeps them.
         with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], "GPU")
         import tensorflow_datasets as tfds
@@ -155,8 +152,8 @@ def _import_tfds() -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """The type and the first line of a foreign error, for use inside a one-line message."""
-    # TensorFlow wraps its messages into {{node ...}} and [Op:...], which mean nothing to a reader.
+    """Returns the type and the first line of another library's error, for a message of one line."""
+    # TensorFlow adds {{node ...}} and [Op:...] to its messages, which do not help a reader.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()
     return f"{type(error).__name__}: {(text.splitlines() or ['no details'])[0][:300]}"
 
@@ -167,8 +164,8 @@ def _readable(name: str, folder: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    # Broad because damaged files surface as whatever layer meets them first (JSON, protobuf, tf.errors,
-    # AssertionError, ...), and tensorflow-datasets documents no common type.
+    # Every layer raises its own type for a damaged file (JSON, protobuf, tf.errors, AssertionError, ...), and
+    # tensorflow-datasets documents no common one.
     except Exception as error:
         raise DataError(
             f"Expected `data_dir` to hold readable files of {name}, got {_cause(error)} while reading "
@@ -177,7 +174,7 @@ def _readable(name: str, folder: Path) -> Iterator[None]:
 
 
 def _builder(name: str, data_dir: str | Path | None) -> Any:
-    """Returns the builder of a set that is on disk, if need be after a download."""
+    """Returns the builder of a set, after a download if the set is not on disk."""
     root = root_of(name, data_dir)
     tfds = _import_tfds()
     with _readable(name, (root or Path("the default data_dir")) / name):
@@ -197,7 +194,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
 
 
 def _check_features(name: str, features: Any, image_kind: Any) -> None:
-    """Refuses what are no labeled images of 8 bits and one size."""
+    """Refuses a set unless it holds labeled images of 8 bits and one size."""
     known: dict[str, Any] = {"image": None, "label": None} | dict(features)
     image, label = known["image"], known["label"]
     if not isinstance(image, image_kind):
@@ -217,24 +214,24 @@ def _check_features(name: str, features: Any, image_kind: Any) -> None:
 
 
 def _download(builder: Any, name: str, folder: Path) -> None:
-    # requests, because it is what tensorflow-datasets downloads with: same proxies, same certificates.
+    # tensorflow-datasets downloads with requests, so this probe meets the same proxies and certificates.
     import requests
 
     remedy = (
         f"pass a tensorflow-datasets folder that holds {name} as `data_dir`, connect to the "
         "internet, or use digits, which needs neither"
     )
-    # folder is data_dir/name/version; what is missing of it is ours to remove again if nothing comes of it.
+    # `folder` is data_dir/name/version. The folders above it that are missing now are removed again after a failure.
     root = folder.parent.parent
     missing = [path for path in (folder.parent, root, *root.parents) if not path.exists()]
     try:
-        # Without a network tensorflow-datasets retries for minutes, so ask the first server once before.
+        # Without a network tensorflow-datasets retries for minutes; one request to the first server finds out sooner.
         for url in list(builder.url_infos)[:1]:
             requests.head(url, timeout=_PROBE_SECONDS)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incomplete_download_", dir=root) as scratch:
             builder.download_and_prepare(download_dir=scratch)
-    # tensorflow-datasets 4.9.10 uses importlib_resources without asking for it:
+    # tensorflow-datasets 4.9.10 uses importlib_resources without declaring the dependency:
     # https://github.com/tensorflow/datasets/issues/11212
     except ModuleNotFoundError as error:
         raise DataError(
@@ -246,8 +243,7 @@ def _download(builder: Any, name: str, folder: Path) -> None:
             f"Expected `data_dir` to hold {name}, got no {folder}, and the server it would be downloaded "
             f"from cannot be reached ({type(error).__name__}); {remedy}"
         ) from error
-    # Broad because everything between a server, an archive and the disk fails in a type of its own, and
-    # tensorflow-datasets documents no common one.
+    # Servers, archives and the disk raise their own types of errors, and tensorflow-datasets documents no common one.
     except Exception as error:
         raise DataError(
             f"Expected `data_dir` to hold {name}, got no {folder}, and the download failed ({_cause(error)}); {remedy}"

@@ -1,4 +1,4 @@
-"""Finite networks: flax modules for any DAG, what they cost, and full-batch descent with optax."""
+"""Finite networks: flax modules for any DAG, their parameter counts and FLOPs, and full-batch descent with optax."""
 
 from nngp_dag.nets.descent import Descent, chosen_seeds, descend, squared_loss
 from nngp_dag.nets.layers import WeightedLayer

@@ -1,6 +1,6 @@
 """Full-batch descent of several seeds at once, the finite counterpart of the exact loss curves.
 
-Training on batches of a data set, with checkpoints and evaluation, is `nngp_dag.training`.
+`nngp_dag.training` trains on batches of a data set, with checkpoints and evaluation.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError, shown
 from nngp_dag.nets.model import Params, as_functions
 
-# Each is a network in memory.
+# Each seed is a network in memory.
 _MOST_SEEDS = 100_000
 
 Loss = Callable[[Array, Array], Array]
@@ -28,34 +28,65 @@ Loss = Callable[[Array, Array], Array]
 def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
     """Returns the seeds 0 to S - 1 for a number S, or the seeds themselves.
 
+    Args:
+      seeds: A number S, or a list of distinct whole numbers from 0 to 2^32 - 1.
+
     Raises:
-      InputError: There is none, one twice, one that is no 32-bit number, or more than 100,000.
+      InputError: There is no seed, a seed occurs twice or is out of range, or there are more than 100,000.
+
+    Example:
+      >>> chosen_seeds(3), chosen_seeds([4, 7])
+      ([0, 1, 2], [4, 7])
     """
     try:
         given = range(seeds) if isinstance(seeds, SupportsIndex) else seeds
-        # One more than may be, so that too many are seen and not listed.
+        # One more than allowed shows that there are too many, without listing all of a huge range.
         chosen = [operator.index(seed) for seed in itertools.islice(given, _MOST_SEEDS + 1)]
     except TypeError:
-        raise InputError(f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}") from None
+        raise InputError(
+            f"Expected `seeds` to be a number or a list of whole numbers, got {shown(seeds)}; pass one"
+        ) from None
     if len(chosen) > _MOST_SEEDS:
         raise InputError(f"Expected at most {_MOST_SEEDS:,} seeds, got {shown(seeds)}; take fewer networks")
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= 2**32:
-        raise InputError(f"Expected at least one seed, none twice, all from 0 to 2^32 - 1, got {shown(seeds)}")
+        raise InputError(
+            f"Expected at least one seed, all distinct and from 0 to 2^32 - 1, got {shown(seeds)}; pass their number, "
+            "or a list of such seeds"
+        )
     return chosen
 
 
 def squared_loss(f: Float[Array, "n c"], y: Float[Array, "n c"]) -> Float[Array, ""]:
-    """Returns 0.5 ||y - f||^2, summed over samples and output columns, as the theory has it."""
+    """Returns 0.5 ||y - f||^2, summed over samples and output columns, the loss of the theory.
+
+    Args:
+      f: Outputs, (N, C).
+      y: Targets, (N, C).
+
+    Returns:
+      The loss, a scalar.
+
+    Example:
+      >>> float(squared_loss(jnp.zeros((2, 1)), jnp.ones((2, 1))))
+      1.0
+    """
     return 0.5 * jnp.sum((f - y) ** 2)
 
 
 @dataclass(frozen=True)
 class Descent:
-    """What full-batch descent leaves behind, for S seeds.
+    """Loss curves and final parameters of full-batch descent, for S seeds.
 
     Attributes:
       curve: Training loss before the first step and after each one, (S, steps + 1).
-      params: The parameters after the last step, every leaf with leading axis S.
+      params: Parameters after the last step; every leaf has a leading axis of S seeds.
+
+    Example:
+      >>> from nngp_dag.nets import DagNet
+      >>> result = descend(lambda rngs: DagNet("2", 2, 1, width=4, rngs=rngs), np.eye(2), np.ones((2, 1)),
+      ...                  optimizer=optax.sgd(0.1), steps=1, seeds=[5])
+      >>> result.curve.shape, result.params["stems"][0]["linear"]["kernel"][...].shape
+      ((1, 2), (1, 2, 4))
     """
 
     curve: Float[np.ndarray, "seeds points"]
@@ -75,23 +106,23 @@ def descend(
 ) -> Descent:
     """Trains one model per seed on all data at once, in one vmapped program whose steps run inside `lax.scan`.
 
-    The steps compile once, and a second time where 20 does not divide them evenly.
+    The steps run in up to 20 chunks of one compiled program. A shorter last chunk compiles once more.
 
     Args:
-      create: Builds the model from random number streams.
+      create: Function that builds the model from random number streams.
       x: Inputs, (N, ...).
       y: Targets, (N, C).
       optimizer: An optax transformation, such as `optax.sgd(0.1)`.
       steps: Number of updates.
-      seeds: One integer per network; the same seed gives the same network.
-      loss: (outputs, targets) -> scalar.
-      on_progress: Called with (steps done, steps) about twenty times.
+      seeds: One integer per network; equal seeds draw equal networks.
+      loss: Function of outputs and targets, (N, C) each, that returns a scalar.
+      on_progress: Function that is called with (steps done, steps) about twenty times.
 
     Returns:
-      A `Descent`.
+      A `Descent`, the loss curves and the final parameters.
 
     Raises:
-      InputError: Shapes do not match, a number is out of range, or a loss is not finite: training diverged.
+      InputError: Shapes do not match, a number is out of range, or training diverged to a loss that is not finite.
 
     Example:
       >>> import numpy as np, optax
@@ -105,7 +136,9 @@ def descend(
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     if y.ndim != 2 or len(x) != len(y) or len(x) == 0:
-        raise InputError(f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}")
+        raise InputError(
+            f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}; pass equally many"
+        )
     if steps < 1 or not seeds:
         raise InputError(f"Expected at least 1 step and 1 seed, got {steps} and {len(seeds)}")
 
@@ -125,12 +158,13 @@ def descend(
         params = jax.vmap(init)(keys)
         return params, jax.vmap(optimizer.init)(params)
 
-    # The old parameters are given up to the new ones, so that memory holds one set.
+    # The new parameters take the memory of the old ones, so that only one set is held.
     @jax.jit(donate_argnums=0, static_argnums=1)
     def run_chunk(carry: tuple, length: int) -> tuple[tuple, Array]:
         return jax.lax.scan(jax.vmap(step, in_axes=(0, None)), carry, None, length=length)
 
-    # Half of the key, as in `nngp_dag.training`, whose batches take the other: a seed names one network everywhere.
+    # `nngp_dag.training` splits the key of a seed, too, and draws weights from the first half and batches from the
+    # second. A seed so names the same network in both.
     carry = start(jnp.stack([jax.random.split(jax.random.key(seed))[0] for seed in seeds]))
     chunk, losses = -(-steps // 20), []
     for start_step in range(0, steps, chunk):

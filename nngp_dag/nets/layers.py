@@ -1,4 +1,4 @@
-"""What the edges of a finite network apply: layers with weights, and operations without."""
+"""Operations on the edges of a finite network: layers with weights, and operations without."""
 
 import functools
 import math
@@ -16,20 +16,34 @@ from nngp_dag.graph.operations import AvgPool, Dense, Operation, Pool
 class WeightedLayer(nnx.Module):
     """A `Dense` or `Conv` operation with weights: layer norm if any, then phi(W x + b) or W phi(x) + b.
 
-    With `batch_norm`, batch normalization (scale and shift trained, running averages for evaluation) follows W x + b.
+    With `batch_norm`, batch normalization follows the linear map. Its scale and shift are trained; evaluation uses
+    running averages.
 
-    W has variance w_std^2 / fan_in and b has variance b_std^2; fan_in is the number of input channels, times the number
-    of the filter's pixels. In the parameterization "ntk", W = w_std / sqrt(fan_in) omega and b = b_std beta, and omega
-    and beta, both N(0, 1), are trained. In "standard", W and b themselves are.
+    The weights W have variance w_std^2 / fan_in and the biases b have variance b_std^2. The fan-in is the number of
+    input channels times the number of pixels of the filter. In the parameterization "ntk", W = w_std / sqrt(fan_in)
+    omega and b = b_std beta; omega and beta, both N(0, 1), are trained. In "standard", W and b themselves are trained.
+
+    Args:
+      op: The operation.
+      in_features: Number of input channels.
+      out_features: Number of output channels.
+      parameterization: "ntk" or "standard".
+      batch_norm: Whether batch normalization follows the linear map.
+      rngs: Random number streams; the weights come from `rngs.params`.
 
     Attributes:
       op: The operation.
-      linear: What is trained, omega and beta or W and b: `linear.kernel`, (*filter_shape, channels in, channels out),
-        and `linear.bias`, (channels out,), None where b_std is None.
-      norm: The batch normalization, None without it.
+      linear: Trained parameters, omega and beta or W and b. `linear.kernel` is (*filter_shape, channels in, channels
+        out); `linear.bias` is (channels out,), or None where b_std is None.
+      norm: The batch normalization, or None.
 
     Raises:
       InputError: The activation is unknown.
+
+    Example:
+      >>> layer = WeightedLayer(Dense(b_std=None), 3, 5, "ntk", rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 3))).shape
+      (2, 5)
 
     Reference: He et al., ICCV 2015 (w_std^2 = 2 for ReLU); Jacot et al., NeurIPS 2018, Section 3 ("ntk").
     """
@@ -48,7 +62,7 @@ class WeightedLayer(nnx.Module):
         self.op = op
         self.activation = None if op.activation is None else get_activation(op.activation)  # type: ignore[arg-type]
         filter_shape = op.window.shape if op.window else ()
-        # NumPy's floats, unlike Python's, would widen what they multiply where x64 is enabled.
+        # A NumPy float64 would turn float32 arrays into float64 where x64 is enabled; a Python float does not.
         w_std, b_std = float(op.w_std) / (in_features * math.prod(filter_shape)) ** 0.5, float(op.b_std or 0)
         if parameterization == "ntk":
             self.w_scale, self.b_scale, w_std, b_std = w_std, b_std, 1.0, 1.0
@@ -65,7 +79,7 @@ class WeightedLayer(nnx.Module):
             if op.window
             else nnx.Linear(in_features, out_features, **options)
         )
-        # PyTorch's constants: it calls 1 - 0.9 the momentum.
+        # These are PyTorch's defaults. Its momentum of 0.1 is the weight of the new value, flax's that of the old.
         self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-5, rngs=rngs) if batch_norm else None
 
     def __call__(self, x: Float[Array, "n *pixels c_in"]) -> Float[Array, "n *pixels_out c_out"]:
@@ -84,7 +98,8 @@ class WeightedLayer(nnx.Module):
         return y if self.norm is None else self.norm(y)
 
     def _affine(self, x: Array) -> Array:
-        """W x + b, not by calling `linear`, which would add beta before anything could scale omega alone."""
+        """Returns W x + b."""
+        # Not by calling `linear`, which adds beta to omega x before their two scales can be applied.
         y = self.w_scale * self._product(x, self.linear.kernel[...])
         if self.linear.bias is None:
             return y
@@ -114,12 +129,16 @@ def without_weights(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Arra
 
 @functools.singledispatch
 def mix_pixels(op: Operation, x: Float[Array, "n *pixels c"]) -> Float[Array, "n *pixels_out c"]:
-    """Applies an operation on pixels, without its factor; a new one registers its rule here.
+    """Applies an operation on pixels, without its factor.
+
+    A new operation registers its rule with `mix_pixels.register`.
 
     Raises:
       InputError: No rule is registered for the class of `op`.
     """
-    raise InputError(f"Expected an operation on pixels with a rule for networks, got {op!r}; register `mix_pixels`")
+    raise InputError(
+        f"Expected an operation on pixels with a rule for networks, got {op!r}; add one by `mix_pixels.register`"
+    )
 
 
 @mix_pixels.register

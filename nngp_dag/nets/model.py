@@ -26,25 +26,30 @@ Params = nnx.State
 
 
 class DagNet(nnx.Module):
-    """A network with the connectivity of a DAG, whose infinite-width kernel is `nngp_dag.kernel` with the same options.
+    """A finite network with the connectivity of a DAG.
 
-    Stem, nodes X(t) = a(t) * sum over edges s -> t of op(X(s)), readout; `nngp_dag.kernel` says more of the options. By
-    default the network is fully connected, with ReLU, He initialization and no biases.
+    Its infinite-width kernel is `nngp_dag.kernel` with the same options. A stem maps each input to its node. The other
+    nodes are
 
-    Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels), of the
-    pixels that `image_shape` names: a flattening readout has as many weights as the last node has pixels and channels.
+        X(t) = a(t) * sum over edges s -> t of op(X(s)),
+
+    and a readout maps each output node to outputs. See `nngp_dag.kernel` for the options. By default the network is
+    fully connected, with ReLU, He initialization and no biases.
+
+    Without convolutions and pooling, inputs are flattened. With them, inputs are images (N, *pixels, channels) of the
+    size `image_shape`. The size is fixed because a flattening readout has weights for every pixel of the last node.
 
     Args:
       network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
-      in_features: Number of features, or of an image's channels; for a graph with several inputs a tuple of such
+      in_features: Number of features, or of an image's channels. A graph with several inputs takes a tuple of such
         numbers, or one for all.
       out_features: Number of outputs of every readout.
       image_shape: (height, width) of images, for networks with convolutions or pooling only.
       batch_norm: Whether batch normalization follows the weights of stem and edges. No infinite-width kernel here
-        describes such networks.
-      rngs: All weights come from `rngs.params`: those of stems, then of edges, then of readouts.
-      **architecture: Fields of `nngp_dag.Network`, among them `width` and `parameterization` (what is trained, see
-        `WeightedLayer`), and of its layer. Biases of b_std = 0 start at 0; "standard" trains them, "ntk" leaves them.
+        describes such networks with live batch statistics.
+      rngs: Random number streams. All weights come from `rngs.params`, first of stems, then of edges, then of readouts.
+      **architecture: Fields of `nngp_dag.Network` and of its layer, among them `width` and `parameterization`, see
+        `WeightedLayer`. Biases with b_std = 0 start at 0; "standard" trains them, "ntk" does not.
 
     Attributes:
       network: The architecture, with every operation filled in.
@@ -53,8 +58,8 @@ class DagNet(nnx.Module):
       readouts: One layer per output node; `readout` is the first.
 
     Raises:
-      GraphError: No path leads through `dag`, an edge applies its activation to a node that is not Gaussian at infinite
-        width, or operations do not fit the images.
+      GraphError: No path leads through the graph, or operations do not fit the images. An edge applies its activation
+        to a node that is not Gaussian at infinite width.
       InputError: A size is below 1 or missing, or an option is unknown.
 
     Example:
@@ -87,11 +92,14 @@ class DagNet(nnx.Module):
         """Draws all weights."""
         network = as_network(network, "network", DagNet.__init__, **architecture)
         if not network.readout:
-            raise InputError("Expected a network with a readout, got one without; `features` returns the last node")
+            raise InputError(
+                "Expected a network with a readout, got one without; leave `readout` True, and call `features` for the "
+                "last node"
+            )
         dag, width, parameterization = network.dag, network.width, network.parameterization
         batch_norm = check_flag("batch_norm", batch_norm)
         if not isinstance(rngs, nnx.Rngs):
-            raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass such as nnx.Rngs(0)")
+            raise InputError(f"Expected `rngs` to be `flax.nnx.Rngs`, got {shown(rngs)}; pass nnx.Rngs(0), for example")
         channels = tuple(in_features) if isinstance(in_features, Sequence) else (in_features,) * dag.num_inputs
         if len(channels) != dag.num_inputs:
             raise InputError(
@@ -146,7 +154,7 @@ class DagNet(nnx.Module):
         """Returns the last node, X(H), (N, width) or (N, *pixels, width); a list where there are several outputs.
 
         Args:
-          x: Inputs, (N, ...). For a graph with several inputs a list of such arrays, or one that all of them read.
+          x: Inputs, (N, ...). A graph with several inputs takes a list of such arrays, or one array for all.
 
         Raises:
           InputError: An input has the wrong shape, or the wrong number of them is given.
@@ -154,7 +162,7 @@ class DagNet(nnx.Module):
         return _one_or_all(self._output_nodes(x))
 
     def __call__(self, x: Inputs) -> Array | list[Array]:
-        """Returns the outputs, (N, out_features), a list of them for several output nodes; `x` is as in `features`."""
+        """Returns the outputs, (N, out_features), or a list for several output nodes; for `x` see `features`."""
         outputs = []
         for node, readout in zip(self._output_nodes(x), self.readouts, strict=True):
             if self.readout_activation is not None:
@@ -198,7 +206,7 @@ class DagNet(nnx.Module):
                 name = f"x[{i}]" if several else "x"
                 shape = ", ".join(map(str, ("N", *expected)))
                 raise InputError(f"Expected `{name}` to have shape ({shape}), got {given_shape}")
-            # Weights are float32, and so is what integers and narrower floats become.
+            # Weights are float32, so integers and narrower floats become float32, too.
             arrays.append(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
         if len({len(array) for array in arrays}) > 1:
             raise InputError(f"Expected all arrays of `x` to hold equally many inputs, got {[*map(len, arrays)]}")
@@ -215,12 +223,12 @@ def as_functions(
     """Turns a model into pure functions, for `jax.vmap`, `jax.grad` and the like.
 
     Args:
-      create: Builds the model from random number streams, such as
-        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`. It must be without batch normalization, for which
-        there is `as_stateful_functions`.
+      create: Function that builds the model from random number streams, such as
+        `lambda rngs: DagNet(dag, 64, 10, width=128, rngs=rngs)`. A model with batch normalization needs
+        `as_stateful_functions` instead.
 
     Returns:
-      `init(key) -> params` and `apply(params, x) -> outputs`; `params` holds every `nnx.Param`.
+      The functions `init(key) -> params` and `apply(params, x) -> outputs`; `params` holds every `nnx.Param`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -236,14 +244,15 @@ def as_functions(
 def as_stateful_functions(
     create: Callable[[nnx.Rngs], nnx.Module],
 ) -> tuple[Callable[[Array], tuple[Params, nnx.State]], Callable[..., tuple[Any, nnx.State]]]:
-    """Turns a model that may keep running averages of batches into pure functions.
+    """Turns a model with or without batch normalization into pure functions.
 
     Args:
-      create: As in `as_functions`.
+      create: Function that builds the model from random number streams, see `as_functions`.
 
     Returns:
-      `init(key) -> (params, stats)` and `apply(params, stats, x, training=False) -> (outputs, stats)`. `stats` holds
-      every `nnx.BatchStat`; training normalizes by the batch and moves the averages, evaluation uses them.
+      The functions `init(key) -> (params, stats)` and `apply(params, stats, x, training=False) -> (outputs, stats)`.
+      `stats` holds every `nnx.BatchStat`, the running averages. Training normalizes by the batch and updates the
+      averages; evaluation normalizes by the averages.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -261,7 +270,7 @@ def as_stateful_functions(
         return params, stats
 
     def apply(params: Params, stats: nnx.State, x: Inputs, training: bool = False) -> tuple[Any, nnx.State]:
-        # Copied, or running averages could not be written under a transformation.
+        # A transformation of JAX may not write to captured variables, so running averages need a copy.
         model = nnx.merge(graphdef, params, stats, copy=True)
         model.train() if training else model.eval()
         outputs = model(jax.tree.map(jnp.asarray, x))

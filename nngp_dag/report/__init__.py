@@ -1,4 +1,4 @@
-"""Theory beside experiment: comparisons, tables, pictures and files."""
+"""Comparisons of theory with experiment, sweeps over architectures, and their tables, plots and files."""
 
 from nngp_dag.report._compare import compare
 from nngp_dag.report._sweep import sweep

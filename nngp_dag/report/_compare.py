@@ -1,4 +1,4 @@
-"""`compare`: bound, exact expectation and measured training of several networks on one data set."""
+"""`compare`: rate bound, exact expectation and measured training of several networks on one data set."""
 
 import contextlib
 import dataclasses
@@ -58,39 +58,40 @@ def compare(
     on_progress: Progress | None = None,
     **architecture: Unpack[Architecture],
 ) -> list[Comparison]:
-    """Puts bounds, exact expectation and measurement of full-batch gradient descent side by side.
+    """Compares bounds, exact expectation and measurement of full-batch gradient descent.
 
-    Networks train in float32 on L = 0.5 ||y - f||^2; kernels, spectra and expectations are in float64. Memory: a few
-    N x N matrices per network.
+    Networks train in float32 on L = 0.5 ||y - f||^2, summed over samples and output columns. Kernels, spectra and
+    expectations are computed in float64. Memory holds a few N x N matrices per network.
 
     Args:
-      networks: One network, several, or several by name, each a `Network`, or its graph as a `Dag`, or as a code, name
-        or cell that `Dag.parse` reads; without names they are called by their texts. Fully connected, with one input
-        and one output.
-      x: Inputs, (N, d), N >= 2.
-      y: Targets, (N, C) or (N,), such as `nngp_dag.data.one_hot` makes of labels.
-      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves; one network each.
-      steps: Steps of gradient descent.
-      learning_rate: eta; "auto" for 1 / lambda_max(NTK) of each network, "shared" for the smallest of these for all.
-      out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Until all networks are done, those
-        that are lie in its folder `dags`.
-      resume: Go on with the comparison in `out`, of the same arguments, device and versions; the results
-        are those of one that was not interrupted.
-      overwrite: Replace the comparison in `out`; a folder that holds something else is refused.
-      config: Entries to add to the configuration in compare.json, of JSON's types; "dataset" names the data in the
-        picture.
-      on_progress: Called with (what is being done, steps done, steps in all).
+      networks: One network, several, or several by name. Each is a `Network`, or its graph as a `Dag`, or as a code,
+        name or cell that `Dag.parse` reads. Networks without names are named by their texts. All are fully connected,
+        with one input and one output.
+      x: Inputs, (N, d) with N >= 2.
+      y: Targets, (N, C) or (N,); `nngp_dag.data.one_hot` turns labels into targets.
+      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves. Each seed trains one network.
+      steps: Number of steps of gradient descent.
+      learning_rate: Learning rate eta on L. "auto" takes 1 / lambda_max(NTK) of each network, and "shared" takes the
+        smallest of these for all networks.
+      out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Its folder `dags` keeps finished
+        networks until all are done.
+      resume: Whether to resume the comparison in `out`, which must have the same arguments, device and versions. The
+        results equal those of an uninterrupted comparison.
+      overwrite: Whether to replace the comparison in `out`. A folder that holds other files is refused.
+      config: Entries to add to the configuration in compare.json, of JSON's types. The entry "dataset" names the data
+        in the plot.
+      on_progress: Function that is called with (name of the stage, steps done, steps in all).
       **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `order`, `parameterization`, ...
 
     Returns:
       One `Comparison` for each network, in the given order.
 
     Raises:
-      GraphError: A text is no graph, or a graph has several inputs or outputs.
-      InputError: Fewer than 2 inputs, inputs that are all 0, networks that are equal or that their texts do not tell
-        apart, convolutions, a network without readout, a learning rate at which training diverges, or any bad argument.
+      GraphError: A text does not describe a graph, or a graph has several inputs or outputs.
+      InputError: There are fewer than 2 inputs, or all are 0. Networks are equal, have equal names, have convolutions
+        or lack a readout. Training diverges at the learning rate, or another argument is out of range.
       OutputError: `out` is not free, or cannot be written.
-      CheckpointError: There is nothing to resume, or another comparison.
+      CheckpointError: There is nothing to resume, or `out` holds another comparison.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -98,6 +99,8 @@ def compare(
       >>> chain, mixed = nd.compare(["2_02", "DAG#3"], x, np.eye(4), width=32, seeds=2, steps=3)
       >>> mixed.name, mixed.curves.shape, chain.learning_rate > mixed.learning_rate
       ('DAG#3', (2, 4), True)
+
+    Reference: Chen et al., NeurIPS 2022, Section 3.3 (rate bound); Equations (16) to (18) of docs/mathematics.md.
     """
     named = _named(networks, architecture)
     x = _inputs(x)
@@ -154,14 +157,14 @@ def _compared(
     learning_rate: LearningRate,
     report: Progress,
 ) -> Iterator[Comparison]:
-    """Yields the networks that are not found."""
+    """Yields the comparisons of the networks that are not in `found`."""
     left = {name: network for name, network in networks.items() if name not in found}
     nodes: dict[str, Kernel] = {}
     outputs: dict[str, Kernel] = {}
     spectra = {name: (result.nngp, result.ntk) for name, result in found.items()}
     for i, (name, network) in enumerate(left.items()):
         report("kernels", i, len(left))
-        # The NNGP is that of every parameterization.
+        # The NNGP is the same in every parameterization, and `lambda_min_bracket` takes only this one.
         nodes[name] = kernel(network, x, readout=False, parameterization="ntk")
         outputs[name] = kernel(network, x)
         spectra[name] = spectrum(nodes[name].nngp), spectrum(outputs[name].ntk)
@@ -208,7 +211,7 @@ def _compared(
 
 
 def _bracket(k: Kernel, x: Float[np.ndarray, "n d"]) -> Brackets:
-    """Returns what bounds lambda_min of NNGP and NTK; from below nothing but 0 where no theorem is known."""
+    """Returns brackets on lambda_min of NNGP and NTK, with a lower end of 0 where no theorem is known."""
     assert k.network is not None
     try:
         return lambda_min_bracket(k.network, x)
@@ -217,7 +220,7 @@ def _bracket(k: Kernel, x: Float[np.ndarray, "n d"]) -> Brackets:
 
 
 def _path_bounds(network: Network, x: Float[np.ndarray, "n d"]) -> dict[str, PathBound | None]:
-    """Returns the published formulas for the networks that they are about."""
+    """Returns the published path formulas, or None for networks that they do not describe."""
     layer = Dense(order=network.layer.order)
     codes = all(isinstance(edge.op, Op) for edge in network.dag.live_edges)
     if not codes or network != dataclasses.replace(network, layer=layer, stem=None, aggregation="sum"):
@@ -231,7 +234,11 @@ def _path_bounds(network: Network, x: Float[np.ndarray, "n d"]) -> dict[str, Pat
 
 
 def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate) -> dict[str, float]:
-    """Returns eta of every DAG: its own 1 / lambda_max(NTK), the smallest of these for all, or the number given.
+    """Returns the learning rate of every network.
+
+    Args:
+      spectra: Spectrum of the NTK of every network.
+      learning_rate: "auto" for 1 / lambda_max(NTK) of each network, "shared" for the smallest of these, or a number.
 
     Raises:
       InputError: An NTK is 0.
@@ -250,14 +257,14 @@ def learning_rates(spectra: Mapping[str, Spectrum], learning_rate: LearningRate)
 def _named(networks: Given | Iterable[Given] | Mapping[str, Given], architecture: Architecture) -> dict[str, Network]:
     found = named_networks(networks, architecture, compare)
     if len({*found.values()}) < len(found):
-        raise InputError(f"Expected distinct networks, got {', '.join(found)}; name every one once")
+        raise InputError(f"Expected distinct networks, got {', '.join(found)}; pass every network once")
     for name, network in found.items():
         _check_network(name, network)
     return found
 
 
 def _check_network(name: str, network: Network) -> None:
-    """Raises an error where a network is none that is compared."""
+    """Raises an error for a network that `compare` does not take."""
     inputs, outputs = network.dag.num_inputs, len(network.dag.outputs)
     if inputs > 1 or outputs > 1:
         raise GraphError(
@@ -273,7 +280,7 @@ def _check_network(name: str, network: Network) -> None:
 
 
 def _inputs(x: ArrayLike) -> Float[np.ndarray, "n d"]:
-    """Returns inputs in float64."""
+    """Returns the inputs in float64, checked for shape and content."""
     array = host_array("x", x).astype(np.float64)
     if array.ndim != 2 or not array.shape[1]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Whole spaces of architectures: kernels and spectra of many DAGs on the same data, one row each."""
+"""`sweep`: kernels and spectra of many networks on the same data, a table with one row each."""
 
 import contextlib
 import hashlib
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-# Kernels that are evaluated at once, at most; more gain nothing.
+# Largest number of kernels evaluated at once; more are not faster.
 _MOST_KERNELS = 128
-# As in `nngp_dag.gram`, for the interpreter, JAX and its compiler.
+# Bytes for the interpreter, JAX and its compiler, the same as in `nngp_dag.gram`.
 _RESERVE = 512 * 2**20
 
 
@@ -47,44 +47,46 @@ def sweep(
 ) -> "pandas.DataFrame":
     """Computes exact kernels and their extreme eigenvalues for a whole list of networks.
 
-    Graphs of equal normal form, up to nodes with equal kernels, have equal kernels: computed once, and reported as
-    one `kernel_class`. What several kernels share, down to single nodes, is evaluated once too, and all of it by one
-    compiled program. Networks with convolutions, pooling or `Quadrature` are evaluated one by one.
+    Networks with equal kernels form a class, and its kernel is computed once. The classes are found by the normal forms
+    of the graphs, where nodes with equal kernels count as equal. Parts that several kernels share, down to single
+    nodes, are also evaluated once, all by one compiled program. Networks with convolutions, pooling or `Quadrature` are
+    evaluated one by one.
 
-    Memory: besides the inputs, 34 N^2 bytes, and up to 8 MiB, for each of the kernels at once, whose number follows
-    from `memory_budget`, and 512 MiB for JAX and its compiler. Not counted are large spectra, which take what
-    `nngp_dag.spectrum` says, `bounds`, and covariances of pixels.
+    The number of kernels evaluated at once follows from `memory_budget`. Each takes 34 N^2 bytes and up to 8 MiB; JAX
+    and its compiler take 512 MiB. The budget does not include the inputs, large spectra (see `nngp_dag.spectrum`),
+    `bounds`, and covariances of pixels.
 
-    Whatever the order of the networks and the number of kernels at once, results agree to rounding: eigenvalues to
-    1e-12 of the largest one. (Two jumps, of `sign` or a step, turn rounding of the inputs into its root.)
+    Results do not depend on the order of the networks or on the number of kernels at once, up to rounding. Eigenvalues
+    agree to 1e-12 of the largest one. Networks with two layers whose activation jumps (`sign` or a step) are an
+    exception. They turn a rounding error of eps in the inputs into one of sqrt(eps).
 
     Args:
-      networks: Networks, or their graphs as `nngp_dag.kernel` takes them, in a list, or by name. One that is no valid
-        graph, or has no kernel, gets a row that says why.
+      networks: Networks, or their graphs in a form that `nngp_dag.kernel` takes, in a list or by name. A network that
+        is not valid, or has no kernel, has a row with the reason.
       x: Inputs, (N, ...).
-      bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`, where it applies (ReLU, fully
-        connected, no biases, NTK parameterization), else NaN. That costs as much again.
-      dtype: Precision of the kernels, "float64" or "float32"; spectra are in float64.
-      memory_budget: Bytes, or a text such as "6 GiB".
-      out: Directory for the results: sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
-      resume: Go on with the sweep in `out`: kernel classes that stand in its classes.csv are not computed again. Data,
-        options and versions must be the same, the networks need not; where they and `memory_budget` are, so are the
-        bits.
-      overwrite: Replace the sweep in `out`.
-      on_progress: Called with (what is done, kernel classes done, classes).
+      bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`. They are NaN unless a network is
+        fully connected with ReLU, without biases, in the NTK parameterization. This about doubles the time.
+      dtype: Precision of the kernels, "float64" or "float32"; spectra are computed in float64.
+      memory_budget: Memory in bytes, or a text such as "6 GiB".
+      out: Directory for sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
+      resume: Whether to resume the sweep in `out`, without computing the classes in its classes.csv again. Data,
+        options and versions must be the same; the networks may differ. If they and `memory_budget` are the same, the
+        results are equal in every bit to those of an uninterrupted sweep.
+      overwrite: Whether to replace the sweep in `out`.
+      on_progress: Function that is called with (name of the stage, classes done, classes in all).
       **architecture: Options of all networks, see `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`,
-        `readout` (without it kernels are those of X(H), which the rate bound uses), ...
+        `readout`, ... With `readout=False` kernels are those of X(H), which the rate bound uses.
 
     Returns:
-      A table with a row for each network, in the given order: `dag` (its name), `code`, `valid`, `reason`, `num_paths`,
-      `effective_depth`, `effective_width`, `kernel_class`, `class_size`, and for `nngp_` and `ntk_`: `lambda_min`,
-      `lambda_max`, `condition_number`, `trace`, `floor`, `resolved`. A smallest eigenvalue that the precision does not
-      resolve is NaN, its condition number infinite.
+      A table with a row for each network, in the given order. Its columns are `dag` (the name), `code`, `valid`,
+      `reason`, `num_paths`, `effective_depth`, `effective_width`, `kernel_class` and `class_size`. Further columns are
+      `lambda_min`, `lambda_max`, `condition_number`, `trace`, `floor` and `resolved`, each once with the prefix `nngp_`
+      and once with `ntk_`. Where the smallest eigenvalue is not resolved, it is NaN and the condition number infinite.
 
     Raises:
-      InputError: The inputs, an option or the budget does not fit.
-      OutputError: `out` holds something else, cannot be written, or another process writes it.
-      CheckpointError: There is no sweep to resume, or one of other data, options or versions, or a damaged one.
+      InputError: The inputs, an option or the budget is out of range.
+      OutputError: `out` holds other files, cannot be written, or another process writes it.
+      CheckpointError: There is no sweep to resume, it has other data, options or versions, or it is damaged.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -109,7 +111,7 @@ def sweep(
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if resume and out is None:
         raise InputError("Expected `out` to name the sweep to resume, got None; pass its folder")
-    # What would be wrong with every row is an error.
+    # An option that is wrong for every network raises an error here, instead of a reason in every row.
     plain, common = _common(architecture)
     data = _inputs(x, dtype, plain)
     batch = _batch(bytes_of(memory_budget), data)
@@ -185,9 +187,9 @@ def sweep(
 
 
 def _common(architecture: Architecture) -> tuple[Network, Options]:
-    """Returns a network of a single node, and the options of all networks; they are checked."""
+    """Returns a network of a single node, and the checked options of all networks."""
     options: Architecture = {**architecture}
-    # That needs images, which a single node may be without.
+    # An image readout needs images, which a network of a single node does not have.
     image_readout = options.pop("image_readout", "flatten")
     check_option("image_readout", image_readout, IMAGE_READOUTS)
     network = as_network(Dag.from_code("1"), "network", sweep, **options)
@@ -197,7 +199,8 @@ def _common(architecture: Architecture) -> tuple[Network, Options]:
 def _rows(networks: Iterable[tuple[str, str, Given]], architecture: Architecture) -> Iterator[Row]:
     known: dict[Hashable, tuple[Network | None, str]] = {}
     for name, _, given in networks:
-        # A stem that is given stays, and equal networks without one get that of another layer.
+        # `Network` compares equal with its default stem and with the same stem given, but another `layer` replaces only
+        # the default.
         key = given, getattr(given, "stem", None)
         if key not in known:
             try:
@@ -217,8 +220,9 @@ def _inputs(x: ArrayLike | Sequence[Any], dtype: str, network: Network) -> np.nd
 
 
 def _batch(budget: int, x: np.ndarray) -> int:
-    """How many kernels fit into the budget at once."""
-    # Two batches, this one and the one before; in either kernel what a block of rows holds; a copy for its spectrum.
+    """Returns the number of kernels that fit into the budget at once."""
+    # Both kernels of two batches, the current one and the one before; a block of rows for either kernel; and a copy for
+    # the spectrum.
     each = x.dtype.itemsize * (4 * len(x) ** 2 + 2 * min(len(x) ** 2, 1 << 19)) + 8 * len(x) ** 2 // 4
     fitting = (budget - _RESERVE) // each
     if fitting < 1:

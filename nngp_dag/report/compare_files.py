@@ -1,4 +1,4 @@
-"""A comparison on disk: each DAG that is finished as soon as it is, and the files at the end."""
+"""A comparison on disk: every network as soon as it is finished, and the files at the end."""
 
 import contextlib
 import csv
@@ -32,7 +32,7 @@ _SETTINGS = "settings.json"
 
 _SETTINGS_SHAPE = {"settings": {"dags": dict, "seeds": [int], "steps": int, "sha256": dict}}
 _RESULTS_SHAPE = {"config": dict, "rows": [{"dag": str, "bound_rate": float}]}
-# The parts of a comparison that are more than numbers: what they are, and how a file holds them.
+# Parts of a comparison that are dataclasses, with the shapes of their JSON.
 _SPECTRUM = {field.name: float for field in dataclasses.fields(Spectrum) if field.name != "eigenvalues"}
 _BRACKET = {"lower": float, "upper": float}
 _PATH_BOUND = {"value": float, "violated_assumptions": [str]}
@@ -53,16 +53,16 @@ _DAG_SHAPE = {**_NUMBERS, "dag": str, **{name: shape for name, (_, shape) in _PA
 class CompareDirectory:
     """The folder of a comparison.
 
-    It holds a folder `dags`, with settings.json, which says what is compared, and a JSON file for each DAG that is
-    finished. When all are, compare.json, curves.csv and compare.png come beside it.
+    Its folder `dags` holds the settings of the comparison in settings.json, and a JSON file for each finished network.
+    When all are finished, compare.json, curves.csv and compare.png are written beside it.
 
     Args:
-      path: The folder.
-      dags: {name: text} of the DAGs, in their order.
+      path: Path of the folder.
+      dags: Texts of the graphs by the networks' names, in order.
     """
 
     def __init__(self, path: Path, dags: Mapping[str, str]) -> None:
-        """Touches nothing."""
+        """Stores the arguments; reads and writes no file."""
         self.path, self._dags = path, dict(dags)
         self._journal = ResultDirectory(path / _JOURNAL, "a comparison", _SETTINGS_SHAPE, ["[0-9]*.json"], _SETTINGS)
 
@@ -70,22 +70,22 @@ class CompareDirectory:
     def opened(
         self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     ) -> Iterator[dict[str, dict[str, Any]]]:
-        """Yields {name: fields of its `Comparison`} of the DAGs that are finished; `finish` comes within.
+        """Yields the fields of the finished `Comparison`s by name; `finish` must be called inside the block.
 
         Args:
-          settings: Everything that the result depends on, as JSON.
-          resume: Whether to go on.
-          overwrite: Whether a comparison that is there may be replaced.
+          settings: All settings on which the result depends, as JSON.
+          resume: Whether to resume.
+          overwrite: Whether to replace an existing comparison.
 
         Raises:
           OutputError: The folder is not free, or cannot be written.
-          CheckpointError: There is nothing to resume, or it is damaged, or another comparison.
+          CheckpointError: There is nothing to resume, or it is damaged or another comparison.
         """
         with claimed(self.path):
             others = is_occupied(self.path) and any(self._is_other(file) for file in self.path.iterdir())
             if others and not is_occupied(self._journal.path) and not resume:
                 self._check_may_be_replaced(overwrite)
-            # The order counts, since files have numbers.
+            # The order of names is part of the settings, since files are numbered by it.
             document = {"settings": {**settings, "names": [*self._dags]}}
             with self._journal.opened(document, resume=resume, overwrite=overwrite):
                 found = self._found(settings)
@@ -93,11 +93,11 @@ class CompareDirectory:
                 yield found
 
     def add(self, result: "Comparison") -> None:
-        """Keeps a DAG that is finished."""
+        """Writes a finished network."""
         self._journal.begun = True
         names = [field.name for field in dataclasses.fields(result) if field.name != "network"]
         fields = {name: getattr(result, name) for name in names}
-        # What is None is left out.
+        # Entries that are None are left out.
         kept = {name: value for name, value in {**fields, "dag": str(result.dag)}.items() if value is not None}
         write_sealed(self._file(result.name), "result", json.loads(json.dumps(kept, default=_as_json)))
 
@@ -115,7 +115,7 @@ class CompareDirectory:
         return self._journal.path / f"{[*self._dags].index(name)}.json"
 
     def _check_may_be_replaced(self, overwrite: bool) -> None:
-        """Raises an `OutputError` where the folder holds something else than a comparison, or may not be replaced."""
+        """Raises an `OutputError` if the folder holds other files than a comparison, or may not be replaced."""
         wanted, remedy = "be new or empty, got an existing one", "pass `overwrite=True` to replace it, or choose"
         if overwrite:
             with contextlib.suppress(CheckpointError):
@@ -125,7 +125,7 @@ class CompareDirectory:
         raise OutputError(f"Expected the output directory {self.path} to {wanted}; {remedy} another `out`")
 
     def _found(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Reads the DAGs that are finished."""
+        """Reads the finished networks."""
         found, remedy = {}, "delete it, so that its DAG is compared again"
         for name, dag in self._dags.items():
             file = self._file(name)
@@ -143,7 +143,7 @@ class CompareDirectory:
 
 
 def finished_in(path: Path) -> int:
-    """Returns how many DAGs of a comparison are finished."""
+    """Returns the number of finished networks of a comparison."""
     return sum(file.name != _SETTINGS for file in (path / _JOURNAL).glob("*.json"))
 
 
@@ -170,7 +170,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a comparison as they were, but for the network."""
+    """Returns the fields of a comparison from their JSON, without the network."""
     found = {name: _array(fields[name]) for name in _NUMBERS}
     for entry, (kind, _) in _PARTS.items():
         part = fields.get(name := entry.removesuffix("?"))
@@ -179,7 +179,7 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _array(value: Any) -> Any:
-    """Returns lists of numbers as arrays, and those of texts, or of nothing, as tuples."""
+    """Returns lists of numbers as arrays, and lists of texts or empty lists as tuples."""
     if not isinstance(value, list):
         return value
     return np.asarray(value) if value and not isinstance(value[0], str) else tuple(value)

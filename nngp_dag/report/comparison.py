@@ -1,4 +1,4 @@
-"""Theory beside experiment: what a comparison of one network holds, and what follows from it."""
+"""The comparison of theory and experiment for one network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,30 +10,33 @@ from nngp_dag.architecture import Network
 from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 
-# Losses are float32 sums; a violation smaller than their rounding is none.
+# Relative rounding error of losses, which are float32 sums. Smaller violations of the bound do not count.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What theory says of one network, and what S networks did. Losses are L = 0.5 ||y - f||^2 over the training set.
+    """Theory of one network, and measured training of S finite networks.
+
+    Losses are L = 0.5 ||y - f||^2, summed over the training set and the output columns.
 
     Attributes:
-      name: How the user calls the network.
+      name: Name of the network, as the user gave it.
       network: The network; `dag` is its graph.
       nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
-      ntk: Spectrum of the NTK after the readout, which training follows.
-      nngp_bracket: What always bounds lambda_min(K(H)).
-      ntk_bracket: What always bounds lambda_min(NTK). The lower ends are 0 where `lambda_min_bracket` has none, as in
-        the standard parameterization.
-      path_bound: The published formula for lambda_min(K(H)); None for networks that it does not cover, those of other
-        layers than ReLU without biases, or of nodes that are no plain sums.
-      ntk_path_bound: That for lambda_min(NTK); None in the standard parameterization, too.
-      learning_rate: eta of gradient descent on L.
-      conditions_met: Whether the rate bound is a theorem for linearized training at this eta; else `unmet` says why.
+      ntk: Spectrum of the NTK after the readout, which governs linearized training.
+      nngp_bracket: Bracket on lambda_min(K(H)) that holds for every graph.
+      ntk_bracket: Bracket on lambda_min(NTK) that holds for every graph. The lower ends are 0 for networks that
+        `lambda_min_bracket` does not cover, such as those in the standard parameterization.
+      path_bound: Published path formula for lambda_min(K(H)). It is None for layers other than ReLU without biases, and
+        for nodes that are not plain sums.
+      ntk_path_bound: Published path formula for lambda_min(NTK). It is None in the standard parameterization, too.
+      learning_rate: Learning rate eta of gradient descent on L.
+      conditions_met: Whether the rate bound is a theorem for linearized training at this eta; if not, `unmet` holds the
+        reason.
       bound: Rate bound from the mean initial loss, (steps + 1,).
       expected: Exact mean and standard deviation of the loss of linearized training at infinite width.
-      curves: Measured losses, (S, steps + 1).
+      curves: Measured losses before the first step and after each one, (S, steps + 1).
     """
 
     name: str
@@ -57,43 +60,44 @@ class Comparison:
 
     @property
     def bound_rate(self) -> float:
-        """Factor by which the bound shrinks a step: 1 - eta lambda_min / 2, or 1 where lambda_min is not resolved."""
+        """Factor of the bound per step: 1 - eta lambda_min / 2, or 1 where lambda_min is not resolved."""
         return 1 - self.learning_rate * lower_end(self.nngp) / 2
 
     @property
     def mean(self) -> Float[np.ndarray, " steps"]:
-        """Measured loss, mean over seeds, (steps + 1,)."""
+        """Mean of the measured loss over seeds, (steps + 1,)."""
         return self.curves.mean(axis=0)
 
     @property
     def std(self) -> Float[np.ndarray, " steps"]:
-        """Measured loss, standard deviation over seeds (S - 1 in the denominator; 0 for one seed), (steps + 1,)."""
+        """Standard deviation of the measured loss over seeds, (steps + 1,), with denominator S - 1; 0 for one seed."""
         return self.curves.std(axis=0, ddof=1) if len(self.curves) > 1 else np.zeros(self.curves.shape[1])
 
     @property
     def bound_violations(self) -> int:
-        """Number of (seed, step) at which a network lies above its own bound, rate^k times its initial loss."""
+        """Number of pairs (seed, step) at which a network's loss exceeds its own bound, rate^k times its first loss."""
         decay = self.bound_rate ** np.arange(self.curves.shape[1])
         return int((self.curves > self.curves[:, :1] * decay * (1 + _ROUNDING)).sum())
 
     @property
     def gaps(self) -> Float[np.ndarray, " steps"]:
-        """Measured mean over expectation, minus 1, (steps + 1,)."""
+        """Relative gap of the measured mean to the expectation, mean / expectation - 1, (steps + 1,)."""
         return self.mean / self.expected.mean - 1
 
     @property
     def unmet(self) -> str:
-        """Why the rate bound is no theorem here, in a few words; empty where it is one."""
+        """Reason why the rate bound is not a theorem here, in a few words; empty where it is one."""
         if self.conditions_met:
             return ""
-        # Then at any eta: the slowest mode shrinks by 1 - 2 eta lambda_min(NTK) a step, to first order.
+        # Then no eta helps. To first order a step multiplies the loss of the slowest mode by 1 - 2 eta lambda_min(NTK).
+        # It multiplies the bound by 1 - eta lambda_min(K(H)) / 2.
         if 4 * lower_end(self.ntk) <= lower_end(self.nngp):
             return "λmin(NTK) too small for the rate bound"
         return "η too large for the rate bound"
 
     @property
     def verdict(self) -> str:
-        """One line: whether the bound's conditions are met, how often it is broken, how far off the expectation is."""
+        """Summary in one line: conditions of the bound, number of its violations, largest gap to the expectation."""
         conditions = self.unmet or "conditions of the rate bound met"
         violations = f"{self.bound_violations} violation{'' if self.bound_violations == 1 else 's'}"
         worst = int(np.abs(self.gaps).argmax())

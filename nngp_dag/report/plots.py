@@ -1,4 +1,4 @@
-"""Pictures of comparisons and of kernels. matplotlib is imported inside."""
+"""Plots of comparisons and of kernels. matplotlib is imported inside the functions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> None:
-    """Draws one panel per DAG: its graph above, its bound, expectation and measured band below."""
+    """Draws one panel per network, with its graph above, and rate bound, expectation and measured losses below.
+
+    Args:
+      results: The comparisons.
+      path: File of the plot.
+      title: Title of the plot.
+    """
     from nngp_dag.report import style
 
     columns = min(len(results), 4)
@@ -50,7 +56,7 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
     from nngp_dag.report import style
 
     steps = np.arange(len(result.mean))
-    # A logarithmic axis has no place for what is not positive.
+    # A logarithmic axis cannot show values that are not positive.
     low, high = style.positive(result.curves.min(axis=0)), result.curves.max(axis=0)
     axes.fill_between(steps, low, high, color=style.BLUE, alpha=0.25, linewidth=0)
     seeds = f"{len(result.curves)} networks" if len(result.curves) > 1 else "1 network"
@@ -76,7 +82,7 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
     style.panel_title(axes, facts, 0.9 * width, size=9)
 
 
-# Fewer rows of a picture than this share of all cannot hold a label.
+# Smallest share of a heat map's rows that has room for a label.
 _LEAST_SHARE = 0.045
 
 
@@ -92,14 +98,14 @@ def plot_kernel(
 
     Args:
       k: The kernels.
-      path: The file.
-      title: What they are of.
-      labels: The class of every input, by which rows and columns are sorted, named and parted; without them they keep
-        their order. Only for kernels of one set of inputs.
-      classes: The names of classes 0, 1, ...; without them the labels themselves are shown.
+      path: File of the plot.
+      title: Title of the plot.
+      labels: Class of every input, (N,). Rows and columns are sorted by it, and lines part the classes. Only kernels of
+        one set of inputs can have labels.
+      classes: Names of classes 0, 1, ...; without them the labels themselves are shown.
 
     Raises:
-      InputError: There are not as many `labels` as rows and columns.
+      InputError: The number of `labels` differs from that of rows or columns.
     """
     from nngp_dag.report import style
 
@@ -127,7 +133,7 @@ def plot_kernel(
         else:
             places, kept = _class_ticks(starts, names, len(matrix))
             turned = max(map(len, kept)) > 2
-            # Names are no formulas.
+            # A name with dollar signs must not be read as a formula.
             axes.set_xticks(places, kept, rotation=90 if turned else 0, parse_math=False)
             axes.set_yticks(places, kept, parse_math=False)
         axes.set_title(f"{kernel}(x, x')", fontsize=11)
@@ -138,7 +144,7 @@ def plot_kernel(
 
 
 def _class_ticks(starts: np.ndarray, names: Sequence[str], rows: int) -> tuple[list[float], list[str]]:
-    """Returns the middles of classes, and their names, leaving out those too close to the one before."""
+    """Returns the middles and names of classes, without those that are too close to the one before."""
     places, kept = [], []
     for start, end, name in zip(starts, [*starts[1:], rows], names, strict=True):
         middle = (start + end - 1) / 2

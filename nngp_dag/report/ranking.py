@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 def rank_correlations(table: "pandas.DataFrame", first: Sequence[str], second: Sequence[str]) -> "pandas.DataFrame":
-    """Returns Kendall's tau-b and Spearman's rho of every column of `first` with every one of `second`.
+    """Returns Kendall's tau-b and Spearman's rho of every column of `first` with every column of `second`.
 
     Args:
-      table: Rows to rank; those without a finite number in either column of a pair are left out of that pair.
-      first: Columns.
-      second: Columns.
+      table: Table of the rows to rank. A pair of columns omits rows without a finite number in both.
+      first: Names of the first columns of pairs.
+      second: Names of the second columns of pairs.
 
     Returns:
-      A table with a row for each pair: `first`, `second`, `kendall`, `spearman`, `rows`. NaN where a column does not
-      vary or fewer than 3 rows are left.
+      A table with a row for each pair: `first`, `second`, `kendall`, `spearman`, `rows`. Correlations are NaN where a
+      column does not vary or fewer than 3 rows remain.
 
     Example:
       >>> import pandas

@@ -1,4 +1,4 @@
-"""Which networks of a sweep have equal kernels, and which of them are evaluated together."""
+"""Classes of networks with equal kernels in a sweep, and groups of classes that are evaluated together."""
 
 import hashlib
 import warnings
@@ -17,23 +17,28 @@ from nngp_dag.kernels.batch import new_kernel_classes
 from nngp_dag.kernels.dual import dual
 from nngp_dag.kernels.inputs import check_inputs
 
-# `Network.kernel_options`, hashable.
+# `Network.kernel_options` in a hashable form.
 Options = tuple[tuple[str, Any], ...]
 
 
 class KernelSpaces:
-    """Classes of networks with equal kernels, among those that agree in all but the graph."""
+    """Classes of networks with equal kernels, found among networks that differ only in the graph.
+
+    Args:
+      common: Options of the sweep, which most networks have.
+      x: Inputs.
+    """
 
     def __init__(self, common: Options, x: np.ndarray) -> None:
-        """`common` are the options of the sweep, `x` the inputs."""
+        """Starts without classes."""
         self._common, self._x = common, x
         self._of_options: dict[Options, KernelClasses] = {}
         self._known: dict[Network, tuple[str, str]] = {}
-        # Of a key: what its networks agree in, and their digest there.
+        # For every key of a class: options, number of inputs, and digest among networks with these options.
         self._places: dict[str, tuple[Options, int, str]] = {}
 
     def classify(self, network: Network) -> tuple[str, str]:
-        """Returns the key of the class of a network's kernels, or why it has none."""
+        """Returns the key of a network's class and "", or "" and the reason why it has no kernel."""
         if network not in self._known:
             try:
                 self._known[network] = self._key(network), ""
@@ -60,9 +65,9 @@ class KernelSpaces:
         return key
 
     def groups(self, keys: Iterable[str]) -> Iterator[tuple[KernelClasses, dict[str, str]]]:
-        """Yields what is evaluated together: classes, and {digest: key} of those that are wanted.
+        """Yields groups of classes that are evaluated together, each with the keys of its wanted classes by digest.
 
-        Networks of several inputs have other scales; beside them the others would round otherwise.
+        Networks with several inputs form groups of their own. Their scales would change the rounding of the others.
         """
         found: dict[tuple[Options, int], dict[str, str]] = {}
         for key in keys:
@@ -74,26 +79,26 @@ class KernelSpaces:
 
 
 def operations_of(network: Network) -> tuple[Dense, ...]:
-    """Returns what a network applies, and what its readout is made of."""
+    """Returns the weighted operations of a network and its layer, of which the readout is made."""
     return *network.weighted_operations, network.layer
 
 
 def is_quadrature(op: Dense) -> bool:
-    """Whether an operation has an activation without a formula."""
+    """Whether the activation of an operation is integrated numerically, without a closed form."""
     return isinstance(get_activation(op.activation), Quadrature)
 
 
 def is_alone(network: Network) -> bool:
-    """Whether a network is evaluated by itself."""
+    """Whether a network must be evaluated by itself."""
     operations = operations_of(network)
     if network.image_operations or any(map(is_quadrature, operations)):
         return True
-    # Of an activation without a dual `kernel` says so.
+    # For an activation without a dual `kernel` raises the error that becomes the reason in the table.
     return any(dual.dispatch(type(get_activation(op.activation))) is dual.dispatch(object) for op in operations)
 
 
 def one_kernel(network: Network, x: np.ndarray) -> Sequence[np.ndarray] | str:
-    """Returns both kernels, or why they cannot be trusted."""
+    """Returns both kernels, or the error or warning that they raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", NumericalWarning)
         try:

@@ -1,4 +1,4 @@
-"""A sweep on disk: what is known of each class of equal kernels as soon as it is, and the table at the end."""
+"""A sweep on disk: the spectra of every class of networks with equal kernels, and the table at the end."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,16 @@ _FILES = ("classes.csv", "sweep.csv", "sweep.parquet", "sweep.png", "correlation
 class SweepDirectory:
     """The folder of a sweep.
 
-    config.json says what is swept over; classes.csv grows by a row whenever a class of kernels is done; sweep.csv and
-    sweep.parquet hold the table, at the end.
+    The settings are in config.json. A row is added to classes.csv for every finished class of networks with equal
+    kernels. The table at the end is in sweep.csv and sweep.parquet.
+
+    Args:
+      path: Path of the folder.
+      fields: Columns of classes.csv besides the class.
     """
 
     def __init__(self, path: Path, fields: Sequence[str]) -> None:
-        """Touches nothing; `fields` are the columns of classes.csv beside the class."""
+        """Stores the arguments; reads and writes no file."""
         self.path = path
         self._folder = ResultDirectory(path, "a sweep", _SETTINGS, _FILES)
         self._rows = Rows(path / "classes.csv", ("kernel_class", *fields))
@@ -31,31 +35,31 @@ class SweepDirectory:
     def opened(
         self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     ) -> Iterator[dict[str, dict[str, Any]]]:
-        """Yields {class: its row} of the classes that are done, as `ResultDirectory.opened` does.
+        """Yields the rows of finished classes by class, inside `ResultDirectory.opened`.
 
         Args:
-          settings: Everything on which a row of classes.csv depends beside its class.
-          resume: Whether to go on.
-          overwrite: Whether to replace what is there.
+          settings: All settings on which a row of classes.csv depends, besides its class.
+          resume: Whether to resume.
+          overwrite: Whether to replace an existing sweep.
 
         Raises:
           OutputError: The folder is not free, or cannot be written.
-          CheckpointError: There is nothing to resume, or a sweep with other settings, of other versions, or damaged.
+          CheckpointError: There is nothing to resume, it has other settings or versions, or it is damaged.
         """
         with self._folder.opened({"settings": settings}, resume=resume, overwrite=overwrite):
             rows = self._rows.read()
             self._folder.begin()
-            # Without a last line that was cut off.
+            # This removes an incomplete last line.
             self._rows.write(rows)
             yield {row.pop("kernel_class"): _parsed(row) for row in rows}
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
-        """Adds a class."""
+        """Adds the row of a finished class."""
         self._folder.begun = True
         self._rows.add({"kernel_class": name, **row})
 
     def finish(self, table: "pandas.DataFrame") -> None:
-        """Writes the table, and removes what was made of one before."""
+        """Writes the table, and removes the plot and the correlations of an earlier one."""
         with as_output_error(self.path):
             for name in ("sweep.png", "correlations.csv"):
                 (self.path / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep. matplotlib is imported inside."""
+"""Plots of a sweep. matplotlib is imported inside the function."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,15 @@ _LABELS = {"nngp": "λmin of the NNGP", "ntk": "λmin of the NTK"}
 
 
 def plot_sweep(table: "pandas.DataFrame", path: Path, title: str) -> None:
-    """Draws, for NNGP and NTK, lambda_min over effective depth and path count as bubbles, and against path count.
+    """Draws lambda_min of NNGP and NTK over effective depth and number of paths, as bubbles and as points.
 
-    A bubble is a place in depth and paths: its area grows with the DAGs there, its color is their median lambda_min.
+    A bubble stands for all networks with one depth and one number of paths. Its area grows with their number, and its
+    color is their median lambda_min. Points show lambda_min against the number of paths.
+
+    Args:
+      table: Table of `nngp_dag.sweep`.
+      path: File of the plot.
+      title: Title of the plot.
 
     Reference: Chen, Huang, Wang, AutoML 2023, Figure 4 (the bubbles).
     """

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import pandas
 
 KERNELS = ("nngp", "ntk")
-# Of each kernel.
+# Columns of each kernel.
 SPECTRUM = ("lambda_min", "lambda_max", "condition_number", "trace", "floor", "resolved")
 BOUNDS = ("lower", "upper")
 
 
 @dataclass
 class Row:
-    """A network of the list: what it is called, and its class of equal kernels or why it has none."""
+    """A network of the list, with the key of its class, or the reason why it has no kernel."""
 
     name: str
     network: Network | None = None
@@ -33,16 +33,16 @@ class Row:
 
 
 def spectra_of(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Returns what is known of a class by its two kernels, and why one of them has no spectrum."""
+    """Returns the spectra of a class's two kernels by column, and the reason if one of them has none."""
     result: dict[str, Any] = {"reason": ""}
     with warnings.catch_warnings():
-        # What is not resolved is marked as such.
+        # The columns `resolved` say so instead.
         warnings.simplefilter("ignore", NumericalWarning)
         for name, matrix in zip(KERNELS, matrices, strict=True):
             try:
                 s = spectrum(matrix)
             except InputError as error:
-                # Of one kernel out of many.
+                # The message of `spectrum` does not say which of the two kernels it refuses.
                 result["reason"] = str(error).replace("`matrix`", f"the {name.upper()}")
                 continue
             values = (
@@ -58,7 +58,7 @@ def spectra_of(matrices: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def bounds_of(network: Network, x: np.ndarray) -> dict[str, float]:
-    """Returns brackets on lambda_min, or nothing where they do not apply."""
+    """Returns the brackets on lambda_min by column, or {} for a network that they do not cover."""
     try:
         brackets = lambda_min_bracket(network, x)
     except NngpDagError:
@@ -67,13 +67,13 @@ def bounds_of(network: Network, x: np.ndarray) -> dict[str, float]:
 
 
 def class_fields(bounds: bool) -> tuple[str, ...]:
-    """Columns of what is known of a class."""
+    """Returns the columns of a class."""
     fields = (*SPECTRUM, *(BOUNDS if bounds else ()))
     return "reason", *(f"{name}_{field}" for name in KERNELS for field in fields)
 
 
 def table_of(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], bounds: bool) -> "pandas.DataFrame":
-    """Returns the table of all networks, given what was found of each class; `bounds` adds their columns."""
+    """Returns the table of all networks, given the columns found for each class; `bounds` adds those of brackets."""
     import pandas
 
     sizes: dict[str, int] = {}
@@ -103,7 +103,7 @@ def table_of(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]], bounds
 
 
 def _number(count: int) -> float:
-    """An exact count as float64."""
+    """Returns an exact count as float64, infinite where it overflows."""
     try:
         return float(count)
     except OverflowError:

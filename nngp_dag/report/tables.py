@@ -1,4 +1,4 @@
-"""Results as tables on the screen."""
+"""Tables of results for the screen."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _MOST_CLASSES = 20
 
 
 def compare_table(results: Sequence[Comparison]) -> RenderableType:
-    """Returns what theory says of each DAG, what training did, a verdict on each, and notes on whatever is flagged."""
+    """Returns tables of theory and measured training, with a verdict on each network and notes on flagged numbers."""
     graphs = _table("Graphs", "paths P", "depth d", "width w", "η", "λmax NTK")
     smallest = _table(
         "λmin, exact, between bounds that always hold", "kernel", "lower", "exact", "upper", "path formula"
@@ -34,18 +34,18 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
     )
     notes, verdicts = [], []
     codes = Counter(str(result.dag) for result in results)
-    # At most two reasons.
+    # `Comparison.unmet` knows two reasons, so two marks suffice.
     marks = {"": ""} | dict(zip(dict.fromkeys(result.unmet for result in results if result.unmet), "†‡", strict=False))
     for result in results:
         code = str(result.dag)
-        # A long name gives way to the code, where that tells networks apart.
+        # The code replaces a long name, unless several networks have that code.
         short = result.name if len(result.name) <= 12 or codes[code] > 1 else code
         name = code if short == code else f"{short} {code}"
         verdicts.append(f"{short}: {result.verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
                 reasons = "; ".join(formula.violated_assumptions)
-                notes.append(f"* {name}, {kernel}: not a bound for certain, {reasons}")
+                notes.append(f"* {name}, {kernel}: the path formula may not be a bound: {reasons}")
         graphs.add_row(
             name,
             format_count(result.dag.num_paths),
@@ -82,10 +82,10 @@ def _table(title: str, *numbers: str) -> Table:
 
 
 def number_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Returns an empty table with little between its columns; where it is narrow, names are broken and numbers never.
+    """Returns an empty compact table; on a narrow screen names are broken into lines, and numbers never.
 
     Args:
-      title: Its title.
+      title: Title of the table.
       names: Headings of columns of names.
       numbers: Headings of columns of numbers.
     """
@@ -98,7 +98,7 @@ def number_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Ta
 
 
 def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
-    """Returns the extreme eigenvalues of some matrices."""
+    """Returns a table of the extreme eigenvalues of matrices, by name."""
     table = Table()
     table.add_column("kernel")
     for heading in ("λmin", "λmax", "condition number", "resolution floor"):
@@ -110,7 +110,7 @@ def spectrum_table(spectra: Mapping[str, Spectrum]) -> Table:
 
 
 def spectrum_facts(spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, Any]]:
-    """Returns what `spectrum_table` shows, as numbers; an eigenvalue that is not resolved is None."""
+    """Returns the numbers that `spectrum_table` shows; an eigenvalue that is not resolved is None."""
     return {
         name: {
             "lambda_min": s.lambda_min if s.resolved else None,
@@ -123,7 +123,7 @@ def spectrum_facts(spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, Any]]
 
 
 def dag_facts(dag: Dag, cell: str | None = None) -> dict[str, Any]:
-    """Returns what `dag_table` shows, as numbers; counts that no double holds are texts."""
+    """Returns the numbers that `dag_table` shows; counts from 2^53 on are texts, since float64 does not hold them."""
     operations = _operations(dag, cell)
 
     def exact(number: int) -> int | str:
@@ -143,7 +143,7 @@ def dag_facts(dag: Dag, cell: str | None = None) -> dict[str, Any]:
 
 
 def _operations(dag: Dag, cell: str | None) -> list[str]:
-    """Returns what the edges of a graph are called, those of a NAS-Bench-201 cell as in the cell."""
+    """Returns the names of the operations on the edges; those of a NAS-Bench-201 cell are the cell's own."""
     if cell is None:
         return [edge.op.describe() for edge in dag.edges]
     blocks = nasbench201_operations(cell)
@@ -155,7 +155,7 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
 
     Args:
       dag: The graph.
-      cell: The NAS-Bench-201 cell that it was made of, whose operations are shown.
+      cell: Text of the NAS-Bench-201 cell that the graph represents; its operations are shown.
     """
     dag = as_dag(dag)
     operations = _operations(dag, cell)
@@ -172,7 +172,7 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
     facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else format_count(int(width)))
 
     pooled = any(operation == "avg_pool_3x3" for operation in operations)
-    # As in Chen et al. 2022.
+    # Chen et al. (2022) count pooling as a skip, and so does `Dag.from_nasbench201`.
     edges = Table(title="Edges into each node", caption="avg_pool_3x3 counts as a skip" if pooled else None)
     edges.add_column("node", justify="right")
     edges.add_column("from")
@@ -194,20 +194,21 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
 
 
 def format_lambda_min(s: Spectrum) -> str:
-    """Returns the smallest eigenvalue, or that it lies below the floor: rounding noise is not printed."""
+    """Returns the smallest eigenvalue as text, or "< resolution floor" where it is rounding noise."""
     return f"{s.lambda_min:.4g}" if s.resolved else f"< {s.floor:.1e} (not resolved)"
 
 
 def format_loss(loss: float) -> str:
-    """Returns a loss to four digits, without an exponent where it fits."""
+    """Returns a loss to four digits, without an exponent below 10^7."""
     return f"{loss:,.0f}" if 1000 <= loss < 1e7 else f"{loss:.4g}"
 
 
 def format_count(count: int) -> str:
-    """Returns an exact count, in full up to 15 digits, else its leading digits and power of ten."""
+    """Returns an exact count in full up to 15 digits, else by its leading digits and power of ten."""
     if count < 10**15:
         return f"{count:,}"
-    # Python refuses to print very long integers, and their logarithm overflows no float.
+    # Python refuses to print very long integers, and float64 cannot hold them. The number of bits can be turned into a
+    # power of ten.
     exponent = int((count.bit_length() - 1) * 0.30102999566398119521)
     while 10 ** (exponent + 1) <= count:
         exponent += 1
@@ -219,7 +220,7 @@ _LEGEND = "cells by node: 3, 1 convolutions; p avg_pool; s skip; - none"
 
 
 def short_name(name: str) -> str:
-    """Returns a DAG's name for a table; that of a NAS-Bench-201 cell has a letter for each operation.
+    """Returns the name of a network for a table; a NAS-Bench-201 cell has a letter for each operation.
 
     Example:
       >>> short_name("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|")
@@ -232,7 +233,7 @@ def short_name(name: str) -> str:
 
 
 def _best_classes(frame: Any) -> tuple[Any, str]:
-    """Returns a DAG of each class of kernels, the largest lambda_min first, as many as a table shows, and a count."""
+    """Returns one network per class, with the largest lambda_min first, up to the size of a table, and a count."""
     classes = frame[frame.valid].drop_duplicates("kernel_class")
     classes = classes.sort_values("nngp_lambda_min", ascending=False, na_position="last", kind="stable")
     shown = classes.head(_MOST_CLASSES)
@@ -241,7 +242,7 @@ def _best_classes(frame: Any) -> tuple[Any, str]:
 
 
 def bounds_table(table: "pandas.DataFrame") -> Table:
-    """Returns the bounds of a sweep on lambda_min of its kernels, in the order of `sweep_table`."""
+    """Returns a table of the brackets on lambda_min of a sweep's kernels, in the order of `sweep_table`."""
     shown, count = _best_classes(table)
     headings = [f"{kernel} {what}" for kernel in ("NNGP", "NTK") for what in ("lower", "λmin", "upper")]
     found = number_table(f"λmin between bounds that always hold, {count}", ["DAG"], headings)
@@ -252,7 +253,7 @@ def bounds_table(table: "pandas.DataFrame") -> Table:
 
 
 def sweep_table(table: "pandas.DataFrame") -> Table:
-    """Returns the different kernels of a sweep by lambda_min of the NNGP, the largest first, one DAG for each."""
+    """Returns a table of the different kernels of a sweep, with the largest lambda_min of the NNGP first."""
     shown, count = _best_classes(table)
     headings = ("DAGs", "paths", "depth", "width", "NNGP λmin", "cond.", "NTK λmin", "cond.")
     found = number_table(f"Different kernels by λmin of the NNGP, {count}", ["DAG"], headings)
@@ -273,7 +274,7 @@ def sweep_table(table: "pandas.DataFrame") -> Table:
 
 
 def correlation_table(found: "pandas.DataFrame") -> Table:
-    """Returns rank correlations, one row for each pair of columns."""
+    """Returns a table of rank correlations, one row for each pair of columns."""
     frame: Any = found
     table = Table(title="Rank correlations over DAGs", title_justify="left")
     for heading, justify in (("", "left"), ("with", "left"), ("Kendall", "right"), ("Spearman", "right")):
@@ -286,7 +287,7 @@ def correlation_table(found: "pandas.DataFrame") -> Table:
 
 
 def sweep_summary(table: "pandas.DataFrame") -> str:
-    """Returns how many DAGs and kernels there are, and what is flagged."""
+    """Returns the numbers of networks, kernels and unresolved eigenvalues of a sweep, in one or two lines."""
     frame: Any = table
     valid, refused = frame[frame.valid], frame[~frame.valid]
     unresolved = {name: int((~valid[f"{name}_resolved"]).sum()) for name in ("nngp", "ntk")}

@@ -1,4 +1,7 @@
-"""What all results on disk share; the ground floor, which knows nothing of kernels, training or reports."""
+"""Common code of all results on disk: atomic files, locks, documents, result directories and checkpoints.
+
+This package imports nothing of kernels, training or reports.
+"""
 
 from nngp_dag.storage.documents import (
     check_config,

@@ -1,7 +1,7 @@
-"""Checkpoints of named arrays, by orbax: written whole under a temporary name and renamed, and checked when read.
+"""Checkpoints of named arrays by orbax, which are complete or absent on disk, and verified when read.
 
-A checkpoint folder holds one subfolder, named after the epoch; a newer one takes its place only once it is complete. In
-it lie the arrays, and a JSON document with what they belong to and a digest of their bytes.
+A checkpoint folder holds one subfolder, named after the epoch. A newer one replaces it only once it is complete. The
+subfolder holds the arrays, and a JSON document with the description of their run and a digest of their bytes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.storage.documents import difference, misfit
 
-# The name, dtype and shape of an array.
+# Name, dtype and shape of an array.
 Layout = tuple[str, str, tuple[int, ...]]
 
 _FORMAT = 2
@@ -26,21 +26,21 @@ _SHAPE = {"epoch": int, "layout": [list], "arrays": str, "digest": str, "descrip
 
 
 def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
-    """Saves arrays, and removes the ones before them once they are complete.
+    """Saves arrays; once they are complete, the checkpoint before is removed.
 
     Args:
-      folder: Where checkpoints of this kind lie.
-      epoch: The name of this one.
+      folder: Folder for checkpoints of this kind.
+      epoch: Number of the epoch, the name of the checkpoint.
       arrays: The arrays by name.
-      description: What they belong to, of numbers, text, lists and dictionaries.
+      description: Description of the run, made of numbers, texts, lists and dicts.
 
     Raises:
-      OutputError: The disk is full or cannot be written; the checkpoint before it stays.
-      CheckpointError: There is one of this epoch already, and it differs.
+      OutputError: The disk is full or cannot be written; the checkpoint before stays.
+      CheckpointError: The folder holds another checkpoint of this epoch.
     """
     import orbax.checkpoint as ocp
 
-    # As one array, since orbax reads several by concurrent tasks, whose failures it prints past the caller.
+    # All arrays are saved as one. orbax reads several by concurrent tasks, and prints their failures on the screen.
     layout = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     blob = np.concatenate([np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()])
     document = {"format": _FORMAT, "epoch": epoch, "layout": layout, "description": description}
@@ -52,22 +52,22 @@ def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description
             if not known:
                 arguments = {"state": ocp.args.ArraySave(blob), "document": ocp.args.JsonSave(document)}
                 manager.save(epoch, args=ocp.args.Composite(**arguments))
-    # Broad because orbax and tensorstore raise the disk's errors in types of their own.
+    # orbax and tensorstore raise errors of the disk in types of their own.
     except Exception as error:
         raise OutputError(
             f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
-            f"stays: {'free some space' if 'space' in str(error) else 'mend that'} and pass `resume=True`"
+            f"stays: {'free some space' if 'space' in str(error) else 'solve that problem'} and pass `resume=True`"
         ) from error
-    # A process that died before its last step has saved this one; the same training finds the same state again.
+    # A process that died after this save, but before its next one, trains the epoch again and must find the same state.
     if known and describe(folder)["arrays"] != document["arrays"]:
         raise CheckpointError(
             f"Expected {folder} to hold the state that this run finds after epoch {epoch}, got another; other versions "
-            "or another machine give other bits: start anew with `overwrite=True`"
+            "or another machine compute other bits: start anew with `overwrite=True`"
         )
 
 
 def latest(folder: Path) -> int | None:
-    """Returns the epoch of the newest complete checkpoint, None where there is none."""
+    """Returns the epoch of the newest complete checkpoint, or None."""
     with _readable(folder):
         return _latest(folder)
 
@@ -76,11 +76,11 @@ def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
     """Returns the document of the newest checkpoint: epoch, digest and description.
 
     Args:
-      folder: As in `save`.
-      about: The shape that its description must have, as `nngp_dag.storage.misfit` takes it.
+      folder: Folder of the checkpoints, see `save`.
+      about: Required shape of the description, see `nngp_dag.storage.misfit`.
 
     Raises:
-      CheckpointError: There is none, or it cannot be read or has another shape.
+      CheckpointError: There is no checkpoint, or its document cannot be read or has another shape.
     """
     import orbax.checkpoint as ocp
 
@@ -98,26 +98,26 @@ def describe(folder: Path, about: Any = dict) -> dict[str, Any]:
 
 
 def check_is_of(folder: Path, found: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Raises a `CheckpointError` where the description that was found in a folder differs from that of this run."""
+    """Raises a `CheckpointError` if the description found in a folder differs from that of this run."""
     if wrong := difference({name: found.get(name) for name in description}, description):
         raise CheckpointError(
-            f"Expected the checkpoint {folder} to be of this run, got another's: {wrong}; put the right one there, or "
-            "start anew with `overwrite=True`"
+            f"Expected the checkpoint {folder} to be of this run, got that of another: {wrong}; put the right one "
+            "there, or start anew with `overwrite=True`"
         )
 
 
 def restore(folder: Path, layout: Sequence[Layout]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads the newest checkpoint back.
+    """Reads the newest checkpoint.
 
     Args:
-      folder: As in `save`.
-      layout: Names, dtypes and shapes of the arrays, as saved.
+      folder: Folder of the checkpoints, see `save`.
+      layout: Names, dtypes and shapes of the saved arrays.
 
     Returns:
-      The arrays, and the document.
+      The arrays by name, and the document.
 
     Raises:
-      CheckpointError: There is none, it is damaged, or it holds arrays of other names or shapes.
+      CheckpointError: There is no checkpoint, it is damaged, or it holds arrays of other names or shapes.
     """
     import orbax.checkpoint as ocp
 
@@ -151,7 +151,7 @@ def _manager(folder: Path, *, read_only: bool = False) -> Iterator[Any]:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else 1,
             create=not read_only,
-            # What a killed process has left behind.
+            # A killed process may have left temporary folders behind.
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,
             read_only=read_only,
@@ -164,7 +164,7 @@ def _manager(folder: Path, *, read_only: bool = False) -> Iterator[Any]:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    # Broad because damaged files surface as whatever layer meets them first.
+    # Every layer raises its own type for a damaged file.
     except Exception as error:
         raise CheckpointError(
             f"Expected {folder} to hold an intact checkpoint of this network, got {_first_line(error)}; put an intact "
@@ -179,7 +179,8 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax's notes off the screen, also those that its threads write later; its errors arrive as exceptions."""
+    """Keeps orbax's log off the screen; its errors arrive as exceptions."""
+    # The filter stays afterwards, since threads of orbax may still write then.
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     yield
 
@@ -189,7 +190,7 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _digest(arrays: Mapping[str, np.ndarray], document: dict[str, Any]) -> str:
-    """Returns the SHA-256 of the arrays and of what the document says beside it."""
+    """Returns the SHA-256 of the arrays and of the document's other entries."""
     said = {name: value for name, value in document.items() if name != "digest"}
     found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):

@@ -1,4 +1,4 @@
-"""JSON documents on disk, read without trust: whatever is wrong with one is one line."""
+"""JSON documents on disk, validated when read; every defect is reported in one line."""
 
 import hashlib
 import json
@@ -10,7 +10,8 @@ from typing import Any
 from nngp_dag.errors import CheckpointError, InputError, shorten, shown
 from nngp_dag.storage.files import output_file, sync
 
-# A type; several; a dict of entries, those whose names end in "?" optional; or a list of the shape of all items.
+# The shape of a JSON value is a type, several types, a dict with the shapes of entries, or a list with the shape of its
+# items. An entry whose name ends in "?" may be missing.
 Shape = type | tuple[type, ...] | Mapping[str, Any] | list[Any]
 
 _NAMES = {
@@ -25,10 +26,10 @@ _NAMES = {
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a document in place of the one that is there.
+    """Writes a document, which replaces an existing one.
 
     Raises:
-      OutputError: It cannot be written.
+      OutputError: The file cannot be written.
     """
     with output_file(path, overwrite=True) as file:
         file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -39,13 +40,13 @@ def read_json(path: Path, shape: Shape, what: str, remedy: str) -> dict[str, Any
     """Reads a document.
 
     Args:
-      path: Its file.
-      shape: Entries that it must have, and their types; it may have others.
-      what: What it should describe, for messages.
-      remedy: What to do where it does not.
+      path: File of the document.
+      shape: Required entries and their types; the document may have other entries.
+      what: Subject of the document, for messages.
+      remedy: Advice for the end of messages.
 
     Raises:
-      CheckpointError: It is not there, cannot be read, or has another shape.
+      CheckpointError: The file is missing, cannot be read, or has another shape.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -60,25 +61,25 @@ def write_sealed(path: Path, name: str, value: Any) -> None:
     """Writes {name: value} with a digest of the value.
 
     Raises:
-      OutputError: It cannot be written.
+      OutputError: The file cannot be written.
     """
-    # As it will be read: keys are texts, tuples are lists.
+    # JSON turns keys into texts and tuples into lists. The digest must be that of the value as it will be read.
     value = json.loads(json.dumps(value))
     write_json(path, {name: value, "sha256": _digest(value)})
 
 
 def read_sealed(path: Path, name: str, shape: Shape, what: str, remedy: str) -> Any:
-    """Returns the value in what `write_sealed` wrote.
+    """Returns the value that `write_sealed` wrote.
 
     Args:
-      path: Its file.
-      name: The name of the value.
-      shape: The shape of the value.
-      what: As in `read_json`.
-      remedy: As in `read_json`.
+      path: File of the document.
+      name: Name of the value.
+      shape: Required shape of the value.
+      what: Subject of the document, for messages.
+      remedy: Advice for the end of messages.
 
     Raises:
-      CheckpointError: As in `read_json`, or the value is not as it was written.
+      CheckpointError: `read_json` refuses the file, or the value does not match its digest.
     """
     document = read_json(path, {name: shape, "sha256": str}, what, remedy)
     if document["sha256"] != _digest(document[name]):
@@ -87,7 +88,7 @@ def read_sealed(path: Path, name: str, shape: Shape, what: str, remedy: str) -> 
 
 
 def check_same(before: Any, now: Any, source: Path) -> None:
-    """Raises a `CheckpointError` that names the first difference between settings before, in `source`, and now."""
+    """Raises a `CheckpointError` at the first difference between the earlier settings, in `source`, and those now."""
     if found := difference(before, now):
         raise CheckpointError(
             f"Expected the same settings as in {source}, got others: {found}; pass the old ones, or another output"
@@ -95,7 +96,7 @@ def check_same(before: Any, now: Any, source: Path) -> None:
 
 
 def check_config(config: Mapping[str, Any] | None) -> None:
-    """Raises an `InputError` unless JSON can hold `config` as it is."""
+    """Raises an `InputError` unless JSON can hold `config` unchanged."""
     if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
         raise InputError(f"Expected `config` to be a dict with names that are text, got {shown(config)}")
     try:
@@ -108,7 +109,7 @@ def check_config(config: Mapping[str, Any] | None) -> None:
 
 
 def difference(before: Any, now: Any, name: str = "") -> str:
-    """Says where two documents first differ, and how; nothing where they are equal."""
+    """Returns the first difference of two documents in words, or "" if they are equal."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*now, *before)):
             if found := difference(before.get(key), now.get(key), f"{name}.{key}" if name else key):
@@ -126,7 +127,7 @@ def _digest(value: Any) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Says in a few words why a file could not be read."""
+    """Returns in a few words why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return "none"
     if isinstance(error, OSError) and error.errno is not None:
@@ -135,10 +136,10 @@ def reason_of(error: Exception) -> str:
 
 
 def misfit(value: Any, shape: Shape, name: str = "") -> str:
-    """Says where a value has another shape; nothing where it has none."""
+    """Returns the first place where a value has another shape, in words, or "" if it fits."""
     kinds: Any = shape if isinstance(shape, tuple) else (dict if isinstance(shape, Mapping) else list,)
     kinds = (shape,) if isinstance(shape, type) else kinds
-    # As JSON has it: true is no number, and 1 is a number with a fraction of 0.
+    # JSON's rules: true is not a number, and the integer 1 is also a number with a fraction.
     kind = type(value)
     if kind not in kinds and not (kind is int and float in kinds):
         wanted = " or ".join(_NAMES[kind] for kind in kinds)

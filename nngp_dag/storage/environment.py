@@ -1,4 +1,4 @@
-"""What results depend on beside their options."""
+"""The device and the versions of packages with which results were computed."""
 
 import platform
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any
 
 from nngp_dag.errors import CheckpointError
 
-# Another version may give other bits.
+# Another version of these packages may compute other bits.
 _COMPUTING = ("nngp-dag", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
 def environment() -> dict[str, str]:
-    """Returns the device and the versions of Python and of the packages that compute."""
+    """Returns the device, and the versions of Python and of the packages that compute results."""
     import jax
 
     return {
@@ -24,14 +24,14 @@ def environment() -> dict[str, str]:
 
 
 def environments(before: Mapping[str, Any] | None, path: Path) -> dict[str, Any]:
-    """Returns what a configuration says of where results come from: where they began, and where else they went on.
+    """Returns the entries of a configuration for the environments in which results began and were resumed.
 
     Args:
-      before: The configuration of results that go on, or None for new ones.
-      path: Their folder, for messages.
+      before: Configuration of the results to resume, or None for new results.
+      path: Folder of the results, for messages.
 
     Raises:
-      CheckpointError: They were computed by other versions, which may give other bits.
+      CheckpointError: The results were computed by other versions, which may compute other bits.
     """
     now = environment()
     if before is None:
@@ -41,7 +41,7 @@ def environments(before: Mapping[str, Any] | None, path: Path) -> dict[str, Any]
         if began.get(name) != now[name]:
             raise CheckpointError(
                 f"Expected {name} {began.get(name)}, by which the results in {path} were computed, got {now[name]}, "
-                "which may give other bits; install that version, or start anew in another output"
+                "which may compute other bits; install that version, or start anew in another output"
             )
     if now != began and now not in later:
         later = [*later, now]

@@ -1,7 +1,8 @@
-"""Results on disk: written under a temporary name, renamed when whole, never over an existing one unasked.
+"""Results on disk, written under a temporary name and renamed when complete.
 
-Folders that grow while a command runs are claimed, by one process at a time. What processes that were killed have left
-behind goes when the same result is written again.
+Existing results are replaced only on request.
+One process at a time claims a folder that grows while a command runs. Files left by killed processes are removed when
+the same result is written again.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from nngp_dag.errors import OutputError, shorten
 from nngp_dag.interrupt import UNFINISHED
 from nngp_dag.storage.lock import LOCK, check_unlocked, locked
 
-# Not the name under which `gram` keeps what it goes on with.
+# Ending of staging directories. It differs from the name under which `gram` keeps its unfinished results.
 _STAGING = ".new.partial"
-# The threads that have claimed folders.
+# Claimed folders, and the threads that claimed them.
 _claims: dict[Path, int] = {}
 
 
@@ -26,12 +27,15 @@ _claims: dict[Path, int] = {}
 def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a staging directory whose files move to `path` when the block ends without an error.
 
-    Whether `path` can be written is found before the block starts, so that no long computation is lost. With
-    `overwrite`, files of the same names are replaced and others stay.
+    An error about `path` is raised before the block starts, so that no long computation is lost.
+
+    Args:
+      path: The output directory.
+      overwrite: Whether files of the same names are replaced; other files stay.
 
     Raises:
-      OutputError: `path` exists and holds files (unless `overwrite`), is no directory, cannot be written, or another
-        process writes it.
+      OutputError: `path` holds files and `overwrite` is False, is not a directory, or cannot be written. Another
+        process writes to it.
     """
     target = Path(path)
 
@@ -43,14 +47,15 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
             )
 
     check()
-    # Inside an existing directory, which may be a link or a mount: a rename never crosses file systems.
+    # A rename must not cross file systems, and an existing directory may be a link or a mount. So the staging directory
+    # lies inside it.
     exists = target.is_dir()
     with (
         claimed(target) if exists else contextlib.nullcontext(),
         _staging(target, target if exists else target.parent) as staging,
     ):
         yield staging
-        check()  # until a moment ago
+        check()  # another process may have written there since
         target.mkdir(exist_ok=True)
         for file in sorted(staging.iterdir()):
             if file.name != LOCK:
@@ -61,8 +66,12 @@ def output_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
 def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary path that is renamed to `path` when the block ends without an error.
 
+    Args:
+      path: The output file.
+      overwrite: Whether an existing file is replaced.
+
     Raises:
-      OutputError: `path` exists (unless `overwrite`), cannot be written, or another process writes it.
+      OutputError: `path` exists and `overwrite` is False, cannot be written, or another process writes it.
     """
     target = Path(path)
 
@@ -78,18 +87,18 @@ def output_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     check()
     with _staging(target, target.parent) as staging:
         yield staging / target.name
-        check()  # until a moment ago
+        check()  # another process may have written there since
         os.replace(staging / target.name, target)
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps other processes out of it; removes what killed ones were about to write there.
+    """Makes a folder and keeps other processes out of it; unfinished files of killed processes are removed.
 
-    A thread that has claimed a folder may do so again.
+    A thread may claim a folder again that it has claimed already.
 
     Raises:
-      OutputError: Another process is at work there; it is a file, cannot be made, or is gone in the end.
+      OutputError: Another process writes to the folder, or it is a file, cannot be made, or was deleted meanwhile.
     """
     is_occupied(folder)
     key = folder.absolute()
@@ -109,12 +118,12 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def rename_claimed(folder: Path, target: Path) -> None:
-    """Gives a folder its name once it is whole, and ends the claim; an older result of that name is deleted."""
+    """Renames a complete claimed folder to its final name, and ends the claim; an older result there is deleted."""
     if not folder.exists():
         raise gone(folder)
     old = target.with_name(f".{target.name}.replaced")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a kill below
+        shutil.rmtree(old, ignore_errors=True)  # a process killed between the two renames below leaves it
         os.rename(target, old)
     os.rename(folder, target)
     _claims.pop(folder.absolute(), None)
@@ -124,7 +133,7 @@ def rename_claimed(folder: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Sees a file, or the names in a folder, to the disk."""
+    """Writes a file, or the names in a folder, from the system's buffers to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -133,16 +142,16 @@ def sync(path: Path) -> None:
 
 
 def check_not_in_use(folder: Path) -> None:
-    """Raises an `OutputError` where another process or thread has claimed a folder."""
+    """Raises an `OutputError` if another process or thread has claimed a folder."""
     if _claims.get(folder.absolute()) != threading.get_ident():
         check_unlocked(folder, folder)
 
 
 def is_occupied(folder: Path) -> bool:
-    """Whether a folder holds more than hidden files, which killed processes leave; not where there is none.
+    """Whether a folder exists and holds more than hidden files, which killed processes may leave.
 
     Raises:
-      OutputError: It is a file, or cannot be read.
+      OutputError: The path is a file, or cannot be read.
     """
     with as_output_error(folder):
         if folder.exists() and not folder.is_dir():
@@ -167,24 +176,24 @@ def as_output_error(target: Path) -> Iterator[None]:
 
 
 def gone(folder: Path) -> OutputError:
-    """Returns the error for a folder that is no longer there."""
+    """Returns the error for a folder that was deleted or moved."""
     return OutputError(
         f"Expected the output {shorten(str(folder), 200)} to stay while it is written, got one that was deleted or "
-        "moved; run the same again"
+        "moved; run the same command again"
     )
 
 
 @contextlib.contextmanager
 def _staging(target: Path, place: Path) -> Iterator[Path]:
-    """Makes a hidden directory in `place`; after an error neither it nor a folder made for it stays."""
+    """Makes a hidden directory in `place`; an error removes it and the folders made for it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_output_error(target))
         new = [folder for folder in (place, *place.parents) if not folder.exists()]
-        # A claimed folder that is gone is not made again.
+        # A claimed folder that was deleted must not be made again, since its lock is lost.
         if place.absolute() not in _claims:
             stack.enter_context(made(place))
         staging = place / f".{target.name}{_STAGING}"
-        # Until it is locked it may be another process's: an interruption removes it if it is empty.
+        # Before it is locked it may belong to another process. An interruption then removes it only if it is empty.
         unlocked = staging / "nothing"
         UNFINISHED[unlocked] = [staging, *new]
         stack.callback(UNFINISHED.pop, unlocked, None)
@@ -208,7 +217,7 @@ def _remove(empty: Path) -> None:
 
 @contextlib.contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Makes a folder; after an error neither it nor those above it that were made stay, where they are empty."""
+    """Makes a folder and those above it; an error in the block removes those that were made and are empty."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         if folder.exists() and not folder.is_dir():
@@ -222,7 +231,7 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def _clean(folder: Path) -> None:
-    """Removes the staging directories in a folder that no process holds."""
+    """Removes the staging directories in a folder that no process has locked."""
     for staging in folder.glob(f".*{_STAGING}"):
         with contextlib.suppress(OutputError, OSError), locked(staging, staging):
             _empty(staging)
@@ -230,7 +239,7 @@ def _clean(folder: Path) -> None:
 
 
 def _empty(staging: Path) -> None:
-    """Removes all but the lock."""
+    """Removes everything but the lock from a staging directory."""
     for left in staging.iterdir():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock of the operating system, which goes with its process, however that ends."""
+"""One writer at a time, by a lock of the operating system, which releases it when the process ends in any way."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path, output: Path) -> Iterator[None]:
-    """Keeps other processes and threads out of a folder, by a lock on a file in it that says who is at work.
+    """Keeps other processes and threads out of a folder, by a lock on a file in it that names the process.
 
     Args:
       folder: An existing folder.
-      output: The result that is written there, for messages.
+      output: Path of the result that is written there, for messages.
 
     Raises:
       OutputError: Another process or thread holds the lock.
@@ -28,7 +28,7 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
     file = folder / LOCK
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        # The holder may have ended, and removed the file or moved its folder, since it was opened here.
+        # Since the file was opened here, its owner may have ended and removed it, or moved its folder.
         if not (_lock(descriptor, folder) and _is_open(file, descriptor)):
             raise busy(output, file)
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -43,7 +43,7 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path, output: Path) -> None:
-    """Raises an `OutputError` where another process or thread holds the lock of a folder; makes nothing."""
+    """Raises an `OutputError` if another process or thread holds the lock of a folder; creates no file."""
     file = folder / LOCK
     with contextlib.suppress(OSError):
         descriptor = os.open(file, os.O_RDWR)
@@ -55,7 +55,7 @@ def check_unlocked(folder: Path, output: Path) -> None:
 
 
 def busy(output: Path, file: Path) -> OutputError:
-    """Returns the error for an output that another process, which `file` names, writes."""
+    """Returns the error for an output that another process writes; `file` holds the name of that process."""
     holder = ""
     with contextlib.suppress(OSError, ValueError):
         holder = file.read_text()[:120]
@@ -66,7 +66,7 @@ def busy(output: Path, file: Path) -> OutputError:
 
 
 def _lock(descriptor: int, folder: Path) -> bool:
-    """Takes a lock without waiting; says whether it could."""
+    """Takes a lock without waiting, and returns whether it succeeded."""
     try:
         import fcntl  # absent on Windows
 
@@ -75,14 +75,14 @@ def _lock(descriptor: int, folder: Path) -> bool:
         return False
     except (ImportError, OSError) as error:
         warnings.warn(
-            f"Expected a file system with locks at {folder}, got {error}; see to it that no other process writes there",
+            f"Expected a file system with locks at {folder}, got {error}; make sure that no other process writes there",
             stacklevel=2,
         )
     return True
 
 
 def _is_open(file: Path, descriptor: int) -> bool:
-    """Whether a path names the file that is open."""
+    """Whether a path still names the file of an open descriptor."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except OSError:

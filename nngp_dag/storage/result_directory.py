@@ -1,4 +1,4 @@
-"""The folder of a result that grows while a command runs: from what it is made, who writes it, and who may go on."""
+"""Folders of results that grow while a command runs, with configuration, lock and resuming."""
 
 import contextlib
 import json
@@ -16,24 +16,24 @@ _PLACES = {"environment": dict, "resumed_in?": [dict]}
 
 
 def check_exclusive(resume: bool | None, overwrite: bool) -> None:
-    """Raises an `InputError` where a result is to go on and to be replaced."""
+    """Raises an `InputError` if a result is to be both resumed and replaced."""
     if resume and overwrite:
         raise InputError("Expected `resume` or `overwrite`, got both; leave one out")
 
 
 class ResultDirectory:
-    """A folder with a configuration, which says from what and by which versions its result is made.
+    """A folder of a result, with a configuration that holds its settings and the versions of packages.
 
     Args:
-      path: The folder.
-      what: The kind of result, such as "a run", for messages.
-      settings: {entry of the configuration: its shape}, of all on which the result depends; those whose names end in
-        "?" may be missing, and may differ when the result goes on.
+      path: Path of the folder.
+      what: Kind of the result, such as "a run", for messages.
+      settings: Shapes of the configuration's entries on which the result depends, by name. An entry whose name ends in
+        "?" may be missing, and may change when the result is resumed.
       files: Files and folders that hold the result, or patterns of them, in the order in which they are removed.
-      config: The name of the configuration.
+      config: Name of the configuration file.
 
     Attributes:
-      begun: Whether there is something worth keeping. Until then an error removes the result.
+      begun: Whether the folder holds results worth keeping. Until then an error removes them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ResultDirectory:
         files: Sequence[str] = (),
         config: str = "config.json",
     ) -> None:
-        """Touches nothing."""
+        """Stores the arguments; reads and writes no file."""
         self.path, self.begun = path, False
         self._what, self._settings = what, settings
         self._config, self._files = path / config, (*files, config)
@@ -55,10 +55,10 @@ class ResultDirectory:
         """Returns the configuration.
 
         Args:
-          remedy: What to do where there is none, for messages.
+          remedy: Advice for the message if there is no configuration.
 
         Raises:
-          CheckpointError: There is none, or it has another shape.
+          CheckpointError: There is no configuration, or it has another shape.
         """
         with as_output_error(self.path):
             if self._config.exists():
@@ -66,15 +66,15 @@ class ResultDirectory:
         return read_json(self._config, {**self._settings, **_PLACES}, self._what, remedy)
 
     def check_free(self, *, resume: bool | None = None, overwrite: bool = False) -> bool:
-        """Says whether there is a result to go on with.
+        """Returns whether there is a result to resume.
 
         Args:
-          resume: Whether to go on; None to do so where there is something to go on with.
-          overwrite: Whether to replace what is there.
+          resume: Whether to resume; None resumes if there is a configuration.
+          overwrite: Whether to replace an existing result.
 
         Raises:
-          InputError: It is to go on and to be replaced.
-          OutputError: A new result would meet another one or other files, or another process is at work.
+          InputError: Both `resume` and `overwrite` are True.
+          OutputError: The folder holds another result or other files, or another process writes to it.
         """
         check_exclusive(resume, overwrite)
         occupied = is_occupied(self.path)
@@ -103,19 +103,19 @@ class ResultDirectory:
         overwrite: bool = False,
         compared: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, now: now,
     ) -> Iterator[None]:
-        """Keeps other processes out while a result is made or goes on; of one that goes on, `begin` first writes.
+        """Keeps other processes out while a result is made or resumed; a resumed one stays unchanged until `begin`.
 
         Args:
           document: The configuration.
-          resume: As in `check_free`.
-          overwrite: As in `check_free`.
-          compared: Called with the configurations before and now, returns what must equal the one before.
+          resume: Whether to resume, see `check_free`.
+          overwrite: Whether to replace an existing result, see `check_free`.
+          compared: Function of the earlier and the new configuration. It returns the one that must equal the earlier.
 
         Raises:
-          OutputError: The folder is not free, cannot be written, or is gone in the end.
-          CheckpointError: There is nothing to go on with, or something of other settings or versions.
+          OutputError: The folder is not free, cannot be written, or was deleted meanwhile.
+          CheckpointError: There is nothing to resume, or it has other settings or versions.
         """
-        # As JSON has it: tuples are lists.
+        # JSON turns tuples into lists, and the configuration is compared with one that was read from JSON.
         self._document = now = json.loads(json.dumps(document))
         with claimed(self.path):
             if self.check_free(resume=resume, overwrite=overwrite):
@@ -130,13 +130,13 @@ class ResultDirectory:
                 yield
             except BaseException:
                 if not self.begun:
-                    # The error at hand says more than what follows from it.
+                    # The error of the block says more than one that follows from it.
                     with contextlib.suppress(OutputError):
                         self.discard()
                 raise
 
     def begin(self) -> dict[str, Any]:
-        """Writes the configuration, and returns where else than before the result goes on, if it does."""
+        """Writes the configuration, and returns the environment of a resumed result if it is a new one, else {}."""
         before = self._before or {}
         document = {**before, **self._document, **environments(self._before, self.path)}
         if document != before:
@@ -145,7 +145,7 @@ class ResultDirectory:
         return places[-1] if len(places) > len(known) else {}
 
     def discard(self) -> None:
-        """Removes the result, and leaves other files."""
+        """Removes the files of the result; other files stay."""
         with as_output_error(self.path):
             for path in [path for name in self._files for path in self.path.glob(name)]:
                 if path.is_dir():

@@ -1,4 +1,4 @@
-"""Tables that grow by a row whenever something is known; every row has a checksum, so that damage is found."""
+"""CSV tables that grow row by row; a checksum in every row reveals damage."""
 
 import csv
 import hashlib
@@ -17,25 +17,25 @@ _CHECKSUM = "checksum"
 
 
 class Rows:
-    """A CSV file whose last column is a checksum of the others and of their names.
+    """A CSV file whose last column is a checksum of the other columns and of their names.
 
     Args:
-      path: The file.
-      fields: The columns before the checksum; left out, those of the file, which can then only be read.
+      path: Path of the file.
+      fields: Names of the columns before the checksum. Without them the file can only be read, with any columns.
     """
 
     def __init__(self, path: Path, fields: Sequence[str] = ()) -> None:
-        """Touches nothing."""
+        """Stores the arguments; reads and writes no file."""
         self.path, self._fields = path, list(fields)
 
     def read(self) -> list[dict[str, str]]:
-        """Returns all rows, but for a last one that was cut off; none where there is no file.
+        """Returns all rows without an incomplete last one; an empty list if there is no file.
 
         Raises:
-          CheckpointError: It cannot be read, has other columns, or rows that are not as they were written.
+          CheckpointError: The file cannot be read, has other columns, or holds a row that does not match its checksum.
         """
         try:
-            # Line ends within a field stay as they are.
+            # Without newline="" Python would change line ends within a field.
             with self.path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
             lines = list(csv.reader(io.StringIO(text, newline="")))
@@ -55,21 +55,21 @@ class Rows:
         return [dict(zip(fields, row, strict=False)) for row in rows]
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes the file anew.
+        """Writes the whole file, which replaces an existing one.
 
         Raises:
-          OutputError: It cannot be written.
+          OutputError: The file cannot be written.
         """
         with output_file(self.path, overwrite=True) as path, path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([[*self._fields, _CHECKSUM], *map(self._line, rows)])
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row to the file, which exists, and sees it to the disk.
+        """Adds a row to the file, which must exist, and waits until it is on the disk.
 
         Raises:
-          OutputError: It cannot be written.
+          OutputError: The file cannot be written.
         """
-        # Without "a", which would make the file anew in a folder that was deleted.
+        # Mode "a" would create the file again after the folder was deleted and made anew.
         with as_output_error(self.path), self.path.open("r+", encoding="utf-8", newline="") as file:
             file.seek(0, os.SEEK_END)
             csv.writer(file).writerow(self._line(row))

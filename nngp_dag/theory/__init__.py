@@ -1,4 +1,4 @@
-"""What the kernels say about training: spectra, bounds and exact loss curves."""
+"""Theory computed from the kernels: spectra, bounds on eigenvalues, exact loss curves and predictions."""
 
 from nngp_dag.theory._modes import Modes, modes
 from nngp_dag.theory._posterior import Posterior, classification_accuracy, kernel_regression_accuracy, posterior

@@ -1,4 +1,4 @@
-"""The modes of linearized training: the eigenbasis of the NTK, and what the loss holds of each direction."""
+"""The modes of linearized training: the eigenbasis of the NTK, and the loss along each of its directions."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +20,14 @@ class Modes:
     """The modes of linearized training: directions of the error that shrink independently.
 
     Attributes:
-      eigenvalues: Those of the NTK, lambda_1 >= ... >= lambda_N, (N,).
-      losses: What each mode contributes to the mean of the initial loss L = 0.5 ||y - f||^2, (N,).
-      learning_rate: eta, or None for gradient flow.
+      eigenvalues: Eigenvalues of the NTK in descending order, lambda_1 >= ... >= lambda_N, (N,).
+      losses: Contribution of each mode to the mean of the initial loss L = 0.5 ||y - f||^2, (N,).
+      learning_rate: Learning rate eta, or None for gradient flow.
+
+    Example:
+      >>> result = Modes(np.array([1.0, 0.5]), np.array([0.5, 1.0]), learning_rate=None)
+      >>> result.factors.round(3), result.half_lives.round(3)
+      (array([0.135, 0.368]), array([0.347, 0.693]))
     """
 
     eigenvalues: Float[np.ndarray, " n"]
@@ -31,19 +36,20 @@ class Modes:
 
     @property
     def factors(self) -> Float[np.ndarray, " n"]:
-        """What a step multiplies each loss by, (1 - eta lambda)^2, or a unit of time, exp(-2 lambda), (N,)."""
+        """Factor of each mode's loss per step, (1 - eta lambda)^2, or per unit of time, exp(-2 lambda), (N,)."""
         if self.learning_rate is None:
             return np.exp(-2 * self.eigenvalues)
         return (1 - self.learning_rate * self.eigenvalues) ** 2
 
     @property
     def half_lives(self) -> Float[np.ndarray, " n"]:
-        """Steps, or time, until each loss has halved; infinite where it does not shrink, (N,)."""
+        """Number of steps, or time, until each mode's loss has halved, (N,); infinite where it does not shrink."""
         with np.errstate(divide="ignore"):
             if self.learning_rate is None:
                 rates = 2 * self.eigenvalues
             else:
-                # log1p keeps the small rates of slow modes, of which factors near 1 have lost the digits.
+                # For slow modes 1 - x rounds to 1 and its logarithm to 0; log1p keeps the digits of x. Beyond x = 1 the
+                # sign of the factor alternates, and |1 - x| = 1 - (2 - x).
                 x = self.learning_rate * self.eigenvalues
                 rates = -2 * np.log1p(-np.where(x > 1, 2 - x, x))
             return math.log(2) / np.maximum(rates, 0)
@@ -51,18 +57,26 @@ class Modes:
 
 @within_memory("`modes`", "take fewer inputs")
 def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
-    """Splits linearized training into its modes: how fast each shrinks, and how much of the loss it holds.
+    """Splits linearized training into its modes: how fast each shrinks, and its share of the loss.
 
-    Along the eigenpair (lambda_i, v_i) of the NTK, the mean of the loss starts at
-    0.5 sum over columns of ((v_i . y)^2 + v_i^T NNGP v_i), and each step multiplies it by (1 - eta lambda_i)^2.
+    A mode is a direction v_i of the error, for the eigenpair (lambda_i, v_i) of the NTK. The mean of its loss starts at
+
+        0.5 sum over columns of ((v_i . y)^2 + v_i^T NNGP v_i),
+
+    and each step multiplies it by (1 - eta lambda_i)^2: Equation (18) of docs/mathematics.md, one mode at a time.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
-      learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2; None for gradient flow.
+      y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
+      learning_rate: Learning rate eta of gradient descent on L = 0.5 ||y - f||^2, summed over samples and columns.
+        None stands for gradient flow.
+
+    Returns:
+      The eigenvalues, initial losses, factors and half-lives of all N modes.
 
     Raises:
-      InputError: Shapes do not match, a value is not finite, or `learning_rate` is not above 0.
+      InputError: Shapes do not match, a value is not finite, or `learning_rate` is not above 0. NNGP or NTK has a
+        negative eigenvalue, or `y` holds class labels.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -91,13 +105,15 @@ class Eigenbasis(NamedTuple):
 
 
 def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
-    """Returns what training depends on, checked, in float64."""
+    """Returns the checked NNGP, targets and eigenvalues in the eigenbasis of the NTK, in float64."""
     check_kernel("k", k)
     ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
     if nngp.shape != ntk.shape:
         raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
     _check_semi_definite("k.nngp", nngp)
     targets = check_targets("y", y, len(ntk))
+    # NNGP and NTK do not commute in general, so the rotated NNGP is a full matrix. Mean losses need only its diagonal,
+    # the variance in Equation (18) of docs/mathematics.md needs all of it.
     with precision_of(np.dtype(np.float64)):
         eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(ntk, jnp.float64))
         rotated = np.asarray(vectors.T @ jnp.asarray(nngp, jnp.float64) @ vectors)
@@ -106,7 +122,7 @@ def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
 
 
 def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
-    """Returns the ascending eigenvalues with 0 for what is negative by rounding only."""
+    """Returns the ascending eigenvalues, with 0 in place of those that only rounding made negative."""
     row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
     floor = resolution_floor(values, row_sum, eigenvalues[-1])
     if eigenvalues[0] < -floor:
@@ -118,8 +134,10 @@ def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> 
 
 
 def _check_semi_definite(name: str, values: np.ndarray) -> None:
-    """Raises an `InputError` where an eigenvalue lies below what rounding can do."""
+    """Raises an `InputError` where an eigenvalue is more negative than rounding can make it."""
     row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
+    # A Cholesky factor exists exactly if the shifted matrix is positive definite. It costs a fraction of the
+    # eigenvalues. The largest row sum bounds lambda_max and stands in for it in Equation (12) of docs/mathematics.md.
     shifted = np.array(values, np.float64)
     np.einsum("ii->i", shifted)[...] += 2 * resolution_floor(values, row_sum, row_sum)
     try:

@@ -27,8 +27,13 @@ class Posterior:
     """The Gaussian distribution of the outputs on test inputs.
 
     Attributes:
-      mean: One row per test input, one column per output, (Nt, C).
-      covariance: Between test inputs, the same for every column, (Nt, Nt); columns are independent.
+      mean: Mean of the outputs, one row per test input and one column per output, (Nt, C).
+      covariance: Covariance between test inputs, (Nt, Nt). It is the same for every column; columns are independent.
+
+    Example:
+      >>> result = Posterior(mean=np.zeros((2, 1)), covariance=np.diag([4.0, -1e-17]))
+      >>> result.variance, result.std
+      (array([4., 0.]), array([2., 0.]))
     """
 
     mean: Float[np.ndarray, "nt c"]
@@ -36,12 +41,12 @@ class Posterior:
 
     @property
     def variance(self) -> Float[np.ndarray, " nt"]:
-        """The diagonal of the covariance, with 0 for what is negative by rounding, (Nt,)."""
+        """Diagonal of the covariance, (Nt,), with 0 in place of entries that only rounding made negative."""
         return np.maximum(np.diag(self.covariance), 0.0)
 
     @property
     def std(self) -> Float[np.ndarray, " nt"]:
-        """The root of the variance, (Nt,)."""
+        """Standard deviation of the outputs, the square root of the variance, (Nt,)."""
         return np.sqrt(self.variance)
 
 
@@ -57,34 +62,36 @@ def posterior(
 ) -> Posterior:
     """Returns mean and covariance of the outputs on test inputs, given the training targets.
 
-    With K the NNGP, Theta the NTK, x the training and t the test inputs:
+    Let K be the NNGP, Theta the NTK, x the training inputs and t the test inputs. The weights of the targets are
 
         "nngp"   W = K_tx (K + noise I)^-1           the Bayesian posterior of f_t, all layers drawn from the prior
         "ntk"    W = Theta_tx (Theta + noise I)^-1   networks trained for infinite time on 0.5 ||y - f||^2
 
-    The mean is W y, of the posterior or over initializations. The covariance is
-    K_tt - W K_xt for "nngp", and K_tt + W K W^T - W K_xt - K_tx W^T for "ntk", whose outputs are
-    f_t(0) + W (y - f(0)). It is that of noise-free outputs: observations would add the noise to it. Computed in float64
-    by a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time.
+    The mean is W y in both cases: the posterior mean, or the mean over initializations. The covariance is
+
+        "nngp"   K_tt - W K_xt
+        "ntk"    K_tt + W K W^T - W K_xt - K_tx W^T   of the trained outputs f_t(0) + W (y - f(0))
+
+    This is Equation (19) of docs/mathematics.md. The covariance is that of noise-free outputs; an observation adds the
+    noise to it. All is computed in float64 with a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time.
 
     Args:
       k_train_train: The kernel of the training inputs, after the readout, (N, N).
       k_test_train: The kernel of test against training inputs, (Nt, N).
-      k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
-      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
+      k_test_test: The kernel of the test inputs, (Nt, Nt); only its NNGP is used.
+      y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
       kind: "nngp" or "ntk".
-      noise: For "nngp", the variance of independent noise on the targets. For "ntk" a ridge: training minimizes
-        0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2, over weights theta of the kernel's parameterization; the
-        covariance stays that over initializations and adds no noise of targets.
+      noise: For "nngp", the variance of independent noise on the targets. For "ntk", a ridge: training minimizes
+        0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2 over weights theta of the kernel's parameterization. The
+        covariance is then that over initializations alone, without noise on the targets.
 
     Returns:
-      A `Posterior`. Where the condition of the matrix exceeds what the entries' precision resolves, a
-      `NumericalWarning` is issued.
+      A `Posterior`. A `NumericalWarning` is issued where the condition number is too large for the precision of the
+      entries.
 
     Raises:
-      InputError: Shapes do not match, a value is not finite, `kind` is unknown, `noise` is negative, the matrix
-        with noise is singular, the three kernels are not those of the same inputs, or are of different networks, or
-        `y` holds class labels.
+      InputError: Shapes do not match, a value is not finite, `kind` is unknown, or `noise` is negative. The matrix with
+        noise is singular, the three kernels belong to different inputs or networks, or `y` holds class labels.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -111,13 +118,17 @@ def posterior(
         )
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), shape)
     shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    # One factor serves mean and covariance. Solving with it is more accurate than multiplying by an explicit inverse.
     weights = scipy.linalg.cho_solve(factor, cross.T).T
-    # For "nngp" this equals K_tt - W K_xt, with errors of W entering squared only (the Joseph form).
+    # One formula serves both kinds. For "nngp" it equals K_tt - W K_xt, but errors of W enter only squared (the Joseph
+    # form of the Kalman filter's update).
     middle = nngp.astype(np.float64)
+    # For "ntk" the ridge changes W alone: the outputs f(0) before training, which middle describes, carry no noise.
     if kind == "nngp":
         middle[np.diag_indices_from(middle)] += noise
     half = weights @ (0.5 * middle @ weights.T - shared.T)
     covariance = prior + (half + half.T)  # in this order, exactly symmetric
+    # A variance may fall below 0 by rounding, in proportion to the terms that cancel; beyond that the kernels disagree.
     sizes = np.abs(np.diag(prior)) + np.sum((np.abs(weights) @ np.abs(middle)) * np.abs(weights), axis=1)
     rounding = 100 * max(eps_of(prior), eps_of(nngp)) * sizes
     if (excess := np.diag(covariance) + rounding).min() < 0:
@@ -146,16 +157,16 @@ def kernel_regression_accuracy(
       k_train_train: The kernel of the training inputs, after the readout, (N, N).
       k_test_train: The kernel of test against training inputs, (Nt, N).
       labels: Classes of the training inputs, whole numbers from 0 to C - 1, (N,).
-      test_labels: Those of the test inputs, (Nt,).
-      num_classes: C, at least 2.
-      kind: "nngp" or "ntk", as in `posterior`.
-      noise: As in `posterior`.
+      test_labels: Classes of the test inputs, whole numbers from 0 to C - 1, (Nt,).
+      num_classes: Number of classes C, at least 2.
+      kind: "nngp" or "ntk", see `posterior`.
+      noise: Variance of the noise, or ridge, see `posterior`.
 
     Returns:
-      The share of test inputs whose largest output is that of their class.
+      The share of test inputs whose largest output is that of their class, between 0 and 1.
 
     Raises:
-      InputError: A label is out of range, or as `posterior` does.
+      InputError: A label is out of range, or `posterior` refuses the kernels or the options.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -175,17 +186,23 @@ def kernel_regression_accuracy(
     train, test = _labels("labels", labels, num_classes), _labels("test_labels", test_labels, num_classes)
     if len(train) != (rows := len(getattr(k_train_train, kind))):
         raise InputError(f"Expected `labels` of the {rows} training inputs, got {len(train)}; pass one per input")
+    # The prior has mean 0. Centered targets keep it neutral: an output of 0 prefers no class.
     factor, targets = _factorized(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
     return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
 
 
 def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
-    """Returns the share of rows whose largest output is that of their label; the first of equal ones counts.
+    """Returns the share of rows whose largest output is that of their label.
+
+    Where several outputs of a row are largest, the first of them counts.
 
     Args:
       mean: Outputs, one column per class, (N, C) with C at least 2.
-      labels: Whole numbers from 0 to C - 1, (N,).
+      labels: Classes, whole numbers from 0 to C - 1, (N,).
+
+    Returns:
+      The accuracy, between 0 and 1.
 
     Raises:
       InputError: Shapes do not match, outputs are not finite, or a label is out of range.
@@ -219,8 +236,10 @@ def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
     matrix = values.astype(np.float64)
     matrix[np.diag_indices_from(matrix)] += noise
     norm = float(np.linalg.norm(matrix, 1))
+    # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
     eps = eps_of(values)
-    # In the 1-norm, which the estimate is in, the inverse may be a few times as large as in the 2-norm.
+    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
+    # 2-norm, hence the factor 4.
     enough = 4 * len(values) * eps * norm
     wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
     remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
@@ -239,7 +258,7 @@ def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple
             f"{reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
             NumericalWarning,
         )
-    # SciPy's own flag became a NumPy number.
+    # The flag that `cho_factor` returned may be a NumPy number; `cho_solve` is typed for a bool.
     return (factor, True), targets
 
 

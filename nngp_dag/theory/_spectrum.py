@@ -1,4 +1,4 @@
-"""Extreme eigenvalues of kernel matrices, with the limit of what their precision can resolve."""
+"""Extreme eigenvalues of kernel matrices, and the smallest eigenvalue that their precision can resolve."""
 
 import inspect
 import math
@@ -30,27 +30,29 @@ from nngp_dag.theory.symmetric import (
 
 METHODS = ("auto", "dense", "iterative")
 
-# From here on Lanczos iterations on a Cholesky factor, on the CPU, are faster than a dense decomposition there.
+# Beyond this size Lanczos iterations on a Cholesky factor are faster on the CPU than a dense decomposition.
 _DENSE_ROWS = 512
 
-# On an H200 decompositions took 25 and 428 ms for 1,024 and 4,096 rows, the most that were measured; iterations took
-# 284 and 944 ms.
+# On an H200 decompositions took 25 ms for 1,024 rows and 428 ms for 4,096, the largest size measured. Iterations on the
+# CPU took 284 and 944 ms.
 _DENSE_ROWS_ON_GPU = 4096
 
-# Up to here all vectors cost less than the calls for two.
+# Up to this size computing all eigenvectors costs less than the extra calls that find only two.
 _SMALL_ROWS = 32
 
 # Relative accuracy of Lanczos iterations.
 _TOLERANCE = 1e-10
 
-# Vectors that Lanczos iterations keep between restarts; with SciPy's 20 a dense end of a spectrum takes 2 to 3 times
-# as many products, with more an isolated end does.
+# Number of vectors that Lanczos iterations keep between restarts. SciPy's default of 20 takes 2 to 3 times as many
+# products where eigenvalues crowd at the wanted end. More vectors take longer where that end is isolated.
 _VECTORS = 48
 
-# Where ARPACK meets an invariant subspace, as of the identity, it goes on at random; SciPy 1.17 lets us seed that.
+# ARPACK continues from a random vector where it meets an invariant subspace, for example with the identity. SciPy 1.17
+# added the argument that seeds this vector.
 _SEEDED: dict[str, Any] = {"rng": 0} if "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters else {}
 
-# SciPy's BLAS, as its LAPACK: the threads of NumPy's wait in a loop for more work, and would hold the cores meanwhile.
+# BLAS and LAPACK both come from SciPy. The threads of NumPy's BLAS wait in a busy loop after each call, and would keep
+# the cores from SciPy's LAPACK meanwhile.
 _blas: Any = scipy.linalg.get_blas_funcs(("gemm", "symv", "trsv"), dtype=np.float64)
 _gemm, _symv, _trsv = _blas
 
@@ -60,21 +62,30 @@ _BATCH_ENTRIES = 1 << 25
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What is known of the eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix.
+    """Eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix, with their accuracy.
 
     All numbers have the unit of the matrix's entries, but for the effective rank, which has none.
 
     Attributes:
-      lambda_min: Smallest eigenvalue. Rounding noise, not a result, where `resolved` is False.
+      lambda_min: Smallest eigenvalue. It is rounding noise, not a result, where `resolved` is False.
       lambda_max: Largest eigenvalue.
-      floor: The smallest eigenvalue that can be told from 0: 16 eps max_i sum_j |K_ij|, which bounds what entries
-        with relative errors of 16 eps can do to any eigenvalue, and N eps64 lambda_max for the solver. (And N times
-        the smallest number of the dtype, which matters to entries below 1e-31 in float32, 1e-292 in float64.)
-      residual_min: |K v - lambda_min v| for the vector v that was found, |v| = 1: an eigenvalue of K is this close.
-      residual_max: The same for lambda_max. Both hold up to the rounding of K v, which the floor covers.
+      floor: Resolution floor, the smallest eigenvalue that can be told from 0: 16 eps max_i sum_j |K_ij| +
+        N eps64 lambda_max. The first term bounds the effect of relative errors of 16 eps in the entries, the second
+        that of the solver. A third term, N times the smallest positive number of the dtype, matters only for entries
+        below 1e-31 in float32 or 1e-292 in float64.
+      residual_min: Residual |K v - lambda_min v| of the unit vector v that was found. An eigenvalue of K lies this
+        close to `lambda_min`, up to the rounding of K v, which `floor` covers.
+      residual_max: Residual of `lambda_max`, with the same meaning.
       trace: Sum of all eigenvalues.
-      effective_rank: (sum lambda)^2 / sum lambda^2, between 1 and N; 0 of a matrix that is zero.
-      eigenvalues: All eigenvalues, ascending, where they were asked for, (N,).
+      effective_rank: Participation ratio (sum lambda)^2 / sum lambda^2, between 1 and N; 0 for the zero matrix.
+      eigenvalues: All eigenvalues in ascending order, (N,), or None unless they were asked for.
+
+    Example:
+      >>> s = spectrum(np.diag([1.0, 4.0]))
+      >>> s.resolved, s.condition_number, s.effective_rank
+      (True, 4.0, 1.47...)
+
+    Reference: Equation (12) of docs/mathematics.md (resolution floor).
     """
 
     lambda_min: float
@@ -88,42 +99,46 @@ class Spectrum:
 
     @property
     def resolved(self) -> bool:
-        """Whether `lambda_min` lies above the floor by more than its residual."""
+        """Whether `lambda_min` lies above the resolution floor by more than its residual."""
         return self.lambda_min - self.residual_min > self.floor
 
     @property
     def residual(self) -> float:
-        """The larger residual of the two: each eigenvalue given is this close to one of K."""
+        """Larger one of the two residuals: `lambda_min` and `lambda_max` are this close to eigenvalues of K."""
         return max(self.residual_min, self.residual_max)
 
     @property
     def condition_number(self) -> float:
-        """Ratio lambda_max / lambda_min; infinite where `lambda_min` is not resolved."""
+        """Condition number lambda_max / lambda_min; infinite where `lambda_min` is not resolved."""
         return self.lambda_max / self.lambda_min if self.resolved else float("inf")
 
 
 def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = False) -> Spectrum:
     """Returns the extreme eigenvalues of a kernel matrix, computed in float64.
 
-    "dense" reduces the matrix to tridiagonal form: 4/3 N^3 operations, and two more matrices of its size in float64; on
-    a GPU it decomposes it there, by 9 N^3 operations. "iterative" factorizes it once, by Cholesky in N^3 / 3 operations
-    and one matrix of float64 in all, and lets ARPACK's Lanczos iteration run on the inverse, whose largest eigenvalue
-    is 1 / lambda_min, and on the matrix itself. A matrix that is singular to rounding has no such factor; then it is
-    shifted by twice its floor. Memory-mapped matrices are read in blocks.
+    The method "dense" reduces the matrix to tridiagonal form. It takes 4/3 N^3 operations and two more matrices of its
+    size in float64. On a GPU it runs there instead and takes 9 N^3 operations.
+
+    The method "iterative" computes one Cholesky factor, in N^3 / 3 operations and one matrix of float64 in all. Then
+    ARPACK's Lanczos iteration runs on the inverse, whose largest eigenvalue is 1 / lambda_min, and on the matrix
+    itself. A matrix that is singular to rounding has no such factor; it is shifted by twice its resolution floor.
+    Memory-mapped matrices are read in blocks.
 
     Args:
       matrix: A symmetric positive semi-definite kernel, (N, N), float32 or float64.
-      method: "dense", "iterative", or "auto": dense up to 512 rows, 4,096 on a GPU, and where all eigenvalues are
-        wanted.
+      method: "dense", "iterative" or "auto". "auto" is dense up to 512 rows (4,096 on a GPU) and whenever all
+        eigenvalues are wanted.
       eigenvalues: Whether to return the whole spectrum.
 
     Returns:
-      A `Spectrum`. Where the smallest eigenvalue lies below the resolution floor, which depends on the dtype of
-      `matrix`, it says so and a `NumericalWarning` is issued.
+      A `Spectrum`. Where the smallest eigenvalue lies below the resolution floor, its `resolved` is False and a
+      `NumericalWarning` is issued. The floor depends on the dtype of `matrix`.
 
     Raises:
-      InputError: `matrix` is not square, symmetric and finite, has an eigenvalue below minus the floor, or may have
-        one that overflows; or the iteration does not converge, or is asked for all eigenvalues, when it finds two.
+      InputError: `matrix` is not square, symmetric and finite, has an eigenvalue below minus the resolution floor, or
+        may have one that overflows. The iteration does not converge, or all eigenvalues are asked of "iterative", which
+        finds only two.
+      OutOfMemoryError: The decomposition does not fit into memory.
 
     Example:
       >>> import numpy as np
@@ -131,13 +146,15 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
       >>> s.lambda_min, s.lambda_max, s.condition_number, s.trace, s.eigenvalues
       (1.0, 4.0, 4.0, 7.0, array([1., 2., 4.]))
 
-    Reference: Higham, Accuracy and Stability of Numerical Algorithms, section 6.2 (entrywise errors, for the floor);
-    Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
+    Reference: Higham, Accuracy and Stability of Numerical Algorithms, section 6.2 (entrywise errors, for the
+    resolution floor); Ericsson and Ruhe, Math. Comp. 1980 (Lanczos on the inverse).
     """
     check_option("method", method, METHODS)
     eigenvalues = check_flag("eigenvalues", eigenvalues)
     if eigenvalues and method == "iterative":
-        raise InputError("Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'")
+        raise InputError(
+            "Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'; leave `method` out"
+        )
     values = _checked("matrix", matrix)
     with within_memory(f"a decomposition of {len(values):,} rows", "take fewer inputs, or method='iterative'"):
         result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))
@@ -147,16 +164,19 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
 
 
 def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = False) -> tuple[Spectrum, ...]:
-    """Returns the extreme eigenvalues of many kernels, one `Spectrum` each, as `spectrum` finds them.
+    """Returns the extreme eigenvalues of many kernels, computed as by `spectrum`.
 
-    On a GPU kernels that are too small for the iteration, and equal in shape, are decomposed in one batch.
+    On a GPU, kernels of equal shape that are too small for the iteration are decomposed in batches.
 
     Args:
-      matrices: Kernels, (M, N, N), or a list of matrices.
+      matrices: Kernels, (M, N, N), or a list of M square matrices, whose sizes may differ.
       eigenvalues: Whether to return whole spectra.
 
+    Returns:
+      One `Spectrum` per matrix. One `NumericalWarning` is issued if any smallest eigenvalue is not resolved.
+
     Raises:
-      InputError: A matrix is not a kernel, or there is none; see `spectrum`.
+      InputError: The list is empty, or `spectrum` refuses one of the matrices.
 
     Example:
       >>> import numpy as np
@@ -179,7 +199,7 @@ def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = Fa
     if unresolved := [i for i, result in enumerate(results) if not result.resolved]:
         first, others = unresolved[0], len(unresolved) - 1
         which = f"matrices[{first}]" + (f" and {others} others" if others else "")
-        warn(f"of {which}, {_unresolved(results[first], checked[first].dtype)}", NumericalWarning)
+        warn(f"{which}: {_unresolved(results[first], checked[first].dtype)}", NumericalWarning)
     return tuple(results)
 
 
@@ -203,7 +223,7 @@ def _unresolved(result: Spectrum, dtype: np.dtype) -> str:
     reason = f"its residual {result.residual_min:.2e} reaches" if result.lambda_min > result.floor else "it lies"
     wider = "" if dtype == np.float64 else "compute the kernel with dtype='float64', "
     return (
-        f"lambda_min is not resolved: {reason} below the floor {result.floor:.2e} of a {dtype} matrix; "
+        f"lambda_min is not resolved: {reason} below the resolution floor {result.floor:.2e} of a {dtype} matrix; "
         f"{wider}drop duplicate inputs, or add a noise of {3 * result.floor:.1g} or more to the diagonal"
     )
 
@@ -216,19 +236,23 @@ def _indefinite(name: str, what: str, floor: float) -> InputError:
 
 
 class _Scaled(NamedTuple):
-    """A kernel beside its unit, a power of 2, in which no entry exceeds 1, and three sums in that unit."""
+    """A kernel with a power of 2 as its unit, in which no entry exceeds 1, and three sums in that unit.
+
+    Products and squares then neither overflow nor underflow, and a power of 2 adds no rounding.
+    """
 
     values: np.ndarray
     exponent: int
+    """Exponent of the unit 2^exponent."""
     row: float
-    """max_i sum_j |K_ij|"""
+    """Largest row sum, max_i sum_j |K_ij|."""
     trace: float
     squares: float
-    """sum_ij K_ij^2"""
+    """Sum of the squared entries, sum_ij K_ij^2."""
 
     @classmethod
     def of(cls, values: np.ndarray) -> tuple["_Scaled", np.ndarray]:
-        """Also returns the matrix in the unit, in float64 and exactly symmetric."""
+        """Returns the scaled kernel and its matrix in the unit, in float64 and exactly symmetric."""
         exponent = math.frexp(largest_entry(values))[1]
         part = symmetric_part(values, exponent)
         row = squares = 0.0
@@ -239,12 +263,14 @@ class _Scaled(NamedTuple):
         return cls(values, exponent, row, float(np.diagonal(part).sum()), squares), part
 
     def floor(self, lambda_max: float) -> float:
-        """Returns the floor in the unit; the argument is in the unit too."""
+        """Returns the resolution floor in the unit; `lambda_max` is in the unit too."""
+        # Entries near the smallest numbers of the dtype have absolute errors, which the relative ones do not cover.
         smallest = math.ldexp(float(np.finfo(self.values.dtype).smallest_subnormal), -self.exponent)
         return resolution_floor(self.values, self.row, lambda_max) + len(self.values) * smallest
 
     def applied(self, vectors: np.ndarray) -> np.ndarray:
         """Returns the product of the matrix in the unit and vectors, (N, k), by blocks of rows."""
+        # (K + K^T) / 2 without forming it: the given matrix may be asymmetric by rounding, and may be memory-mapped.
         result = np.zeros(vectors.shape)
         for rows in row_blocks(self.values):
             columns = in_unit(self.values[rows], self.exponent).T
@@ -299,7 +325,7 @@ def _by_lapack(values: np.ndarray, wanted: bool) -> Spectrum:
     try:
         eigenvalues, ends = _tridiagonal(part, wanted) if len(part) > _SMALL_ROWS else _all(part)
     except np.linalg.LinAlgError:
-        # No case is known; the reduction has overwritten the matrix.
+        # A safeguard: no such failure is known. The matrix is built anew, since the reduction has overwritten it.
         eigenvalues, ends = _all(symmetric_part(values, kernel.exponent))
     outer = [float(eigenvalues[0]), float(eigenvalues[-1])]
     residuals = np.linalg.norm(kernel.applied(ends) - outer * ends, axis=0)
@@ -312,20 +338,23 @@ def _all(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tridiagonal(part: np.ndarray, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Reduces to tridiagonal form, which is nearly all of the work, and finds two ends, or all, and two vectors.
+    """Returns the two extreme eigenvalues, or all of them, and the two extreme vectors, by a tridiagonal form.
 
-    `part` is overwritten: the mirror of C order is Fortran order, which LAPACK takes.
+    The reduction is nearly all of the work. It overwrites `part`: the transpose of an array in C order is one in
+    Fortran order, which LAPACK takes without a copy.
     """
     n = len(part)
     routines: Any = scipy.linalg.get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), (part,))
     sytrd, sytrd_lwork, ormqr = routines
     lwork = int(sytrd_lwork(n, lower=1)[0])
     reflectors, diagonal, beside, factors, _ = sytrd(part.T, lower=1, lwork=lwork, overwrite_a=1)
-    # SciPy's own choice, bisection, fails where diagonals are nearly constant and couplings tiny.
+    # SciPy's default driver, bisection, fails where the diagonal is nearly constant and the off-diagonal entries are
+    # tiny.
     found = [
         scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=(i, i), lapack_driver="stemr")
         for i in (0, n - 1)
     ]
+    # The reflectors are applied to two vectors. Forming their product would take another 4/3 N^3 operations.
     ends = np.asfortranarray(np.concatenate([vector for _, vector in found], axis=1))
     ends[1:], *_ = ormqr("L", "N", reflectors[1:, :-1], factors, ends[1:], lwork=lwork)
     every: Any = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside, lapack_driver="sterf") if wanted else None
@@ -341,7 +370,8 @@ def _eigenvalues_and_residuals(stack: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _iterative(name: str, values: np.ndarray) -> Spectrum:
-    # `part` is the one matrix of this function; the mirror of C order is Fortran order, which LAPACK overwrites.
+    # `part` is the only matrix that this function allocates. Its transpose is in Fortran order, so LAPACK overwrites it
+    # with the factor.
     kernel, part = _Scaled.of(values)
     if kernel.row == 0:
         return kernel.spectrum([0.0, 0.0], [0.0, 0.0])
@@ -352,7 +382,8 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
     floor, shift = kernel.floor(lambda_max), 0.0
     factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
     if failed or np.diagonal(factor).min() ** 2 <= floor:
-        # lambda_min is at most the least pivot. A matrix with no eigenvalue below -floor has a factor after this shift.
+        # The squared least pivot is at least lambda_min, so lambda_min is not resolved here. A shift by twice the
+        # resolution floor makes every kernel positive definite whose eigenvalues all lie above -floor.
         shift = 2 * floor
         del part, factor
         part = symmetric_part(values, kernel.exponent)
@@ -366,7 +397,8 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
 
     inverse, bottom = _largest(name, solve, n)
     lambda_min = 1 / inverse - shift
-    # The iteration leaves an error of 1e-10 along every eigenvector, which K would amplify; one more step removes it.
+    # The iteration leaves errors of 1e-10 along the other eigenvectors, and K multiplies each by its eigenvalue. One
+    # more inverse step damps the large ones, so that the residual measures the eigenvalue and not the tolerance.
     bottom = solve(bottom)
     bottom /= np.linalg.norm(bottom)
     residual_min = float(np.linalg.norm(kernel.applied(bottom[:, None])[:, 0] - lambda_min * bottom))
@@ -374,7 +406,7 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
 
 
 def _largest(name: str, apply: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, np.ndarray]:
-    """Returns the largest eigenvalue of a linear map and its vector, always from the same start."""
+    """Returns the largest eigenvalue of a linear map and its vector, from a fixed starting vector."""
     start = np.random.default_rng(0).normal(size=n)
     options = {"which": "LA", "v0": start, "tol": _TOLERANCE, "ncv": min(n, _VECTORS)} | _SEEDED
     make: Any = scipy.sparse.linalg.LinearOperator  # pyright reads the arguments of its __init__, not of its __new__

@@ -1,4 +1,4 @@
-"""The rate bound on the training loss, and when it may be believed."""
+"""The rate bound on the training loss, and the learning rates for which it is a theorem."""
 
 import math
 
@@ -14,18 +14,18 @@ def rate_bound(
 ) -> Float[np.ndarray, "{steps}+1"]:
     """Returns the loss that gradient descent cannot exceed: (1 - eta lambda_min / 2)^k L(0) for k = 0..steps.
 
-    L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L. The
-    theorem holds for eta small enough and a network wide enough; see `rate_bound_holds_for` for what can be checked of
-    that.
+    L(k) = 0.5 ||y - f(k)||^2, summed over samples and output columns, under full-batch gradient descent on L. This is
+    Equation (16) of docs/mathematics.md. The theorem holds for a small enough eta and a wide enough network;
+    `rate_bound_holds_for` checks the condition on eta.
 
     Args:
       lambda_min: Smallest eigenvalue of the NNGP at the last node, K(H), before the readout.
-      learning_rate: eta.
+      learning_rate: Learning rate eta of gradient descent on the summed loss L.
       steps: Number of steps.
-      initial_loss: L(0).
+      initial_loss: Loss before the first step, L(0), in the unit of the squared targets.
 
     Returns:
-      The bound before the first step and after each one, (steps + 1,).
+      The bound before the first step and after each one, (steps + 1,), in the unit of `initial_loss`.
 
     Raises:
       InputError: An argument is negative or not finite, or eta lambda_min / 2 exceeds 1.
@@ -45,9 +45,11 @@ def rate_bound(
             raise InputError(f"Expected `{name}` to be finite and at least 0, got {shown(value)}")
     check_steps(steps)
     rate = 1 - learning_rate * lambda_min / 2
+    # Powers of a negative rate alternate in sign and bound no loss.
     if rate < 0:
         raise InputError(
-            f"Expected `learning_rate` to be at most 2 / lambda_min = {2 / lambda_min:.3g}, got {learning_rate}"
+            f"Expected `learning_rate` to be at most 2 / lambda_min = {2 / lambda_min:.3g}, got {learning_rate}; "
+            "lower it"
         )
     return initial_loss * rate ** np.arange(steps + 1)
 
@@ -57,21 +59,31 @@ def rate_bound_holds_for(
 ) -> bool:
     """Whether the rate bound is a theorem for linearized training at this learning rate.
 
-    Every mode of the error shrinks by (1 - eta lambda_i)^2 a step, lambda_i the eigenvalues of the NTK after the
-    readout, so the bound holds for every y and f(0) exactly if the slowest mode obeys it:
-    max_i (1 - eta lambda_i)^2 <= 1 - eta lambda_min(K(H)) / 2. The theorem's other condition, on the width, has unknown
-    constants and cannot be checked by a formula: comparing with measured curves is what `compare` is for.
+    A step multiplies the loss of a mode by (1 - eta lambda_i)^2, where lambda_i are the eigenvalues of the NTK after
+    the readout. So the bound holds for every y and f(0) exactly if the slowest mode obeys it:
+
+        max_i (1 - eta lambda_i)^2 <= 1 - eta lambda_min(K(H)) / 2.
+
+    The theorem's other condition, on the width, has unknown constants, so no formula can check it. `compare` sets the
+    bound beside measured curves instead.
 
     Args:
-      lambda_min_nngp: Smallest eigenvalue of K(H).
+      lambda_min_nngp: Smallest eigenvalue of K(H), the NNGP before the readout.
       lambda_min_ntk: Smallest eigenvalue of the NTK after the readout.
-      lambda_max_ntk: Its largest eigenvalue.
-      learning_rate: eta.
+      lambda_max_ntk: Largest eigenvalue of the NTK after the readout.
+      learning_rate: Learning rate eta of gradient descent on the summed loss.
+
+    Returns:
+      True where the slowest mode obeys the bound.
 
     Example:
       >>> rate_bound_holds_for(0.1, 0.5, 10.0, learning_rate=0.1), rate_bound_holds_for(0.1, 0.5, 10.0, 0.3)
       (True, False)
+
+    Reference: Equation (17) of docs/mathematics.md for the modes; Chen et al., NeurIPS 2022, Section 3.3, for the
+    bound.
     """
+    # (1 - x)^2 is convex, so its maximum over the eigenvalues is attained at one of the two extreme ones.
     slowest = max((1 - learning_rate * value) ** 2 for value in (lambda_min_ntk, lambda_max_ntk))
     return bool(slowest <= 1 - learning_rate * lambda_min_nngp / 2)
 

@@ -29,17 +29,25 @@ class LossCurve:
     """The distribution of the loss of linearized training over random initializations.
 
     The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient
-    descent on L. The NTK is that of the parameterization which the kernel was computed with.
+    descent on L. The NTK is that of the parameterization which the kernel was computed with. K is the number of steps.
 
     Attributes:
-      steps: 0, 1, ..., (K + 1,).
-      mean: Mean of the training loss before the first step and after each one, (K + 1,). Infinite where float64
+      steps: Number of steps taken, 0, 1, ..., K, (K + 1,).
+      mean: Mean of the training loss before the first step and after each one, (K + 1,); infinite where float64
         overflows.
-      std: Its standard deviation, (K + 1,).
+      std: Standard deviation of the training loss, (K + 1,).
       test_mean: Mean of the loss on the test set, (K + 1,), or None.
-      test_std: Its standard deviation, (K + 1,), or None.
-      learning_rate: eta.
-      stable_learning_rate: The largest eta with which nothing grows; infinite for gradient flow.
+      test_std: Standard deviation of the loss on the test set, (K + 1,), or None.
+      learning_rate: Learning rate eta.
+      stable_learning_rate: Stability limit, the largest eta with which no mode grows; infinite for gradient flow.
+
+    Example:
+      >>> k = Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
+      >>> curve = loss_curve(k, np.array([1.0, 0.0]), learning_rate=0.5, steps=3)
+      >>> curve.times, curve.diverges
+      (array([0. , 0.5, 1. , 1.5]), False)
+
+    Reference: Equation (18) of docs/mathematics.md.
     """
 
     steps: Int[np.ndarray, " points"]
@@ -52,7 +60,7 @@ class LossCurve:
 
     @property
     def times(self) -> Float[np.ndarray, " points"]:
-        """The steps times eta: the time of gradient flow, (K + 1,)."""
+        """Time of gradient flow, eta times the number of steps, (K + 1,)."""
         return self.learning_rate * self.steps
 
     @property
@@ -77,40 +85,44 @@ def loss_curve(
 ) -> LossCurve:
     """Returns mean and standard deviation of the loss over initializations, exact for linearized training.
 
-    L = 0.5 ||y - f||^2, summed over samples and output columns. At infinite width the error e = f - y obeys
-    e(k + 1) = e(k) - eta NTK e(k), where f(0) ~ N(0, NNGP) independently per column. Each of its modes, along the
-    eigenpairs (lambda_i, v_i) of the NTK, is multiplied by p_k(lambda_i):
+    The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. At infinite width the error e = f - y obeys
+
+        e(k + 1) = e(k) - eta NTK e(k),   f(0) ~ N(0, NNGP) independently per column,
+
+    Equation (17) of docs/mathematics.md. After k steps its mode along the eigenpair (lambda, v) of the NTK is
+    multiplied by p_k(lambda):
 
         gradient descent      p_k = (1 - eta lambda)^k
         with momentum mu      p_(k+1) = p_k - eta lambda m_k, m_k = p_k + mu m_(k-1), as `optax.sgd(eta, mu)` does;
           and Nesterov's      p_(k+1) = p_k - eta lambda (p_k + mu m_k)
         gradient flow         p_k = exp(-lambda t) at the time t = eta k
 
-    Test errors follow: e_t(k) = e_t(0) + NTK_tx V diag(h_k) V^T e(0), h_k = (p_k - 1) / lambda. All are Gaussian, which
-    gives both moments of their squares. Above the stability limit the same algebra describes how the loss grows.
+    Test errors follow: e_t(k) = e_t(0) + NTK_tx V diag(h_k) V^T e(0), with h_k = (p_k - 1) / lambda. All errors are
+    Gaussian, so both moments of the loss have closed forms, Equation (18). Above the stability limit the same formulas
+    describe how the loss grows.
 
-    Everything is in float64, in O(N^3 + steps N^2) time and O(N^2 + steps N) memory; the test loss of Nt inputs takes
-    O(steps Nt N max(Nt, N)) time besides.
+    Everything is computed in float64, in O(N^3 + steps N^2) time and O(N^2 + steps N) memory. The test loss of Nt
+    inputs takes another O(steps Nt N max(Nt, N)) time.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
-      learning_rate: eta, of gradient descent on L as above (not on a mean over samples).
+      y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
+      learning_rate: Learning rate eta of gradient descent on L as above, not on a mean over samples.
       steps: Number of steps.
-      momentum: mu, in [0, 1).
+      momentum: Coefficient mu of the momentum, in [0, 1).
       nesterov: Whether momentum is Nesterov's.
       flow: Whether to follow gradient flow, from time 0 to eta * steps, instead of steps.
-      k_test_train: The kernel of test against training inputs, (Nt, N); with the next two, for the test loss.
-      k_test_test: The kernel of the test inputs, (Nt, Nt), of which only the NNGP is used.
+      k_test_train: The kernel of test against training inputs, (Nt, N). The test loss needs this and the next two.
+      k_test_test: The kernel of the test inputs, (Nt, Nt); only its NNGP is used.
       y_test: Test targets, (Nt,) or (Nt, C).
 
     Returns:
-      A `LossCurve`; above the stability limit its `diverges` is True and a `NumericalWarning` is issued.
+      A `LossCurve`. Above the stability limit its `diverges` is True and a `NumericalWarning` is issued.
 
     Raises:
-      InputError: Shapes do not match, a value is not finite, an option is out of range, NNGP or NTK has a negative
-        eigenvalue, `k_test_train` does not fit the other kernels, or one but not all of the three arguments for the
-        test loss are given; or `y` holds class labels.
+      InputError: Shapes do not match, a value is not finite, or an option is out of range. NNGP or NTK has a negative
+        eigenvalue, `k_test_train` does not fit the other kernels, or `y` holds class labels. Some of the three
+        arguments for the test loss are given, but not all.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -120,7 +132,7 @@ def loss_curve(
       (array([1.5    , 0.125  , 0.03125]), array([1.4142, 0.1768, 0.0442]), 2.0)
 
     Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearized training); Polyak, USSR Comput. Math. Math. Phys. 1964
-    (momentum); the moments are those of quadratic forms of Gaussian vectors.
+    (momentum). The moments are those of a quadratic form of a Gaussian vector.
     """
     return _loss_curve(
         k,
@@ -147,18 +159,19 @@ def expected_loss(
 ) -> Float[np.ndarray, "{steps}+1"]:
     """Returns the mean training loss over random initializations, exact for linearized gradient descent.
 
-    This is `loss_curve(...).mean`. For gradient descent, per output column,
+    This is `loss_curve(...).mean`. For gradient descent, with the eigenpairs (lambda_i, v_i) of the NTK, an output
+    column contributes
 
         E ||y - f(k)||^2 = sum_i (1 - eta lambda_i)^(2k) ((v_i . y)^2 + v_i^T NNGP v_i),
 
-    (lambda_i, v_i) the eigenpairs of the NTK.
+    the mean in Equation (18) of docs/mathematics.md.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
-      y: Targets, (N,) or (N, C); floats, or one-hot for classes.
-      learning_rate: eta, of gradient descent on L = 0.5 ||y - f||^2, summed over samples and output columns.
+      y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
+      learning_rate: Learning rate eta of gradient descent on L = 0.5 ||y - f||^2, summed over samples and columns.
       steps: Number of steps.
-      momentum: mu, in [0, 1).
+      momentum: Coefficient mu of the momentum, in [0, 1).
       nesterov: Whether momentum is Nesterov's.
       flow: Whether to follow gradient flow instead of steps.
 
@@ -167,7 +180,7 @@ def expected_loss(
       `NumericalWarning` is issued.
 
     Raises:
-      InputError: As `loss_curve` does.
+      InputError: `loss_curve` refuses an argument.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -175,7 +188,7 @@ def expected_loss(
       >>> nd.expected_loss(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2)
       array([1.5    , 0.125  , 0.03125])
 
-    Reference: Lee et al., NeurIPS 2019 (linearized training); the mean over f(0) is elementary.
+    Reference: Lee et al., NeurIPS 2019, Section 2.2 (linearized training). The mean over f(0) is elementary.
     """
     return _loss_curve(k, y, learning_rate, steps, momentum=momentum, nesterov=nesterov, flow=flow).mean
 
@@ -184,19 +197,21 @@ def expected_loss(
 def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> float:
     """Returns the learning rate above which linearized training diverges.
 
-    In a mode of eigenvalue lambda, a step maps (p, m) linearly. Both eigenvalues of this map lie within the unit circle
-    if and only if |trace| < 1 + det and |det| < 1 (Jury); trace and determinant are, with x = eta lambda,
+    In a mode of eigenvalue lambda, a step maps (p, m) of `loss_curve` linearly. Both eigenvalues of this map lie within
+    the unit circle if and only if |trace| < 1 + det and |det| < 1 (Jury). With x = eta lambda:
 
-        momentum mu      1 + mu - x, mu                      hence x < 2 (1 + mu)
-        and Nesterov's   (1 + mu) (1 - x), mu (1 - x)        hence x < 2 (1 + mu) / (1 + 2 mu)
+        momentum         trace, determinant                  condition
+        mu               1 + mu - x, mu                      x < 2 (1 + mu)
+        Nesterov's mu    (1 + mu) (1 - x), mu (1 - x)        x < 2 (1 + mu) / (1 + 2 mu)
 
     Args:
       ntk: The NTK of the training inputs after the readout, (N, N), or the `Kernel` that holds it.
-      momentum: mu, in [0, 1).
+      momentum: Coefficient mu of the momentum, in [0, 1).
       nesterov: Whether momentum is Nesterov's.
 
     Returns:
-      The bound on x over lambda_max, for gradient descent on L = 0.5 ||y - f||^2; infinite where the NTK is zero.
+      The bound on x divided by lambda_max, for gradient descent on L = 0.5 ||y - f||^2, summed over samples and
+      columns. It is infinite where the NTK is zero.
 
     Raises:
       InputError: `ntk` is not square, symmetric, finite and positive semi-definite, or `momentum` is out of range.
@@ -236,7 +251,7 @@ def _loss_curve(
     steps = int(steps)
     check_learning_rate(learning_rate)
     _check_momentum(momentum)
-    # Scalars of JAX would take what follows to float32.
+    # Scalars of JAX are float32 by default and would turn the following arrays of float64 into float32.
     learning_rate, momentum = float(learning_rate), float(momentum)
     if flow and (momentum or nesterov):
         raise InputError(f"Expected no `momentum` with `flow`, got {momentum}; gradient flow has none")
@@ -255,6 +270,7 @@ def _loss_curve(
             f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
             NumericalWarning,
         )
+    # Above the stability limit the loss grows until float64 overflows; `_moments` turns that into infinity.
     with np.errstate(over="ignore", invalid="ignore"):
         if flow:
             p, h = _flow_factors(basis.eigenvalues, learning_rate * np.arange(steps + 1))
@@ -268,8 +284,9 @@ def _loss_curve(
 def _descent_factors(
     eigenvalues: np.ndarray, learning_rate: float, steps: int, momentum: float, nesterov: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns p_k and h_k = (p_k - 1) / lambda of every mode, without that division, (steps + 1, N) each."""
-    # The direction of step k is a p_k + b m_(k-1), and m_k = p_k + mu m_(k-1) (optax.trace).
+    """Returns p_k and h_k = (p_k - 1) / lambda of every mode, (steps + 1, N) each."""
+    # h has a recursion of its own. The division would lose all digits for small lambda, where p_k is close to 1, and
+    # fail for lambda = 0. Step k moves along a p_k + b m_(k-1), and m_k = p_k + mu m_(k-1), as in `optax.trace`.
     a, b = (1 + momentum, momentum**2) if nesterov else (1.0, momentum)
     x = learning_rate * eigenvalues
     p, h = np.ones((steps + 1, len(x))), np.zeros((steps + 1, len(x)))
@@ -282,16 +299,25 @@ def _descent_factors(
 
 
 def _flow_factors(eigenvalues: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns p and h = (p - 1) / lambda of every mode at every time, (times, N) each."""
+    # expm1 keeps the digits of exp(z) - 1 where z is small; the limit of (exp(z) - 1) / z at 0 is 1.
     z = -eigenvalues[None, :] * times[:, None]
     return np.exp(z), -times[:, None] * np.divide(np.expm1(z), z, out=np.ones_like(z), where=z != 0)
 
 
 def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of 0.5 ||diag(p) V^T e(0)||^2 for every row of p."""
+    """Returns mean and standard deviation of 0.5 ||diag(p) V^T e(0)||^2 for every row of p.
+
+    A column e ~ N(m, S) of the error, in the eigenbasis, adds to them
+
+        E 0.5 ||e||^2 = 0.5 (tr S + |m|^2),   Var 0.5 ||e||^2 = 0.5 tr S^2 + m^T S m,
+
+    Equation (18) of docs/mathematics.md, with S = diag(p) V^T NNGP V diag(p) and m = -diag(p) V^T y.
+    """
     columns, outer = basis.targets.shape[1], basis.targets @ basis.targets.T
     of_mean = 0.5 * (columns * np.diag(basis.nngp) + np.diag(outer))
     of_variance = basis.nngp * (0.5 * columns * basis.nngp + outer)
-    # Scaled, so that the variance does not overflow before the mean does.
+    # The variance holds fourth powers of p and would overflow long before the mean, hence the unit max |p|.
     scale = np.maximum(1.0, np.abs(p).max(axis=1))
     d = (p / scale[:, None]) ** 2
     return _moments(scale, d @ of_mean, np.sum((d @ of_variance) * d, axis=1))
@@ -300,11 +326,13 @@ def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.
 def _test_moments(
     basis: Eigenbasis, h: np.ndarray, k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
+    """Returns mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
     prior = check_symmetric("k_test_test.nngp", k_test_test.nngp).astype(np.float64)
     shape = (len(prior), len(basis.eigenvalues))
     moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
     shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
+    # The variances are the diagonal of the training NNGP, recovered from its rotated form. By Cauchy-Schwarz they bound
+    # the covariances. The tolerance is wide enough for kernels in float32.
     variances = np.sum((basis.vectors @ basis.nngp) * basis.vectors, axis=1)
     if (shared**2 > (1 + 1e-4) * np.outer(np.diag(prior), variances) + 1e-30).any():
         raise InputError(
@@ -314,12 +342,14 @@ def _test_moments(
     shared = shared @ basis.vectors
     columns = basis.targets.shape[1]
     targets = check_targets("y_test", y_test, len(prior), columns)
+    # h may be large even where training is stable, and fourth powers of it enter the variance.
     scale = np.maximum(1.0, np.abs(h).max(axis=1))
 
     def moments() -> Iterator[tuple[float, float]]:
         for row, size in zip(h, scale, strict=True):
             g = moving * (row / size)
-            # The covariance of e_t(k), and its mean up to the sign, over size^2 and size.
+            # Covariance s of e_t(k), in units of size^2, and its mean m up to the sign, in units of size. The cross
+            # terms are the covariance of e_t(0) and e(0), the NNGP between test and training inputs.
             s = prior / size**2 + (g @ basis.nngp + shared / size) @ g.T + g @ (shared.T / size)
             m = targets / size + g @ basis.targets
             yield (
@@ -332,12 +362,13 @@ def _test_moments(
 
 
 def _moments(scale: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Undoes the scaling; what is not a number, once factors have overflowed, is infinite."""
+    """Returns mean and standard deviation without the scaling; NaN, the result of overflow, becomes infinity."""
     results = scale**2 * mean, scale**2 * np.sqrt(np.maximum(variance, 0.0))
     return tuple(np.where(np.isnan(values), np.inf, values) for values in results)  # type: ignore[return-value]
 
 
 def _limit(eigenvalues: np.ndarray, momentum: float, nesterov: bool) -> float:
+    """Returns the stability limit, which `largest_stable_learning_rate` derives."""
     largest = float(eigenvalues[-1])
     bound = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
     return bound / largest if largest > 0 else math.inf

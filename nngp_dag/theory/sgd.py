@@ -20,13 +20,18 @@ LOSSES = ("cross-entropy", "squared")
 
 @dataclass(frozen=True, eq=False)
 class LinearizedRuns:
-    """What D draws of an infinitely wide, linearized network do on their training data, epoch by epoch.
+    """Losses and accuracies of D draws of an infinitely wide, linearized network on their training data, per epoch.
 
     Attributes:
-      losses: Mean loss of an example, (E + 1, D). Entry 0 is before training; the others are running means over the
+      losses: Mean loss per example, (E + 1, D). Entry 0 is before training. The others are running means over the
         batches of an epoch, each before its update, as `nngp_dag.train` reports them.
-      accuracies: Share of examples whose largest output is that of their class, (E + 1, D); running
-        means as for the losses.
+      accuracies: Share of examples whose largest output is that of their class, (E + 1, D), in the same running means.
+
+    Example:
+      >>> k = Kernel(nngp=np.eye(2), ntk=np.eye(2))
+      >>> runs = linearized_sgd(k, np.array([0, 1]), 0.5, batch_size=1, epochs=2, draws=4)
+      >>> runs.losses.shape, runs.accuracies.shape
+      ((3, 4), (3, 4))
     """
 
     losses: Float[np.ndarray, "points draws"]
@@ -48,34 +53,36 @@ def linearized_sgd(
 ) -> LinearizedRuns:
     """Simulates stochastic gradient descent of the infinitely wide, linearized network on its training data.
 
-    In function space the N x C outputs f are all there is: f(0) ~ N(0, NNGP) independently per column, and a step on
-    the mean loss of a batch b of B examples, with G its gradient in the outputs of b, is
+    The N x C outputs f are the whole state. They start at f(0) ~ N(0, NNGP), independently per column. A step on the
+    mean loss of a batch b of B examples, whose gradient in the outputs of b is G / B, is
 
-        f <- f - eta m,   m <- mu m + NTK[:, b] G / B,   G = softmax(f_b) - y_b   or   f_b - y_b (squared loss)
+        m <- mu m + NTK[:, b] G / B,   f <- f - eta m,   G = softmax(f_b) - y_b   or   f_b - y_b (squared loss)
 
-    Every epoch draws a new order; its last batch holds what is left. A step costs 2 N B C D operations; memory holds
-    the two kernels, one factor of the NNGP in float64, 2 N C D outputs and momenta, and B N entries of the NTK. The
-    steps are taken in the dtype of the kernels. The factor is of NNGP + 16 eps max(NNGP_ii) I, eps that of the kernels:
-    what rounding of their entries leaves open.
+    With full batches, squared loss and mu = 0 this is Equation (17) of docs/mathematics.md for the mean loss.
+
+    Every epoch draws a new order of the examples; its last batch may be smaller. A step costs 2 N B C D operations for
+    D draws. Memory holds the two kernels and a factor of the NNGP in float64. Outputs and momenta are 2 N C D numbers,
+    and a step reads B N entries of the NTK. Steps are taken in the dtype of the kernels. Before the NNGP is factorized,
+    16 eps max(NNGP_ii) is added to its diagonal, which is the size of rounding errors in its entries.
 
     Args:
-      k: The kernel of the training inputs, after the readout, (N, N); of the parameterization that is trained.
-      labels: Classes, (N,).
-      learning_rate: eta, on the mean loss of a batch.
-      batch_size: B.
-      epochs: Passes over the data, E.
-      loss: Loss of an example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
-      momentum: mu, in [0, 1).
+      k: The kernel of the training inputs, after the readout, (N, N), in the parameterization that is trained.
+      labels: Classes, whole numbers from 0 to C - 1, (N,).
+      learning_rate: Learning rate eta on the mean loss of a batch.
+      batch_size: Number B of examples per batch.
+      epochs: Number E of passes over the data.
+      loss: Loss per example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with one-hot y.
+      momentum: Coefficient mu of the momentum, in [0, 1).
       num_classes: Number of outputs C; by default the largest label + 1.
       draws: Number D of initializations, each with its own order of batches.
       seed: Seed of initializations and orders.
 
     Returns:
-      `LinearizedRuns`.
+      `LinearizedRuns`, the loss and accuracy of every draw before training and in each epoch.
 
     Raises:
-      InputError: Shapes do not match, an option is out of range, the NNGP is not positive definite, or the outputs do
-        not stay finite: `learning_rate` is too large.
+      InputError: Shapes do not match, an option is out of range, or the NNGP is not positive definite. The loss does
+        not stay finite, because `learning_rate` is too large.
 
     Example:
       >>> import numpy as np, nngp_dag as nd
@@ -91,13 +98,19 @@ def linearized_sgd(
     nngp, ntk = check_symmetric("k.nngp", k.nngp), check_symmetric("k.ntk", k.ntk)
     classes = host_array("labels", labels)
     if classes.shape != (len(ntk),) or not np.issubdtype(classes.dtype, np.integer):
-        raise InputError(f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}")
+        raise InputError(
+            f"Expected `labels` to be {len(ntk)} integers, got {classes.dtype} of shape {classes.shape}; pass one "
+            "class per input"
+        )
     columns = int(classes.max()) + 1 if num_classes is None else num_classes
     if classes.min() < 0 or classes.max() >= columns:
-        raise InputError(f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}")
+        raise InputError(
+            f"Expected `labels` from 0 to {columns - 1}, got {classes.min()} to {classes.max()}; raise `num_classes`, "
+            "or renumber the labels"
+        )
     batch_size = check_whole("batch_size", batch_size, 1)
     if not 1 <= batch_size <= len(ntk):
-        raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}")
+        raise InputError(f"Expected `batch_size` between 1 and the {len(ntk)} examples, got {batch_size}; lower it")
     if epochs < 1 or draws < 1:
         raise InputError(f"Expected `epochs` and `draws` to be at least 1, got {epochs} and {draws}")
     check_option("loss", loss, LOSSES)
@@ -116,6 +129,7 @@ def linearized_sgd(
         values = jax.vmap(partial(_measure, loss=loss), in_axes=(0, None))(carry[0], fixed[1])
         for epoch in range(epochs + 1):
             if epoch:
+                # The order of an epoch depends on the seed and the epoch alone, not on the number of epochs.
                 key = jax.random.fold_in(jax.random.key(seed), epoch)
                 carry, values = _epoch(carry, *fixed, key, step_sizes, batch_size=batch_size, loss=loss)
             losses.append(np.asarray(values[0], np.float64) / len(ntk))
@@ -128,22 +142,27 @@ def linearized_sgd(
 
 
 def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
-    """Returns independent columns of N(0, NNGP), (N, columns)."""
+    """Returns independent columns drawn from N(0, NNGP), (N, columns)."""
+    # Rounding of the entries may have made small eigenvalues negative. The shift is as large as that error.
     factor = symmetric_part(nngp)
     factor[np.diag_indices_from(factor)] += 16 * np.finfo(nngp.dtype).eps * factor.diagonal().max()
     try:
         factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError as error:
-        raise InputError(f"Expected `k.nngp` to be positive definite, got one that is not: {error}") from None
+        raise InputError(
+            f"Expected `k.nngp` to be positive definite, got another matrix: {error}; pass the kernel of one "
+            "set of inputs"
+        ) from None
     return factor @ np.random.default_rng(seed).standard_normal((len(nngp), columns))
 
 
 def _measure(f: Float[Array, "c b"], labels: Int[Array, " b"], loss: str) -> tuple[Array, Array]:
-    """Returns summed loss and number of hits."""
+    """Returns the summed loss and the number of correctly classified examples of one draw."""
     own = jnp.take_along_axis(f, labels[None], axis=0)[0]
     if loss == "cross-entropy":
         values = jax.nn.logsumexp(f, axis=0) - own
     else:
+        # ||y - f||^2 with one-hot y, expanded; no array of targets is needed.
         values = 0.5 * (jnp.sum(f**2, axis=0) - 2 * own + 1)
     return values.sum(), (f.argmax(axis=0) == labels).sum(dtype=jnp.int32)
 
@@ -159,7 +178,7 @@ def _epoch(
     batch_size: int,
     loss: str,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Takes the steps of one epoch; returns summed losses and hits, each batch before its update."""
+    """Takes the steps of one epoch; returns the new state, and losses and hits summed over batches before updates."""
     draws, columns, n = carry[0].shape
     targets = jax.nn.one_hot(labels, columns, dtype=ntk.dtype, axis=0)
 
@@ -168,7 +187,8 @@ def _epoch(
         seen = f[:, batch]
         outputs = jax.nn.softmax(seen, axis=0) if loss == "cross-entropy" else seen
         gradient = (outputs - targets[:, batch]) / len(batch)
-        # Both factors are read along their rows, which a CPU does several times faster.
+        # NTK[:, b] is read as the rows b, which the symmetry allows: a CPU reads rows several times faster. XLA's
+        # default precision would round the factors to tf32 or bfloat16 on accelerators.
         velocity = step_sizes[1] * velocity + jnp.matmul(gradient, ntk[batch], precision="highest")
         value, hit = _measure(seen, labels[batch], loss)
         return (f - step_sizes[0] * velocity, velocity, losses + value, hits + hit), None
@@ -181,6 +201,6 @@ def _epoch(
         end, _ = jax.lax.scan(step, start, order[:whole].reshape(-1, batch_size))
         return step(end, order[whole:])[0] if whole < n else end
 
-    # One draw after another: a step reads B rows of the NTK, other rows in each draw, so that nothing is shared.
+    # One draw after another: each draw has its own batches, so the rows of the NTK that a step reads are not shared.
     f, velocity, losses, hits = jax.lax.map(of_draw, (*carry, jax.random.split(key, draws)))
     return (f, velocity), (losses, hits)

@@ -1,4 +1,4 @@
-"""What the theory takes, checked: symmetric matrices, which it reads in blocks of rows, cross kernels and targets."""
+"""Checks of the theory's arguments: symmetric matrices, cross kernels and targets; and matrices read by blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,52 +11,54 @@ from nngp_dag.graph.operations import check_not_traced
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import host_array
 
-# Relative accuracy of the entries of kernels, in units of the precision, which `nngp_dag.kernel` keeps to.
+# Relative error of a kernel's entries in units of eps, the machine epsilon of their dtype. `nngp_dag.kernel` keeps to
+# it.
 ENTRY_EPS = 16
 
-# Bytes of a block of rows in float64.
+# Bytes of a block of rows in float64: large enough for fast products, small beside a large matrix.
 _BLOCK_BYTES = 64 << 20
 
-# Side of the tiles in which a matrix is compared with its mirror, so that both and what is computed of them stay in a
-# core's cache.
+# Side of the square tiles in which a matrix is compared with its transpose. Two tiles and the results computed from
+# them fit into the cache of a core.
 _TILE = 96
 
 
 def eps_of(values: np.ndarray) -> float:
-    """Returns the machine epsilon of the dtype that the entries came in."""
+    """Returns the machine epsilon of the dtype of the entries."""
     return float(np.finfo(values.dtype).eps)
 
 
 def resolution_floor(values: np.ndarray, row_sum: float, lambda_max: float) -> float:
-    """Returns what rounding can do to an eigenvalue.
+    """Returns a bound on the error of an eigenvalue by rounding, Equation (12) of docs/mathematics.md.
 
-    Relative errors of 16 eps in the entries move it by at most 16 eps times the largest row sum of |K|; the solver adds
-    N eps64 lambda_max.
+    Relative errors of 16 eps in the entries move an eigenvalue by at most 16 eps times the largest row sum of |K|. The
+    reason is that row sums bound the spectral norm of the error. The solver adds N eps64 lambda_max.
     """
     return ENTRY_EPS * eps_of(values) * row_sum + len(values) * float(np.finfo(np.float64).eps) * abs(lambda_max)
 
 
 def row_blocks(values: np.ndarray) -> Iterator[slice]:
-    """Yields slices of rows that cover the matrix; the rows of one take up some 64 MiB as float64."""
+    """Yields slices of rows that cover the matrix; the rows of one slice take up some 64 MiB in float64."""
     size = max(1, _BLOCK_BYTES // (8 * max(1, values.shape[-1])))
     for start in range(0, len(values), size):
         yield slice(start, start + size)
 
 
 def with_rows_together(values: np.ndarray) -> np.ndarray:
-    """Returns the matrix, a small one in C order: rows a power of two apart, as in a stack, share few cache lines."""
+    """Returns the matrix, copied to C order if it is small."""
+    # Rows of a slice of a stack may lie a power of two apart. They then compete for the same few lines of the cache.
     return np.ascontiguousarray(values) if values.nbytes <= _BLOCK_BYTES else values
 
 
 def largest_entry(values: np.ndarray) -> float:
     """Returns max |K_ij|, NaN if there is one."""
-    # Of Python's max, a NaN in a later block would be lost.
+    # NumPy's max passes a NaN on; Python's would lose one that stands in a later block.
     return float(np.max([end for rows in row_blocks(values) for end in (values[rows].max(), -values[rows].min())]))
 
 
 def in_unit(values: np.ndarray, exponent: int) -> np.ndarray:
-    """Returns values / 2^exponent in float64; products do it in a tenth of the time of NumPy's `ldexp`."""
-    # By two factors, since one may not be in the range of float64.
+    """Returns values / 2^exponent in float64."""
+    # Two products take a tenth of the time of NumPy's `ldexp`. One would not do: 2^exponent may leave float64's range.
     half = exponent // 2
     result = np.multiply(values, 2.0**-half, dtype=np.float64)
     result *= 2.0 ** (half - exponent)
@@ -64,7 +66,7 @@ def in_unit(values: np.ndarray, exponent: int) -> np.ndarray:
 
 
 def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
-    """Returns (K + K^T) / 2^(1 + exponent) in float64 and C order; nothing else of its size is allocated."""
+    """Returns (K + K^T) / 2^(1 + exponent) in float64 and C order, without another array of that size."""
     part = np.empty(values.shape, np.float64)
     for a, b in _tile_pairs(len(values)):
         tile, mirror = (np.asarray(v, np.float64) for v in (values[a, b], values[b, a]))
@@ -94,8 +96,8 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
         asymmetry = max(float(np.abs(near[a, b] - near[b, a].T).max()) for a, b in _tile_pairs(len(near)))
     if asymmetry > 100 * eps_of(values) * max(scale, float(np.finfo(values.dtype).tiny)) * len(values) ** 0.5:
         raise InputError(
-            f"Expected `{name}` to be symmetric, got entries that differ from their mirror by {asymmetry:.2e}; "
-            "pass the kernel of one set of inputs"
+            f"Expected `{name}` to be symmetric, got entries that differ from those of its transpose by "
+            f"{asymmetry:.2e}; pass the kernel of one set of inputs"
         )
     return values
 
@@ -103,8 +105,8 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
 def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None) -> np.ndarray:
     """Returns targets as float64, (rows, C), checked to be finite; C is `columns` unless that is None.
 
-    Whole numbers of an integer dtype in one column are refused unless one is negative: they look like classes, whose
-    numbers mean nothing to a regression.
+    Integers in one column are refused unless one is negative: they look like classes. The numbers of classes have no
+    order or distance that a regression could use.
     """
     given = host_array(name, y)
     if given.dtype.kind in "biu" and given.ndim and 0 < given.size == len(given) and (least := int(given.min())) >= 0:
@@ -126,15 +128,17 @@ def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None
 
 
 def is_number(name: str, value: Any) -> bool:
-    """Whether a value is one number, of Python, NumPy or JAX; raises an `InputError` inside a transformation."""
+    """Whether a value is one number of Python, NumPy or JAX; raises an `InputError` inside a JAX transformation."""
     check_not_traced(name, value)
     return not isinstance(value, str) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
 
 
 def check_kernel(name: str, k: Kernel, wanted: Sequence[str] = ("nngp", "ntk")) -> None:
-    """Raises an `InputError` unless `k` is a `Kernel` with the matrices that are wanted."""
+    """Raises an `InputError` unless `k` is a `Kernel` that holds the wanted matrices."""
     if isinstance(k, (tuple, list)) and k and isinstance(k[0], Kernel):
-        raise InputError(f"Expected `{name}` to be one `Kernel`, got {len(k)}; pick one of the outputs, as kernels[0]")
+        raise InputError(
+            f"Expected `{name}` to be one `Kernel`, got {len(k)}; pick that of one output, such as kernels[0]"
+        )
     if not isinstance(k, Kernel):
         raise InputError(f"Expected `{name}` to be a `Kernel`, got {type(k).__name__}; `nngp_dag.kernel` returns one")
     held = [matrix for matrix in ("nngp", "ntk") if getattr(k, matrix) is not None]
@@ -145,9 +149,9 @@ def check_kernel(name: str, k: Kernel, wanted: Sequence[str] = ("nngp", "ntk")) 
 
 
 def check_same_network(wanted: Sequence[str] = ("nngp", "ntk"), /, **kernels: Kernel) -> None:
-    """Raises an `InputError` unless these are `Kernel`s of one network, as far as they know (`Kernel.network`).
+    """Raises an `InputError` unless all `Kernel`s hold the wanted matrices and belong to one network.
 
-    They hold the matrices that are wanted; of `k_test_test` only the NNGP is ever used.
+    A kernel without `Kernel.network` passes the second check. `k_test_test` needs only its NNGP.
     """
     for name, k in kernels.items():
         check_kernel(name, k, ("nngp",) if name == "k_test_test" else wanted)

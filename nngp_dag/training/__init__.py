@@ -1,4 +1,4 @@
-"""Training of finite networks on real data: recipes, runs that resume, checkpoints and curves."""
+"""Training of finite networks on real data: recipes, resumable runs, checkpoints and curves."""
 
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.cell_recipe import CellRecipe, read_cell

@@ -1,4 +1,4 @@
-"""What the kernel says of a learning rate."""
+"""The largest stable learning rate of a recipe, from the kernel."""
 
 import math
 
@@ -9,29 +9,33 @@ from nngp_dag.theory import largest_stable_learning_rate
 from nngp_dag.training.recipe import Recipe
 
 _MOST_INPUTS = 256
-# Entries of a kernel of images; averaging over pixels needs the covariances of all their pairs.
+# Largest number of entries in a kernel of images. Averaging over pixels needs the covariances of all pairs of pixels.
 _MOST_ENTRIES = 1 << 26
-# Eigenvalues of the Hessian of one example's loss in the outputs are at most this: 1 of 0.5 ||y - f||^2, 1/2 of the
-# cross entropy, whose Hessian is diag(p) - p p^T (Boehning, Ann. Inst. Stat. Math. 1992).
+# Largest eigenvalue of the Hessian of one example's loss in the outputs. It is 1 for 0.5 ||y - f||^2, and at most 1/2
+# for the cross-entropy, whose Hessian is diag(p) - p p^T (Boehning, Ann. Inst. Stat. Math. 1992).
 _LARGEST_CURVATURE = {"squared": 1.0, "cross-entropy": 0.5}
 
 
 def stable_learning_rate(network: Network, recipe: Recipe, data: Splits) -> float | None:
     """Returns the learning rate below which linearized training at infinite width cannot diverge on one batch.
 
-    A step on the mean loss of n examples with NTK Theta multiplies deviations of the outputs by I - eta Theta H / n, H
-    the Hessians of the examples' losses: stable while eta < 2 n / (h lambda_max(Theta)), h their largest eigenvalue,
-    and with momentum as in `largest_stable_learning_rate`. The first n = min(batch size, 256) training examples stand
-    for a batch; fewer images under convolutions, whose kernels are large, which makes the rate smaller. For the squared
-    loss larger rates diverge; for cross entropy, flatter away from p = 1/2, some do not.
+    A step on the mean loss of n examples multiplies deviations of the outputs by I - eta Theta H / n. Here Theta is the
+    NTK, and H holds the Hessians of the examples' losses, whose largest eigenvalue is h. Without momentum training is
+    stable while
+
+        eta < 2 n / (h lambda_max(Theta));
+
+    `largest_stable_learning_rate` derives the factor for momentum. The first n = min(batch size, 256) training examples
+    stand for a batch. With convolutions, whose kernels are large, n is smaller, and so is the rate. Larger rates
+    diverge for the squared loss. For the cross-entropy some do not, since it is flatter away from p = 1/2.
 
     Args:
       network: The architecture.
-      recipe: How it is trained.
-      data: What it trains on.
+      recipe: The recipe of training.
+      data: The data, whose training part is used.
 
     Returns:
-      The rate, or None with batch normalization, which no kernel here describes.
+      The learning rate, or None with batch normalization, whose live batch statistics no kernel here describes.
 
     Raises:
       GraphError: The network has no closed-form kernel.

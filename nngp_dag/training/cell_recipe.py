@@ -1,4 +1,4 @@
-"""Which cell to train, and how."""
+"""The recipe for training a cell, and cells read from text."""
 
 import contextlib
 import dataclasses
@@ -26,25 +26,25 @@ _CELL_BEGINS = r"\||\{|(\w+\s*=\s*)?Genotype\s*\("
 
 @dataclasses.dataclass(frozen=True)
 class CellRecipe(AnyRecipe):
-    """How the network of a cell is made and trained.
+    """Size of the network of a cell, and the recipe of its training.
 
     The defaults of epochs, batch size, learning rate, momentum, clipping and augmentation are those of DARTS on
-    CIFAR-10. Those of decay, auxiliary head, drop path and cutout are not: DARTS has 3e-4, 0.4, 0.2 and 16.
-    `CellRecipe.of` takes size, auxiliary head and drop path by the kind of cell.
+    CIFAR-10. The defaults of weight decay, auxiliary head, drop path and cutout are not: DARTS has 3e-4, 0.4, 0.2 and
+    16. `CellRecipe.of` chooses size, auxiliary head and drop path by the kind of cell.
 
     Attributes:
-      channels: C.
-      layers: L of a DARTS network, or N, the cells of a stage, of a NAS-Bench-201 network.
-      epochs: Passes over the training part.
-      batch_size: Images of a step. What is left over at the end of an epoch's order is not trained on in that epoch.
-      learning_rate: At first; every epoch has one, on half a cosine to 0.
-      momentum: Factor of the momentum.
-      weight_decay: Times every parameter, added to its gradient: 3e-5 in Chen et al., 3e-4 in DARTS.
-      label_smoothing: Share of the target that all classes have in equal parts.
-      gradient_clip: The largest Euclidean norm of all gradients together; 0 for no clipping.
-      auxiliary: Weight of the auxiliary head's loss, 0.4 in DARTS; 0 for no head. Of DARTS networks only.
-      drop_path: p; epoch e of E, counted from 0, drops a path with probability p e / E, so p (E - 1) / E in the last.
-      augment: Whether images are padded by 4 pixels of 0, cut out at random and mirrored at random.
+      channels: Number C of channels.
+      layers: Number L of cells in a DARTS network, or number N of cells per stage in a NAS-Bench-201 network.
+      epochs: Number E of passes over the training part.
+      batch_size: Number of images per step. An epoch leaves out images that do not fill a last batch.
+      learning_rate: Learning rate of the first epoch. It changes once per epoch, along half a cosine down to 0.
+      momentum: Coefficient of the momentum, in [0, 1).
+      weight_decay: Factor of every parameter that is added to its gradient; 3e-5 in Chen et al., 3e-4 in DARTS.
+      label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
+      gradient_clip: Largest Euclidean norm of all gradients together; 0 for no clipping.
+      auxiliary: Weight of the auxiliary head's loss, 0.4 in DARTS; 0 for no head. Only DARTS networks have one.
+      drop_path: Largest probability p of drop path. Epoch e, counted from 0, drops a path with probability p e / E.
+      augment: Whether images are padded by 4 zero pixels, cropped at random and mirrored at random.
       cutout: Side of a square of zeros at a random place; 16 in DARTS on CIFAR-10, 0 for none.
 
     Raises:
@@ -68,7 +68,7 @@ class CellRecipe(AnyRecipe):
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what no training could use."""
+        """Refuses values that are out of range."""
         for name in ("channels", "layers", "epochs", "batch_size", "cutout"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), int(name != "cutout")))
         object.__setattr__(self, "augment", check_flag("augment", self.augment))
@@ -85,16 +85,16 @@ class CellRecipe(AnyRecipe):
     def of(cls, cell: Cell | Genotype | str, image_shape: tuple[int, ...], **choices: Any) -> "CellRecipe":
         """Returns the usual recipe of a kind of cell.
 
-        C = 16 and N = 5 for a cell of NAS-Bench-201; C = 36, L = 20, drop path 0.2 and, where images have a side of 29
-        pixels or more, an auxiliary head of weight 0.4 for one of DARTS.
+        A cell of NAS-Bench-201 has C = 16 and N = 5. One of DARTS has C = 36, L = 20 and drop path 0.2. It also has an
+        auxiliary head of weight 0.4 if the sides of images are at least 29 pixels.
 
         Args:
           cell: The cell, or a text that `read_cell` reads.
-          image_shape: (height, width, channels).
-          **choices: Fields to set otherwise.
+          image_shape: Shape of an image, (height, width, channels).
+          **choices: Fields with other values than the usual ones.
 
         Raises:
-          InputError: A value is out of range or no field.
+          InputError: A value is out of range, or a name is not a field.
 
         Example:
           >>> CellRecipe.of(Cell.from_index(10353), (32, 32, 3), epochs=2).channels
@@ -111,8 +111,7 @@ class CellRecipe(AnyRecipe):
         """Returns the network of a cell.
 
         Raises:
-          InputError: The cell is disconnected, the images do not fit, or a NAS-Bench-201 network is to have an
-            auxiliary head.
+          InputError: The cell is disconnected, the images do not fit, or `auxiliary` is set for a NAS-Bench-201 cell.
         """
         wirings = (
             {"cell": cell.dag} if isinstance(cell, Cell) else {f"{name} cell": cell.wiring(name) for name in CELL_TYPES}
@@ -138,11 +137,11 @@ class CellRecipe(AnyRecipe):
 
     @property
     def loss(self) -> str:
-        """The name of the loss."""
+        """Name of the loss."""
         return "cross-entropy" + " with smoothed labels" * bool(self.label_smoothing)
 
     def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
-        """Returns the learning rate as a function of the number of steps already taken; an epoch has one."""
+        """Returns the learning rate as a function of the number of steps taken; it is constant within an epoch."""
 
         def rate(step: Any) -> Any:
             return self.learning_rate * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch) / self.epochs)) / 2
@@ -150,7 +149,8 @@ class CellRecipe(AnyRecipe):
         return rate
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """Returns the optax transformation that makes updates of gradients."""
+        """Returns the optax transformation that turns gradients into updates."""
+        # DARTS clips gradients before PyTorch's SGD adds the weight decay to them.
         return optax.chain(
             optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity(),
             optax.add_decayed_weights(self.weight_decay),
@@ -167,11 +167,11 @@ FIELDS = tuple(field.name for field in dataclasses.fields(CellRecipe))
 
 
 def as_cell(cell: object) -> Cell | Genotype:
-    """Returns a cell, also that of a text, see `read_cell`.
+    """Returns a cell unchanged, or the cell of a text, see `read_cell`.
 
     Raises:
-      GraphError: No cell can be read.
-      InputError: It is neither a cell nor a text.
+      GraphError: The text does not describe a cell.
+      InputError: The argument is neither a cell nor a text.
     """
     if isinstance(cell, str):
         return read_cell(cell)
@@ -181,14 +181,14 @@ def as_cell(cell: object) -> Cell | Genotype:
 
 
 def read_cell(text: str) -> Cell | Genotype:
-    """Returns the cell of a text, or of the file whose path it is.
+    """Returns the cell that a text or a file describes.
 
     Args:
-      text: A cell of NAS-Bench-201; a genotype, `Genotype(...)`, `NAME = Genotype(...)` or its JSON; the result of a
-        search, as its result.json has it; or the path of a file with one of these.
+      text: A cell of NAS-Bench-201, a genotype, the JSON of a search's result.json, or the path of a file with one of
+        these. A genotype is `Genotype(...)`, `NAME = Genotype(...)` or its JSON.
 
     Raises:
-      GraphError: It is none of them, or the file cannot be read.
+      GraphError: The text describes no cell, or the file cannot be read.
 
     Example:
       >>> read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").operations[0]

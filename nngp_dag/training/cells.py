@@ -1,4 +1,4 @@
-"""Training of the network of one found cell."""
+"""Training of the network of one cell, such as the result of a search."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedCell(Outcome):
-    """S trained networks of one cell, as `Outcome`.
+    """S trained networks of one cell; see `Outcome` for the other attributes.
 
     Attributes:
       cell: The cell; `code` is its text.
@@ -47,30 +47,31 @@ def train_cell(
 ) -> TrainedCell:
     """Trains the network of a cell by stochastic gradient descent, several seeds as one program.
 
-    Seeds, bits, files and whatever else is not said here are as in `nngp_dag.train`.
+    See `nngp_dag.train` for the files of a run and for the conditions under which results agree in every bit.
 
     Args:
       cell: The cell, or a text that `read_cell` reads.
-      data: What to train on.
-      recipe: Network and optimizer; by default `CellRecipe.of` the cell.
-      seeds: A number S, for the seeds 0 to S - 1, or the seeds: of weights, order of images, augmentation, drop path.
+      data: The data, whose inputs are images.
+      recipe: Size of the network and recipe of its training; by default `CellRecipe.of` the cell.
+      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves. A seed determines weights, order of images,
+        augmentation and drop path.
       out: Folder of the run; None writes nothing.
-      resume: Go on with the run in `out`.
-      overwrite: Replace the run in `out`.
-      checkpoint_every: Save the state whenever so many epochs are done, and at the end.
-      config: What else to write to config.json.
-      on_progress: Called with ("cell", epochs done, epochs, training loss, mean over seeds).
+      resume: Whether to resume the run in `out`.
+      overwrite: Whether to replace the run in `out`.
+      checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
+      config: Entries to add to config.json.
+      on_progress: Function that is called with ("cell", epochs done, epochs, training loss), a mean over seeds.
       **choices: Fields of `CellRecipe` to replace.
 
     Returns:
-      A `TrainedCell`.
+      A `TrainedCell`, with curves, parameters after the last epoch and parameters after the best one.
 
     Raises:
       InputError: An option is unknown, out of range or does not fit the data.
-      GraphError: No cell can be read.
+      GraphError: The text does not describe a cell.
       DivergenceError: A loss is no longer finite.
       OutputError: `out` holds another run, cannot be written, or another process writes it.
-      CheckpointError: What `resume` finds is damaged, another run, or one of other versions.
+      CheckpointError: The run to resume is damaged, or has other settings or versions.
 
     Example:
       >>> import nngp_dag as nd
@@ -79,7 +80,7 @@ def train_cell(
       >>> train_cell(cell, data, channels=2, layers=1, epochs=1, batch_size=50).history.epochs_done
       1
 
-    Reference: as `CellRecipe`.
+    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Appendix A; Chen et al., NeurIPS 2022, Section 5.
     """
     cell = as_cell(cell)
     check_data(data)

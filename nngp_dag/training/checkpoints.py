@@ -1,4 +1,4 @@
-"""States of training on disk: trees of arrays, with what they belong to."""
+"""States of training on disk: trees of arrays, with a description of their run."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ __all__ = ["OF_RUN", "check_is_of", "describe", "latest", "restore", "save"]
 
 Tree = TypeVar("Tree")
 
-# What the trainer says of its checkpoints.
+# Shape of the description that the trainer stores in its checkpoints.
 OF_RUN = {
     "kind": str,
     "name": str,
@@ -25,21 +25,21 @@ OF_RUN = {
 
 
 def save(folder: Path, epoch: int, state: Any, description: dict[str, Any]) -> None:
-    """Saves a tree of arrays, otherwise as `nngp_dag.storage.checkpoints.save`."""
-    # Under flat names, so that reading needs no module of the network.
+    """Saves a tree of arrays by `nngp_dag.storage.checkpoints.save`."""
+    # Leaves are stored under flat names, so that reading needs no module of the network.
     arrays = zip(_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True)
     checkpoints.save(folder, epoch, dict(arrays), description)
 
 
 def restore(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-    """Reads the newest checkpoint back, otherwise as `nngp_dag.storage.checkpoints.restore`.
+    """Reads the newest checkpoint as a tree, by `nngp_dag.storage.checkpoints.restore`.
 
     Args:
-      folder: As in `save`.
-      like: A tree of arrays or of their shapes and dtypes, as saved.
+      folder: Folder of the checkpoints, see `save`.
+      like: A tree with the structure of the saved one, of arrays or of their shapes and dtypes.
 
     Returns:
-      The state, of NumPy arrays, and the document.
+      The state as a tree of NumPy arrays, and the document.
     """
     leaves, structure = jax.tree.flatten(like)
     layout = [(name, str(np.dtype(leaf.dtype)), leaf.shape) for name, leaf in zip(_names(like), leaves, strict=True)]

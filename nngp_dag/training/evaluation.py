@@ -1,4 +1,4 @@
-"""Trained networks read back from a checkpoint and measured again."""
+"""Evaluation of trained networks that are read from a checkpoint."""
 
 import os
 from dataclasses import dataclass
@@ -26,13 +26,18 @@ from nngp_dag.training.tasks import CellTask, DagTask
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What S networks of one checkpoint do on a data set.
+    """Losses and accuracies of the S networks of one checkpoint on a data set.
 
     Attributes:
-      name: How the run called the network.
-      seeds: The seeds of its training.
-      epochs: The epoch of each network's state, (S,).
-      values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), as in `History`.
+      name: Name of the network in its run.
+      seeds: Seeds of the training, S of them.
+      epochs: Epoch of each network's state, (S,).
+      values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), see `History`.
+
+    Example:
+      >>> evaluation = Evaluation("2_12", seeds=(0, 1), epochs=(5, 3), values=np.zeros((3, 3, 2)))
+      >>> evaluation.of("test", "loss")
+      array([0., 0.])
     """
 
     name: str
@@ -41,7 +46,12 @@ class Evaluation:
     values: Float[np.ndarray, "3 3 seeds"]
 
     def of(self, part: str, metric: str) -> Float[np.ndarray, " seeds"]:
-        """Returns one number per seed, (S,)."""
+        """Returns one metric on one part, a number per seed, (S,).
+
+        Args:
+          part: "train", "validation" or "test".
+          metric: "loss", "accuracy" or "class_accuracy".
+        """
         return self.values[PARTS.index(part), METRICS.index(metric)]
 
 
@@ -55,17 +65,17 @@ def evaluate(
     """Evaluates the networks of a checkpoint that `nngp_dag.train` or `nngp_dag.training.train_cell` wrote.
 
     Args:
-      checkpoint: The folder, OUT/checkpoints/NAME/last or best.
-      data: What to evaluate on; by default the data of the run, loaded again.
-      network: The network, needed only where no file can hold it (`Quadrature`).
-      data_dir: As in `load_dataset`, where `data` is left out.
+      checkpoint: Folder of the checkpoint, OUT/checkpoints/NAME/last or OUT/checkpoints/NAME/best.
+      data: The data to evaluate on; by default the data of the run, loaded again.
+      network: The network. It is needed only if no file can hold it, which is the case with `Quadrature`.
+      data_dir: Folder of tensorflow-datasets, see `load_dataset`; used only without `data`.
 
     Returns:
-      An `Evaluation`.
+      An `Evaluation`, with losses and accuracies of every seed on every part.
 
     Raises:
-      CheckpointError: The checkpoint is absent or damaged, or of other data or of another graph.
-      DataError: The data are not to be had.
+      CheckpointError: The checkpoint is absent or damaged, or belongs to other data or another network.
+      DataError: The data cannot be found or read.
 
     Example:
       >>> import tempfile, nngp_dag as nd
@@ -77,7 +87,7 @@ def evaluate(
       True
     """
     folder = as_path("checkpoint", checkpoint)
-    # Not by pathlib, which raises where a name is too long.
+    # pathlib's `exists` raises an error for a name that is too long.
     if os.path.exists(folder / "config.json"):
         known = sorted(folder.glob("checkpoints/*/best")) or [folder / "checkpoints" / "NAME" / "best"]
         raise CheckpointError(
@@ -89,7 +99,9 @@ def evaluate(
         of_cell = "cell" in about["network"]
         recipe, seeds = (CellRecipe if of_cell else Recipe).from_dict(about["recipe"]), about["seeds"]
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"Expected {folder} to state the recipe of a run, got {reason_of(error)}") from None
+        raise CheckpointError(
+            f"Expected {folder} to state the recipe of a run, got {reason_of(error)}; restore an intact copy"
+        ) from None
     if data is None:
         source: dict[str, Any] | None = about["data"].get("source")
         if not source:
@@ -120,7 +132,7 @@ def _built(folder: Path, described: dict[str, Any], given: Network | Dag | str |
     if given is None:
         try:
             return read_cell(str(described["cell"])) if "cell" in described else from_document(described)
-        # Ours, and what a damaged description meets first.
+        # Errors of this package are ValueErrors, and so are those that a damaged description causes.
         except ValueError as error:
             raise CheckpointError(
                 f"Expected {folder} to describe a network that can be built again, got one that cannot: {error}; pass "
@@ -130,5 +142,8 @@ def _built(folder: Path, described: dict[str, Any], given: Network | Dag | str |
     if (document := to_document(network)) != described:
         option = next(name for name in (*document, *described) if document.get(name) != described.get(name))
         expected, got = described.get(option), document.get(option)
-        raise CheckpointError(f"Expected `network` to be that of {folder}, of {option} {expected}, got {got}")
+        raise CheckpointError(
+            f"Expected `network` to be that of {folder}, with {option} {expected}, got {option} {got}; pass the "
+            "network of the run"
+        )
     return network

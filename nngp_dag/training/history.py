@@ -23,17 +23,24 @@ FIELDS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What S networks of one architecture did, epoch by epoch. Entry 0 is the state before training.
+    """Curves of S networks of one architecture, epoch by epoch. Entry 0 is the state before training.
 
     Attributes:
-      name: How the user calls the architecture.
-      seeds: The seeds, S of them.
-      steps_per_epoch: Updates in an epoch.
-      learning_rates: The rate of each epoch's first step, (E,).
-      values: Mean loss, accuracy, and mean over classes of the accuracy within the class, (E + 1, 3 parts, 3 metrics,
-        S), parts and metrics in the order of `PARTS` and `METRICS`. Those of the training part are running means over
-        the epoch's batches, each before its update, as the authors' code reports them; entry 0 is measured at the
-        start. NaN where an epoch has not been reached.
+      name: Name of the architecture, as the user gave it.
+      seeds: Seeds of the networks, S of them.
+      steps_per_epoch: Number of updates in an epoch.
+      learning_rates: Learning rate of each epoch's first step, (E,).
+      values: Mean loss, accuracy and class-mean accuracy, (E + 1, 3 parts, 3 metrics, S), with parts and metrics in
+        the order of `PARTS` and `METRICS`. The last metric is the mean over classes of the accuracy within a class.
+        On the training part they are running means over the epoch's batches, each before its update, as in the code of
+        Chen et al. Entry 0 is measured before training. Epochs that have not been reached hold NaN.
+
+    Example:
+      >>> values = np.zeros((3, 3, 3, 1))
+      >>> values[:, 0, 1, 0] = [0.1, 0.5, 0.9]
+      >>> history = History("2_12", (0,), steps_per_epoch=10, learning_rates=np.array([0.1, 0.1]), values=values)
+      >>> history.of("train", "accuracy").shape, history.epochs_done, history.epochs_to(0.7)
+      ((3, 1), 2, array([1.5]))
     """
 
     name: str
@@ -43,7 +50,12 @@ class History:
     values: Float[np.ndarray, "points 3 3 seeds"]
 
     def of(self, part: str, metric: str) -> Float[np.ndarray, "points seeds"]:
-        """Returns one curve per seed, (E + 1, S)."""
+        """Returns one metric on one part, a curve per seed, (E + 1, S).
+
+        Args:
+          part: "train", "validation" or "test".
+          metric: "loss", "accuracy" or "class_accuracy".
+        """
         return self.values[:, PARTS.index(part), METRICS.index(metric)]
 
     @property
@@ -52,11 +64,14 @@ class History:
         return int(np.isfinite(self.values[:, 0, 0, 0]).sum()) - 1
 
     def epochs_to(self, accuracy: float, part: str = "train") -> Float[np.ndarray, " seeds"]:
-        """Returns when each seed's accuracy first reaches a value, in epochs, interpolated; NaN where it does not.
+        """Returns the number of epochs until each seed's accuracy first reaches a value, (S,).
 
         Args:
-          accuracy: Between 0 and 1.
+          accuracy: The value, between 0 and 1.
           part: "train", "validation" or "test".
+
+        Returns:
+          The times in epochs, interpolated linearly between epochs; NaN for a seed that does not reach the value.
         """
         curves = self.of(part, "accuracy")
         times = np.full(curves.shape[1], np.nan)
@@ -73,7 +88,7 @@ class History:
         return times
 
     def rows(self, epochs: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        """Yields the rows of curves.csv, by default all epochs that are done."""
+        """Yields the rows of curves.csv, by default those of all finished epochs."""
         for epoch in range(self.epochs_done + 1) if epochs is None else epochs:
             for s, seed in enumerate(self.seeds):
                 values = {

@@ -1,4 +1,4 @@
-"""The finite networks that are trained: `DagNet`s of the shapes of a data set."""
+"""Finite networks for training: `DagNet`s that fit the shapes of a data set."""
 
 import math
 
@@ -12,10 +12,18 @@ from nngp_dag.nets import DagNet, ModelSummary, summarize
 def build(
     network: Network, input_shape: tuple[int, ...], num_classes: int, *, batch_norm: bool = False, rngs: nnx.Rngs
 ) -> DagNet:
-    """Builds a network for inputs of a shape, (features...) or, where it needs images, (height, width, channels).
+    """Builds a network for inputs of one shape.
+
+    Args:
+      network: The architecture.
+      input_shape: Shape of an input: (height, width, channels) for networks with convolutions or pooling, else any.
+      num_classes: Number of outputs.
+      batch_norm: Whether batch normalization follows the weights of stem and edges.
+      rngs: Random number streams for the weights.
 
     Raises:
-      InputError: The inputs are no images although the network needs some, or the graph has several inputs or outputs.
+      InputError: The network needs images and the inputs are of another shape, or the graph has several inputs or
+        outputs.
     """
     dag = network.dag
     if dag.num_inputs > 1 or len(dag.outputs) > 1:
@@ -35,7 +43,22 @@ def build(
 def summary_of(
     network: Network, input_shape: tuple[int, ...], num_classes: int, *, batch_norm: bool = False
 ) -> ModelSummary:
-    """Counts parameters and floating-point operations of a network; draws no weights."""
+    """Counts parameters and floating-point operations of a network, without drawing weights.
+
+    Args:
+      network: The architecture.
+      input_shape: Shape of an input: (height, width, channels) for networks with convolutions or pooling, else any.
+      num_classes: Number of outputs.
+      batch_norm: Whether batch normalization follows the weights of stem and edges.
+
+    Raises:
+      InputError: The network needs images and the inputs are of another shape, or the graph has several inputs or
+        outputs.
+
+    Example:
+      >>> summary_of(Network("2_12", width=32), (8, 8, 1), 10).parameters
+      4416
+    """
     return summarize(
         nnx.eval_shape(lambda: build(network, input_shape, num_classes, batch_norm=batch_norm, rngs=nnx.Rngs(0)))
     )

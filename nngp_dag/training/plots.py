@@ -1,4 +1,4 @@
-"""Pictures of training. matplotlib is imported inside."""
+"""Plots of training. matplotlib is imported inside the function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,16 @@ _MOST_PANELS = 12
 
 
 def plot_training(histories: Sequence[History], path: Path, title: str, *, loss: str = "cross-entropy") -> None:
-    """Draws loss above and accuracy below, one column per architecture: means over seeds, and their range as a band.
+    """Draws losses above and accuracies below, one column per architecture.
 
-    Of more than 12 the first 12 are drawn, and the title says so.
+    Lines are means over seeds, and bands their range. Only the first 12 architectures are drawn; the title then says
+    so.
 
     Args:
-      histories: The curves of every architecture.
-      path: The file.
-      title: What was trained.
-      loss: Its name, such as those of `Recipe.loss`.
+      histories: Curves of every architecture.
+      path: File of the plot.
+      title: Title of the plot.
+      loss: Name of the loss, such as those of `Recipe.loss`.
     """
     from nngp_dag.report import style
 
@@ -41,7 +42,7 @@ def plot_training(histories: Sequence[History], path: Path, title: str, *, loss:
         for panel, metric in ((axes[2 * row, column], "loss"), (axes[2 * row + 1, column], "accuracy")):
             for part, color in colors.items():
                 curves = history.of(part, metric)[: len(epochs)]
-                # A logarithmic axis has no place for a loss of 0.
+                # A logarithmic axis cannot show a loss of 0.
                 curves = style.positive(curves) if metric == "loss" else 100 * curves
                 panel.fill_between(epochs, curves.min(axis=1), curves.max(axis=1), color=color, alpha=0.2, linewidth=0)
                 label = "train (running mean of the epoch)" if part == "train" else part

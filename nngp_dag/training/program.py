@@ -1,4 +1,4 @@
-"""A task's training as compiled programs: an epoch of all seeds, and their evaluation."""
+"""Compiled programs of a task: one epoch of training for all seeds, and their evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.tasks import Batch, Task
 
-# Inputs and labels of every part, on the device.
+# Inputs and labels of every part, by its name, on the device.
 Device = dict[str, tuple[Array, Array]]
 
 
 class State(NamedTuple):
-    """What training changes; every leaf has a leading axis of S seeds.
+    """State of training; every leaf has a leading axis of S seeds.
 
     Attributes:
-      params: The trained parameters.
+      params: Trained parameters.
       stats: Running averages of batch normalization.
-      optimizer: Momentum and number of steps.
+      optimizer: State of the optimizer, its momenta and number of steps.
     """
 
     params: Params
@@ -34,13 +34,13 @@ class State(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The state of every seed after the epoch at which its validation accuracy was highest, the first of equals.
+    """State of every seed after its best epoch, the first one with the highest validation accuracy.
 
     Attributes:
-      params: The parameters then.
-      stats: The running averages then.
-      accuracy: That accuracy, (S,); -1 before the first epoch.
-      epoch: That epoch, counted from 1, (S,).
+      params: Parameters after the best epoch.
+      stats: Running averages after the best epoch.
+      accuracy: Validation accuracy after the best epoch, (S,); -1 before the first epoch.
+      epoch: Number of the best epoch, counted from 1, (S,).
     """
 
     params: Params
@@ -52,16 +52,16 @@ class Best(NamedTuple):
 class Program:
     """The compiled training of S networks of one task.
 
-    All that is random comes from one key per seed, and in epoch e from that key and e: the state after an epoch is a
-    function of the state before it, the seed and e alone. That is what makes resuming exact.
+    All random numbers of epoch e come from the key of a seed and from e. The state after an epoch is therefore a
+    function of the state before it, the seed and e alone. This makes resuming exact.
 
     Args:
-      task: What is trained.
-      num_seeds: S.
+      task: The task that is trained.
+      num_seeds: Number S of seeds.
     """
 
     def __init__(self, task: Task, num_seeds: int):
-        """Compiles nothing yet."""
+        """Stores the task; compilation waits for `compile` or the first use."""
         self.task, self.num_seeds, self.num_classes = task, num_seeds, task.data.num_classes
         self._optimizer = task.recipe.optimizer(task.steps_per_epoch)
         self._device = jax.eval_shape(lambda: on_device(task.data))
@@ -74,12 +74,12 @@ class Program:
         return jax.eval_shape(self._draw, self._keys(range(self.num_seeds)))
 
     def compile(self) -> None:
-        """Compiles training and evaluation; whoever needs one of them first does so, if nobody has."""
+        """Compiles training and evaluation ahead of their first use, which would compile them otherwise."""
         self._compile_evaluation()
         if self._epoch is None:
             state, best = self.abstract_state
             keys, epoch = self._keys(range(self.num_seeds)), jax.ShapeDtypeStruct((), jnp.int32)
-            # The old state is given up to the new one, so that memory holds one of each.
+            # The new state takes the memory of the old one, so that only one of each is held.
             train = jax.jit(self._run_epoch, donate_argnums=(0, 1))
             self._epoch = train.lower(state, best, keys, epoch, self._device).compile()
 
@@ -89,20 +89,20 @@ class Program:
             self._evaluation = jax.jit(self._evaluate_all).lower(state.params, state.stats, self._device).compile()
 
     def draw(self, seeds: Sequence[int]) -> tuple[State, Best]:
-        """Draws the networks of all seeds; there is no best state yet."""
+        """Draws the networks of all seeds, with a best state of accuracy -1."""
         return self._draw(self._keys(seeds))
 
     def run_epoch(
         self, state: State, best: Best, seeds: Sequence[int], epoch: int, data: Device
     ) -> tuple[State, Best, np.ndarray, np.ndarray]:
-        """Trains all seeds for one epoch and evaluates them; the states handed in are used up.
+        """Trains all seeds for one epoch and evaluates them; the memory of the given states is reused.
 
         Args:
-          state: The state after the epoch before.
-          best: The best one so far.
-          seeds: As in `draw`.
-          epoch: The epoch's number, counted from 1.
-          data: The parts, `on_device`.
+          state: State after the epoch before.
+          best: Best state so far.
+          seeds: Seeds of the networks, see `draw`.
+          epoch: Number of the epoch, counted from 1.
+          data: The parts of the data, see `on_device`.
 
         Returns:
           Both states, the metrics, (3 parts, 3 metrics, S), and the loss of every batch before its update, (steps, S).
@@ -122,7 +122,8 @@ class Program:
         return jnp.stack([jax.random.key(seed) for seed in seeds])
 
     def _draw(self, keys: Key[Array, " seeds"]) -> tuple[State, Best]:
-        # One operation at a time: compiled once for all networks, where a program of all would take seconds each.
+        # The operations run one by one, and each compiles once for all networks. One program for all would take seconds
+        # to compile for every network.
         drawn = [self.task.draw(key) for key in keys]
         params, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
         best = Best(
@@ -134,7 +135,8 @@ class Program:
         return State(params, stats, jax.vmap(self._optimizer.init)(params)), best
 
     def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
-        """Maps over the leading axis. One seed goes without vmap, whose batched products are slower by a third."""
+        """Maps a function over the leading axis of seeds."""
+        # One seed goes without vmap, whose batched products are slower by a third.
         if self.num_seeds > 1:
             return jax.vmap(lambda *a: function(*a, data))(*arguments)
         outputs = function(*jax.tree.map(lambda a: a[0], arguments), data)
@@ -148,6 +150,7 @@ class Program:
             metrics = self._evaluate(state.params, state.stats, data, skip_train=True)
             metrics = metrics.at[PARTS.index("train")].set(_metrics(*sums))
             accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
+            # Only a strictly better epoch replaces the best one, so that the first of equal ones stays.
             better = accuracy > best.accuracy
             found = Best(state.params, state.stats, accuracy, epoch)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
@@ -159,7 +162,11 @@ class Program:
     def _train(
         self, state: State, key: Key[Array, ""], epoch: Int[Array, ""], data: Device
     ) -> tuple[State, tuple[Array, ...], Array]:
-        """Takes the steps of an epoch; returns sums of losses, hits per class and examples per class."""
+        """Takes the steps of an epoch.
+
+        Returns:
+          The state, the sums of losses, hits per class and examples per class, and the losses of the batches.
+        """
         x, labels = data["train"]
         batches, last = self.task.batches(key, epoch)
 
@@ -194,7 +201,7 @@ class Program:
 
         def of(x: Array, labels: Array) -> Array:
             def add(sums: tuple[Array, ...], block: Int[Array, " b"]) -> tuple[tuple[Array, ...], None]:
-                # The last block is filled up with examples that do not count.
+                # The last block is padded with examples that do not count, so that all blocks have one shape.
                 counts, block = block < len(x), jnp.minimum(block, len(x) - 1)
                 outputs = net(x[block])
                 losses = self.task.recipe.losses(outputs, labels[block])
@@ -226,7 +233,7 @@ class Program:
 
 
 def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
-    """Mean loss, accuracy, and mean accuracy of the classes that occur."""
+    """Returns the mean loss, the accuracy, and the mean accuracy of the classes that occur."""
     of_class = hits / jnp.maximum(examples, 1)
     occurs = (examples > 0).sum()
     metrics = [loss / examples.sum(), hits.sum() / examples.sum(), of_class.sum() / occurs]
@@ -234,7 +241,7 @@ def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[A
 
 
 def on_device(data: Splits) -> Device:
-    """Puts the parts of a data set on the device, once for all networks."""
+    """Copies the parts of a data set to the device, for all networks."""
     return {
         name: (jnp.asarray(part.x, jnp.float32), jnp.asarray(part.labels, jnp.int32))
         for name, part in data.parts.items()

@@ -1,4 +1,4 @@
-"""How networks are trained: every choice in one place, validated once."""
+"""The recipe of training: all of its options in one dataclass, validated when it is made."""
 
 import dataclasses
 import itertools
@@ -21,43 +21,45 @@ R = TypeVar("R")
 
 
 class AnyRecipe:
-    """What all recipes say of themselves."""
+    """Common methods of all recipes."""
 
     learning_rates: Callable[[int], optax.Schedule]
 
     def learning_rates_at(self, steps: np.ndarray, steps_per_epoch: int) -> Float[np.ndarray, " n"]:
-        """Returns the learning rates of the steps that follow so many others, (n,)."""
+        """Returns the learning rates of steps, (n,), given the numbers of steps taken before each of them."""
         rates = self.learning_rates(steps_per_epoch)(jnp.asarray(steps))
         return np.broadcast_to(np.asarray(rates, np.float64), steps.shape)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns every choice as what JSON can hold."""
+        """Returns all fields as a dict that JSON can hold."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_dict(cls: type[R], fields: dict[str, Any]) -> R:
-        """Returns the recipe that `as_dict` described."""
+        """Returns the recipe with the fields that `as_dict` returned."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(AnyRecipe):
-    """The stochastic gradient descent that trains a network; what the network is says `nngp_dag.Network`.
+    """Recipe of stochastic gradient descent for a network; `nngp_dag.Network` describes the network itself.
 
     Attributes:
-      epochs: Passes over the training part.
-      batch_size: Examples a step. Every epoch draws a new order; its last batch holds what is left.
-      learning_rate: Step size eta, times the gradient of the batch's mean loss.
-      momentum: Factor mu of m <- mu m + g; the step is -eta m.
+      epochs: Number of passes over the training part.
+      batch_size: Number of examples per step. Every epoch draws a new order; its last batch may be smaller.
+      learning_rate: Step size eta, the factor of the gradient of the batch's mean loss.
+      momentum: Coefficient mu in m <- mu m + g, in [0, 1); the step is -eta m.
       nesterov: Whether the step is -eta (g + mu m) instead.
-      weight_decay: Added to every gradient, times the parameter; biases too.
-      warmup: Epochs over which the learning rate grows linearly, step by step, to `learning_rate`.
-      schedule: What follows: "constant", "multistep" (a tenth at every milestone), or "cosine" (down to 0).
-      milestones: Epochs at which "multistep" divides, counted from the start; by default at half and three quarters.
-      loss: Loss of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with y one-hot.
-      batch_norm: Whether batch normalization follows the weights of stem and edges, while a network trains with live
-        batch statistics; no kernel describes that.
+      weight_decay: Factor of every parameter, biases included, that is added to its gradient.
+      warmup: Number of epochs over which the learning rate grows linearly, step by step, to `learning_rate`.
+      schedule: Learning rate after the warmup: "constant", "multistep" (a tenth of it at every milestone), or "cosine"
+        (down to 0).
+      milestones: Epochs at which "multistep" divides the learning rate by 10, counted from the start; by default half
+        and three quarters of `epochs`.
+      loss: Loss of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with one-hot y.
+      batch_norm: Whether batch normalization with live batch statistics follows the weights of stem and edges. No
+        kernel here describes such networks.
 
     Raises:
       InputError: A number is out of range or an option is unknown.
@@ -85,7 +87,7 @@ class Recipe(AnyRecipe):
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Validates."""
+        """Refuses values that are out of range."""
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         for name in ("nesterov", "batch_norm"):
@@ -112,7 +114,7 @@ class Recipe(AnyRecipe):
             given = self.milestones if isinstance(self.milestones, (Sequence, np.ndarray)) else [self.milestones]
             milestones = tuple(check_whole("milestones", milestone, 1) for milestone in given)
             if not milestones or any(a >= b for a, b in itertools.pairwise(milestones)):
-                raise InputError(f"Expected `milestones` to be growing numbers of epochs, got {milestones}")
+                raise InputError(f"Expected `milestones` to be increasing numbers of epochs, got {milestones}")
             if milestones[-1] >= self.epochs:
                 raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {milestones[-1]}")
             object.__setattr__(self, "milestones", milestones)
@@ -127,6 +129,7 @@ class Recipe(AnyRecipe):
         elif self.schedule == "cosine":
             base = optax.cosine_decay_schedule(self.learning_rate, max(1, self.epochs * steps_per_epoch - warm))
         else:
+            # The schedule below counts its steps from the end of the warmup, the milestones from the start.
             milestones = self.milestones or sorted({max(1, self.epochs // 2), max(1, self.epochs * 3 // 4)})
             boundaries = {milestone * steps_per_epoch - warm: 0.1 for milestone in milestones}
             base = optax.piecewise_constant_schedule(self.learning_rate, boundaries)
@@ -139,7 +142,8 @@ class Recipe(AnyRecipe):
         return rate
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """Returns the optax transformation that makes updates of gradients."""
+        """Returns the optax transformation that turns gradients into updates."""
+        # The decay enters the momentum, as in PyTorch's SGD; it is not decoupled.
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
             optax.sgd(self.learning_rates(steps_per_epoch), self.momentum or None, self.nesterov),

@@ -19,7 +19,7 @@ from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained(Outcome):
-    """S trained networks of one architecture, as `Outcome`.
+    """S trained networks of one architecture; see `Outcome` for the other attributes.
 
     Attributes:
       network: The architecture; `dag` is its graph.
@@ -36,7 +36,7 @@ class Trained(Outcome):
 
     @property
     def code(self) -> str:
-        """The connectivity as a text."""
+        """Text of the connectivity."""
         return str(self.dag)
 
 
@@ -56,35 +56,36 @@ def train(
 ) -> list[Trained]:
     """Trains finite networks by stochastic gradient descent, several seeds of each as one program.
 
-    An epoch, its evaluation included, is one compiled program over data that stay on the device. Networks train one
-    after another; while one trains, the program of the next compiles, and graphs with equal live edges share theirs.
-    The same seeds, options, machine and versions give the same bits, also where a run was killed and resumed (on a GPU
-    only if XLA is told to be deterministic: XLA_FLAGS=--xla_gpu_deterministic_ops=true).
+    An epoch and its evaluation are one compiled program over data that stay on the device. Networks train one after
+    another. While one trains, the program of the next compiles; graphs with equal live edges share a program.
+
+    The same seeds, options, machine and versions compute the same bits, even if a run was killed and resumed. On a GPU
+    this needs deterministic operations of XLA: XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
     Args:
-      networks: One network, several, or several by name, each a `Network`, or its graph as a `Dag`, or as a code, name
-        or cell that `Dag.parse` reads; without names they are called by their texts.
-      data: What to train on, such as `nngp_dag.data.load_splits("mnist")`.
-      recipe: How they are trained; by default `Recipe()`.
+      networks: One network, several, or several by name. Each is a `Network`, or its graph as a `Dag`, or as a code,
+        name or cell that `Dag.parse` reads. Networks without names are named by their texts.
+      data: The data, such as `nngp_dag.data.load_splits("mnist")`.
+      recipe: The recipe of training; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and checkpoints; None writes nothing.
-      resume: Go on with the run in `out`. More epochs may be asked for if the schedule is constant.
-      overwrite: Replace the run in `out`.
-      checkpoint_every: Save the state whenever so many epochs are done, and at the end.
-      config: What else to write to config.json.
-      on_progress: Called with (network, epochs done, epochs, training loss, mean over seeds).
+      resume: Whether to resume the run in `out`. With a constant schedule the recipe may have more epochs than before.
+      overwrite: Whether to replace the run in `out`.
+      checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
+      config: Entries to add to config.json.
+      on_progress: Function that is called with (network, epochs done, epochs, training loss), a mean over seeds.
       **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `activation`, `layer`, ...
 
     Returns:
-      One `Trained` per network.
+      One `Trained` per network, with curves, parameters after the last epoch and parameters after the best one.
 
     Raises:
       InputError: An option is out of range or does not fit the data.
-      GraphError: A graph has no path.
+      GraphError: No path leads through a graph.
       DivergenceError: A loss is no longer finite.
-      OutputError: `out` holds another run, cannot be written, or another process writes it; checkpoints written before
-        stay.
-      CheckpointError: What `resume` finds is damaged, another run, or one of other versions.
+      OutputError: `out` holds another run, cannot be written, or another process writes it. Checkpoints that were
+        written before stay.
+      CheckpointError: The run to resume is damaged, or has other settings or versions.
 
     Example:
       >>> import nngp_dag as nd
@@ -96,13 +97,15 @@ def train(
     Reference: Chen et al., NeurIPS 2022, Section 4.2 (the experiment), and its published trainer.
     """
     if of_recipe := sorted(architecture.keys() & {field.name for field in dataclasses.fields(Recipe)}):
-        raise InputError(f"Expected `{of_recipe[0]}` in `recipe`, got it beside; pass Recipe({of_recipe[0]}=...)")
+        raise InputError(
+            f"Expected `{of_recipe[0]}` in `recipe`, got it as an option of networks; pass Recipe({of_recipe[0]}=...)"
+        )
     if isinstance(networks, Splits):
-        raise InputError("Expected `networks` and then `data`, got data first; pass train(networks, data)")
+        raise InputError("Expected `networks` before `data`, got the data first; pass train(networks, data)")
     named = named_networks(networks, architecture, train)
     check_data(data)
     if not isinstance(recipe, (Recipe, NoneType)):
-        raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass such as Recipe(epochs=5)")
+        raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass Recipe(epochs=5), for example")
     recipe = recipe or Recipe()
     if recipe.batch_norm and (examples := len(data.train.labels)) % recipe.batch_size == 1:
         raise InputError(

@@ -17,40 +17,40 @@ from typing import Any
 from nngp_dag.storage import ResultDirectory, as_output_error, output_file
 from nngp_dag.training.history import FIELDS, METRICS, PARTS, History, write_csv
 
-# Also the empty name, which is none.
+# Names of devices on Windows, and the empty name, which is not a valid one.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?)?", re.IGNORECASE)
 _SETTINGS = {"networks": dict, "recipe": {"epochs": int}, "seeds": [int], "data": dict, "options?": dict}
 _FILES = ("checkpoints", "tensorboard", "train.log", "curves.csv", "curves.png")
 
 
 def run_folder(path: Path) -> ResultDirectory:
-    """Returns a folder that holds a run, or will."""
+    """Returns the result directory of a run."""
     return ResultDirectory(path, "a run", _SETTINGS, _FILES)
 
 
 class RunDirectory:
-    """A folder that holds all of one run, of networks known by their names.
+    """A folder that holds all files of one run.
 
     It holds config.json, train.log, curves.csv, curves.png at the end, tensorboard/NAME/seed-S/, and
-    checkpoints/NAME/last and best. curves.csv and the events grow by the epoch, and are written anew from the
-    checkpoints when a run resumes, so that neither ever holds an epoch twice.
+    checkpoints/NAME/last and best. curves.csv and the events grow with every epoch. When a run resumes they are written
+    again from the checkpoints, so that neither ever holds an epoch twice.
 
     Args:
-      path: The folder.
-      names: The names of the networks.
+      path: Path of the folder.
+      names: Names of the networks.
 
     Raises:
-      OutputError: It cannot be written.
+      OutputError: The folder cannot be written.
     """
 
     def __init__(self, path: Path, names: Sequence[str]):
-        """Gives every network a folder name."""
+        """Chooses a folder name for every network."""
         self.path, self._folder = path, run_folder(path)
         self._folders = folder_names(names)
 
     @property
     def curves(self) -> Path:
-        """Where the curves lie as CSV."""
+        """Path of the curves as CSV."""
         return self.path / "curves.csv"
 
     def checkpoints(self, name: str, kind: str) -> Path:
@@ -60,7 +60,10 @@ class RunDirectory:
     def opened(
         self, config: Mapping[str, Any], *, resume: bool, overwrite: bool
     ) -> contextlib.AbstractContextManager[None]:
-        """As `ResultDirectory.opened`; more epochs are no other settings where no learning rate depends on them."""
+        """Opens the folder by `ResultDirectory.opened`; with a constant schedule more epochs count as equal settings.
+
+        The learning rates of other schedules may depend on the number of epochs.
+        """
         return self._folder.opened(config, resume=resume, overwrite=overwrite, compared=_with_epochs_before)
 
     def log(self, line: str) -> None:
@@ -70,7 +73,7 @@ class RunDirectory:
             file.write(line + "\n")
 
     def begin(self, histories: Sequence[History], lines: Sequence[str]) -> None:
-        """Writes the configuration, what the log says first, and the curves so far, of the networks that have begun."""
+        """Writes the configuration, first lines of the log, and the curves so far of networks that have begun."""
         if place := self._folder.begin():
             self.log(f"resumed with {json.dumps(place)}: bits may differ from an unbroken run")
         for line in lines:
@@ -95,7 +98,7 @@ class RunDirectory:
         self.log(f"{history.name} epoch {epoch}/{len(history.learning_rates)}: {numbers}")
 
     def finish(self, histories: Sequence[History]) -> None:
-        """Writes curves.csv whole."""
+        """Writes the whole of curves.csv."""
         with output_file(self.curves, overwrite=True) as path:
             write_csv(histories, path)
 
@@ -115,30 +118,28 @@ class RunDirectory:
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns a folder's name for every name, the same in every order of them, that each system can hold.
+    """Returns a folder name for every name, valid on every system and independent of the order of names.
 
-    It is the name itself where that can be. Names that would share a folder, also one without regard to case, and those
-    that Windows reserves for devices get a part of their digest.
+    This is the name itself where possible. A name that Windows reserves for devices gets a part of its digest. So do
+    names whose folders differ at most in upper and lower case.
     """
     plain = {}
     for name in names:
-        # Compatibility forms, such as a superscript 1, count as the letters that they stand for.
+        # NFKC replaces compatibility forms, such as a superscript 1, by the plain characters.
         plain[name] = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFKC", name))[:60].strip("-.")
     uses = Counter(folder.casefold() for folder in plain.values())
     folders = {}
     for name, folder in plain.items():
         if uses[folder.casefold()] > 1 or _RESERVED.fullmatch(folder):
-            # Dots end the name of a device.
+            # Windows ignores a device name's extension, the part from the first dot on.
             folder = f"{folder.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
         folders[name] = folder
     return folders
 
 
 def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> bytes:
-    """Returns TensorBoard's records of scalars.
-
-    Not by tensorboardX's writer, whose thread prints a full disk past the caller, and which keeps files open.
-    """
+    """Returns TensorBoard's records of scalars."""
+    # tensorboardX's own writer keeps files open, and its thread prints the error of a full disk instead of raising it.
     from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
     from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
     from tensorboardX.record_writer import masked_crc32c
@@ -156,7 +157,7 @@ def _records(scalars: Sequence[tuple[str, float, int]], *, begins: bool) -> byte
 
 
 def _with_epochs_before(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Returns the configuration now, with the epochs before in place of more that change nothing else."""
+    """Returns the new configuration, with the earlier number of epochs if a larger one changes nothing else."""
     recipe, epochs = before["recipe"], before["recipe"]["epochs"]
     if recipe.get("schedule") == "constant" and now["recipe"]["epochs"] > epochs:
         return {**now, "recipe": {**now["recipe"], "epochs": epochs}}

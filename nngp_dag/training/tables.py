@@ -1,4 +1,4 @@
-"""Runs as tables on the screen."""
+"""Tables of runs for the screen."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def model_table(name: str, summary: ModelSummary) -> Table:
 
 
 def training_table(runs: Sequence[Trained | TrainedCell]) -> Table:
-    """Returns what every network reached: mean ± standard deviation over seeds."""
+    """Returns a table of the final losses and accuracies of every network, mean ± standard deviation over seeds."""
     seeds, epochs = len(runs[0].history.seeds), len(runs[0].history.learning_rates)
     title = f"After {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}; accuracy in %"
     table = number_table(title, ["network"], ["train loss", "train", "validation", "test", "best epoch"])
@@ -47,7 +47,7 @@ def training_table(runs: Sequence[Trained | TrainedCell]) -> Table:
 
 
 def training_rows(runs: Sequence[Trained | TrainedCell]) -> list[dict[str, Any]]:
-    """Returns what every network reached, one row per network and seed."""
+    """Returns the final losses and accuracies, one row per network and seed."""
     return [
         {
             "dag": run.name,
@@ -68,7 +68,7 @@ def training_rows(runs: Sequence[Trained | TrainedCell]) -> list[dict[str, Any]]
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Returns what `evaluation_table` shows, as numbers."""
+    """Returns the numbers that `evaluation_table` shows, one row per seed and part."""
     return [
         {
             "dag": evaluation.name,
@@ -83,7 +83,7 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Returns what the networks of a checkpoint do, one row per seed and part."""
+    """Returns a table of the losses and accuracies of a checkpoint's networks, one row per seed and part."""
     table = Table(title=f"{evaluation.name}", title_justify="left")
     for heading in ("seed", "epoch"):
         table.add_column(heading, justify="right")

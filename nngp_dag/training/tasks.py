@@ -1,4 +1,4 @@
-"""What can be trained: networks of DAGs and networks of found cells."""
+"""Tasks of the trainer: networks of DAGs and networks of cells."""
 
 import abc
 import dataclasses
@@ -23,28 +23,29 @@ from nngp_dag.training.cell_recipe import CellRecipe
 from nngp_dag.training.networks import build
 from nngp_dag.training.recipe import Recipe
 
-# Examples that are evaluated at once, where they have no pixels; with pixels as many as are trained on at once.
+# Number of examples evaluated at once by networks without convolutions and pooling. Other networks need more memory per
+# example and evaluate as many as they train on at once.
 _EVALUATION_BATCH = 1000
 _PADDING = 4
 
-# Places of examples in the training part, and keys of what is drawn for them, if anything is.
+# Indices of examples in the training part, and the key of the step's random numbers, or None if it draws none.
 Batch = tuple[Int[Array, "..."], Key[Array, "..."] | None]
 
 
 class Task(abc.ABC):
-    """A network and how it is trained; the trainer does the rest.
+    """A network with its recipe and data, for the trainer.
 
     Attributes:
-      recipe: How it is trained, a `Recipe` or a `CellRecipe`.
-      data: The data; but for `advice` only their shapes matter.
-      model: The network, without numbers.
-      steps_per_epoch: Updates in an epoch.
+      recipe: Recipe of the training, a `Recipe` or a `CellRecipe`.
+      data: The data; only their shapes matter, except to `advice`.
+      model: The network in abstract form, without weights.
+      steps_per_epoch: Number of updates in an epoch.
       evaluation_batch: Number of examples that are evaluated at once.
-      key: Tasks of one run whose keys are equal share their programs.
-      document: The network as what JSON can hold.
-      sizes: Numbers of parameters and the like.
-      about: What the networks of a run are called together.
-      size_option: The option that makes networks smaller.
+      key: Key of the compiled programs; tasks of one run with equal keys share them.
+      document: Description of the network that JSON can hold.
+      sizes: Number of parameters, and other sizes, by name.
+      about: Short text about the size of the networks, for titles and messages.
+      size_option: Name of the option that makes networks smaller.
 
     Raises:
       InputError: The network does not fit the data.
@@ -66,33 +67,33 @@ class Task(abc.ABC):
         self._graph, _ = nnx.split(self.model)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Params, nnx.State]:
-        """Returns parameters and running averages at the start."""
+        """Returns the initial parameters and running averages."""
         _, params, stats = nnx.split(self._create(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
         return params, stats
 
     def net(self, params: Params, stats: nnx.State) -> Any:
-        """Returns the network with these numbers in it."""
-        # Copied, or running averages could not be written under a transformation.
+        """Returns the network with these parameters and running averages."""
+        # A transformation of JAX may not write to captured variables, so running averages need a copy.
         return nnx.merge(self._graph, params, stats, copy=True)
 
     @abc.abstractmethod
     def batches(self, key: Key[Array, ""], epoch: Int[Array, ""]) -> tuple[Batch, Batch | None]:
-        """Returns the batches of an epoch, counted from 1, with a leading axis, and a last one that is smaller."""
+        """Returns the full batches of an epoch, counted from 1, on a leading axis, and a smaller last one or None."""
 
     @abc.abstractmethod
     def loss(self, net: Any, x: Array, labels: Array, key: Any, epoch: Int[Array, ""]) -> tuple[Array, Array, Array]:
-        """Returns what a step lowers, the loss of the curves, and the outputs; moves running averages."""
+        """Returns the objective of a step, the loss for the curves, and the outputs; updates running averages."""
 
     @abc.abstractmethod
     def advice(self, rate: float) -> str:
-        """Returns what to do about losses that are no longer finite."""
+        """Returns the remedy for losses that are no longer finite, for the end of a message."""
 
 
 class DagTask(Task):
     """Training of a network with the connectivity of a DAG.
 
-    The seed's key is split into one for the weights and one that, folded with the epoch's number, gives its order. The
-    last batch holds what is left.
+    The key of a seed is split in two. The first half draws the weights. The second one, folded with the epoch's number,
+    draws the order of examples. The last batch of an epoch may be smaller.
     """
 
     recipe: Recipe
@@ -105,7 +106,7 @@ class DagTask(Task):
         self.network, self.recipe = network, recipe
         self.steps_per_epoch = -(-len(data.train.labels) // recipe.batch_size)
         self.evaluation_batch = recipe.batch_size if network.image_operations else _EVALUATION_BATCH
-        # Dead edges, and with them the codes, may differ.
+        # Networks that differ only in dead edges, which do not affect the computation, share their programs.
         self.key = dataclasses.replace(network, dag=dataclasses.replace(network.dag, edges=network.dag.live_edges))
         self.document, self.about = to_document(network), f"width {network.width}"
         self.summary = summarize(self.model)
@@ -147,8 +148,8 @@ class DagTask(Task):
 class CellTask(Task):
     """Training of the network of a cell, with augmented images, drop path and an auxiliary head.
 
-    Weights come from the seed's key; that key folded with the epoch's number, counted from 0, gives the order, and what
-    is drawn in the steps. Images left over at the end of an order are not trained on.
+    The key of a seed draws the weights. Folded with the epoch's number, counted from 0, it draws the order of images
+    and the random numbers of the steps. An epoch leaves out images that do not fill a last batch.
     """
 
     recipe: CellRecipe
@@ -162,7 +163,7 @@ class CellTask(Task):
         self.steps_per_epoch = len(data.train.labels) // recipe.batch_size
         self.key, self.document = cell, {"cell": str(cell)}
         self.about = f"{recipe.channels} channels, {recipe.layers} layers"
-        # The head only helps in training.
+        # The auxiliary head is used only in training, so its parameters are not counted.
         parts = [self.model, *([head] if (head := getattr(self.model, "head", None)) is not None else [])]
         whole, *heads = (sum(leaf.size for leaf in jax.tree.leaves(nnx.state(part, nnx.Param))) for part in parts)
         self.sizes = {"parameters": whole - sum(heads)}
@@ -190,7 +191,7 @@ class CellTask(Task):
 
 
 def augmented(key: Key[Array, ""], images: Float[Array, "n h w c"], cutout: int) -> Float[Array, "n h w c"]:
-    """Cuts images out of padded ones, mirrors half of them, and puts squares of zeros on them."""
+    """Crops padded images at random, mirrors each with probability 1/2, and sets a random square to zero (cutout)."""
     n, height, width, channels = images.shape
     corner_key, mirror_key, square_key = jax.random.split(key, 3)
     padded = jnp.pad(images, ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)))

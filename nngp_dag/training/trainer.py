@@ -1,4 +1,4 @@
-"""The trainer of all tasks: several networks and seeds, with everything they leave behind, resumable at any moment."""
+"""The trainer of all tasks: several networks and seeds, with checkpoints, curves and logs; a killed run can resume."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from nngp_dag.training.tasks import Task
 
 Progress = Callable[[str, int, int, float], None]
 
-# 128 GiB of float32, with gradients, momentum and the best state.
+# In float32, with gradients, momentum and the best state, these take 128 GiB.
 _MOST_PARAMETERS = 1 << 33
 
 
@@ -43,14 +43,14 @@ class Outcome:
     """S trained networks of one task.
 
     Attributes:
-      name: How the user calls it.
-      parameters: How many parameters each has, without those that only help in training.
-      history: Their curves.
-      params: Parameters after the last epoch, every leaf with leading axis S.
-      stats: Running averages of batch normalization then, with the same axis.
-      best_params: Those after each seed's best epoch, by validation accuracy.
-      best_stats: Running averages after that epoch.
-      best_epoch: That epoch, counted from 1, (S,).
+      name: Name of the network, as the user gave it.
+      parameters: Number of parameters of each network, without those that are used only in training.
+      history: Losses and accuracies per epoch.
+      params: Parameters after the last epoch; every leaf has a leading axis of S seeds.
+      stats: Running averages of batch normalization after the last epoch, with the same axis.
+      best_params: Parameters after each seed's best epoch, by validation accuracy, with the same axis.
+      best_stats: Running averages after each seed's best epoch, with the same axis.
+      best_epoch: Number of each seed's best epoch, counted from 1, (S,).
     """
 
     name: str
@@ -82,7 +82,7 @@ def train_tasks(
     config: Mapping[str, Any] | None,
     on_progress: Progress | None,
 ) -> list[Outcome]:
-    """Trains networks of one recipe on one data set, one after another; of the rest see `nngp_dag.train`."""
+    """Trains networks of one recipe on one data set, one after another; see `nngp_dag.train` for the arguments."""
     first = next(iter(tasks.values()))
     recipe, data = first.recipe, first.data
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
@@ -146,7 +146,7 @@ def _train_all(runs: "Sequence[Run]", device: Device, on_progress: Progress | No
     trained = []
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(1)
-        # Who stops training does not wait for the program of the next network.
+        # An error or an interruption must not wait for the compilation of the next network.
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         compiling: list[Future[None]] = [pool.submit(run.program.compile) for run in runs[:1] if not run.done]
         for i, run in enumerate(runs):
@@ -156,7 +156,7 @@ def _train_all(runs: "Sequence[Run]", device: Device, on_progress: Progress | No
             # The next network's program compiles while this one trains.
             compiling = [pool.submit(after.program.compile) for after in runs[i + 1 : i + 2] if not after.done]
             state, best = run.train(device, on_progress)
-            # On the host, so that the device holds one network's states at a time.
+            # States move to the host, so that the device holds those of one network at a time.
             states = jax.device_get((state.params, state.stats, best.params, best.stats, best.epoch))
             trained.append(Outcome(run.name, run.task.sizes["parameters"], run.history, *states))
     return trained
@@ -176,7 +176,7 @@ class Run:
     states: tuple[State, Best] | None = None
 
     def __post_init__(self) -> None:
-        """Begins empty curves."""
+        """Makes empty curves."""
         steps, epochs = self.task.steps_per_epoch, self.task.recipe.epochs
         rates = self.task.recipe.learning_rates_at(steps * np.arange(epochs), steps)
         values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
@@ -184,7 +184,7 @@ class Run:
 
     @property
     def started(self) -> bool:
-        """Whether there are curves."""
+        """Whether the curves hold the state before training."""
         return self.history.epochs_done >= 0
 
     @property
@@ -193,7 +193,7 @@ class Run:
         return self.history.epochs_done == self.task.recipe.epochs
 
     def load(self) -> None:
-        """Reads the last checkpoint back, if there is one."""
+        """Reads the last checkpoint, if there is one."""
         if self.directory is None:
             return
         last, best = (self.directory.checkpoints(self.name, kind) for kind in ("last", "best"))
@@ -202,7 +202,7 @@ class Run:
         for folder in (best, last):
             found = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
             epochs = found["recipe"]["epochs"]
-            # They may differ.
+            # Only the numbers of epochs may differ.
             recipe = {**self.about["recipe"], "epochs": epochs}
             checkpoints.check_is_of(folder, found, {**self._description(folder.name), "recipe": recipe})
         abstract_state, abstract_best = self.program.abstract_state
@@ -217,14 +217,14 @@ class Run:
         self.history.values[: len(values)] = values
 
     def draw(self) -> None:
-        """Draws the networks, where no checkpoint holds them."""
+        """Draws the networks, unless a checkpoint was read."""
         if self.states is None:
             self.states = self.program.draw(self.seeds)
 
     def train(self, device: Device, on_progress: Progress | None) -> tuple[State, Best]:
-        """Trains whatever epochs are left."""
+        """Trains the remaining epochs."""
         assert self.states is not None
-        # Given up, since an epoch uses up the states that it starts from.
+        # An epoch reuses the memory of the states that it starts from, so no reference may stay.
         (state, best), self.states = self.states, None
         if not self.started:
             self._record(0, self.program.evaluate(state.params, state.stats, device))
@@ -253,7 +253,8 @@ class Run:
 
     def _save(self, epoch: int, state: State, best: Best) -> None:
         assert self.directory is not None
-        # The best first: if the process dies in between, the epoch is trained again and finds the same best state.
+        # The best state is saved first. If the process dies in between, the epoch is trained again and finds the same
+        # best state.
         for kind, tree in (("best", best), ("last", (state, self.history.values))):
             folder = self.directory.checkpoints(self.name, kind)
             checkpoints.save(folder, epoch, tree, self._description(kind))
@@ -262,10 +263,10 @@ class Run:
         return {"kind": kind, "name": self.name, "network": self.task.document, **self.about}
 
     def _stop(self, epoch: int, losses: np.ndarray) -> None:
-        """Raises a `DivergenceError` that says where, and what to do."""
+        """Raises a `DivergenceError` with the step, the seed and the remedy."""
         steps = self.task.steps_per_epoch
         wrong = ~np.isfinite(losses)
-        # Without one, the last update broke the network, which its evaluation shows.
+        # If all losses of the batches are finite, the last update broke the network, and its evaluation shows it.
         step_in_epoch, seed = (int(i[0]) for i in np.nonzero(wrong)) if wrong.any() else (steps - 1, None)
         step = (epoch - 1) * steps + step_in_epoch
         value = "one that is not" if seed is None else f"{losses[step_in_epoch, seed]}"
@@ -281,11 +282,11 @@ class Run:
 
 
 def check_data(data: object) -> None:
-    """Raises an `InputError` where something is no data set."""
+    """Raises an `InputError` unless an argument is `Splits`."""
     if not isinstance(data, Splits):
         got = f"an array of shape {data.shape}" if isinstance(data, (np.ndarray, jax.Array)) else shown(data)
         raise InputError(
-            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; make them of arrays x and labels, "
+            f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; build them from arrays x and labels, "
             "Splits('mine', Part(x, labels), Part(x_validation, ...), Part(x_test, ...), num_classes=10), or load a "
             "data set, `nngp_dag.data.load_splits('digits')`"
         )

@@ -35,7 +35,7 @@ def test_labels_are_numbered(tmp_path, y, numbers, classes):
     np.testing.assert_array_equal(samples.y, numbers)
     np.testing.assert_array_equal(samples.y_test, numbers[:4])
     assert samples.classes == classes
-    assert ("numbered anew" in samples.statement) == (classes[0] != "0")
+    assert ("renumbered" in samples.statement) == (classes[0] != "0")
     np.testing.assert_array_equal(samples.targets, np.eye(3 if len(classes) == 3 else 2)[numbers])
     np.testing.assert_array_equal(samples.x, X)
 
@@ -107,7 +107,7 @@ def test_csv(tmp_path, text, x, y, classes):
 def test_classes_stored_as_floats_are_warned_of(tmp_path):
     np.savetxt(tmp_path / "my.csv", np.column_stack([X, LABELS]), delimiter=",")
     for path in (tmp_path / "my.csv", npz(tmp_path, x=X, y=LABELS.astype(float))):
-        with pytest.warns(InputWarning, match=r"to be integers, got floats, .* of 3 whole numbers; store"):
+        with pytest.warns(InputWarning, match=r"to be integers, got floats with 3 different whole values, .*; store"):
             assert load_file(path).classes == ()
     # These targets give no warning.
     for y in (LABELS[:, None] + 0.5, (LABELS == 1) * 2.0 - 1, np.arange(40.0), np.eye(3)[LABELS] * 2):
@@ -115,7 +115,7 @@ def test_classes_stored_as_floats_are_warned_of(tmp_path):
 
 
 def test_the_target_of_a_csv_is_named(tmp_path):
-    with pytest.warns(InputWarning, match=r"in its last column, 'price', .*, got column 2, called 'y', .*; call it"):
+    with pytest.warns(InputWarning, match=r"in its last column, 'price', .*, got column 2, named 'y', .*; rename"):
         assert "; target: y; 1 real target each" in load_file(csv(tmp_path, "x,y,price\n1,.5,2\n2,1.5,3\n")).statement
     assert "; target: label; 2 classes" in load_file(csv(tmp_path, "a,label,b\n1,0,2\n3,1,4\n")).statement
     assert "; target: column 3; 2 classes" in load_file(csv(tmp_path, "1,2,0\n3,4,1\n")).statement
@@ -127,7 +127,7 @@ def test_the_target_of_a_csv_is_named(tmp_path):
         ("", "got an empty one"),
         ("\n1,2,0\n", "got a blank first line; delete it"),
         ("# mine\n1,2,0\n", "got a comment as its first line; delete it"),
-        ("# mine, of 2020\n1,2,0\n", "to have 2 entries, as its first, got 3; delete the comment there"),
+        ("# mine, of 2020\n1,2,0\n", "to have the 2 entries of its first line, got 3; delete the comment there"),
         ("1\n2\n", "fewer than two columns"),
         ("1;2;0\n", "fewer than two columns"),
         ("a,y\n", "Expected inputs below the names of columns in .*, got none"),

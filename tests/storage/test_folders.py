@@ -225,7 +225,7 @@ def test_a_folder_that_is_deleted_meanwhile(tmp_path, monkeypatch):
 
         return run
 
-    message = r"Expected the output .*out to stay while it is written, got one that was deleted or moved; run the same"
+    message = r"Expected the output .*out to stay while it is written, got one that was deleted or moved; run the"
     for owner, name, write in ((Rows, "add", sweep), (Rows, "add", score)):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, deleting(getattr(owner, name)))
@@ -303,7 +303,7 @@ def test_locks_that_a_file_system_does_not_have(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with pytest.warns(UserWarning, match=r"a file system with locks at .*, got .*Function not implemented; see to it"):
+    with pytest.warns(UserWarning, match=r"a file system with locks at .*, got .*Function not implemented; make sure"):
         locked(tmp_path, tmp_path).__enter__()
 
 

@@ -222,7 +222,7 @@ def test_the_floor_depends_on_the_dtype_of_the_matrix():
     double = nd.spectrum(matrix)
     assert double.resolved
     assert double.condition_number == pytest.approx(1e7)
-    with pytest.warns(NumericalWarning, match=r"it lies below the floor 1.91e-06 of a float32 matrix"):
+    with pytest.warns(NumericalWarning, match=r"it lies below the resolution floor 1.91e-06 of a float32 matrix"):
         single = nd.spectrum(matrix.astype(np.float32))
     assert not single.resolved
     assert single.condition_number == float("inf")
@@ -286,7 +286,7 @@ def test_resolved_means_above_the_floor_by_more_than_the_residual(s, resolved):
 
 def test_a_residual_across_the_floor_is_told_apart_in_the_warning(monkeypatch):
     monkeypatch.setattr(MODULE, "_iterative", lambda *_: Spectrum(1.0, 2.0, 0.5, residual_min=0.6))
-    with pytest.warns(NumericalWarning, match="not resolved: its residual 6.00e-01 reaches below the floor 5.00e-01"):
+    with pytest.warns(NumericalWarning, match="its residual 6.00e-01 reaches below the resolution floor 5.00e-01"):
         spectrum(np.eye(3), method="iterative")
 
 

@@ -269,10 +269,10 @@ def test_a_darts_cell_learns_with_drop_path_where_images_are_too_small_for_a_hea
         ({"batch_size": 200}, "`batch_size` to be at most the 120 training examples, got 200"),
         ({"auxiliary": 0.4}, "`auxiliary` to be 0 for a cell of NAS-Bench-201"),
         ({"cutout": 9}, "`cutout` to be at most the side"),
-        ({"width": 3}, r"Expected fields of `CellRecipe` \(channels, .*\) or arguments beside .*, got `width`$"),
+        ({"width": 3}, r"Expected fields of `CellRecipe` \(channels, .*\) or other arguments .*, got `width`$"),
         ({"epoch": 1}, r"got `epoch`; did you mean 'epochs'\?$"),
         ({"seed": 1}, r"got `seed`; did you mean 'seeds'\?$"),
-        ({"seeds": [-1]}, "at least one seed, none twice, all from 0"),
+        ({"seeds": [-1]}, "at least one seed, all distinct and from 0"),
         ({"resume": True}, "`out` to name the run to resume"),
     ],
 )

@@ -179,9 +179,9 @@ def test_evaluation_on_data_that_were_others_then(finished, monkeypatch):
 
 def test_evaluation_of_another_network(finished):
     for other, message in (
-        (authors_network("2_02"), "of dag 2_12, got 2_02"),
-        (authors_network(CODE, width=9), "of width 8, got 9"),
-        (CODE, "of layer {'Dense': .*'b_std': 0.0.*, got {'Dense': .*'b_std': None"),
+        (authors_network("2_02"), "with dag 2_12, got dag 2_02; pass"),
+        (authors_network(CODE, width=9), "with width 8, got width 9; pass"),
+        (CODE, "with layer {'Dense': .*'b_std': 0.0.*, got layer {'Dense': .*'b_std': None"),
     ):
         with pytest.raises(CheckpointError, match=f"Expected `network` to be that of .*/last, {message}"):
             evaluate(last(finished), network=other)
@@ -275,7 +275,8 @@ def test_a_checkpoint_of_another_run_is_not_resumed(saved, copy, kind, key, whic
     checkpoints.save(folder, EPOCHS, resized(state, 9) if kind == "width" else state, description)
     with pytest.raises(
         CheckpointError,
-        match=rf"Expected the checkpoint .*/{which} to be of this run, got another's: {re.escape(key)}.*; put the",
+        match=rf"Expected the checkpoint .*/{which} to be of this run, "
+        rf"got that of another: {re.escape(key)}.*; put the",
     ):
         resume(copy)
 

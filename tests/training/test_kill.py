@@ -131,8 +131,8 @@ def test_a_full_disk_loses_no_earlier_checkpoint(finished, tmp_path, compilation
     assert str(out) in line
     if moment != "curves":
         assert f"Expected {out}/checkpoints/{CODE}/{moment} to take a checkpoint of epoch 3, got " in line
-        assert "the one before it stays: mend that and pass --resume" in line
-    # The earlier checkpoints are complete, and a resumed run continues from them.
+        assert "the one before it stays: solve that problem and pass --resume" in line
+    # The earlier checkpoints are whole, and a resumed run goes on from there.
     saved = {kind: checkpoints.describe(out / "checkpoints" / CODE / kind)["epoch"] for kind in ("last", "best")}
     assert saved == {"last": 2, "best": 3 if moment == "last" else 2}
     finish(out, "train", "--resume")
