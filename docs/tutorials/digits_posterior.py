@@ -69,9 +69,9 @@ for kind in ("nngp", "ntk"):
     assert hits.mean() > 0.85
 
 # %% [markdown]
-# The standard error (s.e.) is that of a share counted on 297 images. The two accuracies differ by less than it lets us
-# tell. The standard deviations are large beside targets of 0.9 and −0.1, and there is a reason: the prior of this graph
-# has the variance K(x, x).
+# The standard error (s.e.) is that of a share counted on 297 images. A difference of one or two of them can be chance.
+# The standard deviations of the outputs are large beside targets of 0.9 and −0.1, and there is a reason: the prior of
+# this graph has the variance K(x, x).
 
 # %%
 print(f"prior: standard deviation {np.sqrt(k_test.nngp[0, 0]):.2f} of an output before any data")
