@@ -47,8 +47,8 @@ def part(n):
 # %% [markdown]
 # ## Targets and two ways to predict
 #
-# Classes become numbers: the target of output *c* is 0.9 for images of class *c* and −0.1 for others. So a target has
-# mean zero over the outputs, as the network has at the start. `nd.posterior` answers two questions.
+# Classes become numbers: the target of output *c* is 0.9 for images of class *c* and −0.1 for others. So the ten
+# targets of an image sum to zero. `nd.posterior` answers two questions.
 #
 # - `kind="nngp"`: all layers are drawn from the prior, and we condition on the targets (Bayes). The result is a
 #   Gaussian process.
