@@ -134,7 +134,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     right_nngp, wrong_nngp = right[2](x, None, "nngp"), wrong[2](x, None, "nngp")
 messages = [str(warning.message) for warning in caught if "FanIn" in str(warning.message)]
-print(messages[0][:74])
+print(messages[0])
 print(f"{len(messages)} warnings, {len(set(messages))} different")
 assert len(set(messages)) == 1
 
