@@ -66,7 +66,8 @@ plt.show()
 # %% [markdown]
 # ## Your own activation, by quadrature
 #
-# Take φ(x) = x + 0.2 x², which the package has under no name. `Quadrature` takes any elementwise function of JAX. The
+# `Quadrature` takes any elementwise function of JAX, such as `jax.nn.mish`. Here it takes φ(x) = x + 0.2 x², because
+# that has a short formula to compare with. (`nd.activations.Polynomial` has it too; we act as if it did not.) The
 # layers have biases, since classes of a spiral depend on more than the direction of an input. `nd.Network` holds the
 # graph and all options as one value.
 
