@@ -47,8 +47,8 @@ def part(n):
 # %% [markdown]
 # ## Targets and two ways to predict
 #
-# Classes become numbers: the target of output *c* is 0.9 for images of class *c* and −0.1 for others. So a target has
-# mean zero over the outputs, as the network has at the start. `nd.posterior` answers two questions.
+# Classes become numbers: the target of output *c* is 0.9 for images of class *c* and −0.1 for others. So the ten
+# targets of an image sum to zero. `nd.posterior` answers two questions.
 #
 # - `kind="nngp"`: all layers are drawn from the prior, and we condition on the targets (Bayes). The result is a
 #   Gaussian process.
@@ -69,9 +69,9 @@ for kind in ("nngp", "ntk"):
     assert hits.mean() > 0.85
 
 # %% [markdown]
-# The standard error (s.e.) is that of a share counted on 297 images. The two accuracies differ by less than it lets us
-# tell. The standard deviations are large beside targets of 0.9 and −0.1, and there is a reason: the prior of this graph
-# has the variance K(x, x).
+# The standard error (s.e.) is that of a share counted on 297 images. A difference of one or two of them can be chance.
+# The standard deviations of the outputs are large beside targets of 0.9 and −0.1, and there is a reason: the prior of
+# this graph has the variance K(x, x).
 
 # %%
 print(f"prior: standard deviation {np.sqrt(k_test.nngp[0, 0]):.2f} of an output before any data")

@@ -134,7 +134,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     right_nngp, wrong_nngp = right[2](x, None, "nngp"), wrong[2](x, None, "nngp")
 messages = [str(warning.message) for warning in caught if "FanIn" in str(warning.message)]
-print(messages[0][:74])
+print(messages[0])
 print(f"{len(messages)} warnings, {len(set(messages))} different")
 assert len(set(messages)) == 1
 
@@ -249,9 +249,10 @@ plt.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Later calls of such small programs are fast on both sides. But a stax program grows with the number of paths, and it
-# must be traced and compiled for each new graph. nngp_dag walks over the nodes. A ladder of 80 nodes is far out of
-# reach of any method that walks over paths.
+# Later calls take far less than a second on both sides. Those of stax are faster here: a compiled function checks
+# nothing. But the number of paths is a Fibonacci number, and the program of stax grows like it. It must be traced and
+# compiled for each new graph. nngp_dag walks over the nodes. A ladder of 80 nodes is far out of reach of any method
+# that walks over paths.
 
 # %%
 tall = nd.zoo.ladder(80)
