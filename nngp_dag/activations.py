@@ -7,7 +7,7 @@ Activations are JAX pytrees whose leaves are the parameters. A compiled program 
 serves all their values. Parameters equal to -1, 0 or 1 belong to the structure instead: formulas are shorter there, and
 relu need not multiply by them.
 
-Example:
+Examples:
   >>> import jax.numpy as jnp
   >>> get_activation("relu") == ABRelu(0.0, 1.0)
   True
@@ -66,7 +66,7 @@ class Activation:
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size, or is out of its range.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> Erf(b=0.5)(jnp.zeros(2)).shape
       (2,)
@@ -93,7 +93,7 @@ class Activation:
     def unchecked(cls, *parameters: Any) -> Any:
         """Returns an activation without checks of its parameters, which may be values that JAX traces.
 
-        Example:
+        Examples:
           >>> ABRelu.unchecked(0.1, 1.0) == ABRelu(0.1, 1.0)
           True
         """
@@ -190,7 +190,7 @@ class ABRelu(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> ABRelu(0.0, 1.0).name, ABRelu(-1.0, 1.0).name
       ('relu', 'abs')
 
@@ -233,7 +233,7 @@ class Erf(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> get_activation("erf") == Erf(1.0, 1.0, 0.0)
       True
 
@@ -252,7 +252,7 @@ class Erf(Activation):
 class Gelu(Activation):
     """x Phi(x) with the normal distribution function Phi, exact and not approximated by tanh.
 
-    Example:
+    Examples:
       >>> Gelu().name
       'gelu'
 
@@ -275,7 +275,7 @@ class Tanh(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> Tanh(0.5, 0.5, 0.5).name  # the sigmoid
       'tanh(0.5,0.5,0.5)'
 
@@ -296,7 +296,7 @@ class Tanh(Activation):
 class Silu(Activation):
     """x / (1 + exp(-x)), also known as swish.
 
-    Example:
+    Examples:
       >>> get_activation("swish").name
       'silu'
 
@@ -313,7 +313,7 @@ class Silu(Activation):
 class Softplus(Activation):
     """The smooth approximation log(1 + exp(x)) of relu.
 
-    Example:
+    Examples:
       >>> Softplus().name
       'softplus'
 
@@ -336,7 +336,7 @@ class Elu(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> Elu(0.5).name
       'elu(0.5)'
 
@@ -363,7 +363,7 @@ class Sin(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> COS == Sin(1.0, 1.0, math.pi / 2)
       True
     """
@@ -397,7 +397,7 @@ class Gaussian(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size, or `b` is positive.
 
-    Example:
+    Examples:
       >>> Gaussian(b=-0.5).name
       'gaussian(1.0,-0.5)'
     """
@@ -428,7 +428,7 @@ class Exp(Activation):
     Raises:
       InputError: A parameter is not a number of at most 1e150 in size.
 
-    Example:
+    Examples:
       >>> Exp(b=0.5).name
       'exp(1.0,0.5)'
     """
@@ -444,7 +444,7 @@ class Exp(Activation):
 class Gabor(Activation):
     """The Gabor function exp(-x^2) sin(x).
 
-    Example:
+    Examples:
       >>> Gabor().name
       'gabor'
     """
@@ -464,7 +464,7 @@ class Polynomial(Activation):
     Raises:
       InputError: There is no coefficient, or one is not a finite number.
 
-    Example:
+    Examples:
       >>> Polynomial([0.0, 1.0, 2.0]).name
       'polynomial(0.0,1.0,2.0)'
 
@@ -497,7 +497,7 @@ class Polynomial(Activation):
 class Sign(Activation):
     """The sign of x: -1, 0 or 1; its derivative counts as 0, as in automatic differentiation and neural-tangents.
 
-    Example:
+    Examples:
       >>> Sign().name
       'sign'
 
@@ -520,7 +520,7 @@ class RectifiedMonomial(Activation):
     Raises:
       InputError: `degree` is no such number.
 
-    Example:
+    Examples:
       >>> RectifiedMonomial(2).name
       'rectified_monomial(2)'
 
@@ -560,7 +560,7 @@ class Quadrature(Activation):
     Raises:
       InputError: `fn` fails one of these conditions, or `degree` is out of range.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, numpy as np, nngp_dag as nd
       >>> bounded = Quadrature(lambda x: x / jnp.sqrt(1 + x**2), label="bounded")
       >>> nd.kernel("2_12", np.eye(3), activation=bounded, w_std=0.5).ntk.shape
@@ -602,7 +602,7 @@ class Quadrature(Activation):
 def leaky_relu(alpha: Number = 0.01) -> ABRelu:
     """Returns the leaky ReLU alpha min(x, 0) + max(x, 0).
 
-    Example:
+    Examples:
       >>> leaky_relu(0.1)
       ABRelu(a=0.1, b=1.0)
     """
@@ -615,7 +615,7 @@ def rbf(gamma: Number = 1.0) -> Sin:
     Raises:
       InputError: `gamma` is not positive.
 
-    Example:
+    Examples:
       >>> rbf() == get_activation("rbf")
       True
 
@@ -633,7 +633,7 @@ def monomial(n: int) -> Polynomial:
     Raises:
       InputError: `n` is not a whole number of at least 0.
 
-    Example:
+    Examples:
       >>> monomial(2).coefficients
       (0.0, 0.0, 1.0)
     """
@@ -647,7 +647,7 @@ def hermite(n: int) -> Polynomial:
     Raises:
       InputError: `n` is not a whole number of at least 0.
 
-    Example:
+    Examples:
       >>> hermite(1).coefficients
       (0.0, 1.0)
     """
@@ -697,7 +697,7 @@ def get_activation(spec: str | Activation | Callable[..., Any] | None) -> Activa
     Raises:
       InputError: `spec` is an unknown name, or not an activation.
 
-    Example:
+    Examples:
       >>> get_activation("leaky_relu")
       ABRelu(a=0.01, b=1.0)
     """

@@ -107,7 +107,7 @@ def shown(value: object, limit: int = 100) -> str:
 
     The full `repr` of a large value is never built.
 
-    Example:
+    Examples:
       >>> shown("2_21_112"), shown(10**5000), shown("2_" * 50_000, limit=12)
       ("'2_21_112'", 'an integer of 16610 bits', "'2_2...2_2_'")
     """
@@ -126,7 +126,7 @@ def shown(value: object, limit: int = 100) -> str:
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" if a known name is similar, else "".
 
-    Example:
+    Examples:
       >>> did_you_mean("rleu", ["relu", "erf"])
       "; did you mean 'relu'?"
       >>> did_you_mean("tanh", ["relu", "erf"])

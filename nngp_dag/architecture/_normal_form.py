@@ -123,7 +123,7 @@ def normal_form(dag: Dag | str, aggregation: str = "sum") -> NormalForm:
       GraphError: No path reaches the output, or a squared multiplicity exceeds float64. Or `dag` has several inputs or
         outputs, or operations of its own, which these tables cannot hold.
 
-    Example:
+    Examples:
       >>> normal_form(Dag.from_code("1_11")).A[-1]  # X1 = X0, X2 = X0 + X1 = 2 X0
       array([4., 0., 0.])
     """

@@ -17,7 +17,7 @@ def to_document(network: Network) -> dict[str, Any]:
     with their module. A `Quadrature` is kept as its `repr`, so equal functions have equal documents; such a document
     cannot be read back.
 
-    Example:
+    Examples:
       >>> document = to_document(Network("2_12", aggregation="mean"))
       >>> document["dag"], document["aggregation"], from_document(document) == Network("2_12", aggregation="mean")
       ('2_12', 'mean', True)

@@ -47,7 +47,7 @@ class KernelClasses:
     Equal digests mean equal kernels, for any networks in any order. All networks must have the same stem and readout.
     They must not pool: pooling mixes pixels, and no table of A and B describes it.
 
-    Example:
+    Examples:
       >>> from nngp_dag.graph import Dag
       >>> classes = KernelClasses()
       >>> one, other, third = (classes.add(Network(Dag.from_code(c))) for c in ("2_02_001", "1_02_002", "2_02_002"))

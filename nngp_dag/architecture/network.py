@@ -67,7 +67,7 @@ class Network:
         whose source is not Gaussian.
       InputError: An option or an activation is unknown or out of range.
 
-    Example:
+    Examples:
       >>> network = Network("2_21_112", layer=Dense(activation="erf", order="act-linear"), aggregation="mean")
       >>> str(network), network.width
       ('2_21_112 (erf-dense, mean)', 1024)

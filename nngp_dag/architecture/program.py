@@ -125,7 +125,7 @@ def program(network: Network) -> Program:
     Raises:
       GraphError: A skip multiplicity exceeds float64.
 
-    Example:
+    Examples:
       >>> from nngp_dag.graph import Dag
       >>> steps = program(Network(Dag.from_code("2_02"))).structure.steps
       >>> [step.node for step in steps]

@@ -49,7 +49,7 @@ def as_network(
       InputError: `Network` refuses an option, both `layer` and an option that describes it are given, or `value` is a
         network without stem.
 
-    Example:
+    Examples:
       >>> network = as_network("2_12", activation="erf", aggregation="mean")
       >>> network.layer.activation, as_network(network, b_std=0.1).layer.activation
       ('erf', 'erf')

@@ -45,7 +45,7 @@ class Dataset:
       DataError: The arrays are empty, differ in length, have another dtype or rank, are not finite, or leave the ranges
         above.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from nngp_dag.data import Dataset
       >>> Dataset("mine", np.zeros((2, 3), np.float32), np.array([0, 1], np.int64), num_classes=2).labels
@@ -127,7 +127,7 @@ def load_dataset(
         `subset` examples, or `data_dir` is not a folder. The data are not on disk and cannot be downloaded, or cannot
         be read.
 
-    Example:
+    Examples:
       >>> from nngp_dag.data import load_dataset
       >>> load_dataset("digits", subset=100).images.shape
       (100, 8, 8, 1)
@@ -153,7 +153,7 @@ def split_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...
     Raises:
       DataError: `load_dataset` refuses the name or the folder.
 
-    Example:
+    Examples:
       >>> split_names("digits")
       ('train', 'test', 'all')
     """
@@ -171,7 +171,7 @@ def check_name(name: str, data_dir: str | Path | None = None) -> None:
     Raises:
       DataError: The name is unknown, or `data_dir` is not a folder.
 
-    Example:
+    Examples:
       >>> check_name("digits")
     """
     if not isinstance(name, str):
@@ -210,7 +210,7 @@ def check_size(argument: str, size: int | None) -> None:
     Raises:
       DataError: The number is another value.
 
-    Example:
+    Examples:
       >>> check_size("subset", 3)
     """
     if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1):

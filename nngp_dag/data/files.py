@@ -37,7 +37,7 @@ class Samples:
       path: Path of the file; None for arrays that were not read from a file.
       target: Name of the .csv column that holds the targets; empty for other files.
 
-    Example:
+    Examples:
       >>> samples = Samples("mine", np.ones((2, 3)), np.array([1, 0]), classes=("cat", "dog"))
       >>> samples.targets
       array([[0., 1.],
@@ -98,7 +98,7 @@ class Samples:
         Raises:
           DataError: There are no labels, fewer than 10 inputs, or fewer than `subset` for training.
 
-        Example:
+        Examples:
           >>> samples = Samples("mine", np.ones((20, 3)), np.arange(20) % 2, ("a", "b"))
           >>> {name: len(part.labels) for name, part in samples.splits().parts.items()}
           {'train': 16, 'validation': 2, 'test': 2}
@@ -164,7 +164,7 @@ def load_file(path: str | Path) -> Samples:
       DataError: The file cannot be read, or an array is missing, not finite or of another shape. A test label does not
         occur among the training labels.
 
-    Example:
+    Examples:
       >>> import tempfile, numpy as np, nngp_dag as nd
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     np.savez(folder + "/my.npz", x=np.eye(3), y=[7, 3, 7])
@@ -209,7 +209,7 @@ def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None
     Raises:
       DataError: The data cannot be found or read.
 
-    Example:
+    Examples:
       >>> load_source({"name": "digits", "subset": 50, "scale_inputs": False}).train.x.shape
       (50, 8, 8, 1)
     """

@@ -46,7 +46,7 @@ def channel_constants(images: Float[np.ndarray, "n h w c"]) -> Constants:
     Raises:
       DataError: A channel is constant to that precision.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from nngp_dag.data import channel_constants
       >>> channel_constants(np.array([0, 1, 1, 1], np.float32).reshape(1, 2, 2, 1))
@@ -77,7 +77,7 @@ def normalize(dataset: Dataset, constants: Constants | None = None) -> Float[np.
     Raises:
       DataError: There are no constants for the name, or their number differs from that of the channels.
 
-    Example:
+    Examples:
       >>> from nngp_dag.data import load_dataset, normalize
       >>> x = normalize(load_dataset("digits", split="all"))
       >>> print(f"{abs(x.mean()):.3f} {x.std():.3f}")
@@ -115,7 +115,7 @@ def scale_to_sphere(x: Shaped[np.ndarray, "n *features"]) -> Float[np.ndarray, "
     Raises:
       InputError: `x` has no feature axis, is empty or not finite, or an input is all zero.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from nngp_dag.data import scale_to_sphere
       >>> scale_to_sphere(np.array([[3.0, 4.0], [0.0, 1e-200]])).round(4)
@@ -159,7 +159,7 @@ def one_hot(labels: np.ndarray, num_classes: int, dtype: DTypeLike = np.float32)
     Raises:
       InputError: `labels` is not a one-dimensional array of integers in that range.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from nngp_dag.data import one_hot
       >>> one_hot(np.array([2, 0]), 3)

@@ -26,7 +26,7 @@ class Part(NamedTuple):
       x: Inputs in float32, (N, ...).
       labels: Classes, integers from 0 to C - 1, (N,).
 
-    Example:
+    Examples:
       >>> len(load_splits("digits", subset=50).train.labels)
       50
     """
@@ -55,7 +55,7 @@ class Splits:
       DataError: A part is empty, or its labels are not integers from 0 to num_classes - 1. An input is not finite, or
         parts hold inputs of different shapes.
 
-    Example:
+    Examples:
       >>> part = Part(np.zeros((2, 3), np.float32), np.array([0, 1]))
       >>> Splits("mine", train=part, validation=part, test=part, num_classes=2).parts["test"].x.shape
       (2, 3)
@@ -147,7 +147,7 @@ def load_splits(
     Raises:
       DataError: `load_dataset` refuses an argument, or the training part has fewer than `subset` examples.
 
-    Example:
+    Examples:
       >>> from nngp_dag.data import load_splits
       >>> splits = load_splits("digits", subset=1000)
       >>> {name: part.x.shape for name, part in splits.parts.items()}

@@ -72,7 +72,7 @@ def parse_code(code: str) -> tuple[int, tuple[Edge, ...]]:
     Raises:
       GraphError: `code` is empty, has a block of the wrong length or a digit other than 0, 1, 2.
 
-    Example:
+    Examples:
       >>> parse_code("2_01")
       (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
     """
@@ -98,7 +98,7 @@ def format_code(num_nodes: int, edges: Sequence[Edge]) -> str:
       GraphError: Two edges join the same two nodes, or an edge carries an operation of its own. A code can express
         neither.
 
-    Example:
+    Examples:
       >>> format_code(3, [Edge(0, 1, Op.WEIGHTED), Edge(1, 2, Op.SKIP)])
       '2_01'
     """
@@ -124,7 +124,7 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
     Raises:
       GraphError: `cell` does not have this form, or names an unknown operation.
 
-    Example:
+    Examples:
       >>> parse_nasbench201("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
       (3, (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>)))
     """
@@ -139,7 +139,7 @@ def nasbench201_edges(cell: str) -> list[tuple[int, int, str]]:
     Raises:
       GraphError: `cell` does not have this form, or names an unknown operation.
 
-    Example:
+    Examples:
       >>> nasbench201_edges("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|")
       [(0, 1, 'nor_conv_3x3'), (0, 2, 'none'), (1, 2, 'avg_pool_3x3')]
     """
@@ -153,7 +153,7 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
     Raises:
       GraphError: `cell` does not have this form, or names an unknown operation.
 
-    Example:
+    Examples:
       >>> nasbench201_operations("|nor_conv_3x3~0|+|none~0|skip_connect~1|")
       [['nor_conv_3x3'], ['none', 'skip_connect']]
     """
@@ -181,7 +181,7 @@ def nasbench201_operations(cell: str) -> list[list[str]]:
 def format_nasbench201(operations: Sequence[str]) -> str:
     """Writes operations as a NAS-Bench-201 cell; the operation into node 1 comes first.
 
-    Example:
+    Examples:
       >>> format_nasbench201(["nor_conv_3x3", "none", "skip_connect"])
       '|nor_conv_3x3~0|+|none~0|skip_connect~1|'
     """

@@ -38,7 +38,7 @@ class Dag:
       GraphError: The graph has fewer than two nodes or an unreachable output. Or an edge does not lead from a lower to
         a higher node, or carries an unknown operation.
 
-    Example:
+    Examples:
       >>> dag = Dag.from_code("2_21_112")
       >>> dag.num_paths, dag.depth_histogram
       (4, {0: 1, 1: 1, 2: 2})
@@ -120,7 +120,7 @@ class Dag:
           GraphError: `text` is none of these forms, or no path leads to the output of a code. (A cell without a path
             is accepted.)
 
-        Example:
+        Examples:
           >>> Dag.parse("DAG#3") == Dag.parse("2_21_112") == Dag.from_code("2_21_112")
           True
         """
@@ -135,7 +135,7 @@ class Dag:
         Raises:
           GraphError: `code` is malformed, or no path leads to its output.
 
-        Example:
+        Examples:
           >>> Dag.from_code("2_01").edges
           (Edge(source=0, target=1, op=<Op.WEIGHTED: 2>), Edge(source=1, target=2, op=<Op.SKIP: 1>))
 
@@ -153,7 +153,7 @@ class Dag:
         Raises:
           GraphError: `cell` is malformed or names an unknown operation.
 
-        Example:
+        Examples:
           >>> Dag.from_nasbench201("|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+"
           ...                      "|skip_connect~0|nor_conv_3x3~1|skip_connect~2|").code
           '2_21_121'
@@ -174,7 +174,7 @@ class Dag:
           GraphError: `cell` is malformed, or names an unknown operation or a later node. (A cell whose operations are
             all "none" is accepted; it has no paths.)
 
-        Example:
+        Examples:
           >>> dag = Dag.from_darts([("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 0), ("max_pool_3x3", 2)])
           >>> dag.num_inputs, dag.num_nodes, dag.depth_histogram
           (2, 5, {0: 2, 1: 3})
@@ -206,7 +206,7 @@ class Dag:
         Raises:
           GraphError: A triple is malformed, the edges form a cycle, or source or output is not unique.
 
-        Example:
+        Examples:
           >>> Dag.from_edges([("in", "a", "weighted"), ("a", "out", "weighted"), ("in", "out", "skip")]).code
           '2_12'
         """
@@ -232,7 +232,7 @@ class Dag:
         Raises:
           GraphError: An `op` is missing or unknown, the graph has a cycle, or source or output is not unique.
 
-        Example:
+        Examples:
           >>> dag = Dag.from_code("2_21_112")
           >>> Dag.from_networkx(dag.to_networkx()) == dag
           True
@@ -242,7 +242,7 @@ class Dag:
     def to_networkx(self) -> "networkx.MultiDiGraph":
         """Returns a networkx `MultiDiGraph` over nodes 0..H; an edge's `op` is "skip", "weighted" or its operation.
 
-        Example:
+        Examples:
           >>> Dag.from_code("2_01").to_networkx().number_of_edges()
           2
         """

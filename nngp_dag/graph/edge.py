@@ -14,7 +14,7 @@ class Edge:
       target: The node that the edge enters; in a `Dag` its number is greater than that of `source`.
       op: The operation: `Op.SKIP`, `Op.WEIGHTED`, or an operation with options, such as `Dense()`.
 
-    Example:
+    Examples:
       >>> str(Edge(0, 2, Op.SKIP)), Edge(0, 2, Op.SKIP).weighted
       ('0->2:skip', False)
     """

@@ -83,7 +83,7 @@ class Op(enum.IntEnum):
       SKIP: The identity.
       WEIGHTED: The layer of the network, with fresh weights.
 
-    Example:
+    Examples:
       >>> Op(2), Op.parse("skip")
       (<Op.WEIGHTED: 2>, <Op.SKIP: 1>)
 
@@ -119,7 +119,7 @@ class Op(enum.IntEnum):
         Raises:
           GraphError: `value` names no operation.
 
-        Example:
+        Examples:
           >>> Op.parse("weighted")
           <Op.WEIGHTED: 2>
         """
@@ -144,7 +144,7 @@ class Scale(EdgeOperation):
     Raises:
       InputError: `factor` is not such a number.
 
-    Example:
+    Examples:
       >>> Scale(0.5).describe()
       'scale(0.5)'
     """
@@ -211,7 +211,7 @@ class AvgPool(Pool):
     Raises:
       InputError: An option is invalid.
 
-    Example:
+    Examples:
       >>> AvgPool((2, 2), strides=(2, 2)).describe()
       'avg_pool(2x2)'
 
@@ -238,7 +238,7 @@ class SumPool(Pool):
     Raises:
       InputError: An option is invalid.
 
-    Example:
+    Examples:
       >>> SumPool((3, 3)).factor
       9
     """
@@ -267,7 +267,7 @@ class Dense(EdgeOperation):
     Raises:
       InputError: An option is unknown or out of its range.
 
-    Example:
+    Examples:
       >>> Dense(activation="erf", order="act-linear").describe()
       'erf-dense'
 
@@ -335,7 +335,7 @@ class Conv(Dense):
     Raises:
       InputError: An option is unknown or out of its range.
 
-    Example:
+    Examples:
       >>> Conv(filter_shape=(3, 3)).describe()
       'conv(3x3)-relu'
 

@@ -21,7 +21,7 @@ def as_dag(value: Any, name: str = "dag", kinds: str = "a `Dag`") -> Dag:
     Raises:
       GraphError: `value` is neither, or the text describes no graph; the message names a remedy.
 
-    Example:
+    Examples:
       >>> as_dag("2_21_112")
       Dag('2_21_112')
     """

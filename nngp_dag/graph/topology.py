@@ -56,7 +56,7 @@ def path_counts(
 ) -> PathCounts:
     """Counts the paths from an input to an output; the sweep keeps three numbers for each node.
 
-    Example:
+    Examples:
       >>> from nngp_dag.graph.operations import Op
       >>> path_counts(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
       PathCounts(paths=2, weighted=1, depths=1)
@@ -77,7 +77,7 @@ def live_edges(
 ) -> tuple[Edge, ...]:
     """Returns the edges that lie on a path from an input to an output, in the given order.
 
-    Example:
+    Examples:
       >>> from nngp_dag.graph.operations import Op
       >>> len(live_edges(3, [Edge(0, 2, Op.SKIP), Edge(1, 2, Op.SKIP)]))  # nothing leads into node 1
       1
@@ -105,7 +105,7 @@ def depth_histogram(
     Returns:
       A dictionary {depth: number of paths}, sorted by depth, without zeros; empty if no path reaches the output.
 
-    Example:
+    Examples:
       >>> from nngp_dag.graph.operations import Op
       >>> depth_histogram(3, [Edge(0, 1, Op.SKIP), Edge(0, 2, Op.SKIP), Edge(1, 2, Op.WEIGHTED)])
       {0: 1, 1: 1}

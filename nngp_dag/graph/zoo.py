@@ -1,6 +1,6 @@
 """Named and random DAGs, and the lists of whole search spaces.
 
-Example:
+Examples:
   >>> chain(3).code
   '2_02_002'
 """
@@ -34,7 +34,7 @@ def named(name: str) -> Dag:
     Raises:
       GraphError: `name` is none of these names.
 
-    Example:
+    Examples:
       >>> named("dag#3").code
       '2_21_112'
 
@@ -54,7 +54,7 @@ def chain(num_layers: int) -> Dag:
     Raises:
       GraphError: `num_layers` is less than 1.
 
-    Example:
+    Examples:
       >>> chain(2).code
       '2_02'
     """
@@ -69,7 +69,7 @@ def ladder(num_nodes: int) -> Dag:
     Raises:
       GraphError: `num_nodes` is less than 2.
 
-    Example:
+    Examples:
       >>> ladder(14).num_paths
       377
     """
@@ -89,7 +89,7 @@ def random_dag(num_nodes: int, seed: int) -> Dag:
     Raises:
       GraphError: `num_nodes` is less than 2.
 
-    Example:
+    Examples:
       >>> random_dag(5, seed=0) == random_dag(5, seed=0)
       True
     """
@@ -111,7 +111,7 @@ def codes(num_blocks: int) -> Iterator[str]:
     Raises:
       GraphError: `num_blocks` is not between 1 and 4; five blocks have more than 10 million codes.
 
-    Example:
+    Examples:
       >>> len(list(codes(3)))
       729
     """
@@ -133,7 +133,7 @@ def nasbench201() -> Iterator[str]:
 
     Reference: Dong and Yang, ICLR 2020.
 
-    Example:
+    Examples:
       >>> cells = list(nasbench201())
       >>> len(cells), cells[1]
       (15625, '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|')

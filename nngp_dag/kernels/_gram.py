@@ -142,7 +142,7 @@ def gram(
         the unfinished result of another call is in the way.
       OutOfMemoryError: The matrices do not fit into memory.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(5, 8))
       >>> k = gram(nd.Dag.from_code("2_21_112"), x, memory_budget="1 GiB", order="act-linear")

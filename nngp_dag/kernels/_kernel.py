@@ -98,7 +98,7 @@ def kernel(
         ends return 0 where a kernel underflows.
       OutOfMemoryError: The results, or covariances of pixels, do not fit into memory.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> k = nd.kernel(nd.Dag.from_code("2_21_112"), np.eye(3) * 3**0.5)
       >>> k.nngp.shape, float(k.nngp[0, 0].round(3))
@@ -150,7 +150,7 @@ def explain(
       GraphError: `kernel` would refuse the network.
       InputError: `kernel` would refuse an argument, or a shape has over 100 million features.
 
-    Example:
+    Examples:
       >>> import jax, numpy as np, nngp_dag as nd
       >>> nd.explain("2_21_112", np.ones((300, 64))).split(", ")[0]
       'Chebyshev series in the angle'

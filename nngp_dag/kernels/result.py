@@ -48,7 +48,7 @@ class Kernel:
     Raises:
       InputError: `network` is neither a `Network` nor None.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> k = nd.kernel("2_12", np.eye(3))
       >>> k.ntk.shape, str(k.network)

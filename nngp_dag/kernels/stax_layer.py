@@ -126,7 +126,7 @@ def DagLayer(  # noqa: N802
       InputError: `width` or another option is invalid, or inputs are masked or have the wrong shape. Or `width` is not
         the fan-in that the NTK of the standard parameterization needs.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> from neural_tangents import stax
       >>> dag = nd.Dag.from_code("2_21_112")

@@ -34,7 +34,7 @@ def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
     Raises:
       InputError: There is no seed, a seed occurs twice or is out of range, or there are more than 100,000.
 
-    Example:
+    Examples:
       >>> chosen_seeds(3), chosen_seeds([4, 7])
       ([0, 1, 2], [4, 7])
     """
@@ -66,7 +66,7 @@ def squared_loss(f: Float[Array, "n c"], y: Float[Array, "n c"]) -> Float[Array,
     Returns:
       The loss, a scalar.
 
-    Example:
+    Examples:
       >>> float(squared_loss(jnp.zeros((2, 1)), jnp.ones((2, 1))))
       1.0
     """
@@ -81,7 +81,7 @@ class Descent:
       curve: Training loss before the first step and after each one, (S, steps + 1).
       params: Parameters after the last step; every leaf has a leading axis of S seeds.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nets import DagNet
       >>> result = descend(lambda rngs: DagNet("2", 2, 1, width=4, rngs=rngs), np.eye(2), np.ones((2, 1)),
       ...                  optimizer=optax.sgd(0.1), steps=1, seeds=[5])
@@ -124,7 +124,7 @@ def descend(
     Raises:
       InputError: Shapes do not match, a number is out of range, or training diverged to a loss that is not finite.
 
-    Example:
+    Examples:
       >>> import numpy as np, optax
       >>> from nngp_dag.graph import Dag
       >>> from nngp_dag.nets import DagNet, descend

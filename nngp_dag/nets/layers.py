@@ -40,7 +40,7 @@ class WeightedLayer(nnx.Module):
     Raises:
       InputError: The activation is unknown.
 
-    Example:
+    Examples:
       >>> layer = WeightedLayer(Dense(b_std=None), 3, 5, "ntk", rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 3))).shape
       (2, 5)

@@ -62,7 +62,7 @@ class DagNet(nnx.Module):
         to a node that is not Gaussian at infinite width.
       InputError: A size is below 1 or missing, or an option is unknown.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from nngp_dag.graph import Conv
@@ -230,7 +230,7 @@ def as_functions(
     Returns:
       The functions `init(key) -> params` and `apply(params, x) -> outputs`; `params` holds every `nnx.Param`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> init, apply = as_functions(lambda rngs: DagNet(Dag.from_code("2"), 3, 1, width=8, rngs=rngs))
       >>> params = jax.vmap(init)(jax.random.split(jax.random.key(0), 5))
@@ -254,7 +254,7 @@ def as_stateful_functions(
       `stats` holds every `nnx.BatchStat`, the running averages. Training normalizes by the batch and updates the
       averages; evaluation normalizes by the averages.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> init, apply = as_stateful_functions(
       ...     lambda rngs: DagNet(Dag.from_code("2"), 3, 1, width=8, batch_norm=True, rngs=rngs))

@@ -25,7 +25,7 @@ class LayerSummary:
         each output pixel. Activations, normalization, sums and pooling are not counted. A training step costs about
         three times as much per example.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> net = nnx.eval_shape(lambda: DagNet("2", 784, 10, width=64, b_std=0.0, rngs=nnx.Rngs(0)))
       >>> stem = summarize(net).layers[0]
@@ -47,7 +47,7 @@ class ModelSummary:
     Attributes:
       layers: One `LayerSummary` per stem, weighted edge on a path, and readout.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> summary = summarize(nnx.eval_shape(lambda: DagNet("2", 784, 10, width=64, rngs=nnx.Rngs(0))))
       >>> [layer.name for layer in summary.layers]
@@ -79,7 +79,7 @@ def summarize(model: DagNet) -> ModelSummary:
     Raises:
       InputError: `model` is not a `DagNet`.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> from nngp_dag.graph import Dag
       >>> net = DagNet(Dag.from_code("2_02_002"), 784, 10, width=64, b_std=0.0, rngs=nnx.Rngs(0))

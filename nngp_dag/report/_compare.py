@@ -93,7 +93,7 @@ def compare(
       OutputError: `out` is not free, or cannot be written.
       CheckpointError: There is nothing to resume, or `out` holds another comparison.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(4, 6))
       >>> chain, mixed = nd.compare(["2_02", "DAG#3"], x, np.eye(4), width=32, seeds=2, steps=3)

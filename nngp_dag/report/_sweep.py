@@ -88,7 +88,7 @@ def sweep(
       OutputError: `out` holds other files, cannot be written, or another process writes it.
       CheckpointError: There is no sweep to resume, it has other data, options or versions, or it is damaged.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(6, 10))
       >>> table = nd.sweep(["2_02_002", "2_21_112", "0_00_000"], x)

@@ -21,7 +21,7 @@ def rank_correlations(table: "pandas.DataFrame", first: Sequence[str], second: S
       A table with a row for each pair: `first`, `second`, `kendall`, `spearman`, `rows`. Correlations are NaN where a
       column does not vary or fewer than 3 rows remain.
 
-    Example:
+    Examples:
       >>> import pandas
       >>> table = pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 3.0, 2.0, 4.0]})
       >>> found = rank_correlations(table, ["a"], ["b"])

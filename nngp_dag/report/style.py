@@ -64,7 +64,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
 def plain(value: Number) -> str:
     """Writes a tick's number without powers of ten where it has up to six digits before or after the point.
 
-    Example:
+    Examples:
       >>> plain(0.3), plain(20000.0), plain(1e-9), plain(3e7), plain(-2.5)
       ('0.3', '20,000', '$10^{-9}$', '3e7', '−2.5')
     """

@@ -222,7 +222,7 @@ _LEGEND = "cells by node: 3, 1 convolutions; p avg_pool; s skip; - none"
 def short_name(name: str) -> str:
     """Returns the name of a network for a table; a NAS-Bench-201 cell has a letter for each operation.
 
-    Example:
+    Examples:
       >>> short_name("|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|")
       '3|-p|s-1'
     """

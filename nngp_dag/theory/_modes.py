@@ -24,7 +24,7 @@ class Modes:
       losses: Contribution of each mode to the mean of the initial loss L = 0.5 ||y - f||^2, (N,).
       learning_rate: Learning rate eta, or None for gradient flow.
 
-    Example:
+    Examples:
       >>> result = Modes(np.array([1.0, 0.5]), np.array([0.5, 1.0]), learning_rate=None)
       >>> result.factors.round(3), result.half_lives.round(3)
       (array([0.135, 0.368]), array([0.347, 0.693]))
@@ -78,7 +78,7 @@ def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
       InputError: Shapes do not match, a value is not finite, or `learning_rate` is not above 0. NNGP or NTK has a
         negative eigenvalue, or `y` holds class labels.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> result = modes(nd.Kernel(nngp=np.eye(2), ntk=np.diag([0.5, 1.0])), np.array([1.0, 0.0]), learning_rate=1.0)
       >>> result.eigenvalues, result.losses, result.factors, result.half_lives

@@ -30,7 +30,7 @@ class Posterior:
       mean: Mean of the outputs, one row per test input and one column per output, (Nt, C).
       covariance: Covariance between test inputs, (Nt, Nt). It is the same for every column; columns are independent.
 
-    Example:
+    Examples:
       >>> result = Posterior(mean=np.zeros((2, 1)), covariance=np.diag([4.0, -1e-17]))
       >>> result.variance, result.std
       (array([4., 0.]), array([2., 0.]))
@@ -93,7 +93,7 @@ def posterior(
       InputError: Shapes do not match, a value is not finite, `kind` is unknown, or `noise` is negative. The matrix with
         noise is singular, the three kernels belong to different inputs or networks, or `y` holds class labels.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> train, test = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 1.0]])
       >>> dag = nd.Dag.from_code("2")
@@ -168,7 +168,7 @@ def kernel_regression_accuracy(
     Raises:
       InputError: A label is out of range, or `posterior` refuses the kernels or the options.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> x, dag = np.random.default_rng(0).normal(size=(60, 3)), nd.Dag.from_code("2")
       >>> labels = (x[:, 0] > 0).astype(int)
@@ -207,7 +207,7 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
     Raises:
       InputError: Shapes do not match, outputs are not finite, or a label is out of range.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> classification_accuracy(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]))
       0.666...

@@ -80,7 +80,7 @@ class Spectrum:
       effective_rank: Participation ratio (sum lambda)^2 / sum lambda^2, between 1 and N; 0 for the zero matrix.
       eigenvalues: All eigenvalues in ascending order, (N,), or None unless they were asked for.
 
-    Example:
+    Examples:
       >>> s = spectrum(np.diag([1.0, 4.0]))
       >>> s.resolved, s.condition_number, s.effective_rank
       (True, 4.0, 1.47...)
@@ -140,7 +140,7 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
         finds only two.
       OutOfMemoryError: The decomposition does not fit into memory.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> s = spectrum(np.diag([1.0, 2.0, 4.0]), eigenvalues=True)
       >>> s.lambda_min, s.lambda_max, s.condition_number, s.trace, s.eigenvalues
@@ -178,7 +178,7 @@ def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = Fa
     Raises:
       InputError: The list is empty, or `spectrum` refuses one of the matrices.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> [s.lambda_min for s in spectra(np.stack([np.eye(2), 3 * np.eye(2)]))]
       [1.0, 3.0]

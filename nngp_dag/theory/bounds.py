@@ -30,7 +30,7 @@ def rate_bound(
     Raises:
       InputError: An argument is negative or not finite, or eta lambda_min / 2 exceeds 1.
 
-    Example:
+    Examples:
       >>> rate_bound(lambda_min=0.5, learning_rate=0.4, steps=2, initial_loss=100.0)
       array([100.,  90.,  81.])
 
@@ -76,7 +76,7 @@ def rate_bound_holds_for(
     Returns:
       True where the slowest mode obeys the bound.
 
-    Example:
+    Examples:
       >>> rate_bound_holds_for(0.1, 0.5, 10.0, learning_rate=0.1), rate_bound_holds_for(0.1, 0.5, 10.0, 0.3)
       (True, False)
 

@@ -51,7 +51,7 @@ class Bracket:
       lower: Lower bound on lambda_min; 0 where the derivation finds nothing better.
       upper: Upper bound on lambda_min.
 
-    Example:
+    Examples:
       >>> bracket = lambda_min_bracket("2_12", np.eye(3)).nngp
       >>> 0 < bracket.lower < bracket.upper
       True
@@ -68,7 +68,7 @@ class Brackets(NamedTuple):
       nngp: Bracket on the smallest eigenvalue of the NNGP.
       ntk: Bracket on the smallest eigenvalue of the NTK.
 
-    Example:
+    Examples:
       >>> nngp, ntk = lambda_min_bracket("2_12", np.eye(3))
       >>> nngp.lower < ntk.lower
       True
@@ -95,7 +95,7 @@ def principal_minor_bound(matrix: ArrayLike) -> float:
     Raises:
       InputError: `matrix` is not square, symmetric and finite.
 
-    Example:
+    Examples:
       >>> principal_minor_bound(np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]))
       1.0
 
@@ -140,7 +140,7 @@ def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architectur
       InputError: `x` is refused by `nngp_dag.kernel`, or the network is not of the kind above.
       GraphError: No path leads through the graph.
 
-    Example:
+    Examples:
       >>> import nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(4, 300))
       >>> nngp, ntk = lambda_min_bracket(nd.Dag.from_code("2_21_112"), x)

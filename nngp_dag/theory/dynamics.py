@@ -41,7 +41,7 @@ class LossCurve:
       learning_rate: Learning rate eta.
       stable_learning_rate: Stability limit, the largest eta with which no mode grows; infinite for gradient flow.
 
-    Example:
+    Examples:
       >>> k = Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
       >>> curve = loss_curve(k, np.array([1.0, 0.0]), learning_rate=0.5, steps=3)
       >>> curve.times, curve.diverges
@@ -124,7 +124,7 @@ def loss_curve(
         eigenvalue, `k_test_train` does not fit the other kernels, or `y` holds class labels. Some of the three
         arguments for the test loss are given, but not all.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> k = nd.Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
       >>> curve = loss_curve(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2)
@@ -182,7 +182,7 @@ def expected_loss(
     Raises:
       InputError: `loss_curve` refuses an argument.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> k = nd.Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
       >>> nd.expected_loss(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2)
@@ -216,7 +216,7 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
     Raises:
       InputError: `ntk` is not square, symmetric, finite and positive semi-definite, or `momentum` is out of range.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> ntk = np.diag([1.0, 4.0])
       >>> [largest_stable_learning_rate(ntk, momentum=0.5, nesterov=n) for n in (False, True)]

@@ -24,7 +24,7 @@ class PathBound:
       violated_assumptions: Assumptions of the derivation that the graph violates. If there are none, the value is an
         upper bound on lambda_min; otherwise it may lie below lambda_min.
 
-    Example:
+    Examples:
       >>> bound = path_bound(Dag.from_code("1_11_111"), np.array([[1.0, 0.5], [0.5, 1.0]]))
       >>> bound.is_bound, bound.violated_assumptions
       (False, ('skips share an ancestor', 'means of activated branches add up'))
@@ -68,7 +68,7 @@ def path_bound(dag: Dag | str, stem_kernel: ArrayLike, *, order: str = "linear-a
       InputError: `stem_kernel` has fewer than two inputs or negative diagonal entries, or `order` is unknown.
       GraphError: No path leads through `dag`.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> path_bound(Dag.from_code("2_02"), np.array([[1.0, 0.5], [0.5, 1.0]]))
       PathBound(value=0.316..., violated_assumptions=())
@@ -115,7 +115,7 @@ def ntk_path_bound(dag: Dag | str, stem: Kernel, *, order: str = "linear-act", r
         K(0)_ii is 0, or `order` is unknown.
       GraphError: No path leads through `dag`.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> stem = nd.kernel(Dag.from_code("1"), 2**0.5 * np.eye(2), readout=False)
       >>> bound = ntk_path_bound(Dag.from_code("2_02"), stem)

@@ -27,7 +27,7 @@ class LinearizedRuns:
         batches of an epoch, each before its update, as `nngp_dag.train` reports them.
       accuracies: Share of examples whose largest output is that of their class, (E + 1, D), in the same running means.
 
-    Example:
+    Examples:
       >>> k = Kernel(nngp=np.eye(2), ntk=np.eye(2))
       >>> runs = linearized_sgd(k, np.array([0, 1]), 0.5, batch_size=1, epochs=2, draws=4)
       >>> runs.losses.shape, runs.accuracies.shape
@@ -84,7 +84,7 @@ def linearized_sgd(
       InputError: Shapes do not match, an option is out of range, or the NNGP is not positive definite. The loss does
         not stay finite, because `learning_rate` is too large.
 
-    Example:
+    Examples:
       >>> import numpy as np, nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=200).train
       >>> k = nd.kernel(nd.Dag.from_code("2_12"), data.x.reshape(200, -1), b_std=0.0)

@@ -40,7 +40,7 @@ def stable_learning_rate(network: Network, recipe: Recipe, data: Splits) -> floa
     Raises:
       GraphError: The network has no closed-form kernel.
 
-    Example:
+    Examples:
       >>> from nngp_dag.data import load_splits
       >>> rate = stable_learning_rate(Network("2_12"), Recipe(), load_splits("digits", subset=500))
       >>> 1e-2 < rate < 1

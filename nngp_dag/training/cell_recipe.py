@@ -96,7 +96,7 @@ class CellRecipe(AnyRecipe):
         Raises:
           InputError: A value is out of range, or a name is not a field.
 
-        Example:
+        Examples:
           >>> CellRecipe.of(Cell.from_index(10353), (32, 32, 3), epochs=2).channels
           16
         """
@@ -190,7 +190,7 @@ def read_cell(text: str) -> Cell | Genotype:
     Raises:
       GraphError: The text describes no cell, or the file cannot be read.
 
-    Example:
+    Examples:
       >>> read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").operations[0]
       'nor_conv_3x3'
     """

@@ -73,7 +73,7 @@ def train_cell(
       OutputError: `out` holds another run, cannot be written, or another process writes it.
       CheckpointError: The run to resume is damaged, or has other settings or versions.
 
-    Example:
+    Examples:
       >>> import nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=100)
       >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|skip_connect~2|")

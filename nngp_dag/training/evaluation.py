@@ -34,7 +34,7 @@ class Evaluation:
       epochs: Epoch of each network's state, (S,).
       values: Mean loss, accuracy and class-mean accuracy on each part, (3 parts, 3 metrics, S), see `History`.
 
-    Example:
+    Examples:
       >>> evaluation = Evaluation("2_12", seeds=(0, 1), epochs=(5, 3), values=np.zeros((3, 3, 2)))
       >>> evaluation.of("test", "loss")
       array([0., 0.])
@@ -77,7 +77,7 @@ def evaluate(
       CheckpointError: The checkpoint is absent or damaged, or belongs to other data or another network.
       DataError: The data cannot be found or read.
 
-    Example:
+    Examples:
       >>> import tempfile, nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=500)
       >>> with tempfile.TemporaryDirectory() as out:

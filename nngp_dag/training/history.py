@@ -35,7 +35,7 @@ class History:
         On the training part they are running means over the epoch's batches, each before its update, as in the code of
         Chen et al. Entry 0 is measured before training. Epochs that have not been reached hold NaN.
 
-    Example:
+    Examples:
       >>> values = np.zeros((3, 3, 3, 1))
       >>> values[:, 0, 1, 0] = [0.1, 0.5, 0.9]
       >>> history = History("2_12", (0,), steps_per_epoch=10, learning_rates=np.array([0.1, 0.1]), values=values)

@@ -55,7 +55,7 @@ def summary_of(
       InputError: The network needs images and the inputs are of another shape, or the graph has several inputs or
         outputs.
 
-    Example:
+    Examples:
       >>> summary_of(Network("2_12", width=32), (8, 8, 1), 10).parameters
       4416
     """

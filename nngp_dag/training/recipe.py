@@ -64,7 +64,7 @@ class Recipe(AnyRecipe):
     Raises:
       InputError: A number is out of range or an option is unknown.
 
-    Example:
+    Examples:
       >>> recipe = Recipe(epochs=10, learning_rate=0.1, warmup=2, schedule="cosine")
       >>> rate = recipe.learning_rates(steps_per_epoch=5)
       >>> [round(float(rate(step)), 4) for step in (0, 4, 9, 10, 30)]

@@ -87,7 +87,7 @@ def train(
         written before stay.
       CheckpointError: The run to resume is damaged, or has other settings or versions.
 
-    Example:
+    Examples:
       >>> import nngp_dag as nd
       >>> data = nd.data.load_splits("digits", subset=500)
       >>> [run] = nd.train("2_12", data, nd.Recipe(epochs=3), seeds=2, width=32)

@@ -27,7 +27,7 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
     Raises:
       InputError: A size is below 1, or the images do not fit.
 
-    Example:
+    Examples:
       >>> net = BenchNet(Cell.from_index(10353), (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> net(jnp.ones((5, 8, 8, 3))).shape
       (5, 10)

@@ -34,7 +34,7 @@ class CellSupernet(Skeleton[Stage]):
     Raises:
       InputError: A size is below 1, or there is no stem and `in_channels` differs from `channels`.
 
-    Example:
+    Examples:
       >>> net = CellSupernet(channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> net(jnp.ones((5, 8, 8, 3)), jnp.full((1, 6, 5), 1 / 5)).shape
       (5, 10)

@@ -98,7 +98,7 @@ class DartsNet(RunningNorms):
     Raises:
       InputError: A size is below 1, L is below 3, or the images are too small for the auxiliary head.
 
-    Example:
+    Examples:
       >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
       >>> genotype = Genotype.from_pairs(cell, cell)
       >>> DartsNet(genotype, (8, 8, 3), channels=2, layers=3, rngs=nnx.Rngs(0))(jnp.ones((5, 8, 8, 3))).shape

@@ -134,7 +134,7 @@ class DartsSupernet(nnx.Module):
     Raises:
       InputError: A size is below 1, or there is no stem and the images have another number of channels.
 
-    Example:
+    Examples:
       >>> net = DartsSupernet(channels=1, depth=2, rngs=nnx.Rngs(0))
       >>> net(jnp.ones((5, 8, 8, 3)), jnp.full((2, 14, 8), 1 / 8)).shape
       (5, 10)

@@ -42,7 +42,7 @@ class MacroNet(Skeleton[Stage]):
     Raises:
       InputError: A size is below 1.
 
-    Example:
+    Examples:
       >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> net(jnp.ones((5, 8, 8, 3)), Cell.from_index(10353)).shape
       (5, 10)

@@ -27,7 +27,7 @@ def load_state_dict(net: MacroNet, weights: Mapping[str, ArrayLike], cell: Cell)
     Raises:
       InputError: A weight is missing, has the wrong shape, or has a name that the network does not know.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> load_state_dict(net, {}, Cell.from_index(0))

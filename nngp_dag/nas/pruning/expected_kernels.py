@@ -41,7 +41,7 @@ def wiring_dag(space: SearchSpace, wiring: Sequence[Sequence[int]]) -> Dag:
       space: The search space.
       wiring: One sequence for each cell type, with one number for each edge; see `Wiring`.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import get_space
       >>> wiring_dag(get_space("nasbench201"), [[2, 0, 2, 0, 1, 1]]).depth_histogram
       {1: 1, 2: 1}
@@ -83,7 +83,7 @@ class ExpectedKernels:
     Raises:
       InputError: There are fewer than two images, no draws, or an image is all zero.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import ExpectedKernels, get_space
       >>> space = get_space("nasbench201")
       >>> expected = ExpectedKernels(space, np.eye(3).reshape(3, 3, 1, 1))

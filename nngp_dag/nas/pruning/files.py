@@ -31,7 +31,7 @@ class SearchDirectory:
       CheckpointError: The folder holds another search, one of other versions, or a damaged one.
       OutputError: The folder holds something else, cannot be written, or is being written by another process.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> from nngp_dag.nas import SearchDirectory, get_space
       >>> with tempfile.TemporaryDirectory() as path:

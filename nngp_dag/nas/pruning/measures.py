@@ -73,7 +73,7 @@ class Measures:
     Raises:
       InputError: An option is unknown, there are fewer than two images, or the memory is below 0.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import MacroNet
       >>> make = functools.partial(MacroNet, channels=4, cells=1)
       >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -191,7 +191,7 @@ def nasbench201_measures(
     Raises:
       InputError: An option is unknown, or there are fewer than two images.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import get_space, nasbench201_measures, patches
       >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
       >>> measures = nasbench201_measures(x, patches(x, 0, size=20))
@@ -228,7 +228,7 @@ def darts_measures(
     Raises:
       InputError: An option is unknown, or there are fewer than two images.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import darts_measures, patches
       >>> x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
       >>> darts_measures(x, patches(x, 0, size=20)).small.shape

@@ -30,7 +30,7 @@ def patches(
     Raises:
       InputError: There are no images, or they are smaller than a patch.
 
-    Example:
+    Examples:
       >>> patches(np.zeros((5, 8, 8, 3), np.float32), 0, size=4).shape
       (3, 4, 3, 3, 1)
 
@@ -66,7 +66,7 @@ def sign_patterns(graph: Any, params: Any, x: Array, architecture: Array) -> tup
 def num_distinct(patterns: UInt8[np.ndarray, "n bytes"] | Bool[np.ndarray, "n bits"]) -> int:
     """Counts the distinct rows, exactly.
 
-    Example:
+    Examples:
       >>> num_distinct(np.array([[True, False], [True, True], [True, False]]))
       2
     """

@@ -63,7 +63,7 @@ class Pruning:
     Raises:
       InputError: A number is too small, or an option is unknown.
 
-    Example:
+    Examples:
       >>> Pruning(repeats=0)
       Traceback (most recent call last):
       ...
@@ -226,7 +226,7 @@ def prune(
     Raises:
       InputError: There is no measure, or two share a name.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Found, Measure, Pruning, get_space, prune
       >>> space = get_space("nasbench201")
       >>> def convolutions(mixtures, seed):

@@ -78,7 +78,7 @@ def tenas_search(
       OutputError: `out` holds something else, cannot be written, or is being written by another process.
       DataError: The table has no such column.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> from nngp_dag.nas import Pruning, get_space, tenas_search
       >>> x = np.random.default_rng(0).normal(size=(4, 4, 4, 1))

@@ -38,7 +38,7 @@ def batch_sizes(space: SearchSpace, measures: Sequence[str], batch: int | None =
     Returns:
       The number of images by the name of the measure.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import batch_sizes, get_space
       >>> batch_sizes(get_space("darts"), ["ntk", "exact"])
       {'ntk': 14, 'exact': 64}
@@ -84,7 +84,7 @@ def tenas_measures(
     Raises:
       InputError: A name is unknown or occurs twice, or images or options do not fit.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import get_space, tenas_measures
       >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
       >>> [(m.name, m.higher) for m in tenas_measures(get_space("darts"), x, ["ntk", "exact"])]

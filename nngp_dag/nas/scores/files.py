@@ -35,7 +35,7 @@ class ScoreDirectory:
       CheckpointError: The folder holds scores of another setting, of other versions, or damaged ones.
       OutputError: The folder holds something else, cannot be written, or is being written by another process.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> from nngp_dag.nas import ScoreDirectory, Setting, read_scores, sample_cells
       >>> setting = Setting(np.zeros((4, 8, 8, 3), np.float32))

@@ -53,7 +53,7 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
     Raises:
       InputError: The images do not fit.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Cell, MacroNet, empirical_ntk
       >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)

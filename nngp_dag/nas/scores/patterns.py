@@ -41,7 +41,7 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
     Raises:
       InputError: The images do not fit, or `counting` is unknown.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Setting
       >>> net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
       >>> x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
@@ -87,7 +87,7 @@ def log_determinant(kernel: np.ndarray) -> float:
     Raises:
       InputError: The matrix is singular up to rounding, for example because two images share all patterns.
 
-    Example:
+    Examples:
       >>> log_determinant(np.diag([1.0, np.e]))
       1.0
 

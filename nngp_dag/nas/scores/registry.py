@@ -38,7 +38,7 @@ class Score:
       measure: Function of (cells, setting) that yields a dictionary for each cell. Its keys are the names of all scores
         from the same computation. Its values are their numbers, or the reasons of missing numbers.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import get_score
       >>> get_score("ntk_condition").cost, get_score("ntk_condition").higher_is_better
       ('jacobian', False)
@@ -87,7 +87,7 @@ def register(score: Score) -> Score:
     Raises:
       InputError: The name of the score or of its measure is taken, or the cost is unknown.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import SCORES, Score, register
       >>> register(SCORES["naswot"])
       Traceback (most recent call last):
@@ -126,7 +126,7 @@ def get_score(name: str) -> Score:
     Raises:
       InputError: No score has this name.
 
-    Example:
+    Examples:
       >>> get_score("naswot").reference
       'Mellor et al., Neural Architecture Search without Training, ICML 2021'
     """
@@ -170,7 +170,7 @@ def score_cells(
     Raises:
       InputError: A score is unknown, `cells` holds something else, or the setting lacks something that a score needs.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Setting, sample_cells
       >>> setting = Setting(np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
       >>> [scored] = score_cells([Cell.from_index(0)], ["parameters", "effective_depth"], setting)
@@ -254,7 +254,7 @@ def goodness(score: Score, values: Sequence[float] | np.ndarray, cells: Sequence
     Returns:
       Numbers of which the highest is the best, (cells,), float64.
 
-    Example:
+    Examples:
       >>> goodness(get_score("ntk_condition"), [3.0, 2.0, np.inf], [Cell.from_index(10353)] * 3)
       array([ -3.,  -2., -inf])
     """

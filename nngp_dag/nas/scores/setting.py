@@ -34,7 +34,7 @@ class Setting:
     Raises:
       InputError: Shapes do not fit, a size is too small, or images or labels are out of range.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Setting
       >>> setting = Setting(np.zeros((4, 8, 8, 3), np.float32), channels=4, cells=1)
       >>> setting.network() is setting.network()

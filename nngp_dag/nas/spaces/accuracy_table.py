@@ -38,7 +38,7 @@ class AccuracyTable:
       DataError: There are no cells or no columns, a cell occurs twice, a column has the wrong length, or a number is
         not a percentage.
 
-    Example:
+    Examples:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
       >>> table = AccuracyTable((Cell.parse(text),), {"cifar10": np.array([88.5])})
       >>> table.accuracy(text), table.accuracy(0), table.index(text), table[0] == Cell.parse(text)
@@ -88,7 +88,7 @@ class AccuracyTable:
           DataError: The file is absent, of another kind, or malformed; a cell is invalid or occurs twice; or a column
             holds numbers and something else.
 
-        Example:
+        Examples:
           >>> import tempfile
           >>> from nngp_dag.nas import AccuracyTable
           >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"

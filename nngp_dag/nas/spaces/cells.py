@@ -39,7 +39,7 @@ class Cell:
     Raises:
       GraphError: There are not six operations, or one is unknown.
 
-    Example:
+    Examples:
       >>> cell = Cell.parse("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|")
       >>> cell.index, cell == Cell.from_index(9502), cell.dag.code
       (9502, True, '2_01_002')
@@ -147,7 +147,7 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """Yields all 15,625 cells in the order of their numbers, which is that of `nngp_dag.zoo.nasbench201`.
 
-    Example:
+    Examples:
       >>> sum(cell.operations.count("none") == 5 for cell in cells())
       24
     """
@@ -164,7 +164,7 @@ def sample_cells(count: int, seed: int) -> list[Cell]:
     Raises:
       GraphError: `count` is not in 1 to 15,625.
 
-    Example:
+    Examples:
       >>> sample_cells(2, seed=0) == sample_cells(3, seed=0)[:2]
       True
     """

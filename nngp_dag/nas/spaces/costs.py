@@ -18,7 +18,7 @@ def parameters(cell: Cell, *, channels: int = 16, cells: int = 5, classes: int =
       classes: Number of outputs.
       in_channels: Channels of the images.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Cell
       >>> parameters(Cell.from_index(0)), parameters(Cell(("nor_conv_3x3",) * 6))
       (73306, 1531546)
@@ -44,7 +44,7 @@ def flops(
       cells: Number N of cells per stage.
       classes: Number of outputs.
 
-    Example:
+    Examples:
       >>> from nngp_dag.nas import Cell
       >>> [round(flops(cell) / 2e6, 2) for cell in (Cell.from_index(0), Cell(("nor_conv_3x3",) * 6))]
       [7.78, 220.12]

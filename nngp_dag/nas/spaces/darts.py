@@ -46,7 +46,7 @@ class Genotype:
     Raises:
       GraphError: A cell does not have eight pairs, an operation is unknown, or a node reads a later node.
 
-    Example:
+    Examples:
       >>> cell = [("sep_conv_3x3", 0), ("skip_connect", 1)] * 4
       >>> genotype = Genotype.from_pairs(cell, cell)
       >>> Genotype.from_text(str(genotype)) == Genotype.from_json(genotype.to_json()) == genotype

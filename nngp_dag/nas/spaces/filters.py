@@ -19,7 +19,7 @@ class Filter:
       width: Smallest and largest effective width.
       reference: Source of the ranges.
 
-    Example:
+    Examples:
       >>> moderate = get_filter("paper")
       >>> moderate.depth, moderate.keeps(Dag.from_code("2_21_112")), moderate.keeps(Dag.from_code("2_02_002"))
       ((Fraction(9, 10), Fraction(23, 10)), True, False)
@@ -58,7 +58,7 @@ def get_filter(name: str) -> Filter:
     Raises:
       InputError: No filter has this name.
 
-    Example:
+    Examples:
       >>> get_filter("released-code").reference
       'the code that Chen et al. 2022 released'
     """

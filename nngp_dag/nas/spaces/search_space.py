@@ -30,7 +30,7 @@ class SearchSpace:
       outputs: Nodes that form the output of the cell.
       inputs_per_node: Number of edges into a node that a cell keeps. None for all.
 
-    Example:
+    Examples:
       >>> space = get_space("nasbench201")
       >>> space.expected_depth_and_width(space.full_mask())
       array([[1.   , 2.875]])
@@ -106,7 +106,7 @@ class SearchSpace:
         Returns:
           Pairs (depth, width), (..., 2), float64.
 
-        Example:
+        Examples:
           >>> space = get_space("darts")
           >>> space.expected_depth_and_width(space.full_mask()).round(8).tolist()
           [[1.21904762, 19.41690962], [1.21904762, 19.41690962]]
@@ -218,7 +218,7 @@ def get_space(name: str) -> SearchSpace:
     Raises:
       InputError: No search space has this name.
 
-    Example:
+    Examples:
       >>> get_space("darts").shape
       (2, 14, 8)
     """

@@ -56,7 +56,7 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     Raises:
       DataError: No cell with a path has an accuracy, or there is no such column.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> from nngp_dag.nas import AccuracyTable, Cell, plot_depth_and_width
       >>> table = AccuracyTable((Cell.from_index(10353),), {"cifar10": np.array([90.0])})
@@ -133,7 +133,7 @@ def plot_scores(
       InputError: A score is unknown or was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
 
-    Example:
+    Examples:
       >>> import pandas, tempfile
       >>> from nngp_dag.nas import AccuracyTable, plot_scores, sample_cells
       >>> cells = tuple(sample_cells(4, seed=0))

@@ -56,7 +56,7 @@ def search(
       InputError: `sample` is not in 1 to the number of cells, `repeats` is below 1, `seed` is below 0, or the lengths
         differ.
 
-    Example:
+    Examples:
       >>> found = search(np.array([1.0, 3.0, 2.0]), seconds=np.ones(3), sample=3, repeats=2)
       >>> found.picked, found.skipped, found.seconds
       (array([1, 1]), array([0., 0.]), array([3., 3.]))

@@ -54,7 +54,7 @@ def search_table(
       InputError: A score or filter is unknown, or a score was not computed.
       DataError: No scored cell has an accuracy, or there is no such column.
 
-    Example:
+    Examples:
       >>> import pandas
       >>> from nngp_dag.nas import AccuracyTable, sample_cells, search_table
       >>> cells = tuple(sample_cells(4, seed=0))
@@ -140,7 +140,7 @@ def accuracy_correlations(
     Raises:
       DataError: There is no such column.
 
-    Example:
+    Examples:
       >>> import pandas
       >>> from nngp_dag.nas import AccuracyTable, accuracy_correlations, sample_cells
       >>> cells = tuple(sample_cells(4, seed=0))
@@ -167,7 +167,7 @@ def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
       found: Result of `search_table`.
       sample: Number of cells that one search drew, for the title.
 
-    Example:
+    Examples:
       >>> import pandas
       >>> row = {"method": "random", "filter": "", "mean": 90.0, "std": 1.0, "seconds": 0.0, "skipped": 0.0, "found": 2}
       >>> facts = {"repeats": 2, "cells": 4, "left_out": 0, "column": "cifar10"}
