@@ -8,7 +8,7 @@ import numpy as np
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import codes
-from nngp_dag.report.dag_plots import code_or_size, draw_dag
+from nngp_dag.graph.drawing import code_or_size, draw_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> None:
     """Draws one panel per DAG: its graph above, its bound, expectation and measured band below."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     columns = min(len(results), 4)
     rows = -(-len(results) // columns)
@@ -47,7 +47,7 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
 
 
 def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     steps = np.arange(len(result.mean))
     # A logarithmic axis has no place for what is not positive.
@@ -101,7 +101,7 @@ def plot_kernel(
     Raises:
       InputError: There are not as many `labels` as rows and columns.
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     matrices = {"NNGP": np.asarray(k.nngp), "NTK": np.asarray(k.ntk)}
     order, starts, names = None, np.array([]), []

@@ -3,12 +3,16 @@
 It imports matplotlib, so it is imported where something is drawn. No global state of matplotlib is touched.
 """
 
+import contextlib
+import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -40,6 +44,22 @@ def save(figure: Figure, path: Path) -> None:
     # The first layout does not know the ticks yet; one more makes room for their labels.
     figure.draw_without_rendering()
     figure.savefig(path, dpi=150, format="png")
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Draws with the settings of matplotlib itself, whatever the user has set, which comes back afterwards."""
+    # Texts as outlines look the same with any fonts; a fixed salt gives parts of a picture the same names every time.
+    fixed = {"svg.fonttype": "path", "svg.hashsalt": "nngp_dag"}
+    with matplotlib.style.context("default"), matplotlib.rc_context(fixed):
+        yield
+
+
+def as_svg(figure: Figure) -> str:
+    """Returns a figure as SVG, on white, without a date."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
 def fit(text: str, width: Number, size: Number, lines: int = 3) -> str:
