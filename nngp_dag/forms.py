@@ -14,7 +14,7 @@ WIDTH = 120
 """Characters of a line of text."""
 
 # In a page of HTML, where lines break by themselves.
-_LONGEST_CELL = 400
+_LONGEST_CELL, _SHORT_CELL = 400, 24
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -77,7 +77,8 @@ def _table(title: str, lines: Iterable[str]) -> str:
 
 
 def _cell(tag: str, text: str) -> str:
-    return _element(tag, text, "text-align: left")
+    # Numbers keep to one line.
+    return _element(tag, text, "text-align: left" + "; white-space: nowrap" * (len(text) <= _SHORT_CELL))
 
 
 def _element(tag: str, text: str, style: str) -> str:

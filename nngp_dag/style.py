@@ -76,9 +76,11 @@ def panel_title(axes: Axes, text: str, width: Number, *, size: Number = _PANEL_T
     axes.set_title(fit(text, width, size), fontsize=size, **options)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, title: str = "") -> None:
     """Puts a legend under all panels, where it hides nothing."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, fontsize=9.5, frameon=False)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    legend = figure.legend(handles=list(handles), fontsize=9.5, title=title, title_fontsize=9.5, **place)
+    legend.get_title().set_parse_math(False)
 
 
 def plain(value: Number) -> str:

@@ -35,7 +35,7 @@ _DEAD = "#BBBBBB"
 # Inches between nodes from which edges have room for their names.
 _ROOM_FOR_NAMES = 0.9
 _NAME_SIZE = 8.5
-_NOTE_SIZE = 10.0
+_NOTE_SIZE, _LEGEND_SIZE = 9.5, 9.0
 # Inches that the number of a node needs below the picture.
 _ROOM_FOR_NUMBERS, _NUMBER_SIZE = 0.3, 7.0
 # Inches that a notebook shows without making letters smaller.
@@ -106,11 +106,14 @@ def plot_on(axes: "Axes | None", dag: "Dag", operations: Operations) -> "Axes":
         width, height, _ = _size(dag, operations, _NOTEBOOK_WIDTH)
         axes = plt.figure(figsize=(width, height), layout="constrained").add_subplot()
     box = axes.get_window_extent()
-    unit = min(box.width / (dag.num_nodes + 0.2), box.height / (high - low)) / axes.figure.dpi
-    handles = draw_dag(axes, dag, unit, operations=operations)
+    inches, height = box.width / axes.figure.dpi, box.height / axes.figure.dpi
+    handles = draw_dag(axes, dag, min(inches / (dag.num_nodes + 0.2), height / (high - low)), operations=operations)
     if handles:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
-        axes.legend(handles=handles, ncols=len(handles), fontsize=9, frameon=False, **below)
+        # A letter takes 0.6 of the size of the font, and what is beside a label 5 times that size.
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = int(72 * inches / (_LEGEND_SIZE * (0.6 * longest + 5)))
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
+        axes.legend(handles=handles, ncols=min(max(1, columns), len(handles)), fontsize=_LEGEND_SIZE, **below)
     return axes
 
 
@@ -146,10 +149,7 @@ def _figure(dag: "Dag", operations: Operations, note: str = "", most: float = 30
     name = codes.shorten(code_or_size(dag), 60)
     title = f"{name}\n{paths}, effective depth {depth}, effective width {facts['effective width']}"
     style.panel_title(axes, title, 0.95 * width, parse_math=False)
-    if note:
-        lines = style.fit(note, 0.95 * width, _NOTE_SIZE)
-        figure.supxlabel(lines, fontsize=_NOTE_SIZE, parse_math=False)
-    style.legend_below(figure, handles, len(handles))
+    style.legend_below(figure, handles, len(handles), style.fit(note, 0.9 * width, _NOTE_SIZE) if note else "")
     return figure
 
 

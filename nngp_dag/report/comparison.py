@@ -1,5 +1,6 @@
 """Theory beside experiment: what a comparison of one network holds, and what follows from it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,18 @@ class Comparisons(list[Comparison]):
         It has the columns of the rows of compare.json, but that brackets are two columns each, `nngp_lower`,
         `nngp_upper`, `ntk_lower` and `ntk_upper` as in a sweep, and that assumptions are joined to one text. What
         compare.json leaves open, an eigenvalue that is not resolved or a formula that does not apply, is NaN.
+
+        Example:
+          >>> import nngp_dag as nd
+          >>> x = np.random.default_rng(0).normal(size=(4, 6))
+          >>> rows = nd.compare(["2_02", "DAG#3"], x, np.eye(4), width=32, seeds=2, steps=3)
+          >>> rows.to_frame()[["name", "num_paths", "bound_violations"]]
+              name  num_paths  bound_violations
+          0   2_02          1                 0
+          1  DAG#3          4                 0
+          >>> rows[0].to_frame()[["name", "step"]].tail(1)
+             name  step
+          3  2_02     3
         """
         import pandas
 
@@ -188,7 +201,7 @@ class Comparisons(list[Comparison]):
 
     def __repr__(self) -> str:
         """Returns the names, in one or two lines."""
-        return forms.call("Comparisons", {"": ", ".join(result.name for result in self)})
+        return forms.call("Comparisons", {"": ", ".join(repr(result.name) for result in self)})
 
     def _repr_html_(self) -> str:
         headings = ("network", "η", "λmin K(H)", "λmin NTK", "bound", "expected loss", "measured loss", "verdict")
@@ -216,9 +229,9 @@ def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             kernel = name.removesuffix("_lambda_min_bracket")
             yield from zip((f"{kernel}_lower", f"{kernel}_upper"), value, strict=True)
         elif name.endswith("_violated_assumptions"):
-            yield name, None if value is None else "; ".join(value)
+            yield name, math.nan if value is None else "; ".join(value)
         else:
-            yield name, value
+            yield name, math.nan if value is None else value
 
 
 def lower_end(s: Spectrum) -> float:
