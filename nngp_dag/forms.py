@@ -30,9 +30,19 @@ def described(cls: _Class) -> _Class:
       >>> Range()
       Range(low=0.5, high=2e+09)
     """
-    cls.__repr__ = lambda self: call(type(self).__name__, self._facts())
-    if "_repr_html_" not in vars(cls):
-        cls._repr_html_ = lambda self: facts_html(type(self).__name__, self._facts())
+
+    def text(self: Any) -> str:
+        """Returns the result in one or two lines."""
+        return call(type(self).__name__, self._facts())
+
+    def html(self: Any) -> str:
+        """Returns the result as a table of HTML."""
+        return facts_html(type(self).__name__, self._facts())
+
+    for name, form in (("__repr__", text), ("_repr_html_", html)):
+        if name == "__repr__" or name not in vars(cls):
+            form.__name__, form.__qualname__ = name, f"{cls.__qualname__}.{name}"
+            setattr(cls, name, form)
     return cls
 
 

@@ -50,7 +50,7 @@ def save(figure: Figure, path: Path) -> None:
 def own_settings() -> Iterator[None]:
     """Draws with the settings of matplotlib itself, whatever the user has set, which comes back afterwards."""
     # Texts as outlines look the same with any fonts; a fixed salt gives parts of a picture the same names every time.
-    fixed = {"svg.fonttype": "path", "svg.hashsalt": "nngp_dag"}
+    fixed: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "nngp_dag"}
     with matplotlib.style.context("default"), matplotlib.rc_context(fixed):
         yield
 
