@@ -55,8 +55,16 @@ def own_settings() -> Iterator[None]:
         yield
 
 
+def settle(figure: Figure) -> None:
+    """Lays a figure out until nothing moves: each pass learns from the one before how large the panels became."""
+    if (engine := figure.get_layout_engine()) is not None:
+        for _ in range(3):
+            engine.execute(figure)
+
+
 def as_svg(figure: Figure) -> str:
     """Returns a figure as SVG, on white, without a date."""
+    settle(figure)
     file = io.StringIO()
     figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     return file.getvalue()

@@ -90,7 +90,9 @@ NOTE = "layer=Dense(activation='erf', order='act-linear', w_std=1.5), aggregatio
     ],
 )
 def test_pictures_of_notebooks_can_be_read(name, note):
-    check(drawing._figure(GRAPHS[name], (), note, most=drawing._NOTEBOOK_WIDTH))
+    figure = drawing._figure(GRAPHS[name], (), note, most=drawing._NOTEBOOK_WIDTH)
+    style.settle(figure)
+    check(figure)
 
 
 def test_networks_state_their_options_below_the_picture(monkeypatch):
