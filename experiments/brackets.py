@@ -98,7 +98,7 @@ def table_of(summaries: dict[str, dict[str, Any]]) -> Table:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws bounds against exact values, one panel per data set and kernel."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     codes_drawn = len({row["code"] for row in rows})

@@ -89,7 +89,7 @@ def epochs_to(curves: np.ndarray, threshold: float) -> np.ndarray:
 def draw(curves: dict[str, dict[str, dict[str, np.ndarray]]], rows: list[dict[str, Any]], threshold: float, title: str,
          path: Path) -> None:  # fmt: skip
     """Draws loss, loss relative to its start, and accuracy over epochs, and the epochs to the threshold."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     figure = style.new_figure(19, 1.2 + 4.6 * len(curves), title)
     axes = figure.subplots(len(curves), 4, squeeze=False)

@@ -363,7 +363,7 @@ def draw(
     rows: Sequence[dict[str, str]], found: dict[str, Any], epochs: int, threshold: float, title: str, path: Path
 ) -> None:
     """Draws slowness against lambda_min and the number of paths."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     used = [row for row in rows if row["status"] == "trained" and row["resolved"] == "1"]
     columns = columns_of(used, epochs)

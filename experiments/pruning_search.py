@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def plot(table: pandas.DataFrame, measures: Sequence[str], path: Path) -> None:
     """Draws the accuracy of the cell of every search over the number of networks that it measured."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     figure = style.new_figure(7.5, 5.2, f"Searches of NAS-Bench-201 by pruning with {' and '.join(measures)}")
     axes = figure.add_subplot()

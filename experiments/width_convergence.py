@@ -81,7 +81,7 @@ def slope(rows: Sequence[dict[str, Any]], key: str) -> float:
 
 def draw(rows: Sequence[dict[str, Any]], slopes: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Draws both gaps against the width, one panel per activation."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     figure = style.new_figure(6.6 * len(slopes), 5.8, title)
     first = None

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from nngp_dag import forms
 from nngp_dag.errors import GraphError, InputError, check_known, shown
+from nngp_dag.graph import codes
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import (
@@ -34,7 +36,7 @@ AGGREGATIONS = ("sum", "scaled-sum", "mean")
 OF_LAYER = ("activation", "order", "w_std", "b_std")
 
 
-@dataclasses.dataclass(frozen=True, init=False, eq=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class Network:
     """A network: a graph, its operations, stem and readout, the aggregation at nodes, and the parameterization.
 
@@ -320,6 +322,39 @@ class Network:
         """Returns the graph, the layer and the aggregation as a text."""
         return f"{self.dag} ({self.layer.describe()}, {self.aggregation})"
 
+    @functools.cached_property
+    def _changed(self) -> dict[str, str]:
+        """The options beside the graph that are not at their defaults, as texts."""
+        plain = _plain()
+        found = {}
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "dag"):
+            value = getattr(self, name)
+            if value == getattr(plain, name) or (name == "stem" and value == stem_of(self.layer)):
+                continue
+            found[name] = forms.constructor(value) if isinstance(value, Dense) else repr(value)
+        return found
+
+    def __repr__(self) -> str:
+        """Returns the call that makes the network, in one or two lines, with the options that are not at defaults."""
+        try:
+            dag = repr(codes.shorten(self.dag.code))
+        except GraphError:
+            dag = repr(self.dag)
+        return forms.call("Network", {"": dag} | self._changed)
+
+    def _repr_svg_(self) -> str | None:
+        """The picture that notebooks show, of graphs with up to 200 nodes and 500 edges; options stand below it."""
+        from nngp_dag.graph.drawing import svg_of
+
+        options = ", ".join(f"{name}={value}" for name, value in self._changed.items())
+        return svg_of(self.dag, options or "all options at their defaults")
+
+    def _repr_html_(self) -> str | None:
+        """The numbers and options that notebooks show of larger graphs."""
+        from nngp_dag.graph.drawing import facts_of, is_drawn
+
+        return None if is_drawn(self.dag) else forms.facts_html("Network", facts_of(self.dag) | self._changed)
+
     def pixels(self, image: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns the spatial shape of every node, for images of spatial shape `image`.
 
@@ -339,6 +374,12 @@ class Network:
             # A node without live edges has no shape of its own, and nothing reads it.
             shapes.append(outputs[0] if outputs else first)
         return shapes
+
+
+@functools.cache
+def _plain() -> Network:
+    """A network whose options are at their defaults."""
+    return Network(Dag.from_code("2"))
 
 
 def stem_of(layer: Dense) -> Dense:

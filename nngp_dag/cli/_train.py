@@ -143,7 +143,6 @@ def train(
     from nngp_dag.graph import zoo
     from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import (
-        evaluation_rows,
         evaluation_table,
         model_table,
         training_rows,
@@ -158,7 +157,7 @@ def train(
             raise InputError(f"Expected only --data-dir beside --evaluate, got {', '.join(others)}; leave them out")
         found = training.evaluate(evaluate, data_dir=data_dir)
         show(evaluation_table(found))
-        result(evaluation_rows(found))
+        result(found.rows())
         return
     check_exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)

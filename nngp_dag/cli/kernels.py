@@ -66,7 +66,8 @@ def show_command(
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"Expected --png to name a file .png, got {png.name[:60]!r}; write --png {png.name[:60]}.png")
     from nngp_dag.graph.codes import nasbench201_edges
-    from nngp_dag.report import output_file, plot_dag
+    from nngp_dag.graph.drawing import plot_dag
+    from nngp_dag.report import output_file
     from nngp_dag.report.tables import dag_facts, dag_table
 
     dag, cell = parse_dag(code), code if code.startswith("|") else None

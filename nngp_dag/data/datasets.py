@@ -6,9 +6,11 @@ from typing import Final
 
 import numpy as np
 
+from nngp_dag import forms
 from nngp_dag.data import tfds
 from nngp_dag.data.paths import found_at
 from nngp_dag.errors import DataError, did_you_mean, shown
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_whole
 
 _SPLITS: Final = {
@@ -31,6 +33,7 @@ _SPHERE_CLASSES = 10
 _SPHERE_DEFAULT_SIZE = 256
 
 
+@described
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A labeled data set in memory, validated when it is made.
@@ -86,6 +89,10 @@ class Dataset:
                 f"Expected `labels` to lie in 0 to num_classes - 1 = {self.num_classes - 1}, got "
                 f"{labels[outside[0]]} for image {outside[0]}; raise `num_classes` or renumber the labels"
             )
+
+    def _facts(self) -> dict[str, str]:
+        arrays = {"images": forms.array(self.images), "labels": forms.array(self.labels)}
+        return {"": repr(self.name), **arrays, "num_classes": str(self.num_classes)}
 
 
 def load_dataset(

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nngp_dag import forms
 from nngp_dag.data.datasets import Dataset, check_size, load_dataset, split_names
 from nngp_dag.data.preprocessing import NORMALIZATION, Constants, channel_constants, normalize, scale_to_sphere
 from nngp_dag.errors import DataError
+from nngp_dag.forms import described
 
 # The code of Chen et al. (2022) validates on the last 10 % of CIFAR's training images as stored. For MNIST and SVHN it
 # draws a tenth at random.
@@ -19,6 +21,7 @@ _VALIDATION_IS_LAST = ("cifar10", "cifar100")
 _SHUFFLE_SEED = 0
 
 
+@described
 class Part(NamedTuple):
     """One part of a data set, inputs and their labels.
 
@@ -34,7 +37,11 @@ class Part(NamedTuple):
     x: np.ndarray
     labels: np.ndarray
 
+    def _facts(self) -> dict[str, str]:
+        return {"x": forms.array(self.x), "labels": forms.array(self.labels)}
 
+
+@described
 @dataclass(frozen=True, eq=False)
 class Splits:
     """The training, validation and test parts of a data set, validated when they are made.
@@ -96,6 +103,10 @@ class Splits:
                 )
             if not np.isfinite(x).all():
                 raise DataError(f"Expected finite inputs, got NaN or infinity in the {name} part")
+
+    def _facts(self) -> dict[str, str]:
+        parts = {name: forms.array(part.x) for name, part in self.parts.items()}
+        return {"": repr(self.name), **parts, "num_classes": str(self.num_classes)}
 
     @property
     def parts(self) -> dict[str, Part]:

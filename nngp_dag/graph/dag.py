@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
+from nngp_dag import forms
 from nngp_dag.errors import GraphError, shown
 from nngp_dag.graph import codes, relabel, topology
 from nngp_dag.graph.edge import Edge
@@ -13,6 +14,7 @@ from nngp_dag.graph.operations import parse
 
 if TYPE_CHECKING:
     import networkx
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,40 @@ class Dag:
         Reference: Chen et al., NeurIPS 2022.
         """
         return topology.to_float(self.path_counts.effective_width)
+
+    def plot(self, axes: "Axes | None" = None, *, operations: Iterable[tuple[int, int, str]] = ()) -> "Axes":
+        """Draws nodes on a line, weighted edges as arcs above it and all others below; edges on no path are gray.
+
+        Args:
+          axes: The matplotlib axes to draw on; by default those of a new pyplot figure, which notebooks show at once
+            and scripts by `matplotlib.pyplot.show()`.
+          operations: Names of the edges of a cell, (source, target, name), since a graph knows only that they are
+            skips or weighted.
+
+        Returns:
+          The axes, for titles and for `axes.figure.savefig`.
+
+        Examples:
+          >>> from matplotlib.figure import Figure
+          >>> axes = Dag.from_code("2_21_112").plot(Figure().add_subplot())
+          >>> [text.get_text() for text in axes.texts], len(axes.patches)
+          (['0', '1', '2', '3'], 6)
+        """
+        from nngp_dag.graph.drawing import plot_on
+
+        return plot_on(axes, self, tuple(operations))
+
+    def _repr_svg_(self) -> str | None:
+        """The picture that notebooks show, of graphs with up to 200 nodes and 500 edges."""
+        from nngp_dag.graph.drawing import svg_of
+
+        return svg_of(self)
+
+    def _repr_html_(self) -> str | None:
+        """The numbers that notebooks show of larger graphs."""
+        from nngp_dag.graph.drawing import facts_of, is_drawn
+
+        return None if is_drawn(self) else forms.facts_html(repr(self), facts_of(self))
 
     def __str__(self) -> str:
         """Returns the paper code if there is one, else the edges."""

@@ -13,9 +13,11 @@ import jax.core
 import numpy as np
 from jaxtyping import Array, Float
 
+from nngp_dag import forms
 from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, shorten, shown
+from nngp_dag.forms import described
 from nngp_dag.graph import Dense, Operation
 from nngp_dag.kernels.inputs import precision_of
 
@@ -27,6 +29,7 @@ _SHARE = 0.25
 Matrix = Float[Array | np.ndarray, "n1 n2"] | Any
 
 
+@described
 # Transformations drop `network` and `output`. Otherwise functions of kernels would compile anew for every network, and
 # `jax.tree.map` would refuse kernels of two networks.
 @partial(
@@ -68,6 +71,11 @@ class Kernel:
         """Checks the type of `network`."""
         if not isinstance(self.network, (Network, NoneType)):
             raise InputError(f"Expected `network` to be a `Network` or None, got {shown(self.network)}")
+
+    def _facts(self) -> dict[str, str]:
+        facts = {name: forms.array(getattr(self, name)) for name in ("nngp", "ntk")}
+        facts |= {} if self.network is None else {"network": repr(self.network)}
+        return facts | ({"output": str(self.output)} if self.output else {})
 
     def difference(self, other: "Kernel") -> str:
         """Returns a text with the first option in which two kernels' networks differ; it is empty if they agree."""

@@ -1,15 +1,22 @@
 """Parameters and floating-point operations of a network, layer by layer."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 from flax import nnx
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, shown
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import Dense
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class LayerSummary:
     flops: int
 
 
+@described
 @dataclass(frozen=True)
 class ModelSummary:
     """Size and cost of a network's layers with weights, in the order of computation.
@@ -65,6 +73,22 @@ class ModelSummary:
     def flops(self) -> int:
         """Floating-point operations of a forward pass of one example, counted as in `LayerSummary`."""
         return sum(layer.flops for layer in self.layers)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with a row for every layer and the fields of `LayerSummary` as columns.
+
+        Examples:
+          >>> ModelSummary((LayerSummary("stem", "dense-relu", (8,), 40, 80),)).to_frame()
+             name   operation output_shape  parameters  flops
+          0  stem  dense-relu         (8,)          40     80
+        """
+        import pandas
+
+        return pandas.DataFrame.from_records([dataclasses.asdict(layer) for layer in self.layers])
+
+    def _facts(self) -> dict[str, str]:
+        sizes = {name: forms.number(getattr(self, name)) for name in ("parameters", "flops")}
+        return {"layers": str(len(self.layers)), **sizes}
 
 
 def summarize(model: DagNet) -> ModelSummary:

@@ -2,8 +2,7 @@
 
 from nngp_dag.report._compare import compare
 from nngp_dag.report._sweep import sweep
-from nngp_dag.report.comparison import Comparison
-from nngp_dag.report.dag_plots import plot_dag
+from nngp_dag.report.comparison import Comparison, Comparisons
 from nngp_dag.report.plots import plot_compare, plot_kernel
 from nngp_dag.report.ranking import rank_correlations
 from nngp_dag.report.sweep_plots import plot_sweep
@@ -11,11 +10,11 @@ from nngp_dag.storage import output_directory, output_file
 
 __all__ = [
     "Comparison",
+    "Comparisons",
     "compare",
     "output_directory",
     "output_file",
     "plot_compare",
-    "plot_dag",
     "plot_kernel",
     "plot_sweep",
     "rank_correlations",

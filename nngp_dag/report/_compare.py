@@ -21,7 +21,7 @@ from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import host_array
 from nngp_dag.nets import DagNet, chosen_seeds, descend
 from nngp_dag.report.compare_files import CompareDirectory
-from nngp_dag.report.comparison import Comparison, lower_end
+from nngp_dag.report.comparison import Comparison, Comparisons, lower_end
 from nngp_dag.storage import check_config, check_exclusive, environment
 from nngp_dag.theory import (
     Bracket,
@@ -57,7 +57,7 @@ def compare(
     config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
     **architecture: Unpack[Architecture],
-) -> list[Comparison]:
+) -> Comparisons:
     """Compares bounds, exact expectation and measurement of full-batch gradient descent.
 
     Networks train in float32 on L = 0.5 ||y - f||^2, summed over samples and output columns. Kernels, spectra and
@@ -84,7 +84,7 @@ def compare(
       **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `order`, `parameterization`, ...
 
     Returns:
-      One `Comparison` for each network, in the given order.
+      A list, `Comparisons`, with one `Comparison` for each network, in the given order.
 
     Raises:
       GraphError: A text does not describe a graph, or a graph has several inputs or outputs.
@@ -138,7 +138,7 @@ def compare(
             found[result.name] = result
             if directory is not None:
                 directory.add(result)
-        results = [found[name] for name in named]
+        results = Comparisons(found[name] for name in named)
         if directory is not None:
             widths = ", ".join(map(str, dict.fromkeys(network.width for network in named.values())))
             trained = f"{len(chosen)} network{'s' if len(chosen) > 1 else ''} of width {widths}"

@@ -159,9 +159,7 @@ def write_curves(path: Path, results: Sequence["Comparison"]) -> None:
         writer = csv.writer(file)
         writer.writerow(["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
         for result in results:
-            expected = result.expected
-            columns = zip(result.bound, expected.mean, result.mean, result.std, expected.std, strict=True)
-            for step, values in enumerate(columns):
+            for step, values in enumerate(zip(*result.curve_columns().values(), strict=True)):
                 writer.writerow([result.name, str(result.dag), step, *(f"{value:.9g}" for value in values)])
 
 

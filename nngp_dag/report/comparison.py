@@ -1,19 +1,27 @@
 """The comparison of theory and experiment for one network."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from nngp_dag import forms
 from nngp_dag.architecture import Network
+from nngp_dag.forms import described
 from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
+
+if TYPE_CHECKING:
+    import pandas
 
 # Relative rounding error of losses, which are float32 sums. Smaller violations of the bound do not count.
 _ROUNDING = 1e-5
 
 
+@described
 @dataclass(frozen=True)
 class Comparison:
     """Theory of one network, and measured training of S finite networks.
@@ -105,6 +113,34 @@ class Comparison:
         gap = f"largest gap to the expectation {self.gaps[worst]:+.1%} at step {worst} (sampling error {error:.1%})"
         return f"{conditions}, {violations}, {gap}"
 
+    def curve_columns(self) -> dict[str, Float[np.ndarray, " steps"]]:
+        """Returns the curves by the names that curves.csv gives them, one number for every step."""
+        return {
+            "bound": self.bound,
+            "expected": self.expected.mean,
+            "empirical_mean": self.mean,
+            "empirical_std": self.std,
+            "expected_std": self.expected.std,
+        }
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns the curves as a table with the columns of curves.csv, a row for every step."""
+        import pandas
+
+        steps = np.arange(len(self.bound))
+        return pandas.DataFrame({"name": self.name, "dag": str(self.dag), "step": steps} | self.curve_columns())
+
+    def _facts(self) -> dict[str, str]:
+        expected, std = self.expected, self.std
+        return {
+            "": repr(self.name),
+            "network": repr(self.network),
+            "learning_rate": f"{self.learning_rate:.3g}",
+            "expected_loss": forms.spread(expected.mean[-1], expected.std[-1]),
+            "measured_loss": forms.spread(self.mean[-1], std[-1]),
+            "bound_violations": str(self.bound_violations),
+        }
+
     def as_row(self) -> dict[str, Any]:
         """Returns the row of compare.json; an eigenvalue that is not resolved is None."""
         return {
@@ -139,6 +175,67 @@ class Comparison:
             "largest_relative_gap": float(np.abs(self.gaps).max()),
             "verdict": self.verdict,
         }
+
+
+class Comparisons(list[Comparison]):
+    """What `compare` returns: a list with one `Comparison` for each network, which notebooks show as a table."""
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with a row for each network.
+
+        It has the columns of the rows of compare.json, but that brackets are two columns each, `nngp_lower`,
+        `nngp_upper`, `ntk_lower` and `ntk_upper` as in a sweep, and that assumptions are joined to one text. What
+        compare.json leaves open, an eigenvalue that is not resolved or a formula that does not apply, is NaN.
+
+        Examples:
+          >>> import nngp_dag as nd
+          >>> x = np.random.default_rng(0).normal(size=(4, 6))
+          >>> rows = nd.compare(["2_02", "DAG#3"], x, np.eye(4), width=32, seeds=2, steps=3)
+          >>> rows.to_frame()[["name", "num_paths", "bound_violations"]]
+              name  num_paths  bound_violations
+          0   2_02          1                 0
+          1  DAG#3          4                 0
+          >>> rows[0].to_frame()[["name", "step"]].tail(1)
+             name  step
+          3  2_02     3
+        """
+        import pandas
+
+        return pandas.DataFrame.from_records([dict(_flat(result.as_row())) for result in self])
+
+    def __repr__(self) -> str:
+        """Returns the names, in one or two lines."""
+        return forms.call("Comparisons", {"": ", ".join(repr(result.name) for result in self)})
+
+    def _repr_html_(self) -> str:
+        headings = ("network", "η", "λmin K(H)", "λmin NTK", "bound", "expected loss", "measured loss", "verdict")
+        steps = len(self[0].bound) - 1 if self else 0
+        rows = (
+            (
+                result.name if result.name == str(result.dag) else f"{result.name} {result.dag}",
+                f"{result.learning_rate:.2g}",
+                forms.eigenvalue(result.nngp.lambda_min, result.nngp.floor, result.nngp.resolved),
+                forms.eigenvalue(result.ntk.lambda_min, result.ntk.floor, result.ntk.resolved),
+                f"{result.bound[-1]:.4g}",
+                forms.spread(result.expected.mean[-1], result.expected.std[-1]),
+                forms.spread(result.mean[-1], result.std[-1]),
+                result.verdict,
+            )
+            for result in self
+        )
+        return forms.rows_html(f"Training loss ½‖y − f‖² after {steps} steps", headings, rows)
+
+
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the entries of a row of compare.json with one value each."""
+    for name, value in row.items():
+        if name.endswith("_lambda_min_bracket"):
+            kernel = name.removesuffix("_lambda_min_bracket")
+            yield from zip((f"{kernel}_lower", f"{kernel}_upper"), value, strict=True)
+        elif name.endswith("_violated_assumptions"):
+            yield name, math.nan if value is None else "; ".join(value)
+        else:
+            yield name, math.nan if value is None else value
 
 
 def lower_end(s: Spectrum) -> float:

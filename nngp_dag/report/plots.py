@@ -8,7 +8,7 @@ import numpy as np
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph import codes
-from nngp_dag.report.dag_plots import code_or_size, draw_dag
+from nngp_dag.graph.drawing import code_or_size, draw_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
       path: File of the plot.
       title: Title of the plot.
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     columns = min(len(results), 4)
     rows = -(-len(results) // columns)
@@ -53,7 +53,7 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
 
 
 def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     steps = np.arange(len(result.mean))
     # A logarithmic axis cannot show values that are not positive.
@@ -107,7 +107,7 @@ def plot_kernel(
     Raises:
       InputError: The number of `labels` differs from that of rows or columns.
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     matrices = {"NNGP": np.asarray(k.nngp), "NTK": np.asarray(k.ntk)}
     order, starts, names = None, np.array([]), []

@@ -26,7 +26,7 @@ def plot_sweep(table: "pandas.DataFrame", path: Path, title: str) -> None:
     """
     from matplotlib.colors import LogNorm
 
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     frame: Any = table
     figure = style.new_figure(13, 10.5, title)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nngp_dag import forms
 from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
@@ -48,7 +49,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
                 notes.append(f"* {name}, {kernel}: the path formula may not be a bound: {reasons}")
         graphs.add_row(
             name,
-            format_count(result.dag.num_paths),
+            forms.count(result.dag.num_paths),
             f"{result.dag.effective_depth:.2f}",
             f"{result.dag.effective_width:.2f}",
             f"{result.learning_rate:.2g}",
@@ -127,7 +128,7 @@ def dag_facts(dag: Dag, cell: str | None = None) -> dict[str, Any]:
     operations = _operations(dag, cell)
 
     def exact(number: int) -> int | str:
-        return number if number < 2**53 else format_count(number)
+        return number if number < 2**53 else forms.count(number)
 
     return {
         "dag": str(dag),
@@ -166,10 +167,10 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
     for name, weighted in (("skip", False), ("weighted", True)):
         facts.add_row(f"{name} edges", str(sum(edge.weighted is weighted for edge in dag.edges)))
     facts.add_row("edges on no path", str(len(dag.edges) - len(dag.live_edges)))
-    facts.add_row("paths P", format_count(dag.num_paths))
+    facts.add_row("paths P", forms.count(dag.num_paths))
     facts.add_row("effective depth", f"{dag.effective_depth:.6g}")
     width = dag.path_counts.effective_width
-    facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else format_count(int(width)))
+    facts.add_row("effective width", f"{float(width):.6g}" if width < 10**15 else forms.count(int(width)))
 
     pooled = any(operation == "avg_pool_3x3" for operation in operations)
     # Chen et al. (2022) count pooling as a skip, and so does `Dag.from_nasbench201`.
@@ -187,7 +188,7 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
     histogram.add_column("paths", justify="right")
     counts = list(dag.depth_histogram.items())
     for depth, count in counts[:_MOST_ROWS]:
-        histogram.add_row(str(depth), format_count(count))
+        histogram.add_row(str(depth), forms.count(count))
     if len(counts) > _MOST_ROWS:
         histogram.add_row("...", f"{len(counts) - _MOST_ROWS} more depths")
     return Group(facts, edges, histogram)
@@ -195,24 +196,12 @@ def dag_table(dag: Dag | str, cell: str | None = None) -> RenderableType:
 
 def format_lambda_min(s: Spectrum) -> str:
     """Returns the smallest eigenvalue as text, or "< resolution floor" where it is rounding noise."""
-    return f"{s.lambda_min:.4g}" if s.resolved else f"< {s.floor:.1e} (not resolved)"
+    return forms.eigenvalue(s.lambda_min, s.floor, s.resolved)
 
 
 def format_loss(loss: float) -> str:
     """Returns a loss to four digits, without an exponent below 10^7."""
     return f"{loss:,.0f}" if 1000 <= loss < 1e7 else f"{loss:.4g}"
-
-
-def format_count(count: int) -> str:
-    """Returns an exact count in full up to 15 digits, else by its leading digits and power of ten."""
-    if count < 10**15:
-        return f"{count:,}"
-    # Python refuses to print very long integers, and float64 cannot hold them. The number of bits can be turned into a
-    # power of ten.
-    exponent = int((count.bit_length() - 1) * 0.30102999566398119521)
-    while 10 ** (exponent + 1) <= count:
-        exponent += 1
-    return f"{count // 10 ** (exponent - 3) / 1000:.3f}e{exponent}"
 
 
 _SHORT = dict(zip(NASBENCH201_OPS, ("-", "s", "1", "3", "p"), strict=True))

@@ -2,19 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, within_memory
+from nngp_dag.forms import described
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
 
+if TYPE_CHECKING:
+    import pandas
 
+
+@described
 @dataclass(frozen=True)
 class Modes:
     """The modes of linearized training: directions of the error that shrink independently.
@@ -53,6 +59,25 @@ class Modes:
                 x = self.learning_rate * self.eigenvalues
                 rates = -2 * np.log1p(-np.where(x > 1, 2 - x, x))
             return math.log(2) / np.maximum(rates, 0)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with a row for every mode: `eigenvalue`, `loss`, `factor`, `half_life`.
+
+        Examples:
+          >>> Modes(np.array([1.0, 0.5]), np.array([0.5, 1.0]), learning_rate=1.0).to_frame()
+             eigenvalue  loss  factor  half_life
+          0         1.0   0.5    0.00        0.0
+          1         0.5   1.0    0.25        0.5
+        """
+        import pandas
+
+        columns = {"eigenvalue": self.eigenvalues, "loss": self.losses}
+        return pandas.DataFrame(columns | {"factor": self.factors, "half_life": self.half_lives})
+
+    def _facts(self) -> dict[str, str]:
+        facts = {name: forms.span(getattr(self, name)) for name in ("eigenvalues", "losses", "half_lives")}
+        rate = "None" if self.learning_rate is None else forms.number(self.learning_rate)
+        return {"modes": str(len(self.eigenvalues)), **facts, "learning_rate": rate}
 
 
 @within_memory("`modes`", "take fewer inputs")

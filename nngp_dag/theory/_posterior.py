@@ -1,13 +1,15 @@
 """Predictions at infinite width: Bayesian posteriors and infinitely trained ensembles."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import (
@@ -22,6 +24,7 @@ from nngp_dag.theory.symmetric import (
 KINDS = ("nngp", "ntk")
 
 
+@described
 @dataclass(frozen=True)
 class Posterior:
     """The Gaussian distribution of the outputs on test inputs.
@@ -29,6 +32,7 @@ class Posterior:
     Attributes:
       mean: Mean of the outputs, one row per test input and one column per output, (Nt, C).
       covariance: Covariance between test inputs, (Nt, Nt). It is the same for every column; columns are independent.
+      kind: "nngp" or "ntk", the argument of `posterior` that made it; None if it is not known.
 
     Examples:
       >>> result = Posterior(mean=np.zeros((2, 1)), covariance=np.diag([4.0, -1e-17]))
@@ -38,6 +42,7 @@ class Posterior:
 
     mean: Float[np.ndarray, "nt c"]
     covariance: Float[np.ndarray, "nt nt"]
+    kind: str | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def variance(self) -> Float[np.ndarray, " nt"]:
@@ -48,6 +53,10 @@ class Posterior:
     def std(self) -> Float[np.ndarray, " nt"]:
         """Standard deviation of the outputs, the square root of the variance, (Nt,)."""
         return np.sqrt(self.variance)
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"mean": forms.array(self.mean), "std": forms.span(self.std)}
+        return facts | ({} if self.kind is None else {"kind": repr(self.kind)})
 
 
 @within_memory("`posterior`", "take fewer inputs")
@@ -137,7 +146,7 @@ def posterior(
             f"Expected the three kernels to be those of the same inputs, got the negative variance "
             f"{covariance[at, at]:.3g} of test input {at}; compute them with the same options"
         )
-    return Posterior(cross @ scipy.linalg.cho_solve(factor, targets), covariance)
+    return Posterior(cross @ scipy.linalg.cho_solve(factor, targets), covariance, kind=kind)
 
 
 @within_memory("`kernel_regression_accuracy`", "take fewer inputs")

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ import scipy.sparse.linalg
 from jax import lax
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
@@ -27,6 +29,9 @@ from nngp_dag.theory.symmetric import (
     symmetric_part,
     with_rows_together,
 )
+
+if TYPE_CHECKING:
+    import pandas
 
 METHODS = ("auto", "dense", "iterative")
 
@@ -60,6 +65,7 @@ _gemm, _symv, _trsv = _blas
 _BATCH_ENTRIES = 1 << 25
 
 
+@described
 @dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix, with their accuracy.
@@ -111,6 +117,35 @@ class Spectrum:
     def condition_number(self) -> float:
         """Condition number lambda_max / lambda_min; infinite where `lambda_min` is not resolved."""
         return self.lambda_max / self.lambda_min if self.resolved else float("inf")
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns all eigenvalues, ascending, as a table with the column `eigenvalue`.
+
+        Raises:
+          InputError: They were not asked for.
+
+        Examples:
+          >>> spectrum(np.diag([1.0, 2.0, 4.0]), eigenvalues=True).to_frame().eigenvalue.tolist()
+          [1.0, 2.0, 4.0]
+        """
+        if self.eigenvalues is None:
+            raise InputError(
+                "Expected a spectrum with all `eigenvalues`, got one with the extreme ones only; pass "
+                "`eigenvalues=True` to `spectrum`"
+            )
+        import pandas
+
+        return pandas.DataFrame({"eigenvalue": self.eigenvalues})
+
+    def _facts(self) -> dict[str, str]:
+        facts = {
+            "lambda_min": forms.eigenvalue(self.lambda_min, self.floor, self.resolved),
+            "lambda_max": forms.number(self.lambda_max),
+            "condition_number": f"{self.condition_number:.4g}",
+            "floor": f"{self.floor:.1e}",
+        }
+        facts |= {} if math.isnan(self.effective_rank) else {"effective_rank": f"{self.effective_rank:.4g}"}
+        return facts | ({} if self.eigenvalues is None else {"eigenvalues": forms.array(self.eigenvalues)})
 
 
 def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = False) -> Spectrum:

@@ -22,20 +22,25 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
+from nngp_dag import forms
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.forms import described
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import check_inputs, real_array
 from nngp_dag.theory._spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
+
+if TYPE_CHECKING:
+    import pandas
 
 # Powers r at which |rho|^r is summed over a row. It stands in for all powers up to the next of the list, and beyond the
 # last one. Since |rho|^r falls with r, this can only lower the bound.
@@ -43,6 +48,7 @@ _POWERS = np.concatenate([[1], 2 * np.unique(np.round(1.12 ** np.arange(98)).ast
 _EPS = float(np.finfo(np.float64).eps)
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class Bracket:
     """Lower and upper bound on lambda_min, in units of the kernel.
@@ -60,7 +66,11 @@ class Bracket:
     lower: float
     upper: float
 
+    def _facts(self) -> dict[str, str]:
+        return {"lower": forms.number(self.lower), "upper": forms.number(self.upper)}
 
+
+@described
 class Brackets(NamedTuple):
     """Brackets on lambda_min of both kernels of a network.
 
@@ -76,6 +86,25 @@ class Brackets(NamedTuple):
 
     nngp: Bracket
     ntk: Bracket
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with the columns `kernel`, "nngp" or "ntk", `lower` and `upper`.
+
+        Examples:
+          >>> Brackets(Bracket(0.1, 0.5), Bracket(0.2, 3.0)).to_frame().values.tolist()
+          [['nngp', 0.1, 0.5], ['ntk', 0.2, 3.0]]
+        """
+        import pandas
+
+        rows = ({"kernel": name, **dataclasses.asdict(bracket)} for name, bracket in self._asdict().items())
+        return pandas.DataFrame.from_records(list(rows))
+
+    def _facts(self) -> dict[str, str]:
+        return {name: repr(bracket) for name, bracket in self._asdict().items()}
+
+    def _repr_html_(self) -> str:
+        rows = ([name, *bracket._facts().values()] for name, bracket in self._asdict().items())
+        return forms.rows_html("Brackets on lambda_min", ["kernel", "lower", "upper"], rows)
 
 
 def principal_minor_bound(matrix: ArrayLike) -> float:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
@@ -23,7 +26,11 @@ from nngp_dag.theory.symmetric import (
     is_number,
 )
 
+if TYPE_CHECKING:
+    import pandas
 
+
+@described
 @dataclass(frozen=True)
 class LossCurve:
     """The distribution of the loss of linearized training over random initializations.
@@ -67,6 +74,32 @@ class LossCurve:
     def diverges(self) -> bool:
         """Whether eta is above the stability limit, so that the loss grows without bound."""
         return self.learning_rate > self.stable_learning_rate
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with the columns `step`, `mean`, `std`, and where they are known `test_mean`, `test_std`.
+
+        Examples:
+          >>> import nngp_dag as nd
+          >>> k = nd.Kernel(nngp=np.eye(2), ntk=np.diag([1.0, 0.5]))
+          >>> nd.loss_curve(k, np.array([1.0, 0.0]), learning_rate=1.0, steps=2).to_frame()[["step", "mean"]]
+             step     mean
+          0     0  1.50000
+          1     1  0.12500
+          2     2  0.03125
+        """
+        import pandas
+
+        columns = {"step": self.steps, "mean": self.mean, "std": self.std}
+        tested = {"test_mean": self.test_mean, "test_std": self.test_std}
+        return pandas.DataFrame(columns | {name: values for name, values in tested.items() if values is not None})
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"steps": forms.number(int(self.steps[-1]))}
+        for name, mean, std in (("loss", self.mean, self.std), ("test_loss", self.test_mean, self.test_std)):
+            if mean is not None and std is not None:
+                facts[name] = f"{forms.spread(mean[0], std[0])} → {forms.spread(mean[-1], std[-1])}"
+        facts |= {name: forms.number(getattr(self, name)) for name in ("learning_rate", "stable_learning_rate")}
+        return facts | {"diverges": str(self.diverges)}
 
 
 @within_memory("`loss_curve`", "take fewer inputs")

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag import forms
 from nngp_dag.architecture import normal_form
 from nngp_dag.errors import InputError
+from nngp_dag.forms import described
 from nngp_dag.graph import Dag, as_dag, topology
 from nngp_dag.graph.operations import ORDERS, check_flag, check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_kernel, check_symmetric, eps_of, row_blocks
 
 
+@described
 @dataclass(frozen=True)
 class PathBound:
     """The published path formula for lambda_min, and whether its derivation covers the graph.
@@ -37,6 +40,9 @@ class PathBound:
     def is_bound(self) -> bool:
         """Whether the derivation covers the graph, so that the value is an upper bound."""
         return not self.violated_assumptions
+
+    def _facts(self) -> dict[str, str]:
+        return {"value": forms.number(self.value), "violated_assumptions": repr(self.violated_assumptions)}
 
 
 def path_bound(dag: Dag | str, stem_kernel: ArrayLike, *, order: str = "linear-act") -> PathBound:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,21 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, shown
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import host_array, precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, is_number, symmetric_part
 
+if TYPE_CHECKING:
+    import pandas
+
 LOSSES = ("cross-entropy", "squared")
 
 
+@described
 @dataclass(frozen=True, eq=False)
 class LinearizedRuns:
     """Losses and accuracies of D draws of an infinitely wide, linearized network on their training data, per epoch.
@@ -36,6 +43,33 @@ class LinearizedRuns:
 
     losses: Float[np.ndarray, "points draws"]
     accuracies: Float[np.ndarray, "points draws"]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with a row for every epoch and draw: `draw`, `epoch`, `train_loss`, `train_accuracy`.
+
+        The last three columns are called as in the curves of `nngp_dag.train`.
+
+        Examples:
+          >>> runs = LinearizedRuns(np.array([[2.0, 3.0], [1.0, 1.5]]), np.array([[0.25, 0.0], [0.5, 0.75]]))
+          >>> runs.to_frame()
+             draw  epoch  train_loss  train_accuracy
+          0     0      0         2.0            0.25
+          1     1      0         3.0            0.00
+          2     0      1         1.0            0.50
+          3     1      1         1.5            0.75
+        """
+        import pandas
+
+        epoch, draw = np.indices(self.losses.shape).reshape(2, -1)
+        values = {"train_loss": self.losses.ravel(), "train_accuracy": self.accuracies.ravel()}
+        return pandas.DataFrame({"draw": draw, "epoch": epoch} | values)
+
+    def _facts(self) -> dict[str, str]:
+        epochs, draws = len(self.losses) - 1, self.losses.shape[1]
+        facts = {"epochs": str(epochs), "draws": str(draws)}
+        for name, values in (("loss", self.losses), ("accuracy", self.accuracies)):
+            facts[name] = f"{forms.over(values[0])} → {forms.over(values[-1])}"
+        return facts
 
 
 def linearized_sgd(

@@ -3,15 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from nngp_dag import forms
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, as_path
+from nngp_dag.forms import described
 from nngp_dag.graph import Dag
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.darts import Genotype
@@ -23,7 +25,11 @@ from nngp_dag.training.program import Best, Program, State, on_device
 from nngp_dag.training.recipe import Recipe
 from nngp_dag.training.tasks import CellTask, DagTask
 
+if TYPE_CHECKING:
+    import pandas
 
+
+@described
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Losses and accuracies of the S networks of one checkpoint on a data set.
@@ -53,6 +59,38 @@ class Evaluation:
           metric: "loss", "accuracy" or "class_accuracy".
         """
         return self.values[PARTS.index(part), METRICS.index(metric)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a row for every seed and part: `dag`, `seed`, `epoch`, `part`, and the metrics."""
+        return [
+            {
+                "dag": self.name,
+                "seed": seed,
+                "epoch": epoch,
+                "part": part,
+                **{metric: float(self.of(part, metric)[s]) for metric in METRICS},
+            }
+            for s, (seed, epoch) in enumerate(zip(self.seeds, self.epochs, strict=True))
+            for part in PARTS
+        ]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns the `rows` as a table; accuracies are between 0 and 1.
+
+        Examples:
+          >>> Evaluation("mine", (0,), (2,), np.full((3, 3, 1), 0.5)).to_frame()
+              dag  seed  epoch        part  loss  accuracy  class_accuracy
+          0  mine     0      2       train   0.5       0.5             0.5
+          1  mine     0      2  validation   0.5       0.5             0.5
+          2  mine     0      2        test   0.5       0.5             0.5
+        """
+        import pandas
+
+        return pandas.DataFrame.from_records(self.rows())
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"": repr(self.name), "seeds": str(list(self.seeds)), "epochs": str(list(self.epochs))}
+        return facts | {f"{part}_accuracy": forms.over(self.of(part, "accuracy")) for part in PARTS}
 
 
 def evaluate(

@@ -4,10 +4,16 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float
+
+from nngp_dag import forms
+from nngp_dag.forms import described
+
+if TYPE_CHECKING:
+    import pandas
 
 PARTS: Final = ("train", "validation", "test")
 METRICS: Final = ("loss", "accuracy", "class_accuracy")
@@ -21,6 +27,7 @@ FIELDS: Final = (
 )
 
 
+@described
 @dataclass(frozen=True, eq=False)
 class History:
     """Curves of S networks of one architecture, epoch by epoch. Entry 0 is the state before training.
@@ -99,6 +106,34 @@ class History:
                 rate = "" if epoch == 0 else float(self.learning_rates[epoch - 1])
                 step = epoch * self.steps_per_epoch
                 yield {"dag": self.name, "seed": seed, "epoch": epoch, "step": step, "learning_rate": rate} | values
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with the rows and columns of curves.csv, `FIELDS`.
+
+        Accuracies are between 0 and 1. The learning rate of epoch 0, the state before training, is NaN.
+
+        Examples:
+          >>> history = History("mine", (0, 1), 5, np.array([0.1]), np.full((2, 3, 3, 2), 0.5))
+          >>> history.to_frame()[["dag", "seed", "epoch", "step", "learning_rate", "test_accuracy"]]
+              dag  seed  epoch  step  learning_rate  test_accuracy
+          0  mine     0      0     0            NaN            0.5
+          1  mine     1      0     0            NaN            0.5
+          2  mine     0      1     5            0.1            0.5
+          3  mine     1      1     5            0.1            0.5
+        """
+        import pandas
+
+        table = pandas.DataFrame.from_records(list(self.rows()), columns=list(FIELDS))
+        table["learning_rate"] = pandas.to_numeric(table["learning_rate"])
+        return table
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"": repr(self.name), "seeds": str(list(self.seeds))}
+        facts["epochs"] = f"{max(self.epochs_done, 0)} of {len(self.learning_rates)}"
+        if (last := self.epochs_done) >= 0:
+            facts |= {"train_loss": forms.over(self.of("train", "loss")[last])}
+            facts |= {f"{part}_accuracy": forms.over(self.of(part, "accuracy")[last]) for part in PARTS}
+        return facts
 
 
 def write_csv(histories: Sequence[History], path: Path) -> None:

@@ -23,7 +23,7 @@ def plot_training(histories: Sequence[History], path: Path, title: str, *, loss:
       title: Title of the plot.
       loss: Name of the loss, such as those of `Recipe.loss`.
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     if len(histories) > _MOST_PANELS:
         title += f" (the first {_MOST_PANELS} of {len(histories)} graphs)"

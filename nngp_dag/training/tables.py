@@ -67,21 +67,6 @@ def training_rows(runs: Sequence[Trained | TrainedCell]) -> list[dict[str, Any]]
     ]
 
 
-def evaluation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Returns the numbers that `evaluation_table` shows, one row per seed and part."""
-    return [
-        {
-            "dag": evaluation.name,
-            "seed": seed,
-            "epoch": epoch,
-            "part": part,
-            **{metric: float(evaluation.of(part, metric)[s]) for metric in METRICS},
-        }
-        for s, (seed, epoch) in enumerate(zip(evaluation.seeds, evaluation.epochs, strict=True))
-        for part in PARTS
-    ]
-
-
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Returns a table of the losses and accuracies of a checkpoint's networks, one row per seed and part."""
     table = Table(title=f"{evaluation.name}", title_justify="left")

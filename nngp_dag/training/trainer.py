@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
 import numpy as np
 from flax import nnx
 
+from nngp_dag import forms
 from nngp_dag.data import Splits
 from nngp_dag.errors import (
     CheckpointError,
@@ -21,6 +22,7 @@ from nngp_dag.errors import (
     shown,
     within_memory,
 )
+from nngp_dag.forms import described
 from nngp_dag.graph.operations import check_flag, check_whole
 from nngp_dag.nets import chosen_seeds
 from nngp_dag.nets.model import Params
@@ -32,12 +34,16 @@ from nngp_dag.training.program import Best, Device, Program, State, on_device
 from nngp_dag.training.rundir import RunDirectory
 from nngp_dag.training.tasks import Task
 
+if TYPE_CHECKING:
+    import pandas
+
 Progress = Callable[[str, int, int, float], None]
 
 # In float32, with gradients, momentum and the best state, these take 128 GiB.
 _MOST_PARAMETERS = 1 << 33
 
 
+@described
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
     """S trained networks of one task.
@@ -51,6 +57,7 @@ class Outcome:
       best_params: Parameters after each seed's best epoch, by validation accuracy, with the same axis.
       best_stats: Running averages after each seed's best epoch, with the same axis.
       best_epoch: Number of each seed's best epoch, counted from 1, (S,).
+      folder: Folder of the run; None if nothing was written.
     """
 
     name: str
@@ -61,6 +68,19 @@ class Outcome:
     best_params: Params
     best_stats: nnx.State
     best_epoch: np.ndarray
+    folder: Path | None = dataclasses.field(default=None, kw_only=True)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns the curves as a table, as `History.to_frame` does."""
+        return self.history.to_frame()
+
+    def _facts(self) -> dict[str, str]:
+        accuracy = self.history.of("test", "accuracy")
+        facts = {"": repr(self.name), "seeds": str(list(self.history.seeds))}
+        facts |= {"epochs": str(self.history.epochs_done), "parameters": forms.number(self.parameters)}
+        best = accuracy[self.best_epoch, np.arange(len(self.history.seeds))]
+        facts |= {"test_accuracy": forms.over(accuracy[self.history.epochs_done]), "at_best_epoch": forms.over(best)}
+        return facts | ({} if self.folder is None else {"folder": repr(str(self.folder))})
 
 
 def check_batch_size(batch_size: int, data: Splits) -> None:
@@ -158,7 +178,8 @@ def _train_all(runs: "Sequence[Run]", device: Device, on_progress: Progress | No
             state, best = run.train(device, on_progress)
             # States move to the host, so that the device holds those of one network at a time.
             states = jax.device_get((state.params, state.stats, best.params, best.stats, best.epoch))
-            trained.append(Outcome(run.name, run.task.sizes["parameters"], run.history, *states))
+            folder = None if run.directory is None else run.directory.path
+            trained.append(Outcome(run.name, run.task.sizes["parameters"], run.history, *states, folder=folder))
     return trained
 
 

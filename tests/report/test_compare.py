@@ -12,12 +12,14 @@ from pictures import check, drawn
 from rich.console import Console
 
 import nngp_dag as nd
+from nngp_dag import forms
 from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
 from nngp_dag.errors import CheckpointError, GraphError, InputError, NumericalWarning, OutputError
-from nngp_dag.report import compare, plot_compare, plot_dag, plot_kernel
+from nngp_dag.graph.drawing import plot_dag
+from nngp_dag.report import compare, plot_compare, plot_kernel
 from nngp_dag.report._compare import learning_rates
 from nngp_dag.report.compare_files import write_curves, write_json
-from nngp_dag.report.tables import compare_table, dag_table, format_count, format_lambda_min
+from nngp_dag.report.tables import compare_table, dag_table, format_lambda_min
 
 DATA = load_dataset("digits", subset=12)
 X, Y = scale_to_sphere(normalize(DATA)), one_hot(DATA.labels, 10)
@@ -264,9 +266,9 @@ def test_networks_of_one_graph_are_told_apart(results):
 
 
 def test_counts_and_eigenvalues_as_text():
-    assert format_count(12_345) == "12,345"
-    assert format_count(10**20) == "1.000e20"
-    assert format_count(123_456 * 10**500) == "1.234e505"
+    assert forms.count(12_345) == "12,345"
+    assert forms.count(10**20) == "1.000e20"
+    assert forms.count(123_456 * 10**500) == "1.234e505"
     assert format_lambda_min(nd.Spectrum(lambda_min=1e-20, lambda_max=1.0, floor=1e-13)) == "< 1.0e-13 (not resolved)"
 
 

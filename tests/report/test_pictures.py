@@ -8,14 +8,16 @@ import pytest
 from pictures import check, drawn, texts, ticks
 
 import nngp_dag as nd
+from nngp_dag import style
 from nngp_dag.cli import main
 from nngp_dag.errors import InputError
 from nngp_dag.graph import zoo
 from nngp_dag.graph.codes import nasbench201_edges
+from nngp_dag.graph.drawing import plot_dag
 from nngp_dag.nas import AccuracyTable, Cell, Genotype, sample_cells
 from nngp_dag.nas.pruning.plots import plot_cell, plot_trajectory
 from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
-from nngp_dag.report import plot_dag, plot_kernel, plot_sweep, style
+from nngp_dag.report import plot_kernel, plot_sweep
 from nngp_dag.training import History
 from nngp_dag.training.plots import plot_training
 

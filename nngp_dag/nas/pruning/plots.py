@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nngp_dag.graph.drawing import draw_dag
 from nngp_dag.nas.spaces.cells import EDGES, Cell
 from nngp_dag.nas.spaces.darts import Genotype
-from nngp_dag.report.dag_plots import draw_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def plot_trajectory(trajectory: Sequence[dict[str, Any]], path: Path, title: str
 
     Reference: Chen, Gong, Wang, TE-NAS, ICLR 2021, Figure 5 (condition number against regions).
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     names = [name for name in trajectory[0] if name not in ("depth", "width", "final")][:2]
     rounds = np.arange(len(trajectory))
@@ -90,7 +90,7 @@ def _number_apart(axes: "Axes", numbers: np.ndarray, x: np.ndarray, y: np.ndarra
 
 def plot_cell(cell: Cell | Genotype, path: Path) -> None:
     """Draws the wiring of a cell, or of both cells of a genotype, with the operation on every edge."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     if isinstance(cell, Cell):
         operations = [(s, t, name) for (s, t), name in zip(EDGES, cell.operations, strict=True)]

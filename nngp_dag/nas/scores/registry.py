@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nngp_dag import forms
 from nngp_dag.errors import InputError, InputWarning, did_you_mean, shown, warn
+from nngp_dag.forms import described
 from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.cells import Cell
 
@@ -56,6 +58,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(_registered)
 """All registered scores by name."""
 
 
+@described
 @dataclass(frozen=True)
 class Scored:
     """A cell and all of its scores.
@@ -73,6 +76,11 @@ class Scored:
     values: Mapping[str, float]
     reasons: Mapping[str, str]
     seconds: float
+
+    def _facts(self) -> dict[str, str]:
+        values = {name: forms.number(value) for name, value in self.values.items()}
+        failed = {"failed": ", ".join(self.reasons)} if self.reasons else {}
+        return {"": repr(str(self.cell)), **values, **failed, "seconds": f"{self.seconds:.2g}"}
 
 
 def register(score: Score) -> Score:

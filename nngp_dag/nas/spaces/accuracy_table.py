@@ -8,13 +8,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from nngp_dag import forms
 from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
+from nngp_dag.forms import described
 from nngp_dag.nas.spaces.cells import Cell
+
+if TYPE_CHECKING:
+    import pandas
 
 _NAMES = ("arch_str", "arch", "architecture", "cell")
 # The last two are the names that pandas gives to a column of row numbers.
@@ -23,6 +28,7 @@ _NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
+@described
 @dataclass(frozen=True, eq=False)
 class AccuracyTable:
     """Accuracies of trained cells, in per cent, for any cells in any order.
@@ -217,6 +223,23 @@ class AccuracyTable:
         """
         form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
         return tuple(other for other in self.cells if other.canonical_form == form)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with the column `cell`, the text of each, and the columns of accuracies, in per cent.
+
+        What its `to_csv(path, index=False)` writes, `load` reads.
+
+        Examples:
+          >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
+          >>> AccuracyTable((Cell.parse(text),), {"cifar10": np.array([88.5])}).to_frame().values.tolist()
+          [['|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|', 88.5]]
+        """
+        import pandas
+
+        return pandas.DataFrame({"cell": list(map(str, self.cells)), **self.accuracies})
+
+    def _facts(self) -> dict[str, str]:
+        return {"cells": str(len(self)), **{name: forms.span(column) for name, column in self.accuracies.items()}}
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:

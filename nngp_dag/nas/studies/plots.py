@@ -71,7 +71,7 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
     import pandas
     from matplotlib.patches import Rectangle
 
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     frame = pandas.DataFrame(
         {
@@ -146,7 +146,7 @@ def plot_scores(
       ...     file.exists()
       True
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     frame: Any = scores
     for name in names:
@@ -186,7 +186,7 @@ def plot_scores(
 
 def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float, label: str, width: float) -> Any:
     """Draws one panel, and returns the colored points; None where no cell has the score and an accuracy."""
-    from nngp_dag.report import style
+    from nngp_dag import style
 
     values, accuracy = np.asarray(frame[name], np.float64) / unit, np.asarray(frame.accuracy, np.float64)
     sound = np.isfinite(values) & np.isfinite(accuracy)

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nngp_dag import forms
 from nngp_dag.errors import GraphError
-from nngp_dag.graph import Dag, Edge, as_dag, codes
+from nngp_dag.graph import codes
+from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op, Scale
+from nngp_dag.graph.reading import as_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from nngp_dag.graph.dag import Dag
 
 Operations = Iterable[tuple[int, int, str]]
 """(source, target, name) of a cell's edges, whose `Dag` knows only that they are skips or weighted."""
@@ -29,6 +35,13 @@ _DEAD = "#BBBBBB"
 # Inches between nodes from which edges have room for their names.
 _ROOM_FOR_NAMES = 0.9
 _NAME_SIZE = 8.5
+_NOTE_SIZE, _LEGEND_SIZE = 9.5, 9.0
+# Inches that the number of a node needs below the picture.
+_ROOM_FOR_NUMBERS, _NUMBER_SIZE = 0.3, 7.0
+# Inches that a notebook shows without making letters smaller.
+_NOTEBOOK_WIDTH = 11.0
+# Pictures beyond are slow, and cannot be read.
+_MOST_NODES, _MOST_EDGES = 200, 500
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class _Arc:
         return self.edge.source + (self.edge.target - self.edge.source) * t, 4 * t * (1 - t) * self.peak
 
 
-def plot_dag(dag: Dag | str, path: Path, *, operations: Operations = ()) -> None:
+def plot_dag(dag: "Dag | str", path: Path, *, operations: Operations = ()) -> None:
     """Draws a graph to a PNG.
 
     Args:
@@ -55,25 +68,92 @@ def plot_dag(dag: Dag | str, path: Path, *, operations: Operations = ()) -> None
       operations: Names of the edges of a cell, (source, target, name); without them edges are named where they carry
         an operation of their own.
     """
-    from nngp_dag.report import style
+    from nngp_dag import style
 
-    dag = as_dag(dag)
+    style.save(_figure(as_dag(dag), operations), path)
+
+
+def svg_of(dag: "Dag", note: str = "") -> str | None:
+    """Returns the picture of a graph as SVG, which depends on the graph and on nothing else.
+
+    Args:
+      dag: The graph.
+      note: A text below the picture.
+
+    Returns:
+      The picture, in which the drawing of edge i of `dag.edges` has the id `edge-i`, or `dead-edge-i` where it is on no
+      path; None for graphs of more than 200 nodes or 500 edges.
+    """
+    if not is_drawn(dag):
+        return None
+    from nngp_dag import style
+
+    with style.own_settings():
+        return style.as_svg(_figure(dag, (), note, most=_NOTEBOOK_WIDTH))
+
+
+def is_drawn(dag: "Dag") -> bool:
+    """Whether a graph is small enough for a picture in a notebook."""
+    return dag.num_nodes <= _MOST_NODES and len(dag.edges) <= _MOST_EDGES
+
+
+def plot_on(axes: "Axes | None", dag: "Dag", operations: Operations) -> "Axes":
+    """Draws a graph and its legend, on a new figure of pyplot where there are no axes."""
+    low, high = _limits(_arcs(dag, operations))
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        width, height, _ = _size(dag, operations, _NOTEBOOK_WIDTH)
+        axes = plt.figure(figsize=(width, height), layout="constrained").add_subplot()
+    box = axes.get_window_extent()
+    inches, height = box.width / axes.figure.dpi, box.height / axes.figure.dpi
+    handles = draw_dag(axes, dag, min(inches / (dag.num_nodes + 0.2), height / (high - low)), operations=operations)
+    if handles:
+        # A letter takes 0.6 of the size of the font, and what is beside a label 5 times that size.
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = int(72 * inches / (_LEGEND_SIZE * (0.6 * longest + 5)))
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
+        axes.legend(handles=handles, ncols=min(max(1, columns), len(handles)), fontsize=_LEGEND_SIZE, **below)
+    return axes
+
+
+def facts_of(dag: "Dag") -> dict[str, str]:
+    """Returns how large a graph is, and its path statistics."""
+    return {
+        "nodes": forms.count(dag.num_nodes),
+        "edges": forms.count(len(dag.edges)),
+        "edges on no path": forms.count(len(dag.edges) - len(dag.live_edges)),
+        "paths": forms.count(dag.num_paths),
+        "effective depth": f"{dag.effective_depth:.3g}",
+        "effective width": f"{dag.effective_width:.3g}",
+    }
+
+
+def _size(dag: "Dag", operations: Operations, most: float) -> tuple[float, float, float]:
+    """Returns width and height of a figure, of at most so many inches, and inches between nodes."""
     arcs = _arcs(dag, operations)
     low, high = _limits(arcs)
-    unit = min(1.7 if any(arc.name for arc in arcs) else 1.1, 30 / (dag.num_nodes + 0.2))
-    width = max(6.5, unit * (dag.num_nodes + 0.2))
-    figure = style.new_figure(width, max(2.4, unit * (high - low) + 1.3))
+    unit = min(1.7 if any(arc.name for arc in arcs) else 1.1, most / (dag.num_nodes + 0.2))
+    return max(6.5, unit * (dag.num_nodes + 0.2)), max(2.4, unit * (high - low) + 1.3), unit
+
+
+def _figure(dag: "Dag", operations: Operations, note: str = "", most: float = 30.0) -> "Figure":
+    from nngp_dag import style
+
+    width, height, unit = _size(dag, operations, most)
+    figure = style.new_figure(width, height)
     axes = figure.add_subplot()
     handles = draw_dag(axes, dag, unit, operations=operations)
-    paths = f"{dag.num_paths:,}" if dag.num_paths < 10**15 else "over 10¹⁵"
-    facts = f"{paths} path{'s' * (dag.num_paths != 1)}, effective depth {dag.effective_depth:.3g}, effective width "
+    facts = facts_of(dag)
+    depth, paths = facts["effective depth"], f"{facts['paths']} path{'s' * (dag.num_paths != 1)}"
     name = codes.shorten(code_or_size(dag), 60)
-    style.panel_title(axes, f"{name}\n{facts}{dag.effective_width:.3g}", 0.95 * width)
-    style.legend_below(figure, handles, len(handles))
-    style.save(figure, path)
+    title = f"{name}\n{paths}, effective depth {depth}, effective width {facts['effective width']}"
+    style.panel_title(axes, title, 0.95 * width, parse_math=False)
+    style.legend_below(figure, handles, len(handles), style.fit(note, 0.9 * width, _NOTE_SIZE) if note else "")
+    return figure
 
 
-def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()) -> "list[Line2D]":
+def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = ()) -> "list[Line2D]":
     """Draws nodes on a line, weighted edges as arcs above it and all others below; edges on no path are gray.
 
     Args:
@@ -89,12 +169,15 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
     from matplotlib.patches import FancyArrowPatch
 
     arcs = _arcs(dag, operations)
+    low, high = _limits(arcs)
     size = min(16.0, 40 * unit)
     # Thinner where there are many.
     thickness = min(1.0, size / 14, 10 / len(arcs) ** 0.5 if arcs else 1.0)
-    for arc in arcs:
+    for i, arc in enumerate(arcs):
         color, line, _ = _KINDS[arc.kind]
-        axes.add_patch(
+        # Limits are known: `add_patch`, and a part in the layout, would only compute every arc once more.
+        # Nodes cover the beginnings of arcs, which need not be cut off.
+        axes.add_artist(
             FancyArrowPatch(
                 (arc.edge.source, 0),
                 (arc.edge.target, 0),
@@ -102,23 +185,29 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
                 connectionstyle=f"arc3,rad={-2 * arc.peak / (arc.edge.target - arc.edge.source)}",
                 arrowstyle="-|>",
                 mutation_scale=11 * thickness,
-                shrinkA=size / 2 + 1,
+                shrinkA=0,
                 shrinkB=size / 2 + 1,
                 linewidth=1.8 * thickness,
                 linestyle=line,
                 color=color if arc.live else _DEAD,
+                gid=f"edge-{i}" if arc.live else f"dead-edge-{i}",
             )
-        )
+        ).set_in_layout(False)
     nodes = range(dag.num_nodes)
     axes.plot(nodes, np.zeros(dag.num_nodes), "o", markersize=size, color="white", markeredgecolor="black",
               markeredgewidth=min(1.0, size / 12), zorder=3)  # fmt: skip
-    # Smaller numbers cannot be read.
-    for node in nodes if size > 8 else ():
-        axes.text(node, 0, str(node), ha="center", va="center_baseline", fontsize=0.56 * size, zorder=4)
+    if size > 8:
+        for node in nodes:
+            axes.text(node, 0, str(node), ha="center", va="center_baseline", fontsize=0.56 * size, zorder=4)
+    else:
+        # Smaller numbers cannot be read: those of some nodes stand below all arcs.
+        every = next(step for step in (2, 5, 10, 20, 50, 10**9) if step * unit > _ROOM_FOR_NUMBERS)
+        for node in nodes[::every]:
+            axes.text(node, low, str(node), ha="center", va="top", fontsize=_NUMBER_SIZE, color="#555555")
+        low -= 1.5 * _NUMBER_SIZE / 72 / unit
     named = unit >= _ROOM_FOR_NAMES
     if named:
         _write_names(axes, arcs, unit)
-    low, high = _limits(arcs)
     axes.set_xlim(-0.6, dag.num_nodes - 0.4)
     axes.set_ylim(low, high)
     # Curvature is meant on the screen: only with equal scales do arcs keep within these limits.
@@ -138,7 +227,7 @@ def draw_dag(axes: "Axes", dag: Dag, unit: float, *, operations: Operations = ()
     return handles
 
 
-def code_or_size(dag: Dag) -> str:
+def code_or_size(dag: "Dag") -> str:
     """Returns the paper code of a graph, or how large it is where no code describes it."""
     try:
         return dag.code
@@ -146,7 +235,7 @@ def code_or_size(dag: Dag) -> str:
         return f"{dag.num_nodes:,} nodes, {len(dag.edges):,} edges"
 
 
-def edge_names(dag: Dag, operations: Operations) -> list[str]:
+def edge_names(dag: "Dag", operations: Operations) -> list[str]:
     """Returns the name that `operations` give each of a graph's edges, or ""; `Dag.edges` has the order."""
     table = codes.NASBENCH201_OPS | codes.DARTS_OPS
     names: dict[Edge, list[str]] = {}
@@ -157,7 +246,7 @@ def edge_names(dag: Dag, operations: Operations) -> list[str]:
     return [names[edge].pop(0) if names.get(edge) else "" for edge in dag.edges]
 
 
-def _arcs(dag: Dag, operations: Operations) -> list[_Arc]:
+def _arcs(dag: "Dag", operations: Operations) -> list[_Arc]:
     """Returns all edges as arcs; those between the same nodes, on the same side, above each other."""
     live = set(dag.live_edges)
     longest = max((edge.target - edge.source for edge in dag.edges), default=1)
@@ -208,6 +297,6 @@ def _write_names(axes: "Axes", arcs: Iterable[_Arc], unit: float) -> None:
         x, y = min((arc.at(t) for t in (0.5, 0.44, 0.56, 0.38, 0.62, 0.32, 0.68, 0.26, 0.74)), key=overlap)
         written.append((x, y, width))
         axes.text(
-            x, y, arc.name, ha="center", va="center", fontsize=_NAME_SIZE, zorder=2.5,
+            x, y, arc.name, ha="center", va="center", fontsize=_NAME_SIZE, zorder=2.5, parse_math=False,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9},
         )  # fmt: skip

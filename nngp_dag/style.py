@@ -3,12 +3,16 @@
 It imports matplotlib, so it is imported where something is drawn. No global state of matplotlib is touched.
 """
 
+import contextlib
+import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -42,6 +46,30 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Draws with the settings of matplotlib itself, whatever the user has set, which comes back afterwards."""
+    # Texts as outlines look the same with any fonts; a fixed salt gives parts of a picture the same names every time.
+    fixed: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "nngp_dag"}
+    with matplotlib.style.context("default"), matplotlib.rc_context(fixed):
+        yield
+
+
+def settle(figure: Figure) -> None:
+    """Lays a figure out until nothing moves: each pass learns from the one before how large the panels became."""
+    if (engine := figure.get_layout_engine()) is not None:
+        for _ in range(3):
+            engine.execute(figure)
+
+
+def as_svg(figure: Figure) -> str:
+    """Returns a figure as SVG, on white, without a date."""
+    settle(figure)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
 def fit(text: str, width: Number, size: Number, lines: int = 3) -> str:
     """Breaks a text into lines of at most `width` inches at a font size, and cuts what needs more lines."""
     characters = max(8, round(72 * width / (_CHARACTER * size)))
@@ -56,9 +84,11 @@ def panel_title(axes: Axes, text: str, width: Number, *, size: Number = _PANEL_T
     axes.set_title(fit(text, width, size), fontsize=size, **options)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, title: str = "") -> None:
     """Puts a legend under all panels, where it hides nothing."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, fontsize=9.5, frameon=False)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    legend = figure.legend(handles=list(handles), fontsize=9.5, title=title, title_fontsize=9.5, **place)
+    legend.get_title().set_parse_math(False)
 
 
 def plain(value: Number) -> str:

@@ -1,0 +1,133 @@
+"""How graphs and networks draw themselves."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from pictures import check
+
+import nngp_dag as nd
+from nngp_dag import style
+from nngp_dag.graph import drawing, zoo
+from nngp_dag.graph.codes import nasbench201_edges
+
+CELL = "|nor_conv_3x3~0|+|avg_pool_3x3~0|skip_connect~1|+|none~0|nor_conv_1x1~1|avg_pool_3x3~2|"
+GRAPHS = {
+    "two nodes": nd.Dag.from_code("2"),
+    "mixed": nd.Dag.from_code("2_21_112"),
+    "dead edges": nd.Dag.from_code("2_02_200"),
+    "parallel": nd.Dag.from_edges([(0, 1, 2), (0, 1, 2), (0, 1, 1), (1, 2, nd.Scale(0.5))]),
+    "no path": nd.Dag(3, (), allow_disconnected=True),
+    "200 nodes": zoo.ladder(200),
+}
+
+
+def ids(svg):
+    return re.findall(r'id="((?:dead-)?edge-\d+)"', svg)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_notebooks_show_an_arc_for_every_edge(name):
+    dag = GRAPHS[name]
+    svg = dag._repr_svg_()
+    root = ET.fromstring(svg.encode())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    live = set(dag.live_edges)
+    expected = [f"edge-{i}" if edge in live else f"dead-edge-{i}" for i, edge in enumerate(dag.edges)]
+    assert sorted(ids(svg)) == sorted(expected)
+    assert dag._repr_html_() is None
+    assert len(svg) < 500_000
+
+
+def test_pictures_are_white_and_always_the_same():
+    dag = GRAPHS["mixed"]
+    svg = dag._repr_svg_()
+    background = next(part for part in svg.split("<path")[1:])
+    assert "fill: #ffffff" in background
+    assert "dc:date" not in svg
+    # Whatever the user has set, as for dark slides; their settings stay.
+    with matplotlib.rc_context({"text.color": "white", "font.size": 30, "svg.fonttype": "none", "svg.hashsalt": "own"}):
+        assert dag._repr_svg_() == svg
+        assert matplotlib.rcParams["text.color"] == "white"
+        assert matplotlib.rcParams["svg.hashsalt"] == "own"
+
+
+def test_no_figure_stays_open():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    GRAPHS["mixed"]._repr_svg_()
+    assert plt.get_fignums() == before
+
+
+def test_large_graphs_are_shown_as_numbers():
+    long, dense = zoo.chain(200), nd.Dag.from_edges([(i, j, 1) for i in range(33) for j in range(i + 1, 34)])
+    for dag in (long, dense):
+        assert dag._repr_svg_() is None
+        assert nd.Network(dag)._repr_svg_() is None
+        rows = {row[0].text: row[1].text for row in ET.fromstring(dag._repr_html_()).findall("tr")}
+        assert rows["nodes"] == f"{dag.num_nodes}"
+        assert rows["edges"] == f"{len(dag.edges)}"
+    assert rows["paths"] == f"{dense.num_paths:,}"
+    rows = {row[0].text: row[1].text for row in ET.fromstring(nd.Network(long, width=8)._repr_html_()).findall("tr")}
+    assert rows["width"] == "8"
+    assert "e104<" in zoo.ladder(501)._repr_html_()
+
+
+NOTE = "layer=Dense(activation='erf', order='act-linear', w_std=1.5), aggregation='mean', readout=False, width=64"
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("two nodes", "all options at their defaults"),
+        ("mixed", NOTE),
+        pytest.param("parallel", "", marks=pytest.mark.slow),
+        pytest.param("no path", "", marks=pytest.mark.slow),
+        pytest.param("200 nodes", NOTE, marks=pytest.mark.slow),
+    ],
+)
+def test_pictures_of_notebooks_can_be_read(name, note):
+    figure = drawing._figure(GRAPHS[name], (), note, most=drawing._NOTEBOOK_WIDTH)
+    style.settle(figure)
+    check(figure)
+
+
+def test_networks_state_their_options_below_the_picture(monkeypatch):
+    figures = []
+    monkeypatch.setattr(style, "as_svg", lambda figure: figures.append(figure) or "")
+    nd.Network("2_12", aggregation="mean", width=64)._repr_svg_()
+    nd.Network("2_12")._repr_svg_()
+    titles = [figure.legends[0].get_title().get_text() for figure in figures]
+    assert titles == ["aggregation='mean', width=64", "all options at their defaults"]
+    assert nd.Network("2_12")._repr_html_() is None
+
+
+def test_nodes_of_large_graphs_are_numbered_now_and_then():
+    figure = drawing._figure(GRAPHS["200 nodes"], (), most=drawing._NOTEBOOK_WIDTH)
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.texts] == [str(node) for node in range(0, 200, 10)]
+
+
+def test_graphs_are_drawn_on_axes():
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    first, second = figure.subplots(1, 2)
+    assert GRAPHS["mixed"].plot(first) is first
+    nd.Dag.from_nasbench201(CELL).plot(second, operations=nasbench201_edges(CELL))
+    check(figure)
+    assert len(first.patches) == 6
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["weighted edge", "skip"]
+    assert any("pooling" in text.get_text() for text in second.get_legend().get_texts())
+
+
+def test_graphs_are_drawn_on_a_new_figure():
+    import matplotlib.pyplot as plt
+
+    axes = GRAPHS["mixed"].plot()
+    try:
+        assert axes.figure is plt.figure(plt.get_fignums()[-1])
+        check(axes.figure)
+    finally:
+        plt.close(axes.figure)
