@@ -2,6 +2,7 @@
 
 import html
 import json
+import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files of the project's root that are pages of the site.
@@ -49,11 +52,24 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return markdown
 
 
-def on_page_content(html: str, page: Page, **_: Any) -> str:
-    r"""Turns LaTeX into MathML, which browsers draw themselves; `\tag{7}` numbers an equation and names it eq-7."""
+def on_page_content(html: str, page: Page, files: Files, **_: Any) -> str:
+    r"""Leads links of notebooks to pages, and turns LaTeX into MathML, which browsers draw themselves.
+
+    `\tag{7}` numbers an equation, and names it eq-7.
+    """
+    if page.file.src_uri.endswith(".py"):
+        return re.sub(r'href="([^":#]+\.(?:md|py))', lambda link: f'href="{_url(link[1], page, files)}', html)
     html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', _display, html, flags=re.DOTALL)
     page.present_anchor_ids = {*(page.present_anchor_ids or ()), *re.findall(r'id="(eq-\w+)"', html)}
     return re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _mathml(m[1], "inline"), html)
+
+
+def _url(link: str, page: Page, files: Files) -> str:
+    """Returns the address of a page, which MkDocs finds for the links of Markdown but not for those of notebooks."""
+    target = files.get_file_from_path(posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link)))
+    if target is None:
+        raise PluginError(f"Expected links of {page.file.src_uri} to name pages of docs, got {link}")
+    return get_relative_url(target.url, page.url)
 
 
 def _display(match: re.Match[str]) -> str:
@@ -65,7 +81,7 @@ def _display(match: re.Match[str]) -> str:
 def _mathml(latex: str, display: str) -> str:
     math = convert(html.unescape(latex).strip(), display=display)
     if unknown := re.search(r"<m[oi]>(\\\w+)", math):
-        raise ValueError(f"Expected LaTeX that can be turned into MathML, got {unknown[1]} in {latex}")
+        raise PluginError(f"Expected LaTeX that can be turned into MathML, got {unknown[1]} in {latex}")
     return math
 
 
