@@ -74,9 +74,9 @@ def kernels_of_tables(tables: NormalForm, k_in: np.ndarray, order: str) -> tuple
     k, t = k_in, zero
     for a, b in zip(tables.A, tables.B, strict=True):
         weighted = list(zip(a, b, fields, strict=False))
-        m = sum(n * mu for _, n, (_, _, mu) in weighted)
-        k = sum(n * c for n, _, (c, _, _) in weighted) + np.outer(m, m)
-        t = sum(n * g for n, _, (_, g, _) in weighted)
+        m = sum((n * mu for _, n, (_, _, mu) in weighted), np.zeros(len(k_in)))
+        k = sum((n * c for n, _, (c, _, _) in weighted), np.outer(m, m))
+        t = sum((n * g for n, _, (_, g, _) in weighted), zero)
         fields.append(field(k, t))
     return k, t
 

@@ -268,6 +268,7 @@ def test_training_goes_on(tmp_path):
     log = tmp_path / "out" / "train.log"
     process = real(arguments, tmp_path)
     line = interrupt(process, signal.SIGINT, lambda: log.exists() and "epoch 2/" in log.read_text())
+    assert line is not None
     kept = re.fullmatch(r"nngp-dag: interrupted; kept: (\d+) of 800 epochs in out; go on with: (.*)", line)
     assert kept
     assert int(kept[1]) >= 1

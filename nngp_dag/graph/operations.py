@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import math
 import numbers
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -59,17 +59,14 @@ class EdgeOperation:
     """
 
     factor = 1
+    # An annotation would make type checkers refuse subclasses in which the window is a property.
+    window = cast("Window | None", None)
     mixes_pixels: ClassVar[bool] = False
     known: ClassVar[dict[str, type["EdgeOperation"]]] = {}
 
     def __init_subclass__(cls) -> None:
         """Registers the name of the class for files that hold networks."""
         EdgeOperation.known[name_of_class(cls)] = cls
-
-    @property
-    def window(self) -> Window | None:
-        """The window that moves over an image; here None, since the operation acts on every pixel by itself."""
-        return None
 
     def describe(self) -> str:
         """Returns a short name for messages and tables; by default that of the class."""

@@ -181,6 +181,7 @@ def store(tmp_path_factory):
             "label": tfds.features.ClassLabel(num_classes=3),
         } | features
         pixels = {split: rng.integers(0, 200, (20, *drawn)).astype(np.uint8) for split in splits}
+        of_tensors: Any = tf.data.Dataset.from_tensor_slices  # whose annotations leave dicts out
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             version="1.0.0",
@@ -188,7 +189,7 @@ def store(tmp_path_factory):
             data_dir=root,
             features=tfds.features.FeaturesDict(features),
             split_datasets={
-                split: tf.data.Dataset.from_tensor_slices({"image": images, "label": np.arange(20) % 3}).map(
+                split: of_tensors({"image": images, "label": np.arange(20) % 3}).map(
                     lambda example: {key: example[key] for key in features}
                 )
                 for split, images in pixels.items()

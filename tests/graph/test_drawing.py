@@ -28,10 +28,18 @@ def ids(svg):
     return re.findall(r'id="((?:dead-)?edge-\d+)"', svg)
 
 
+def rows_of(value):
+    """Returns {name: text} of the table that a notebook shows instead of a picture."""
+    table = value._repr_html_()
+    assert table is not None
+    return {row[0].text: row[1].text for row in ET.fromstring(table).findall("tr")}
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_notebooks_show_an_arc_for_every_edge(name):
     dag = GRAPHS[name]
     svg = dag._repr_svg_()
+    assert svg is not None
     root = ET.fromstring(svg.encode())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     live = set(dag.live_edges)
@@ -44,6 +52,7 @@ def test_notebooks_show_an_arc_for_every_edge(name):
 def test_pictures_are_white_and_always_the_same():
     dag = GRAPHS["mixed"]
     svg = dag._repr_svg_()
+    assert svg is not None
     background = next(part for part in svg.split("<path")[1:])
     assert "fill: #ffffff" in background
     assert "dc:date" not in svg
@@ -67,13 +76,12 @@ def test_large_graphs_are_shown_as_numbers():
     for dag in (long, dense):
         assert dag._repr_svg_() is None
         assert nd.Network(dag)._repr_svg_() is None
-        rows = {row[0].text: row[1].text for row in ET.fromstring(dag._repr_html_()).findall("tr")}
+        rows = rows_of(dag)
         assert rows["nodes"] == f"{dag.num_nodes}"
         assert rows["edges"] == f"{len(dag.edges)}"
     assert rows["paths"] == f"{dense.num_paths:,}"
-    rows = {row[0].text: row[1].text for row in ET.fromstring(nd.Network(long, width=8)._repr_html_()).findall("tr")}
-    assert rows["width"] == "8"
-    assert "e104<" in zoo.ladder(501)._repr_html_()
+    assert rows_of(nd.Network(long, width=8))["width"] == "8"
+    assert re.fullmatch(r".*e104", rows_of(zoo.ladder(501))["paths"] or "")
 
 
 NOTE = "layer=Dense(activation='erf', order='act-linear', w_std=1.5), aggregation='mean', readout=False, width=64"
@@ -127,7 +135,8 @@ def test_graphs_are_drawn_on_a_new_figure():
 
     axes = GRAPHS["mixed"].plot()
     try:
-        assert axes.figure is plt.figure(plt.get_fignums()[-1])
-        check(axes.figure)
+        figure = plt.figure(plt.get_fignums()[-1])
+        assert axes.figure is figure
+        check(figure)
     finally:
-        plt.close(axes.figure)
+        plt.close()

@@ -7,7 +7,7 @@ import pytest
 from compiled import programs
 
 from nngp_dag.errors import InputError
-from nngp_dag.nas import get_space
+from nngp_dag.nas import Cell, get_space
 from nngp_dag.nas.pruning import measures
 from nngp_dag.nas.pruning.measures import darts_measures, nasbench201_measures
 from nngp_dag.nas.pruning.regions import patches

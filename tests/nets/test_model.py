@@ -461,7 +461,7 @@ def test_an_operation_on_pixels_without_a_rule_is_refused_by_kernels_and_network
     @dataclasses.dataclass(frozen=True)
     class Mirror(EdgeOperation):
         mixes_pixels = True
-        window = Window((1, 1), (1, 1), "SAME")  # pyright: ignore[reportIncompatibleMethodOverride]
+        window = Window((1, 1), (1, 1), "SAME")
 
         def describe(self):
             return "mirror"

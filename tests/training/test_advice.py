@@ -144,7 +144,7 @@ def first_step_that_breaks(recipe, seed):
     The training is in float32, because the range of the numbers decides.
     """
     state, _ = Program(DagTask(CHAIN, recipe, DATA), 1).draw([seed])
-    layers = [
+    layers: list[list[np.ndarray]] = [
         [np.asarray(tree[0]["linear"][key][...][0], np.float32) for key in ("kernel", "bias")]
         for tree in (state.params["stems"], state.params["edges"], state.params["readouts"])
     ]

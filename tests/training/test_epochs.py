@@ -133,7 +133,7 @@ def twins():
         traced.append(self)
         return of_epoch(self, *arguments)
 
-    def on_event(event: str, duration: float, **_: str | int) -> None:
+    def on_event(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 

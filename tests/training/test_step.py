@@ -73,6 +73,7 @@ def test_forward_and_steps(code, loss, kind, optimizer, batch_norm):
     one = jax.tree.map(lambda leaf: leaf[0], (state.params, state.stats))
     close(jax.jit(lambda p, s: apply(p, s, DATA.train.x)[0])(*one), net.forward(DATA.train.x)[0])
 
+    found = None
     for epoch in range(1, STEPS + 1):
         before = {name: leaf.copy() for name, leaf in net.params.items()}
         state, best, found, losses = program.run_epoch(state, best, [SEED], epoch, device)
@@ -96,6 +97,7 @@ def test_forward_and_steps(code, loss, kind, optimizer, batch_norm):
         assert bool(stats) == batch_norm
         for name, expected in net.stats.items():
             close(stats[name], expected, epoch * 1e-6)
+    assert found is not None
     for part, row in zip(("validation", "test"), found[1:, :, 0], strict=True):
         x, labels = DATA.parts[part]
         outputs, _ = net.forward(x)
