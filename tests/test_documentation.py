@@ -1,5 +1,6 @@
 """Every example in the README, in the pages of the documentation and in the docstrings runs and prints what it says."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -39,6 +40,19 @@ def test_every_public_name_has_a_docstring_with_an_example_or_fields():
         assert item.__doc__, name
         if callable(item) and not isinstance(item, type):
             assert ">>>" in item.__doc__, name
+
+
+@pytest.mark.parametrize("folder", ["nngp_dag", "experiments", "benchmarks"])
+def test_entries_of_docstrings_are_noun_phrases(folder):
+    for path in (README.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                assert "likewise" not in docstring.lower(), path
+                found = re.search(
+                    r"^ +\*{0,2}\w+(?:, \*{0,2}\w+)*: (?:Of|As|What|Those|Which)\b.*", docstring, re.MULTILINE
+                )
+                assert not found, (path, found and found[0])
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = 
       axes: Where to draw.
       dag: The graph.
       unit: Inches between nodes, about; decides on the size of nodes and on whether edges have room for their names.
-      operations: As for `plot_dag`.
+      operations: Names of the edges of a cell, see `plot_dag`.
 
     Returns:
       The handles of a legend. Where edges have no room for their names, it lists them.
