@@ -1,12 +1,12 @@
 """Short forms of results: a line or two of text for a terminal, and a small table of HTML for a notebook.
 
-A class states its facts once, as {name: text} in `_facts`; `described` makes both forms of them. Both are cheap and
+A class states its facts once, as {name: text} in `_facts`; `Described` makes both forms of them. Both are cheap and
 work inside transformations of JAX: of an array they show shape and dtype, and no more than a few values. No JAX here.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from nngp_dag.errors import shorten, shown
 
@@ -16,34 +16,33 @@ WIDTH = 120
 # In a page of HTML, where lines break by themselves.
 _LONGEST_CELL, _SHORT_CELL = 400, 24
 
-_Class = TypeVar("_Class", bound=type)
 
+class Described:
+    """The base class of results, which show their facts as their `repr`, and as a table in notebooks.
 
-def described(cls: _Class) -> _Class:
-    """Gives a class whose `_facts()` returns {name: text} its `repr`, and its HTML in notebooks unless it has its own.
+    A dataclass needs `repr=False`, since it would otherwise get the `repr` of dataclasses.
 
     Examples:
-      >>> @described
-      ... class Range:
+      >>> class Range(Described):
       ...     def _facts(self):
       ...         return {"low": number(0.5), "high": number(2e9)}
       >>> Range()
       Range(low=0.5, high=2e+09)
     """
 
-    def text(self: Any) -> str:
-        """Returns the result in one or two lines."""
+    __slots__ = ()
+
+    def _facts(self) -> dict[str, str]:
+        """Returns the facts as {name: text}."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Returns the facts in one or two lines."""
         return call(type(self).__name__, self._facts())
 
-    def html(self: Any) -> str:
-        """Returns the result as a table of HTML."""
+    def _repr_html_(self) -> str:
+        """Returns the facts as a table of HTML."""
         return facts_html(type(self).__name__, self._facts())
-
-    for name, form in (("__repr__", text), ("_repr_html_", html)):
-        if name == "__repr__" or name not in vars(cls):
-            form.__name__, form.__qualname__ = name, f"{cls.__qualname__}.{name}"
-            setattr(cls, name, form)
-    return cls
 
 
 def call(name: str, facts: Mapping[str, str]) -> str:

@@ -110,7 +110,9 @@ def test_html_is_well_formed_and_small(name):
     text = RESULTS[name]._repr_html_()
     tree = ET.fromstring(text)
     assert tree.tag == "table"
-    assert tree.find("caption").text
+    caption = tree.find("caption")
+    assert caption is not None
+    assert caption.text
     assert not tree.findall(".//b")
     assert len(text) < 6000
     assert ("&lt;b&gt;" in text) == ("<b>" in repr(RESULTS[name]))
@@ -121,6 +123,15 @@ def test_html_says_what_the_text_says():
     assert cells == [[name, text] for name, text in CURVE._facts().items()]
     assert ["loss", "1 ± 0.1 → 0.0625 ± 0.0063"] in cells
     assert [row[0].text for row in ET.fromstring(curves()._repr_html_()).findall("tr")][:2] == ["name", "seeds"]
+
+
+def test_no_dataclass_has_a_text_of_its_own():
+    classes = forms.Described.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()
+    assert {nd.Kernel, History, Trained} <= set(classes)
+    for cls in classes:
+        assert cls.__repr__ is forms.Described.__repr__, cls
 
 
 def test_texts_of_values():

@@ -10,7 +10,7 @@ from nngp_dag import forms
 from nngp_dag.data import tfds
 from nngp_dag.data.paths import found_at
 from nngp_dag.errors import DataError, did_you_mean, shown
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_whole
 
 _SPLITS: Final = {
@@ -33,9 +33,8 @@ _SPHERE_CLASSES = 10
 _SPHERE_DEFAULT_SIZE = 256
 
 
-@described
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Described):
     """A labeled data set in memory, validated when it is made.
 
     Attributes:

@@ -13,7 +13,7 @@ from nngp_dag import forms
 from nngp_dag.data.datasets import Dataset, check_size, load_dataset, split_names
 from nngp_dag.data.preprocessing import NORMALIZATION, Constants, channel_constants, normalize, scale_to_sphere
 from nngp_dag.errors import DataError
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 
 # The code of Chen et al. (2022) validates on the last 10 % of CIFAR's training images as stored. For MNIST and SVHN it
 # draws a tenth at random.
@@ -21,7 +21,6 @@ _VALIDATION_IS_LAST = ("cifar10", "cifar100")
 _SHUFFLE_SEED = 0
 
 
-@described
 class Part(NamedTuple):
     """One part of a data set, inputs and their labels.
 
@@ -40,10 +39,16 @@ class Part(NamedTuple):
     def _facts(self) -> dict[str, str]:
         return {"x": forms.array(self.x), "labels": forms.array(self.labels)}
 
+    def __repr__(self) -> str:
+        """Returns dtypes and shapes in one line."""
+        return forms.call("Part", self._facts())
 
-@described
-@dataclass(frozen=True, eq=False)
-class Splits:
+    def _repr_html_(self) -> str:
+        return forms.facts_html("Part", self._facts())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Splits(Described):
     """The training, validation and test parts of a data set, validated when they are made.
 
     The validation part chooses the best state of a trained network.

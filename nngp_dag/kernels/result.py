@@ -17,7 +17,7 @@ from nngp_dag import forms
 from nngp_dag.activations import ABRelu, Exp, Polynomial, get_activation
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, shorten, shown
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph import Dense, Operation
 from nngp_dag.kernels.inputs import precision_of
 
@@ -29,14 +29,13 @@ _SHARE = 0.25
 Matrix = Float[Array | np.ndarray, "n1 n2"] | Any
 
 
-@described
 # Transformations drop `network` and `output`. Otherwise functions of kernels would compile anew for every network, and
 # `jax.tree.map` would refuse kernels of two networks.
 @partial(
     jax.tree_util.register_dataclass, data_fields=["nngp", "ntk"], meta_fields=[], drop_fields=["network", "output"]
 )
-@dataclass(frozen=True)
-class Kernel:
+@dataclass(frozen=True, repr=False)
+class Kernel(Described):
     """The infinite-width kernels of a network, a JAX pytree.
 
     Attributes:

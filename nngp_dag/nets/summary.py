@@ -10,7 +10,7 @@ from flax import nnx
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, shown
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import Dense
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet
@@ -47,9 +47,8 @@ class LayerSummary:
     flops: int
 
 
-@described
-@dataclass(frozen=True)
-class ModelSummary:
+@dataclass(frozen=True, repr=False)
+class ModelSummary(Described):
     """Size and cost of a network's layers with weights, in the order of computation.
 
     Attributes:

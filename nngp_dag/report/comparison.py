@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from nngp_dag import forms
 from nngp_dag.architecture import Network
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-5
 
 
-@described
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Described):
     """Theory of one network, and measured training of S finite networks.
 
     Losses are L = 0.5 ||y - f||^2, summed over the training set and the output columns.

@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, within_memory
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-@described
-@dataclass(frozen=True)
-class Modes:
+@dataclass(frozen=True, repr=False)
+class Modes(Described):
     """The modes of linearized training: directions of the error that shrink independently.
 
     Attributes:

@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import (
@@ -24,9 +24,8 @@ from nngp_dag.theory.symmetric import (
 KINDS = ("nngp", "ntk")
 
 
-@described
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, repr=False)
+class Posterior(Described):
     """The Gaussian distribution of the outputs on test inputs.
 
     Attributes:

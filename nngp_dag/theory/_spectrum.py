@@ -16,7 +16,7 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
@@ -65,9 +65,8 @@ _gemm, _symv, _trsv = _blas
 _BATCH_ENTRIES = 1 << 25
 
 
-@described
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, repr=False)
+class Spectrum(Described):
     """Eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix, with their accuracy.
 
     All numbers have the unit of the matrix's entries, but for the effective rank, which has none.

@@ -32,7 +32,7 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import check_inputs, real_array
@@ -48,9 +48,8 @@ _POWERS = np.concatenate([[1], 2 * np.unique(np.round(1.12 ** np.arange(98)).ast
 _EPS = float(np.finfo(np.float64).eps)
 
 
-@described
-@dataclasses.dataclass(frozen=True)
-class Bracket:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Bracket(Described):
     """Lower and upper bound on lambda_min, in units of the kernel.
 
     Attributes:
@@ -70,7 +69,6 @@ class Bracket:
         return {"lower": forms.number(self.lower), "upper": forms.number(self.upper)}
 
 
-@described
 class Brackets(NamedTuple):
     """Brackets on lambda_min of both kernels of a network.
 
@@ -101,6 +99,10 @@ class Brackets(NamedTuple):
 
     def _facts(self) -> dict[str, str]:
         return {name: repr(bracket) for name, bracket in self._asdict().items()}
+
+    def __repr__(self) -> str:
+        """Returns both brackets in one or two lines."""
+        return forms.call("Brackets", self._facts())
 
     def _repr_html_(self) -> str:
         rows = ([name, *bracket._facts().values()] for name, bracket in self._asdict().items())

@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-@described
-@dataclass(frozen=True)
-class LossCurve:
+@dataclass(frozen=True, repr=False)
+class LossCurve(Described):
     """The distribution of the loss of linearized training over random initializations.
 
     The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient

@@ -10,16 +10,15 @@ from jaxtyping import ArrayLike
 from nngp_dag import forms
 from nngp_dag.architecture import normal_form
 from nngp_dag.errors import InputError
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph import Dag, as_dag, topology
 from nngp_dag.graph.operations import ORDERS, check_flag, check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_kernel, check_symmetric, eps_of, row_blocks
 
 
-@described
-@dataclass(frozen=True)
-class PathBound:
+@dataclass(frozen=True, repr=False)
+class PathBound(Described):
     """The published path formula for lambda_min, and whether its derivation covers the graph.
 
     Attributes:

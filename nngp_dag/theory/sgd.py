@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, shown
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import host_array, precision_of
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 LOSSES = ("cross-entropy", "squared")
 
 
-@described
-@dataclass(frozen=True, eq=False)
-class LinearizedRuns:
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearizedRuns(Described):
     """Losses and accuracies of D draws of an infinitely wide, linearized network on their training data, per epoch.
 
     Attributes:

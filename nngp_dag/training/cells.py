@@ -8,7 +8,6 @@ from typing import Any, SupportsIndex
 
 from nngp_dag.data import Splits
 from nngp_dag.errors import InputError, check_known
-from nngp_dag.forms import described
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.training.cell_recipe import FIELDS, CellRecipe, as_cell
@@ -16,8 +15,7 @@ from nngp_dag.training.tasks import CellTask
 from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 
 
-@described
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedCell(Outcome):
     """S trained networks of one cell; see `Outcome` for the other attributes.
 

@@ -13,7 +13,7 @@ from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.document import from_document, to_document
 from nngp_dag.data import Splits, load_source
 from nngp_dag.errors import CheckpointError, as_path
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.darts import Genotype
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-@described
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Described):
     """Losses and accuracies of the S networks of one checkpoint on a data set.
 
     Attributes:

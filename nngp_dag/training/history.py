@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nngp_dag import forms
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 
 if TYPE_CHECKING:
     import pandas
@@ -27,9 +27,8 @@ FIELDS: Final = (
 )
 
 
-@described
-@dataclass(frozen=True, eq=False)
-class History:
+@dataclass(frozen=True, eq=False, repr=False)
+class History(Described):
     """Curves of S networks of one architecture, epoch by epoch. Entry 0 is the state before training.
 
     Attributes:

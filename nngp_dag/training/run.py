@@ -10,7 +10,6 @@ from nngp_dag.architecture import Architecture, Network
 from nngp_dag.architecture.named import Given, named_networks
 from nngp_dag.data import Splits
 from nngp_dag.errors import InputError, shown
-from nngp_dag.forms import described
 from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary
 from nngp_dag.training.recipe import Recipe
@@ -18,8 +17,7 @@ from nngp_dag.training.tasks import DagTask
 from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 
 
-@described
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained(Outcome):
     """S trained networks of one architecture; see `Outcome` for the other attributes.
 

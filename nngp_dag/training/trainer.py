@@ -22,7 +22,7 @@ from nngp_dag.errors import (
     shown,
     within_memory,
 )
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag, check_whole
 from nngp_dag.nets import chosen_seeds
 from nngp_dag.nets.model import Params
@@ -43,9 +43,8 @@ Progress = Callable[[str, int, int, float], None]
 _MOST_PARAMETERS = 1 << 33
 
 
-@described
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Outcome(Described):
     """S trained networks of one task.
 
     Attributes:

@@ -63,8 +63,8 @@ def test_cells_of_darts_follow_one_another():
     reduce = [("skip_connect", 0), ("max_pool_3x3", 1), ("sep_conv_5x5", 0), ("avg_pool_3x3", 2)] * 2
     genotype = Genotype.from_pairs(normal, reduce)
     mask = DARTS.mask_of(genotype)
-    kinds: np.ndarray = np.asarray(mask[..., DARTS.skips]).any(-1) + 2 * np.asarray(mask[..., DARTS.weighted]).any(-1)
-    dag = wiring_dag(DARTS, kinds.tolist())
+    skips, weighted = (np.asarray(mask[..., operations]).any(-1) for operations in (DARTS.skips, DARTS.weighted))
+    dag = wiring_dag(DARTS, np.asarray(skips + 2 * weighted).tolist())
     assert dag.num_inputs == 3
     first, second = genotype.wiring("normal"), genotype.wiring("reduce")
     # Paths of the second cell from its two inputs apart: from a stem, and through the first cell and one more edge.

@@ -13,7 +13,7 @@ import numpy as np
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, InputWarning, did_you_mean, shown, warn
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.cells import Cell
 
@@ -58,9 +58,8 @@ SCORES: Mapping[str, Score] = MappingProxyType(_registered)
 """All registered scores by name."""
 
 
-@described
-@dataclass(frozen=True)
-class Scored:
+@dataclass(frozen=True, repr=False)
+class Scored(Described):
     """A cell and all of its scores.
 
     Attributes:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from nngp_dag import forms
 from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
-from nngp_dag.forms import described
+from nngp_dag.forms import Described
 from nngp_dag.nas.spaces.cells import Cell
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ _NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
-@described
-@dataclass(frozen=True, eq=False)
-class AccuracyTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class AccuracyTable(Described):
     """Accuracies of trained cells, in per cent, for any cells in any order.
 
     A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in the published
