@@ -351,7 +351,7 @@ def test_scalars_of_numpy_and_targets_in_one_row_are_compared(tmp_path):
 # Inputs.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_whose_channels_come_first_are_named():
     first = np.moveaxis(IMAGES, -1, 1)
     for call in (nd.kernel, nd.gram):

@@ -25,7 +25,18 @@ DOCS = README.parent / "docs"
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path__, "nngp_dag."))
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Their examples compile networks of cells, which takes half a minute each.
+HEAVY = {
+    *(f"nngp_dag.nas.networks.{name}" for name in ("cell_supernet", "darts_net", "darts_supernet")),
+    "nngp_dag.nas.pruning.measures",
+    "nngp_dag.nas.scores.gradients",
+    "nngp_dag.training.cells",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name in HEAVY)) for name in MODULES]
+)
 @pytest.mark.slow
 def test_docstring_examples(name):
     module = importlib.import_module(name)

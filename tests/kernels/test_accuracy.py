@@ -53,18 +53,16 @@ def test_relu_entries_are_within_2e_6_where_the_angle_exceeds_a_hundredth(graph,
         assert (error[far] < 2e-6 * exact[far]).all(), (error[far] / exact[far]).max()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "activation", ["erf", *(pytest.param(a, marks=pytest.mark.slow) for a in ("abs", "leaky_relu", "gelu", "sin"))]
-)
+@pytest.mark.sample(0, slow=2)
+@pytest.mark.parametrize("activation", ["erf", "abs", "leaky_relu", "gelu", "sin"])
 def test_other_activations_are_within_2e_6_of_the_diagonal(activation):
     # Kernels of odd functions change their sign. Near 0 an entry has the rounding error of the product of the inputs.
     for error, _, scale in errors(GRAPHS["DAG#3"], at_angles(7), activation=activation):
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("erf", "gelu"))])
+@pytest.mark.sample(0, slow=1)
+@pytest.mark.parametrize("activation", ["relu", "erf", "gelu"])
 def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
     x = at_angles(7) * np.float32(10.0) ** np.arange(-6, 6)[:, None]
     for error, _, scale in errors(GRAPHS["DAG#3"], x.astype(np.float32), activation=activation, b_std=0.1):
@@ -78,9 +76,8 @@ def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
 
-@pytest.mark.parametrize(
-    "activation", ["relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("erf", "abs", "gelu"))]
-)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("activation", ["relu", "erf", "abs", "gelu"])
 def test_parallel_and_opposite_inputs(activation):
     base = at_angles(20)[0]
     x = np.stack([base, 2 * base, 3e-3 * base, -base, -2 * base, base * np.float32(1 / 3), np.zeros_like(base)])

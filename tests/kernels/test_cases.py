@@ -159,7 +159,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_mixed_operations(parameterization):
     stem = Dense(activation=None, b_std=0.1)
@@ -218,7 +218,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(of, marks=pytest.mark.slow)
+        pytest.param(of, marks=pytest.mark.nightly)
         if of in ("valid, strided, averaged", "activation first, pooling, averaged", "pooling")
         else of
         for of in IMAGES

@@ -138,7 +138,7 @@ def test_samples_agree_to_a_per_cent(name):
         assert abs(float(value) - samples.mean()) < 5 * standard_error
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @every_name
 def test_finite_networks_agree(name):
     x, width = np.random.default_rng(1).normal(size=(2, 3)), 64
@@ -158,7 +158,7 @@ def test_finite_networks_agree(name):
         assert (np.abs(samples.mean(axis=0) - kernel) / scale < tolerance).all()
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @every_name
 def test_gradients_need_no_memory_for_every_pair(name):
     def total(k, q):

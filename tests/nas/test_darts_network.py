@@ -105,7 +105,7 @@ def test_operations_are_those_of_darts(stride):
         assert [bool(value.any()) for value in inner] == [name == "sep_conv_3x3", name == "sep_conv_5x5"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mixtures_of_the_supernet_are_those_of_a_plain_one():
     net = shaken(DartsSupernet(channels=2, cells=1, stem_multiplier=3, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def killed_again_and_again(out, options, kills, cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, compilation_cache, kills):
     out = tmp_path / "run"
     assert killed_again_and_again(out, OPTIONS, kills, compilation_cache) >= 1
@@ -72,7 +72,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, compilation_c
     assert ends(out) == ends(finished)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_kills_of_processes_that_share_nothing(tmp_path):
     longer = [*OPTIONS, "--epochs", "40", "--batch-norm", "--seeds", "2"]
     finish(tmp_path / "whole", *longer)
@@ -116,7 +116,7 @@ main(sys.argv[4:])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=3)
 @pytest.mark.parametrize(
     ("moment", "size"),
     [("last", 2000), ("last", 0), ("last", 100), ("best", 2000), ("best", 0), ("curves", 0), ("curves", 1500)],
