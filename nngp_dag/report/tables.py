@@ -31,9 +31,10 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
     )
     steps = len(results[0].mean) - 1
     training = _table(
-        f"Training loss ½‖y − f‖² after {steps} steps", "start", "rate bound", "expected", "measured", "broken"
+        f"Training loss ½‖y − f‖² after {steps} steps", "start", "rate bound", "expected", "measured", "violations"
     )
-    notes, verdicts = [], []
+    verdicts = []
+    flagged: dict[str, list[str]] = {}  # {why a path formula may not be a bound: where}
     codes = Counter(str(result.dag) for result in results)
     # `Comparison.unmet` knows two reasons, so two marks suffice.
     marks = {"": ""} | dict(zip(dict.fromkeys(result.unmet for result in results if result.unmet), "†‡", strict=False))
@@ -45,8 +46,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         verdicts.append(f"{short}: {result.verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
-                reasons = "; ".join(formula.violated_assumptions)
-                notes.append(f"* {name}, {kernel}: the path formula may not be a bound: {reasons}")
+                flagged.setdefault("; ".join(formula.violated_assumptions), []).append(f"{name}, {kernel}")
         graphs.add_row(
             name,
             forms.count(result.dag.num_paths),
@@ -70,6 +70,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
+    notes = [f"* {'; '.join(where)}: the path formula may not be a bound: {why}" for why, where in flagged.items()]
     notes += [f"{mark} {reason} to be a theorem" for reason, mark in marks.items() if reason]
     return Group(graphs, smallest, training, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
 

@@ -89,6 +89,13 @@ def test_every_flagged_formula_has_its_reason_in_table_and_row():
     assert "2_12, K(H)" not in text
 
 
+def test_equal_reasons_are_one_note(results):
+    formulas = [formula for r in results for formula in (r.path_bound, r.ntk_path_bound) if not formula.is_bound]
+    reasons = {"; ".join(formula.violated_assumptions) for formula in formulas}
+    text = text_of(compare_table(results), width=160)
+    assert text.count("may not be a bound") == len(reasons) < len(formulas)
+
+
 def test_learning_rates(results):
     spectra = {r.name: r.ntk for r in results}
     own = learning_rates(spectra, "auto")
