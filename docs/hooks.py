@@ -95,7 +95,8 @@ def _public_names() -> Iterable[str]:
             for name in sorted(package[module].exports, key=str.casefold):
                 thing = package[module][name]
                 summary = thing.docstring.value.partition("\n\n")[0].replace("\n", " ") if thing.docstring else ""
-                written = f"nd.{name}" if name in package.exports else f"nd.{module}.{name}"
+                place = module.removeprefix("graph.")  # the module `zoo` is a public name itself
+                written = f"nd.{name}" if name in package.exports else f"nd.{place}.{name}"
                 yield f"| [`{written}`][nngp_dag.{module}.{name}] | {summary.replace('|', chr(92) + '|')} |"
 
 
