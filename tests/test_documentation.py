@@ -75,15 +75,15 @@ def test_the_examples_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
         warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs")  # from neural-tangents
         for example in examples:
             exec(compile(example, str(README), "exec"), names)
+        # Both sides describe the same network, for several inputs too.
+        x = np.random.default_rng(0).normal(size=(3, 4))
+        ours = nngp_dag.kernel("1_11", x, activation="identity", w_std=1.0, readout=False).nngp
+        np.testing.assert_allclose(ours, 2 * names["kernel_fn"](x, None, "nngp"), rtol=1e-6)
     wrong, right, numbers = capsys.readouterr().out.splitlines()
     assert (wrong, right) == ("[[2.]]", "[[4.]]")
     condition_number, first, last = map(float, numbers.split())
     assert condition_number == names["spectrum"].lambda_max / names["spectrum"].lambda_min
     assert last < 0.1 * first
-    # Both sides describe the same network, for several inputs too.
-    x = np.random.default_rng(0).normal(size=(3, 4))
-    ours = nngp_dag.kernel("1_11", x, activation="identity", w_std=1.0, readout=False).nngp
-    np.testing.assert_allclose(ours, 2 * names["kernel_fn"](x, None, "nngp"), rtol=1e-6)
 
 
 def test_the_readme_is_one_screen_whose_links_lead_somewhere():
