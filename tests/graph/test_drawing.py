@@ -30,6 +30,11 @@ def ids(svg):
     return re.findall(r'id="((?:dead-)?edge-\d+)"', svg)
 
 
+def labels(axes):
+    """Returns the texts of the legend."""
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def rows_of(value):
     """Returns {name: text} of the table that a notebook shows instead of a picture."""
     table = value._repr_html_()
@@ -130,8 +135,8 @@ def test_graphs_are_drawn_on_axes():
     nd.Dag.from_nasbench201(CELL).plot(second, operations=nasbench201_edges(CELL))
     check(figure)
     assert len(first.patches) == 6
-    assert [text.get_text() for text in first.get_legend().get_texts()] == ["weighted edge", "skip"]
-    assert any("pooling" in text.get_text() for text in second.get_legend().get_texts())
+    assert labels(first) == ["weighted edge", "skip"]
+    assert any("pooling" in label for label in labels(second))
 
 
 def test_graphs_are_drawn_on_a_new_figure():
@@ -151,7 +156,7 @@ def test_networks_are_drawn_as_their_graphs():
         Figure().add_subplot(), operations=nasbench201_edges(CELL)
     )
     assert len(axes.patches) == 5
-    assert any("pooling" in text.get_text() for text in axes.get_legend().get_texts())
+    assert any("pooling" in label for label in labels(axes))
 
 
 def test_texts_on_white_are_black_whatever_the_style():
@@ -166,7 +171,7 @@ def test_the_legend_lists_the_kinds_of_edges_on_paths():
     # The only skip leads to a node that no edge leaves.
     dag = nd.Dag.from_nasbench201("|nor_conv_3x3~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|")
     axes = dag.plot(Figure().add_subplot())
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["weighted edge", "on no path"]
+    assert labels(axes) == ["weighted edge", "on no path"]
 
 
 def test_names_find_their_edges():
