@@ -41,7 +41,7 @@ _NOTE_SIZE, _LEGEND_SIZE = 9.5, 9.0
 _ROOM_FOR_NUMBERS, _NUMBER_SIZE = 0.3, 7.0
 # Inches that a notebook shows without making letters smaller.
 _NOTEBOOK_WIDTH = 11.0
-# Larger graphs take seconds, and their edges are hairlines.
+# The edges of larger graphs are hairlines, and hundreds of them take seconds to draw.
 _MOST_NODES, _MOST_EDGES = 60, 150
 # Texts on white ground, and texts that can be read on white and on black.
 _BLACK, _GRAY = "#000000", "#777777"
@@ -225,7 +225,7 @@ def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = 
     axes.set_axis_off()
     handles = []
     for kind, (color, line, label) in _KINDS.items():
-        # Others of this kind are gray, and so are no example of its color.
+        # Edges on no path are gray, so that they do not show the color of their kind.
         alike = [arc for arc in arcs if arc.kind == kind and arc.live]
         names = dict.fromkeys(arc.name for arc in alike if arc.name)
         if names and not named:
@@ -255,8 +255,7 @@ def edge_names(dag: "Dag", operations: Operations) -> list[str]:
     """
     table = codes.NASBENCH201_OPS | codes.DARTS_OPS
     names = [""] * len(dag.edges)
-    # Two nodes may be joined by several edges. Those without weights come first: unknown names, such as "concat", are
-    # mostly theirs.
+    # Two nodes may be joined by several edges. Names of no table, such as "concat", go to those without weights first.
     free: dict[tuple[int, int], list[int]] = {}
     for i in sorted(range(len(dag.edges)), key=lambda i: dag.edges[i].weighted):
         free.setdefault((dag.edges[i].source, dag.edges[i].target), []).append(i)

@@ -198,7 +198,7 @@ class Comparisons(list[Comparison]):
     def to_frame(self) -> "pandas.DataFrame":
         """Returns a table with a row for each network.
 
-        Its columns are the entries of compare.json, with two changes. Brackets take two columns each, as in a sweep:
+        Its columns are the entries of compare.json, made flat. Brackets take two columns each, as in a sweep:
         `nngp_lower`, `nngp_upper`, `ntk_lower` and `ntk_upper`. Violated assumptions are joined to one text. Values
         that compare.json leaves null are NaN.
 
