@@ -5,6 +5,8 @@ work inside transformations of JAX: of an array they show shape and dtype, and n
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,17 +99,17 @@ def _element(tag: str, text: str, style: str) -> str:
 
 
 def number(value: Any) -> str:
-    """Writes a number to six digits; whole ones in full.
+    """Writes a number to six digits; integers in full.
 
     Examples:
-      >>> number(1 / 3), number(2500), number(True)
-      ('0.333333', '2500', 'True')
+      >>> number(1 / 3), number(12_345_678), number(True)
+      ('0.333333', '12345678', 'True')
     """
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+    return str(value) if isinstance(value, numbers.Integral) else f"{value:.6g}"
 
 
 def array(value: Any) -> str:
-    """Writes dtype and shape of an array, or of what stands for one in a transformation; other values as they are.
+    """Writes dtype and shape of an array, or of a tracer; other values as they are.
 
     Examples:
       >>> import numpy as np
@@ -162,9 +164,12 @@ def eigenvalue(value: float, floor: float, resolved: bool) -> str:
     """Writes a smallest eigenvalue, or that it lies below the floor: rounding noise is not printed.
 
     Examples:
-      >>> eigenvalue(0.5, 1e-13, True), eigenvalue(1e-20, 1e-13, False)
-      ('0.5', '< 1.0e-13 (not resolved)')
+      >>> eigenvalue(0.5, 1e-13, True), eigenvalue(1e-20, 1e-13, False), eigenvalue(math.nan, 1e-13, False)
+      ('0.5', '< 1.0e-13 (not resolved)', 'not resolved')
     """
+    # Then nothing is known about where the eigenvalue lies.
+    if math.isnan(value) or math.isnan(floor):
+        return "not resolved"
     return f"{value:.4g}" if resolved else f"< {floor:.1e} (not resolved)"
 
 

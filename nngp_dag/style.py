@@ -1,6 +1,7 @@
 """One style for all pictures: colors, sizes, titles that fit, and plain numbers on logarithmic axes.
 
-It imports matplotlib, so it is imported where something is drawn. No global state of matplotlib is touched.
+It imports matplotlib, so it is imported where something is drawn. `own_settings` changes settings of
+matplotlib within its block and puts them back; nothing else touches them.
 """
 
 import contextlib

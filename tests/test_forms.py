@@ -151,6 +151,17 @@ def test_texts_of_values():
     assert "epochs=0 of 2" in repr(RESULTS["started"])
 
 
+def test_integers_are_written_in_full():
+    for value in (12345678, np.int64(12345678), np.int32(12345678)):
+        assert forms.number(value) == "12345678"
+    assert forms.number(np.float32(12345678)) == "1.23457e+07"
+
+
+@pytest.mark.parametrize(("value", "floor"), [(math.nan, 1e-13), (1.0, math.nan), (math.nan, math.nan)])
+def test_eigenvalues_without_a_number(value, floor):
+    assert forms.eigenvalue(value, floor, resolved=False) == "not resolved"
+
+
 def test_a_run_names_its_folder(tmp_path):
     rows = {row[0].text: row[1].text for row in ET.fromstring(trained(tmp_path)._repr_html_()).findall("tr")}
     assert rows["folder"] == repr(str(tmp_path))
@@ -308,6 +319,35 @@ def test_comparisons_as_a_table():
     assert table.ntk_lambda_min.dtype == table.path_bound.dtype == np.float64
     assert math.isnan(first.ntk_lambda_min)
     assert math.isnan(table.iloc[1].path_bound)
+
+
+def test_parts_and_copies_of_comparisons_are_tables():
+    rows = Comparisons([compared("first"), compared("second"), compared("third")])
+    for part, names in ((rows[1:], ["second", "third"]), (rows.copy(), ["first", "second", "third"]), (rows[:0], [])):
+        assert type(part) is Comparisons
+        assert [row.name for row in part] == names
+    assert rows[1] is rows[1:][0]
+    assert rows.copy() == rows
+    assert rows.copy() is not rows
+    assert list(rows[::-1].to_frame().name) == ["third", "second", "first"]
+
+
+def test_path_bounds_as_a_table():
+    frames = pandas.concat([nd.PathBound(0.5, ()).to_frame(), RESULTS["path bound"].to_frame()])
+    assert list(frames) == ["value", "is_bound", "violated_assumptions"]
+    assert frames.values.tolist() == [
+        [0.5, True, ""],
+        [math.inf, False, "skips share an ancestor; means of activated branches add up"],
+    ]
+
+
+def test_posteriors_as_a_table():
+    mean = np.random.default_rng(0).normal(size=(3, 2))
+    found = nd.Posterior(mean, np.diag([1.0, 4.0, 9.0]))
+    table = found.to_frame()
+    assert list(table) == ["input", "output", "mean", "std"]
+    np.testing.assert_array_equal(table.pivot(index="input", columns="output", values="mean"), mean)
+    np.testing.assert_array_equal(table["std"], np.repeat(found.std, 2))
 
 
 def test_a_comparison_as_the_table_of_its_file(tmp_path):

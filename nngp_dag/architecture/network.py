@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from nngp_dag.graph.reading import as_dag
 
 if TYPE_CHECKING:
     from typing import Never as _Unknown
+
+    from matplotlib.axes import Axes
 else:
     _Unknown = Any
 
@@ -342,8 +344,28 @@ class Network:
             dag = repr(self.dag)
         return forms.call("Network", {"": dag} | self._changed)
 
+    def plot(self, axes: "Axes | None" = None, *, operations: Iterable[tuple[int, int, str]] = ()) -> "Axes":
+        """Draws the graph as `Dag.plot` does, without the options of the network.
+
+        Args:
+          axes: The matplotlib axes to draw on; by default those of a new pyplot figure.
+          operations: Names of the edges of a cell, (source, target, name).
+
+        Returns:
+          The axes.
+
+        Raises:
+          InputError: `axes` are not two-dimensional axes of matplotlib, or `operations` do not name edges of the graph.
+
+        Examples:
+          >>> from matplotlib.figure import Figure
+          >>> len(Network("2_21_112").plot(Figure().add_subplot()).patches)
+          6
+        """
+        return self.dag.plot(axes, operations=operations)
+
     def _repr_svg_(self) -> str | None:
-        """The picture that notebooks show, of graphs with up to 200 nodes and 500 edges; options stand below it."""
+        """The picture that notebooks show, of graphs with up to 60 nodes and 150 edges; options stand below it."""
         from nngp_dag.graph.drawing import svg_of
 
         options = ", ".join(f"{name}={value}" for name, value in self._changed.items())

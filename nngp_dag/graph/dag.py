@@ -322,6 +322,9 @@ class Dag:
         Returns:
           The axes, for titles and for `axes.figure.savefig`.
 
+        Raises:
+          InputError: `axes` are not two-dimensional axes of matplotlib, or `operations` do not name edges of the graph.
+
         Examples:
           >>> from matplotlib.figure import Figure
           >>> axes = Dag.from_code("2_21_112").plot(Figure().add_subplot())
@@ -330,10 +333,10 @@ class Dag:
         """
         from nngp_dag.graph.drawing import plot_on
 
-        return plot_on(axes, self, tuple(operations))
+        return plot_on(axes, self, operations)
 
     def _repr_svg_(self) -> str | None:
-        """The picture that notebooks show, of graphs with up to 200 nodes and 500 edges."""
+        """The picture that notebooks show, of graphs with up to 60 nodes and 150 edges."""
         from nngp_dag.graph.drawing import svg_of
 
         return svg_of(self)

@@ -1,5 +1,6 @@
 """Pictures of graphs: nodes on a line, edges as arcs that say what they do. matplotlib is imported inside."""
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nngp_dag import forms
-from nngp_dag.errors import GraphError
+from nngp_dag.errors import GraphError, InputError, shown
 from nngp_dag.graph import codes
 from nngp_dag.graph.edge import Edge
 from nngp_dag.graph.operations import Op, Scale
@@ -40,13 +41,15 @@ _NOTE_SIZE, _LEGEND_SIZE = 9.5, 9.0
 _ROOM_FOR_NUMBERS, _NUMBER_SIZE = 0.3, 7.0
 # Inches that a notebook shows without making letters smaller.
 _NOTEBOOK_WIDTH = 11.0
-# Pictures beyond are slow, and cannot be read.
-_MOST_NODES, _MOST_EDGES = 200, 500
+# The edges of larger graphs are hairlines, and hundreds of them take seconds to draw.
+_MOST_NODES, _MOST_EDGES = 60, 150
+# Texts on white ground, and texts that can be read on white and on black.
+_BLACK, _GRAY = "#000000", "#777777"
 
 
 @dataclass(frozen=True)
 class _Arc:
-    """An edge as it is drawn: what it does, and how high it rises; skips and the like hang below the nodes."""
+    """An edge as it is drawn: what it does, and how high it rises; edges without weights hang below the nodes."""
 
     edge: Edge
     name: str
@@ -70,7 +73,7 @@ def plot_dag(dag: "Dag | str", path: Path, *, operations: Operations = ()) -> No
     """
     from nngp_dag import style
 
-    style.save(_figure(as_dag(dag), operations), path)
+    style.save(_figure(as_dag(dag), tuple(operations)), path)
 
 
 def svg_of(dag: "Dag", note: str = "") -> str | None:
@@ -82,7 +85,7 @@ def svg_of(dag: "Dag", note: str = "") -> str | None:
 
     Returns:
       The picture, in which the drawing of edge i of `dag.edges` has the id `edge-i`, or `dead-edge-i` where it is on no
-      path; None for graphs of more than 200 nodes or 500 edges.
+      path; None for graphs of more than 60 nodes or 150 edges.
     """
     if not is_drawn(dag):
         return None
@@ -98,7 +101,12 @@ def is_drawn(dag: "Dag") -> bool:
 
 
 def plot_on(axes: "Axes | None", dag: "Dag", operations: Operations) -> "Axes":
-    """Draws a graph and its legend, on a new figure of pyplot where there are no axes."""
+    """Draws a graph and its legend, on a new figure of pyplot where there are no axes.
+
+    Raises:
+      InputError: `axes` are not two-dimensional axes of matplotlib, or `operations` do not name edges of the graph.
+    """
+    operations = _checked(axes, operations)
     low, high = _limits(_arcs(dag, operations))
     if axes is None:
         import matplotlib.pyplot as plt
@@ -163,7 +171,8 @@ def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = 
       operations: Names of the edges of a cell, see `plot_dag`.
 
     Returns:
-      The handles of a legend. Where edges have no room for their names, it lists them.
+      The handles of a legend, which lists the kinds of edges on paths. Where edges have no room for their names, it
+      lists these, too.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyArrowPatch
@@ -198,12 +207,13 @@ def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = 
               markeredgewidth=min(1.0, size / 12), zorder=3)  # fmt: skip
     if size > 8:
         for node in nodes:
-            axes.text(node, 0, str(node), ha="center", va="center_baseline", fontsize=0.56 * size, zorder=4)
+            text = axes.text(node, 0, str(node), ha="center", va="center_baseline", color=_BLACK, zorder=4)
+            text.set_fontsize(0.56 * size)
     else:
         # Smaller numbers cannot be read: those of some nodes stand below all arcs.
         every = next(step for step in (2, 5, 10, 20, 50, 10**9) if step * unit > _ROOM_FOR_NUMBERS)
         for node in nodes[::every]:
-            axes.text(node, low, str(node), ha="center", va="top", fontsize=_NUMBER_SIZE, color="#555555")
+            axes.text(node, low, str(node), ha="center", va="top", fontsize=_NUMBER_SIZE, color=_GRAY)
         low -= 1.5 * _NUMBER_SIZE / 72 / unit
     named = unit >= _ROOM_FOR_NAMES
     if named:
@@ -215,12 +225,14 @@ def draw_dag(axes: "Axes", dag: "Dag", unit: float, *, operations: Operations = 
     axes.set_axis_off()
     handles = []
     for kind, (color, line, label) in _KINDS.items():
-        names = dict.fromkeys(arc.name for arc in arcs if arc.kind == kind and arc.name)
+        # Edges on no path are gray, so that they do not show the color of their kind.
+        alike = [arc for arc in arcs if arc.kind == kind and arc.live]
+        names = dict.fromkeys(arc.name for arc in alike if arc.name)
         if names and not named:
             label += ": " + codes.shorten(", ".join(names), 50)
-        if kind == "pooling" and any(arc.kind == kind and arc.edge.op is Op.SKIP for arc in arcs):
+        if kind == "pooling" and any(arc.edge.op is Op.SKIP for arc in alike):
             label += ", counted as a skip"
-        if any(arc.kind == kind for arc in arcs):
+        if alike:
             handles.append(Line2D([], [], color=color, linewidth=1.8, linestyle=line, label=label))
     if not all(arc.live for arc in arcs):
         handles.append(Line2D([], [], color=_DEAD, linewidth=1.8, label="on no path"))
@@ -236,14 +248,64 @@ def code_or_size(dag: "Dag") -> str:
 
 
 def edge_names(dag: "Dag", operations: Operations) -> list[str]:
-    """Returns the name that `operations` give each of a graph's edges, or ""; `Dag.edges` has the order."""
+    """Returns the name that `operations` give each of a graph's edges, or ""; `Dag.edges` has the order.
+
+    Raises:
+      InputError: An entry does not have this form, or there is no edge for it.
+    """
     table = codes.NASBENCH201_OPS | codes.DARTS_OPS
-    names: dict[Edge, list[str]] = {}
-    for source, target, name in operations:
-        if (op := table.get(name, Op.SKIP)) is not None:
-            names.setdefault(Edge(source, target, op), []).append(name)
-    # Edges between the same nodes may have several.
-    return [names[edge].pop(0) if names.get(edge) else "" for edge in dag.edges]
+    names = [""] * len(dag.edges)
+    # Two nodes may be joined by several edges. Names of no table, such as "concat", go to those without weights first.
+    free: dict[tuple[int, int], list[int]] = {}
+    for i in sorted(range(len(dag.edges)), key=lambda i: dag.edges[i].weighted):
+        free.setdefault((dag.edges[i].source, dag.edges[i].target), []).append(i)
+    for entry in operations:
+        source, target, name = _operation(entry)
+        if name in table and table[name] is None:
+            continue
+        weighted = (table[name] is Op.WEIGHTED,) if name in table else (False, True)
+        places = free.get((source, target), [])
+        place = next((i for i in places if dag.edges[i].weighted in weighted), None)
+        if place is None:
+            known = " with weights" if weighted == (True,) else " without weights" if weighted == (False,) else ""
+            raise InputError(
+                f"Expected `operations` to name edges of the graph, got {shown(entry)}, for which there is no edge"
+                f"{known} left; pass one entry per edge"
+            )
+        places.remove(place)
+        names[place] = name
+    return names
+
+
+def _operation(entry: Any) -> tuple[int, int, str]:
+    try:
+        source, target, name = entry
+        if isinstance(name, str):
+            return operator.index(source), operator.index(target), name
+    except (TypeError, ValueError):
+        pass
+    raise InputError(
+        f"Expected `operations` to be (source, target, name) of edges, got {shown(entry)}; "
+        "write entries such as (0, 1, 'skip_connect')"
+    )
+
+
+def _checked(axes: Any, operations: Any) -> Operations:
+    """Returns the operations after checks of both arguments; `edge_names` checks each operation."""
+    from matplotlib.axes import Axes
+
+    # Polar axes and those in three dimensions have other names.
+    if axes is not None and not (isinstance(axes, Axes) and axes.name == "rectilinear"):
+        raise InputError(
+            f"Expected `axes` to be two-dimensional axes of matplotlib, got {shown(axes)}; "
+            "pass those that `figure.add_subplot()` returns"
+        )
+    if isinstance(operations, str) or not isinstance(operations, Iterable):
+        raise InputError(
+            f"Expected `operations` to be a list of (source, target, name), got {shown(operations)}; "
+            "write it such as [(0, 1, 'skip_connect')]"
+        )
+    return tuple(operations)
 
 
 def _arcs(dag: "Dag", operations: Operations) -> list[_Arc]:
@@ -297,6 +359,6 @@ def _write_names(axes: "Axes", arcs: Iterable[_Arc], unit: float) -> None:
         x, y = min((arc.at(t) for t in (0.5, 0.44, 0.56, 0.38, 0.62, 0.32, 0.68, 0.26, 0.74)), key=overlap)
         written.append((x, y, width))
         axes.text(
-            x, y, arc.name, ha="center", va="center", fontsize=_NAME_SIZE, zorder=2.5, parse_math=False,
+            x, y, arc.name, ha="center", va="center", fontsize=_NAME_SIZE, color=_BLACK, zorder=2.5, parse_math=False,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9},
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -177,14 +177,30 @@ class Comparison(Described):
 
 
 class Comparisons(list[Comparison]):
-    """What `compare` returns: a list with one `Comparison` for each network, which notebooks show as a table."""
+    """The result of `compare`: a list with one `Comparison` per network.
+
+    Notebooks show it as a table. Its slices and copies are `Comparisons`, too.
+    """
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Comparison: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> "Comparisons": ...
+    def __getitem__(self, index: Any, /) -> Any:
+        """Returns one result, or for a slice the `Comparisons` of several."""
+        found = super().__getitem__(index)
+        return Comparisons(found) if isinstance(index, slice) else found
+
+    def copy(self) -> "Comparisons":
+        """Returns a new list of the same results."""
+        return Comparisons(self)
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns a table with a row for each network.
 
-        It has the columns of the rows of compare.json, but that brackets are two columns each, `nngp_lower`,
-        `nngp_upper`, `ntk_lower` and `ntk_upper` as in a sweep, and that assumptions are joined to one text. What
-        compare.json leaves open, an eigenvalue that is not resolved or a formula that does not apply, is NaN.
+        Its columns are the entries of compare.json, made flat. Brackets take two columns each, as in a sweep:
+        `nngp_lower`, `nngp_upper`, `ntk_lower` and `ntk_upper`. Violated assumptions are joined to one text. Values
+        that compare.json leaves null are NaN.
 
         Examples:
           >>> import nngp_dag as nd

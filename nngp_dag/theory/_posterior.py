@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
@@ -20,6 +21,9 @@ from nngp_dag.theory.symmetric import (
     eps_of,
     is_number,
 )
+
+if TYPE_CHECKING:
+    import pandas
 
 KINDS = ("nngp", "ntk")
 
@@ -52,6 +56,24 @@ class Posterior(Described):
     def std(self) -> Float[np.ndarray, " nt"]:
         """Standard deviation of the outputs, the square root of the variance, (Nt,)."""
         return np.sqrt(self.variance)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table in long form, with one row for every test input and each of its outputs.
+
+        Its columns are `input` and `output`, counted from 0, `mean` and `std`. Covariances are left out.
+
+        Examples:
+          >>> Posterior(mean=np.array([[1.0, 2.0]]), covariance=np.array([[4.0]])).to_frame()
+             input  output  mean  std
+          0      0       0   1.0  2.0
+          1      0       1   2.0  2.0
+        """
+        import pandas
+
+        inputs, outputs = np.indices(self.mean.shape)
+        std = np.broadcast_to(self.std[:, None], self.mean.shape)
+        columns = {"input": inputs, "output": outputs, "mean": self.mean, "std": std}
+        return pandas.DataFrame({name: values.ravel() for name, values in columns.items()})
 
     def _facts(self) -> dict[str, str]:
         facts = {"mean": forms.array(self.mean), "std": forms.span(self.std)}

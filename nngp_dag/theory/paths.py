@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import ArrayLike
@@ -15,6 +16,9 @@ from nngp_dag.graph import Dag, as_dag, topology
 from nngp_dag.graph.operations import ORDERS, check_flag, check_option
 from nngp_dag.kernels import Kernel
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_kernel, check_symmetric, eps_of, row_blocks
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +43,22 @@ class PathBound(Described):
     def is_bound(self) -> bool:
         """Whether the derivation covers the graph, so that the value is an upper bound."""
         return not self.violated_assumptions
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table of one row, with the columns `value`, `is_bound` and `violated_assumptions`.
+
+        Several assumptions are joined to one text by semicolons, as in `Comparisons.to_frame`.
+
+        Examples:
+          >>> PathBound(0.25, ("first", "second")).to_frame().values.tolist()
+          [[0.25, False, 'first; second']]
+        """
+        import pandas
+
+        assumptions = "; ".join(self.violated_assumptions)
+        return pandas.DataFrame(
+            {"value": [self.value], "is_bound": [self.is_bound], "violated_assumptions": [assumptions]}
+        )
 
     def _facts(self) -> dict[str, str]:
         return {"value": forms.number(self.value), "violated_assumptions": repr(self.violated_assumptions)}
