@@ -302,7 +302,7 @@ def test_an_input_that_is_zero_is_refused_with_the_option_that_takes_it(capsys, 
         capsys, "kernel", "--dag", "2", "--data", str(tmp_path / "zero.npz"), "--out", str(tmp_path / "k.npz")
     )
     assert status == 2
-    assert "only zeros in row 1; remove that input, or shift all of them" in " ".join(err.split())
+    assert "only zeros in row 1; remove that input, or shift all inputs" in " ".join(err.split())
     assert "or pass --no-scale-inputs" in " ".join(err.split())
 
 

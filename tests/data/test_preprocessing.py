@@ -107,7 +107,7 @@ def test_scale_to_sphere_takes_integers():
         (np.ones(3), r"Expected `x` to have shape \(N, ...\).*got shape \(3,\)"),
         (np.ones((0, 3)), r"at least one input and one feature, got shape \(0, 3\)"),
         (np.array([[1.0], [np.inf], [np.nan]]), r"Expected `x` to be finite, got NaN or infinity in row 1"),
-        (np.array([[1.0, 0], [0, 0]]), r"only zeros in row 1; remove that input, or shift all of them"),
+        (np.array([[1.0, 0], [0, 0]]), r"only zeros in row 1; remove that input, or shift all inputs"),
     ],
 )
 def test_scale_to_sphere_refusals(x, message):
