@@ -45,7 +45,7 @@ def ours(x: np.ndarray) -> tuple[dict[nd.Dag, tuple[np.ndarray, np.ndarray]], in
     stacks = kernels_of_classes(classes, list(found), network, x, batch=128)
     pairs = (pair for s in stacks for pair in zip(s.digests, zip(s.nngp, s.ntk, strict=True), strict=True))
     kernels = dict(pairs)
-    return {found[law].dag: both for law, both in kernels.items()}, count
+    return {found[digest].dag: both for digest, both in kernels.items()}, count
 
 
 def check(x: np.ndarray, tolerance: float) -> None:

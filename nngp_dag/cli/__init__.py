@@ -83,8 +83,8 @@ _add(
 _add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
 _add(app, "list", list_command, "activations", "scores --json")
 _add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
-_add(nas, "search", search, "--benchmark accuracy.csv --scores scores --score naswot")
-_add(nas, "plot", plot, "--benchmark accuracy.csv --scores scores")
+_add(nas, "search", search, "--accuracies accuracy.csv --scores scores --score naswot")
+_add(nas, "plot", plot, "--accuracies accuracy.csv --scores scores")
 _add(
     nas,
     "train",
