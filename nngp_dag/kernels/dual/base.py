@@ -155,8 +155,8 @@ def register_smooth(
       cls: The class of the activation.
       parity: A function of the activation: 1 if phi - phi(0) is odd, -1 if phi is even, else 0. With a parity, nearly
         opposite inputs are computed as nearly equal ones.
-      returns: The second number of the formula. "distance" is the half distance (C11 + C22) / 2 - C. "scaled distance" is
-        that of outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2). "gap" is
+      returns: The second number of the formula. "distance" is the half distance (C11 + C22) / 2 - C. "scaled distance"
+        is that of outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2). "gap" is
         sqrt(C11 C22) - C. The formula must return 0 for inputs that coincide, and must not subtract nearly equal
         numbers for inputs close to that.
 

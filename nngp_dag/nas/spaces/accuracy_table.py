@@ -32,8 +32,8 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 class AccuracyTable(Described):
     """Accuracies of trained cells, in per cent, for any cells in any order.
 
-    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in
-    NAS-Bench-201, if the table holds all its cells in its order.
+    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in NAS-Bench-201,
+    if the table holds all its cells in its order.
 
     Attributes:
       cells: The cells, without repetition.
