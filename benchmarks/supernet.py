@@ -130,9 +130,8 @@ def main() -> None:
             asked = f"{share * least:.3f} to {share * most:.3f}"
             rows.append(row(name, batch_norm, seconds) | {"compiling": compiling, "asked": asked})
             met = min(seconds) <= share * least and max(seconds) <= share * most
-            findings.append(
-                finding(f"{name}, {batch_norm} batch statistics: seconds per NTK", rows[-1]["seconds"], asked, met)
-            )
+            what = f"{name}, {batch_norm} batch statistics: seconds per NTK"
+            findings.append(finding(what, rows[-1]["seconds"], asked, met))
             ours[name, batch_norm] = float(np.mean(seconds))
         if importlib.util.find_spec("torch") is None:
             continue

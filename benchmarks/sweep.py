@@ -126,26 +126,17 @@ def main() -> None:
             row = measure(x.astype(dtype))
             rows.append(row)
             where = f"N = {n:,}, {row['dtype']}"
-            per_kernel = "time of neural-tangents per DAG over that of the sweep per different kernel"
             asked: Any = (f">= {ASKED}", row["ratio"] >= ASKED) if n == 256 else ()
-            findings.append(
-                finding(
-                    f"{where}: time of neural-tangents per DAG over that of the sweep per code", row["ratio"], *asked
-                )
-            )
-            findings.append(finding(f"{where}: {per_kernel}", row["ratio_per_kernel"]))
+            per = f"{where}: time of neural-tangents per DAG over that of the sweep per"
+            findings.append(finding(f"{per} code", row["ratio"], *asked))
+            findings.append(finding(f"{per} different kernel", row["ratio_per_kernel"]))
             if "spectra_s" in row:
                 times = row["spectra_s"] / row["lapack_s"]
                 asked = ("<= 1", times <= 1) if n == 256 else ()
-                findings.append(
-                    finding(
-                        f"{where}: time of λmin and λmax with residuals over that of LAPACK with vectors", times, *asked
-                    )
-                )
+                ends = f"{where}: time of λmin and λmax with residuals over that of LAPACK"
+                findings.append(finding(f"{ends} with vectors", times, *asked))
                 times = row["spectra_s"] / row["lapack_values_s"]
-                findings.append(
-                    finding(f"{where}: time of λmin and λmax with residuals over that of LAPACK without vectors", times)
-                )
+                findings.append(finding(f"{ends} without vectors", times))
 
     columns = {"n": "{:,}", "dtype": "{}", "different": "{}", "first_s": "{:.2f}", "again_s": "{:.2f}"}
     columns |= {"ms_a_code": "{:.2f}", "neural_tangents_s": "{:.2f}", "ratio": "{:.0f}", "ratio_per_kernel": "{:.1f}"}

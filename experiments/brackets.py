@@ -1,8 +1,9 @@
 """How tight are the bounds on lambda_min, and where does the published formula fail?
 
-The experiment takes every code of up to three blocks with a path (all valid codes of the paper), on real and synthetic inputs.
-It compares the exact lambda_min of K(H) and of the NTK with the proven bracket and with the published path formulas. It
-writes brackets.csv (one row per code, data set and kernel), brackets.json (the printed table) and brackets.png.
+The experiment takes every code of up to three blocks that has a path, on real and synthetic inputs. These are all valid
+codes of the paper. It compares the exact lambda_min of K(H) and of the NTK with the proven bracket and with the
+published path formulas. It writes brackets.csv (one row per code, data set and kernel), brackets.json (the printed
+table) and brackets.png.
 
     python experiments/brackets.py [--n 32] [--data-dir DIR] [--every 1] [--out experiments/results/brackets]
 """
