@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     imports = medians["import nngp_dag"] / medians["import jax"]
     kernels = medians["first kernel, nngp_dag"] / medians["first kernel, neural-tangents"]
     findings = [
-        finding("import nngp_dag over import jax", imports, f"<= {IMPORTS}", imports <= IMPORTS),
-        finding("first kernel over neural-tangents' first", kernels),
+        finding("time of `import nngp_dag` over that of `import jax`", imports, f"<= {IMPORTS}", imports <= IMPORTS),
+        finding("time to the first kernel over that of neural-tangents", kernels),
     ]
     save(options.out, "import nngp_dag costs about what import jax costs", rows, findings, repeats=options.repeats)
 

@@ -147,14 +147,17 @@ def main() -> None:
         if "neural-tangents, chain" in found:
             times = found["neural-tangents, chain"]["seconds"] / found["ours, chain"]["seconds"]
             asked: Any = (f">= {FASTER}", times >= FASTER) if on_cpu and is_asked else ()
-            findings.append(finding(f"N = {n:,}: times faster than neural-tangents", times, *asked))
+            findings.append(finding(f"N = {n:,}, chain: time of neural-tangents over that of nngp_dag", times, *asked))
         for row in rows:
             if row["n"] == n and row["side"].startswith("ours"):
-                for name, limit in (("times_the_product", products), ("peak_over_inputs_and_results", PEAK)):
+                for name, limit, label in (
+                    ("times_the_product", products, "time of NNGP and NTK over that of the product x xᵀ"),
+                    ("peak_over_inputs_and_results", PEAK, "peak of the memory over the size of inputs and results"),
+                ):
                     value = row.get(name)
                     if value is not None:
                         asked = (f"<= {limit}", value <= limit) if is_asked else ()
-                        what = f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {name.replace('_', ' ')}"
+                        what = f"N = {n:,}, {row['side'].removeprefix('ours, ')}: {label}"
                         findings.append(finding(what, value, *asked))
         if options.out is not None:
             # Written after every size, because a larger one may run out of memory.

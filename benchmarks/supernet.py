@@ -33,7 +33,7 @@ from nngp_dag.nas.networks.cell_supernet import CellSupernet
 from nngp_dag.nas.scores.gradients import gradient_products
 
 # Smallest and largest seconds of the reference.
-REFERENCE = {"C = 16, one cell": (0.7, 1.35), "C = 3, supernet": (0.28, 0.44)}
+REFERENCE = {"one cell, 16 channels": (0.7, 1.35), "supernet, 3 channels": (0.28, 0.44)}
 SHARES = {"live": 1 / 2, "frozen": 1 / 10}
 
 
@@ -107,8 +107,11 @@ def main() -> None:
     mixture = np.full((1, 6, 5), 1 / 4, np.float32)
     mixture[..., 0] = 0
     jobs = {
-        "C = 16, one cell": (MacroNet(channels=16, cells=1, rngs=nnx.Rngs(0)), [np.array(c.live.codes) for c in cells]),
-        "C = 3, supernet": (CellSupernet(channels=3, cells=1, rngs=nnx.Rngs(0)), [mixture]),
+        "one cell, 16 channels": (
+            MacroNet(channels=16, cells=1, rngs=nnx.Rngs(0)),
+            [np.array(c.live.codes) for c in cells],
+        ),
+        "supernet, 3 channels": (CellSupernet(channels=3, cells=1, rngs=nnx.Rngs(0)), [mixture]),
     }
     rows, findings, ours = [], [], {}
     for name, (net, architectures) in jobs.items():
@@ -127,7 +130,8 @@ def main() -> None:
             asked = f"{share * least:.3f} to {share * most:.3f}"
             rows.append(row(name, batch_norm, seconds) | {"compiling": compiling, "asked": asked})
             met = min(seconds) <= share * least and max(seconds) <= share * most
-            findings.append(finding(f"{name}, {batch_norm}: seconds per NTK", rows[-1]["seconds"], asked, met))
+            what = f"{name}, {batch_norm} batch statistics: seconds per NTK"
+            findings.append(finding(what, rows[-1]["seconds"], asked, met))
             ours[name, batch_norm] = float(np.mean(seconds))
         if importlib.util.find_spec("torch") is None:
             continue
@@ -139,7 +143,7 @@ def main() -> None:
             theirs.append(timed(run, options.repeats)[1])
         rows.append(row(name, "live, PyTorch", theirs))
         for batch_norm, share in SHARES.items():
-            what = f"{name}, {batch_norm}: share of PyTorch's seconds here"
+            what = f"{name}, {batch_norm} batch statistics: time per NTK over that of PyTorch, live"
             ratio = ours[name, batch_norm] / float(np.mean(theirs))
             findings.append(finding(what, ratio, f"at most {share:g}", ratio <= share))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,8 +1,9 @@
 """How tight are the bounds on lambda_min, and where does the published formula fail?
 
-The experiment takes every DAG with up to 3 hidden nodes (all valid codes of the paper), on real and synthetic inputs.
-It compares the exact lambda_min of K(H) and of the NTK with the proven bracket and with the published path formulas. It
-writes brackets.csv (one row per code, data set and kernel), brackets.json (the printed table) and brackets.png.
+The experiment takes every code of up to three blocks that has a path, on real and synthetic inputs. These are all valid
+codes of the paper. It compares the exact lambda_min of K(H) and of the NTK with the proven bracket and with the
+published path formulas. It writes brackets.csv (one row per code, data set and kernel), brackets.json (the printed
+table) and brackets.png.
 
     python experiments/brackets.py [--n 32] [--data-dir DIR] [--every 1] [--out experiments/results/brackets]
 """
@@ -28,12 +29,12 @@ FORMULA_ROUNDING = 1e-9
 KERNELS = {"nngp": "K(H)", "ntk": "NTK"}
 
 
-def codes(most_nodes: int = 3) -> Iterator[str]:
-    """Yields the code of every DAG that has a path, with up to `most_nodes` hidden nodes."""
-    for nodes in range(1, most_nodes + 1):
-        for digits in itertools.product("012", repeat=nodes * (nodes + 1) // 2):
+def codes(most_blocks: int = 3) -> Iterator[str]:
+    """Yields every code of up to `most_blocks` blocks whose DAG has a path."""
+    for blocks in range(1, most_blocks + 1):
+        for digits in itertools.product("012", repeat=blocks * (blocks + 1) // 2):
             iterator = iter(digits)
-            code = "_".join("".join(itertools.islice(iterator, t)) for t in range(1, nodes + 1))
+            code = "_".join("".join(itertools.islice(iterator, t)) for t in range(1, blocks + 1))
             try:
                 nd.Dag.from_code(code).require_connected()
             except nd.errors.GraphError:
@@ -102,7 +103,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     codes_drawn = len({row["code"] for row in rows})
-    title = f"DAGs with up to 3 hidden nodes, {codes_drawn} codes: bounds on λmin against its exact value"
+    title = f"{codes_drawn} codes of up to three blocks: bounds on λmin against its exact value"
     figure = style.new_figure(max(7.0, 4.4 * len(datasets)), 8.4, title)
     for i, (name, kernel) in enumerate(KERNELS.items()):
         for j, dataset in enumerate(datasets):

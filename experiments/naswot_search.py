@@ -41,12 +41,12 @@ SEARCHED = ("naswot", "parameters", "nngp_lambda_min_exact", "ntk_lambda_min_exa
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benchmark_file = SHARED / "data" / "nasbench201_cifar10.csv"
+    accuracies_file = SHARED / "data" / "nasbench201_cifar10.csv"
     parser.add_argument("--cells", type=int, default=1000, help="number of random cells to score")
     parser.add_argument("--scores", nargs="+", default=list(SEARCHED), help="names of scores")
     parser.add_argument("--dataset", default="cifar10", help="name of the image set")
     parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds", help="folder of tensorflow-datasets")
-    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="accuracy table, a CSV file")
+    parser.add_argument("--accuracies", type=Path, default=accuracies_file, help="accuracy table, a CSV file")
     parser.add_argument("--batch", type=int, default=128, help="number of images of the scores")
     parser.add_argument("--channels", type=int, default=16, help="number of channels of the first stage")
     parser.add_argument("--stage-cells", type=int, default=5, help="number of cells per stage")
@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in track(work, description="scores", console=Console(stderr=True), transient=True):
         pass
 
-    benchmark, scores = AccuracyTable.load(options.benchmark), read_scores(folder)
+    accuracies, scores = AccuracyTable.load(options.accuracies), read_scores(folder)
     searches = {"sample": options.sample, "repeats": options.repeats, "seed": options.seed}
-    table = search_table(scores, benchmark, options.scores, filters=("paper", "released-code"), **searches)
-    ranks = accuracy_correlations(scores, benchmark)
+    table = search_table(scores, accuracies, options.scores, filters=("paper", "released-code"), **searches)
+    ranks = accuracy_correlations(scores, accuracies)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out.with_suffix(".csv"), index=False, float_format="%.6g")
     document = {
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
     }
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2, default=float) + "\n")
-    plot_depth_and_width(benchmark, options.out.with_name(options.out.name + "_depth_width.png"))
+    plot_depth_and_width(accuracies, options.out.with_name(options.out.name + "_depth_width.png"))
     drawn = [name for name in SCORES if name in scores]
-    plot_scores(scores, benchmark, drawn, options.out.with_suffix(".png"))
+    plot_scores(scores, accuracies, drawn, options.out.with_suffix(".png"))
     Console().print(search_summary(table, options.sample))
     Console().print(correlation_table(ranks))
 

@@ -1,7 +1,7 @@
 """Which property of the kernel or the graph of a DAG predicts how fast its network trains?
 
-The networks of all DAGs with 3 hidden nodes, or of a random sample, train with one learning rate, as in the paper. The
-729 codes of digits 0, 1 and 2 give 275 networks: a path from input to output must exist, a weighted edge must lie on
+The networks of all codes of three blocks, or of a random sample, train with one learning rate, as in the paper. The
+729 codes of digits 0, 1 and 2 make 275 networks: a path from input to output must exist, a weighted edge must lie on
 one, and codes with equal live edges are one network. Kendall's tau-b over DAGs is measured between predictors and
 measures of slowness.
 
@@ -99,7 +99,7 @@ CONTROL = "diagonal_nngp"
 
 
 def networks(width: int) -> dict[str, nd.Network]:
-    """Returns all networks with 3 hidden nodes and a weighted edge on a path, each under the first of its codes.
+    """Returns all networks of three blocks with a weighted edge on a path, each under the first of its codes.
 
     As in the paper, biases start at 0, and the standard parameterization does not rescale weights and biases.
     """
@@ -515,7 +515,7 @@ def run(options: argparse.Namespace) -> None:
     document = {
         "settings": settings,
         "complete": True,
-        "choice": f"of {len(every)} networks with 3 hidden nodes, {choice}",
+        "choice": f"of {len(every)} networks of three blocks, {choice}",
         "device": str(jax.devices()[0].device_kind),
         "jax": jax.__version__,
         "bootstrap": f"{options.resamples} resamples of groups of DAGs with equal kernels, seed 0; 95 % intervals",
@@ -523,7 +523,7 @@ def run(options: argparse.Namespace) -> None:
     }
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     title = (
-        f"{found['dags_in_tau']} DAGs with 3 hidden nodes on {len(data.train.labels):,} images of {data.name}, "
+        f"{found['dags_in_tau']} DAGs of three blocks on {len(data.train.labels):,} images of {data.name}, "
         f"width {options.width}, η = {recipe.learning_rate:g}, {options.seeds} seeds"
     )
     draw(rows, found, recipe.epochs, options.threshold, title, options.out.with_suffix(".png"))

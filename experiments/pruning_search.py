@@ -31,7 +31,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benchmark_file = SHARED / "data" / "nasbench201_cifar10.csv"
+    accuracies_file = SHARED / "data" / "nasbench201_cifar10.csv"
     parser.add_argument("--seeds", type=int, default=3, help="number of searches with, and without, the shortcut")
     parser.add_argument("--repeats", type=int, default=3, help="number of draws of weights in every round")
     parser.add_argument("--measures", nargs="+", default=["ntk", "regions"], help="out of ntk, regions, exact")
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", default="all", help="group of operations that are ranked together: all or edge")
     parser.add_argument("--dataset", default="cifar10", help="name of the image set")
     parser.add_argument("--data-dir", type=Path, default=SHARED / "data" / "tfds", help="folder of tensorflow-datasets")
-    parser.add_argument("--benchmark", type=Path, default=benchmark_file, help="accuracy table, a CSV file")
+    parser.add_argument("--accuracies", type=Path, default=accuracies_file, help="accuracy table, a CSV file")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/pruning_search"), help="path, no suffix")
     options = parser.parse_args(arguments)
 
-    space, benchmark = get_space("nasbench201"), AccuracyTable.load(options.benchmark)
+    space, accuracies = get_space("nasbench201"), AccuracyTable.load(options.accuracies)
     sizes = batch_sizes(space, options.measures, options.batch)
     data = nd.data.load_dataset(options.dataset, data_dir=options.data_dir, subset=max(sizes.values()))
     images = nd.data.normalize(data)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *_, state = folder.search(measures, pruning)
         cell = space.cell_of(state.mask)
         assert isinstance(cell, Cell)
-        [accuracy] = benchmark.look_up([cell]).tolist()
+        [accuracy] = accuracies.look_up([cell]).tolist()
         folder.save(state, accuracy)
         found = {"cell": str(cell), "accuracy": accuracy, "evaluated": state.evaluated, "skipped": state.skipped}
         records.append({"shortcut": pruning.shortcut, "seed": pruning.seed, **found, "seconds": state.seconds})

@@ -111,7 +111,7 @@ def test_naswot_search(tmp_path, capsys, golden_dir):
 def test_pruning_search(tmp_path, capsys, tfds_dir):
     out = tmp_path / "pruned"
     options = ["--dataset", "digits", "--measures", "exact", "--batch", "8", "--seeds", "2", "--repeats", "1"]
-    options += ["--benchmark", str(tfds_dir.parent / "nasbench201_cifar10.csv"), "--out", str(out)]
+    options += ["--accuracies", str(tfds_dir.parent / "nasbench201_cifar10.csv"), "--out", str(out)]
     run("pruning_search", options)
     document, rows = files_of(out)
     assert [row["shortcut"] for row in rows] == ["False", "False", "True", "True"]

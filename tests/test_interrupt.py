@@ -206,7 +206,7 @@ COMMANDS = {
     "nas search": (
         "nas",
         "search",
-        "--benchmark",
+        "--accuracies",
         "table.csv",
         "--scores",
         "scores",
@@ -215,7 +215,7 @@ COMMANDS = {
         "--sample",
         "2",
     ),
-    "nas plot": ("nas", "plot", "--benchmark", "table.csv", "--scores", "scores"),
+    "nas plot": ("nas", "plot", "--accuracies", "table.csv", "--scores", "scores"),
     "nas tenas": ("nas", "tenas", *TINY[:2], "--measure", "exact", "--batch", "4", "--repeats", "1", "--out", "out"),
     "nas train": (
         *("nas", "train", CELLS[0], "--dataset", "digits", "--subset", "32", "--batch-size", "16", "--epochs", "3"),

@@ -9,10 +9,10 @@
 # %% [markdown]
 # # A space of 729 graphs
 #
-# **Which of all graphs with three hidden nodes is best?** There are 729 codes, and `nd.sweep` computes the kernels of
-# all of them. You see that they have only 77 different kernels, how the smallest eigenvalue goes with depth and paths,
-# and that the answer depends on the question. At the end you see what these numbers cannot say. The notebook runs in
-# about 40 seconds on two cores.
+# **Which of all graphs with a code of three blocks is best?** There are 729 codes, and `nd.sweep` computes the
+# kernels of all of them. You see that they have only 77 different kernels, how the smallest eigenvalue goes with depth
+# and paths, and that the answer depends on the question. At the end you see what these numbers cannot say. The notebook
+# runs in about 40 seconds on two cores.
 
 # %%
 import matplotlib.pyplot as plt
@@ -30,7 +30,7 @@ x_test = nd.data.scale_to_sphere(nd.data.normalize(test)).astype(np.float64)
 # %% [markdown]
 # ## One row for each code
 #
-# A code with three blocks has six digits, each 0, 1 or 2. So there are 3⁶ = 729. Some have no path from the input to
+# A code of three blocks has six digits, each 0, 1 or 2. So there are 3⁶ = 729. Some have no path from the input to
 # the output. The table says so in a column of its own.
 
 # %%

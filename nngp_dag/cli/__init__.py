@@ -4,6 +4,7 @@ Large modules are imported inside the commands, so that `--help` and error messa
 """
 
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -83,8 +84,8 @@ _add(
 _add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
 _add(app, "list", list_command, "activations", "scores --json")
 _add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
-_add(nas, "search", search, "--benchmark accuracy.csv --scores scores --score naswot")
-_add(nas, "plot", plot, "--benchmark accuracy.csv --scores scores")
+_add(nas, "search", search, "--accuracies accuracy.csv --scores scores --score naswot")
+_add(nas, "plot", plot, "--accuracies accuracy.csv --scores scores")
 _add(
     nas,
     "train",
@@ -113,7 +114,7 @@ def _root(
     pass
 
 
-def _message(error: TyperException) -> str:
+def _message(error: TyperException, arguments: Sequence[str]) -> str:
     """Returns the message of an error in the options of a command, as one line."""
     if near := getattr(error, "possibilities", None):
         return f"{error.message}; did you mean {near[0]!r}?"
@@ -122,6 +123,14 @@ def _message(error: TyperException) -> str:
         name, value, known = choice.groups()
         near = did_you_mean(value, re.findall("'(.*?)'", known))
         return f"Expected {name} to be one of {known}, got {value[:60]!r}{near}"
+    context: Any = getattr(error, "ctx", None)
+    if re.match("Missing option '--dag'|Got unexpected extra argument", message) and any(
+        "--dag" in option.opts for option in context.command.params
+    ):
+        # `show` takes the graph as its first word, so that people write it there for other commands too.
+        [word] = arguments[arguments.index(context.info_name) + 1 :][:1] or ["-"]
+        if not word.startswith("-"):
+            return f"{message.rstrip('.')}; did you mean --dag {shlex.quote(word)}?"
     return message
 
 
@@ -161,7 +170,7 @@ def _run(arguments: Sequence[str]) -> NoReturn:
     except NngpDagError as error:
         message = str(error)
     except TyperException as error:
-        message = _message(error)
+        message = _message(error, arguments)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

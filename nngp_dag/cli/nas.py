@@ -47,10 +47,10 @@ ScoreOption = Annotated[
 ScoresOption = Annotated[
     Path, typer.Option("--scores", rich_help_panel=DATA, help="Folder of scores from nas score.", show_default=_SCORES)
 ]
-BenchmarkOption = Annotated[
+AccuraciesOption = Annotated[
     Path,
     typer.Option(
-        "--benchmark",
+        "--accuracies",
         rich_help_panel=DATA,
         help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent.",
     ),
@@ -146,7 +146,7 @@ def score(
 
 
 def search(
-    benchmark: BenchmarkOption,
+    accuracies: AccuraciesOption,
     scores: ScoresOption = Path(_SCORES),
     score: ScoreOption = ["naswot"],  # noqa: B006
     filter_: FilterOption = ["paper"],  # noqa: B006
@@ -179,7 +179,7 @@ def search(
     from nngp_dag.report import output_file
     from nngp_dag.report.tables import correlation_table
 
-    known, table = AccuracyTable.load(benchmark), read_scores(scores)
+    known, table = AccuracyTable.load(accuracies), read_scores(scores)
     columns = list(dict.fromkeys(column)) if column else [None]
     options = {"filters": filter_, "sample": sample, "repeats": repeats, "seed": seed}
     found = [search_table(table, known, score, column=name, **options) for name in columns]
@@ -198,7 +198,7 @@ def search(
 
 
 def plot(
-    benchmark: BenchmarkOption,
+    accuracies: AccuraciesOption,
     scores: ScoresOption = Path(_SCORES),
     score: Annotated[
         list[str] | None,
@@ -221,7 +221,7 @@ def plot(
     from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
     from nngp_dag.report import output_file
 
-    known, table = AccuracyTable.load(benchmark), read_scores(scores)
+    known, table = AccuracyTable.load(accuracies), read_scores(scores)
     with output_file(scores / "depth-width.png", overwrite=overwrite) as path:
         plot_depth_and_width(known, path, column=column)
     with output_file(scores / "scores.png", overwrite=overwrite) as path:

@@ -41,12 +41,12 @@ def tenas(
             DATA,
         ),
     ] = None,
-    benchmark: Annotated[
+    accuracies: Annotated[
         Path | None,
         typer.Option(
             rich_help_panel=DATA,
             help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent. It "
-            "gives the accuracy of the cell that is found.",
+            "holds the accuracy of the cell that is found.",
         ),
     ] = None,
     column: Annotated[
@@ -126,14 +126,14 @@ def tenas(
     from nngp_dag.nas.pruning.search import tenas_search
     from nngp_dag.nas.pruning.tenas import PER_ROUND, batch_sizes
 
-    if column is not None and benchmark is None:
-        raise InputError(f"Expected --column only with --benchmark, got {column}; leave it out, or name a table")
+    if column is not None and accuracies is None:
+        raise InputError(f"Expected --column only with --accuracies, got {column}; leave it out, or name a table")
     searched = get_space(space)
-    known = None if benchmark is None else AccuracyTable.load(benchmark)
+    known = None if accuracies is None else AccuracyTable.load(accuracies)
     if known is not None:
         known.column(column)
         if space != "nasbench201":
-            raise InputError(f"Expected --benchmark only with --space nasbench201, got {space}; leave it out")
+            raise InputError(f"Expected --accuracies only with --space nasbench201, got {space}; leave it out")
     per_round = PER_ROUND[space] if per_round is None else per_round
     pruning = Pruning(repeats, seed, shortcut, per_round, ranks=ranks)
     sizes = batch_sizes(searched, measure, batch)

@@ -134,7 +134,7 @@ def parse_nasbench201(cell: str) -> tuple[int, tuple[Edge, ...]]:
 
 
 def nasbench201_edges(cell: str) -> list[tuple[int, int, str]]:
-    """Reads the edges of a NAS-Bench-201 cell with the benchmark's names of operations, "none" included.
+    """Reads the edges of a NAS-Bench-201 cell with its names of operations, "none" included.
 
     Raises:
       GraphError: `cell` does not have this form, or names an unknown operation.

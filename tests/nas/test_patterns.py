@@ -80,7 +80,7 @@ def test_only_what_is_read_or_counted_is_computed():
 
 @pytest.mark.slow
 def test_patterns_are_counted_as_defined(monkeypatch):
-    """Compares with a plain network of the benchmark, whose ReLUs are compared one by one."""
+    """Compares with a plain network of NAS-Bench-201, whose ReLUs are compared one by one."""
     benchmark = importlib.import_module("naswot")
     net = MacroNet(channels=4, cells=1, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 3)), jnp.float32)

@@ -63,7 +63,7 @@ def test_parameters_are_those_of_the_published_weights(published):
     assert parameters(published.cell, cells=1) == counted
 
 
-def test_costs_of_the_smallest_and_the_largest_network_are_those_of_the_benchmark():
+def test_costs_of_the_smallest_and_the_largest_network_are_those_of_nasbench201():
     # NAS-Bench-201 lists 0.073306 and 1.531546 million parameters, and 7.78 and 220.12 million multiply-adds.
     largest = Cell(("nor_conv_3x3",) * 6)
     assert (parameters(NOTHING), parameters(largest)) == (73_306, 1_531_546)

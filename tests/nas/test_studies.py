@@ -24,7 +24,7 @@ def setting():
 
 
 @pytest.fixture
-def benchmark_of_parameters():
+def table_of_parameters():
     """Returns a table whose accuracy grows with the parameters: a search by parameters finds the best of a sample."""
     from nngp_dag.nas import parameters
 
@@ -139,10 +139,10 @@ def test_a_folder_of_something_else_is_refused(setting, tmp_path):
         read_scores(tmp_path / "absent")
 
 
-def test_the_table_of_searches(setting, tmp_path, benchmark_of_parameters):
+def test_the_table_of_searches(setting, tmp_path, table_of_parameters):
     list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
     scores = read_scores(tmp_path / "s")
-    found = search_table(scores, benchmark_of_parameters, ["parameters"], sample=10, repeats=40).set_index(
+    found = search_table(scores, table_of_parameters, ["parameters"], sample=10, repeats=40).set_index(
         ["method", "filter"]
     )
     best, random, top = (found.loc[(name, "")] for name in ("best of the sample", "random", "best of all"))
@@ -153,19 +153,19 @@ def test_the_table_of_searches(setting, tmp_path, benchmark_of_parameters):
     assert 0.4 < filtered["skipped"] < 0.8
     assert filtered["seconds"] < mine["seconds"]
     # The mean accuracy of the first drawn cells is that of all cells, within 4 standard errors.
-    accuracy = benchmark_of_parameters.column()
+    accuracy = table_of_parameters.column()
     assert abs(random["mean"] - accuracy.mean()) < 4 * accuracy.std() / 40**0.5
     with pytest.raises(InputError, match="scores that were computed, got 'naswot'"):
-        search_table(scores, benchmark_of_parameters, ["naswot"], sample=10)
+        search_table(scores, table_of_parameters, ["naswot"], sample=10)
 
 
-def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_of_parameters):
+def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, table_of_parameters):
     list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
     scores = read_scores(tmp_path / "s")
-    accuracy = benchmark_of_parameters.column().copy()
+    accuracy = table_of_parameters.column().copy()
     accuracy[::7] = np.nan
     # Some cells have no accuracy, and the last is not in the table.
-    table = AccuracyTable(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": benchmark_of_parameters.column()[:-1]})
+    table = AccuracyTable(tuple(CELLS[:-1]), {"a": accuracy[:-1], "b": table_of_parameters.column()[:-1]})
     found = search_table(scores, table, ["parameters"], column="a", sample=10, repeats=40)
     assert np.isfinite(np.asarray(found[["mean", "std"]])).all()
     assert set(found.left_out) == {9 + 1}
@@ -189,11 +189,11 @@ def test_searches_are_over_cells_with_an_accuracy(setting, tmp_path, benchmark_o
         plot_depth_and_width(nothing, tmp_path / "d.png")
 
 
-def test_correlations_have_the_sign_of_the_direction(setting, tmp_path, benchmark_of_parameters):
+def test_correlations_have_the_sign_of_the_direction(setting, tmp_path, table_of_parameters):
     list(ScoreDirectory(tmp_path / "s", setting).score(CELLS, ["parameters"]))
     scores = read_scores(tmp_path / "s")
     scores["ntk_condition"] = -scores["parameters"]
-    found = accuracy_correlations(scores, benchmark_of_parameters).set_index("first")
+    found = accuracy_correlations(scores, table_of_parameters).set_index("first")
     # Cells without a weighted edge count, as in published correlations.
     sound = sum(cell.status != "disconnected" for cell in CELLS)
     assert sound > sum(cell.status == "connected" for cell in CELLS)
@@ -226,7 +226,7 @@ def test_the_commands(capsys, tmp_path):
                 *((cell, 90 + i / 10, i or "") for i, cell in enumerate(read_scores(out).cell)),
             ]
         )
-    search = ("search", "--benchmark", table, "--scores", out, "--score", "parameters", "--sample", 5, "--repeats", 20)
+    search = ("search", "--accuracies", table, "--scores", out, "--score", "parameters", "--sample", 5, "--repeats", 20)
     assert "Expected --column to be one of c10, c100, got None" in run(capsys, *search)[2]
     search = (*search, "--column", "c10", "--column", "c100")
     status, text, _ = run(capsys, *search)
@@ -238,7 +238,7 @@ def test_the_commands(capsys, tmp_path):
     status, _, error = run(capsys, *search)
     assert status == 2
     assert "--overwrite" in error
-    assert run(capsys, "plot", "--benchmark", table, "--scores", out, "--column", "c100")[0] == 0
+    assert run(capsys, "plot", "--accuracies", table, "--scores", out, "--column", "c100")[0] == 0
     for picture in ("depth-width.png", "scores.png"):
         assert (out / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     status, _, error = run(capsys, "score", "--score", "best", *options)

@@ -109,7 +109,7 @@ def failure(capsys, *options):
 @pytest.mark.slow
 def test_the_command_by_exact_kernels(tmp_path, capsys, tfds_dir):
     table = tfds_dir.parent / "nasbench201_cifar10.csv"
-    options = arguments(tfds_dir, tmp_path / "out", "--measure", "exact", "--benchmark", str(table))
+    options = arguments(tfds_dir, tmp_path / "out", "--measure", "exact", "--accuracies", str(table))
     with pytest.raises(SystemExit) as stop:
         main(options)
     assert stop.value.code == 0
@@ -143,9 +143,9 @@ def test_bad_options_of_the_command(tmp_path, capsys, tfds_dir):
     for more, message in (
         (("--space", "nats"), "--space to be one of nasbench201, darts, got 'nats'"),
         (("--measure", "luck"), "to be one of 'ntk', 'regions', 'exact', got 'luck'"),
-        (("--space", "darts", "--benchmark", table), "--benchmark only with --space nasbench201, got darts"),
+        (("--space", "darts", "--accuracies", table), "--accuracies only with --space nasbench201, got darts"),
         (("--repeats", "0"), "--repeats to be at least 1, got 0"),
-        (("--column", "a"), "--column only with --benchmark, got a"),
+        (("--column", "a"), "--column only with --accuracies, got a"),
         (("--measure", "exact", "--measure", "exact"), "to be different ones, got exact, exact"),
         (("--measure", "exact", "--gradients", "some"), "--gradients to be one of 'all', 'reference', got 'some'"),
         (("--dataset", "sphere", "--measure", "ntk"), "`images` to be (n, height, width, channels) for networks"),
@@ -199,7 +199,7 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
         (f"{cell},91.25", "accuracy 91.25 %", 91.25),
     ):
         table.write_text(f"arch_str,a\n{rows}\n")
-        assert printed("--benchmark", str(table))[1] == said
+        assert printed("--accuracies", str(table))[1] == said
         assert json.loads(result.read_text())["accuracy"] == accuracy
 
 

@@ -243,8 +243,8 @@ def scores():
 
 @pytest.mark.slow
 def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores):
-    table, benchmark = scores
-    plot_scores(table, benchmark, ["parameters", "naswot", "ntk_condition", "synflow"], tmp_path / "s.png")
+    table, accuracies = scores
+    plot_scores(table, accuracies, ["parameters", "naswot", "ntk_condition", "synflow"], tmp_path / "s.png")
     [figure] = figures
     check(figure)
     n = int((table.status != "disconnected").sum())
@@ -253,12 +253,12 @@ def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores)
     label, correlation, left_out = first.get_title().split("\n")
     assert label == first.get_xlabel() == "parameters in millions"
     kept = table[table.status != "disconnected"].index
-    rho = pandas.Series(benchmark.column()).loc[kept].corr(table.parameters[kept], method="spearman")
+    rho = pandas.Series(accuracies.column()).loc[kept].corr(table.parameters[kept], method="spearman")
     assert correlation == f"Spearman's rank correlation {rho:.2f}, n = {n}"
     assert left_out.startswith("▼ 1 below 7")
     assert "no cell with this score" in figure.axes[3].get_title()
     with pytest.raises(InputError, match="scores that were computed, got 'flops'; run nngp-dag nas score with it"):
-        plot_scores(table, benchmark, ["flops"], tmp_path / "s.png")
+        plot_scores(table, accuracies, ["flops"], tmp_path / "s.png")
 
 
 def test_depth_and_width(figures, tmp_path, scores):

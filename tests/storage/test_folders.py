@@ -275,9 +275,9 @@ COMMANDS = {
     "resume": ("train", "--resume", "--out"),
     "evaluate": ("train", "--evaluate"),
     "score": ("nas", "score", "--dataset", "digits", "--sample", "1", "--out"),
-    "search": ("nas", "search", "--benchmark", "none.csv", "--scores"),
-    "benchmark": ("nas", "search", "--benchmark"),
-    "plot": ("nas", "plot", "--benchmark", "none.csv", "--scores"),
+    "search": ("nas", "search", "--accuracies", "none.csv", "--scores"),
+    "accuracies": ("nas", "search", "--accuracies"),
+    "plot": ("nas", "plot", "--accuracies", "none.csv", "--scores"),
     "tenas": ("nas", "tenas", "--dataset", "digits", "--measure", "exact", "--batch", "4", "--out"),
     "nas train": ("nas", "train", "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|", "--out"),
     "genotype": ("nas", "train"),
@@ -289,7 +289,7 @@ COMMANDS = {
 def test_paths_that_no_file_system_takes(command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main([*COMMANDS[command], LONG + {"kernel": ".npz", "benchmark": ".csv", "show": ".png"}.get(command, "")])
+        main([*COMMANDS[command], LONG + {"kernel": ".npz", "accuracies": ".csv", "show": ".png"}.get(command, "")])
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

@@ -147,7 +147,7 @@ Formula = Callable[[Any, Pair], Triple]
 def register_smooth(
     cls: type[Activation],
     parity: Callable[[Any], int] = lambda phi: 0,
-    gives: Literal["distance", "scaled distance", "gap"] = "distance",
+    returns: Literal["distance", "scaled distance", "gap"] = "distance",
 ) -> Callable[[Formula], Formula]:
     """Registers the dual of a smooth function from a formula.
 
@@ -155,8 +155,8 @@ def register_smooth(
       cls: The class of the activation.
       parity: A function of the activation: 1 if phi - phi(0) is odd, -1 if phi is even, else 0. With a parity, nearly
         opposite inputs are computed as nearly equal ones.
-      gives: The second number of the formula. "distance" is the half distance (C11 + C22) / 2 - C. "scaled distance" is
-        that of outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2). "gap" is
+      returns: The second number of the formula. "distance" is the half distance (C11 + C22) / 2 - C. "scaled distance"
+        is that of outputs over the norms of inputs, r (C11 / q1 + C22 / q2) / 2 - C with r = sqrt(q1 q2). "gap" is
         sqrt(C11 C22) - C. The formula must return 0 for inputs that coincide, and must not subtract nearly equal
         numbers for inputs close to that.
 
@@ -181,12 +181,12 @@ def register_smooth(
             c, distance, slope = formula(phi, pair)
             own1, own2 = traced_variance(phi, q1), traced_variance(phi, q2)
             r_of_outputs = root(own1) * root(own2)
-            if gives == "gap":
+            if returns == "gap":
                 found = jnp.where(c < 0, r_of_outputs + c, distance)
             else:
                 # A half distance is the gap plus a part for the difference of norms. If that part dominates, the
                 # subtraction would cancel; the gap is large then, and comes from C itself.
-                if gives == "distance":
+                if returns == "distance":
                     rest = difference_of_roots(own1, own2) ** 2 / 2
                 else:
                     rest = r / 2 * difference_of_roots(ratio(own1, q1), ratio(own2, q2)) ** 2

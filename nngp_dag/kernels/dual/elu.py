@@ -92,7 +92,7 @@ _POINTS = {4: (24, 6.0, 300.0), 8: (64, 8.6, 1e4)}
 
 
 # `jit` traces the formula once for given shapes, also in calls outside other compiled functions.
-@register_smooth(Elu, gives="scaled distance")
+@register_smooth(Elu, returns="scaled distance")
 @functools.partial(jax.jit, inline=True)
 def _dual_elu(phi: Elu, pair: Pair) -> Triple:
     alpha, r = phi.alpha, pair.r

@@ -32,17 +32,17 @@ from nngp_dag.kernels.dual.base import Pair, Triple, mean, ratio, register_smoot
 from nngp_dag.kernels.dual.logistic import double_sum, mixture
 
 
-@register_smooth(Gelu, gives="scaled distance")
+@register_smooth(Gelu, returns="scaled distance")
 def _dual_gelu(phi: Gelu, pair: Pair) -> Triple:
     return _without_means(phi, pair, _gated(1.0, 1.0, pair))
 
 
-@register_smooth(Silu, gives="scaled distance")
+@register_smooth(Silu, returns="scaled distance")
 def _dual_silu(phi: Silu, pair: Pair) -> Triple:
     return _without_means(phi, pair, double_sum(_gated, 1.0, pair))
 
 
-@register_smooth(Softplus, gives="scaled distance")
+@register_smooth(Softplus, returns="scaled distance")
 def _dual_softplus(phi: Softplus, pair: Pair) -> Triple:
     return double_sum(_ramp, 1.0, pair)
 

@@ -13,7 +13,7 @@ from nngp_dag.elementwise import slope_of
 from nngp_dag.kernels.dual.base import Pair, Triple, mean, ratio, register_smooth, root
 
 
-@register_smooth(Quadrature, gives="gap")
+@register_smooth(Quadrature, returns="gap")
 def _dual_quadrature(phi: Quadrature, pair: Pair) -> Triple:
     """Computes C = sum_(n > 0) a_n(q1) a_n(q2) rho^n with a_n(q) = E[phi(sqrt(q) z) h_n(z)] (Mehler's formula).
 

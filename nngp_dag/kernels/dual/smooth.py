@@ -171,7 +171,7 @@ def _parity_of_polynomial(phi: Polynomial) -> int:
     return 0 if odd and even else -1 if even else 1
 
 
-@register_smooth(Polynomial, _parity_of_polynomial, gives="gap")
+@register_smooth(Polynomial, _parity_of_polynomial, returns="gap")
 def _dual_polynomial(phi: Polynomial, pair: Pair) -> Triple:
     # C = sum_(l > 0) A_l(q1) A_l(q2) k^l / l! with A_l(q) = E[phi^(l)(u)]. It is a Taylor series in
     # k: its derivatives at k = 0 follow from Price's theorem, applied l times.

@@ -19,8 +19,8 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
     Args:
       cell: The cell. Only its own live convolutions have weights.
       image_shape: Shape of one image, (height, width, channels). Both sides are multiples of 4.
-      channels: Channels C of the first stage; 16 in the benchmark.
-      cells: Number N of cells per stage; 5 in the benchmark.
+      channels: Channels C of the first stage; 16 in NAS-Bench-201.
+      cells: Number N of cells per stage; 5 in NAS-Bench-201.
       classes: Number of outputs.
       rngs: Generators of the weights, as for `MacroNet`.
 

@@ -16,10 +16,10 @@ _READS = np.array([name in CONVOLUTIONS for name in OPERATIONS])
 class CellSupernet(Skeleton[Stage]):
     """The network of NAS-Bench-201 with every operation on every edge, weighted by a mixture.
 
-    Node t of a cell is the sum, over its edges and operations, of mixture weight times operation. A mixture that is 1
-    for one operation of each edge and 0 for the others gives `MacroNet` around that cell, with the same weights. The
-    structure of the program does not depend on the mixture: one compiled program serves all mixtures, and `jax.vmap`
-    maps over them.
+    Node t of a cell is the sum, over its edges and operations, of mixture weight times operation. With a mixture
+    of 1 for one operation of each edge and 0 for the others, it equals `MacroNet` around that cell, with the same
+    weights. The structure of the program does not depend on the mixture: one compiled program serves all mixtures, and
+    `jax.vmap` maps over them.
 
     Args:
       channels: Channels C of the first stage; 3 in TE-NAS, 1 where it counts linear regions.

@@ -28,11 +28,11 @@ class MacroNet(Skeleton[Stage]):
     the mean over 3 x 3 pixels (only those inside the image). Batch norm uses the mean and variance of the batch.
 
     Every edge has weights for both convolutions, and cells choose among them. So two cells of one network differ in
-    their choices, not in the draw of weights. A network of the benchmark is a cell with the weights that it reads.
+    their choices, not in the draw of weights. A network of NAS-Bench-201 is a cell with the weights that it reads.
 
     Args:
-      channels: Channels C of the first stage; 16 in the benchmark.
-      cells: Number N of cells per stage; 5 in the benchmark.
+      channels: Channels C of the first stage; 16 in NAS-Bench-201.
+      cells: Number N of cells per stage; 5 in NAS-Bench-201.
       classes: Number of outputs.
       in_channels: Channels of the images.
       batch_norm: Whether there is batch norm. Without it neither scales nor shifts apply.

@@ -63,8 +63,8 @@ class Measures:
       gradients: Weights that the gradients are taken with respect to. "all" takes all of them. "reference" takes
         kernels, scales and the kernel of the classifier, as TE-NAS does.
       batch_norm: Batch statistics. With "live", as in TE-NAS, an output depends on the whole batch. With "frozen" the
-        statistics of the batch are constants, and an output depends on its own image alone; one backward pass then
-        gives all gradients, instead of one backward pass per image.
+        statistics of the batch are constants, and an output depends on its own image alone. One backward pass then
+        computes all gradients, instead of one backward pass per image.
       memory: Memory of a batch of candidates, in bytes. The estimate counts the gradients of all images and the
         intermediate arrays of the forward pass, plus the size of the latter for each concurrent backward pass. At least
         one candidate is computed at a time. None for one at a time on CPU, where batches are no faster, and 4 GiB

@@ -123,9 +123,10 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
       path: The folder.
 
     Returns:
-      One row per cell. The columns are `cell` (its text), `index` (its number), `status`, `effective_depth` and
-      `effective_width` of the wiring, one column per score, `seconds_MEASURE`, and `reason` (of missing scores). A
-      score is NaN where it failed. Scores and seconds are NaN for cells that a measure has not scored.
+      One row per cell. The first columns are `cell` (its text), `index` (its number) and `status`. Then come
+      `effective_depth` and `effective_width` of the wiring. Each score has a column, and each measure a column
+      `seconds_MEASURE`. The column `reason` says why scores are missing. A score is NaN where it failed. Scores and
+      seconds are NaN for cells that a measure has not scored.
 
     Raises:
       CheckpointError: The folder holds no scores, or damaged ones.

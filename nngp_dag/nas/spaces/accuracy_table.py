@@ -32,8 +32,8 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 class AccuracyTable(Described):
     """Accuracies of trained cells, in per cent, for any cells in any order.
 
-    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in the published
-    benchmark, if the table holds the whole benchmark in its order.
+    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in NAS-Bench-201,
+    if the table holds all its cells in its order.
 
     Attributes:
       cells: The cells, without repetition.
@@ -107,7 +107,7 @@ class AccuracyTable(Described):
         path = Path(path)
         if path.suffix.lower() not in (".csv", ".json"):
             raise DataError(
-                f"Expected a .csv or .json file of accuracies, got {path.name!r}; export the benchmark to one of them, "
+                f"Expected a .csv or .json file of accuracies, got {path.name!r}; export the table to one of them, "
                 "because reading a pickled file can run any code"
             )
         try:

@@ -89,8 +89,8 @@ class Cell:
     def index(self) -> int:
         """The number of the cell in `cells()`: its operations as digits of base 5, edge 0-1 first.
 
-        The published benchmark numbers its cells in a shuffled order. `AccuracyTable.index` returns that number for a
-        table in the order of the benchmark.
+        NAS-Bench-201 numbers its cells in a shuffled order. `AccuracyTable.index` returns that number for a table in
+        the order of NAS-Bench-201.
         """
         return functools.reduce(lambda value, digit: value * len(OPERATIONS) + digit, self.codes)
 
@@ -140,7 +140,7 @@ class Cell:
         return f"{', '.join(defined)}: {_words(output)}" if layers else _words(output)
 
     def __str__(self) -> str:
-        """Returns the text of the benchmark."""
+        """Returns the text of NAS-Bench-201."""
         return format_nasbench201(self.operations)
 
 

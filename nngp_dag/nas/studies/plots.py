@@ -43,13 +43,13 @@ _LABELS = {
 }
 
 
-def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | None = None) -> None:
+def plot_depth_and_width(table: AccuracyTable, path: Path, *, column: str | None = None) -> None:
     """Draws the mean accuracy of cells over effective depth and width, and the ranges of the filters.
 
     The area of a bubble is proportional to the number of cells, up to a constant. Cells without a path are left out.
 
     Args:
-      benchmark: Accuracies of cells.
+      table: Accuracies of cells.
       path: The image file.
       column: Column of the accuracy table. None where it has one column.
 
@@ -75,10 +75,10 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
 
     frame = pandas.DataFrame(
         {
-            "depth": [round(cell.dag.effective_depth, 6) for cell in benchmark.cells],
-            "width": [round(cell.dag.effective_width, 6) for cell in benchmark.cells],
-            "accuracy": benchmark.column(column),
-            "connected": [bool(cell.dag.num_paths) for cell in benchmark.cells],
+            "depth": [round(cell.dag.effective_depth, 6) for cell in table.cells],
+            "width": [round(cell.dag.effective_width, 6) for cell in table.cells],
+            "accuracy": table.column(column),
+            "connected": [bool(cell.dag.num_paths) for cell in table.cells],
         }
     )
     frame = frame[frame.connected & frame.accuracy.notna()]
@@ -114,7 +114,7 @@ def plot_depth_and_width(benchmark: AccuracyTable, path: Path, *, column: str | 
 
 
 def plot_scores(
-    scores: "pandas.DataFrame", benchmark: AccuracyTable, names: Sequence[str], path: Path, *, column: str | None = None
+    scores: "pandas.DataFrame", table: AccuracyTable, names: Sequence[str], path: Path, *, column: str | None = None
 ) -> None:
     """Draws accuracy over each score, with a point for each cell, colored by effective depth.
 
@@ -124,7 +124,7 @@ def plot_scores(
 
     Args:
       scores: Scores of cells, as `read_scores` returns them.
-      benchmark: Accuracies of cells.
+      table: Accuracies of cells.
       names: Names of the scores, one panel each.
       path: The image file.
       column: Column of the accuracy table. None where it has one column.
@@ -154,7 +154,7 @@ def plot_scores(
             raise InputError(
                 f"Expected scores that were computed, got {get_score(name).name!r}; run nngp-dag nas score with it"
             )
-    accuracy = benchmark.look_up([Cell.parse(cell) for cell in frame.cell], column)
+    accuracy = table.look_up([Cell.parse(cell) for cell in frame.cell], column)
     if not np.isfinite(accuracy).any():
         raise DataError(
             f"Expected an accuracy table with scored cells, got none of the {len(frame):,}; score cells of the table"

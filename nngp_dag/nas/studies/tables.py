@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def search_table(
     scores: "pandas.DataFrame",
-    benchmark: AccuracyTable,
+    table: AccuracyTable,
     names: Sequence[str],
     *,
     column: str | None = None,
@@ -35,7 +35,7 @@ def search_table(
     Args:
       scores: Scores of cells, as `read_scores` returns them. Searches draw from the cells that have been scored by all
         of `names` and have an accuracy.
-      benchmark: Accuracies of the cells.
+      table: Accuracies of the cells.
       names: Names of the scores to search by.
       column: Column of the accuracy table. None where it has one column.
       filters: Names of filters, "paper" or "released-code".
@@ -58,11 +58,11 @@ def search_table(
       >>> import pandas
       >>> from nngp_dag.nas import AccuracyTable, sample_cells, search_table
       >>> cells = tuple(sample_cells(4, seed=0))
-      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> table = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
       >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
       >>> scores = pandas.DataFrame(columns | {"seconds_paths_and_costs": 0.1})
-      >>> table = search_table(scores, benchmark, ["flops"], filters=(), sample=4, repeats=2)
-      >>> list(table["method"]), float(table["mean"].iloc[-1])
+      >>> found = search_table(scores, table, ["flops"], filters=(), sample=4, repeats=2)
+      >>> list(found["method"]), float(found["mean"].iloc[-1])
       (['random', 'flops', 'best of the sample', 'best of all'], 93.0)
 
     Reference: Chen et al., Deep Architecture Connectivity Matters for Its Convergence, NeurIPS 2022, Section 5.
@@ -76,7 +76,7 @@ def search_table(
             known = get_score(name).name
             raise InputError(f"Expected scores that were computed, got {known!r}; run nngp-dag nas score with it first")
         frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
-    accuracy = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
+    accuracy = table.look_up([Cell.parse(text) for text in frame.cell], column)
     known = np.isfinite(accuracy)
     left_out = int((~known).sum())
     if left_out and not known.any():
@@ -114,14 +114,14 @@ def search_table(
                 "repeats": repeats,
             }
         )
-    best = {"method": "best of all", "filter": "", "mean": float(np.nanmax(benchmark.column(column))), "std": 0.0}
+    best = {"method": "best of all", "filter": "", "mean": float(np.nanmax(table.column(column))), "std": 0.0}
     records.append(best | {"seconds": 0.0, "skipped": 0.0, "found": repeats, "repeats": repeats})
-    facts = {"cells": len(cells), "left_out": left_out, "column": column or next(iter(benchmark.accuracies))}
+    facts = {"cells": len(cells), "left_out": left_out, "column": column or next(iter(table.accuracies))}
     return pandas.DataFrame.from_records(records).assign(**facts)
 
 
 def accuracy_correlations(
-    scores: "pandas.DataFrame", benchmark: AccuracyTable, *, column: str | None = None
+    scores: "pandas.DataFrame", table: AccuracyTable, *, column: str | None = None
 ) -> "pandas.DataFrame":
     """Returns the rank correlations of every score with the accuracy.
 
@@ -131,7 +131,7 @@ def accuracy_correlations(
 
     Args:
       scores: Scores of cells, as `read_scores` returns them.
-      benchmark: Accuracies of cells.
+      table: Accuracies of cells.
       column: Column of the accuracy table. None where it has one column.
 
     Returns:
@@ -144,20 +144,20 @@ def accuracy_correlations(
       >>> import pandas
       >>> from nngp_dag.nas import AccuracyTable, accuracy_correlations, sample_cells
       >>> cells = tuple(sample_cells(4, seed=0))
-      >>> benchmark = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
+      >>> table = AccuracyTable(cells, {"cifar10": np.array([90.0, 91.0, 92.0, 93.0])})
       >>> columns = {"cell": [str(cell) for cell in cells], "flops": [1.0, 2.0, 3.0, 4.0]}
       >>> scores = pandas.DataFrame(columns | {"status": "connected"})
-      >>> float(accuracy_correlations(scores, benchmark)["spearman"].iloc[0])
+      >>> float(accuracy_correlations(scores, table)["spearman"].iloc[0])
       1.0
     """
     frame: Any = scores[scores.status != "disconnected"].copy()
-    frame["accuracy"] = benchmark.look_up([Cell.parse(text) for text in frame.cell], column)
+    frame["accuracy"] = table.look_up([Cell.parse(text) for text in frame.cell], column)
     names = [name for name in SCORES if name in frame]
     for name in names:
         if not get_score(name).higher_is_better:
             frame[name] = -frame[name]
     found = rank_correlations(frame, names, ("accuracy",))
-    return found.assign(column=column or next(iter(benchmark.accuracies)))
+    return found.assign(column=column or next(iter(table.accuracies)))
 
 
 def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
