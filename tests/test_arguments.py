@@ -469,7 +469,7 @@ def test_inputs_on_explicit_axes_of_a_mesh_are_named():
 # Networks.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dense_layers_beside_convolutions_are_named():
     mixed = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", "weighted"), ("in", "out", "skip")])
     own = nd.Dag.from_edges([("in", "a", CONV), ("a", "out", nd.Dense())])

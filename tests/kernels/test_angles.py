@@ -215,7 +215,7 @@ def test_layer_norm_after_a_mean_that_dominates(activation):
         assert max(errors(network, x.astype(dtype), k, [(0, 1), (0, 2), (1, 2)])) < tolerance
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("scale", [1e-15, 3e9, 1e15])
 def test_products_of_variances_do_not_overflow(scale):
     x = (scale * np.array([[1.0, 0], [0.1, 0.99**0.5]])).astype(np.float32)
@@ -265,7 +265,7 @@ SMOOTH_ENOUGH = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "case", [name if i == 0 else pytest.param(name, marks=pytest.mark.nightly) for i, name in enumerate(SMOOTH_ENOUGH)]
 )
