@@ -266,9 +266,7 @@ SMOOTH_ENOUGH = {
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    "case", [name if i == 0 else pytest.param(name, marks=pytest.mark.nightly) for i, name in enumerate(SMOOTH_ENOUGH)]
-)
+@pytest.mark.parametrize("case", SMOOTH_ENOUGH)
 def test_gradients_at_orthogonal_inputs_and_at_zero(case):
     """Two formulas meet at k = 0. A zero input has a gradient where there are biases."""
     options = SMOOTH_ENOUGH[case]
