@@ -31,8 +31,8 @@ class Dag:
     Attributes:
       num_nodes: Number of nodes, H + 1, the input and output nodes included.
       edges: The present edges, sorted.
-      allow_disconnected: Whether a graph is accepted although no path reaches one of its outputs, such as a cell of a
-        search space. Path statistics of a graph without paths are zero; networks and kernels refuse it.
+      allow_disconnected (bool): Whether a graph is accepted although no path reaches one of its outputs, such as a cell
+        of a search space. Path statistics of a graph without paths are zero; networks and kernels refuse it.
       num_inputs: Number of input nodes. Nodes 0 to `num_inputs` - 1 hold the outputs of stems; no edge may enter them.
       outputs: The nodes that feed a readout; by default node H alone.
 
