@@ -124,7 +124,7 @@ def test_functions_of_one_number(dtype, accuracy):
     assert jnp.isfinite(jax.vmap(jax.grad(jax.grad(elu._half_normal)))(jnp.asarray(c))).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_derivatives_are_those_of_differences():
     def f(k, q1, q2):
         return dual(Elu(), k, gap_of(k, q1, q2), q1, q2).covariance

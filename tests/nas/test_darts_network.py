@@ -135,7 +135,7 @@ def test_mixtures_of_the_supernet_are_those_of_a_plain_one():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_relus_of_dead_cells_and_operations_are_zero_under_vmap():
     net = DartsSupernet(channels=1, cells=1, depth=2, stem=False, in_channels=1, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (20, 3, 3, 1))

@@ -278,7 +278,7 @@ def test_patches_are_squares_of_one_channel():
         patches(images, 0, side=7)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_supernet_around_one_cell_has_the_published_ntk(published):
     net = functools.partial(_published_supernet, published)
     mixture = np.zeros((1, 1, 6, 5), np.float32)

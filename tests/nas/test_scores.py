@@ -96,7 +96,7 @@ def gradient_scores(setting):
     return values_of(setting, "grad_norm", "synflow", "jacob_cov", "ntk_condition")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_degenerate_cells_say_why(gradient_scores):
     found, reasons = gradient_scores
     assert all(np.isnan(value) for value in found[0].values())
@@ -106,7 +106,7 @@ def test_degenerate_cells_say_why(gradient_scores):
     assert np.isfinite(list(found[2].values())).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_gradient_norm_is_a_sum_over_kernels(setting, gradient_scores):
     x, labels = jnp.asarray(setting.images), jax.nn.one_hot(setting.labels, 10)
 

@@ -454,7 +454,7 @@ def test_gradient_flow_is_that_of_neural_tangents():
     np.testing.assert_allclose(curve.test_mean, 0.5 * np.sum((f_test - TEST_TARGETS) ** 2, axis=(1, 2)), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_networks_follow_the_curve_from_their_own_start():
     """Without the spread of f(0), 64 networks are enough to detect a deviation of 5 %."""
     width, steps, dag = 1024, 10, nd.Dag.from_code("2")

@@ -43,10 +43,8 @@ def data(tfds_dir):
     return Splits("mnist", whole.train, validation, test, 10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "code", [pytest.param(code, marks=() if code == "2_21_112" else pytest.mark.nightly) for code in CODES]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("code", CODES)
 def test_the_authors_curve_lies_among_ours(golden, data, code):
     theirs = golden[code]
     recipe = Recipe(epochs=EPOCHS, batch_size=128, learning_rate=1e-5, loss="cross-entropy")
