@@ -134,8 +134,6 @@ def is_known(value: Any, axes: int) -> bool:
         return False
     found = 0 if isinstance(value, numbers.Number) else getattr(value, "ndim", None)
     return found == axes and (isinstance(value, numbers.Number) or hasattr(value, "__array__"))
-        hasattr(value, "__array__") and getattr(value, "ndim", 0) == axes
-    )
 
 
 def shapes(result: Any) -> dict[str, str]:
