@@ -77,9 +77,13 @@ class TracedAlgebra(Algebra):
 
     def with_noise(self, matrix: Any, noise: Any) -> jax.Array:
         """Returns a new matrix with noise, a number or one per row, added to the diagonal."""
+        part = self.symmetric(matrix)
+        return part + jnp.diag(jnp.broadcast_to(self.array(noise), len(part)))
+
+    def symmetric(self, matrix: Any) -> jax.Array:
+        """Returns (K + K^T) / 2, so that derivatives in the entries of a kernel are symmetric, too."""
         part = self.array(matrix)
-        # Derivatives in the entries of a kernel are then symmetric, too.
-        return (part + part.T) / 2 + jnp.diag(jnp.broadcast_to(self.array(noise), len(part)))
+        return (part + part.T) / 2
 
     def cholesky(self, matrix: Any) -> jax.Array:
         """Returns the lower Cholesky factor; entries above the diagonal are arbitrary."""
@@ -103,7 +107,7 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def algebra_for(*values: Any, kernels: Any) -> Algebra:
+def algebra_for(*values: Any, kernels: Any) -> Any:
     """Returns the algebra for some arguments: that of JAX if one of them or of the kernels is traced."""
     if not is_traced(values, kernels):
         return Algebra()

@@ -26,12 +26,12 @@ _BLOCK_BYTES = 64 << 20
 _TILE = 96
 
 
-def eps_of(values: np.ndarray) -> float:
+def eps_of(values: Any) -> float:
     """Returns the machine epsilon of the dtype of the entries."""
     return float(np.finfo(values.dtype).eps)
 
 
-def resolution_floor(values: np.ndarray, row_sum: float, lambda_max: float) -> float:
+def resolution_floor(values: Any, row_sum: Any, lambda_max: Any) -> Any:
     """Returns a bound on the error of an eigenvalue by rounding, Equation (12) of docs/mathematics.md.
 
     Relative errors of 16 eps in the entries move an eigenvalue by at most 16 eps times the largest row sum of |K|. The
