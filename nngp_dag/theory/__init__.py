@@ -8,6 +8,7 @@ from nngp_dag.theory.bracket import Bracket, Brackets, lambda_min_bracket, princ
 from nngp_dag.theory.dynamics import LossCurve, expected_loss, largest_stable_learning_rate, loss_curve
 from nngp_dag.theory.evidence import LeaveOneOut, leave_one_out, log_marginal_likelihood
 from nngp_dag.theory.paths import PathBound, ntk_path_bound, path_bound
+from nngp_dag.theory.prediction import linearized_prediction
 from nngp_dag.theory.sgd import LinearizedRuns, linearized_sgd
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "lambda_min_bracket",
     "largest_stable_learning_rate",
     "leave_one_out",
+    "linearized_prediction",
     "linearized_sgd",
     "log_marginal_likelihood",
     "loss_curve",

@@ -8,7 +8,7 @@ the same recursions run on matrices.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -51,13 +51,33 @@ def descent_factors(
     eigenvalues: np.ndarray, learning_rate: float, steps: int, momentum: float, nesterov: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns p_k and h_k = (p_k - 1) / lambda of every mode, (steps + 1, N) each."""
-    x = learning_rate * eigenvalues
-    p, h = np.ones((steps + 1, len(x))), np.zeros((steps + 1, len(x)))
-    state = State(p[0], h[0], np.zeros_like(x))
-    for i in range(steps):
-        state = _descended(state, x, learning_rate, momentum, nesterov, 1, operator.mul)
+    p, h = np.ones((steps + 1, len(eigenvalues))), np.zeros((steps + 1, len(eigenvalues)))
+    for i, state in enumerate(_states(eigenvalues, learning_rate, steps, momentum, nesterov)):
         p[i + 1], h[i + 1] = state.p, state.h
     return p, h
+
+
+def moved_after(
+    eigenvalues: np.ndarray, learning_rate: float, steps: int, *, momentum: float, nesterov: bool, flow: bool
+) -> np.ndarray:
+    """Returns h = (p - 1) / lambda of every mode after some steps, or after gradient flow for as long, (N,)."""
+    if flow:
+        return flow_factors(eigenvalues, np.array([learning_rate * steps]))[1][0]
+    h = np.zeros(len(eigenvalues))
+    for state in _states(eigenvalues, learning_rate, steps, momentum, nesterov):
+        h = state.h
+    return h
+
+
+def _states(
+    eigenvalues: np.ndarray, learning_rate: float, steps: int, momentum: float, nesterov: bool
+) -> Iterator[State]:
+    """Yields the factors of all modes after 1, 2, ..., `steps` steps of gradient descent."""
+    x, zeros = learning_rate * eigenvalues, np.zeros(len(eigenvalues))
+    state = State(np.ones(len(eigenvalues)), zeros, zeros)
+    for _ in range(steps):
+        state = _descended(state, x, learning_rate, momentum, nesterov, 1, operator.mul)
+        yield state
 
 
 def flow_factors(eigenvalues: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,10 +133,10 @@ def propagated(start: State, step: Callable[[State], State], steps: int, observe
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, flat, last)
 
 
-def state_after(
+def moved_after_traced(
     ntk: jax.Array, learning_rate: Any, steps: int, *, momentum: float, nesterov: bool, flow: bool
 ) -> jax.Array:
-    """Returns H after some steps, or after gradient flow for a time of eta times steps, for a traced NTK, (N, N)."""
+    """Returns H after some steps, or after gradient flow for as long, for a traced NTK, (N, N)."""
     if flow:
         return _flowed(ntk, learning_rate * steps, moving=True)[1]
     options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "flow": flow}

@@ -296,10 +296,10 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
     name, matrix = ("ntk.ntk", ntk.ntk) if isinstance(ntk, Kernel) else ("ntk", ntk)
     values = check_symmetric(name, matrix, traced=True)
     if is_traced(values):
-        return _limit(jnp.linalg.eigvalsh(values)[-1], momentum, nesterov)
+        return stability_limit(jnp.linalg.eigvalsh(values)[-1], momentum, nesterov)
     with precision_of(np.dtype(np.float64)):
         eigenvalues = np.asarray(jnp.linalg.eigvalsh(jnp.asarray(values, jnp.float64)))
-    return _limit(without_rounding(name, values, eigenvalues)[-1], momentum, nesterov)
+    return stability_limit(without_rounding(name, values, eigenvalues)[-1], momentum, nesterov)
 
 
 def _loss_curve(
@@ -329,7 +329,7 @@ def _loss_curve(
         with full_precision():
             return _traced_curve(k, y, learning_rate, steps, options, *test)
     basis = eigenbasis(k, y)
-    limit = math.inf if flow else _limit(basis.eigenvalues[-1], momentum, nesterov)
+    limit = math.inf if flow else stability_limit(basis.eigenvalues[-1], momentum, nesterov)
     warn_of_divergence(learning_rate, limit)
     # Above the stability limit the loss grows until float64 overflows; `_moments` turns that into infinity.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -378,10 +378,9 @@ def _traced_curve(
     start, step = training_step(ntk, rate, **options, moving=on_test is not None)
     _, curves = propagated(start, step, steps, observe)
     mean, std, test_mean, test_std = (*curves, None, None)[:4]
-    largest = jnp.linalg.eigvalsh(ntk)[-1]
-    limit = (
-        jnp.full_like(rate, math.inf) if options["flow"] else _limit(largest, options["momentum"], options["nesterov"])
-    )
+    limit = jnp.full_like(rate, math.inf)
+    if not options["flow"]:
+        limit = stability_limit(jnp.linalg.eigvalsh(ntk)[-1], options["momentum"], options["nesterov"])
     return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, rate, limit)
 
 
@@ -495,7 +494,7 @@ def _moments(scale: Any, mean: Any, variance: Any) -> tuple[Any, Any]:
     return scale**2 * mean, scale**2 * safe_sqrt(module_of(variance), variance)
 
 
-def _limit(largest: Any, momentum: float, nesterov: bool) -> Any:
+def stability_limit(largest: Any, momentum: float, nesterov: bool) -> Any:
     """Returns the stability limit for the largest eigenvalue, which `largest_stable_learning_rate` derives."""
     bound = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
     if isinstance(largest, jax.Array):
