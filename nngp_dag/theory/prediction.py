@@ -42,7 +42,7 @@ def linearized_prediction(
     k_test_test: Kernel | None,
     y: ArrayLike,
     learning_rate: ArrayLike,
-    steps: float,
+    steps: int | float,
     *,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -133,7 +133,9 @@ def linearized_prediction(
         return Posterior(f_test + weights @ (targets - f), covariance, kind="ntk")
 
 
-def _weights(algebra: Algebra, ntk: Any, cross: Any, learning_rate: Any, steps: float, options: dict[str, Any]) -> Any:
+def _weights(
+    algebra: Algebra, ntk: Any, cross: Any, learning_rate: Any, steps: int | float, options: dict[str, Any]
+) -> Any:
     """Returns W = -Theta_tx H, (Nt, N), for the checked NTKs."""
     if math.isinf(steps):
         _check_convergence(algebra, ntk, learning_rate, options)
