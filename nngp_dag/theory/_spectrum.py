@@ -166,7 +166,7 @@ class Spectrum(Described):
         if not forms.is_known(self.lambda_min, 0):
             return forms.shapes(self)
         facts = {
-            "lambda_min": forms.eigenvalue(self.lambda_min, self.floor, self.resolved),
+            "lambda_min": forms.eigenvalue(float(self.lambda_min), float(self.floor), bool(self.resolved)),
             "lambda_max": forms.number(self.lambda_max),
             "condition_number": f"{self.condition_number:.4g}",
             "floor": f"{self.floor:.1e}",
