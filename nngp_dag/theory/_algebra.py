@@ -17,18 +17,18 @@ class Algebra:
     """NumPy and SciPy in float64.
 
     Attributes:
-      np: The module NumPy, or for traced values `jax.numpy`.
+      xp: The module NumPy, or for traced values `jax.numpy`.
       traced: Whether values are traced by a transformation of JAX.
       dtype: The precision of all results.
     """
 
-    np: Any = np
+    xp: Any = np
     traced = False
     dtype = np.dtype(np.float64)
 
     def array(self, values: Any) -> Any:
         """Returns values in the precision of all results."""
-        return values.astype(self.dtype) if isinstance(values, np.ndarray) else self.np.asarray(values, self.dtype)
+        return values.astype(self.dtype) if isinstance(values, np.ndarray) else self.xp.asarray(values, self.dtype)
 
     def with_noise(self, matrix: Any, noise: Any) -> Any:
         """Returns a new matrix with noise, a number or one per row, added to the diagonal."""
@@ -64,7 +64,7 @@ class Algebra:
 class TracedAlgebra(Algebra):
     """JAX in the precision of the traced kernels; matrices that have no Cholesky factor give NaN."""
 
-    np = jnp
+    xp = jnp
     traced = True
 
     def __init__(self, dtype: np.dtype) -> None:

@@ -47,7 +47,7 @@ def factorized(
     noise = check_noise(noise, n, traced=algebra.traced)
     targets = algebra.array(check_targets("y", y, n, traced=algebra.traced))
     prior = algebra.array(check_outputs("mean", mean, n, targets.shape[1], traced=algebra.traced))
-    residuals = targets - algebra.np.broadcast_to(prior, targets.shape)
+    residuals = targets - algebra.xp.broadcast_to(prior, targets.shape)
     with_noise = algebra.with_noise(values, noise)
     if algebra.traced:
         return Factored(algebra.cholesky(with_noise), residuals, targets, noise)

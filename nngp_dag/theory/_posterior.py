@@ -183,7 +183,7 @@ def posterior(
         outputs = cross @ algebra.solve(factored.factor, factored.residuals)
         if mean_test is not None:
             given = check_outputs("mean_test", mean_test, *outputs.shape, traced=algebra.traced)
-            outputs += algebra.np.broadcast_to(algebra.array(given), outputs.shape)
+            outputs += algebra.xp.broadcast_to(algebra.array(given), outputs.shape)
         return Posterior(outputs, covariance, kind=kind)
 
 

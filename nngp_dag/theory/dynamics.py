@@ -315,7 +315,7 @@ def _loss_curve(
 ) -> LossCurve:
     check_steps(steps)
     steps = int(steps)
-    learning_rate = check_learning_rate(learning_rate, traced=True)
+    rate = check_learning_rate(learning_rate, traced=True)
     momentum, nesterov, flow = check_descent(momentum, nesterov, flow)
     given = sum(value is not None for value in test)
     if given not in (0, 3):
@@ -325,18 +325,18 @@ def _loss_curve(
     if given:
         check_same_network(k=k, k_test_train=test[0], k_test_test=test[1])  # type: ignore[arg-type]
     options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "flow": flow}
-    if is_traced(k, y, learning_rate, test):
+    if is_traced(k, y, rate, test):
         with full_precision():
-            return _traced_curve(k, y, learning_rate, steps, options, *test)
+            return _traced_curve(k, y, rate, steps, options, *test)
     basis = eigenbasis(k, y)
     limit = math.inf if flow else stability_limit(basis.eigenvalues[-1], momentum, nesterov)
-    warn_of_divergence(learning_rate, limit)
-    # Above the stability limit the loss grows until float64 overflows; `_moments` turns that into infinity.
+    warn_of_divergence(rate, limit)
+    # Above the stability limit the loss grows until float64 overflows; `_finished` turns that into infinity.
     with np.errstate(over="ignore", invalid="ignore"):
-        p, h = factors(basis.eigenvalues, learning_rate, steps, **options)
+        p, h = factors(basis.eigenvalues, rate, steps, **options)
         mean, std = _training_moments(basis, p)
         test_mean, test_std = (None, None) if not given else _test_moments(basis, h, *test)  # type: ignore[arg-type]
-    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, learning_rate, limit)
+    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, rate, limit)
 
 
 def _traced_curve(

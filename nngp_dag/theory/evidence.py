@@ -68,7 +68,7 @@ def log_marginal_likelihood(k: Kernel | ArrayLike, y: ArrayLike, noise: ArrayLik
     algebra = algebra_for(y, noise, mean, kernels=matrix)
     with full_precision():
         factored = factorized("the marginal likelihood", name, matrix, y, noise, mean, algebra)
-        factor, residuals, xp = factored.factor, factored.residuals, algebra.np
+        factor, residuals, xp = factored.factor, factored.residuals, algebra.xp
         n, columns = residuals.shape
         fit = xp.sum(residuals * algebra.solve(factor, residuals))
         half_log_det = xp.sum(xp.log(xp.diagonal(factor)))
@@ -216,7 +216,7 @@ def leave_one_out(
     algebra = algebra_for(y, noise, mean, kernels=matrix)
     with full_precision():
         factored = factorized("leave-one-out", name, matrix, y, noise, mean, algebra)
-        xp = algebra.np
+        xp = algebra.xp
         weights = algebra.solve(factored.factor, factored.residuals)
         diagonal = algebra.inverse_diagonal(factored.factor)
         errors = weights / diagonal[:, None]

@@ -108,7 +108,8 @@ def linearized_prediction(
     if not endless:
         check_steps(steps)  # type: ignore[arg-type]
     learning_rate = check_learning_rate(learning_rate, traced=True)
-    options = dict(zip(("momentum", "nesterov", "flow"), check_descent(momentum, nesterov, flow), strict=True))
+    momentum, nesterov, flow = check_descent(momentum, nesterov, flow)
+    options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "flow": flow}
     kernels = {"k_train_train": k_train_train, "k_test_train": k_test_train, "k_test_test": k_test_test}
     if initial is not None:
         del kernels["k_test_test"]
@@ -129,12 +130,12 @@ def linearized_prediction(
             algebra, ntk, algebra.array(cross), learning_rate, math.inf if endless else int(steps), options
         )
         f, f_test = _initial(algebra, initial, targets.shape[1], len(ntk), len(moved))
-        covariance = algebra.np.zeros((len(moved), len(moved)), algebra.dtype)
+        covariance = algebra.xp.zeros((len(moved), len(moved)), algebra.dtype)
         return Posterior(f_test + weights @ (targets - f), covariance, kind="ntk")
 
 
 def _weights(
-    algebra: Algebra, ntk: Any, cross: Any, learning_rate: Any, steps: int | float, options: dict[str, Any]
+    algebra: Any, ntk: Any, cross: Any, learning_rate: Any, steps: int | float, options: dict[str, Any]
 ) -> Any:
     """Returns W = -Theta_tx H, (Nt, N), for the checked NTKs."""
     if math.isinf(steps):
@@ -177,5 +178,5 @@ def _initial(algebra: Algebra, initial: Any, columns: int, n: int, n_test: int) 
     outputs = []
     for i, (values, rows) in enumerate(zip(initial, (n, n_test), strict=True)):
         given = check_outputs(f"initial[{i}]", values, rows, columns, traced=algebra.traced)
-        outputs.append(algebra.np.broadcast_to(algebra.array(given), (rows, columns)))
+        outputs.append(algebra.xp.broadcast_to(algebra.array(given), (rows, columns)))
     return outputs

@@ -15,8 +15,10 @@ from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.neural_tangents import neural_tangents as nt
 from nngp_dag.kernels.neural_tangents import stax
 from nngp_dag.nets import DagNet, as_functions, descend
-from nngp_dag.theory import largest_stable_learning_rate, linearized_prediction, loss_curve, posterior
+from nngp_dag.theory import largest_stable_learning_rate, loss_curve, posterior
 
+# Unpacked lists of kernels have lengths that a type checker does not know.
+predict_at: Any = nd.linearized_prediction
 N, NT, C = 5, 3, 2
 RNG = np.random.default_rng(0)
 Y, Y_TEST, F, F_TEST = RNG.normal(size=(N, C)), RNG.normal(size=(NT, C)), *RNG.normal(size=(2, N, C))
@@ -30,7 +32,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 @cache
-def kernels(duplicates=False):
+def kernels(duplicates=False) -> Any:
     """Returns kernels train-train, test-train and test-test; with duplicates, of equal inputs and of one zero input."""
     parts = [(slice(N), slice(N)), (slice(N, None), slice(N)), (slice(N, None), slice(N, None))]
     matrices = []
@@ -74,33 +76,29 @@ def test_predictions_are_those_of_the_maps_of_all_outputs(steps, optimizer, dupl
     a, b = maps(rate, steps, **options, duplicates=duplicates)
     prior = np.block([[train.nngp, cross.nngp.T], [cross.nngp, test.nngp]])
     covariance = a @ prior @ a.T
-    result = linearized_prediction(train, cross, test, Y, rate, steps, **options)
+    result = predict_at(train, cross, test, Y, rate, steps, **options)
     scale = np.abs(prior).max()
     np.testing.assert_allclose(result.mean, (b @ Y)[N:], rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(result.covariance, covariance[N:, N:], rtol=1e-10, atol=1e-12 * scale)
     np.testing.assert_array_equal(result.covariance, result.covariance.T)
     assert result.kind == "ntk"
     # On the training inputs themselves.
-    on_train = linearized_prediction(train, train, train, Y, rate, steps, **options)
+    on_train = predict_at(train, train, train, Y, rate, steps, **options)
     np.testing.assert_allclose(on_train.mean, (b @ Y)[:N], rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(on_train.covariance, covariance[:N, :N], rtol=1e-10, atol=1e-11 * scale)
     # From given outputs; neither the NNGPs nor the kernel of the test inputs are needed.
     ntks = [nd.Kernel(None, k.ntk) for k in (train, cross)]
-    one = linearized_prediction(*ntks, None, Y, rate, steps, **options, initial=(F, F_TEST))
+    one = predict_at(*ntks, None, Y, rate, steps, **options, initial=(F, F_TEST))
     np.testing.assert_allclose(one.mean, (a @ np.concatenate([F, F_TEST]) + b @ Y)[N:], rtol=1e-10, atol=1e-11)
     np.testing.assert_array_equal(one.covariance, np.zeros((NT, NT)))
 
 
 def test_initial_outputs_may_be_shared_by_columns():
     train, cross, _ = kernels()
-    whole = linearized_prediction(
-        train, cross, None, Y, 0.1, 5, initial=(np.tile(F[:, :1], C), np.full((NT, C), 2.0))
-    ).mean
-    np.testing.assert_array_equal(
-        linearized_prediction(train, cross, None, Y, 0.1, 5, initial=(F[:, 0], 2)).mean, whole
-    )
-    still = linearized_prediction(train, cross, None, Y, 0.1, 5, initial=(0, 0)).mean
-    np.testing.assert_allclose(still, linearized_prediction(*kernels(), Y, 0.1, 5).mean, rtol=1e-12)
+    whole = predict_at(train, cross, None, Y, 0.1, 5, initial=(np.tile(F[:, :1], C), np.full((NT, C), 2.0))).mean
+    np.testing.assert_array_equal(predict_at(train, cross, None, Y, 0.1, 5, initial=(F[:, 0], 2)).mean, whole)
+    still = predict_at(train, cross, None, Y, 0.1, 5, initial=(0, 0)).mean
+    np.testing.assert_allclose(still, predict_at(*kernels(), Y, 0.1, 5).mean, rtol=1e-12)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -111,7 +109,7 @@ def test_predictions_have_the_test_loss_of_the_curve(optimizer):
     curve = loss_curve(train, Y, rate, 8, **options, k_test_train=cross, k_test_test=test, y_test=Y_TEST)
     assert curve.test_mean is not None
     for steps, expected in enumerate(curve.test_mean):
-        result = linearized_prediction(train, cross, test, Y, rate, steps, **options)
+        result = predict_at(train, cross, test, Y, rate, steps, **options)
         loss = 0.5 * (np.sum((result.mean - Y_TEST) ** 2) + C * np.trace(result.covariance))
         assert loss == pytest.approx(expected, rel=1e-10)
 
@@ -121,13 +119,13 @@ def test_the_end_of_training_is_the_posterior_of_the_ntk(optimizer):
     options = OPTIMIZERS[optimizer]
     train, cross, test = kernels()
     limit = posterior(train, cross, test, Y, kind="ntk")
-    end = linearized_prediction(train, cross, test, Y, 0.1, math.inf, **options)
+    end = predict_at(train, cross, test, Y, 0.1, math.inf, **options)
     np.testing.assert_allclose(end.mean, limit.mean, rtol=1e-12)
     np.testing.assert_allclose(end.covariance, limit.covariance, rtol=1e-12, atol=1e-12)
-    late = linearized_prediction(train, cross, test, Y, 1e9 if "flow" in options else 0.1, 20_000, **options)
+    late = predict_at(train, cross, test, Y, 1e9 if "flow" in options else 0.1, 20_000, **options)
     np.testing.assert_allclose(late.mean, limit.mean, rtol=1e-8)
     np.testing.assert_allclose(late.covariance, limit.covariance, rtol=1e-8, atol=1e-9)
-    one = linearized_prediction(train, cross, None, Y, 0.1, math.inf, **options, initial=(F, F_TEST))
+    one = predict_at(train, cross, None, Y, 0.1, math.inf, **options, initial=(F, F_TEST))
     np.testing.assert_allclose(one.mean, F_TEST + cross.ntk @ np.linalg.solve(train.ntk, Y - F), rtol=1e-10)
 
 
@@ -148,12 +146,12 @@ def test_gradient_flow_is_that_of_neural_tangents(code):
         one = nt.predict.gradient_descent_mse(of[0].ntk, Y)
         f_test = np.asarray(one(times, F, F_TEST, of[1].ntk)[1])
     for i, k in enumerate(steps):
-        result = linearized_prediction(*of, Y, rate, k, flow=True)
+        result = predict_at(*of, Y, rate, k, flow=True)
         np.testing.assert_allclose(result.mean, expected.mean[i], rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(result.covariance, expected.covariance[i], rtol=1e-6, atol=1e-9)
-        given = linearized_prediction(*of, Y, rate, k, flow=True, initial=(F, F_TEST))
+        given = predict_at(*of, Y, rate, k, flow=True, initial=(F, F_TEST))
         np.testing.assert_allclose(given.mean, f_test[i], rtol=1e-6, atol=1e-9)
-    result = linearized_prediction(*of, Y, rate, math.inf, flow=True)
+    result = predict_at(*of, Y, rate, math.inf, flow=True)
     np.testing.assert_allclose(result.mean, end.mean, rtol=1e-6)
     np.testing.assert_allclose(result.covariance, end.covariance, rtol=1e-6, atol=1e-9)
 
@@ -166,7 +164,7 @@ def test_trained_networks_have_these_outputs(options):
     x, z, y = rng.normal(size=(6, 5)), rng.normal(size=(4, 5)), 8 * rng.normal(size=(6, 2))
     of = nd.kernel(code, x), nd.kernel(code, z, x), nd.kernel(code, z)
     rate = 0.5 * largest_stable_learning_rate(of[0], **options)
-    result = linearized_prediction(*of, y, rate, steps, **options)
+    result = predict_at(*of, y, rate, steps, **options)
 
     def create(rngs):
         return DagNet(code, 5, 2, width=width, rngs=rngs)
@@ -186,7 +184,7 @@ def test_trained_networks_have_these_outputs(options):
     start = descend(create, **data, optimizer=optax.sgd(0.0), steps=1).params
     f, f_test = (np.asarray(apply(start, v.astype(np.float32)), np.float64) for v in (x, z))
     pairs = zip(f, f_test, strict=True)
-    own = np.stack([linearized_prediction(*of, y, rate, steps, **options, initial=pair).mean for pair in pairs])
+    own = np.stack([predict_at(*of, y, rate, steps, **options, initial=pair).mean for pair in pairs])
     size = np.abs(own).max()
     for factor in (1, 0.9, 1.1):  # the latter two must fail
         gaps = factor * outputs - own
@@ -201,12 +199,12 @@ def test_divergence_warns_and_has_no_end():
     train, cross, test = kernels()
     rate = 1.1 * largest_stable_learning_rate(train)
     with pytest.warns(NumericalWarning, match="gradient descent diverges: learning_rate .* above the stability limit"):
-        linearized_prediction(train, cross, test, Y, rate, 3)
+        predict_at(train, cross, test, Y, rate, 3)
     with pytest.raises(
         InputError, match=r"`learning_rate` below the stability limit .* for infinitely many steps, got"
     ):
-        linearized_prediction(train, cross, test, Y, rate, math.inf)
-    linearized_prediction(train, cross, test, Y, rate, math.inf, flow=True)
+        predict_at(train, cross, test, Y, rate, math.inf)
+    predict_at(train, cross, test, Y, rate, math.inf, flow=True)
 
 
 def test_mapped_kernels_give_the_same(tmp_path):
@@ -216,7 +214,7 @@ def test_mapped_kernels_give_the_same(tmp_path):
             np.save(tmp_path / f"{i}{name}.npy", getattr(k, name))
         mapped.append(nd.Kernel(*(np.load(tmp_path / f"{i}{name}.npy", mmap_mode="r") for name in ("nngp", "ntk"))))
     for steps in (4, math.inf):
-        found, expected = (linearized_prediction(*of, Y, 0.1, steps) for of in (mapped, kernels()))
+        found, expected = (predict_at(*of, Y, 0.1, steps) for of in (mapped, kernels()))
         np.testing.assert_array_equal(found.mean, expected.mean)
         np.testing.assert_array_equal(found.covariance, expected.covariance)
 
@@ -224,7 +222,7 @@ def test_mapped_kernels_give_the_same(tmp_path):
 def test_what_does_not_fit_is_refused(unchecked):
     train, cross, test = kernels()
     singular, wide = kernels(duplicates=True), nd.Kernel(np.full((NT, N), 99.0), cross.ntk)
-    for arguments, options, message in (
+    cases: Any = (
         ((cross, cross, test, Y, 0.1, 3), {}, r"`k_train_train\.ntk` to be a square matrix"),
         ((train, train, test, Y, 0.1, 3), {}, r"`k_test_train\.ntk` to have shape \(3, 5\), got \(5, 5\)"),
         ((train, test, None, Y, 0.1, 3), {"initial": (F, F_TEST)}, r"`k_test_train\.ntk` to have shape \(3, 5\)"),
@@ -246,6 +244,7 @@ def test_what_does_not_fit_is_refused(unchecked):
         ((train, cross, test, Y, 0.1, 3), {"initial": (np.nan, 0)}, r"`initial\[0\]` to be finite, got NaN"),
         ((nd.Kernel(train.nngp, -train.ntk), cross, test, Y, 0.1, 3), {}, r"`k_train_train\.ntk` to be positive semi"),
         ((*singular, Y, 0.1, math.inf), {}, r"`k_train_train\.ntk` with `noise` 0 .* singular"),
-    ):
+    )
+    for arguments, options, message in cases:
         with pytest.raises(InputError, match=f"Expected {message}"):
-            linearized_prediction(*arguments, **options)
+            predict_at(*arguments, **options)

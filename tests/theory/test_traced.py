@@ -12,6 +12,7 @@ import pytest
 import nngp_dag as nd
 from nngp_dag.errors import InputError
 
+ND: Any = nd  # unpacked lists of kernels have lengths that a type checker does not know
 N, NT, C = 4, 2, 2
 RNG = np.random.default_rng(0)
 Y, Y_TEST, F, F_TEST, MEAN = (RNG.normal(size=(rows, C)) for rows in (N, NT, N, NT, N))
@@ -28,7 +29,7 @@ for name in ("regular", "degenerate"):
     INPUTS[name] = features
 
 
-def kernels(theta, inputs):
+def kernels(theta, inputs) -> Any:
     """Returns the kernels train-train, test-train and test-test, smooth in theta; they are of NumPy if theta is."""
     nngp, ntk = ((a + theta * b) @ (a + theta * b).T for a, b in INPUTS[inputs])
     parts = [(slice(N), slice(N)), (slice(N, None), slice(N)), (slice(N, None), slice(N, None))]
@@ -39,18 +40,18 @@ def with_test(cross, test, scale):
     return {"k_test_train": cross, "k_test_test": test, "y_test": scale * Y_TEST}
 
 
-def curve(k, scale, rate, inputs_of, **options):
-    return nd.loss_curve(k, scale * Y, rate, 5, **options, **with_test(*inputs_of, scale))
+def curve(k: Any, scale, rate, inputs_of: Any, **options):
+    return ND.loss_curve(k, scale * Y, rate, 5, **options, **with_test(*inputs_of, scale))
 
 
-def predicted(k, scale, rate, steps, **options):
-    return nd.linearized_prediction(*k, scale * Y, rate, steps, **options)
+def predicted(k: Any, scale, rate, steps, **options):
+    return ND.linearized_prediction(*k, scale * Y, rate, steps, **options)
 
 
 # Functions of the kernels and of three numbers: a scale of the targets, a noise, and a learning rate.
 CALLS: dict[str, Any] = {
-    "posterior": lambda k, s, v, _: nd.posterior(*k, s * Y, noise=v),
-    "posterior ntk": lambda k, s, v, _: nd.posterior(*k, s * Y, kind="ntk", noise=v * ROWS, mean=s, mean_test=0.5 * s),
+    "posterior": lambda k, s, v, _: ND.posterior(*k, s * Y, noise=v),
+    "posterior ntk": lambda k, s, v, _: ND.posterior(*k, s * Y, kind="ntk", noise=v * ROWS, mean=s, mean_test=0.5 * s),
     "likelihood": lambda k, s, v, _: nd.log_marginal_likelihood(k[0], s * Y, v * ROWS, mean=MEAN),
     "leave one out": lambda k, s, v, _: nd.leave_one_out(k[0], s * Y, v),
     "leave one out ntk": lambda k, s, v, _: nd.leave_one_out(k[0].ntk, Y, v * ROWS, kind="ntk", mean=s * MEAN),
@@ -180,16 +181,16 @@ def test_results_show_themselves_whatever_jax_does_with_them(call):
 
 
 def test_traced_float32_gives_float32_and_concrete_values_stay_float64():
-    k = [nd.Kernel(*(np.asarray(v, np.float32) for v in (k.nngp, k.ntk))) for k in kernels(0.3, "regular")]
+    k: Any = [nd.Kernel(*(np.asarray(v, np.float32) for v in (k.nngp, k.ntk))) for k in kernels(0.3, "regular")]
     for call in ("leave one out", "nesterov", "prediction by flow", "spectrum"):
         result = jax.jit(lambda k, of=CALLS[call]: of(k, *THETA[1:]))(k)
         assert {leaf.dtype for leaf in jax.tree.leaves(result)} <= {np.dtype(v) for v in ("f4", "i4", "bool")}, call
     with jax.enable_x64(True):  # the traced kernels decide, whatever the targets are
-        result = jax.jit(lambda k: nd.posterior(*k, Y, noise=0.1))(k)
+        result = jax.jit(lambda k: ND.posterior(*k, Y, noise=0.1))(k)
         assert result.mean.dtype == np.float32
-        result = jax.jit(lambda noise: nd.posterior(*kernels(0.3, "regular"), Y, noise=noise))(0.1)
+        result = jax.jit(lambda noise: ND.posterior(*kernels(0.3, "regular"), Y, noise=noise))(0.1)
         assert result.mean.dtype == np.float64
-    assert nd.posterior(*k, Y, noise=0.1).mean.dtype == np.float64
+    assert ND.posterior(*k, Y, noise=0.1).mean.dtype == np.float64
 
 
 def test_long_training_keeps_few_states():
@@ -197,7 +198,7 @@ def test_long_training_keeps_few_states():
     k, steps = kernels(0.3, "regular")[0], 400
     with jax.enable_x64(True):
         gradient = jax.jit(jax.grad(lambda r: nd.expected_loss(k, Y, r, steps).sum()))
-        memory = gradient.lower(0.1).compile().memory_analysis()
+        memory: Any = gradient.lower(0.1).compile().memory_analysis()
         found = gradient(0.1)
     assert memory.temp_size_in_bytes < steps * 8 * N**2 / 2
     expected = differences(lambda r: nd.expected_loss(k, Y, float(r[0]), steps).sum(keepdims=True), np.array([0.1]))
@@ -253,10 +254,10 @@ def test_what_is_known_is_checked_beside_what_is_traced(unchecked):
     indefinite = nd.Kernel(np.eye(2), np.diag([1.0, -1.0]))
     ones = np.ones(2)
     for function, message in (
-        (lambda t: nd.posterior(k, k, k, t * ones, noise=-1.0), "`noise` to be finite and at least 0, got -1.0"),
-        (lambda t: nd.posterior(k, k, k, np.full(2, np.nan), noise=t), "`y` to be finite"),
+        (lambda t: ND.posterior(k, k, k, t * ones, noise=-1.0), "`noise` to be finite and at least 0, got -1.0"),
+        (lambda t: ND.posterior(k, k, k, np.full(2, np.nan), noise=t), "`y` to be finite"),
         (
-            lambda t: nd.posterior(k, k, k, ones, noise=t * np.ones(3)),
+            lambda t: ND.posterior(k, k, k, ones, noise=t * np.ones(3)),
             r"`noise` to be a number or to have shape \(2,\)",
         ),
         (lambda t: nd.log_marginal_likelihood(np.full((2, 2), np.nan), ones, t), "`k` to be finite"),
@@ -265,7 +266,7 @@ def test_what_is_known_is_checked_beside_what_is_traced(unchecked):
         (lambda t: nd.leave_one_out(k, ones, t, mean=t * np.ones(3)), "`mean` to be a number or to have shape"),
         (lambda t: nd.expected_loss(k, ones, t * ones, 2), r"`learning_rate` to be one number, got shape \(2,\)"),
         (lambda t: nd.expected_loss(indefinite, ones, t, 2), r"`k\.ntk` to be positive semi-definite, got a negative"),
-        (lambda t: nd.linearized_prediction(indefinite, k, k, ones, t, 2), r"`k_train_train\.ntk` to be positive semi"),
+        (lambda t: ND.linearized_prediction(indefinite, k, k, ones, t, 2), r"`k_train_train\.ntk` to be positive semi"),
         (lambda t: nd.expected_loss(k, t * ones, -1.0, 2), "`learning_rate` to be finite and above 0, got -1.0"),
         (
             lambda t: nd.expected_loss(k, (t * ones).astype(int), 0.1, 2),
