@@ -36,12 +36,12 @@ def kernels(theta, inputs) -> Any:
     return [nd.Kernel(nngp[part], ntk[part]) for part in parts]
 
 
-def with_test(cross, test, scale):
-    return {"k_test_train": cross, "k_test_test": test, "y_test": scale * Y_TEST}
+def with_test(of_test, scale):
+    return {"k_test_train": of_test[0], "k_test_test": of_test[1], "y_test": scale * Y_TEST}
 
 
-def curve(k: Any, scale, rate, inputs_of: Any, **options):
-    return ND.loss_curve(k, scale * Y, rate, 5, **options, **with_test(*inputs_of, scale))
+def curve(k: Any, scale, rate, of_test, **options):
+    return ND.loss_curve(k, scale * Y, rate, 5, **options, **with_test(of_test, scale))
 
 
 def predicted(k: Any, scale, rate, steps, **options):
