@@ -89,8 +89,9 @@ class Spectrum(Described):
       lambda_max: Largest eigenvalue.
       floor: Resolution floor, the smallest eigenvalue that can be told from 0: 16 eps max_i sum_j |K_ij| +
         N eps64 lambda_max. The first term bounds the effect of relative errors of 16 eps in the entries, the second
-        that of the solver. A third term, N times the smallest positive number of the dtype, matters only for entries
-        below 1e-31 in float32 or 1e-292 in float64.
+        that of the solver, which for a traced float32 matrix works in float32, with its eps. A third term, N times the
+        smallest positive number of the dtype, matters only for known matrices with entries below 1e-31 in float32 or
+        1e-292 in float64.
       residual_min: Residual |K v - lambda_min v| of the unit vector v that was found. An eigenvalue of K lies this
         close to `lambda_min`, up to the rounding of K v, which `floor` covers. It is 0 for a traced matrix, for which
         it is not measured.

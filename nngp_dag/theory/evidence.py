@@ -172,8 +172,8 @@ def leave_one_out(
         log density             sum over i of -(y_i - mu_i)^2 / (2 s_i^2) - 1/2 log(2 pi s_i^2)
         KARE                    N |a|^2 / (tr A^-1)^2
 
-    These are Equations (21), (21a) and (22) of docs/mathematics.md. For "ntk" the predictions are those of `posterior`: means
-    over initializations of networks that are trained without sample i for infinite time.
+    These are Equations (21), (21a) and (22) of docs/mathematics.md. For "ntk" the predictions are those of `posterior`:
+    means over initializations of networks that are trained without sample i for infinite time.
 
     A small error does not say that a network will learn well. Scores of this kind are often used to rank
     architectures. On NAS-Bench-201 the leave-one-out error of the exact NTK ranks the trained accuracies of cells with

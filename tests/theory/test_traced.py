@@ -205,6 +205,29 @@ def test_long_training_keeps_few_states():
     assert float(found) == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantity", ["likelihood", "leave one out", "loss", "prediction", "spectrum"])
+def test_gradients_reach_the_inputs_of_networks(quantity):
+    x, z = np.random.default_rng(5).normal(size=(N, 3)), np.random.default_rng(6).normal(size=(NT, 3))
+    of: Any = {
+        "likelihood": lambda k, _: nd.log_marginal_likelihood(k, Y, 0.1),
+        "leave one out": lambda k, _: nd.leave_one_out(k, Y, 0.1, kind="ntk").mean_squared_error,
+        "loss": lambda k, _: nd.expected_loss(k, Y, 0.05, 8)[-1],
+        "prediction": lambda k, others: ND.linearized_prediction(k, *others, Y, 0.05, 8).mean.sum(),
+        "spectrum": lambda k, _: nd.spectrum(k.ntk).lambda_min,
+    }[quantity]
+
+    def function(flat):
+        x = flat.reshape(N, 3)
+        others = (nd.kernel("2_21_112", z, x), nd.kernel("2_21_112", z)) if quantity == "prediction" else ()
+        return of(nd.kernel("2_21_112", x), others)
+
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.grad(function))(jnp.asarray(x.ravel()))
+    expected = differences(lambda flat: np.array([function(flat)]), x.ravel())[0]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
 # Eigenvalues that are not simple
 
 
@@ -229,6 +252,19 @@ def test_flags_say_where_the_derivative_of_an_eigenvalue_is_right():
         assert bool(alone.simple_max)
     known = nd.spectrum(np.diag([1.0, 2.0]))
     assert known.simple_min is known.simple_max is None
+
+
+def test_the_largest_eigenvalue_of_a_singular_kernel_has_its_derivative():
+    def largest(theta):
+        return nd.spectrum(kernels(theta, "degenerate")[0].ntk).lambda_max
+
+    expected = differences(lambda theta: np.array([largest(theta[0])]), THETA[:1]).item()
+    with jax.enable_x64(True):
+        for derivative in (jax.grad(largest), jax.jit(jax.grad(largest)), jax.jacfwd(largest)):
+            assert float(derivative(THETA[0])) == pytest.approx(expected, rel=1e-6)
+        found = jax.jit(lambda theta: nd.spectrum(kernels(theta, "degenerate")[0].ntk))(THETA[0])
+    assert not bool(found.simple_min)
+    assert bool(found.simple_max)
 
 
 def test_properties_of_a_traced_spectrum_are_arrays():
