@@ -128,7 +128,7 @@ class Activation:
 
     @property
     def numbers(self) -> dict[str, float | tuple[float, ...]]:
-        """The real parameters by name, in which kernels can be differentiated; a whole number, such as a degree, is none.
+        """The real parameters by name, in which kernels can be differentiated; a degree is a whole number.
 
         Examples:
           >>> leaky_relu(0.1).numbers

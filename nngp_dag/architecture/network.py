@@ -113,6 +113,8 @@ class Network:
         layer = Dense() if layer is None else layer
         if not isinstance(layer, Dense):
             raise InputError(f"Expected `layer` to be a `Dense` or a `Conv`, got {shown(layer)}")
+        if isinstance(readout, Dense) and readout.activation is None:
+            readout = dataclasses.replace(readout, order="act-linear")  # without an activation, both orders are equal
         check_option("aggregation", aggregation, AGGREGATIONS)
         check_option("image_readout", image_readout, IMAGE_READOUTS)
         check_option("parameterization", parameterization, PARAMETERIZATIONS)

@@ -7,12 +7,13 @@ determines the stem and the readout, so its numbers are theirs, too, unless they
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nngp_dag.architecture.network import Network, readout_of, stem_of
 from nngp_dag.errors import InputError, check_known, shown
 from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
+from nngp_dag.graph.operations import as_number
 
 Numbers = dict[str, Any]
 """Numbers of an operation by name; those of its activation stand in a dictionary of their own."""
@@ -52,6 +53,23 @@ def leaves(parameters: Any) -> Iterator[Any]:
         yield parameters
 
 
+def as_numbers(name: str, given: Any, is_traced: Callable[[Any], bool] = lambda value: False) -> Any:
+    """Returns nested dictionaries and sequences with numbers of Python, but for those that JAX traces.
+
+    Raises:
+      InputError: A value is not one finite real number.
+    """
+    if isinstance(given, Mapping):
+        return {key: as_numbers(f"{name}[{key!r}]", value, is_traced) for key, value in given.items()}
+    if isinstance(given, (list, tuple)):
+        return tuple(as_numbers(f"{name}[{i}]", value, is_traced) for i, value in enumerate(given))
+    if not is_traced(given):
+        return float(as_number(name, given))
+    if given.shape:
+        raise InputError(f"Expected `{name}` to be one number, got shape {given.shape}; use `jax.vmap` for several")
+    return given
+
+
 def resolved(network: Network, parameters: Mapping[str, Any]) -> Resolved:
     """Returns all numbers of a network, with the given ones in place of its own.
 
@@ -77,6 +95,8 @@ def resolved(network: Network, parameters: Mapping[str, Any]) -> Resolved:
 
 def with_parameters(network: Network, parameters: Mapping[str, Any]) -> Network:
     """Returns the network with other numbers, see `Network.with_parameters`."""
+    parameters = as_numbers("parameters", parameters)
+    _check_dictionary("parameters", parameters)
     numbers = resolved(network, parameters)
     layer = _with(network.layer, _replaced("layer", _numbers(network.layer), parameters))
     stem, readout = network.stem, network.readout

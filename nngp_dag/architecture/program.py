@@ -205,7 +205,7 @@ class _Planner:
         self.array: Callable[[list], Any] = list if multiplicity else lambda weights: np.array(weights, float)
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
-        self.weights: list[float | int] = []
+        self.weights: list[Any] = []
         self.operations: dict[Dense, int] = {}
         self.field_slot: dict[EdgeKind, int] = {(i, None): i for i in range(self.dag.num_inputs)}
         # The slot is None where no field reaches both nodes, so that their covariance is 0.
@@ -219,10 +219,10 @@ class _Planner:
         self.slots += 1
         return self.slots - 1
 
-    def add(self, key: tuple[int, int], terms: Iterable[tuple[Term, float | int]]) -> None:
+    def add(self, key: tuple[int, int], terms: Iterable[tuple[Term, Any]]) -> None:
         """Adds the step that computes Cov(key), and for a single node the fields that leave it."""
         left, right = key
-        merged: dict[Term, float | int] = {}
+        merged: dict[Term, Any] = {}
         for term, weight in terms:
             merged[term] = merged.get(term, 0) + weight
         if not merged:
@@ -236,17 +236,17 @@ class _Planner:
         self.weights += merged.values()
         self.steps.append(Step(tuple(merged), slot, left if left == right else None, tuple(fields)))
 
-    def finish(self, sums: list[dict[MeanTerm, float | int]]) -> Program:
+    def finish(self, sums: list[dict[MeanTerm, Any]]) -> Program:
         """Returns the program, given the summands of every node's mean."""
         means = tuple(tuple(terms) for terms in sums)
         mean_weights = [weight for terms in sums for weight in terms.values()]
         structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), means, self.dag.outputs)
         return Program(structure, self.array(self.weights), self.array(mean_weights), tuple(self.operations))
 
-    def _means_by_edge(self) -> list[dict[MeanTerm, float | int]]:
+    def _means_by_edge(self) -> list[dict[MeanTerm, Any]]:
         sums = []
         for node, into in enumerate(self.network.into if self.network.has_means else ()):
-            merged: dict[MeanTerm, float | int] = {}
+            merged: dict[MeanTerm, Any] = {}
             if node < self.dag.num_inputs:
                 merged[MeanTerm(node, None)] = 1
             for edge in into:
@@ -264,7 +264,7 @@ class _Planner:
         for node in sorted(table):
             a, _ = table[node]
             self.add((node, node), [(Term(self.field_slot[kind]), weight) for kind, weight in a.items()])
-        sums: list[dict[MeanTerm, float | int]] = []
+        sums: list[dict[MeanTerm, Any]] = []
         for node in range(self.dag.num_nodes if self.network.has_means else 0):
             _, b = table.get(node, ({}, {}))
             sums.append({MeanTerm(self.field_slot[kind], None): weight for kind, weight in b.items()})
@@ -290,7 +290,7 @@ class _Planner:
         # Without pooling Cov(t, u) = Cov(u, t), so one order of the nodes is enough.
         return (left, right) if self.network.pools else (max(left, right), min(left, right))
 
-    def _unweighted(self, node: int) -> list[tuple[int, float | int, EdgeOperation | None]]:
+    def _unweighted(self, node: int) -> list[tuple[int, Any, EdgeOperation | None]]:
         """Returns source, multiplicity and pooling of every edge without weights into a node."""
         return [
             (edge.source, self.multiplicity(edge), _mixing(edge.op))
@@ -319,7 +319,7 @@ class _Planner:
                         return None
         return needed
 
-    def _variance(self, node: int) -> Iterable[tuple[Term, float | int]]:
+    def _variance(self, node: int) -> Iterable[tuple[Term, Any]]:
         if node < self.dag.num_inputs:
             yield Term(node), 1
         for edge in self.network.into[node]:
@@ -331,7 +331,7 @@ class _Planner:
                 if slot is not None:
                     yield Term(slot, pool, other_pool), weight * other_weight
 
-    def _covariance(self, key: tuple[int, int]) -> Iterable[tuple[Term, float | int]]:
+    def _covariance(self, key: tuple[int, int]) -> Iterable[tuple[Term, Any]]:
         left, right = key
         for source, weight, pool in self._unweighted(max(key)):
             slot = self.sum_slot[self._key(source, right) if left > right else self._key(left, source)]

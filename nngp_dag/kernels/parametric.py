@@ -20,7 +20,7 @@ import numpy as np
 
 from nngp_dag.activations import get_activation
 from nngp_dag.architecture import Network
-from nngp_dag.architecture.parameters import Numbers, Resolved, leaves, resolved, with_labels
+from nngp_dag.architecture.parameters import Numbers, Resolved, as_numbers, leaves, resolved, with_labels
 from nngp_dag.architecture.program import Program, program_by_pairs
 from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.loop_tables import Tables, tables
@@ -58,7 +58,8 @@ def parametric(network: Network, problem: Problem, parameters: Mapping[str, Any]
       GraphError: An activation acts on a node that is not Gaussian.
       InputError: A name is unknown, or a traced value is no real number.
     """
-    numbers = resolved(network, jax.tree.map(_as_scalar, dict(parameters)))
+    parameters = as_numbers("parameters", parameters, is_traced)
+    numbers = resolved(network, parameters)
     labelled, order = with_labels(network, parameters)
     of_edges = [numbers.edges[i] for i in order]
     moved = any({"weight", "factor"} & set(of_edge) for of_edge in parameters.get("edges", {}).values())
@@ -75,13 +76,6 @@ def parametric(network: Network, problem: Problem, parameters: Mapping[str, Any]
         else:
             terms, means = _weights_by_rows(labelled, plan.program, multiplicity, problem.dtype)
     return Parametric(plan, _weights(plan, terms, means, problem.dtype))
-
-
-def _as_scalar(value: Any) -> Any:
-    """Returns a number as a Python float, or as the value that JAX traces."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    return float(value)
 
 
 def _layers(network: Network, numbers: Resolved, plan: Plan) -> Layers:

@@ -7,6 +7,7 @@ from nngp_dag.theory.bounds import rate_bound, rate_bound_holds_for
 from nngp_dag.theory.bracket import Bracket, Brackets, lambda_min_bracket, principal_minor_bound
 from nngp_dag.theory.dynamics import LossCurve, expected_loss, largest_stable_learning_rate, loss_curve
 from nngp_dag.theory.evidence import LeaveOneOut, leave_one_out, log_marginal_likelihood
+from nngp_dag.theory.fit import Fit, fit
 from nngp_dag.theory.paths import PathBound, ntk_path_bound, path_bound
 from nngp_dag.theory.prediction import linearized_prediction
 from nngp_dag.theory.sgd import LinearizedRuns, linearized_sgd
@@ -14,6 +15,7 @@ from nngp_dag.theory.sgd import LinearizedRuns, linearized_sgd
 __all__ = [
     "Bracket",
     "Brackets",
+    "Fit",
     "LeaveOneOut",
     "LinearizedRuns",
     "LossCurve",
@@ -23,6 +25,7 @@ __all__ = [
     "Spectrum",
     "classification_accuracy",
     "expected_loss",
+    "fit",
     "kernel_regression_accuracy",
     "lambda_min_bracket",
     "largest_stable_learning_rate",
