@@ -134,7 +134,7 @@ def test_reverse_mode_is_forward_mode(call, inputs):
         np.testing.assert_allclose(gradient, weights @ traced(call, inputs)[1], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.sample(2, slow=8)
+@pytest.mark.sample(1, slow=9)
 @pytest.mark.parametrize(("call", "inputs"), CASES)
 def test_second_derivatives(call, inputs):
     with jax.enable_x64(True):
@@ -163,7 +163,9 @@ def test_vmap_is_a_loop_and_results_are_pytrees(call, inputs):
             np.testing.assert_allclose(getattr(one, name), getattr(expected, name), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("call", ["posterior", "curve", "spectrum", "leave one out"])
+@pytest.mark.parametrize(
+    "call", ["posterior", "spectrum", "leave one out", pytest.param("curve", marks=pytest.mark.slow)]
+)
 def test_results_show_themselves_whatever_jax_does_with_them(call):
     seen = []
 
@@ -263,7 +265,7 @@ def test_the_largest_eigenvalue_of_a_singular_kernel_has_its_derivative():
         lambda theta: np.linalg.eigvalsh(kernels(theta[0], "degenerate")[0].ntk)[-1:], THETA[:1]
     ).item()
     with jax.enable_x64(True):
-        for derivative in (jax.grad(largest), jax.jit(jax.grad(largest)), jax.jacfwd(largest)):
+        for derivative in (jax.jit(jax.grad(largest)), jax.jit(jax.jacfwd(largest))):
             assert float(derivative(THETA[0])) == pytest.approx(expected, rel=1e-6)
         found = jax.jit(lambda theta: nd.spectrum(kernels(theta, "degenerate")[0].ntk))(THETA[0])
     assert not bool(found.simple_min)
