@@ -118,7 +118,7 @@ def posterior(
 
     This is Equation (19) of docs/mathematics.md. The covariance is that of noise-free outputs; an observation adds the
     noise to it. All is computed in float64 with a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time. The memory is one
-    N x N matrix of float64 beside the kernels. Memory-mapped kernels are read in blocks.
+    N x N matrix of float64 beside the kernels, and a few of Nt x N. Memory-mapped kernels are read in blocks.
 
     Inside transformations of JAX the kernels, targets, noise and prior means may be traced. The results are then JAX
     arrays in the dtype of the traced kernels, with derivatives of every order. They are NaN where the matrix with noise
@@ -132,8 +132,8 @@ def posterior(
       kind: "nngp" or "ntk".
       noise: For "nngp", the variance of independent noise on the targets. For "ntk", a ridge: training minimizes
         0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2 over weights theta of the kernel's parameterization. The
-        covariance is then that over initializations alone, without noise on the targets. Either may be one number or
-        one per training input, (N,); a sample's ridge then divides its squared error.
+        covariance is then that over initializations alone, without noise on the targets. Either may be one number per
+        training input, (N,): training then minimizes 0.5 sum_i (y_i - f_i)^2 / noise_i + 0.5 ||theta - theta(0)||^2.
       mean: Prior mean m of the outputs at the training inputs: a number, (N,), or (N, C). None stands for 0.
       mean_test: Prior mean m_t at the test inputs: a number, (Nt,), or (Nt, C). It is given together with `mean`.
 

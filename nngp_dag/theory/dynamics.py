@@ -218,7 +218,7 @@ def expected_loss(
     momentum: float = 0.0,
     nesterov: bool = False,
     flow: bool = False,
-) -> Float[Array | np.ndarray, "{steps}+1"]:
+) -> Any:
     """Returns the mean training loss over random initializations, exact for linearized gradient descent.
 
     This is `loss_curve(...).mean`. For gradient descent, with the eigenpairs (lambda_i, v_i) of the NTK, an output

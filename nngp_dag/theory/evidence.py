@@ -39,7 +39,7 @@ def log_marginal_likelihood(k: Kernel | ArrayLike, y: ArrayLike, noise: ArrayLik
     Equation (20) of docs/mathematics.md. Columns are independent, so that their values add up.
 
     The work is one Cholesky factor in float64, N^3 / 3 operations. The memory is one matrix of float64, 8 N^2 bytes,
-    beside the kernel. Memory-mapped kernels, as `nngp_dag.gram` with `out` makes them, are read once.
+    beside the kernel. Memory-mapped kernels, as `nngp_dag.gram` with `out` makes them, are read in blocks.
 
     Inside transformations of JAX the kernel, targets, noise and mean may be traced. The result is then a JAX array in
     the dtype of the traced kernel, with derivatives of every order. It is NaN where A is not positive definite.
@@ -182,7 +182,7 @@ def leave_one_out(
     shuffled labels before you draw a conclusion.
 
     The work is one Cholesky factor in float64 and the diagonal of its inverse, N^3 operations. The memory is one matrix
-    of float64, 8 N^2 bytes, beside the kernel. Memory-mapped kernels are read once.
+    of float64, 8 N^2 bytes, beside the kernel. Memory-mapped kernels are read in blocks.
 
     Inside transformations of JAX the kernel, targets, noise and mean may be traced. The results are then JAX arrays in
     the dtype of the traced kernel, with derivatives of every order but for the accuracy, which is constant in pieces.

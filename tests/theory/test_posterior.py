@@ -53,7 +53,7 @@ def test_both_kinds_are_those_of_neural_tangents(of_x):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 0.3, np.linspace(0.1, 0.6, 6)], ids=["none", "number", "per sample"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_kinds_by_explicit_inverses(kind, noise, of_x):
     train, cross, test = of_x
@@ -115,6 +115,25 @@ def test_a_ridge_is_what_a_penalized_linear_model_is_trained_to():
     for factor in (1, 0.95, 1.05):  # the latter two must fail
         close = np.abs(factor * covariance - result.covariance) < 6 * scale / draws**0.5
         assert close.all() == (factor == 1)
+
+
+def test_a_ridge_per_sample_weighs_the_errors_of_a_linear_model():
+    g, noise = np.random.default_rng(4).normal(size=(9, 20)) / 4, np.linspace(0.1, 2.0, 6)
+    k = nd.Kernel(g @ g.T, g @ g.T)
+    parts = [(slice(6), slice(6)), (slice(6, 9), slice(6)), (slice(6, 9), slice(6, 9))]
+    result = posterior_of([nd.Kernel(k.nngp[part], k.ntk[part]) for part in parts], Y, kind="ntk", noise=noise)
+    # The minimum of 0.5 sum_i (y_i - g_i theta)^2 / noise_i + 0.5 |theta|^2.
+    theta = np.linalg.solve(g[:6].T @ (g[:6] / noise[:, None]) + np.eye(20), g[:6].T @ (Y / noise[:, None]))
+    np.testing.assert_allclose(result.mean, g[6:] @ theta, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prior_mean_shifts_targets_and_outputs(kind, of_x):
+    mean, mean_test = np.random.default_rng(8).normal(size=(6, 2)), np.random.default_rng(9).normal(size=3)
+    result = posterior_of(of_x, Y, kind=kind, noise=0.1, mean=mean, mean_test=mean_test)
+    still = posterior_of(of_x, Y - mean, kind=kind, noise=0.1)
+    np.testing.assert_allclose(result.mean, still.mean + mean_test[:, None], rtol=1e-12)
+    np.testing.assert_array_equal(result.covariance, still.covariance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -134,7 +134,7 @@ def test_reverse_mode_is_forward_mode(call, inputs):
         np.testing.assert_allclose(gradient, weights @ traced(call, inputs)[1], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.sample(2, slow=8)
+@pytest.mark.sample(1, slow=9)
 @pytest.mark.parametrize(("call", "inputs"), CASES)
 def test_second_derivatives(call, inputs):
     with jax.enable_x64(True):
@@ -163,7 +163,9 @@ def test_vmap_is_a_loop_and_results_are_pytrees(call, inputs):
             np.testing.assert_allclose(getattr(one, name), getattr(expected, name), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("call", ["posterior", "curve", "spectrum", "leave one out"])
+@pytest.mark.parametrize(
+    "call", ["posterior", "spectrum", "leave one out", pytest.param("curve", marks=pytest.mark.slow)]
+)
 def test_results_show_themselves_whatever_jax_does_with_them(call):
     seen = []
 
@@ -212,8 +214,8 @@ def test_gradients_reach_the_inputs_of_networks(quantity):
     of: Any = {
         "likelihood": lambda k, _: nd.log_marginal_likelihood(k, Y, 0.1),
         "leave one out": lambda k, _: nd.leave_one_out(k, Y, 0.1, kind="ntk").mean_squared_error,
-        "loss": lambda k, _: nd.expected_loss(k, Y, 0.05, 8)[-1],
-        "prediction": lambda k, others: ND.linearized_prediction(k, *others, Y, 0.05, 8).mean.sum(),
+        "loss": lambda k, _: nd.expected_loss(k, Y, 0.01, 8)[-1],
+        "prediction": lambda k, others: ND.linearized_prediction(k, *others, Y, 0.01, 8).mean.sum(),
         "spectrum": lambda k, _: nd.spectrum(k.ntk).lambda_min,
     }[quantity]
 
@@ -258,9 +260,12 @@ def test_the_largest_eigenvalue_of_a_singular_kernel_has_its_derivative():
     def largest(theta):
         return nd.spectrum(kernels(theta, "degenerate")[0].ntk).lambda_max
 
-    expected = differences(lambda theta: np.array([largest(theta[0])]), THETA[:1]).item()
+    # A known matrix that is singular would be warned of.
+    expected = differences(
+        lambda theta: np.linalg.eigvalsh(kernels(theta[0], "degenerate")[0].ntk)[-1:], THETA[:1]
+    ).item()
     with jax.enable_x64(True):
-        for derivative in (jax.grad(largest), jax.jit(jax.grad(largest)), jax.jacfwd(largest)):
+        for derivative in (jax.jit(jax.grad(largest)), jax.jit(jax.jacfwd(largest))):
             assert float(derivative(THETA[0])) == pytest.approx(expected, rel=1e-6)
         found = jax.jit(lambda theta: nd.spectrum(kernels(theta, "degenerate")[0].ntk))(THETA[0])
     assert not bool(found.simple_min)
