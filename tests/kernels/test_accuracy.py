@@ -69,6 +69,7 @@ def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
         assert (error < 2e-5 * scale).all(), (error / scale).max()
 
 
+@pytest.mark.slow
 def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
     # The derivative of the NTK with respect to the angle is at most H / pi times its scale.
     x = at_angles(784, angles=(1e-3, 1e-4, 1e-5, 1e-6))
@@ -90,7 +91,7 @@ def test_parallel_and_opposite_inputs(activation):
         assert (error[apart] < 5e-4 * scale[apart]).all(), (error[apart] / scale[apart]).max()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_zero_inputs_with_biases_have_the_kernel_of_the_biases():
     x = np.zeros((3, 5), np.float32)
     x[0] = 1

@@ -213,7 +213,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
