@@ -1,5 +1,6 @@
 """Strict JAX for every test, and the paths of the shared reference data."""
 
+import gc
 import json
 import os
 import time
@@ -18,6 +19,10 @@ if os.environ.get("NNGP_DAG_TEST_XLA") != "default":
     )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Imports and the collection of thousands of tests leave nothing to free, and the garbage collector takes a third of the
+# time of this phase.
+gc.disable()
 
 import jax
 import jaxtyping
@@ -59,6 +64,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leaves out all files without unit tests if only unit tests are wanted."""
     others = collection_path.suffix == ".py" and not str(collection_path).startswith(_UNITS)
     return True if others and config.option.markexpr == "unit" else None
+
+
+def pytest_collection_finish() -> None:
+    """Turns the garbage collector on again. It looks at new objects only, and more rarely than by default."""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _spread(items: list[pytest.Item], count: int) -> list[pytest.Item]:

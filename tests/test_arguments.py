@@ -586,11 +586,11 @@ def test_kernels_beyond_memory_name_their_size_and_gram():
 @pytest.mark.parametrize(
     ("dag", "x", "options", "message"),
     [
-        (nd.zoo.chain(1000), X, {"activation": "erf", "w_std": 3.0}, r"an NTK with.*1,000 weighted edges in a row"),
+        (nd.zoo.chain(5), 10 * X, {"activation": "exp"}, "the activation exp grows faster than its input"),
         (nd.zoo.ladder(1000), X, {}, r"an NNGP and an NTK with .*10\^209 paths, .* add up: aggregation='mean'"),
         (nd.Dag.from_edges([(0, 1, 2), (1, 2, nd.Scale(1e12)), (2, 3, nd.Scale(1e12))]), X.astype(np.float32), {},
          r"the factors of its edges \(`Scale`\) multiply: smaller factors, or dtype='float64'"),
-        (nd.zoo.chain(5), 10 * X, {"activation": "exp"}, "the activation exp grows faster than its input"),
+        (nd.zoo.chain(1000), X, {"activation": "erf", "w_std": 3.0}, r"an NTK with.*1,000 weighted edges in a row"),
         (nd.zoo.chain(3), 1e16 * X.astype(np.float32), {"w_std": 1e4}, r"inputs reach .*or dtype='float64'"),
     ],
 )  # fmt: skip
