@@ -20,16 +20,14 @@ if os.environ.get("NNGP_DAG_TEST_XLA") != "default":
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-# Imports and the collection of thousands of tests leave nothing to free, and the garbage collector takes a third of the
-# time of this phase.
-gc.disable()
-
 import jax
 import jaxtyping
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The collection of thousands of tests leaves little to free, and the garbage collector takes a third of its time.
+gc.disable()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
