@@ -159,6 +159,10 @@ MIXED = [
 ]
 
 
+def test_layer_norm():
+    compare(Dag.from_code("2_12"), [X], 1e-10, layer=Dense(activation="erf", layer_norm=True, b_std=0.3))
+
+
 @pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_mixed_operations(parameterization):
