@@ -53,7 +53,7 @@ def test_relu_entries_are_within_2e_6_where_the_angle_exceeds_a_hundredth(graph,
         assert (error[far] < 2e-6 * exact[far]).all(), (error[far] / exact[far]).max()
 
 
-@pytest.mark.sample(0, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("activation", ["erf", "abs", "leaky_relu", "gelu", "sin"])
 def test_other_activations_are_within_2e_6_of_the_diagonal(activation):
     # Kernels of odd functions change their sign. Near 0 an entry has the rounding error of the product of the inputs.
@@ -77,7 +77,7 @@ def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, slow=0)
 @pytest.mark.parametrize("activation", ["relu", "erf", "abs", "gelu"])
 def test_parallel_and_opposite_inputs(activation):
     base = at_angles(20)[0]

@@ -85,7 +85,7 @@ def series_are_used(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.sample(0, slow=3)
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
@@ -217,7 +217,7 @@ def nearly_even(odd):
     return Dag(4, tuple(Edge(i, i + 1, layer) for i in range(3))), layer
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, slow=0)
 @pytest.mark.parametrize(
     ("dag", "stem", "dtype"),
     [

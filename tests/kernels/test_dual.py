@@ -119,7 +119,7 @@ def test_against_integration(case, golden_dir):
         np.testing.assert_allclose(on_disk, rows, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.sample(0, slow=4)
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("case", [c for c in CASES if c.layer], ids=lambda case: case.name)
 def test_against_neural_tangents(case):
     rng = np.random.default_rng(0)

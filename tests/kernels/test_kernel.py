@@ -277,7 +277,7 @@ def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
         np.testing.assert_allclose(curvature, (both[0] - both[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.sample(0, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["unrolled", "loop"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_temporary_grows_as_n_squared(dag, symmetric):

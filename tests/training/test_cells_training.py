@@ -354,7 +354,7 @@ def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
     assert abs(last[0] - last[1]) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_goes_on_without_cell_and_options(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cell.txt").write_text(str(CELL))
