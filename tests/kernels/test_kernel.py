@@ -88,7 +88,6 @@ def test_graphs_beyond_the_unrolled_recursion(dag, order):
         assert relative(k.ntk, ntk) < 1e-13
 
 
-@pytest.mark.slow
 def test_a_deep_graph_compiles_all_the_same():
     k = nd.kernel(nd.zoo.chain(300), X)
     q = (X**2).mean(axis=1)
