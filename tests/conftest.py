@@ -1,5 +1,6 @@
 """Strict JAX for every test, and the paths of the shared reference data."""
 
+import gc
 import json
 import os
 import time
@@ -25,6 +26,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The collection of thousands of tests leaves little to free, and the garbage collector takes a third of its time.
+gc.disable()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -59,6 +62,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leaves out all files without unit tests if only unit tests are wanted."""
     others = collection_path.suffix == ".py" and not str(collection_path).startswith(_UNITS)
     return True if others and config.option.markexpr == "unit" else None
+
+
+def pytest_collection_finish() -> None:
+    """Turns the garbage collector on again. It looks at new objects only, and more rarely than by default."""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _spread(items: list[pytest.Item], count: int) -> list[pytest.Item]:

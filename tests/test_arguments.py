@@ -86,15 +86,15 @@ NETWORKS = {
     "kernel": lambda network, **options: _kernels(nd.kernel(network, X, **options)),
     "gram": lambda network, **options: _kernels(nd.gram(network, X, **options)),
     "sweep": lambda network, **options: nd.sweep([network], X, **options).select_dtypes(float).to_numpy(),
+    "DagNet": lambda network, **options: nd.nets.DagNet(network, 5, 1, rngs=nnx.Rngs(0), **options)(X),
+    "DagLayer": lambda network, **options: _outputs(*nd.stax.DagLayer(network, **options)[:2]),
     "compare": lambda network, **options: np.stack(
         [(c.curves[0], c.expected.mean, c.bound) for c in nd.compare(network, X, X, seeds=1, steps=2, **options)]
     ),
-    "DagNet": lambda network, **options: nd.nets.DagNet(network, 5, 1, rngs=nnx.Rngs(0), **options)(X),
-    "DagLayer": lambda network, **options: _outputs(*nd.stax.DagLayer(network, **options)[:2]),
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize("entry", NETWORKS)
 def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     call, layer = NETWORKS[entry], nd.Dense(**LAYER)
@@ -342,6 +342,7 @@ def test_wrong_types_are_found_before_a_comparison_begins(change, message):
         nd.compare(**arguments)
 
 
+@pytest.mark.slow
 def test_scalars_of_numpy_and_targets_in_one_row_are_compared(tmp_path):
     y = np.arange(6.0)
     sizes = {"width": np.int64(2), "steps": np.int64(1), "seeds": np.int64(1), "learning_rate": np.float32(0.125)}
@@ -433,6 +434,7 @@ def test_the_precision_may_be_named():
         jax.grad(lambda x: nd.kernel(DAG, x, dtype="float64").ntk.sum())(jnp.asarray(single))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("b_std", [None, 0.1])
 def test_a_transfer_guard_of_the_caller_does_not_reach_inside(b_std):
     x, y = jnp.asarray(X, jnp.float32), np.arange(6.0)
@@ -584,15 +586,15 @@ def test_kernels_beyond_memory_name_their_size_and_gram():
         nd.kernel(DAG, np.ones((400_000, 2), np.float32))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2, slow=1)
 @pytest.mark.parametrize(
     ("dag", "x", "options", "message"),
     [
-        (nd.zoo.chain(1000), X, {"activation": "erf", "w_std": 3.0}, r"an NTK with.*1,000 weighted edges in a row"),
+        (nd.zoo.chain(5), 10 * X, {"activation": "exp"}, "the activation exp grows faster than its input"),
         (nd.zoo.ladder(1000), X, {}, r"an NNGP and an NTK with .*10\^209 paths, .* add up: aggregation='mean'"),
         (nd.Dag.from_edges([(0, 1, 2), (1, 2, nd.Scale(1e12)), (2, 3, nd.Scale(1e12))]), X.astype(np.float32), {},
          r"the factors of its edges \(`Scale`\) multiply: smaller factors, or dtype='float64'"),
-        (nd.zoo.chain(5), 10 * X, {"activation": "exp"}, "the activation exp grows faster than its input"),
+        (nd.zoo.chain(1000), X, {"activation": "erf", "w_std": 3.0}, r"an NTK with.*1,000 weighted edges in a row"),
         (nd.zoo.chain(3), 1e16 * X.astype(np.float32), {"w_std": 1e4}, r"inputs reach .*or dtype='float64'"),
     ],
 )  # fmt: skip

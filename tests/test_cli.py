@@ -125,7 +125,7 @@ def test_compare_writes_its_files(capsys, tmp_path):
     assert json.loads((out_dir / "compare.json").read_text())["rows"] == document["rows"][:1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compare_takes_any_network(capsys, tmp_path):
     layer = ("--activation", "erf", "--order", "act-linear", "--b-std", "0.25", "--w-std", "1.5")
     sizes = ("--subset", "6", "--width", "4", "--seeds", "1", "--steps", "2", "--json")
@@ -410,7 +410,7 @@ def test_unwritable_output_is_found_before_the_work(capsys, tmp_path):
     assert "━" not in err  # nothing was computed
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("file", ["my.npz", "my.csv", "real.npz"])
 def test_the_main_job_on_ones_own_data(capsys, mine, file):
     folder, x, labels = mine

@@ -204,7 +204,7 @@ def test_commands_of_the_guide_without_training_run_in_order(tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == made
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_commands_of_the_guide_run_in_order(tmp_path, monkeypatch, tfds_dir):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DATA").symlink_to(tfds_dir)

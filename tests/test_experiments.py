@@ -53,7 +53,7 @@ def test_width_convergence(tmp_path, capsys):
     assert "slopes, erf: single networks" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_figure3(tmp_path, capsys):
     out = tmp_path / "figure3"
     options = ["--datasets", "digits", "--width", "32", "--subset", "256", "--epochs", "3", "--seeds", "2"]

@@ -21,8 +21,8 @@ def test_lambda_min_orders_the_three_dags_on_digits(subset):
     assert first < second < third
 
 
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("subset", [16, 256])
-@pytest.mark.slow
 def test_lambda_min_orders_the_three_dags_on_mnist(tfds_dir, subset):
     first, second, third = lambda_mins(load_dataset("mnist", subset=subset, data_dir=tfds_dir))
     assert first < second < third

@@ -138,12 +138,19 @@ assert best("ntk_lambda_min", largest=True).startswith("2_22_222")  # all edges 
 # regression with the NTK, which is where training at infinite width ends (in the mean over initializations). We take
 # every sixth kernel, in the order of the condition number.
 
+
 # %%
+def part(k, rows, columns):
+    """Returns the kernel between some of the inputs."""
+    return nd.Kernel(k.nngp[rows, columns], k.ntk[rows, columns])
+
+
 some = kernels.sort_values("ntk_condition_number").iloc[::6]
+old, new = slice(len(x)), slice(len(x), None)
 hits = []
 for code in some.code:
-    of_code = nd.kernel(code, x), nd.kernel(code, x_test, x), nd.kernel(code, x_test)
-    mean = nd.posterior(*of_code, y - 0.1, kind="ntk").mean
+    k = nd.kernel(code, np.concatenate([x, x_test]))  # one program for all three parts
+    mean = nd.posterior(part(k, old, old), part(k, new, old), part(k, new, new), y - 0.1, kind="ntk").mean
     hits.append(mean.argmax(axis=1) == test.labels)
 hits = np.array(hits)
 accuracy = hits.mean(axis=1)

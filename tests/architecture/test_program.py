@@ -67,7 +67,7 @@ def test_ladders_cost_no_more_than_their_edges(num_nodes, step):
     assert len(planning.program(Network(dag)).weights) <= (step - 1) * (len(edges) + 1)
 
 
-@pytest.mark.parametrize("num_nodes", [10, 100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_nodes", [10, 100, pytest.param(500, marks=pytest.mark.nightly)])
 def test_residual_networks_cost_no_more_than_their_edges(num_nodes):
     edges = [Edge(t, t + 1, op) for t in range(num_nodes - 1) for op in (SKIP, WEIGHTED)]
     dag = Dag(num_nodes, tuple(edges))
@@ -146,7 +146,9 @@ def test_multiplicities_beyond_float64_are_refused():
         planning._Planner(Network(Dag(1201, edges))).plan_rows()
 
 
-@pytest.mark.parametrize(("num_steps", "dtype"), [(600, "float64"), (70, "float32")])
+@pytest.mark.parametrize(
+    ("num_steps", "dtype"), [pytest.param(600, "float64", marks=pytest.mark.slow), (70, "float32")]
+)
 def test_products_of_multiplicities_beyond_the_dtype_are_refused(num_steps, dtype):
     # A plan by pairs multiplies by 4 at every step, so that every weight stays in range.
     dag = Dag(num_steps + 1, tuple(Edge(t, t + 1, SKIP) for t in range(num_steps) for _ in range(2)))

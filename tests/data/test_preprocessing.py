@@ -32,7 +32,7 @@ def test_digits_become_standard():
     assert abs(x.std(dtype=np.float64) - 1) < 1.4e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mnist_constants_are_those_of_the_training_set(tfds_dir):
     x = normalize(load_dataset("mnist", data_dir=tfds_dir))
     assert abs(x.mean(dtype=np.float64)) < 1.7e-4
@@ -48,6 +48,7 @@ def test_each_channel_has_its_own_constants():
     np.testing.assert_allclose(x[:, 0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_cifar10_is_near_standard(tfds_dir):
     x = normalize(load_dataset("cifar10", subset=2000, data_dir=tfds_dir))
     # The standard deviations of the paper are those within one image. Over many images they are about 20 % larger.

@@ -53,7 +53,7 @@ def test_relu_entries_are_within_2e_6_where_the_angle_exceeds_a_hundredth(graph,
         assert (error[far] < 2e-6 * exact[far]).all(), (error[far] / exact[far]).max()
 
 
-@pytest.mark.sample(0, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("activation", ["erf", "abs", "leaky_relu", "gelu", "sin"])
 def test_other_activations_are_within_2e_6_of_the_diagonal(activation):
     # Kernels of odd functions change their sign. Near 0 an entry has the rounding error of the product of the inputs.
@@ -69,6 +69,7 @@ def test_norms_from_1e_minus_6_to_1e6_side_by_side(activation):
         assert (error < 2e-5 * scale).all(), (error / scale).max()
 
 
+@pytest.mark.slow
 def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
     # The derivative of the NTK with respect to the angle is at most H / pi times its scale.
     x = at_angles(784, angles=(1e-3, 1e-4, 1e-5, 1e-6))
@@ -76,7 +77,7 @@ def test_closer_pairs_are_as_good_as_the_rounding_of_the_inputs():
         assert (error < 2e-6 * scale).all(), (error / scale).max()
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, slow=0)
 @pytest.mark.parametrize("activation", ["relu", "erf", "abs", "gelu"])
 def test_parallel_and_opposite_inputs(activation):
     base = at_angles(20)[0]
@@ -90,7 +91,7 @@ def test_parallel_and_opposite_inputs(activation):
         assert (error[apart] < 5e-4 * scale[apart]).all(), (error[apart] / scale[apart]).max()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_zero_inputs_with_biases_have_the_kernel_of_the_biases():
     x = np.zeros((3, 5), np.float32)
     x[0] = 1

@@ -91,9 +91,8 @@ def some_pairs(rng, n, count):
     "seed",
     [
         0,
-        *(pytest.param(s, marks=pytest.mark.slow) for s in (1,)),
         # With these there are 2,000 networks in all.
-        *(pytest.param(s, marks=pytest.mark.nightly) for s in range(2, 334)),
+        *(pytest.param(s, marks=pytest.mark.nightly) for s in range(1, 334)),
     ],
 )
 def test_random_networks_keep_the_angle_of_all_inputs(seed, dtype):
@@ -139,7 +138,7 @@ WAYS = {
 }
 
 
-@pytest.mark.sample(2, slow=6)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", ["loop", "unrolled", "two sets", "jit", "gram"])
@@ -155,7 +154,7 @@ def test_every_way_keeps_the_angle(way, case, dtype, monkeypatch):
     assert max(errors(network, x, k, some_pairs(rng, len(x), 30))) < TOLERANCE[dtype]
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_numbers_as_inputs(dtype):
     """Inputs such as years and prices lie on one line through 0, which only biases leave."""
@@ -172,6 +171,7 @@ def test_numbers_as_inputs(dtype):
         assert max(errors(network, x, k, itertools.combinations(range(len(x)), 2))) < TOLERANCE[dtype], options
 
 
+@pytest.mark.slow
 def test_the_packages_own_kernels_are_accepted():
     years = np.linspace(1900, 2020, 6)[:, None]
     k = nd.kernel(nd.Dag.from_code("2_12"), years, b_std=0.1)
@@ -204,7 +204,7 @@ def test_a_dead_edge_with_an_operation_of_its_own_changes_nothing():
         np.testing.assert_allclose(found.ntk, plain.ntk, rtol=1e-15)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("activation", ["cos", "gaussian", "exp"])
 def test_layer_norm_after_a_mean_that_dominates(activation):
     x = np.random.default_rng(1).normal(size=(3, 8))
@@ -226,7 +226,9 @@ def test_products_of_variances_do_not_overflow(scale):
         np.testing.assert_allclose(single, double, rtol=3e-6, atol=2e-6 * double[0, 0], err_msg=activation)
 
 
-@pytest.mark.parametrize("options", [{}, {"b_std": 0.1}], ids=["series", "recursion"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"b_std": 0.1}, marks=pytest.mark.slow)], ids=["series", "recursion"]
+)
 def test_entries_keep_within_the_resolution_floor(options):
     """`spectrum` takes entries to be right to 16 eps: angles of a few hundredths must not cost more."""
     rng = np.random.default_rng(5)
@@ -237,7 +239,7 @@ def test_entries_keep_within_the_resolution_floor(options):
     assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps
 
 
-@pytest.mark.sample(0, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("scale", [1, 1e3])
 @pytest.mark.parametrize("activation", ["gelu", "silu", "softplus"])
 def test_numbers_as_large_as_years_and_prices(activation, scale):

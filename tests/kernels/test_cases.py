@@ -124,7 +124,7 @@ def compare(dag, inputs, tolerance, *, parameterization="ntk", image_readout="fl
     assert_equal(kernels, joint_kernels(as_network(dag, **options), exact, width=WIDTH, **rules), tolerance)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(3, slow=1)
 @pytest.mark.parametrize(
     ("structure", "dag", "activation", "order", "aggregation", "dtype", "parameterization"),
     [case if case in DEFAULT else pytest.param(*case, marks=pytest.mark.nightly) for case in PRODUCT],
@@ -157,6 +157,10 @@ MIXED = [
     Edge(3, 4, Dense(activation="relu", layer_norm=True)),
     Edge(1, 4, SKIP),
 ]
+
+
+def test_layer_norm():
+    compare(Dag.from_code("2_12"), [X], 1e-10, layer=Dense(activation="erf", layer_norm=True, b_std=0.3))
 
 
 @pytest.mark.sample(0, slow=1)
@@ -213,7 +217,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("parameterization", ["ntk", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",

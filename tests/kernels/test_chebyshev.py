@@ -85,7 +85,7 @@ def series_are_used(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
@@ -171,6 +171,7 @@ def test_nearly_parallel_inputs_against_high_precision(sign, features, dtype, to
         assert (np.abs(found - values) * own <= tolerance).all(), (found - values) * own
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("features", [784, 2000])
 def test_centered_inputs_that_are_nearly_opposite_have_symmetric_kernels(features):
     rng = np.random.default_rng(features)
@@ -216,16 +217,16 @@ def nearly_even(odd):
     return Dag(4, tuple(Edge(i, i + 1, layer) for i in range(3))), layer
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, slow=0)
 @pytest.mark.parametrize(
     ("dag", "stem", "dtype"),
     [
-        (zoo.chain(700), None, np.float64),
         (zoo.chain(200), None, np.float64),
+        (zoo.chain(700), None, np.float64),
         (*nearly_even(3e-9), np.float64),
         (*nearly_even(1e-5), np.float32),
     ],
-    ids=["very deep", "deep", "nearly even", "nearly even, float32"],
+    ids=["deep", "very deep", "nearly even", "nearly even, float32"],
 )
 def test_a_series_that_does_not_hold_is_not_used(dag, stem, dtype):
     plan = plan_of(as_network(dag, stem=stem), True, True, block_sizes())
@@ -244,6 +245,7 @@ def test_graphs_of_all_kinds_share_a_compilation():
     assert programs(blocking.kernel_of_inputs) == compiled
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stacked", [False, True])
 def test_no_temporary_grows_as_n_squared(stacked):
     from nngp_dag.kernels.backends.chebyshev import spec_of_series

@@ -109,7 +109,7 @@ def test_against_integrals_on_disk(case, golden_dir):
         assert_dual_is(case, rows)
 
 
-@pytest.mark.sample(0, slow=8)
+@pytest.mark.sample(0, slow=3)
 @every_case
 def test_against_integration(case, golden_dir):
     rows = integrated(case)
@@ -119,7 +119,7 @@ def test_against_integration(case, golden_dir):
         np.testing.assert_allclose(on_disk, rows, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.sample(0, slow=8)
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("case", [c for c in CASES if c.layer], ids=lambda case: case.name)
 def test_against_neural_tangents(case):
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def exact_dual(case, gap, q1, q2, sign=1):
     return c, mp.sqrt(variances[0] * variances[1]) - abs(c), slope
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3, slow=3)
 @every_closed_form
 def test_to_the_last_digits(case):
     points = [(q1, q2, rho) for q1 in (0.25, 1.0, 2.25) for q2 in (0.25, 1.0) for rho in (-0.9, -0.4, 0.1, 0.6, 0.99)]
@@ -169,7 +169,7 @@ def test_to_the_last_digits(case):
             assert abs(mp.mpf(float(value[i])) - reference) <= 1e-13 * max(abs(reference), 0.1 * scale[i]), point
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3, slow=3)
 @every_closed_form
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -197,7 +197,7 @@ def test_parallel_and_opposite_inputs_keep_the_angle(case, dtype, sign):
                 )
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(6, slow=6)
 @every_case
 def test_diagonal_is_exact(case):
     for q in (jnp.float32(1.7), jnp.float64(0.3), jnp.float32(0), jnp.float64(0)):
@@ -219,7 +219,7 @@ def test_diagonal_is_exact(case):
     assert (gap, slope) == (0, 0.5)
 
 
-@pytest.mark.sample(0, slow=8)
+@pytest.mark.sample(0, slow=4)
 @every_case
 def test_float32(case):
     rng = np.random.default_rng(3)
@@ -247,7 +247,7 @@ def total(phi):
     return lambda *args: jnp.stack(dual(phi, *args))
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(3, slow=3)
 @every_case
 def test_extreme_scales_pass_in_float32(case):
     # For larger variances, powers overflow in intermediate results.
@@ -264,7 +264,7 @@ def test_extreme_scales_pass_in_float32(case):
     assert (error <= 2e-6 * scale[:, fits] + 1e-36).all()
 
 
-@pytest.mark.sample(0, slow=8)
+@pytest.mark.sample(0, slow=4)
 @every_case
 def test_gradients_are_numbers(case):
     # Derivatives of quotients have squares, which underflow in float32 for smaller numbers.
@@ -275,7 +275,7 @@ def test_gradients_are_numbers(case):
     assert np.isfinite(jax.grad(lambda q: mean(case.phi, q).sum())(args[2])).all()
 
 
-@pytest.mark.sample(0, slow=8)
+@pytest.mark.sample(0, slow=4)
 @every_case
 def test_derivative_in_k_is_fd(case):
     if case.name in ("sign", "rectified_monomial(0)"):
@@ -290,7 +290,7 @@ def test_derivative_in_k_is_fd(case):
     np.testing.assert_allclose(jax.grad(f)(k, q1, q2), fd, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("case", list({type(case.phi): case for case in CASES}.values()), ids=lambda case: case.name)
 def test_compiled_for_matrices(case):
     q = jnp.asarray([0.5, 1.0, 2.0, 0.0])
@@ -331,7 +331,7 @@ BOUNDS = {
 }
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_quadrature_error_is_as_documented_and_holds(name):
     fn, bounds = BOUNDS[name]
@@ -372,6 +372,7 @@ def test_quadrature_agrees_with_closed_forms_and_flags_kinks():
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
 
 
+@pytest.mark.slow
 def test_polynomials_are_exact_by_quadrature():
     phi = Polynomial((0.3, -1.0, 0.5, 0.2))
     numeric = Quadrature(phi, degree=5)

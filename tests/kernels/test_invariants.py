@@ -59,7 +59,7 @@ def moved(edges, at):
 few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @few
 @given(cases(), st.data(), st.sampled_from(["sum", "mean"]))
 def test_new_names_change_nothing(case, data, aggregation):
@@ -70,7 +70,7 @@ def test_new_names_change_nothing(case, data, aggregation):
     assert_equal(again, dag, aggregation=aggregation)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @few
 @given(cases(), st.data(), st.booleans())
 def test_dead_nodes_change_nothing(case, data, fed):
@@ -82,7 +82,7 @@ def test_dead_nodes_change_nothing(case, data, fed):
     assert_equal(Dag(dag.num_nodes + 1, (*moved(dag.edges, at), *dead)), dag, aggregation="scaled-sum")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @few
 @given(cases(), st.data())
 def test_a_skip_to_a_new_node_in_front_of_an_edge_changes_nothing(case, data):

@@ -77,7 +77,7 @@ def test_kernel_equals_the_joint_recursion_over_all_pairs_of_nodes(dag, order, r
         assert relative(k.ntk, ntk) < (1e-13 if z is not None else 3e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dag", [nd.zoo.ladder(11), nd.zoo.random_dag(10, seed=1)], ids=str)
 def test_graphs_beyond_the_unrolled_recursion(dag, order):
@@ -123,6 +123,7 @@ def test_zero_input_has_zero_rows(order):
             assert (np.diag(matrix) > 0).sum() == 4
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("norm", [1.0, 7.0])
 @pytest.mark.parametrize(("dtype", "angles"), [(np.float64, (1e-9, 1e-6, 1e-3)), (np.float32, (1e-4, 1e-3, 1e-2))])
 def test_the_angle_of_inputs_that_nearly_coincide_is_kept(dtype, angles, norm):
@@ -234,7 +235,7 @@ def test_gradients_of_symmetric_tiles_agree_with_the_whole(dag, in_tiles):
     np.testing.assert_allclose(tiled, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("sign", [1, -1], ids=["close", "opposite"])
 @pytest.mark.parametrize("cell", [0, 16], ids=["by rows", "by cells"])
 def test_many_inputs_that_nearly_coincide_keep_their_angles(monkeypatch, cell, sign):
@@ -275,7 +276,7 @@ def test_kernels_map_over_sets_of_inputs_and_have_second_derivatives():
         np.testing.assert_allclose(curvature, (both[0] - both[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("dag", [nd.Dag.from_code("2_21_112"), nd.zoo.ladder(9)], ids=["unrolled", "loop"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_temporary_grows_as_n_squared(dag, symmetric):

@@ -62,7 +62,7 @@ def interpreted(like_a_gpu, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.sample(0, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize(
     ("dag", "options"),
     [
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_small_calls(interpreted):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.sample(0, slow=6)
+@pytest.mark.sample(0, slow=3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_every_activation_compiles_for_cuda(activation, dtype, like_a_gpu):

@@ -33,6 +33,7 @@ def with_two_backgrounds(n):
 
 
 # The products run in blocks and, for more inputs than two tiles, in tiles.
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("n", [60, 760])
 @pytest.mark.parametrize("inputs", [with_background, with_two_backgrounds])
 def test_a_common_background_costs_no_digits(n, inputs):
@@ -55,6 +56,7 @@ def test_a_common_background_between_two_sets():
     assert gaps(found.nngp, exact.nngp, q1, q2).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_product_of_centered_inputs_is_less_rounded():
     x = with_background(200)
     x = jnp.asarray(np.delete(x, 100, axis=0))
@@ -72,7 +74,7 @@ def test_the_product_of_centered_inputs_is_less_rounded():
     assert better < 4e-7 < 6e-7 < plain
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_slopes_do_not_know_of_the_center():
     x = with_background(20)
 

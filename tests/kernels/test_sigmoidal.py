@@ -63,7 +63,7 @@ def diagonal(name, exponent):
         return expectation(lambda u: f(u) ** 2), expectation(lambda u: df(u) ** 2), expectation(f)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5, slow=5)
 @every_name
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("exponent", [-6, -2, 0, 2, 6])
@@ -76,6 +76,7 @@ def test_the_diagonal_in_high_precision(name, dtype, exponent):
     np.testing.assert_allclose(found, diagonal(name, exponent), rtol=ACCURACY[dtype], atol=1e-30)
 
 
+@pytest.mark.sample(6, slow=3)
 @every_name
 @pytest.mark.parametrize(
     ("q1", "q2", "rho"), [(100.0, 25.0, 0.6), (100.0, 25.0, -0.8), (1e-6, 4e-6, 0.3), (30.0, 1e-4, 0.9)]
@@ -106,6 +107,7 @@ def test_pairs_by_trapezoids_in_the_plane(name, q1, q2, rho):
             assert float(value) == pytest.approx(expected, abs=2 * accuracy * limit + lost)
 
 
+@pytest.mark.sample(6, slow=3)
 @every_name
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("exponent", [-2, 0, 2])
@@ -123,6 +125,7 @@ def test_nearly_equal_inputs_keep_their_angle(name, dtype, exponent):
         assert float(dual(get_activation(name), q, 0 * q, q, q)[1]) == 0
 
 
+@pytest.mark.sample(1, slow=1)
 @every_name
 def test_samples_agree_to_a_per_cent(name):
     *_, f, df = FUNCTIONS[name]

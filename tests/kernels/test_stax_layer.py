@@ -143,7 +143,7 @@ def test_layer_and_readout_give_the_kernel(order, code):
         assert relative(layer.cov1 if diagonal_batch is None else np.diag(layer.cov1), variance) < 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", cases(QUICK))
 def test_layer_gives_the_kernel_without_readout(name):
     dag, x, z, options, pixels = case(name)
@@ -321,7 +321,7 @@ def stax_graph(dag, order):
 
 
 @ANY_FAN_IN_WARNS
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("code", ["2_22", "1_02_002", "2_02_202", "0_22_012"])
 def test_act_linear_graphs_without_shared_branches_equal_plain_stax(code):
     # Branches part at node 0 and never share a skip, so that they are independent, as FanInSum assumes.
@@ -334,6 +334,7 @@ def test_act_linear_graphs_without_shared_branches_equal_plain_stax(code):
         assert relative(getattr(layer, get), getattr(plain, get)) < 1e-6
 
 
+@pytest.mark.slow
 @ANY_FAN_IN_WARNS
 def test_how_far_stax_is_off_where_skips_share_an_ancestor():
     # X1 = X0 + f(X0), X2 = X0 + X1 = 2 X0 + f(X0): the variance at node 2 is 4 q + q, FanInSum adds q + (q + q).
@@ -398,6 +399,7 @@ def test_repeat():
     np.testing.assert_allclose(repeated[1](params, X), row[1](each, X), rtol=1e-10)
 
 
+@pytest.mark.slow
 @ANY_FAN_IN_WARNS
 def test_parallel_branches():
     dags, orders = [Dag.from_code("2"), CELL], ["act-linear", "linear-act"]
@@ -657,6 +659,7 @@ def test_other_axes_are_refused():
         stax.serial(stax.Dense(8, channel_axis=1), layer)[2](IMAGES, None, "nngp")
 
 
+@pytest.mark.slow
 def test_a_network_says_whether_there_is_a_stem():
     for layer in (DagLayer(nd.Network("2_12", has_stem=False)), DagLayer(nd.Network("2_12"), has_stem=False)):
         assert len(layer[0](jax.random.key(0), (5, 1024))[1]) == 3

@@ -11,8 +11,12 @@ X = jax.random.normal(jax.random.key(0), (2, 3, 6, 4))
 
 
 def value_and_gradients(function, *arguments):
-    value, back = jax.vjp(function, *arguments)
-    return value, *back(jax.random.normal(jax.random.key(2), value.shape))
+    @jax.jit
+    def compiled(*arguments):
+        value, back = jax.vjp(function, *arguments)
+        return value, *back(jax.random.normal(jax.random.key(2), value.shape))
+
+    return compiled(*arguments)
 
 
 def first(function):

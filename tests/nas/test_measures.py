@@ -232,6 +232,7 @@ def test_what_cannot_be_measured_is_flagged_not_raised():
     assert "finite" in found.reasons[1]
 
 
+@pytest.mark.slow
 def test_reference_numbers_of_unsound_ntks_are_those_of_the_released_code():
     # With all last ReLUs off, no shift has a gradient, and all features are 0.
     dark = lambda rngs: _dark(make(rngs))  # noqa: E731

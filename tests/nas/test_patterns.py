@@ -28,6 +28,7 @@ SEVERAL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_pattern_kernel_is_the_published_one_exactly(published):
     kernel = pattern_kernel(published.net, published.x, published.cell, counting="reference")
     # On one thread sums are in another order. This moves the input of one ReLU of one image, which counts twice, to the
@@ -46,7 +47,7 @@ def test_the_pattern_kernel_is_the_published_one_exactly(published):
     assert (np.linalg.eigvalsh(last) > -1e-6).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_ntk_is_the_published_one(published):
     ntk = empirical_ntk(published.net, published.x, published.cell)
     expected = published.values["ntk"]

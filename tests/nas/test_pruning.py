@@ -187,6 +187,7 @@ def test_the_shortcut_keeps_one_edge_of_every_node():
     assert isinstance(DARTS.cell_of(state.mask), Genotype)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_a_search_goes_on_where_it_was(shortcut):
     pruning = Pruning(repeats=2, seed=3, shortcut=shortcut, per_round=2)

@@ -213,7 +213,7 @@ def run(capsys, *arguments):
 @pytest.mark.slow
 def test_the_commands(capsys, tmp_path):
     out, table = tmp_path / "scores", tmp_path / "accuracy.csv"
-    options = ("--dataset", "digits", "--batch", 16, "--channels", 4, "--cells", 1, "--sample", 40, "--out", out)
+    options = ("--dataset", "digits", "--batch", 16, "--channels", 4, "--cells", 1, "--sample", 20, "--out", out)
     score = ("score", "--score", "parameters", "--score", "nngp_lambda_min_exact", *options)
     assert run(capsys, *score)[0] == 0
     first = (out / "scores-exact_kernels.csv").read_bytes()

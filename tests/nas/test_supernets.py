@@ -44,7 +44,7 @@ def test_a_one_hot_mixture_is_the_published_network(published):
     np.testing.assert_allclose(logits, published.values["logits_train_mode"], atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_one_hot_mixture_is_the_discrete_network():
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     macro = MacroNet(channels=4, cells=2, rngs=nnx.Rngs(0))

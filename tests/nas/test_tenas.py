@@ -23,8 +23,8 @@ def small_measures(name):
     return [Measure("ntk", found.ntk_conditions, False), Measure("regions", found.linear_regions, True)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["nasbench201", pytest.param("darts", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
 def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
     space, pruning = get_space(name), Pruning(repeats=2, shortcut=True, per_round=3)
     before = programs(measures._ntks), programs(measures._patterns)

@@ -203,8 +203,8 @@ def test_the_command_says_what_was_flagged_and_fills_in_an_accuracy(tmp_path, ca
         assert json.loads(result.read_text())["accuracy"] == accuracy
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("space", ["nasbench201", pytest.param("darts", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("space", ["nasbench201", "darts"])
 def test_the_command_by_networks(tmp_path, capsys, tfds_dir, space):
     with pytest.raises(SystemExit) as stop:
         main(arguments(tfds_dir, tmp_path / "out", "--space", space, "--batch-norm", "frozen"))

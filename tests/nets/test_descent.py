@@ -26,8 +26,9 @@ def test_full_batch_training_equals_a_plain_loop_of_gradient_steps():
     init, apply = as_functions(create)
     params = init(jax.random.split(jax.random.key(7))[0])
     losses = []
+    step = jax.jit(jax.value_and_grad(lambda p: 0.5 * jnp.sum((apply(p, X) - Y) ** 2)))
     for _ in range(7):
-        value, gradient = jax.value_and_grad(lambda p: 0.5 * jnp.sum((apply(p, X) - Y) ** 2))(params)
+        value, gradient = step(params)
         losses.append(float(value))
         params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
     np.testing.assert_allclose(result.curve[0], losses, rtol=1e-5)
@@ -85,6 +86,7 @@ def test_squared_loss():
     assert squared_loss(jnp.asarray(f), jnp.asarray(y)) == pytest.approx(0.5 * ((f - y) ** 2).sum())
 
 
+@pytest.mark.slow
 def test_progress_is_reported_to_the_end():
     calls = []
     run(steps=60, on_progress=lambda done, total: calls.append((done, total)))

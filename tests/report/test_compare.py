@@ -250,6 +250,7 @@ def test_nothing_hides_the_curves(results, tmp_path, monkeypatch):
             assert ("η too large" in axes.get_title()) is not result.conditions_met
 
 
+@pytest.mark.slow
 def test_tables_fit_a_terminal(results):
     # Numbers with as many digits as those of the default run.
     results = [

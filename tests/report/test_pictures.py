@@ -145,7 +145,7 @@ def kernel(n):
     return nd.Kernel(nngp=root @ root.T, ntk=root @ root.T + np.eye(n))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("names", [range(10), [f"class {i}" for i in range(40)], ["only"]])
 def test_rows_of_kernels_are_named_by_class(figures, tmp_path, names):
     labels = np.resize(np.array(list(names)), 40)
@@ -171,6 +171,7 @@ def test_rows_of_kernels_are_named_as_the_classes_of_a_file(figures, tmp_path):
     assert len(shown[3]) == 12
 
 
+@pytest.mark.slow
 def test_kernels_without_classes(figures, tmp_path):
     plot_kernel(kernel(4), tmp_path / "kernel.png", "title")
     check(figures[0])
@@ -185,6 +186,7 @@ def history(name, epochs, last_loss):
     return History(name, (0, 1), 3, np.ones(epochs), values)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
 def test_curves_name_the_loss(figures, tmp_path, loss):
     plot_training([history("a long name " * 9, 3, 0.0), history("b", 3, 1.9)], tmp_path / "a.png", "t " * 99, loss=loss)
@@ -194,7 +196,7 @@ def test_curves_name_the_loss(figures, tmp_path, loss):
     assert [text.get_text() for text in ticks(figures[0].axes[2].xaxis)] == ["0", "1", "2", "3"]
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 @pytest.mark.parametrize("paths", [1, 10**20])
 def test_sweeps(figures, tmp_path, scale, paths):

@@ -66,6 +66,7 @@ def test_sweeps_name_cells_and_show_bounds(swept):
     assert "p avg_pool" not in text_of(sweep_table(swept[1:]))
 
 
+@pytest.mark.slow
 def test_long_names_are_broken_where_numbers_are_not_and_whole_where_there_is_room(swept):
     name = "2_" + "21_" * 30
     table = swept.assign(dag=[name, *swept.dag[1:]])

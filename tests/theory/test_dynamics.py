@@ -421,7 +421,7 @@ def test_gradient_flow_is_the_limit_of_small_steps(duplicates):
     np.testing.assert_allclose(np.divide(*differences), 2, rtol=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradient_flow_is_that_of_neural_tangents():
     dag, x = nd.Dag.from_code("2_21_112"), np.random.default_rng(6).normal(size=(7, 6))
     y, rate, steps = TARGETS["(N, C)"][:, :2], 0.05, 6
@@ -482,8 +482,8 @@ def test_networks_follow_the_curve_from_their_own_start():
     ("parameterization", "options", "steps"),
     [
         pytest.param("ntk", {}, 30, id="ntk"),
-        pytest.param("standard", {}, 30, id="standard", marks=pytest.mark.slow),
-        pytest.param("ntk", {"momentum": 0.5}, 15, id="momentum", marks=pytest.mark.slow),
+        pytest.param("standard", {}, 30, id="standard", marks=pytest.mark.nightly),
+        pytest.param("ntk", {"momentum": 0.5}, 15, id="momentum", marks=pytest.mark.nightly),
     ],
 )
 def test_trained_networks_have_these_curves(parameterization, options, steps):

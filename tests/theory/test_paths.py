@@ -63,15 +63,19 @@ def last_node(code, x, order):
     return np.asarray(nd.kernel(nd.Dag.from_code(code), x, order=order, readout=False).nngp)
 
 
-@pytest.fixture(scope="module", params=[ORDERS[0], pytest.param(ORDERS[1], marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[("linear-act", 4), *(pytest.param((order, 1), marks=pytest.mark.nightly) for order in ORDERS)],
+    ids=["some", *ORDERS],
+)
 def cases(request):
     """Returns (code, exact kernel of the last node, stem kernel, path bound) for connected codes on several inputs."""
-    order = request.param
+    order, step = request.param
     x = np.concatenate([on_sphere(4, seed=2), *(at_angle(angle) for angle in (0.3, 1.0, 2.0))])
     sets = [np.ix_(rows, rows) for rows in ([0, 1, 2, 3], [4, 5], [6, 7], [8, 9])]
     all_k0 = stem_kernel(x, order)
     found = []
-    for code in CONNECTED:
+    for code in CONNECTED[::step]:
         dag, all_k = nd.Dag.from_code(code), last_node(code, x, order)
         found += [(code, all_k[rows], all_k0[rows], nd.path_bound(dag, all_k0[rows], order=order)) for rows in sets]
     return found
@@ -94,8 +98,8 @@ def test_a_path_bound_is_an_upper_bound_unless_flagged(cases):
             exceedances += 1
             assert not bound.is_bound, code
     # Both cases must occur, or the test would be empty.
-    assert exceedances > 300
-    assert certain >= 4 * 156
+    assert exceedances > 70
+    assert certain > 140
 
 
 @pytest.mark.slow
@@ -110,7 +114,7 @@ def test_for_two_inputs_a_certain_path_bound_is_the_smaller_eigenvalue(cases):
             else:
                 assert bound.value == pytest.approx(k[0, 0] - k[0, 1], rel=1e-10), code
                 assert bound.value > smaller
-    assert compared > 300
+    assert compared > 70
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -147,6 +147,7 @@ def test_both_methods_find_prescribed_ends(name):
     assert iterative.lambda_max == pytest.approx(dense.lambda_max, rel=1e-9)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_each_end_is_within_its_residual_of_an_eigenvalue(name):
     """This is the residual theorem, up to rounding of the residual itself."""

@@ -57,7 +57,7 @@ def test_the_network_of_a_bench_cell_is_the_macro_network():
     np.testing.assert_allclose(logits, nnx.jit(MacroNet.__call__)(macro, x, jnp.array(CELL.live.codes)), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_running_statistics_approach_those_of_the_batch_and_evaluation_reads_them():
     net = DartsNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=True, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
@@ -111,7 +111,7 @@ class _Noting(nnx.Module):
         return self(x), None
 
 
-@pytest.mark.parametrize(("epochs", "last"), [(1, 0.0), (4, 0.15)])
+@pytest.mark.parametrize(("epochs", "last"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (4, 0.15)])
 def test_drop_path_grows_from_0_by_the_same_step_every_epoch(digits, monkeypatch, epochs, last):
     monkeypatch.setattr(CellRecipe, "network", lambda *arguments: _Noting())
     found = train_cell(CELL, digits, **SMALL | {"epochs": epochs}, drop_path=0.2)
@@ -231,7 +231,7 @@ def test_a_run_learns_resumes_to_the_bit_and_refuses(digits, tmp_path):
         train_cell(CELL, digits, **SMALL, learning_rate=0.1, out=tmp_path / "cut", resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_seeds_together_equal_seeds_alone(digits):
     options = SMALL | {"augment": True, "cutout": 3, "drop_path": 0.2}
     together, alone = (train_cell(CELL, digits, **options, seeds=seeds) for seeds in ([3, 1], [1]))
@@ -354,7 +354,7 @@ def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
     assert abs(last[0] - last[1]) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_goes_on_without_cell_and_options(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cell.txt").write_text(str(CELL))

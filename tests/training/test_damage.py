@@ -342,6 +342,7 @@ def files(out):
     return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
 def test_the_command_says_one_line_and_changes_nothing(copy, capfd, damage):
     DAMAGES[damage](large_file(last(copy)))

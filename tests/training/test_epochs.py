@@ -14,6 +14,7 @@ from nngp_dag.errors import InputError
 from nngp_dag.graph import Conv
 from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, train
+from nngp_dag.training.history import History
 from nngp_dag.training.networks import build
 from nngp_dag.training.program import Program, on_device
 from nngp_dag.training.tasks import DagTask
@@ -91,6 +92,7 @@ def test_class_means_differ_from_overall_accuracies_and_leave_out_absent_classes
     assert np.abs(found[:, :, 1] - found[:, :, 2]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_state_before_and_after(epochs):
     _, host, found, _, again = epochs
     for point, values in ((0, found[0]), (-1, again)):
@@ -106,6 +108,7 @@ def test_evaluation_of_the_state_before_and_after(epochs):
     assert np.abs(again[0, 0] - found[-1, 0, 0]).min() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_best_state_is_the_first_of_highest_validation_accuracy(epochs):
     _, host, found, _, _ = epochs
     accuracies = found[1:, 1, 1]
@@ -184,6 +187,7 @@ def test_dags_with_equal_live_edges_share_one_program_which_compiles_once(twins)
     assert str(first.dag) != str(second.dag)
 
 
+@pytest.mark.slow
 def test_what_a_history_says(twins):
     (run, _), _, _ = twins
     history = run.history
@@ -197,11 +201,10 @@ def test_what_a_history_says(twins):
     assert rows[2]["test_class_accuracy"] == history.of("test", "class_accuracy")[2, 0]
 
 
-def test_epochs_to_an_accuracy_are_interpolated(twins):
-    history = twins[0][0].history
+def test_epochs_to_an_accuracy_are_interpolated():
     values = np.full((4, 3, 3, 3), np.nan)
     values[:, 0, 1] = np.array([[0.1, 0.2, 0.6], [0.1, 0.3, 0.4], [0.3, 0.2, 0.6], [0.7, 0.4, 0.7]])
-    mine = type(history)("mine", (0, 1, 2), 3, np.ones(3), values)
+    mine = History("mine", (0, 1, 2), 3, np.ones(3), values)
     np.testing.assert_allclose(mine.epochs_to(0.5), [2.5, np.nan, 0.0])
     np.testing.assert_allclose(mine.epochs_to(0.3), [2.0, 1.0, 0.0])
 

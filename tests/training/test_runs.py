@@ -154,6 +154,7 @@ def test_checkpoints_of_a_run(whole, shared_programs):
         assert len(list((out / "checkpoints" / result.name / "last").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_evaluation_finds_what_the_run_found(whole):
     out, runs = whole
     for result in runs:
@@ -226,7 +227,7 @@ def stop_at(monkeypatch, moment, name, epoch):
     return on_progress
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize(
     ("moment", "name", "epoch", "every"),
     [

@@ -265,10 +265,11 @@ def test_only_runs_are_overwritten(capsys, tmp_path):
     [
         (0.005, (), "stable rate is 0.005: lower --learning-rate below it"),
         (0.5, (), "stable rate is 0.5, at infinite width: lower --learning-rate"),
-        (
+        pytest.param(
             0.5,
             ("--weight-decay", "9"),
             "is 0.5, without weight decay: lower --learning-rate or --weight-decay",
+            marks=pytest.mark.slow,
         ),
     ],
 )
