@@ -100,6 +100,7 @@ _MODULES = frozenset(
         "architecture",
         "data",
         "errors",
+        "estimators",
         "graph",
         "kernels",
         "nas",

@@ -1,0 +1,35 @@
+"""Kernels of a network as functions of its layer's numbers, for the covariance functions of other libraries."""
+
+from typing import Any
+
+from nngp_dag.architecture import Network, as_network
+from nngp_dag.errors import InputError
+from nngp_dag.kernels import kernel
+
+
+def one_output(network: Any, **architecture: Any) -> Network:
+    """Returns the network that an argument and the given options stand for; options that are None are left out.
+
+    Raises:
+      GraphError: `network` is no graph.
+      InputError: An option is refused, or the network has several outputs.
+    """
+    found = as_network(network, "network", **{name: v for name, v in architecture.items() if v is not None})
+    if (outputs := len(found.dag.outputs)) > 1:
+        raise InputError(f"Expected `network` to have one output node, got {outputs}; take one network per output")
+    return found
+
+
+def kernel_at(network: Network, x1: Any, x2: Any, kind: str, w_std: Any, b_std: Any) -> Any:
+    """Returns the NNGP or NTK at other numbers of the layer, which JAX may trace, (N1, N2).
+
+    Args:
+      network: The network.
+      x1: Inputs, (N1, d).
+      x2: Other inputs, (N2, d), or None for `x1`.
+      kind: "nngp" or "ntk".
+      w_std: Standard deviation of the weights of the layer.
+      b_std: Standard deviation of its biases; None for a layer without biases.
+    """
+    numbers = {"w_std": w_std} if b_std is None else {"w_std": w_std, "b_std": b_std}
+    return getattr(kernel(network, x1, x2, get=kind, parameters={"layer": numbers}), kind)
