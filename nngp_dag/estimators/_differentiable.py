@@ -1,9 +1,10 @@
-"""Kernels of a network as functions of its layer's numbers, for the covariance functions of other libraries."""
+"""What covariance functions of all libraries share: kernels as functions of numbers, and a word on absent libraries."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from nngp_dag.architecture import Network, as_network
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, MissingLibraryError
 from nngp_dag.kernels import kernel
 
 
@@ -33,3 +34,13 @@ def kernel_at(network: Network, x1: Any, x2: Any, kind: str, w_std: Any, b_std: 
     """
     numbers = {"w_std": w_std} if b_std is None else {"w_std": w_std, "b_std": b_std}
     return getattr(kernel(network, x1, x2, get=kind, parameters={"layer": numbers}), kind)
+
+
+def missing(extra: str, libraries: Iterable[str], error: ModuleNotFoundError) -> ImportError:
+    """Returns the error to raise for a module that is absent: one with a remedy if it belongs to these libraries."""
+    if (error.name or "").partition(".")[0] not in libraries:
+        return error
+    return MissingLibraryError(
+        f"Expected `{error.name}` to be installed for `nngp_dag.estimators.{extra}`, got no such library; install it "
+        f"by pip install 'nngp-dag[{extra}]'"
+    )

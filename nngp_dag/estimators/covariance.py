@@ -93,7 +93,8 @@ class _NetworkKernel(Kernel):
           InputError: The inputs are refused, or a gradient is asked for together with `Y`.
         """
         x = np.asarray(X)
-        values = matrix(self._network(), x, None if Y is None else np.asarray(Y), self._kind, "float64")
+        # Callers add to the diagonal in place, so it is a copy of what JAX computed.
+        values = np.array(matrix(self._network(), x, None if Y is None else np.asarray(Y), self._kind, "float64"))
         if not eval_gradient:
             return values
         if Y is not None:
