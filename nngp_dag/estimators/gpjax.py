@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing("gpjax", ("equinox", "gpjax", "lineax", "paramax"), error) from None
 import jax
+import jax.numpy as jnp
 
 __all__ = ["NNGP", "NTK"]
 
@@ -67,11 +68,11 @@ class _NetworkKernel(AbstractKernel):
             plain["b_std"] = 1.0  # the structure has biases, and the parameter their standard deviation
         self.network = one_output(network, activation=activation, order=order, aggregation=aggregation, **plain)
         layer = self.network.layer
-        self.w_std = w_std if isinstance(w_std, AbstractUnwrappable) else PositiveReal(layer.w_std)
+        self.w_std = w_std if isinstance(w_std, AbstractUnwrappable) else PositiveReal(jnp.asarray(layer.w_std, float))
         if isinstance(b_std, AbstractUnwrappable) or layer.b_std is None:
             self.b_std = b_std
         else:
-            self.b_std = PositiveReal(layer.b_std)
+            self.b_std = PositiveReal(jnp.asarray(layer.b_std, float))
         super().__init__(active_dims, n_dims, _COMPUTATION)
 
     def matrix(self, x: Any, y: Any) -> Any:
