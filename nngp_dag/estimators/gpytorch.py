@@ -148,9 +148,8 @@ class _NetworkKernel(gpytorch.kernels.Kernel):
     def _set(self, name: str, value: Any) -> None:
         raw = getattr(self, f"raw_{name}")
         inverse = getattr(self, f"raw_{name}_constraint").inverse_transform
-        self.initialize(
-            **{f"raw_{name}": inverse(torch.as_tensor(value, dtype=raw.dtype, device=raw.device).expand_as(raw))}
-        )
+        given = torch.as_tensor(value, dtype=raw.dtype, device=raw.device).expand_as(raw)
+        self.initialize(**{f"raw_{name}": inverse(given)})
 
     @property
     def w_std(self) -> Any:
