@@ -126,6 +126,21 @@ class Activation:
         """Whether phi(x) = x."""
         return False
 
+    @property
+    def numbers(self) -> dict[str, float | tuple[float, ...]]:
+        """The real parameters by name, in which kernels can be differentiated; a whole number, such as a degree, is none.
+
+        Examples:
+          >>> leaky_relu(0.1).numbers
+          {'a': 0.1, 'b': 1.0}
+        """
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, float) or (isinstance(value, tuple) and value and isinstance(value[0], float))
+        }
+
     def _parameters(self) -> tuple[Any, ...]:
         return tuple(getattr(self, f.name) for f in fields(self))
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nngp_dag.architecture.network import Network, stem_of
+from nngp_dag.architecture.network import Network, readout_of, stem_of
 from nngp_dag.errors import GraphError, InputError, NngpDagError, did_you_mean, shown
 from nngp_dag.graph import Dag, Dense, Edge, Op, Operation
 from nngp_dag.graph.operations import EdgeOperation, name_of_class
@@ -23,9 +23,17 @@ def to_document(network: Network) -> dict[str, Any]:
       ('2_12', 'mean', True)
     """
     fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    # A given stem that equals the layer's own counts as none, so that equal networks have equal documents.
+    # A given stem or readout that equals the layer's own counts as none, so that equal networks have equal documents.
     stem = None if network.stem in (None, stem_of(network.layer)) else _of_operation(network.stem)
-    return fields | {"dag": _of_dag(network.dag), "layer": _of_operation(network.layer), "stem": stem}
+    readout: Any = network.readout
+    if isinstance(readout, Dense):
+        readout = True if readout == readout_of(network.layer) else _of_operation(readout)
+    return fields | {
+        "dag": _of_dag(network.dag),
+        "layer": _of_operation(network.layer),
+        "stem": stem,
+        "readout": readout,
+    }
 
 
 def from_document(document: Mapping[str, Any]) -> Network:
@@ -37,11 +45,12 @@ def from_document(document: Mapping[str, Any]) -> Network:
     """
     try:
         fields = dict(document)
-        stem = fields["stem"]
+        stem, readout = fields["stem"], fields["readout"]
         fields |= {
             "dag": _dag(fields["dag"]),
             "layer": _operation(fields["layer"]),
             "stem": None if stem is None else _operation(stem),
+            "readout": readout if isinstance(readout, bool) else _operation(readout),
         }
         return Network(**fields)
     except NngpDagError:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,8 @@ class Network:
       aggregation: "sum", "scaled-sum" or "mean".
       stem: The operation from the data to every input node; None for the one that `layer` determines, without layer
         norm.
-      readout: Whether a linear readout follows the last node; otherwise the output is X(H) itself.
+      readout: Whether a readout follows the last node; otherwise the output is X(H) itself. A `Dense` in place of True
+        is a readout with numbers of its own; it applies its activation, if it has one, before its weights.
       image_readout: The treatment of the pixels of X(H): "flatten" or "global-average".
       parameterization: The parameters that gradients are taken with respect to. "ntk" means parameters of variance 1.
         "standard" means weights of variance w_std^2 / fan-in; the NTK then grows with the width.
@@ -84,7 +85,7 @@ class Network:
     layer: Dense
     aggregation: str
     stem: Dense | None
-    readout: bool
+    readout: bool | Dense
     image_readout: str
     parameterization: str
     width: int
@@ -96,7 +97,7 @@ class Network:
         layer: Any = None,
         aggregation: str = "sum",
         stem: Dense | None = None,
-        readout: bool = True,
+        readout: bool | Dense = True,
         image_readout: str = "flatten",
         parameterization: str = "ntk",
         width: int = 1024,
@@ -120,7 +121,7 @@ class Network:
             "layer": layer,
             "aggregation": aggregation,
             "stem": stem,
-            "readout": check_flag("readout", readout),
+            "readout": readout if isinstance(readout, Dense) else check_flag("readout", readout),
             "image_readout": image_readout,
             "parameterization": parameterization,
             "width": check_whole("width", width, 1),
@@ -143,9 +144,11 @@ class Network:
                 raise InputError("Expected `stem` to apply its weights first, got order 'act-linear'; use 'linear-act'")
             if self.stem.layer_norm:
                 raise InputError("Expected `stem` without `layer_norm`, got one; normalize the data instead")
+        if isinstance(self.readout, Dense):
+            self._check_readout(self.readout)
         from nngp_dag.activations import get_activation  # imported late, because it loads JAX
 
-        operations = (self.layer, self.stem, *(edge.op for edge in self.dag.edges))
+        operations = (self.layer, self.stem, self.readout, *(edge.op for edge in self.dag.edges))
         for op in dict.fromkeys(operations):
             if not isinstance(op, EdgeOperation):
                 continue
@@ -168,6 +171,16 @@ class Network:
                 f"{self.image_readout!r}"
             )
         self.check_gaussian(input_is_gaussian=True)
+
+    def _check_readout(self, readout: Dense) -> None:
+        if readout.window is not None:
+            raise InputError(
+                "Expected `readout` to be a `Dense`, got a `Conv`; `image_readout` says how the pixels are read"
+            )
+        if readout.order == "linear-act" and readout.activation is not None:
+            raise InputError("Expected `readout` to apply its weights last, got order 'linear-act'; use 'act-linear'")
+        if readout.layer_norm:
+            raise InputError("Expected `readout` without `layer_norm`, got one; normalize in the last edges instead")
 
     @functools.cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -192,9 +205,10 @@ class Network:
 
     @functools.cached_property
     def _values(self) -> dict[str, Any]:
-        """The values that comparisons use: the fields, with the layer's own stem in place of None."""
+        """The values that comparisons use: the fields, with the layer's own stem and readout where none are given."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | ({"stem": self.stem_op} if self.has_stem else {})
+        fields |= {"stem": self.stem_op} if self.has_stem else {}
+        return fields | ({"readout": self.readout_op} if self.readout else {})
 
     def __eq__(self, other: object) -> bool:
         """Whether two networks apply equal operations."""
@@ -212,14 +226,15 @@ class Network:
     @property
     def reads_out_activated(self) -> bool:
         """Whether there is a readout that applies the activation before its weights."""
-        return self.readout and self.layer.order == "act-linear" and self.layer.activation is not None
+        return bool(self.readout) and self.readout_op.activation is not None
 
     @property
     def readout_op(self) -> Dense:
-        """The readout's operation, if `readout` is true."""
-        layer = self.layer
-        activation = layer.activation if self.reads_out_activated else None
-        return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)
+        """The readout's operation, if there is a readout."""
+        if isinstance(self.readout, Dense):
+            return self.readout
+        own = readout_of(self.layer)
+        return own if self.readout else dataclasses.replace(own, activation=None)
 
     @functools.cached_property
     def weighted_operations(self) -> tuple[Dense, ...]:
@@ -333,6 +348,8 @@ class Network:
             value = getattr(self, name)
             if value == getattr(plain, name) or (name == "stem" and value == stem_of(self.layer)):
                 continue
+            if name == "readout" and value == readout_of(self.layer):
+                continue
             found[name] = forms.constructor(value) if isinstance(value, Dense) else repr(value)
         return found
 
@@ -343,6 +360,47 @@ class Network:
         except GraphError:
             dag = repr(self.dag)
         return forms.call("Network", {"": dag} | self._changed)
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns the numbers of the network by name, a pytree that `nngp_dag.kernel` takes as `parameters`.
+
+        Its entries are "layer", "stem" and "readout" where the network has a stem and a readout of its own, and
+        "edges", by the ends of each live edge. A weighted operation has `w_std`, `b_std` if there are biases, and under
+        "activation" the parameters of its activation. Every edge has a `weight` that multiplies its output, 1 at first;
+        a `Scale` has its `factor` instead. Edges with the same ends are told apart by their operations.
+
+        Examples:
+          >>> network = Network("2_12", layer=Dense(activation="erf", b_std=0.1))
+          >>> network.parameters()["layer"]
+          {'w_std': 1.414..., 'b_std': 0.1, 'activation': {'a': 1.0, 'b': 1.0, 'c': 0.0}}
+          >>> network.parameters()["edges"]
+          {'0->1': {'weight': 1.0}, '0->2': {'weight': 1.0}, '1->2': {'weight': 1.0}}
+        """
+        from nngp_dag.architecture.parameters import parameters_of
+
+        return parameters_of(self)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> "Network":
+        """Returns the network with other numbers.
+
+        A weighted edge, or one that pools, whose `weight` is not 1 becomes two: its operation leads to a node of its
+        own, and a `Scale` from there to the target. A weight turns a skip into a `Scale`.
+
+        Args:
+          parameters: Numbers by name, as in `parameters`; those that are absent stay. Numbers of "layer" hold for the
+            stem and the readout, too, unless the network has its own, or "stem" or "readout" has other numbers here.
+
+        Raises:
+          InputError: A name is unknown, or a number is out of its range.
+
+        Examples:
+          >>> network = Network("2_12").with_parameters({"layer": {"w_std": 1.2}, "edges": {"0->2": {"weight": 0.5}}})
+          >>> network.layer.w_std, [str(edge) for edge in network.dag.edges]
+          (1.2, ['0->1:weighted', '0->3:scale(0.5)', '1->2:...'])
+        """
+        from nngp_dag.architecture.parameters import with_parameters
+
+        return with_parameters(self, parameters)
 
     def plot(self, axes: "Axes | None" = None, *, operations: Iterable[tuple[int, int, str]] = ()) -> "Axes":
         """Draws the graph as `Dag.plot` does, without the options of the network.
@@ -408,6 +466,12 @@ def stem_of(layer: Dense) -> Dense:
     """Returns the stem that a layer determines."""
     activation = layer.activation if layer.order == "linear-act" else None
     return dataclasses.replace(layer, activation=activation, layer_norm=False)
+
+
+def readout_of(layer: Dense) -> Dense:
+    """Returns the readout that a layer determines."""
+    activation = layer.activation if layer.order == "act-linear" else None
+    return Dense(activation=activation, order="act-linear", w_std=layer.w_std, b_std=layer.b_std)
 
 
 def window_output(op: Operation, image: tuple[int, ...], what: str) -> tuple[int, ...]:

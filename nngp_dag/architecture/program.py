@@ -14,14 +14,15 @@ bounds the cost of every graph. Graphs with skips between all nodes have about a
 """
 
 import functools
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nngp_dag.architecture._normal_form import EdgeKind, normal_form, rows
 from nngp_dag.architecture.network import Network
-from nngp_dag.graph.operations import Dense, EdgeOperation, Op, Operation, is_weighted
+from nngp_dag.graph.edge import Edge
+from nngp_dag.graph.operations import Dense, EdgeOperation, Op, Operation
 
 
 class Term(NamedTuple):
@@ -151,9 +152,25 @@ def program(network: Network) -> Program:
     return pairs or by_rows
 
 
+@functools.lru_cache(maxsize=4096)
 def program_by_rows(network: Network) -> Program:
     """Plans by rows: every node is a sum of independent fields with nonnegative weights. The network must not pool."""
     return _Planner(network).plan_rows()
+
+
+def program_by_pairs(network: Network, multiplicity: Callable[[Edge], Any]) -> Program:
+    """Plans by pairs with other multiplicities of edges, such as numbers that JAX traces.
+
+    Args:
+      network: The network; its structure alone determines that of the program.
+      multiplicity: The factor of each edge's output in the sum at its target.
+
+    Returns:
+      A program whose weights are lists of numbers.
+    """
+    pairs = _Planner(network, multiplicity=multiplicity).plan_pairs()
+    assert pairs is not None
+    return pairs
 
 
 def _dense(network: Network) -> Program:
@@ -180,9 +197,12 @@ def _mixing(op: Operation) -> EdgeOperation | None:
 class _Planner:
     """Hands out slots and collects steps while a plan is made."""
 
-    def __init__(self, network: Network, limit: int | None = None):
+    def __init__(self, network: Network, limit: int | None = None, multiplicity: Callable[[Edge], Any] | None = None):
         """Starts an empty plan; a plan of pairs with more than `limit` terms is given up."""
         self.network, self.dag, self.limit = network, network.dag, limit
+        self.multiplicity = multiplicity or network.multiplicity
+        # Multiplicities that JAX traces stay in a list, which the caller stacks.
+        self.array: Callable[[list], Any] = list if multiplicity else lambda weights: np.array(weights, float)
         self.slots = self.dag.num_inputs
         self.steps: list[Step] = []
         self.weights: list[float | int] = []
@@ -219,9 +239,9 @@ class _Planner:
     def finish(self, sums: list[dict[MeanTerm, float | int]]) -> Program:
         """Returns the program, given the summands of every node's mean."""
         means = tuple(tuple(terms) for terms in sums)
-        weights = [weight for terms in sums for weight in terms.values()]
+        mean_weights = [weight for terms in sums for weight in terms.values()]
         structure = Structure(self.dag.num_inputs, self.slots, tuple(self.steps), means, self.dag.outputs)
-        return Program(structure, np.array(self.weights, float), np.array(weights, float), tuple(self.operations))
+        return Program(structure, self.array(self.weights), self.array(mean_weights), tuple(self.operations))
 
     def _means_by_edge(self) -> list[dict[MeanTerm, float | int]]:
         sums = []
@@ -234,7 +254,7 @@ class _Planner:
                     term = MeanTerm(self.field_slot[edge.source, edge.op], None)
                 else:
                     term = MeanTerm(None, edge.source, _mixing(edge.op))
-                weight = self.network.factor(node) if is_weighted(edge.op) else self.network.multiplicity(edge)
+                weight = self.multiplicity(edge)
                 merged[term] = merged.get(term, 0) + weight
             sums.append(merged)
         return sums
@@ -273,7 +293,7 @@ class _Planner:
     def _unweighted(self, node: int) -> list[tuple[int, float | int, EdgeOperation | None]]:
         """Returns source, multiplicity and pooling of every edge without weights into a node."""
         return [
-            (edge.source, self.network.multiplicity(edge), _mixing(edge.op))
+            (edge.source, self.multiplicity(edge), _mixing(edge.op))
             for edge in self.network.into[node]
             if not isinstance(edge.op, Dense)
         ]
@@ -304,7 +324,7 @@ class _Planner:
             yield Term(node), 1
         for edge in self.network.into[node]:
             if isinstance(edge.op, Dense):
-                yield Term(self.field_slot[edge.source, edge.op]), self.network.factor(node) ** 2
+                yield Term(self.field_slot[edge.source, edge.op]), self.multiplicity(edge) ** 2
         for source, weight, pool in self._unweighted(node):
             for other, other_weight, other_pool in self._unweighted(node):
                 slot = self.sum_slot[self._key(source, other)]

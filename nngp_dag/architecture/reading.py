@@ -20,7 +20,7 @@ class Architecture(TypedDict, total=False):
     layer: Dense | None
     aggregation: str
     stem: Dense | None
-    readout: bool
+    readout: bool | Dense
     image_readout: str
     parameterization: str
     width: int

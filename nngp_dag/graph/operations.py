@@ -443,8 +443,8 @@ def check_not_traced(name: str, value: object) -> None:
     """
     if any(base.__name__ == "Tracer" and base.__module__.startswith("jax.") for base in type(value).__mro__):
         raise InputError(
-            f"Expected `{name}` to be a number, got {shown(value)} inside a transformation of JAX; gradients and "
-            "other transformations are supported in inputs only: pass a number from outside"
+            f"Expected `{name}` to be a number, got {shown(value)} inside a transformation of JAX; pass a number from "
+            "outside, and the numbers of a network that JAX traces as `parameters` of `nngp_dag.kernel`"
         )
 
 

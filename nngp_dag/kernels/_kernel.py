@@ -1,7 +1,7 @@
 """`kernel` computes the NNGP and NTK of a network on data; `explain` says how."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -14,10 +14,11 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import InputError, shown, within_memory
 from nngp_dag.graph import Dag
 from nngp_dag.kernels.accuracy import check_quadratures
-from nngp_dag.kernels.backends.unrolled import Kernels
+from nngp_dag.kernels.backends.unrolled import Kernels, Weights
 from nngp_dag.kernels.blocking import kernel_of_inputs
 from nngp_dag.kernels.choose import Plan, Problem, choose
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
+from nngp_dag.kernels.parametric import is_traced, parametric
 from nngp_dag.kernels.result import finished
 from nngp_dag.kernels.weights import check_least, check_range, weights_of, weights_of_series
 
@@ -34,6 +35,7 @@ def kernel(
     *,
     get: str | tuple[str, ...] = GETS,
     dtype: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
     **architecture: Unpack[Architecture],
 ) -> Any:
     """Computes the exact NNGP and NTK of an infinitely wide network of any connectivity.
@@ -65,7 +67,8 @@ def kernel(
       NVIDIA GPUs the steps of large symmetric kernels run in one Pallas kernel.
 
     Standard deviations, scales, widths and parameters of activations are inputs of compiled programs, so another value
-    of them does not compile anew.
+    of them does not compile anew. Kernels can be differentiated in all of them, and in a weight of every edge:
+    transformations such as `jax.grad` may trace the numbers in `parameters`, and `w_std` and `b_std`.
 
     Accuracy follows the dtype of the input, unless `dtype` names one. Inputs of float64 and wider floats are computed
     in float64, whether or not `jax_enable_x64` is set; integers and narrower floats are computed in float32. Inputs
@@ -81,6 +84,7 @@ def kernel(
       x2: Inputs, (N2, ...), with as many features as `x1`, or None for `x1`.
       get: "nngp" or "ntk" for that matrix alone; by default both.
       dtype: The precision of the computation, "float32" or "float64"; by default that of the input.
+      parameters: Numbers by name in place of the network's own, as in `Network.parameters`; those that are absent stay.
       **architecture: Fields of `nngp_dag.Network` (`layer`, `aggregation`, `stem`, `readout`, `image_readout`,
         `parameterization`, `width`), and of its layer (`activation`, `order`, `w_std`, `b_std`).
 
@@ -110,9 +114,12 @@ def kernel(
     Reference: Chen et al., NeurIPS 2022 (the architecture); Lee et al., ICLR 2018 (NNGP); Jacot et al., NeurIPS 2018
     (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
-    network = as_network(network, "network", kernel, **architecture)
     wanted = _wanted(get)
-    inputs1, inputs2, plan, precision = _planned(network, x1, x2, "ntk" in wanted, dtype)
+    network, numbers = _with_numbers(network, parameters, architecture)
+    inputs1, inputs2, problem = _checked(network, x1, x2, "ntk" in wanted, dtype, numbers=numbers)
+    precision = problem.dtype
+    with precision_of(precision):
+        plan, weights = _planned(network, problem, numbers)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
     pixels = " and the covariances of all pairs of pixels" if plan.layout.full else ""
     needed = f"{len(wanted)} x {rows * columns * precision.itemsize / 2**30:.3g} GiB of kernels{pixels}"
@@ -120,9 +127,10 @@ def kernel(
         f"{needed} of {rows:,} x {columns:,} inputs",
         "`nngp_dag.gram` computes them in tiles within a memory budget, and on disk with `out`",
     ):
-        results = _results(network, inputs1, inputs2, plan, precision)
+        results = _results(network, inputs1, inputs2, plan, weights, precision)
         inputs = (*inputs1, *(inputs2 or ()))
-        kernels = [finished(*pair, precision, wanted, network, i, inputs) for i, pair in enumerate(results)]
+        of = None if numbers else network
+        kernels = [finished(*pair, precision, wanted, of, i, inputs) for i, pair in enumerate(results)]
     return tuple(kernels) if len(kernels) > 1 else kernels[0]
 
 
@@ -159,7 +167,8 @@ def explain(
     """
     network = as_network(network, "network", explain, **architecture)
     (one1, count1), (one2, count2) = _of_shape("x1", x1), _of_shape("x2", x2)
-    *_, plan, _ = _planned(network, one1, one2, True, dtype, (count1, count2))
+    *_, problem = _checked(network, one1, one2, True, dtype, counts=(count1, count2))
+    plan = choose(network, problem)
     return f"{plan.way} ({plan.reason})"
 
 
@@ -179,10 +188,37 @@ def _of_shape(name: str, x: Any) -> tuple[Any, int | None]:
 Arrays = Sequence[np.ndarray | jax.Array]
 
 
-def _planned(
-    network: Network, x1: Any, x2: Any, with_ntk: bool, dtype: str | None, counts: Sequence[int | None] = (None, None)
-) -> tuple[Arrays, Arrays | None, Plan, np.dtype]:
-    """Returns checked inputs, the plan for their kernels, and the precision; `counts` replace the inputs' numbers."""
+def _with_numbers(
+    network: Any, parameters: Mapping[str, Any] | None, architecture: Architecture
+) -> tuple[Network, Mapping[str, Any] | None]:
+    """Returns the network with the given numbers, and those numbers if JAX traces some of them."""
+    options = dict(architecture)
+    traced = {name: options.pop(name) for name in ("w_std", "b_std") if is_traced(options.get(name))}
+    if "b_std" in traced:
+        options["b_std"] = 1.0  # the structure has biases; `traced` has their number
+    found = as_network(network, "network", kernel, **options)  # type: ignore[arg-type]
+    if not traced and parameters is None:
+        return found, None
+    numbers = dict(parameters or {})
+    if not isinstance(of_layer := numbers.get("layer", {}), Mapping):
+        raise InputError(f"Expected `parameters['layer']` to be a dictionary, got {shown(of_layer)}")
+    numbers["layer"] = {**traced, **of_layer}
+    if not is_traced(numbers):
+        return found.with_parameters(numbers), None
+    return found, numbers
+
+
+def _checked(
+    network: Network,
+    x1: Any,
+    x2: Any,
+    with_ntk: bool,
+    dtype: str | None,
+    *,
+    counts: Sequence[int | None] = (None, None),
+    numbers: Any = None,
+) -> tuple[Arrays, Arrays | None, Problem]:
+    """Returns checked inputs, and the problem that they pose; `counts` replace the inputs' numbers."""
     inputs1 = check_inputs("x1", x1, network, dtype)
     inputs2 = None if x2 is None else check_inputs("x2", x2, network, dtype)
     for first, second in zip(inputs1, inputs2 or (), strict=inputs2 is not None):
@@ -192,38 +228,40 @@ def _planned(
                 f"{'x'.join(map(str, first.shape[1:]))} and {'x'.join(map(str, second.shape[1:]))}"
             )
     both = (inputs1, inputs2 or inputs1)
-    precision = compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype)
     problem = Problem(
         rows=counts[0] or len(inputs1[0]),
         columns=counts[inputs2 is not None] or len(both[1][0]),
         symmetric=inputs2 is None,
         features=inputs1[0].shape[-1],
-        dtype=precision,
+        dtype=compute_dtype(*inputs1, *(inputs2 or ()), dtype=dtype, traced=numbers is not None),
         with_ntk=with_ntk,
         one_array=all(x is side[0] for side in both for x in side),
         traced=any(isinstance(x, jax.core.Tracer) for side in both for x in side),
     )
-    return inputs1, inputs2, choose(network, problem), precision
+    return inputs1, inputs2, problem
+
+
+def _planned(network: Network, problem: Problem, numbers: Mapping[str, Any] | None) -> tuple[Plan, Weights]:
+    """Returns the plan for a kernel, and the numbers of its program; `numbers` are those that JAX traces."""
+    if numbers is not None:
+        return parametric(network, problem, numbers)
+    plan, dtype = choose(network, problem), problem.dtype
+    if plan.series is None:
+        return plan, weights_of(plan, dtype)
+    check_range(plan.program, dtype)
+    check_least(plan.series, dtype)
+    return plan, weights_of_series(plan.series, plan.spec, dtype)
 
 
 def _results(
-    network: Network,
-    inputs1: Sequence[np.ndarray | jax.Array],
-    inputs2: Sequence[np.ndarray | jax.Array] | None,
-    plan: Plan,
-    dtype: np.dtype,
+    network: Network, inputs1: Arrays, inputs2: Arrays | None, plan: Plan, weights: Weights, dtype: np.dtype
 ) -> Kernels:
     """Returns NNGP and NTK of every output for checked inputs."""
     with precision_of(dtype):
         data1 = [jnp.asarray(x, dtype) for x in inputs1]
         data2 = None if inputs2 is None else [jnp.asarray(x, dtype) for x in inputs2]
         if plan.series is not None:
-            check_range(plan.program, dtype)
-            check_least(plan.series, dtype)
-            weights = weights_of_series(plan.series, plan.spec, dtype)
             data1, data2 = data1[:1], data2 and data2[:1]
-        else:
-            weights = weights_of(plan, dtype)
         results = kernel_of_inputs(weights, data1, data2, spec=plan.spec, layout=plan.layout)
         if plan.quadrature and not isinstance(results[0][0], jax.core.Tracer):
             for data in (data1, data2) if data2 is not None else (data1,):

@@ -20,7 +20,7 @@ import numpy as np
 
 from nngp_dag.activations import Activation, Quadrature, get_activation
 from nngp_dag.architecture import Network
-from nngp_dag.architecture.program import Program, program
+from nngp_dag.architecture.program import Program, program, program_by_rows
 from nngp_dag.graph import Dense
 from nngp_dag.kernels.backends.chebyshev import series_of, spec_of_series, together
 from nngp_dag.kernels.backends.loop_tables import loop_structure
@@ -46,7 +46,9 @@ class Problem(NamedTuple):
       dtype: Precision of the computation.
       with_ntk: Whether the NTK is requested.
       one_array: Whether all input nodes read one array.
-      traced: Whether a transformation such as `jax.jit` traces the inputs.
+      traced: Whether a transformation such as `jax.jit` traces the inputs, or numbers of the network.
+      by_rows: Whether weights of edges are traced. Their signs are then unknown, and only a program by rows adds up
+        terms with weights that are never negative.
     """
 
     rows: int
@@ -57,6 +59,7 @@ class Problem(NamedTuple):
     with_ntk: bool = True
     one_array: bool = True
     traced: bool = False
+    by_rows: bool = False
 
 
 class Plan(NamedTuple):
@@ -93,9 +96,10 @@ def choose(network: Network, problem: Problem) -> Plan:
     blocks = block_sizes()
     network.check_gaussian(input_is_gaussian=True, reads_out=True)
     large = problem.rows * problem.columns >= _UNROLLED_ENTRIES
-    unrolled = large and _may_be_unrolled(network)
+    unrolled = large and _may_be_unrolled(network, problem.by_rows)
     tiles = problem.symmetric and not network.image_operations and problem.rows >= 2 * blocks.tile
-    plan = plan_of(network, problem.with_ntk, not (unrolled or network.image_operations), blocks)
+    loop = not (unrolled or network.image_operations)
+    plan = plan_of(network, problem.with_ntk, loop, blocks, by_rows=problem.by_rows)
     obstacle = _obstacle_to_series(plan, problem)
     if not obstacle:
         found = _series(network, problem.with_ntk, problem.features, problem.dtype)
@@ -136,10 +140,14 @@ def _obstacle_to_series(plan: Plan, problem: Problem) -> str:
     return "few steps on a GPU" if plan.spec.blocks.gpu and not plan.spec.loop else ""
 
 
-def _may_be_unrolled(network: Network) -> bool:
-    if network.image_operations or len(program(network).structure.steps) > _UNROLLED_STEPS:
+def _may_be_unrolled(network: Network, by_rows: bool) -> bool:
+    if network.image_operations or len(_steps(network, by_rows).structure.steps) > _UNROLLED_STEPS:
         return False
     return not any(phi.compiles_slowly for phi in _activations(network))
+
+
+def _steps(network: Network, by_rows: bool) -> Program:
+    return program_by_rows(network) if by_rows else program(network)
 
 
 def _activations(network: Network) -> list[Activation]:
@@ -148,7 +156,15 @@ def _activations(network: Network) -> list[Activation]:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *, keeps_pixels: bool = False) -> Plan:
+def plan_of(
+    network: Network,
+    with_ntk: bool,
+    loop: bool,
+    blocks: BlockSizes,
+    *,
+    keeps_pixels: bool = False,
+    by_rows: bool = False,
+) -> Plan:
     """Returns a plan that evaluates a network's steps, as a loop or unrolled.
 
     Args:
@@ -157,10 +173,11 @@ def plan_of(network: Network, with_ntk: bool, loop: bool, blocks: BlockSizes, *,
       loop: Whether the steps run as a loop.
       blocks: The sizes of blocks.
       keeps_pixels: Whether the pixels of the last node are kept for layers that follow.
+      by_rows: Whether the program must be one by rows, see `Problem`.
     """
     operations, images = network.weighted_operations, network.image_operations
-    steps = program(network)
-    layers = layers_of(network, steps.operations, reads_out=network.readout)
+    steps = _steps(network, by_rows)
+    layers = layers_of(network, steps.operations, reads_out=bool(network.readout))
     spec = Spec(
         structure=loop_structure(steps.structure) if loop else steps.structure,
         layers=jax.tree.structure(layers),

@@ -31,14 +31,20 @@ def precision_of(dtype: np.dtype) -> Iterator[None]:
         yield
 
 
-def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> np.dtype:
+def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None, traced: bool = False) -> np.dtype:
     """Returns the precision in which kernels of these inputs are computed: `dtype`, or by default that of the inputs.
+
+    Args:
+      *arrays: The inputs.
+      dtype: "float32", "float64" or None.
+      traced: Whether a transformation of JAX traces numbers of the network. If `jax_enable_x64` is off, they are
+        float32, and so are their kernels by default.
 
     Raises:
       InputError: `dtype` is "float64" inside a transformation of JAX while `jax_enable_x64` is off.
     """
     if dtype is not None:
-        traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
+        traced = traced or any(isinstance(array, jax.core.Tracer) for array in arrays)
         if traced and dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError(
                 "Expected `dtype` 'float32' inside a transformation of JAX, which would round float64 results, got "
@@ -48,6 +54,7 @@ def compute_dtype(*arrays: np.ndarray | jax.Array, dtype: str | None = None) -> 
     # Inside a transformation the traced arrays decide: NumPy constants there are float64 only by default.
     deciding = [array for array in arrays if isinstance(array, jax.core.Tracer)] or arrays
     double = any(array.dtype == np.float64 for array in deciding)
+    double = double and (jax.config.read("jax_enable_x64") or not traced)
     return np.dtype(np.float64 if double else np.float32)
 
 

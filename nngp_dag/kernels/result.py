@@ -103,7 +103,7 @@ def finished(
     ntk: jax.Array | None,
     dtype: np.dtype,
     wanted: Sequence[str],
-    network: Network,
+    network: Network | None,
     output: int,
     inputs: Sequence[np.ndarray | jax.Array],
 ) -> Kernel:
@@ -114,7 +114,7 @@ def finished(
       ntk: The NTK, (N1, N2), or None.
       dtype: The precision of both.
       wanted: The requested matrices: "nngp", "ntk" or both.
-      network: The network.
+      network: The network; None if JAX traces its numbers, so that no network has them.
       output: The number of the network's output.
       inputs: The inputs of the kernels, from which the message names a cause of an overflow.
 
@@ -122,7 +122,7 @@ def finished(
       InputError: A requested matrix has entries that are not finite; the message names a cause and a remedy.
     """
     results: dict[str, jax.Array | np.ndarray | None] = {"nngp": nngp, "ntk": ntk}
-    if not isinstance(nngp, jax.core.Tracer):
+    if network is not None and not isinstance(nngp, jax.core.Tracer):
         # Inputs and weights have been checked to be in range, but products along a graph may still overflow.
         with precision_of(dtype):
             broken = [name for name in wanted if not _is_finite(results[name])]
