@@ -122,6 +122,26 @@ def array(value: Any) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
 
 
+def is_known(value: Any, axes: int) -> bool:
+    """Whether a value is a number, or an array of numbers, with so many axes; tracers and shapes of JAX are not.
+
+    Examples:
+      >>> import numpy as np
+      >>> is_known(0.5, 0), is_known(np.zeros(3), 0), is_known(None, 0)
+      (True, False, False)
+    """
+    if any(base.__name__ == "Tracer" for base in type(value).__mro__):
+        return False
+    found = 0 if isinstance(value, numbers.Number) else getattr(value, "ndim", None)
+    return found == axes and (isinstance(value, numbers.Number) or hasattr(value, "__array__"))
+
+
+def shapes(result: Any) -> dict[str, str]:
+    """Returns dtype and shape of every field of a dataclass that is not None, for results whose values are unknown."""
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    return {name: array(value) for name, value in fields.items() if value is not None}
+
+
 def span(values: Any) -> str:
     """Writes the smallest and the largest of some numbers, NaN left out.
 

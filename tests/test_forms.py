@@ -74,6 +74,7 @@ RESULTS = {
     "brackets": nd.theory.Brackets(nd.Bracket(0.1, 0.5), nd.Bracket(1 / 3, 2e9)),
     "path bound": nd.PathBound(math.inf, ("skips share an ancestor", "means of activated branches add up")),
     "posterior": nd.Posterior(np.zeros((300, 10)), np.eye(300), kind="ntk"),
+    "leave one out": nd.leave_one_out(np.eye(3), np.eye(3), 0.5),
     "loss curve": CURVE,
     "test curve": TESTED,
     "modes": nd.Modes(np.arange(3.0), np.ones(3), 0.5),
@@ -348,6 +349,16 @@ def test_posteriors_as_a_table():
     assert list(table) == ["input", "output", "mean", "std"]
     np.testing.assert_array_equal(table.pivot(index="input", columns="output", values="mean"), mean)
     np.testing.assert_array_equal(table["std"], np.repeat(found.std, 2))
+
+
+def test_leave_one_out_as_a_table():
+    targets = np.random.default_rng(0).normal(size=(3, 2))
+    for kind in ("nngp", "ntk"):
+        found = nd.leave_one_out(np.diag([1.0, 2.0, 3.0]), targets, 0.5, kind=kind)
+        table = found.to_frame()
+        assert list(table) == ["input", "output", "mean", "error", *(["std"] if kind == "nngp" else [])]
+        np.testing.assert_allclose(table.pivot(index="input", columns="output", values="error"), targets, rtol=1e-14)
+    np.testing.assert_allclose(nd.leave_one_out(np.eye(1), np.ones(1), 3.0).to_frame()["std"], 2)
 
 
 def test_a_comparison_as_the_table_of_its_file(tmp_path):

@@ -103,8 +103,8 @@ def host_array(name: str, x: Any) -> np.ndarray:
     """
     if isinstance(x, jax.core.Tracer):
         raise InputError(
-            f"Expected `{name}` to be an array, got {shown(x)} inside a transformation of JAX; only kernels can be "
-            "computed there: pass the result of the transformed function"
+            f"Expected `{name}` to be an array, got {shown(x)} inside a transformation of JAX; this function "
+            "computes outside of them: pass the result of the transformed function"
         )
     return np.asarray(real_array(name, x))
 

@@ -1,5 +1,6 @@
 """Loops over blocks of rows, and over square tiles of symmetric results."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,10 @@ def by_rows(
     """
     size = min(count, max(1, size))
 
-    # `jit` traces the function once, although both `eval_shape` and the loop call it.
+    # `jit` traces the function once, although both `eval_shape` and the loop call it. For derivatives every block is
+    # computed again, because its intermediate values in memory would take many times the time and space of the results.
     @jax.jit
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def compute(start: jax.Array | int) -> Any:
         return block(_taken(rows, start, size), start + jnp.arange(size))
 

@@ -33,7 +33,7 @@ _SETTINGS = "settings.json"
 _SETTINGS_SHAPE = {"settings": {"dags": dict, "seeds": [int], "steps": int, "sha256": dict}}
 _RESULTS_SHAPE = {"config": dict, "rows": [{"dag": str, "bound_rate": float}]}
 # Parts of a comparison that are dataclasses, with the shapes of their JSON.
-_SPECTRUM = {field.name: float for field in dataclasses.fields(Spectrum) if field.name != "eigenvalues"}
+_SPECTRUM = {field.name: float for field in dataclasses.fields(Spectrum) if field.default is not None}
 _BRACKET = {"lower": float, "upper": float}
 _PATH_BOUND = {"value": float, "violated_assumptions": [str]}
 _CURVE = {"steps": [int], "mean": [float], "std": [float], "learning_rate": float, "stable_learning_rate": float}

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from nngp_dag.errors import InputError, within_memory
 from nngp_dag.forms import Described
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.theory._algebra import is_traced
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def modes(k: Kernel, y: ArrayLike, learning_rate: float | None = None) -> Modes:
     eigenvectors).
     """
     if learning_rate is not None:
-        check_learning_rate(learning_rate)
-        learning_rate = float(learning_rate)
+        learning_rate = check_learning_rate(learning_rate)
     basis = eigenbasis(k, y)
     losses = 0.5 * (basis.targets.shape[1] * np.diag(basis.nngp) + np.sum(basis.targets**2, axis=1))
     return Modes(basis.eigenvalues[::-1], losses[::-1], learning_rate)
@@ -130,12 +130,7 @@ class Eigenbasis(NamedTuple):
 
 def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
     """Returns the checked NNGP, targets and eigenvalues in the eigenbasis of the NTK, in float64."""
-    check_kernel("k", k)
-    ntk, nngp = check_symmetric("k.ntk", k.ntk), check_symmetric("k.nngp", k.nngp)
-    if nngp.shape != ntk.shape:
-        raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
-    _check_semi_definite("k.nngp", nngp)
-    targets = check_targets("y", y, len(ntk))
+    ntk, nngp, targets = checked_training(k, y)
     # NNGP and NTK do not commute in general, so the rotated NNGP is a full matrix. Mean losses need only its diagonal,
     # the variance in Equation (18) of docs/mathematics.md needs all of it.
     with precision_of(np.dtype(np.float64)):
@@ -143,6 +138,17 @@ def eigenbasis(k: Kernel, y: ArrayLike) -> Eigenbasis:
         rotated = np.asarray(vectors.T @ jnp.asarray(nngp, jnp.float64) @ vectors)
     vectors = np.asarray(vectors)
     return Eigenbasis(without_rounding("k.ntk", ntk, np.asarray(eigenvalues)), vectors, rotated, vectors.T @ targets)
+
+
+def checked_training(k: Kernel, y: ArrayLike, *, traced: bool = False) -> tuple[Any, Any, Any]:
+    """Returns the checked NTK, NNGP and targets; with `traced` they may be traced by a transformation of JAX."""
+    check_kernel("k", k)
+    ntk, nngp = check_symmetric("k.ntk", k.ntk, traced=traced), check_symmetric("k.nngp", k.nngp, traced=traced)
+    if nngp.shape != ntk.shape:
+        raise InputError(f"Expected `k.nngp` and `k.ntk` of one shape, got {nngp.shape} and {ntk.shape}")
+    if isinstance(nngp, np.ndarray):
+        check_semi_definite("k.nngp", nngp)
+    return ntk, nngp, check_targets("y", y, len(ntk), traced=traced)
 
 
 def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
@@ -157,7 +163,7 @@ def without_rounding(name: str, values: np.ndarray, eigenvalues: np.ndarray) -> 
     return np.maximum(eigenvalues, 0.0)
 
 
-def _check_semi_definite(name: str, values: np.ndarray) -> None:
+def check_semi_definite(name: str, values: np.ndarray) -> None:
     """Raises an `InputError` where an eigenvalue is more negative than rounding can make it."""
     row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
     # A Cholesky factor exists exactly if the shifted matrix is positive definite. It costs a fraction of the
@@ -174,10 +180,18 @@ def _check_semi_definite(name: str, values: np.ndarray) -> None:
         ) from None
 
 
-def check_learning_rate(learning_rate: float) -> None:
-    """Raises an `InputError` unless `learning_rate` is finite and above 0."""
+def check_learning_rate(learning_rate: Any, *, traced: bool = False) -> Any:
+    """Returns `learning_rate` as a float, checked to be finite and above 0; with `traced` it may be traced by JAX."""
+    if traced and is_traced(learning_rate):
+        if learning_rate.shape:
+            raise InputError(
+                f"Expected `learning_rate` to be one number, got shape {learning_rate.shape}; `jax.vmap` over several"
+            )
+        return learning_rate
     if not (is_number("learning_rate", learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(
             f"Expected `learning_rate` to be finite and above 0, got {learning_rate}; "
             "pass a fraction of `largest_stable_learning_rate`"
         )
+    # Scalars of JAX are float32 by default and would turn arrays of float64 into float32.
+    return float(learning_rate)

@@ -1,25 +1,27 @@
 """Predictions at infinite width: Bayesian posteriors and infinitely trained ensembles."""
 
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
-import scipy.linalg
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag import forms
-from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
+from nngp_dag.errors import InputError, within_memory
 from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
+from nngp_dag.theory._algebra import Algebra, algebra_for, full_precision, module_of, safe_sqrt
+from nngp_dag.theory._factor import factorized
 from nngp_dag.theory.symmetric import (
     check_cross,
+    check_outputs,
     check_same_network,
     check_symmetric,
-    check_targets,
     eps_of,
-    is_number,
+    row_blocks,
 )
 
 if TYPE_CHECKING:
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
 KINDS = ("nngp", "ntk")
 
 
+# The union with Any: a transformation of JAX may put arrays with more axes, or None, in the place of these.
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "covariance"], meta_fields=["kind"])
 @dataclass(frozen=True, repr=False)
 class Posterior(Described):
-    """The Gaussian distribution of the outputs on test inputs.
+    """The Gaussian distribution of the outputs on test inputs, a JAX pytree.
 
     Attributes:
       mean: Mean of the outputs, one row per test input and one column per output, (Nt, C).
       covariance: Covariance between test inputs, (Nt, Nt). It is the same for every column; columns are independent.
-      kind: "nngp" or "ntk", the argument of `posterior` that made it; None if it is not known.
+      kind: "nngp" or "ntk", the argument of `posterior` that made it; "ntk" for `linearized_prediction`. None if it is
+        not known.
 
     Examples:
       >>> result = Posterior(mean=np.zeros((2, 1)), covariance=np.diag([4.0, -1e-17]))
@@ -43,19 +48,23 @@ class Posterior(Described):
       (array([4., 0.]), array([2., 0.]))
     """
 
-    mean: Float[np.ndarray, "nt c"]
-    covariance: Float[np.ndarray, "nt nt"]
+    mean: Float[Array | np.ndarray, "nt c"] | Any
+    covariance: Float[Array | np.ndarray, "nt nt"] | Any
     kind: str | None = field(default=None, compare=False, kw_only=True)
 
     @property
-    def variance(self) -> Float[np.ndarray, " nt"]:
+    def variance(self) -> Any:
         """Diagonal of the covariance, (Nt,), with 0 in place of entries that only rounding made negative."""
-        return np.maximum(np.diag(self.covariance), 0.0)
+        xp = module_of(self.covariance)
+        return xp.maximum(xp.diagonal(self.covariance, axis1=-2, axis2=-1), 0.0)
 
     @property
-    def std(self) -> Float[np.ndarray, " nt"]:
-        """Standard deviation of the outputs, the square root of the variance, (Nt,)."""
-        return np.sqrt(self.variance)
+    def std(self) -> Any:
+        """Standard deviation of the outputs, the square root of the variance, (Nt,).
+
+        Where it is 0 it has no derivative, and `jax.grad` returns 0.
+        """
+        return safe_sqrt(module_of(self.covariance), self.variance)
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns a table in long form, with one row for every test input and each of its outputs.
@@ -71,11 +80,13 @@ class Posterior(Described):
         import pandas
 
         inputs, outputs = np.indices(self.mean.shape)
-        std = np.broadcast_to(self.std[:, None], self.mean.shape)
-        columns = {"input": inputs, "output": outputs, "mean": self.mean, "std": std}
+        std = np.broadcast_to(np.asarray(self.std)[:, None], self.mean.shape)
+        columns = {"input": inputs, "output": outputs, "mean": np.asarray(self.mean), "std": std}
         return pandas.DataFrame({name: values.ravel() for name, values in columns.items()})
 
     def _facts(self) -> dict[str, str]:
+        if not forms.is_known(self.covariance, 2):
+            return forms.shapes(self)
         facts = {"mean": forms.array(self.mean), "std": forms.span(self.std)}
         return facts | ({} if self.kind is None else {"kind": repr(self.kind)})
 
@@ -88,7 +99,9 @@ def posterior(
     y: ArrayLike,
     *,
     kind: str = "nngp",
-    noise: float = 0.0,
+    noise: ArrayLike = 0.0,
+    mean: ArrayLike | None = None,
+    mean_test: ArrayLike | None = None,
 ) -> Posterior:
     """Returns mean and covariance of the outputs on test inputs, given the training targets.
 
@@ -97,13 +110,19 @@ def posterior(
         "nngp"   W = K_tx (K + noise I)^-1           the Bayesian posterior of f_t, all layers drawn from the prior
         "ntk"    W = Theta_tx (Theta + noise I)^-1   networks trained for infinite time on 0.5 ||y - f||^2
 
-    The mean is W y in both cases: the posterior mean, or the mean over initializations. The covariance is
+    The mean is W y in both cases: the posterior mean, or the mean over initializations. With the prior means m and m_t
+    of the outputs on training and test inputs it is m_t + W (y - m). The covariance is
 
         "nngp"   K_tt - W K_xt
         "ntk"    K_tt + W K W^T - W K_xt - K_tx W^T   of the trained outputs f_t(0) + W (y - f(0))
 
     This is Equation (19) of docs/mathematics.md. The covariance is that of noise-free outputs; an observation adds the
-    noise to it. All is computed in float64 with a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time.
+    noise to it. All is computed in float64 with a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time. The memory is one
+    N x N matrix of float64 beside the kernels. Memory-mapped kernels are read in blocks.
+
+    Inside transformations of JAX the kernels, targets, noise and prior means may be traced. The results are then JAX
+    arrays in the dtype of the traced kernels, with derivatives of every order. They are NaN where the matrix with noise
+    is not positive definite.
 
     Args:
       k_train_train: The kernel of the training inputs, after the readout, (N, N).
@@ -113,7 +132,10 @@ def posterior(
       kind: "nngp" or "ntk".
       noise: For "nngp", the variance of independent noise on the targets. For "ntk", a ridge: training minimizes
         0.5 ||y - f||^2 + 0.5 noise ||theta - theta(0)||^2 over weights theta of the kernel's parameterization. The
-        covariance is then that over initializations alone, without noise on the targets.
+        covariance is then that over initializations alone, without noise on the targets. Either may be one number or
+        one per training input, (N,); a sample's ridge then divides its squared error.
+      mean: Prior mean m of the outputs at the training inputs: a number, (N,), or (N, C). None stands for 0.
+      mean_test: Prior mean m_t at the test inputs: a number, (Nt,), or (Nt, C). It is given together with `mean`.
 
     Returns:
       A `Posterior`. A `NumericalWarning` is issued where the condition number is too large for the precision of the
@@ -121,7 +143,8 @@ def posterior(
 
     Raises:
       InputError: Shapes do not match, a value is not finite, `kind` is unknown, or `noise` is negative. The matrix with
-        noise is singular, the three kernels belong to different inputs or networks, or `y` holds class labels.
+        noise is singular, the three kernels belong to different inputs or networks, or `y` holds class labels. One of
+        `mean` and `mean_test` is given without the other.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -136,38 +159,84 @@ def posterior(
     infinite time ("ntk").
     """
     check_option("kind", kind, KINDS)
-    check_same_network(("nngp", kind), k_train_train=k_train_train, k_test_train=k_test_train, k_test_test=k_test_test)
-    factor, targets = _factorized(k_train_train, y, kind, noise)
-    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp)
-    nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp)
-    shape = (len(prior), len(targets))
-    if nngp.shape != (shape[1], shape[1]):
+    if (mean is None) != (mean_test is None):
         raise InputError(
-            f"Expected `k_train_train.nngp` to have shape {(shape[1], shape[1])}, got {nngp.shape}; "
+            f"Expected `mean` and `mean_test` together, got `{'mean' if mean_test is None else 'mean_test'}` alone; "
+            "pass the prior mean of both sets of inputs"
+        )
+    kernels = {"k_train_train": k_train_train, "k_test_train": k_test_train, "k_test_test": k_test_test}
+    check_same_network(("nngp", kind), **kernels)
+    algebra = algebra_for(y, noise, mean, mean_test, kernels=kernels)
+    with full_precision():
+        matrix = getattr(k_train_train, kind)
+        factored = factorized(
+            "the posterior", f"k_train_train.{kind}", matrix, y, noise, 0.0 if mean is None else mean, algebra
+        )
+        of, cross = checked_kernels(algebra, **kernels, kind=kind, n=len(matrix))
+        # One factor serves mean and covariance. Solving with it is more accurate than multiplying by an explicit
+        # inverse.
+        weights = algebra.solve(factored.factor, cross.T).T
+        # One formula serves both kinds. For "nngp" it equals K_tt - W K_xt, but errors of W enter only squared (the
+        # Joseph form of the Kalman filter's update). For "ntk" the ridge changes W alone: the outputs f(0) before
+        # training, whose covariance is the NNGP, carry no noise.
+        covariance = covariance_after(algebra, of, weights, factored.noise if kind == "nngp" else 0.0)
+        outputs = cross @ algebra.solve(factored.factor, factored.residuals)
+        if mean_test is not None:
+            given = check_outputs("mean_test", mean_test, *outputs.shape, traced=algebra.traced)
+            outputs += algebra.xp.broadcast_to(algebra.array(given), outputs.shape)
+        return Posterior(outputs, covariance, kind=kind)
+
+
+class Covariances(NamedTuple):
+    """Covariances of the outputs before training, checked: K, K_tx and K_tt."""
+
+    nngp: Any
+    shared: Any
+    prior: Any
+
+
+def checked_kernels(
+    algebra: Algebra, k_train_train: Kernel, k_test_train: Kernel, k_test_test: Kernel, *, kind: str, n: int
+) -> tuple[Covariances, Any]:
+    """Returns the checked NNGPs of n training inputs and of test inputs, and the kernel of one kind between them."""
+    traced = algebra.traced
+    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp, traced=traced)
+    nngp = check_symmetric("k_train_train.nngp", k_train_train.nngp, traced=traced)
+    if nngp.shape != (n, n):
+        raise InputError(
+            f"Expected `k_train_train.nngp` to have shape {(n, n)}, got {nngp.shape}; "
             "pass NNGP and NTK of the same inputs"
         )
-    cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), shape)
-    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
-    # One factor serves mean and covariance. Solving with it is more accurate than multiplying by an explicit inverse.
-    weights = scipy.linalg.cho_solve(factor, cross.T).T
-    # One formula serves both kinds. For "nngp" it equals K_tt - W K_xt, but errors of W enter only squared (the Joseph
-    # form of the Kalman filter's update).
-    middle = nngp.astype(np.float64)
-    # For "ntk" the ridge changes W alone: the outputs f(0) before training, which middle describes, carry no noise.
-    if kind == "nngp":
-        middle[np.diag_indices_from(middle)] += noise
-    half = weights @ (0.5 * middle @ weights.T - shared.T)
-    covariance = prior + (half + half.T)  # in this order, exactly symmetric
+    shape = (len(prior), n)
+    cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), shape, traced=traced)
+    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape, traced=traced)
+    return Covariances(nngp, algebra.array(shared), prior), algebra.array(cross)
+
+
+def covariance_after(algebra: Algebra, of: Covariances, weights: Any, noise: Any = 0.0) -> Any:
+    """Returns the covariance of f_t + W (y - f), with independent noise on y, for weights W, (Nt, N).
+
+    It is K_tt + W (K + noise) W^T - W K_xt - K_tx W^T, Equation (19) of docs/mathematics.md.
+    """
+    half = weights @ (0.5 * algebra.applied(of.nngp, weights.T, noise) - of.shared.T)
+    covariance = algebra.array(of.prior) + (half + half.T)  # in this order, exactly symmetric
+    if algebra.traced:
+        return covariance
     # A variance may fall below 0 by rounding, in proportion to the terms that cancel; beyond that the kernels disagree.
-    sizes = np.abs(np.diag(prior)) + np.sum((np.abs(weights) @ np.abs(middle)) * np.abs(weights), axis=1)
-    rounding = 100 * max(eps_of(prior), eps_of(nngp)) * sizes
+    spread = np.zeros_like(weights)
+    for rows in row_blocks(of.nngp):
+        block = np.abs(of.nngp[rows].astype(np.float64))
+        np.einsum("ii->i", block[:, rows])[...] += np.broadcast_to(noise, len(of.nngp))[rows]
+        spread += np.abs(weights[:, rows]) @ block
+    sizes = np.abs(np.diag(of.prior)) + np.sum(spread * np.abs(weights), axis=1)
+    rounding = 100 * max(eps_of(of.prior), eps_of(of.nngp)) * sizes
     if (excess := np.diag(covariance) + rounding).min() < 0:
         at = int(np.argmin(excess))
         raise InputError(
             f"Expected the three kernels to be those of the same inputs, got the negative variance "
             f"{covariance[at, at]:.3g} of test input {at}; compute them with the same options"
         )
-    return Posterior(cross @ scipy.linalg.cho_solve(factor, targets), covariance, kind=kind)
+    return covariance
 
 
 @within_memory("`kernel_regression_accuracy`", "take fewer inputs")
@@ -179,7 +248,7 @@ def kernel_regression_accuracy(
     num_classes: int,
     *,
     kind: str = "nngp",
-    noise: float = 0.0,
+    noise: ArrayLike = 0.0,
 ) -> float:
     """Returns the accuracy of classification by regression on centered one-hot targets, one_hot - 1 / C.
 
@@ -217,9 +286,11 @@ def kernel_regression_accuracy(
     if len(train) != (rows := len(getattr(k_train_train, kind))):
         raise InputError(f"Expected `labels` of the {rows} training inputs, got {len(train)}; pass one per input")
     # The prior has mean 0. Centered targets keep it neutral: an output of 0 prefers no class.
-    factor, targets = _factorized(k_train_train, np.eye(num_classes)[train] - 1 / num_classes, kind, noise)
+    centered = np.eye(num_classes)[train] - 1 / num_classes
+    name, matrix, algebra = f"k_train_train.{kind}", getattr(k_train_train, kind), Algebra()
+    factored = factorized("the posterior", name, matrix, centered, noise, 0.0, algebra)
     cross = check_cross(f"k_test_train.{kind}", getattr(k_test_train, kind), (len(test), len(train)))
-    return classification_accuracy(cross @ scipy.linalg.cho_solve(factor, targets), test)
+    return classification_accuracy(cross @ algebra.solve(factored.factor, factored.residuals), test)
 
 
 def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
@@ -253,43 +324,6 @@ def classification_accuracy(mean: ArrayLike, labels: ArrayLike) -> float:
     if len(classes) != len(outputs):
         raise InputError(f"Expected `labels` to hold {len(outputs)} labels, got {len(classes)}; pass one per row")
     return float(np.mean(outputs.argmax(axis=1) == classes))
-
-
-def _factorized(k: Kernel, y: ArrayLike, kind: str, noise: float) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
-    """Returns the Cholesky factor of the kernel with noise, and the checked targets."""
-    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):
-        raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
-    noise = float(noise)
-    name = f"k_train_train.{kind}"
-    values = check_symmetric(name, getattr(k, kind))
-    targets = check_targets("y", y, len(values))
-    matrix = values.astype(np.float64)
-    matrix[np.diag_indices_from(matrix)] += noise
-    norm = float(np.linalg.norm(matrix, 1))
-    # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
-    eps = eps_of(values)
-    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
-    # 2-norm, hence the factor 4.
-    enough = 4 * len(values) * eps * norm
-    wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
-    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
-    try:
-        factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
-    except np.linalg.LinAlgError:
-        raise InputError(
-            f"Expected `{name}` with `noise` {noise:.3g} on its diagonal to be positive definite, got a singular "
-            f"{len(values)} x {len(values)} matrix; {remedy}"
-        ) from None
-    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
-    reciprocal, _ = pocon(factor, norm, uplo="L")
-    if reciprocal < len(values) * eps:
-        warn(
-            f"the posterior is not resolved: `{name}` with noise {noise:.3g} has reciprocal condition number "
-            f"{reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
-            NumericalWarning,
-        )
-    # The flag that `cho_factor` returned may be a NumPy number; `cho_solve` is typed for a bool.
-    return (factor, True), targets
 
 
 def _labels(name: str, labels: ArrayLike, num_classes: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 from jax import lax
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn, within_memory
@@ -20,8 +21,10 @@ from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.theory._algebra import is_traced
 from nngp_dag.theory.symmetric import (
     check_symmetric,
+    eps_of,
     in_unit,
     largest_entry,
     resolution_floor,
@@ -65,9 +68,19 @@ _gemm, _symv, _trsv = _blas
 _BATCH_ENTRIES = 1 << 25
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("lambda_min", "lambda_max", "floor", "residual_min", "residual_max", "trace", "effective_rank"),
+        *("eigenvalues", "simple_min", "simple_max"),
+    ],
+    meta_fields=[],
+)
 @dataclass(frozen=True, repr=False)
 class Spectrum(Described):
     """Eigenvalues lambda_1 <= ... <= lambda_N of a symmetric positive semi-definite matrix, with their accuracy.
+
+    It is a JAX pytree. Inside transformations of JAX its numbers and properties are arrays.
 
     All numbers have the unit of the matrix's entries, but for the effective rank, which has none.
 
@@ -76,14 +89,19 @@ class Spectrum(Described):
       lambda_max: Largest eigenvalue.
       floor: Resolution floor, the smallest eigenvalue that can be told from 0: 16 eps max_i sum_j |K_ij| +
         N eps64 lambda_max. The first term bounds the effect of relative errors of 16 eps in the entries, the second
-        that of the solver. A third term, N times the smallest positive number of the dtype, matters only for entries
-        below 1e-31 in float32 or 1e-292 in float64.
+        that of the solver, which for a traced float32 matrix works in float32, with its eps. A third term, N times the
+        smallest positive number of the dtype, matters only for known matrices with entries below 1e-31 in float32 or
+        1e-292 in float64.
       residual_min: Residual |K v - lambda_min v| of the unit vector v that was found. An eigenvalue of K lies this
-        close to `lambda_min`, up to the rounding of K v, which `floor` covers.
+        close to `lambda_min`, up to the rounding of K v, which `floor` covers. It is 0 for a traced matrix, for which
+        it is not measured.
       residual_max: Residual of `lambda_max`, with the same meaning.
       trace: Sum of all eigenvalues.
       effective_rank: Participation ratio (sum lambda)^2 / sum lambda^2, between 1 and N; 0 for the zero matrix.
       eigenvalues: All eigenvalues in ascending order, (N,), or None unless they were asked for.
+      simple_min: For a traced matrix, whether `lambda_min` differs from the next eigenvalue by more than `floor`. Only
+        then is its derivative right. None for a known matrix.
+      simple_max: The same for `lambda_max`.
 
     Examples:
       >>> s = spectrum(np.diag([1.0, 4.0]))
@@ -93,28 +111,37 @@ class Spectrum(Described):
     Reference: Equation (12) of docs/mathematics.md (resolution floor).
     """
 
-    lambda_min: float
-    lambda_max: float
-    floor: float
-    residual_min: float = 0.0
-    residual_max: float = 0.0
-    trace: float = math.nan
-    effective_rank: float = math.nan
-    eigenvalues: Float[np.ndarray, " n"] | None = None
+    # The unions with Any: in transformations of JAX these are arrays, traced or with more axes, or None.
+    lambda_min: float | Any
+    lambda_max: float | Any
+    floor: float | Any
+    residual_min: float | Any = 0.0
+    residual_max: float | Any = 0.0
+    trace: float | Any = math.nan
+    effective_rank: float | Any = math.nan
+    eigenvalues: Float[Array | np.ndarray, " n"] | Any | None = None
+    simple_min: bool | Any | None = field(default=None, compare=False, kw_only=True)
+    simple_max: bool | Any | None = field(default=None, compare=False, kw_only=True)
 
     @property
-    def resolved(self) -> bool:
+    def resolved(self) -> Any:
         """Whether `lambda_min` lies above the resolution floor by more than its residual."""
         return self.lambda_min - self.residual_min > self.floor
 
     @property
-    def residual(self) -> float:
+    def residual(self) -> Any:
         """Larger one of the two residuals: `lambda_min` and `lambda_max` are this close to eigenvalues of K."""
+        if isinstance(self.residual_min, jax.Array):
+            return jnp.maximum(self.residual_min, self.residual_max)
         return max(self.residual_min, self.residual_max)
 
     @property
-    def condition_number(self) -> float:
+    def condition_number(self) -> Any:
         """Condition number lambda_max / lambda_min; infinite where `lambda_min` is not resolved."""
+        if isinstance(self.lambda_min, jax.Array):
+            # Without the inner choice, a derivative at lambda_min = 0 would be NaN instead of 0.
+            known = self.resolved
+            return jnp.where(known, self.lambda_max / jnp.where(known, self.lambda_min, 1), math.inf)
         return self.lambda_max / self.lambda_min if self.resolved else float("inf")
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -137,8 +164,10 @@ class Spectrum(Described):
         return pandas.DataFrame({"eigenvalue": self.eigenvalues})
 
     def _facts(self) -> dict[str, str]:
+        if not forms.is_known(self.lambda_min, 0):
+            return forms.shapes(self)
         facts = {
-            "lambda_min": forms.eigenvalue(self.lambda_min, self.floor, self.resolved),
+            "lambda_min": forms.eigenvalue(float(self.lambda_min), float(self.floor), bool(self.resolved)),
             "lambda_max": forms.number(self.lambda_max),
             "condition_number": f"{self.condition_number:.4g}",
             "floor": f"{self.floor:.1e}",
@@ -157,6 +186,12 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
     ARPACK's Lanczos iteration runs on the inverse, whose largest eigenvalue is 1 / lambda_min, and on the matrix
     itself. A matrix that is singular to rounding has no such factor; it is shifted by twice its resolution floor.
     Memory-mapped matrices are read in blocks.
+
+    Inside transformations of JAX the matrix may be traced. The result then has JAX arrays in the dtype of the matrix,
+    from a dense decomposition. The derivative of an eigenvalue is right where it is simple, as `simple_min` and
+    `simple_max` say for the two ends. Elsewhere eigenvalues have only one-sided derivatives, and JAX returns one that
+    depends on the eigenvectors that were found. Second derivatives need all eigenvalues to be simple. The floor is
+    constant, without a derivative.
 
     Args:
       matrix: A symmetric positive semi-definite kernel, (N, N), float32 or float64.
@@ -189,6 +224,8 @@ def spectrum(matrix: ArrayLike, *, method: str = "auto", eigenvalues: bool = Fal
         raise InputError(
             "Expected `method` 'dense' or 'auto' where all eigenvalues are wanted, got 'iterative'; leave `method` out"
         )
+    if is_traced(matrix):
+        return _traced(matrix, method, eigenvalues)
     values = _checked("matrix", matrix)
     with within_memory(f"a decomposition of {len(values):,} rows", "take fewer inputs, or method='iterative'"):
         result = _semi_definite("matrix", _decomposed("matrix", values, method, eigenvalues))
@@ -235,6 +272,41 @@ def spectra(matrices: ArrayLike | Iterable[ArrayLike], *, eigenvalues: bool = Fa
         which = f"matrices[{first}]" + (f" and {others} others" if others else "")
         warn(f"{which}: {_unresolved(results[first], checked[first].dtype)}", NumericalWarning)
     return tuple(results)
+
+
+def _traced(matrix: ArrayLike, method: str, wanted: bool) -> Spectrum:
+    """Returns the spectrum of a matrix that a transformation of JAX traces."""
+    if method == "iterative":
+        raise InputError(
+            "Expected `method` 'dense' or 'auto' inside a transformation of JAX, got 'iterative'; leave `method` out"
+        )
+    values = check_symmetric("matrix", matrix, traced=True)
+    values = (values + values.T) / 2
+    eigenvalues = jnp.linalg.eigvalsh(values)
+    least, largest, zero = eigenvalues[0], eigenvalues[-1], jnp.zeros((), values.dtype)
+    row_sum = abs(values).sum(axis=1).max()
+    floor = lax.stop_gradient(resolution_floor(values, row_sum, largest) + _solver_floor(values, largest))
+    trace, squares = jnp.trace(values), jnp.sum(values**2)
+    several = len(values) > 1
+    return Spectrum(
+        least,
+        largest,
+        floor,
+        zero,
+        zero,
+        trace,
+        jnp.where(squares > 0, trace**2 / jnp.where(squares > 0, squares, 1), 0),
+        eigenvalues if wanted else None,
+        simple_min=eigenvalues[1] - least > floor if several else jnp.asarray(True),
+        simple_max=largest - eigenvalues[-2] > floor if several else jnp.asarray(True),
+    )
+
+
+def _solver_floor(values: jax.Array, lambda_max: jax.Array) -> jax.Array:
+    """Returns the error of a solver in float32, which `resolution_floor` leaves out: it assumes one in float64."""
+    if values.dtype == np.float64:
+        return jnp.zeros_like(lambda_max)
+    return len(values) * eps_of(values) * abs(lambda_max)
 
 
 def _checked(name: str, matrix: ArrayLike) -> np.ndarray:

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from nngp_dag import forms
 from nngp_dag.errors import InputError, NumericalWarning, warn, within_memory
@@ -15,7 +18,16 @@ from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.theory._modes import Eigenbasis, check_learning_rate, eigenbasis, without_rounding
+from nngp_dag.theory._algebra import algebra_for, full_precision, is_traced, module_of, safe_sqrt
+from nngp_dag.theory._modes import (
+    Eigenbasis,
+    check_learning_rate,
+    check_semi_definite,
+    checked_training,
+    eigenbasis,
+    without_rounding,
+)
+from nngp_dag.theory._propagators import State, descent_factors, flow_factors, propagated, training_step
 from nngp_dag.theory.bounds import check_steps
 from nngp_dag.theory.symmetric import (
     check_cross,
@@ -30,9 +42,18 @@ if TYPE_CHECKING:
     import pandas
 
 
+# The unions with Any: a transformation of JAX may put arrays with more axes, or None, in the place of these.
+_Curve = Float[Array | np.ndarray, " points"] | Any
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["steps", "mean", "std", "test_mean", "test_std", "learning_rate", "stable_learning_rate"],
+    meta_fields=[],
+)
 @dataclass(frozen=True, repr=False)
 class LossCurve(Described):
-    """The distribution of the loss of linearized training over random initializations.
+    """The distribution of the loss of linearized training over random initializations, a JAX pytree.
 
     The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. One step is a step of full-batch gradient
     descent on L. The NTK is that of the parameterization which the kernel was computed with. K is the number of steps.
@@ -56,22 +77,22 @@ class LossCurve(Described):
     Reference: Equation (18) of docs/mathematics.md.
     """
 
-    steps: Int[np.ndarray, " points"]
-    mean: Float[np.ndarray, " points"]
-    std: Float[np.ndarray, " points"]
-    test_mean: Float[np.ndarray, " points"] | None
-    test_std: Float[np.ndarray, " points"] | None
-    learning_rate: float
-    stable_learning_rate: float
+    steps: Int[Array | np.ndarray, " points"] | Any
+    mean: _Curve
+    std: _Curve
+    test_mean: _Curve | None
+    test_std: _Curve | None
+    learning_rate: float | Any
+    stable_learning_rate: float | Any
 
     @property
-    def times(self) -> Float[np.ndarray, " points"]:
+    def times(self) -> _Curve:
         """Time of gradient flow, eta times the number of steps, (K + 1,)."""
         return self.learning_rate * self.steps
 
     @property
-    def diverges(self) -> bool:
-        """Whether eta is above the stability limit, so that the loss grows without bound."""
+    def diverges(self) -> Any:
+        """Whether eta is above the stability limit, so that the loss grows without bound; an array if traced."""
         return self.learning_rate > self.stable_learning_rate
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -93,6 +114,8 @@ class LossCurve(Described):
         return pandas.DataFrame(columns | {name: values for name, values in tested.items() if values is not None})
 
     def _facts(self) -> dict[str, str]:
+        if not forms.is_known(self.mean, 1):
+            return forms.shapes(self)
         facts = {"steps": forms.number(int(self.steps[-1]))}
         for name, mean, std in (("loss", self.mean, self.std), ("test_loss", self.test_mean, self.test_std)):
             if mean is not None and std is not None:
@@ -105,7 +128,7 @@ class LossCurve(Described):
 def loss_curve(
     k: Kernel,
     y: ArrayLike,
-    learning_rate: float,
+    learning_rate: ArrayLike,
     steps: int,
     *,
     momentum: float = 0.0,
@@ -136,6 +159,12 @@ def loss_curve(
     Everything is computed in float64, in O(N^3 + steps N^2) time and O(N^2 + steps N) memory. The test loss of Nt
     inputs takes another O(steps Nt N max(Nt, N)) time.
 
+    Inside transformations of JAX the kernels, targets and learning rate may be traced. The results are then JAX arrays
+    in the dtype of the traced kernels. Eigenvectors have no derivatives where eigenvalues repeat, as for duplicate
+    inputs. So the recursions run on matrices instead: H_k = V diag(h_k) V^T has derivatives of every order everywhere.
+    This takes O(steps N^3) time. Reverse-mode derivatives keep O(sqrt(steps) N^2) numbers. The derivative of a standard
+    deviation of 0 is returned as 0.
+
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
       y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
@@ -149,7 +178,8 @@ def loss_curve(
       y_test: Test targets, (Nt,) or (Nt, C).
 
     Returns:
-      A `LossCurve`. Above the stability limit its `diverges` is True and a `NumericalWarning` is issued.
+      A `LossCurve`. Above the stability limit its `diverges` is True and a `NumericalWarning` is issued; for traced
+      arguments there is no warning.
 
     Raises:
       InputError: Shapes do not match, a value is not finite, or an option is out of range. NNGP or NTK has a negative
@@ -182,13 +212,13 @@ def loss_curve(
 def expected_loss(
     k: Kernel,
     y: ArrayLike,
-    learning_rate: float,
+    learning_rate: ArrayLike,
     steps: int,
     *,
     momentum: float = 0.0,
     nesterov: bool = False,
     flow: bool = False,
-) -> Float[np.ndarray, "{steps}+1"]:
+) -> Float[Array | np.ndarray, "{steps}+1"]:
     """Returns the mean training loss over random initializations, exact for linearized gradient descent.
 
     This is `loss_curve(...).mean`. For gradient descent, with the eigenpairs (lambda_i, v_i) of the NTK, an output
@@ -196,7 +226,8 @@ def expected_loss(
 
         E ||y - f(k)||^2 = sum_i (1 - eta lambda_i)^(2k) ((v_i . y)^2 + v_i^T NNGP v_i),
 
-    the mean in Equation (18) of docs/mathematics.md.
+    the mean in Equation (18) of docs/mathematics.md. Inside transformations of JAX the arguments may be traced, as for
+    `loss_curve`, which takes O(steps N^3) time.
 
     Args:
       k: The kernel of the training inputs, after the readout, (N, N).
@@ -226,7 +257,7 @@ def expected_loss(
 
 
 @within_memory("`largest_stable_learning_rate`", "take fewer inputs")
-def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> float:
+def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0.0, nesterov: bool = False) -> Any:
     """Returns the learning rate above which linearized training diverges.
 
     In a mode of eigenvalue lambda, a step maps (p, m) of `loss_curve` linearly. Both eigenvalues of this map lie within
@@ -243,7 +274,8 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
 
     Returns:
       The bound on x divided by lambda_max, for gradient descent on L = 0.5 ||y - f||^2, summed over samples and
-      columns. It is infinite where the NTK is zero.
+      columns. It is infinite where the NTK is zero. For a traced NTK it is a JAX array; its derivative is right where
+      lambda_max is a simple eigenvalue.
 
     Raises:
       InputError: `ntk` is not square, symmetric, finite and positive semi-definite, or `momentum` is out of range.
@@ -262,16 +294,18 @@ def largest_stable_learning_rate(ntk: Kernel | ArrayLike, *, momentum: float = 0
     if isinstance(ntk, Kernel):
         check_kernel("ntk", ntk, ("ntk",))
     name, matrix = ("ntk.ntk", ntk.ntk) if isinstance(ntk, Kernel) else ("ntk", ntk)
-    values = check_symmetric(name, matrix)
+    values = check_symmetric(name, matrix, traced=True)
+    if is_traced(values):
+        return stability_limit(jnp.linalg.eigvalsh(values)[-1], momentum, nesterov)
     with precision_of(np.dtype(np.float64)):
         eigenvalues = np.asarray(jnp.linalg.eigvalsh(jnp.asarray(values, jnp.float64)))
-    return _limit(without_rounding(name, values, eigenvalues), momentum, nesterov)
+    return stability_limit(without_rounding(name, values, eigenvalues)[-1], momentum, nesterov)
 
 
 def _loss_curve(
     k: Kernel,
     y: ArrayLike,
-    learning_rate: float,
+    learning_rate: ArrayLike,
     steps: int,
     *,
     momentum: float,
@@ -281,60 +315,82 @@ def _loss_curve(
 ) -> LossCurve:
     check_steps(steps)
     steps = int(steps)
-    check_learning_rate(learning_rate)
-    _check_momentum(momentum)
-    # Scalars of JAX are float32 by default and would turn the following arrays of float64 into float32.
-    learning_rate, momentum = float(learning_rate), float(momentum)
-    if flow and (momentum or nesterov):
-        raise InputError(f"Expected no `momentum` with `flow`, got {momentum}; gradient flow has none")
+    rate = check_learning_rate(learning_rate, traced=True)
+    momentum, nesterov, flow = check_descent(momentum, nesterov, flow)
     given = sum(value is not None for value in test)
     if given not in (0, 3):
         raise InputError(
             f"Expected `k_test_train`, `k_test_test` and `y_test` together, got {given} of them; pass all or none"
         )
-    flow, nesterov = check_flag("flow", flow), check_flag("nesterov", nesterov)
     if given:
         check_same_network(k=k, k_test_train=test[0], k_test_test=test[1])  # type: ignore[arg-type]
+    options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "flow": flow}
+    if is_traced(k, y, rate, test):
+        with full_precision():
+            return _traced_curve(k, y, rate, steps, options, *test)
     basis = eigenbasis(k, y)
-    limit = math.inf if flow else _limit(basis.eigenvalues, momentum, nesterov)
-    if learning_rate > limit:
-        warn(
-            f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
-            NumericalWarning,
-        )
-    # Above the stability limit the loss grows until float64 overflows; `_moments` turns that into infinity.
+    limit = math.inf if flow else stability_limit(basis.eigenvalues[-1], momentum, nesterov)
+    warn_of_divergence(rate, limit)
+    # Above the stability limit the loss grows until float64 overflows; `_finished` turns that into infinity.
     with np.errstate(over="ignore", invalid="ignore"):
-        if flow:
-            p, h = _flow_factors(basis.eigenvalues, learning_rate * np.arange(steps + 1))
-        else:
-            p, h = _descent_factors(basis.eigenvalues, learning_rate, steps, momentum, nesterov)
+        p, h = factors(basis.eigenvalues, rate, steps, **options)
         mean, std = _training_moments(basis, p)
         test_mean, test_std = (None, None) if not given else _test_moments(basis, h, *test)  # type: ignore[arg-type]
-    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, learning_rate, limit)
+    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, rate, limit)
 
 
-def _descent_factors(
-    eigenvalues: np.ndarray, learning_rate: float, steps: int, momentum: float, nesterov: bool
+def _traced_curve(
+    k: Kernel,
+    y: ArrayLike,
+    learning_rate: Any,
+    steps: int,
+    options: dict[str, Any],
+    k_test_train: Kernel | None,
+    k_test_test: Kernel | None,
+    y_test: ArrayLike | None,
+) -> LossCurve:
+    """Returns the curve inside a transformation of JAX, without eigenvectors."""
+    algebra = algebra_for(y, learning_rate, y_test, kernels=(k, k_test_train, k_test_test))
+    ntk, nngp, targets = checked_training(k, y, traced=True)
+    if isinstance(ntk, np.ndarray):
+        check_semi_definite("k.ntk", ntk)
+    ntk, nngp, targets = algebra.symmetric(ntk), algebra.symmetric(nngp), algebra.array(targets)
+    on_test = None
+    if k_test_train is not None and k_test_test is not None and y_test is not None:
+        checked = _checked_test(k_test_train, k_test_test, y_test, *targets.shape, traced=True)
+        on_test = _Test(*map(algebra.array, checked))
+    rate = algebra.array(learning_rate)
+
+    def unit(values: jax.Array) -> jax.Array:
+        # Both moments are homogeneous, so that their derivatives do not depend on the unit.
+        return lax.stop_gradient(jnp.maximum(1, abs(values).max()))
+
+    def observe(state: State) -> tuple:
+        size = unit(state.p)
+        p = state.p / size
+        losses = _moments(size, *_loss_moments(p @ targets, p @ nngp @ p.T))
+        if on_test is None:
+            return losses
+        size = unit(state.h)
+        error = _error_on_test(on_test, on_test.moving @ (state.h / size), on_test.shared, nngp, targets, size)
+        return *losses, *_moments(size, *_loss_moments(*error))
+
+    start, step = training_step(ntk, rate, **options, moving=on_test is not None)
+    _, curves = propagated(start, step, steps, observe)
+    mean, std, test_mean, test_std = (*curves, None, None)[:4]
+    limit = jnp.full_like(rate, math.inf)
+    if not options["flow"]:
+        limit = stability_limit(jnp.linalg.eigvalsh(ntk)[-1], options["momentum"], options["nesterov"])
+    return LossCurve(np.arange(steps + 1), mean, std, test_mean, test_std, rate, limit)
+
+
+def factors(
+    eigenvalues: np.ndarray, learning_rate: float, steps: int, *, momentum: float, nesterov: bool, flow: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns p_k and h_k = (p_k - 1) / lambda of every mode, (steps + 1, N) each."""
-    # h has a recursion of its own. The division would lose all digits for small lambda, where p_k is close to 1, and
-    # fail for lambda = 0. Step k moves along a p_k + b m_(k-1), and m_k = p_k + mu m_(k-1), as in `optax.trace`.
-    a, b = (1 + momentum, momentum**2) if nesterov else (1.0, momentum)
-    x = learning_rate * eigenvalues
-    p, h = np.ones((steps + 1, len(x))), np.zeros((steps + 1, len(x)))
-    m = np.zeros_like(x)
-    for i in range(steps):
-        p[i + 1] = (1 - a * x) * p[i] - b * x * m
-        h[i + 1] = h[i] - learning_rate * (a * p[i] + b * m)
-        m = p[i] + momentum * m
-    return p, h
-
-
-def _flow_factors(eigenvalues: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns p and h = (p - 1) / lambda of every mode at every time, (times, N) each."""
-    # expm1 keeps the digits of exp(z) - 1 where z is small; the limit of (exp(z) - 1) / z at 0 is 1.
-    z = -eigenvalues[None, :] * times[:, None]
-    return np.exp(z), -times[:, None] * np.divide(np.expm1(z), z, out=np.ones_like(z), where=z != 0)
+    """Returns p_k and h_k = (p_k - 1) / lambda of every mode before and after each step, (steps + 1, N) each."""
+    if flow:
+        return flow_factors(eigenvalues, learning_rate * np.arange(steps + 1))
+    return descent_factors(eigenvalues, learning_rate, steps, momentum, nesterov)
 
 
 def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -352,58 +408,116 @@ def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.
     # The variance holds fourth powers of p and would overflow long before the mean, hence the unit max |p|.
     scale = np.maximum(1.0, np.abs(p).max(axis=1))
     d = (p / scale[:, None]) ** 2
-    return _moments(scale, d @ of_mean, np.sum((d @ of_variance) * d, axis=1))
+    return _finished(scale, d @ of_mean, np.sum((d @ of_variance) * d, axis=1))
+
+
+class _Test(NamedTuple):
+    """The checked kernels and targets of a test set."""
+
+    prior: Any
+    """NNGP of the test inputs, (Nt, Nt)."""
+    moving: Any
+    """NTK of test against training inputs, (Nt, N)."""
+    shared: Any
+    """NNGP of test against training inputs, (Nt, N)."""
+    targets: Any
+    """Targets, (Nt, C)."""
+
+
+def _checked_test(
+    k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike, rows: int, columns: int, *, traced: bool = False
+) -> _Test:
+    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp, traced=traced)
+    shape = (len(prior), rows)
+    moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape, traced=traced)
+    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape, traced=traced)
+    return _Test(prior, moving, shared, check_targets("y_test", y_test, len(prior), columns, traced=traced))
 
 
 def _test_moments(
     basis: Eigenbasis, h: np.ndarray, k_test_train: Kernel, k_test_test: Kernel, y_test: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation of 0.5 ||e_t(0) + NTK_tx V diag(h) V^T e(0)||^2 for every row of h."""
-    prior = check_symmetric("k_test_test.nngp", k_test_test.nngp).astype(np.float64)
-    shape = (len(prior), len(basis.eigenvalues))
-    moving = check_cross("k_test_train.ntk", k_test_train.ntk, shape) @ basis.vectors
-    shared = check_cross("k_test_train.nngp", k_test_train.nngp, shape)
-    # The variances are the diagonal of the training NNGP, recovered from its rotated form. By Cauchy-Schwarz they bound
-    # the covariances. The tolerance is wide enough for kernels in float32.
-    variances = np.sum((basis.vectors @ basis.nngp) * basis.vectors, axis=1)
-    if (shared**2 > (1 + 1e-4) * np.outer(np.diag(prior), variances) + 1e-30).any():
-        raise InputError(
-            "Expected `k_test_train.nngp` to be the covariance of test and training outputs, got entries above the "
-            "root of the product of their variances; compute all kernels with the same network and inputs"
-        )
-    shared = shared @ basis.vectors
-    columns = basis.targets.shape[1]
-    targets = check_targets("y_test", y_test, len(prior), columns)
+    test = _checked_test(k_test_train, k_test_test, y_test, *basis.targets.shape)
+    test = test._replace(prior=test.prior.astype(np.float64))
+    # The variances are the diagonal of the training NNGP, recovered from its rotated form.
+    check_covariance(test.shared, test.prior, np.sum((basis.vectors @ basis.nngp) * basis.vectors, axis=1))
+    moving, shared = test.moving @ basis.vectors, test.shared @ basis.vectors
     # h may be large even where training is stable, and fourth powers of it enter the variance.
     scale = np.maximum(1.0, np.abs(h).max(axis=1))
 
     def moments() -> Iterator[tuple[float, float]]:
         for row, size in zip(h, scale, strict=True):
             g = moving * (row / size)
-            # Covariance s of e_t(k), in units of size^2, and its mean m up to the sign, in units of size. The cross
-            # terms are the covariance of e_t(0) and e(0), the NNGP between test and training inputs.
-            s = prior / size**2 + (g @ basis.nngp + shared / size) @ g.T + g @ (shared.T / size)
-            m = targets / size + g @ basis.targets
-            yield (
-                0.5 * (np.sum(m**2) + columns * np.trace(s)),
-                0.5 * columns * np.sum(s**2) + np.sum(m * (s @ m)),
-            )
+            yield _loss_moments(*_error_on_test(test, g, shared, basis.nngp, basis.targets, size))
 
     mean, variance = np.array(list(moments())).T
-    return _moments(scale, mean, variance)
+    return _finished(scale, mean, variance)
 
 
-def _moments(scale: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _finished(scale: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation without the scaling; NaN, the result of overflow, becomes infinity."""
-    results = scale**2 * mean, scale**2 * np.sqrt(np.maximum(variance, 0.0))
-    return tuple(np.where(np.isnan(values), np.inf, values) for values in results)  # type: ignore[return-value]
+    return tuple(np.where(np.isnan(v), np.inf, v) for v in _moments(scale, mean, variance))  # type: ignore[return-value]
 
 
-def _limit(eigenvalues: np.ndarray, momentum: float, nesterov: bool) -> float:
-    """Returns the stability limit, which `largest_stable_learning_rate` derives."""
-    largest = float(eigenvalues[-1])
+def check_covariance(shared: np.ndarray, prior: np.ndarray, variances: np.ndarray) -> None:
+    """Raises an `InputError` where covariances of test and training outputs exceed the bound of their variances."""
+    # By Cauchy-Schwarz. The tolerance is wide enough for kernels in float32.
+    if (shared**2 > (1 + 1e-4) * np.outer(np.diag(prior), variances) + 1e-30).any():
+        raise InputError(
+            "Expected `k_test_train.nngp` to be the covariance of test and training outputs, got entries above the "
+            "root of the product of their variances; compute all kernels with the same network and inputs"
+        )
+
+
+def _error_on_test(test: _Test, g: Any, shared: Any, nngp: Any, targets: Any, size: Any) -> tuple[Any, Any]:
+    """Returns mean and covariance of e_t(0) + size g e(0), up to the sign of the mean, in units of size and size^2.
+
+    Here `shared`, `nngp` and `targets` are in one basis with the columns of g: that of the inputs, or of the modes.
+    """
+    # The cross terms are the covariance of e_t(0) and e(0), the NNGP between test and training inputs.
+    s = test.prior / size**2 + (g @ nngp + shared / size) @ g.T + g @ (shared.T / size)
+    return test.targets / size + g @ targets, s
+
+
+def _loss_moments(m: Any, s: Any) -> tuple[Any, Any]:
+    """Returns mean and variance of 0.5 ||e||^2 for independent columns e ~ N(m_c, S), as in Equation (18)."""
+    columns = m.shape[1]
+    return (
+        0.5 * ((m**2).sum() + columns * s.trace()),
+        0.5 * columns * (s**2).sum() + (m * (s @ m)).sum(),
+    )
+
+
+def _moments(scale: Any, mean: Any, variance: Any) -> tuple[Any, Any]:
+    """Returns mean and standard deviation without the scaling."""
+    return scale**2 * mean, scale**2 * safe_sqrt(module_of(variance), variance)
+
+
+def stability_limit(largest: Any, momentum: float, nesterov: bool) -> Any:
+    """Returns the stability limit for the largest eigenvalue, which `largest_stable_learning_rate` derives."""
     bound = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
-    return bound / largest if largest > 0 else math.inf
+    if isinstance(largest, jax.Array):
+        positive = largest > 0
+        return jnp.where(positive, bound / jnp.where(positive, largest, 1), math.inf)
+    return bound / float(largest) if largest > 0 else math.inf
+
+
+def warn_of_divergence(learning_rate: float, limit: float) -> None:
+    """Issues a `NumericalWarning` where the learning rate is above the stability limit."""
+    if learning_rate > limit:
+        warn(
+            f"gradient descent diverges: learning_rate {learning_rate:.6g} is above the stability limit {limit:.6g}",
+            NumericalWarning,
+        )
+
+
+def check_descent(momentum: float, nesterov: bool, flow: bool) -> tuple[float, bool, bool]:
+    """Returns the options of gradient descent or gradient flow, checked."""
+    _check_momentum(momentum)
+    if flow and (momentum or nesterov):
+        raise InputError(f"Expected no `momentum` with `flow`, got {momentum}; gradient flow has none")
+    return float(momentum), check_flag("nesterov", nesterov), check_flag("flow", flow)
 
 
 def _check_momentum(momentum: float) -> None:

@@ -1,15 +1,18 @@
 """Checks of the theory's arguments: symmetric matrices, cross kernels and targets; and matrices read by blocks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import check_not_traced
 from nngp_dag.kernels import Kernel
-from nngp_dag.kernels.inputs import host_array
+from nngp_dag.kernels.inputs import host_array, real_array
 
 # Relative error of a kernel's entries in units of eps, the machine epsilon of their dtype. `nngp_dag.kernel` keeps to
 # it.
@@ -23,12 +26,12 @@ _BLOCK_BYTES = 64 << 20
 _TILE = 96
 
 
-def eps_of(values: np.ndarray) -> float:
+def eps_of(values: Any) -> float:
     """Returns the machine epsilon of the dtype of the entries."""
     return float(np.finfo(values.dtype).eps)
 
 
-def resolution_floor(values: np.ndarray, row_sum: float, lambda_max: float) -> float:
+def resolution_floor(values: Any, row_sum: Any, lambda_max: Any) -> Any:
     """Returns a bound on the error of an eigenvalue by rounding, Equation (12) of docs/mathematics.md.
 
     Relative errors of 16 eps in the entries move an eigenvalue by at most 16 eps times the largest row sum of |K|. The
@@ -75,19 +78,29 @@ def symmetric_part(values: np.ndarray, exponent: int = 0) -> np.ndarray:
     return part
 
 
-def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
-    """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric."""
+def array_of(name: str, x: Any, traced: bool) -> Any:
+    """Returns an argument as a NumPy array of real numbers; with `traced`, an array that JAX traces stays as it is."""
+    return real_array(name, x) if traced and isinstance(x, jax.core.Tracer) else host_array(name, x)
+
+
+def check_symmetric(name: str, matrix: ArrayLike, *, traced: bool = False) -> Any:
+    """Returns `matrix` as a NumPy array of float32 or float64, checked to be square, finite and symmetric.
+
+    With `traced` the matrix may be traced by a transformation of JAX. Its values are then unknown and not checked.
+    """
     if isinstance(matrix, Kernel):
         raise InputError(f"Expected `{name}` to be one matrix, got a `Kernel`; pass its .nngp or .ntk")
-    values = host_array(name, matrix)
+    values = array_of(name, matrix, traced)
     if values.dtype.kind in "biu":
-        values = values.astype(np.float64)
+        values = values.astype(np.float64 if isinstance(values, np.ndarray) else jnp.result_type(float))
     if values.dtype not in (np.float32, np.float64):
         raise InputError(
             f"Expected `{name}` in float32 or float64, got {values.dtype}; compute the kernel in one of them"
         )
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
         raise InputError(f"Expected `{name}` to be a square matrix, got shape {values.shape}")
+    if not isinstance(values, np.ndarray):
+        return values
     near = with_rows_together(values)
     scale = largest_entry(near)
     if not np.isfinite(scale):
@@ -102,13 +115,21 @@ def check_symmetric(name: str, matrix: ArrayLike) -> np.ndarray:
     return values
 
 
-def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None) -> np.ndarray:
+def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None, *, traced: bool = False) -> Any:
     """Returns targets as float64, (rows, C), checked to be finite; C is `columns` unless that is None.
 
     Integers in one column are refused unless one is negative: they look like classes. The numbers of classes have no
-    order or distance that a regression could use.
+    order or distance that a regression could use. With `traced` the targets may be traced by a transformation of JAX.
+    Their values are then unknown, and integers in one column always refused.
     """
-    given = host_array(name, y)
+    given = array_of(name, y, traced)
+    if not isinstance(given, np.ndarray):
+        if given.dtype.kind in "biu" and given.ndim and given.size == len(given):
+            raise InputError(
+                f"Expected `{name}` to be numbers to regress on, got integers, which look like class labels; pass "
+                f"one-hot vectors for classes, or {name}.astype(float) to regress on these numbers"
+            )
+        return _columns(name, given, given, rows, columns)
     if given.dtype.kind in "biu" and given.ndim and 0 < given.size == len(given) and (least := int(given.min())) >= 0:
         largest = int(given.max())
         raise InputError(
@@ -116,15 +137,57 @@ def check_targets(name: str, y: ArrayLike, rows: int, columns: int | None = None
             f"class labels; pass nngp_dag.data.one_hot({name}, {largest + 1}) for classes, or floats to regress on "
             "these numbers"
         )
-    targets = given.astype(np.float64)
+    targets = _columns(name, given, given.astype(np.float64), rows, columns)
+    if not np.isfinite(targets).all():
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop such samples")
+    return targets
+
+
+def _columns(name: str, given: Any, targets: Any, rows: int, columns: int | None) -> Any:
+    """Returns targets with one column per output, after a check of their shape."""
     if targets.ndim == 1:
         targets = targets[:, None]
     if targets.ndim != 2 or len(targets) != rows or targets.shape[1] < 1 or columns not in (None, targets.shape[1]):
         wanted = f"({rows},) or ({rows}, C)" if columns in (None, 1) else f"({rows}, {columns})"
         raise InputError(f"Expected `{name}` to have shape {wanted}, got {given.shape}; pass one target per input")
-    if not np.isfinite(targets).all():
-        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop such samples")
     return targets
+
+
+def check_noise(noise: Any, rows: int, *, traced: bool = False) -> Any:
+    """Returns the noise as a float, or as one number per input, (rows,), checked to be finite and at least 0."""
+    if getattr(noise, "ndim", 0) or isinstance(noise, (list, tuple)) or (traced and isinstance(noise, jax.core.Tracer)):
+        values = array_of("noise", noise, traced)
+        if values.shape not in ((), (rows,)):
+            raise InputError(
+                f"Expected `noise` to be a number or to have shape ({rows},), got {values.shape}; pass one variance "
+                "per training input"
+            )
+        if not isinstance(values, np.ndarray):
+            return values
+        values = values.astype(np.float64)
+        wrong = values[~(np.isfinite(values) & (values >= 0))]
+        if wrong.size:
+            raise InputError(f"Expected `noise` to be finite and at least 0, got {wrong[0]}; pass variances")
+        return values
+    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):
+        raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
+    return float(noise)
+
+
+def check_outputs(name: str, values: Any, rows: int, columns: int, *, traced: bool = False) -> Any:
+    """Returns a number, values for all columns, (rows,), or (rows, columns), as float64 with two axes; all finite."""
+    given = array_of(name, values, traced)
+    if given.shape not in ((), (rows,), (rows, columns)):
+        raise InputError(
+            f"Expected `{name}` to be a number or to have shape ({rows},) or ({rows}, {columns}), got {given.shape}; "
+            "pass one value per input"
+        )
+    outputs = given.reshape((1, 1) if given.ndim == 0 else (rows, -1))
+    if not isinstance(outputs, np.ndarray):
+        return outputs
+    if not np.isfinite(outputs).all():
+        raise InputError(f"Expected `{name}` to be finite, got NaN or infinity")
+    return outputs.astype(np.float64)
 
 
 def is_number(name: str, value: Any) -> bool:
@@ -165,11 +228,14 @@ def check_same_network(wanted: Sequence[str] = ("nngp", "ntk"), /, **kernels: Ke
             )
 
 
-def check_cross(name: str, matrix: Array | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def check_cross(name: str, matrix: Array | np.ndarray, shape: tuple[int, int], *, traced: bool = False) -> Any:
     """Returns the kernel of test against training inputs as float64, checked for shape and finiteness."""
-    values = host_array(name, matrix).astype(np.float64)
+    values = array_of(name, matrix, traced)
     if values.shape != shape:
         raise InputError(f"Expected `{name}` to have shape {shape}, got {values.shape}; pass test inputs first")
+    if not isinstance(values, np.ndarray):
+        return values
+    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; check the kernel's inputs")
     return values

@@ -1,0 +1,84 @@
+"""The Cholesky factor of a kernel with noise, which posteriors, evidence and leave-one-out share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.linalg
+from jaxtyping import ArrayLike
+
+from nngp_dag.errors import InputError, NumericalWarning, warn
+from nngp_dag.theory._algebra import Algebra
+from nngp_dag.theory.symmetric import check_noise, check_outputs, check_symmetric, check_targets, eps_of, row_blocks
+
+
+class Factored(NamedTuple):
+    """A kernel with noise, factorized, and the targets minus their prior mean."""
+
+    factor: Any
+    """Lower Cholesky factor, (N, N); entries above the diagonal are arbitrary."""
+    residuals: Any
+    """Targets minus the prior mean, (N, C)."""
+    targets: Any
+    """Targets, (N, C)."""
+    noise: Any
+    """Noise, a number or (N,)."""
+
+
+def factorized(
+    what: str, name: str, matrix: ArrayLike, y: ArrayLike, noise: ArrayLike, mean: ArrayLike, algebra: Algebra
+) -> Factored:
+    """Returns the Cholesky factor of a kernel with noise, and the targets; all arguments are checked.
+
+    Args:
+      what: Name of the result, for the warning.
+      name: Name of the matrix, for messages.
+      matrix: The kernel of the training inputs, (N, N).
+      y: Targets, (N,) or (N, C).
+      noise: Noise on the diagonal, a number or (N,).
+      mean: Prior mean of the targets, a number, (N,) or (N, C).
+      algebra: The algebra for these arguments.
+
+    Raises:
+      InputError: An argument is refused, or the matrix with noise is singular and known.
+    """
+    values = check_symmetric(name, matrix, traced=algebra.traced)
+    n = len(values)
+    noise = check_noise(noise, n, traced=algebra.traced)
+    targets = algebra.array(check_targets("y", y, n, traced=algebra.traced))
+    prior = algebra.array(check_outputs("mean", mean, n, targets.shape[1], traced=algebra.traced))
+    residuals = targets - algebra.xp.broadcast_to(prior, targets.shape)
+    with_noise = algebra.with_noise(values, noise)
+    if algebra.traced:
+        return Factored(algebra.cholesky(with_noise), residuals, targets, noise)
+    # The matrix is in Fortran order, and symmetric: the sums of its columns are those of its rows.
+    norm = max(float(np.abs(with_noise.T[rows]).sum(axis=1).max()) for rows in row_blocks(with_noise))
+    # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
+    eps = eps_of(values)
+    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
+    # 2-norm, hence the factor 4.
+    enough = 4 * n * eps * norm
+    wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
+    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
+    stated = f"{noise:.3g}" if np.ndim(noise) == 0 else f"{np.min(noise):.3g} to {np.max(noise):.3g}"
+    try:
+        factor = algebra.cholesky(with_noise)
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f"Expected `{name}` with `noise` {stated} on its diagonal to be positive definite, got a singular "
+            f"{n} x {n} matrix; {remedy}"
+        ) from None
+    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
+    reciprocal, _ = pocon(factor, norm, uplo="L")
+    if reciprocal < n * eps:
+        warn(
+            f"{what} is not resolved: `{name}` with noise {stated} has reciprocal condition number "
+            f"{reciprocal:.1e}, below {n} eps of {values.dtype}; {remedy}",
+            NumericalWarning,
+        )
+    return Factored(factor, residuals, targets, noise)
+
+
+def scalar(value: Any) -> Any:
+    """Returns a number as a float of Python, unless it is traced."""
+    return value if isinstance(value, jax.Array) else float(value)
