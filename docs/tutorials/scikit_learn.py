@@ -109,12 +109,12 @@ print("within 1 and 2 standard deviations:", *(f"{share:.1%}" for share in raw),
 #
 # ## Fit the numbers of a network
 #
-# In scikit-learn's Gaussian process, `NNGPKernel` has two hyperparameters: the standard deviations of weights and
-# biases. The optimizer climbs the marginal likelihood with exact gradients, which JAX computes through the kernel.
-# `WhiteKernel` is the noise, and it is part of the spread that is returned.
+# In scikit-learn's Gaussian process, the standard deviation of the weights is a hyperparameter of `NNGPKernel`; that of
+# the biases is another, if there are biases. The optimizer climbs the marginal likelihood with exact gradients, which
+# JAX computes through the kernel. `WhiteKernel` is the noise, and it is part of the spread that is returned.
 
 # %%
-start = nd.estimators.NNGPKernel("2", w_std=1.0, b_std=0.5, activation="erf") + WhiteKernel(0.5)
+start = nd.estimators.NNGPKernel("DAG#3") + WhiteKernel(0.5)
 process = GaussianProcessRegressor(start, normalize_y=True).fit(X[train], y[train])
 before = process.log_marginal_likelihood(start.theta)
 mean, std = process.predict(X[test], return_std=True)

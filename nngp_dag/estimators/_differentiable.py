@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.core
+
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.errors import InputError, MissingLibraryError
 from nngp_dag.kernels import kernel
@@ -32,7 +35,8 @@ def kernel_at(network: Network, x1: Any, x2: Any, kind: str, w_std: Any, b_std: 
       w_std: Standard deviation of the weights of the layer.
       b_std: Standard deviation of its biases; None for a layer without biases.
     """
-    numbers = {"w_std": w_std} if b_std is None else {"w_std": w_std, "b_std": b_std}
+    given = {"w_std": w_std} if b_std is None else {"w_std": w_std, "b_std": b_std}
+    numbers = {name: v if isinstance(v, jax.core.Tracer) else float(v) for name, v in given.items()}
     return getattr(kernel(network, x1, x2, get=kind, parameters={"layer": numbers}), kind)
 
 

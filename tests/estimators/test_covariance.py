@@ -107,7 +107,7 @@ def test_mistakes_are_refused():
     with pytest.raises(InputError, match="`Y` to be None where `eval_gradient` is true"):
         kernel("2")(X, Z, eval_gradient=True)
     with pytest.raises(InputError, match="one output node, got 2"):
-        kernel(nd.Dag.from_edges([(0, 1, 2), (0, 2, 2)], outputs=(1, 2)))
+        kernel(nd.Dag(3, (nd.Edge(0, 1, nd.Op.WEIGHTED), nd.Edge(0, 2, nd.Op.WEIGHTED)), outputs=(1, 2)))
 
 
 @pytest.mark.parametrize(("extra", "library"), [("gpjax", "gpjax"), ("gpytorch", "torch")])

@@ -67,7 +67,7 @@ def test_its_training_ends_where_a_hand_written_one_does():
         objective=lambda p, d: -gpx.objectives.conjugate_mll(p, d),
         train_data=gpx.Dataset(X=jnp.asarray(X), y=jnp.asarray(Y)),
         optim=optax.adam(0.05),
-        num_iters=1500,
+        num_iters=500,
         verbose=False,
     )
 
@@ -81,14 +81,14 @@ def test_its_training_ends_where_a_hand_written_one_does():
         return 0.5 * jnp.sum(half**2) + jnp.log(jnp.diag(factor)).sum() + 6 * jnp.log(2 * jnp.pi)
 
     logs = jnp.log(jnp.asarray([1.0, 0.3, 0.5]))
-    np.testing.assert_allclose(loss(logs), history[0], rtol=1e-4)  # GPJax adds a small jitter
     optimizer = optax.adam(0.05)
     state, step = optimizer.init(logs), jax.jit(jax.value_and_grad(loss))
-    for _ in range(1500):
+    np.testing.assert_allclose(step(logs)[0], history[0], rtol=1e-4)  # GPJax adds a small jitter
+    for _ in range(500):
         _, gradient = step(logs)
         updates, state = optimizer.update(gradient, state)
         logs = optax.apply_updates(logs, updates)
     found = [val(trained.prior.kernel.w_std), val(trained.prior.kernel.b_std), val(trained.likelihood.obs_stddev)]
     assert history[-1] < history[0] - 1
-    np.testing.assert_allclose(history[-1], loss(logs), rtol=1e-4)
+    np.testing.assert_allclose(history[-1], step(logs)[0], rtol=1e-4)
     np.testing.assert_allclose(np.asarray(found), jnp.exp(logs), rtol=2e-2)

@@ -188,11 +188,12 @@ def test_images_in_rows_of_a_table():
         CLASSIFIERS["nngp"](network, image_shape=32).fit(rows, labels)
 
 
+TWO_OUTPUTS = nd.Dag(3, (nd.Edge(0, 1, nd.Op.WEIGHTED), nd.Edge(0, 2, nd.Op.WEIGHTED)), outputs=(1, 2))
 MISTAKES = {
     "a graph": (lambda: REGRESSORS["nngp"]("2_2x").fit(X, Y), GraphError, "'2x' in '2_2x'"),
     "an activation": (lambda: REGRESSORS["ntk"](activation="rleu").fit(X, Y), InputError, "did you mean 'relu'"),
     "several outputs": (
-        lambda: REGRESSORS["ntk"](nd.Dag.from_edges([(0, 1, 2), (0, 2, 2)], outputs=(1, 2))).fit(X, Y),
+        lambda: REGRESSORS["ntk"](TWO_OUTPUTS).fit(X, Y),
         InputError,
         "`network` to have one output node, got 2",
     ),
