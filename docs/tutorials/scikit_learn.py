@@ -12,7 +12,7 @@
 # **Which wide network predicts my table best, and how sure is it?** You put the kernels of networks into a pipeline of
 # scikit-learn. You search over architectures and noise, and compare with an RBF kernel. Then scikit-learn's own
 # Gaussian process fits the numbers of a network, and you check whether the predicted spread is right. The notebook runs
-# in less than half a minute on two cores.
+# in about half a minute on two cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -82,6 +82,9 @@ def test_its_gaussian_process_is_the_regressor_of_this_package(kind):
             theirs.predict(Z, return_std=True)[1], ours.predict(Z, return_std=True)[1], rtol=1e-8
         )
         assert ours.log_marginal_likelihood_ == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-12)
+        normalized = (y - y.mean(axis=0)) / y.std(axis=0)
+        evidence = nd.log_marginal_likelihood(nd.kernel("2", X), normalized, noise=0.2)
+        assert ours.log_marginal_likelihood_ == pytest.approx(evidence, rel=1e-10)
 
 
 @pytest.mark.slow

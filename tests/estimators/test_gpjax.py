@@ -90,5 +90,8 @@ def test_its_training_ends_where_a_hand_written_one_does():
         logs = optax.apply_updates(logs, updates)
     found = [val(trained.prior.kernel.w_std), val(trained.prior.kernel.b_std), val(trained.likelihood.obs_stddev)]
     assert history[-1] < history[0] - 1
+    w_std, b_std, noise = np.exp(logs).tolist()
+    k = nd.kernel("2", X, activation="erf", w_std=w_std, b_std=b_std)
+    np.testing.assert_allclose(-nd.log_marginal_likelihood(k, Y, noise**2), step(logs)[0], rtol=1e-9)
     np.testing.assert_allclose(history[-1], step(logs)[0], rtol=1e-4)
     np.testing.assert_allclose(np.asarray(found), jnp.exp(logs), rtol=2e-2)
