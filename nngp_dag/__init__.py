@@ -112,6 +112,7 @@ _MODULES = frozenset(
         "architecture",
         "data",
         "errors",
+        "estimators",
         "graph",
         "kernels",
         "nas",

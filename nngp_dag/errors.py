@@ -22,6 +22,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "InputWarning",
+    "MissingLibraryError",
     "NngpDagError",
     "NumericalWarning",
     "OutOfMemoryError",
@@ -54,6 +55,10 @@ class InputError(NngpDagError):
 
 class DataError(NngpDagError):
     """Error for a data set that is unknown, absent from disk, or unfit for the request."""
+
+
+class MissingLibraryError(NngpDagError, ImportError):
+    """Error for an optional library that is not installed; the message names the command that installs it."""
 
 
 class OutputError(NngpDagError):

@@ -39,7 +39,10 @@ HEAVY = {
 )
 @pytest.mark.slow
 def test_docstring_examples(name):
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except nngp_dag.errors.MissingLibraryError as error:
+        pytest.skip(str(error))
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.testmod(module, optionflags=options, extraglobs={"nd": nngp_dag})
     assert failed == 0
@@ -111,6 +114,7 @@ SLOW_PAGES = {
             "kernels",
             "networks",
             "prediction",
+            "scikit_learn",
             "sweeps",
             "theory",
             "training",

@@ -5,7 +5,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import nngp_dag as nd
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -121,3 +124,21 @@ def test_pruning_search(tmp_path, capsys, tfds_dir):
     # A finished search is read, not run again, so that its seconds stay the same.
     run("pruning_search", options)
     assert files_of(out)[1] == rows
+
+
+@pytest.mark.slow
+def test_tables(tmp_path, capsys):
+    out = tmp_path / "tables"
+    models = ["RBF", "arc-cosine", "NTK, DAG#3"]
+    module = run("tables", ["--tables", "iris", "--models", *models, "--out", str(out)])
+    document, rows = files_of(out)
+    assert [row["model"] for row in rows] == [model for model in models for _ in range(5)]
+    assert list(document["iris"]) == models
+    for mean, deviation in document["iris"].values():
+        assert 0.02 < mean < 0.15
+        assert deviation < 0.1
+    assert "arc-cosine" in capsys.readouterr().out
+    # A network of one activated layer has this kernel, up to the factor of its weights.
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(2 / 3 * module.ArcCosine()(x), nd.kernel("1", x).nngp, rtol=1e-6)
+    np.testing.assert_allclose(module.ArcCosine().diag(x), np.sum(x**2, axis=1), rtol=1e-12)

@@ -1,0 +1,107 @@
+"""Kernel matrices as the estimators use them: computed in few shapes, factorized once, with diagonals of their own."""
+
+import math
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+from nngp_dag.architecture import Network
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn
+from nngp_dag.graph.operations import check_whole
+from nngp_dag.kernels import kernel
+from nngp_dag.theory.symmetric import eps_of, is_number
+
+# Steps between the numbers of rows for which programs are compiled are a quarter of the power of two below, at most
+# this number.
+_LARGEST_STEP = 512
+# Rows of the blocks whose diagonals are kept. Small blocks waste little, and large ones need few calls.
+_DIAGONAL_ROWS = 64
+
+
+def few_sizes(rows: int) -> int:
+    """Returns the number of rows for which a program is compiled, at least `rows`.
+
+    Folds of a cross-validation, and blocks of test inputs, differ by some rows. Each number of rows would compile a
+    program of its own, which takes far longer than to run it with some more rows.
+
+    Examples:
+      >>> [few_sizes(rows) for rows in (1, 5, 88, 89, 353, 354, 5000)]
+      [1, 5, 96, 96, 384, 384, 5120]
+    """
+    step = min(max(2 ** (rows.bit_length() - 3), 1), _LARGEST_STEP)
+    return -(-rows // step) * step
+
+
+def padded(x: np.ndarray) -> np.ndarray:
+    """Returns the inputs with copies of the first one behind them, so that few sizes occur."""
+    missing = few_sizes(len(x)) - len(x)
+    return x if missing == 0 else np.concatenate([x, np.broadcast_to(x[:1], (missing, *x.shape[1:]))])
+
+
+def matrix(network: Network, x1: np.ndarray, x2: np.ndarray | None, kind: str, dtype: str | None) -> np.ndarray:
+    """Returns the NNGP or NTK of inputs, (N1, N2); without `x2`, of `x1` among themselves."""
+    others = None if x2 is None else padded(x2)
+    values = np.asarray(getattr(kernel(network, padded(x1), others, get=kind, dtype=dtype), kind))
+    return values[: len(x1), : len(x1 if x2 is None else x2)]
+
+
+def diagonal(network: Network, x: np.ndarray, kind: str, dtype: str | None) -> np.ndarray:
+    """Returns the diagonal of a kernel, (N,), in memory and time of order N."""
+    blocks = [x[start : start + _DIAGONAL_ROWS] for start in range(0, len(x), _DIAGONAL_ROWS)]
+    return np.concatenate([np.diag(matrix(network, block, None, kind, dtype)) for block in blocks])
+
+
+def check_noise(noise: object) -> float:
+    """Returns the noise as a float; raises an `InputError` unless it is a finite number that is at least 0."""
+    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):  # pyright: ignore[reportArgumentType]
+        raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
+    return float(noise)  # pyright: ignore[reportArgumentType]
+
+
+def check_shape(image_shape: object, features: int) -> tuple[int, ...]:
+    """Returns the shape of images as a tuple; raises an `InputError` unless it fits the number of features."""
+    if not isinstance(image_shape, (tuple, list)) or len(image_shape) < 2:
+        raise InputError(
+            f"Expected `image_shape` to be (height, width, channels), or None, got {shown(image_shape)}; channels "
+            "come last"
+        )
+    shape = tuple(check_whole("image_shape", size, 1) for size in image_shape)
+    if math.prod(shape) != features:
+        raise InputError(
+            f"Expected `image_shape` to hold the {features} features of a row of `X`, got {shape} with "
+            f"{math.prod(shape)}; pass (height, width, channels) of an image"
+        )
+    return shape
+
+
+def factorized(values: np.ndarray, noise: float) -> Float[np.ndarray, "n n"]:
+    """Returns the lower Cholesky factor of a kernel with noise on its diagonal, in float64.
+
+    Raises:
+      InputError: The matrix is singular. The message names a noise that is enough.
+    """
+    eps = eps_of(values)
+    shifted = values.astype(np.float64)
+    shifted[np.diag_indices_from(shifted)] += noise
+    norm = float(np.linalg.norm(shifted, 1))
+    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
+    # 2-norm, hence the factor 4.
+    enough = 4 * len(values) * eps * norm
+    remedy = f"pass a `noise` of about {enough:.1g} or more, or drop duplicate rows of `X`"
+    try:
+        factor = scipy.linalg.cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f"Expected the kernel of `X` with {noise:.3g} on its diagonal to be positive definite, got a singular "
+            f"{len(values)} x {len(values)} matrix; {remedy}"
+        ) from None
+    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
+    reciprocal, _ = pocon(factor, norm, uplo="L")
+    if reciprocal < len(values) * eps:
+        warn(
+            f"predictions are not resolved: the kernel of `X` with {noise:.3g} on its diagonal has reciprocal "
+            f"condition number {reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
+            NumericalWarning,
+        )
+    return factor
