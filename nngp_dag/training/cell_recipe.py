@@ -14,7 +14,7 @@ from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.darts_net import DartsNet
-from nngp_dag.nas.spaces.any_cell import as_cell, read_cell
+from nngp_dag.nas.spaces.any_cell import as_cell
 from nngp_dag.nas.spaces.darts import CELL_TYPES, Genotype
 from nngp_dag.training.recipe import AnyRecipe
 

@@ -33,16 +33,16 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 class AccuracyTable(Described):
     """Accuracies of trained cells, in per cent, for any cells of one space in any order.
 
-    A cell is looked up as a `Cell` or a `Genotype`, by its text, or by its row. The row is the number of the cell in NAS-Bench-201,
-    if the table holds all its cells in its order.
+    A cell is looked up as a `Cell` or a `Genotype`, by its text, or by its row. The row is the number of the cell in
+    NAS-Bench-201, if the table holds all its cells in its order.
 
     Attributes:
       cells: The cells of NAS-Bench-201, or the genotypes of DARTS, without repetition.
       accuracies: Accuracies by column, (cells,) each; NaN where a cell has none.
 
     Raises:
-      DataError: There are no cells or no columns, cells belong to both spaces, a cell occurs twice, a column has the wrong length, or a number is
-        not a percentage.
+      DataError: There are no cells or no columns, cells belong to both spaces, a cell occurs twice, a column has the
+        wrong length, or a number is not a percentage.
 
     Examples:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
@@ -90,8 +90,8 @@ class AccuracyTable(Described):
         `genotype`), and columns of numbers. The text of a genotype is `Genotype(normal=[...], reduce=[...])` or its
         JSON. It holds commas, so that a CSV file has it in quotes. A JSON file holds a list of such rows, or an object
         that maps the text of a cell to a number or a row. A genotype may also be an object, as `Genotype.to_json`
-        writes it. Other objects within a row become columns `outer.inner`. Empty fields, NaN, NA and null are read as NaN.
-        Columns without any number, and columns of row numbers, are left out.
+        writes it. Other objects within a row become columns `outer.inner`. Empty fields, NaN, NA and null are read as
+        NaN. Columns without any number, and columns of row numbers, are left out.
 
         Args:
           path: The file, .csv or .json.
@@ -236,7 +236,7 @@ class AccuracyTable(Described):
           DataError: The table holds genotypes.
         """
         if self.space != "nasbench201":
-            raise DataError(f"Expected a table of cells of NAS-Bench-201, got one of {self.space}; look up each genotype")
+            raise DataError(f"Expected a table of cells of NAS-Bench-201, got one of {self.space}")
         form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
         return tuple(other for other in self.cells if isinstance(other, Cell) and other.canonical_form == form)
 

@@ -44,8 +44,8 @@ def flops(
 ) -> int:
     """Returns the FLOPs of the forward pass of one image: two for every weight at every pixel that it is applied to.
 
-    Convolutions on dead edges of a cell of NAS-Bench-201 do not count. NAS-Bench-201 lists multiply-adds, half of this number, in millions, with
-    convolutions on dead edges.
+    Convolutions on dead edges of a cell of NAS-Bench-201 do not count. NAS-Bench-201 lists multiply-adds, half of this
+    number, in millions, with convolutions on dead edges.
 
     Args:
       cell: The cell, or a genotype; see `parameters`.

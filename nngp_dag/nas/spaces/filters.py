@@ -89,7 +89,7 @@ def get_filter(name: str, space: str = "nasbench201") -> Filter:
     known = FILTERS[space]
     if name not in known:
         raise InputError(
-            f"Expected `filter` to be one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; these are the "
-            f"filters of {space}"
+            f"Expected `filter` to be one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; these are "
+            f"the filters of {space}"
         )
     return known[name]
