@@ -36,9 +36,15 @@ from nngp_dag.nas.spaces.costs import flops, parameters
 from nngp_dag.nas.spaces.darts import Genotype, sample_genotypes
 from nngp_dag.nas.spaces.filters import FILTERS, Filter, get_filter
 from nngp_dag.nas.spaces.search_space import SPACES, SearchSpace, get_space
+from nngp_dag.nas.studies.controls import control_correlations, control_remarks
 from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
 from nngp_dag.nas.studies.searches import Searches, search
-from nngp_dag.nas.studies.tables import accuracy_correlations, search_summary, search_table
+from nngp_dag.nas.studies.tables import (
+    accuracy_correlations,
+    accuracy_correlations_table,
+    search_summary,
+    search_table,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -69,8 +75,11 @@ __all__ = [
     "Searches",
     "Setting",
     "accuracy_correlations",
+    "accuracy_correlations_table",
     "batch_sizes",
     "cells",
+    "control_correlations",
+    "control_remarks",
     "darts_measures",
     "empirical_ntk",
     "flops",

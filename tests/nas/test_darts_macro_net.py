@@ -16,10 +16,14 @@ from nngp_dag.nas.networks.layers import normalized, unchanged
 
 # Every operation occurs in both cells, also on the inputs. The normal cell has a node without input from the image.
 EVERY = Genotype.from_pairs(
-    [("sep_conv_5x5", 0), ("max_pool_3x3", 1), ("none", 0), ("none", 1)]
-    + [("dil_conv_5x5", 3), ("avg_pool_3x3", 2), ("skip_connect", 2), ("sep_conv_3x3", 4)],
-    [("skip_connect", 0), ("dil_conv_3x3", 1), ("sep_conv_3x3", 1), ("max_pool_3x3", 0)]
-    + [("dil_conv_5x5", 1), ("avg_pool_3x3", 0), ("skip_connect", 3), ("sep_conv_5x5", 4)],
+    [
+        *[("sep_conv_5x5", 0), ("max_pool_3x3", 1), ("none", 0), ("none", 1)],
+        *[("dil_conv_5x5", 3), ("avg_pool_3x3", 2), ("skip_connect", 2), ("sep_conv_3x3", 4)],
+    ],
+    [
+        *[("skip_connect", 0), ("dil_conv_3x3", 1), ("sep_conv_3x3", 1), ("max_pool_3x3", 0)],
+        *[("dil_conv_5x5", 1), ("avg_pool_3x3", 0), ("skip_connect", 3), ("sep_conv_5x5", 4)],
+    ],
 )
 # The normal cell does not read the cell before it, so that some cells have no effect.
 HALF = Genotype.from_pairs([("sep_conv_3x3", 0), ("skip_connect", 0)] * 4, EVERY.reduce)

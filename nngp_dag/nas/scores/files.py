@@ -126,9 +126,9 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
 
     Returns:
       One row per cell. The first columns are `cell` (its text), `index` (its number in NAS-Bench-201) and `status`.
-      Then come `effective_depth` and `effective_width` of the wiring. Each score has a column, and each measure a column
-      `seconds_MEASURE`. The column `reason` says why scores are missing. A score is NaN where it failed. Scores and
-      seconds are NaN for cells that a measure has not scored.
+      Then come `effective_depth` and `effective_width` of the wiring. Each score has a column, and each measure a
+      column `seconds_MEASURE`. The column `reason` says why scores are missing. A score is NaN where it failed. Scores
+      and seconds are NaN for cells that a measure has not scored.
 
     Raises:
       CheckpointError: The folder holds no scores, or damaged ones.

@@ -1,0 +1,98 @@
+"""Scores that read labels beside their controls with shuffled labels, and sentences that say what follows."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nngp_dag.nas.scores.registry import SCORES, control_of
+from nngp_dag.report.ranking import rank_correlations
+
+if TYPE_CHECKING:
+    import pandas
+
+# A control with at least this share of the score's rank correlation ranks as well as the score. Two orders of cells
+# with at least this rank correlation are alike.
+_ALIKE = 0.9
+
+
+def control_correlations(scores: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Returns the rank correlation of every score that reads labels with its control, over all cells that have both.
+
+    Near 1, the score orders cells alike with shuffled labels: whatever it measures, it is not learning from the labels.
+
+    Args:
+      scores: Scores of cells, as `read_scores` returns them.
+
+    Returns:
+      One row per score, with the columns `first`, `second` (the control), `kendall`, `spearman`, and `rows`, the number
+      of cells.
+
+    Examples:
+      >>> import pandas
+      >>> columns = {"leave_one_out": [1.0, 2.0, 3.0], "leave_one_out_shuffled": [2.0, 4.0, 6.0]}
+      >>> float(control_correlations(pandas.DataFrame(columns))["spearman"].iloc[0])
+      1.0
+    """
+    import pandas
+
+    rows = [rank_correlations(scores, [name], [control_of(name)]) for name in _computed(scores)]
+    return pandas.concat(rows, ignore_index=True) if rows else rank_correlations(scores, [], [])
+
+
+def control_remarks(correlations: "pandas.DataFrame") -> list[str]:
+    """Returns a sentence for every score that reads labels, on what follows from its control.
+
+    Args:
+      correlations: Result of `accuracy_correlations` or of `control_correlations`. The control ranks as well as the
+        score if it has at least 90 % of its Spearman correlation with the accuracy. Without accuracies, the two order
+        cells alike if their Spearman correlation is at least 0.9.
+
+    Examples:
+      >>> import pandas
+      >>> columns = {"leave_one_out": [1.0, 2.0, 3.0], "leave_one_out_shuffled": [2.0, 4.0, 6.0]}
+      >>> [remark] = control_remarks(control_correlations(pandas.DataFrame(columns)))
+      >>> remark[:78]
+      'leave_one_out orders the cells alike with shuffled labels: rank correlation 1.0'
+    """
+    found: Any = correlations
+    if "spearman_control" in found:
+        rows = zip(found["first"], found.spearman, found.spearman_control, strict=True)
+        return [_with_accuracies(*row) for row in rows if np.isfinite(row[1:]).all()]
+    rows = zip(found["first"], found.spearman, strict=True)
+    return [_without_accuracies(*row) for row in rows if np.isfinite(row[1])]
+
+
+def _with_accuracies(name: str, score: float, control: float) -> str:
+    both = f"rank correlation with the accuracy {_number(score)}, with shuffled labels {_number(control)}"
+    if score <= 0:
+        return f"{name} does not rank these cells: {both}."
+    if control >= _ALIKE * score:
+        return f"{name} ranks no better than its control: {both}. It measures {_shape(name)}, not learning from the labels."
+    return f"{name} ranks better than its control: {both}. The difference comes from the labels."
+
+
+def _without_accuracies(name: str, between: float) -> str:
+    if between >= _ALIKE:
+        return (
+            f"{name} orders the cells alike with shuffled labels: rank correlation {_number(between)}. It measures "
+            f"{_shape(name)}, not learning from the labels."
+        )
+    return (
+        f"{name} orders the cells differently with shuffled labels: rank correlation {_number(between)}. Accuracies "
+        "tell whether the labels help."
+    )
+
+
+def _shape(name: str) -> str:
+    return "the shape of the kernel" if SCORES[name].cost == "kernel" else "a property of the network"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _computed(scores: "pandas.DataFrame") -> Sequence[str]:
+    """Returns the names of the scores that read labels and are in a table with their controls."""
+    named = [name for name, score in SCORES.items() if score.reads_labels and not score.control_of]
+    return [name for name in named if name in scores and control_of(name) in scores]
