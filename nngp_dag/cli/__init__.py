@@ -83,7 +83,15 @@ _add(
 )
 _add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
 _add(app, "list", list_command, "activations", "scores --json")
-_add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
+_add(
+    nas,
+    "score",
+    score,
+    "--score naswot --sample 100 --out scores",
+    "--cell CELL --data my.npz --score parameters",
+    "--score leave_one_out --batch 512 --accuracies accuracy.csv --out scores",
+    "--space darts --score naswot --sample 100 --filter released-code --out darts",
+)
 _add(nas, "search", search, "--accuracies accuracy.csv --scores scores --score naswot")
 _add(nas, "plot", plot, "--accuracies accuracy.csv --scores scores")
 _add(

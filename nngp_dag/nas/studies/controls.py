@@ -68,7 +68,8 @@ def _with_accuracies(name: str, score: float, control: float) -> str:
     if score <= 0:
         return f"{name} does not rank these cells: {both}."
     if control >= _ALIKE * score:
-        return f"{name} ranks no better than its control: {both}. It measures {_shape(name)}, not learning from the labels."
+        measured = f"It measures {_shape(name)}, not learning from the labels."
+        return f"{name} ranks no better than its control: {both}. {measured}"
     return f"{name} ranks better than its control: {both}. The difference comes from the labels."
 
 

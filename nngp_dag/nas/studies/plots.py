@@ -92,7 +92,8 @@ def plot_depth_and_width(table: AccuracyTable, path: Path, *, column: str | None
     # The color scale starts at the 10th percentile: the low accuracies of cells without a convolution would leave all
     # others almost one color.
     low, high = np.percentile(means, [10, 100])
-    title = f"{_TITLES[table.space]}, cells with a path: {len(frame):,}\narea of a bubble: number of cells, {_range(counts)}"
+    title = f"{_TITLES[table.space]}, cells with a path: {len(frame):,}\n"
+    title += f"area of a bubble: number of cells, {_range(counts)}"
     figure = style.new_figure(9.5, 7, title)
     axes = figure.add_subplot()
     shown = axes.scatter(
