@@ -154,12 +154,15 @@ def test_accuracies_of_genotypes_from_csv_and_json(tmp_path):
         "list.json": json.dumps([{"genotype": str(one), "c10": 97.2, "c100": 80}, {"genotype": fields, "c10": 96.9}]),
         "map.json": json.dumps({str(one): {"c10": 97.2, "c100": 80}, two.to_json(): {"c10": 96.9}}),
     }
+    loaded = []
     for name, text in tables.items():
         (tmp_path / name).write_text(text)
         table = AccuracyTable.load(tmp_path / name)
+        loaded.append(table)
         assert (table.space, table.cells) == ("darts", (one, two)), name
         assert (table.accuracy(one, "c100"), table.accuracy(str(two), "c10")) == (80, 96.9)
         assert np.isnan(table.accuracy(1, "c100"))
+    table = loaded[-1]
     table.to_frame().to_csv(tmp_path / "again.csv", index=False)
     assert AccuracyTable.load(tmp_path / "again.csv").cells == (one, two)
     with pytest.raises(DataError, match="a table of cells of NAS-Bench-201, got one of darts"):

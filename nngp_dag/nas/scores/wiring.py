@@ -135,7 +135,7 @@ def _by_kernel(
                 setting.memo.update(measured(digest, nngp, ntk))
     for cell in cells:
         if cell.dag in refused:
-            yield dict.fromkeys(names, refused[cell.dag])
+            yield {name: refused[cell.dag] for name in names}
         else:
             yield setting.memo[key(classes[cell.dag])]
 
