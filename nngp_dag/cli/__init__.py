@@ -151,7 +151,9 @@ def _with_options(message: str, arguments: Sequence[str]) -> str:
         flags = [flag for flag in option.opts if flag.startswith("--")]
         if flags:
             # For an option that may be repeated, the library's argument has the plural as its name.
-            for name in (option.name, f"{option.name}s") if option.multiple else (option.name,):
+            # A parameter of Python ends in "_" where its name would hide a built-in function.
+            argument = option.name.rstrip("_")
+            for name in (argument, f"{argument}s") if option.multiple else (argument,):
                 message = re.sub(f"`{name}(=True)?`", max(flags, key=len), message)
     return message
 

@@ -113,8 +113,9 @@ def _by_kernel(
       key: Function from the digest of a kernel to the place of its numbers in `setting.memo`.
       measured: Function of (digest, NNGP, NTK) that returns numbers by their places in `setting.memo`.
     """
-    kernel_classes, networks, refused = new_kernel_classes(), {}, {}
+    kernel_classes, networks = new_kernel_classes(), {}
     classes: dict[Dag, str] = {}
+    refused: dict[Dag, str] = {}
     for cell in cells:
         if cell.dag in classes or cell.dag in refused:
             continue
@@ -135,7 +136,8 @@ def _by_kernel(
                 setting.memo.update(measured(digest, nngp, ntk))
     for cell in cells:
         if cell.dag in refused:
-            yield {name: refused[cell.dag] for name in names}
+            missing: Found = dict.fromkeys(names, refused[cell.dag])
+            yield missing
         else:
             yield setting.memo[key(classes[cell.dag])]
 

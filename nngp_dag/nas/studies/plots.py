@@ -203,7 +203,7 @@ def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float
         style.say_nothing_to_draw(axes, "nothing to draw")
         return None
     rho = rank_correlations(frame, [name], ["accuracy"])["spearman"].iloc[0]
-    correlation = "not defined" if np.isnan(rho) else f"{rho:.2f}".replace("-", "−")
+    correlation = "not defined" if np.isnan(rho) else f"{rho:.3f}".replace("-", "−")
     facts = f"Spearman's rank correlation {correlation}, n = {len(values):,}"
     # The axis of accuracies would otherwise start at 10 %, where training failed, and squeeze all others together.
     low = float(np.floor(np.percentile(accuracy, 2)) - 2)
