@@ -31,6 +31,7 @@ from nngp_dag.nas import (
 from nngp_dag.nas.scores import registry, wiring
 from nngp_dag.nas.scores.registry import measures_of, with_controls
 from nngp_dag.nas.scores.wiring import centered_targets, leave_one_out_error, on_sphere
+from nngp_dag.nas.studies.controls import difference_error
 
 CELLS = sample_cells(8, seed=1)
 CHAIN = Cell.parse("|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|skip_connect~2|")
@@ -259,19 +260,38 @@ def test_correlations_stand_beside_those_of_the_control():
 
 
 @pytest.mark.parametrize(
-    ("score", "control", "words"),
+    ("score", "control", "error", "words"),
     [
-        (0.770, 0.765, "ranks no better than its control: rank correlation with the accuracy 0.770, with shuffled "
-         "labels 0.765. It measures the shape of the kernel, not learning from the labels."),
-        (0.770, 0.40, "ranks better than its control: rank correlation with the accuracy 0.770, with shuffled "
-         "labels 0.400. The difference comes from the labels."),
-        (-0.2, 0.1, "does not rank these cells: rank correlation with the accuracy −0.200"),
+        (0.770, 0.765, 0.001, "ranks no better than its control: rank correlation with the accuracy 0.770, with "
+         "shuffled labels 0.765, 1,000 cells. It measures the shape of the kernel, not learning from the labels."),
+        (0.770, 0.40, 0.1, "ranks better than its control: rank correlation with the accuracy 0.770, with shuffled "
+         "labels 0.400, 1,000 cells. The difference comes from the labels."),
+        (0.770, 0.40, 0.2, "ranks hardly better than its control: rank correlation with the accuracy 0.770, with "
+         "shuffled labels 0.400, 1,000 cells. This difference is below two of its standard errors, 0.200 each"),
+        (-0.2, 0.1, 0.1, "does not rank these cells: rank correlation with the accuracy −0.200"),
     ],
 )  # fmt: skip
-def test_a_sentence_says_what_follows_from_the_control(score, control, words):
-    found = pandas.DataFrame({"first": ["leave_one_out"], "spearman": [score], "spearman_control": [control]})
+def test_a_sentence_says_what_follows_from_the_control(score, control, error, words):
+    columns = {"first": "leave_one_out", "spearman": score, "spearman_control": control, "difference_error": error}
+    found = pandas.DataFrame([columns | {"rows": 1000}])
     [remark] = control_remarks(found)
     assert remark.startswith(f"leave_one_out {words}")
+
+
+def test_the_error_of_a_difference_is_its_spread_over_draws_of_cells():
+    def draw(rng, cells=60):
+        accuracy = rng.normal(size=cells)
+        return accuracy + 0.5 * rng.normal(size=cells), accuracy + 1.5 * rng.normal(size=cells), accuracy
+
+    rng = np.random.default_rng(0)
+    spearman = lambda a, b: pandas.Series(a).corr(pandas.Series(b), "spearman")  # noqa: E731
+    draws = [draw(rng) for _ in range(150)]
+    true = np.std([spearman(a, c) - spearman(b, c) for a, b, c in draws])
+    found = np.mean([difference_error(*each) for each in draws[:20]])
+    # The spread of 150 draws has a relative error of 6 %. A bootstrap of 60 ranks is a little off as well.
+    assert found == pytest.approx(true, rel=0.25)
+    assert np.isnan(difference_error(np.ones(9), np.arange(9.0), np.arange(9.0)))
+    assert np.isnan(difference_error(*np.full((3, 9), np.nan)))
 
 
 def test_without_accuracies_the_two_orders_are_compared():

@@ -11,6 +11,7 @@ from nngp_dag.nas.scores.registry import SCORES, control_of, get_score, goodness
 from nngp_dag.nas.spaces.accuracy_table import AccuracyTable
 from nngp_dag.nas.spaces.any_cell import parse_cell, space_of_all
 from nngp_dag.nas.spaces.filters import get_filter
+from nngp_dag.nas.studies.controls import difference_error
 from nngp_dag.nas.studies.searches import accuracies_of, search
 from nngp_dag.report.ranking import rank_correlations
 from nngp_dag.report.tables import number_table
@@ -141,7 +142,8 @@ def accuracy_correlations(
 
     Returns:
       One row per score, with the rank correlations, the number of cells, and `column`. For scores that read labels,
-      `kendall_control` and `spearman_control` are those of the control with shuffled labels, else NaN; see
+      `kendall_control` and `spearman_control` are those of the control with shuffled labels, and `difference_error` is
+      the standard error of the difference of both Spearman correlations over samples of cells; else these are NaN. See
       `control_remarks`.
 
     Raises:
@@ -168,6 +170,12 @@ def accuracy_correlations(
     controls = ranks.reindex([control_of(name) for name in found["first"]])
     for kind in ("kendall", "spearman"):
         found = found.assign(**{f"{kind}_control": np.asarray(controls[kind], np.float64)})
+    errors = np.full(len(found), np.nan)
+    for i, name in enumerate(found["first"]):
+        if control_of(name) in frame:
+            values = (np.asarray(frame[each], np.float64) for each in (name, control_of(name), "accuracy"))
+            errors[i] = difference_error(*values)
+    found = found.assign(difference_error=errors)
     return found.reset_index(drop=True).assign(column=column or next(iter(table.accuracies)))
 
 
