@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import jax
@@ -239,6 +240,15 @@ def test_all_scores_exist_for_genotypes(setting):
     gradients = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params))
     norms = [float(jnp.linalg.norm(g)) for path, g in gradients if any(f"'{name}'" in str(path) for name in kernels)]
     assert found[0].values["grad_norm"] == pytest.approx(sum(norms), rel=1e-3)
+
+
+@pytest.mark.nightly
+def test_several_genotypes_at_once_score_as_one_by_one(setting):
+    some = [EVERY, *GENOTYPES[:2]]
+    one = list(score_cells(some, ["naswot", "synflow"], setting))
+    two = list(score_cells(some, ["naswot", "synflow"], replace(setting, cells_at_once=2)))
+    for a, b in zip(one, two, strict=True):
+        assert dict(a.values) == pytest.approx(dict(b.values), rel=1e-4)
 
 
 @pytest.fixture
