@@ -231,24 +231,20 @@ def _chosen(
         if (found := space_of_all(chosen)) != space:
             raise InputError(f"Expected --cell of {space}, got cells of {found}; pass --space {found}")
         return chosen
-    if space == "darts":
-        if known is None:
-            if sample is None:
-                raise InputError("Expected --sample, --cell or --accuracies for DARTS, got none; pass --sample 100")
-            return [*sample_genotypes(sample, seed)] if sample >= 1 else _no_sample(sample, None)
-        listed = list(known.cells)
+    most = NUM_CELLS if space == "nasbench201" else None if known is None else len(known)
+    if sample is not None and (sample < 1 or (most is not None and sample > most)):
+        wanted = "to be at least 1" if most is None else f"in 1 to {most:,}, the number of cells"
+        raise InputError(f"Expected --sample {wanted}, got {sample:,}")
+    if space == "nasbench201":
+        return list(cells()) if sample is None else [*sample_cells(sample, seed)]
+    if known is None:
         if sample is None:
-            return listed
+            raise InputError("Expected --sample, --cell or --accuracies for DARTS, got none; pass --sample 100")
+        return [*sample_genotypes(sample, seed)]
+    listed = list(known.cells)
+    if sample is not None:
         random.Random(seed).shuffle(listed)
-        return listed[:sample] if 1 <= sample <= len(listed) else _no_sample(sample, len(listed))
-    if sample is None:
-        return list(cells())
-    return [*sample_cells(sample, seed)] if 1 <= sample <= NUM_CELLS else _no_sample(sample, NUM_CELLS)
-
-
-def _no_sample(sample: int, most: int | None) -> Any:
-    wanted = "to be at least 1" if most is None else f"in 1 to {most:,}, the number of cells"
-    raise InputError(f"Expected --sample {wanted}, got {sample:,}")
+    return listed[:sample]
 
 
 def search(

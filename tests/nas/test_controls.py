@@ -75,6 +75,13 @@ def test_a_control_needs_two_classes(labels, got):
         Setting(np.ones((3, 4, 4, 3), np.float32), labels).with_shuffled_labels()
 
 
+def test_labels_are_checked_before_anything_is_computed(setting, tmp_path):
+    for labels, message in ((None, "for leave_one_out, got None"), (np.zeros(24, int), "got one class")):
+        running = ScoreDirectory(tmp_path / f"{labels is None}", Setting(setting.images, labels))
+        with pytest.raises(InputError, match=message):
+            next(running.score([CHAIN], ["parameters", "leave_one_out"]))
+
+
 def test_leave_one_out_is_the_error_of_n_fits_without_one_image(setting):
     k = np.asarray(nd.kernel(CHAIN.dag, on_sphere(setting.images)).ntk)
     y, n = centered_targets(setting), len(k)

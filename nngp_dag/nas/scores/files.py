@@ -9,7 +9,7 @@ import numpy as np
 
 from nngp_dag.errors import CheckpointError
 from nngp_dag.fingerprint import known_fingerprint
-from nngp_dag.nas.scores.registry import SCORES, Scored, measures_of, score_cells
+from nngp_dag.nas.scores.registry import SCORES, Scored, measures_for, score_cells
 from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.any_cell import AnyCell, parse_cell
 from nngp_dag.nas.spaces.cells import Cell
@@ -75,7 +75,7 @@ class ScoreDirectory:
         """
         cells = list(dict.fromkeys(cells))
         with claimed(self.path):
-            for measure, wanted in measures_of(scores, self._setting.space).items():
+            for measure, wanted in measures_for(scores, self._setting).items():
                 # All scores of a measure are stored, because they come at no further cost.
                 names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
                 path, digest = self.path / f"scores-{measure.__name__}.csv", known_fingerprint(measure) or ""

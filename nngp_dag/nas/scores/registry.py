@@ -212,6 +212,21 @@ def measures_of(names: Sequence[str], space: str = "nasbench201") -> dict[Measur
     return found
 
 
+def measures_for(names: Sequence[str], setting: Setting) -> dict[Measure, list[Score]]:
+    """Returns the measures that some scores need, as `measures_of` does, after a check that they can run in a setting.
+
+    Raises:
+      InputError: `measures_of` refuses the names, or a score reads labels and the setting has none, or one class.
+    """
+    found = measures_of(names, setting.space)
+    read = [score.name for wanted in found.values() for score in wanted if score.reads_labels]
+    if read and setting.labels is None:
+        raise InputError(f"Expected `labels` in the setting for {read[0]}, got None; pass those of the images")
+    if read:
+        setting.with_shuffled_labels()
+    return found
+
+
 def score_cells(
     cells: Sequence[AnyCell], scores: Sequence[str], setting: Setting, *, timed: bool = False
 ) -> Iterator[Scored]:
@@ -242,7 +257,7 @@ def score_cells(
             raise InputError(f"Expected `cells` to be of type `Cell`, got {shown(cell)}; `Cell.parse` reads a text")
     if cells and (space := space_of_all(cells)) != setting.space:
         raise InputError(f"Expected cells of {setting.space}, got cells of {space}; set `space` of the setting")
-    measures = measures_of(scores, setting.space)
+    measures = measures_for(scores, setting)
     running = [_timed(measure, cells, wanted, setting, timed) for measure, wanted in measures.items()]
     for cell, *parts in zip(cells, *running, strict=True):
         values = {name: value for part in parts for name, value in part.values.items()}
@@ -259,8 +274,6 @@ def _timed(
     """Yields the scores of one measure for every cell, with the time of this measure alone, without controls."""
     cost, at_once = wanted[0].cost, setting.at_once
     own, read = [score for score in wanted if not score.control_of], [score for score in wanted if score.reads_labels]
-    if read and setting.labels is None:
-        raise InputError(f"Expected `labels` in the setting for {read[0].name}, got None; pass those of the images")
     controls = [score for score in read if not score.control_of]
     shuffled = _measured(measure, cells, controls, setting.with_shuffled_labels()) if controls else iter(())
     # Programs are compiled before anything is timed, because one compilation serves all cells.
