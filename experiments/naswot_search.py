@@ -25,6 +25,8 @@ from nngp_dag.nas import (
     ScoreDirectory,
     Setting,
     accuracy_correlations,
+    accuracy_correlations_table,
+    control_remarks,
     plot_depth_and_width,
     plot_scores,
     read_scores,
@@ -32,7 +34,6 @@ from nngp_dag.nas import (
     search_summary,
     search_table,
 )
-from nngp_dag.report.tables import correlation_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SEARCHED = ("naswot", "parameters", "nngp_lambda_min_exact", "ntk_lambda_min_exact", "ntk_condition_exact")
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "setting": json.loads((folder / "config.json").read_text()),
         "searches": searches,
         "rank_correlations_with_accuracy": {
-            row["first"]: {name: row[name] for name in ("kendall", "spearman", "rows")} for _, row in ranks.iterrows()
+            row["first"]: {name: row[name] for name in ("kendall", "spearman", "spearman_control", "rows")}
+            for _, row in ranks.iterrows()
         },
     }
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=2, default=float) + "\n")
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = [name for name in SCORES if name in scores]
     plot_scores(scores, accuracies, drawn, options.out.with_suffix(".png"))
     Console().print(search_summary(table, options.sample))
-    Console().print(correlation_table(ranks))
+    Console().print(accuracy_correlations_table(ranks), *control_remarks(ranks), sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path
 
 # Their examples compile networks of cells, which takes half a minute each.
 HEAVY = {
-    *(f"nngp_dag.nas.networks.{name}" for name in ("cell_supernet", "darts_net", "darts_supernet")),
+    *(f"nngp_dag.nas.networks.{name}" for name in ("cell_supernet", "darts_macro_net", "darts_net", "darts_supernet")),
     "nngp_dag.nas.pruning.measures",
     "nngp_dag.nas.scores.gradients",
     "nngp_dag.training.cells",

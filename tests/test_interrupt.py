@@ -203,6 +203,10 @@ COMMANDS = {
         *("nas", "score", *TINY, "--channels", "2", "--cells", "1", "--score", "naswot", "--score", "parameters"),
         *("--cell", CELLS[0], "--cell", CELLS[1], "--out", "out"),
     ),
+    "nas score of darts": (
+        *("nas", "score", *TINY, "--space", "darts", "--score", "leave_one_out", "--score", "parameters"),
+        *("--sample", "6", "--out", "out"),
+    ),
     "nas search": (
         "nas",
         "search",

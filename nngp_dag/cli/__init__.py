@@ -83,7 +83,15 @@ _add(
 )
 _add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
 _add(app, "list", list_command, "activations", "scores --json")
-_add(nas, "score", score, "--score naswot --sample 100 --out scores", "--cell CELL --data my.npz --score parameters")
+_add(
+    nas,
+    "score",
+    score,
+    "--score naswot --sample 100 --out scores",
+    "--cell CELL --data my.npz --score parameters",
+    "--score leave_one_out --batch 512 --accuracies accuracy.csv --out scores",
+    "--space darts --score naswot --sample 100 --filter released-code --out darts",
+)
 _add(nas, "search", search, "--accuracies accuracy.csv --scores scores --score naswot")
 _add(nas, "plot", plot, "--accuracies accuracy.csv --scores scores")
 _add(
@@ -143,7 +151,9 @@ def _with_options(message: str, arguments: Sequence[str]) -> str:
         flags = [flag for flag in option.opts if flag.startswith("--")]
         if flags:
             # For an option that may be repeated, the library's argument has the plural as its name.
-            for name in (option.name, f"{option.name}s") if option.multiple else (option.name,):
+            # A parameter of Python ends in "_" where its name would hide a built-in function.
+            argument = option.name.rstrip("_")
+            for name in (argument, f"{argument}s") if option.multiple else (argument,):
                 message = re.sub(f"`{name}(=True)?`", max(flags, key=len), message)
     return message
 

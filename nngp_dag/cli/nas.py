@@ -1,7 +1,7 @@
 """The commands nas score, nas search and nas plot."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,16 +25,33 @@ from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
 
+if TYPE_CHECKING:
+    from nngp_dag.nas import AccuracyTable
+    from nngp_dag.nas.spaces.any_cell import AnyCell
+
 _SCORES = "nngp-dag-nas"
 _BATCH = 128
 
 FilterOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--filter",
         rich_help_panel=COMPUTE,
-        help="Filter of effective depth and width: paper or released-code. Repeat for both.",
+        help="Filter of effective depth and width: paper or released-code. DARTS has the latter alone. Repeat for "
+        "both. Default: paper, for DARTS released-code.",
     ),
+]
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        rich_help_panel=NETWORK,
+        help="Skip cells that this filter of effective depth and width does not keep: paper or released-code. DARTS "
+        "has the latter alone.",
+    ),
+]
+SpaceOption = Annotated[
+    Literal["nasbench201", "darts"], typer.Option("--space", rich_help_panel=NETWORK, help="Space of the cells.")
 ]
 ScoreOption = Annotated[
     list[str],
@@ -52,31 +69,62 @@ AccuraciesOption = Annotated[
     typer.Option(
         "--accuracies",
         rich_help_panel=DATA,
-        help="Accuracy table: a CSV or JSON file with the text of cells (arch_str) and accuracies in per cent.",
+        help="Accuracy table: a CSV or JSON file with the text of cells (arch_str, or genotype for DARTS) and "
+        "accuracies in per cent.",
     ),
+]
+KnownOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--accuracies",
+        rich_help_panel=DATA,
+        help="Accuracy table, CSV or JSON, with the text of cells (arch_str, or genotype for DARTS) and accuracies in "
+        "per cent. Adds the rank correlations of the scores with it. For DARTS, the genotypes come from it.",
+    ),
+]
+ColumnOption = Annotated[
+    str | None, typer.Option("--column", rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
 ]
 
 
 def score(
     score: ScoreOption = ["naswot", "parameters", "nngp_lambda_min_exact"],  # noqa: B006
+    space: SpaceOption = "nasbench201",
     sample: Annotated[
         int | None,
-        typer.Option(rich_help_panel=NETWORK, help="Number of random cells to score. Default: all 15,625 cells."),
+        typer.Option(
+            rich_help_panel=NETWORK,
+            help="Number of random cells to score. Default: all 15,625 cells, for DARTS those of --accuracies.",
+        ),
     ] = None,
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=NETWORK, help="NAS-Bench-201 cell to score, instead of --sample. Repeat for several."
+            rich_help_panel=NETWORK,
+            help="NAS-Bench-201 cell, DARTS genotype, or a file with one of them, instead of --sample. Repeat for "
+            "several.",
         ),
     ] = None,
+    filter_: SkipOption = None,
+    accuracies: KnownOption = None,
+    column: ColumnOption = None,
     data: DataOption = None,
     dataset: CifarOption = None,
     data_dir: DataDirOption = None,
     batch: Annotated[int | None, count("Use the first N training images.", DATA, show_default=f"{_BATCH}")] = None,
     channels: Annotated[int, count("Number of channels C of the first stage.", NETWORK)] = 16,
-    cells: Annotated[int, count("Number of cells per stage.", NETWORK)] = 5,
+    cells: Annotated[
+        int | None,
+        count(
+            "Number N of cells per stage; for DARTS of normal cells, 3N + 2 cells in all. Default: 5, for DARTS 2.",
+            NETWORK,
+        ),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(rich_help_panel=COMPUTE, help="Seed of the weights, and of the random cells.")
+        int,
+        typer.Option(
+            rich_help_panel=COMPUTE, help="Seed of the weights, of the random cells, and of the shuffled labels."
+        ),
     ] = 0,
     cells_at_once: Annotated[
         int | None, count("Number of networks that are computed at once. Default: 1 on CPU, 16 elsewhere.", COMPUTE)
@@ -97,7 +145,10 @@ def score(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score cells of NAS-Bench-201 without training.
+    """Score cells of NAS-Bench-201 or genotypes of DARTS without training.
+
+    A score that reads labels is computed twice: with the labels, and with shuffled labels as its control. The command
+    prints both, and a sentence on what follows.
 
     An interrupted computation continues when the same command is given again. With --resume, the command fails if there
     is nothing to continue.
@@ -108,29 +159,36 @@ def score(
             or "nothing new"
         )
     )
-    from nngp_dag.nas import Cell, Setting, sample_cells
-    from nngp_dag.nas import cells as every_cell
+    from nngp_dag.nas import AccuracyTable, Setting
     from nngp_dag.nas.scores.files import ScoreDirectory, read_scores, score_folder
     from nngp_dag.nas.scores.registry import measures_of
-    from nngp_dag.nas.spaces.cells import NUM_CELLS
+    from nngp_dag.nas.spaces.filters import get_filter
+    from nngp_dag.nas.studies.controls import control_correlations, control_remarks
+    from nngp_dag.nas.studies.tables import accuracy_correlations, accuracy_correlations_table
 
-    measures_of(score)
-    if sample is not None and cell:
-        raise InputError("Expected --sample or --cell, got both; leave one of them out")
-    if sample is not None and not 1 <= sample <= NUM_CELLS:
-        raise InputError(f"Expected --sample in 1 to {NUM_CELLS:,}, the number of cells, got {sample:,}")
-    chosen = [Cell.parse(text) for text in cell] if cell else []
+    measures_of(score, space)
+    filters = [get_filter(name, space) for name in filter_ or ()]
+    known = None if accuracies is None else AccuracyTable.load(accuracies)
+    if known is not None:
+        # An error in the column is found before anything is computed.
+        known.column(column)
+    chosen = _chosen(space, sample, cell, known, seed)
+    if filters:
+        kept = [one for one in chosen if all(each.keeps(one.dag) for each in filters)]
+        say(f"the filter keeps {len(kept):,} of {len(chosen):,} cells; the others are not scored")
+        if not kept:
+            raise InputError(f"Expected --filter to keep a cell, got none of {len(chosen):,}; score other cells")
+        chosen = kept
     out = Path(_SCORES) if out is None else out
     if resume:
         score_folder(out).read()
     hold(out)
     samples = choose_samples(data, dataset, data_dir, batch, usual=_BATCH, images=True, default="cifar10")()
-    sizes = {"channels": channels, "cells": cells, "seed": seed, "cells_at_once": cells_at_once}
+    sizes = {"channels": channels, "cells": cells, "seed": seed, "cells_at_once": cells_at_once, "space": space}
     if samples.classes:
         setting = Setting(samples.x, samples.y, classes=len(samples.classes), **sizes)
     else:
         setting = Setting(samples.x, **sizes)
-    chosen = chosen or (list(every_cell()) if sample is None else sample_cells(sample, seed))
     with progress() as on_progress:
         for measure, done, total in ScoreDirectory(out, setting).score(chosen, score, timed=timed):
             on_progress(measure, done, total)
@@ -140,16 +198,60 @@ def score(
     failed = table[table.reason != ""]
     if len(failed):
         show(f"{len(failed):,} with a score missing, such as {failed.reason.iloc[0]}")
-    say(f"wrote scores of {len(table):,} cells to {out}")
     asked: Any = table[table.cell.isin([str(cell) for cell in chosen])]
-    result({"cells": len(table), "status": status.to_dict(), "rows": asked.to_dict("records"), "files": [out]})
+    controls = control_correlations(asked)
+    ranks = controls if known is None else accuracy_correlations(asked, known, column=column)
+    if known is not None:
+        show(accuracy_correlations_table(ranks))
+    remarks = control_remarks(ranks)
+    show(*remarks)
+    say(f"wrote scores of {len(table):,} cells to {out}")
+    found = {} if known is None else {"correlations": ranks.to_dict("records")}
+    found |= {"controls": controls.to_dict("records"), "remarks": remarks}
+    rows = asked.to_dict("records")
+    result({"cells": len(table), "status": status.to_dict(), "rows": rows, **found, "files": [out]})
+
+
+def _chosen(
+    space: str, sample: int | None, texts: list[str] | None, known: "AccuracyTable | None", seed: int
+) -> "list[AnyCell]":
+    """Returns the cells to score."""
+    import random
+
+    from nngp_dag.nas import cells, sample_cells, sample_genotypes
+    from nngp_dag.nas.spaces.any_cell import read_cell, space_of_all
+    from nngp_dag.nas.spaces.cells import NUM_CELLS
+
+    if sample is not None and texts:
+        raise InputError("Expected --sample or --cell, got both; leave one of them out")
+    if known is not None and known.space != space:
+        raise InputError(f"Expected --accuracies of cells of {space}, got cells of {known.space}; pass --space")
+    if texts:
+        chosen = [read_cell(text) for text in texts]
+        if (found := space_of_all(chosen)) != space:
+            raise InputError(f"Expected --cell of {space}, got cells of {found}; pass --space {found}")
+        return chosen
+    most = NUM_CELLS if space == "nasbench201" else None if known is None else len(known)
+    if sample is not None and (sample < 1 or (most is not None and sample > most)):
+        wanted = "to be at least 1" if most is None else f"in 1 to {most:,}, the number of cells"
+        raise InputError(f"Expected --sample {wanted}, got {sample:,}")
+    if space == "nasbench201":
+        return list(cells()) if sample is None else [*sample_cells(sample, seed)]
+    if known is None:
+        if sample is None:
+            raise InputError("Expected --sample, --cell or --accuracies for DARTS, got none; pass --sample 100")
+        return [*sample_genotypes(sample, seed)]
+    listed = list(known.cells)
+    if sample is not None:
+        random.Random(seed).shuffle(listed)
+    return listed[:sample]
 
 
 def search(
     accuracies: AccuraciesOption,
     scores: ScoresOption = Path(_SCORES),
     score: ScoreOption = ["naswot"],  # noqa: B006
-    filter_: FilterOption = ["paper"],  # noqa: B006
+    filter_: FilterOption = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -167,7 +269,7 @@ def search(
     """Simulate searches by score, and report the accuracy of the cells found.
 
     A search draws random scored cells, filters them and takes the best. The command also prints the rank correlations
-    of the scores with the accuracy.
+    of the scores with the accuracy, for scores that read labels beside those of the control with shuffled labels.
     """
     once(scores / "search.csv", scores / "accuracy.csv")
     hold(scores)
@@ -175,9 +277,14 @@ def search(
 
     from nngp_dag.nas import AccuracyTable
     from nngp_dag.nas.scores.files import read_scores
-    from nngp_dag.nas.studies.tables import accuracy_correlations, search_summary, search_table
+    from nngp_dag.nas.studies.controls import control_remarks
+    from nngp_dag.nas.studies.tables import (
+        accuracy_correlations,
+        accuracy_correlations_table,
+        search_summary,
+        search_table,
+    )
     from nngp_dag.report import output_file
-    from nngp_dag.report.tables import correlation_table
 
     known, table = AccuracyTable.load(accuracies), read_scores(scores)
     columns = list(dict.fromkeys(column)) if column else [None]
@@ -189,7 +296,8 @@ def search(
         with output_file(file, overwrite=overwrite) as path:
             pandas.concat(frames).to_csv(path, index=False)
     for searches, correlations in zip(found, ranks, strict=True):
-        show(search_summary(searches, sample), correlation_table(correlations))
+        show(search_summary(searches, sample), accuracy_correlations_table(correlations))
+        show(*control_remarks(correlations))
         if searches.left_out[0]:
             say(f"left out {searches.left_out[0]:,} scored cells without {searches.column[0]}")
     say(f"wrote search.csv, accuracy.csv to {scores}")
@@ -207,9 +315,7 @@ def plot(
             help="Score to draw. Repeat for several. Default: all scores in the folder.",
         ),
     ] = None,
-    column: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Column of the accuracy table, if it has several.")
-    ] = None,
+    column: ColumnOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -127,7 +127,8 @@ def train_cell_command(
 
     A run may be interrupted at any time; --resume continues it.
     """
-    from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+    from nngp_dag.nas.spaces.any_cell import read_cell
+    from nngp_dag.training.cell_recipe import CellRecipe
     from nngp_dag.training.cells import train_cell
     from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import training_rows, training_table

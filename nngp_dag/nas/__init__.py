@@ -2,6 +2,7 @@
 
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.cell_supernet import CellSupernet
+from nngp_dag.nas.networks.darts_macro_net import DartsMacroNet
 from nngp_dag.nas.networks.darts_net import DartsNet
 from nngp_dag.nas.networks.darts_supernet import DartsSupernet
 from nngp_dag.nas.networks.macro_net import MacroNet
@@ -29,14 +30,21 @@ from nngp_dag.nas.scores.registry import (
 )
 from nngp_dag.nas.scores.setting import Setting
 from nngp_dag.nas.spaces.accuracy_table import AccuracyTable
+from nngp_dag.nas.spaces.any_cell import parse_cell
 from nngp_dag.nas.spaces.cells import Cell, cells, sample_cells
 from nngp_dag.nas.spaces.costs import flops, parameters
-from nngp_dag.nas.spaces.darts import Genotype
+from nngp_dag.nas.spaces.darts import Genotype, sample_genotypes
 from nngp_dag.nas.spaces.filters import FILTERS, Filter, get_filter
 from nngp_dag.nas.spaces.search_space import SPACES, SearchSpace, get_space
+from nngp_dag.nas.studies.controls import control_correlations, control_remarks
 from nngp_dag.nas.studies.plots import plot_depth_and_width, plot_scores
 from nngp_dag.nas.studies.searches import Searches, search
-from nngp_dag.nas.studies.tables import accuracy_correlations, search_summary, search_table
+from nngp_dag.nas.studies.tables import (
+    accuracy_correlations,
+    accuracy_correlations_table,
+    search_summary,
+    search_table,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -47,6 +55,7 @@ __all__ = [
     "BenchNet",
     "Cell",
     "CellSupernet",
+    "DartsMacroNet",
     "DartsNet",
     "DartsSupernet",
     "ExpectedKernels",
@@ -66,8 +75,11 @@ __all__ = [
     "Searches",
     "Setting",
     "accuracy_correlations",
+    "accuracy_correlations_table",
     "batch_sizes",
     "cells",
+    "control_correlations",
+    "control_remarks",
     "darts_measures",
     "empirical_ntk",
     "flops",
@@ -79,6 +91,7 @@ __all__ = [
     "log_determinant",
     "nasbench201_measures",
     "parameters",
+    "parse_cell",
     "patches",
     "pattern_kernel",
     "plot_depth_and_width",
@@ -87,6 +100,7 @@ __all__ = [
     "read_scores",
     "register",
     "sample_cells",
+    "sample_genotypes",
     "score_cells",
     "search",
     "search_summary",

@@ -45,4 +45,4 @@ def rank_correlations(table: "pandas.DataFrame", first: Sequence[str], second: S
             if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
                 kendall, spearman = kendalltau(x, y)[0], spearmanr(x, y)[0]
             records.append({"first": a, "second": b, "kendall": kendall, "spearman": spearman, "rows": len(x)})
-    return pandas.DataFrame.from_records(records)
+    return pandas.DataFrame.from_records(records, columns=["first", "second", "kendall", "spearman", "rows"])

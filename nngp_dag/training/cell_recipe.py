@@ -1,10 +1,6 @@
-"""The recipe for training a cell, and cells read from text."""
+"""The recipe for training a cell."""
 
-import contextlib
 import dataclasses
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,15 +9,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nngp_dag.errors import GraphError, InputError, check_known, shown
+from nngp_dag.errors import InputError, check_known
 from nngp_dag.graph.operations import as_number, check_flag, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.spaces.any_cell import as_cell
 from nngp_dag.nas.spaces.darts import CELL_TYPES, Genotype
 from nngp_dag.training.recipe import AnyRecipe
-
-_CELL_BEGINS = r"\||\{|(\w+\s*=\s*)?Genotype\s*\("
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,52 +159,3 @@ class CellRecipe(AnyRecipe):
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CellRecipe))
-
-
-def as_cell(cell: object) -> Cell | Genotype:
-    """Returns a cell unchanged, or the cell of a text, see `read_cell`.
-
-    Raises:
-      GraphError: The text does not describe a cell.
-      InputError: The argument is neither a cell nor a text.
-    """
-    if isinstance(cell, str):
-        return read_cell(cell)
-    if not isinstance(cell, (Cell, Genotype)):
-        raise InputError(f"Expected `cell` to be a `Cell`, a `Genotype` or its text, got {shown(cell)}")
-    return cell
-
-
-def read_cell(text: str) -> Cell | Genotype:
-    """Returns the cell that a text or a file describes.
-
-    Args:
-      text: A cell of NAS-Bench-201, a genotype, the JSON of a search's result.json, or the path of a file with one of
-        these. A genotype is `Genotype(...)`, `NAME = Genotype(...)` or its JSON.
-
-    Raises:
-      GraphError: The text describes no cell, or the file cannot be read.
-
-    Examples:
-      >>> read_cell("|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").operations[0]
-      'nor_conv_3x3'
-    """
-    text = text.strip()
-    if not re.match(_CELL_BEGINS, text):
-        try:
-            text = Path(text).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "no such file" if missing else getattr(error, "strerror", None) or error
-            raise GraphError(
-                "Expected a cell of NAS-Bench-201, |nor_conv_3x3~0|+..., a genotype, Genotype(normal=[...], ...), or a "
-                f"file with one, got {text[:60]!r}: {reason}"
-            ) from None
-    with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(text):
-            case {"cell": str(found)}:
-                text = found
-    if text.startswith("|"):
-        return Cell.parse(text)
-    text = re.sub(r"^\w+\s*=\s*", "", text)
-    return Genotype.from_json(text) if text.startswith("{") else Genotype.from_text(text)

@@ -9,8 +9,9 @@ from typing import Any, SupportsIndex
 from nngp_dag.data import Splits
 from nngp_dag.errors import InputError, check_known
 from nngp_dag.nas import Cell
+from nngp_dag.nas.spaces.any_cell import as_cell
 from nngp_dag.nas.spaces.darts import Genotype
-from nngp_dag.training.cell_recipe import FIELDS, CellRecipe, as_cell
+from nngp_dag.training.cell_recipe import FIELDS, CellRecipe
 from nngp_dag.training.tasks import CellTask
 from nngp_dag.training.trainer import Outcome, Progress, check_data, train_tasks
 

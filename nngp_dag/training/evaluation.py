@@ -16,10 +16,11 @@ from nngp_dag.errors import CheckpointError, as_path
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.nas import Cell
+from nngp_dag.nas.spaces.any_cell import read_cell
 from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
-from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+from nngp_dag.training.cell_recipe import CellRecipe
 from nngp_dag.training.history import METRICS, PARTS
 from nngp_dag.training.program import Best, Program, State, on_device
 from nngp_dag.training.recipe import Recipe

@@ -80,7 +80,7 @@ def test_objects_within_a_row_become_columns(write):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("a,b\n1,2\n", "t.csv", "a column arch_str or arch or architecture or cell, got a, b"),
+        ("a,b\n1,2\n", "t.csv", "a column arch_str or arch or architecture or cell or genotype, got a, b"),
         ("arch_str,accuracy\n", "t.csv", "got no rows"),
         ("arch_str,accuracy\n|none~0|,1\n", "t.csv", "a cell in row 0 of .*3 blocks"),
         ("arch_str,accuracy\n,1\n", "t.csv", "a cell in row 0"),

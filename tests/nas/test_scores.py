@@ -151,11 +151,11 @@ def test_synflow_counts_the_layers_of_a_network_without_branches(setting):
 
 def test_every_score_has_a_direction_a_cost_and_a_reference():
     assert set(BUILT_IN) <= set(SCORES)
-    assert len(BUILT_IN) == 16
+    assert len(BUILT_IN) == 17
     for name in BUILT_IN:
         assert SCORES[name].reference
     lower = {name for name in BUILT_IN if not SCORES[name].higher_is_better}
-    assert lower == {"ntk_condition", "nngp_condition_exact", "ntk_condition_exact"}
+    assert lower == {"ntk_condition", "nngp_condition_exact", "ntk_condition_exact", "leave_one_out"}
 
 
 def test_the_registry_refuses_duplicates_and_unknown_names(setting):

@@ -13,7 +13,7 @@ from nngp_dag.nas.pruning.files import SearchDirectory
 from nngp_dag.nas.pruning.measures import Found
 from nngp_dag.nas.pruning.plots import plot_cell, plot_trajectory
 from nngp_dag.nas.pruning.rounds import Measure, Pruning, prune
-from nngp_dag.training.cell_recipe import read_cell
+from nngp_dag.nas.spaces.any_cell import read_cell
 
 
 def linear(space, seed=0, name="linear"):

@@ -256,7 +256,7 @@ def test_scores_show_all_cells_and_how_well_they_rank(figures, tmp_path, scores)
     assert label == first.get_xlabel() == "parameters in millions"
     kept = table[table.status != "disconnected"].index
     rho = pandas.Series(accuracies.column()).loc[kept].corr(table.parameters[kept], method="spearman")
-    assert correlation == f"Spearman's rank correlation {rho:.2f}, n = {n}"
+    assert correlation == f"Spearman's rank correlation {rho:.3f}, n = {n}"
     assert left_out.startswith("▼ 1 below 7")
     assert "no cell with this score" in figure.axes[3].get_title()
     with pytest.raises(InputError, match="scores that were computed, got 'flops'; run nngp-dag nas score with it"):

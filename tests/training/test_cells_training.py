@@ -20,9 +20,10 @@ from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.darts_net import DartsNet
 from nngp_dag.nas.networks.running_norms import RunningNorms
+from nngp_dag.nas.spaces.any_cell import read_cell
 from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.training import Recipe, checkpoints, evaluate
-from nngp_dag.training.cell_recipe import CellRecipe, read_cell
+from nngp_dag.training.cell_recipe import CellRecipe
 from nngp_dag.training.cells import train_cell
 from nngp_dag.training.tasks import augmented
 

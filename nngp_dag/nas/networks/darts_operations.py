@@ -28,8 +28,8 @@ class Separable(nnx.Module):
 
     def __call__(self, x: Array, normalize: Normalize, stride: int = 1) -> Array:
         """Returns the result for images with C channels per group."""
-        x = convolved(nnx.relu(x), self.depthwise[...], stride, self.dilation)
-        return normalize(convolved(x, self.pointwise[...]), self.scale[...], self.shift[...])
+        weights = self.depthwise[...], self.pointwise[...], self.scale[...], self.shift[...]
+        return separated(x, weights, normalize, stride, self.dilation)
 
 
 class FactorizedReduce(nnx.Module):
@@ -48,12 +48,28 @@ class FactorizedReduce(nnx.Module):
 
     def __call__(self, x: Array, normalize: Normalize) -> Array:
         """Returns images of half the sides. Where a side is odd, the shifted convolution reads zeros at its end."""
-        x = nnx.relu(x)
-        shifted = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
-        parts = convolved(x, self.even[...], 2), convolved(shifted, self.odd[...], 2)
-        shape = *parts[0].shape[:3], self.groups, -1
-        joined = jnp.concatenate([part.reshape(shape) for part in parts], axis=-1).reshape(*shape[:3], -1)
-        return normalize(joined, self.scale[...], self.shift[...])
+        weights = self.even[...], self.odd[...], self.scale[...], self.shift[...]
+        return reduced(x, weights, normalize, self.groups)
+
+
+def separated(
+    x: Array, weights: tuple[Array, Array, Array, Array], normalize: Normalize, stride: int = 1, dilation: int = 1
+) -> Array:
+    """Returns the separable convolution of the weights (depthwise, pointwise, scale, shift); see `Separable`."""
+    depthwise, pointwise, scale, shift = weights
+    x = convolved(nnx.relu(x), depthwise, stride, dilation)
+    return normalize(convolved(x, pointwise), scale, shift)
+
+
+def reduced(x: Array, weights: tuple[Array, Array, Array, Array], normalize: Normalize, groups: int = 1) -> Array:
+    """Returns images of half the sides, for the weights (even, odd, scale, shift); see `FactorizedReduce`."""
+    even, odd, scale, shift = weights
+    x = nnx.relu(x)
+    later = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+    parts = convolved(x, even, 2), convolved(later, odd, 2)
+    shape = *parts[0].shape[:3], groups, -1
+    joined = jnp.concatenate([part.reshape(shape) for part in parts], axis=-1).reshape(*shape[:3], -1)
+    return normalize(joined, scale, shift)
 
 
 def _side_by_side(rngs: nnx.Rngs, groups: int, shape: tuple[int, int, int, int]) -> Array:

@@ -9,15 +9,16 @@ import numpy as np
 
 from nngp_dag.errors import CheckpointError
 from nngp_dag.fingerprint import known_fingerprint
-from nngp_dag.nas.scores.registry import SCORES, Scored, measures_of, score_cells
+from nngp_dag.nas.scores.registry import SCORES, Scored, measures_for, score_cells
 from nngp_dag.nas.scores.setting import Setting
+from nngp_dag.nas.spaces.any_cell import AnyCell, parse_cell
 from nngp_dag.nas.spaces.cells import Cell
 from nngp_dag.storage import ResultDirectory, Rows, claimed
 
 if TYPE_CHECKING:
     import pandas
 
-_SETTINGS = {"settings": {"images": list, "sha256": str, "ntk_images": int}}
+_SETTINGS = {"settings": {"space": str, "images": list, "sha256": str, "ntk_images": int}}
 
 
 class ScoreDirectory:
@@ -54,12 +55,12 @@ class ScoreDirectory:
             folder.begin()
 
     def score(
-        self, cells: Sequence[Cell], scores: Sequence[str], *, timed: bool = False
+        self, cells: Sequence[AnyCell], scores: Sequence[str], *, timed: bool = False
     ) -> Iterator[tuple[str, int, int]]:
         """Scores the cells that the folder does not have yet, and stores each cell as soon as it is scored.
 
         Args:
-          cells: The cells to score.
+          cells: The cells to score, of the space of the setting.
           scores: Names of registered scores.
           timed: Whether seconds of exact kernels leave out compilation; see `score_cells`.
 
@@ -74,7 +75,7 @@ class ScoreDirectory:
         """
         cells = list(dict.fromkeys(cells))
         with claimed(self.path):
-            for measure, wanted in measures_of(scores).items():
+            for measure, wanted in measures_for(scores, self._setting).items():
                 # All scores of a measure are stored, because they come at no further cost.
                 names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
                 path, digest = self.path / f"scores-{measure.__name__}.csv", known_fingerprint(measure) or ""
@@ -101,6 +102,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
     """Returns everything besides its cell on which a score depends."""
     labels = b"" if setting.labels is None else np.ascontiguousarray(setting.labels, np.int64).tobytes()
     return {
+        "space": setting.space,
         "images": list(setting.images.shape),
         "sha256": hashlib.sha256(np.ascontiguousarray(setting.images).tobytes() + labels).hexdigest(),
         "channels": setting.channels,
@@ -123,10 +125,10 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
       path: The folder.
 
     Returns:
-      One row per cell. The first columns are `cell` (its text), `index` (its number) and `status`. Then come
-      `effective_depth` and `effective_width` of the wiring. Each score has a column, and each measure a column
-      `seconds_MEASURE`. The column `reason` says why scores are missing. A score is NaN where it failed. Scores and
-      seconds are NaN for cells that a measure has not scored.
+      One row per cell. The first columns are `cell` (its text), `index` (its number in NAS-Bench-201) and `status`.
+      Then come `effective_depth` and `effective_width` of the wiring. Each score has a column, and each measure a
+      column `seconds_MEASURE`. The column `reason` says why scores are missing. A score is NaN where it failed. Scores
+      and seconds are NaN for cells that a measure has not scored.
 
     Raises:
       CheckpointError: The folder holds no scores, or damaged ones.
@@ -135,18 +137,20 @@ def read_scores(path: str | Path) -> "pandas.DataFrame":
 
     path = Path(path)
     score_folder(path).read("make them with nngp-dag nas score")
-    found: dict[Cell, dict[str, Any]] = {}
+    found: dict[AnyCell, dict[str, Any]] = {}
     for file in sorted(path.glob("scores-*.csv")):
         measure = file.stem.removeprefix("scores-")
         for row in Rows(file).read():
-            record = found.setdefault(Cell.parse(row.pop("cell")), {"reason": []})
+            record = found.setdefault(parse_cell(row.pop("cell")), {"reason": []})
             row.pop("measure", None)
             record["reason"] += [reason] if (reason := row.pop("reason")) else []
             record[f"seconds_{measure}"] = float(row.pop("seconds"))
             record |= {name: float(value) for name, value in row.items()}
     records = []
     for cell, record in found.items():
-        facts = {"cell": str(cell), "index": cell.index, "status": cell.status}
+        facts: dict[str, Any] = {"cell": str(cell)}
+        facts |= {"index": cell.index} if isinstance(cell, Cell) else {}
+        facts |= {"status": cell.status}
         facts |= {"effective_depth": cell.dag.effective_depth, "effective_width": cell.dag.effective_width}
         records.append(facts | record | {"reason": " / ".join(record["reason"])})
     if not records:

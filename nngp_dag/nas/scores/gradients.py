@@ -17,9 +17,11 @@ from jaxtyping import Array, ArrayLike, Float
 from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.nas.networks.darts_macro_net import DartsMacroNet
 from nngp_dag.nas.networks.macro_net import MacroNet
 from nngp_dag.nas.scores.batches import by_cells, compiled
 from nngp_dag.nas.scores.setting import Setting
+from nngp_dag.nas.spaces.any_cell import AnyCell
 from nngp_dag.nas.spaces.cells import Cell
 from nngp_dag.theory import spectrum
 
@@ -32,7 +34,7 @@ _IMAGES = "images"
 Measured = Iterator[dict[str, float | str]]
 
 
-def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, "n n"]:
+def empirical_ntk(net: MacroNet | DartsMacroNet, x: ArrayLike, cell: AnyCell) -> Float[np.ndarray, "n n"]:
     """Returns the empirical NTK of a finite network: Theta_ij = <grad f(x_i), grad f(x_j)>, f the sum of its outputs.
 
     The gradients are with respect to kernels, scales of batch norm and the kernel of the classifier, as in TE-NAS.
@@ -45,7 +47,7 @@ def empirical_ntk(net: MacroNet, x: ArrayLike, cell: Cell) -> Float[np.ndarray, 
     Args:
       net: The network. All cells of one network share one compiled program.
       x: Images, (n, height, width, channels).
-      cell: The cell.
+      cell: The cell of NAS-Bench-201, or the genotype of a `DartsMacroNet`.
 
     Returns:
       The symmetric matrix Theta, (n, n), float32.
@@ -131,7 +133,7 @@ def passes_at_once(images: int) -> int:
     return min(images, 2) if on_cpu() else images
 
 
-def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
+def ntk_condition(cells: Sequence[AnyCell], setting: Setting) -> Measured:
     """Yields the condition number of the empirical NTK of each cell, on the first images of the setting."""
     graph, params = nnx.split(setting.network())
     shared = params, jnp.asarray(setting.images[: setting.ntk_images])
@@ -139,23 +141,19 @@ def ntk_condition(cells: Sequence[Cell], setting: Setting) -> Measured:
         yield {"ntk_condition": _measured(condition_of, _symmetric(ntk))}
 
 
-def grad_norm(cells: Sequence[Cell], setting: Setting) -> Measured:
+def grad_norm(cells: Sequence[AnyCell], setting: Setting) -> Measured:
     """Yields grad_norm of each cell: the sum over kernels of the Euclidean norm of the gradient of the mean loss.
 
     The loss is the cross entropy of the logits.
-
-    Raises:
-      InputError: The setting has no labels.
     """
-    if setting.labels is None:
-        raise InputError("Expected `labels` in the setting for grad_norm, got None; pass those of the images")
+    assert setting.labels is not None
     graph, params = nnx.split(setting.network())
     shared = params, jnp.asarray(setting.images), jnp.asarray(setting.labels)
     for norm in by_cells(_gradient_norm, graph, shared, map(_codes, cells), setting.at_once):
         yield {"grad_norm": _measured(_positive, norm)}
 
 
-def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
+def synflow(cells: Sequence[AnyCell], setting: Setting) -> Measured:
     """Yields the logarithm of SynFlow of each cell: the sum of theta dR/dtheta over all weights theta.
 
     R is the sum of the outputs for an image of ones. The network has the absolute values of the weights, and no batch
@@ -176,7 +174,7 @@ def synflow(cells: Sequence[Cell], setting: Setting) -> Measured:
         yield {"synflow": _measured(lambda flow: np.log(_positive(flow)), flow)}
 
 
-def jacob_cov(cells: Sequence[Cell], setting: Setting) -> Measured:
+def jacob_cov(cells: Sequence[AnyCell], setting: Setting) -> Measured:
     """Yields jacob_cov of each cell: -sum_i [log(v_i + k) + 1 / (v_i + k)], with k = 1e-5.
 
     The v_i are the eigenvalues of the correlation matrix of the gradients of the outputs' sum with respect to the
@@ -191,8 +189,8 @@ def jacob_cov(cells: Sequence[Cell], setting: Setting) -> Measured:
         yield {"jacob_cov": _measured(_correlation_score, jacobian)}
 
 
-def _codes(cell: Cell) -> tuple[np.ndarray]:
-    return (np.array(cell.live.codes),)
+def _codes(cell: AnyCell) -> tuple[np.ndarray]:
+    return (np.array(cell.live.codes if isinstance(cell, Cell) else cell.codes),)
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:

@@ -11,15 +11,19 @@ from jaxtyping import Array, ArrayLike, Int
 
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import check_option
+from nngp_dag.nas.networks.darts_macro_net import DartsMacroNet, relu_counts
 from nngp_dag.nas.networks.macro_net import MacroNet
 from nngp_dag.nas.scores.batches import by_cells, compiled
 from nngp_dag.nas.scores.setting import Setting
+from nngp_dag.nas.spaces.any_cell import AnyCell
 from nngp_dag.nas.spaces.cells import CONVOLUTIONS, EDGES, Cell
 
 COUNTINGS = ("correct", "reference")
 
 
-def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "correct") -> Int[np.ndarray, "n n"]:
+def pattern_kernel(
+    net: MacroNet | DartsMacroNet, x: ArrayLike, cell: AnyCell, *, counting: str = "correct"
+) -> Int[np.ndarray, "n n"]:
     """Returns the kernel of NASWOT: for every two images, the number of ReLUs that are on for both or off for both.
 
     Let c_i be the binary vector of the ReLUs that are on for image i. Then K_ij is the number of ReLUs minus the
@@ -29,11 +33,11 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
     Args:
       net: The network. All cells of one network share one compiled program.
       x: Images, (n, height, width, channels).
-      cell: The cell.
+      cell: The cell of NAS-Bench-201, or the genotype of a `DartsMacroNet`.
       counting: Number of times that a ReLU counts. With "correct", every ReLU that affects an output counts once. With
         "reference", ReLUs count as in the code of Mellor et al., which Chen et al. use too. That code takes all modules
         whose class name contains "ReLU". So the ReLU of a ReLU - convolution - batch norm block counts twice, also on
-        dead edges.
+        dead edges. In a genotype's network, these are the blocks on the inputs of cells.
 
     Returns:
       The kernel K, (n, n), int64.
@@ -53,7 +57,7 @@ def pattern_kernel(net: MacroNet, x: ArrayLike, cell: Cell, *, counting: str = "
     """
     check_option("counting", counting, COUNTINGS)
     graph, params = nnx.split(net)
-    return np.asarray(_counted(graph, (params, jnp.asarray(x)), gates(cell, counting)), np.int64)
+    return np.asarray(_counted(graph, (params, jnp.asarray(x)), _gates(net, cell, counting)), np.int64)
 
 
 def gates(cell: Cell, counting: str) -> tuple[np.ndarray, np.ndarray]:
@@ -103,19 +107,27 @@ def log_determinant(kernel: np.ndarray) -> float:
     return float(np.log(eigenvalues).sum())
 
 
-def naswot(cells: Sequence[Cell], setting: Setting) -> Iterator[dict[str, float | str]]:
+def naswot(cells: Sequence[AnyCell], setting: Setting) -> Iterator[dict[str, float | str]]:
     """Yields NASWOT of each cell: log det K with correct counting."""
     return _naswot(cells, setting, "naswot", "correct")
 
 
-def naswot_reference(cells: Sequence[Cell], setting: Setting) -> Iterator[dict[str, float | str]]:
+def naswot_reference(cells: Sequence[AnyCell], setting: Setting) -> Iterator[dict[str, float | str]]:
     """Yields NASWOT of each cell with the counting of the released code."""
     return _naswot(cells, setting, "naswot_reference", "reference")
 
 
-def _naswot(cells: Sequence[Cell], setting: Setting, name: str, counting: str) -> Iterator[dict[str, float | str]]:
-    graph, params = nnx.split(setting.network())
-    of_cells = (gates(cell, counting) for cell in cells)
+def _gates(net: MacroNet | DartsMacroNet, cell: AnyCell, counting: str) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(cell, Cell):
+        return gates(cell, counting)
+    assert isinstance(net, DartsMacroNet)
+    return np.array(cell.codes, np.int32), relu_counts(cell, net.cells_per_stage, counting)
+
+
+def _naswot(cells: Sequence[AnyCell], setting: Setting, name: str, counting: str) -> Iterator[dict[str, float | str]]:
+    net = setting.network()
+    graph, params = nnx.split(net)
+    of_cells = (_gates(net, cell, counting) for cell in cells)
     for kernel in by_cells(_counted, graph, (params, jnp.asarray(setting.images)), of_cells, setting.at_once):
         try:
             yield {name: log_determinant(kernel)}

@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from nngp_dag import forms
-from nngp_dag.errors import DataError, GraphError, did_you_mean, shorten
+from nngp_dag.errors import DataError, GraphError, InputError, did_you_mean, shorten
 from nngp_dag.forms import Described
+from nngp_dag.nas.spaces.any_cell import AnyCell, parse_cell, space_of_all
 from nngp_dag.nas.spaces.cells import Cell
 
 if TYPE_CHECKING:
     import pandas
 
-_NAMES = ("arch_str", "arch", "architecture", "cell")
+_NAMES = ("arch_str", "arch", "architecture", "cell", "genotype")
 # The last two are the names that pandas gives to a column of row numbers.
 _NUMBERS = ("index", "arch_index", "", "Unnamed: 0")
 _NUMBER = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)"
@@ -30,18 +31,18 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AccuracyTable(Described):
-    """Accuracies of trained cells, in per cent, for any cells in any order.
+    """Accuracies of trained cells, in per cent, for any cells of one space in any order.
 
-    A cell is looked up as a `Cell`, by its text, or by its row. The row is the number of the cell in NAS-Bench-201,
-    if the table holds all its cells in its order.
+    A cell is looked up as a `Cell` or a `Genotype`, by its text, or by its row. The row is the number of the cell in
+    NAS-Bench-201, if the table holds all its cells in its order.
 
     Attributes:
-      cells: The cells, without repetition.
+      cells: The cells of NAS-Bench-201, or the genotypes of DARTS, without repetition.
       accuracies: Accuracies by column, (cells,) each; NaN where a cell has none.
 
     Raises:
-      DataError: There are no cells or no columns, a cell occurs twice, a column has the wrong length, or a number is
-        not a percentage.
+      DataError: There are no cells or no columns, cells belong to both spaces, a cell occurs twice, a column has the
+        wrong length, or a number is not a percentage.
 
     Examples:
       >>> text = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
@@ -50,9 +51,9 @@ class AccuracyTable(Described):
       (88.5, 88.5, 0, True)
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AnyCell, ...]
     accuracies: Mapping[str, Float[np.ndarray, " cells"]]
-    _rows: dict[Cell, int] = field(init=False, repr=False)
+    _rows: dict[AnyCell, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses cells that occur twice, and columns that are not accuracies."""
@@ -71,7 +72,11 @@ class AccuracyTable(Described):
                     f"Expected column {name!r} to hold accuracies in per cent, from 0 to 100, got {column[row]:g} in "
                     f"row {row}; correct it, or remove a column of other numbers"
                 )
-        rows: dict[Cell, int] = {}
+        try:
+            space_of_all(self.cells)
+        except InputError as error:
+            raise DataError(str(error)) from None
+        rows: dict[AnyCell, int] = {}
         for row, cell in enumerate(self.cells):
             if rows.setdefault(cell, row) != row:
                 raise DataError(f"Expected every cell once, got {cell} in rows {rows[cell]} and {row}")
@@ -81,10 +86,12 @@ class AccuracyTable(Described):
     def load(cls, path: str | Path) -> "AccuracyTable":
         r"""Reads a CSV or JSON file. Pickled files are never opened, because reading one can run any code.
 
-        A CSV file has a header, a column with the text of the cell (`arch_str`, `arch`, `architecture` or `cell`), and
-        columns of numbers. A JSON file holds a list of such rows, or an object that maps the text of a cell to a number
-        or a row. Objects within a row become columns `outer.inner`. Empty fields, NaN, NA and null are read as NaN.
-        Columns without any number, and columns of row numbers, are left out.
+        A CSV file has a header, a column with the text of the cell (`arch_str`, `arch`, `architecture`, `cell` or
+        `genotype`), and columns of numbers. The text of a genotype is `Genotype(normal=[...], reduce=[...])` or its
+        JSON. It holds commas, so that a CSV file has it in quotes. A JSON file holds a list of such rows, or an object
+        that maps the text of a cell to a number or a row. A genotype may also be an object, as `Genotype.to_json`
+        writes it. Other objects within a row become columns `outer.inner`. Empty fields, NaN, NA and null are read as
+        NaN. Columns without any number, and columns of row numbers, are left out.
 
         Args:
           path: The file, .csv or .json.
@@ -127,7 +134,7 @@ class AccuracyTable(Described):
         cells = []
         for number, row in enumerate(rows):
             try:
-                cells.append(Cell.parse(row.get(name, "")))
+                cells.append(parse_cell(row.get(name, "")))
             except GraphError as error:
                 raise DataError(f"Expected a cell in row {number} of {path}: {error}") from None
         accuracies = {}
@@ -146,23 +153,28 @@ class AccuracyTable(Described):
             raise DataError(f"Expected {path} to have a column of numbers beside {name!r}, got none")
         return cls(tuple(cells), accuracies)
 
+    @property
+    def space(self) -> str:
+        """Name of the space of the cells, "nasbench201" or "darts"."""
+        return space_of_all(self.cells)
+
     def __len__(self) -> int:
         """Returns the number of cells."""
         return len(self.cells)
 
-    def __getitem__(self, index: int) -> Cell:
+    def __getitem__(self, index: int) -> AnyCell:
         """Returns the cell of a row."""
         if not 0 <= index < len(self):
             raise DataError(f"Expected a row in 0 to {len(self) - 1:,}, got {index}")
         return self.cells[index]
 
-    def index(self, cell: Cell | str) -> int:
+    def index(self, cell: AnyCell | str) -> int:
         """Returns the row of a cell.
 
         Raises:
           DataError: The table does not have the cell.
         """
-        cell = Cell.parse(cell) if isinstance(cell, str) else cell
+        cell = parse_cell(cell) if isinstance(cell, str) else cell
         if cell not in self._rows:
             raise DataError(f"Expected one of the table's {len(self):,} cells, got {cell}")
         return self._rows[cell]
@@ -185,7 +197,7 @@ class AccuracyTable(Described):
             )
         return self.accuracies[name]
 
-    def accuracy(self, cell: Cell | str | int, column: str | None = None) -> float:
+    def accuracy(self, cell: AnyCell | str | int, column: str | None = None) -> float:
         """Returns the accuracy of a cell, in per cent; NaN where the table has none.
 
         Args:
@@ -198,7 +210,7 @@ class AccuracyTable(Described):
         row = self.index(self[cell] if isinstance(cell, int) else cell)
         return float(self.column(column)[row])
 
-    def look_up(self, cells: Sequence[Cell], column: str | None = None) -> Float[np.ndarray, " asked"]:
+    def look_up(self, cells: Sequence[AnyCell], column: str | None = None) -> Float[np.ndarray, " asked"]:
         """Returns the accuracies of some cells, in per cent; NaN for cells without an accuracy, or not in the table.
 
         Args:
@@ -218,10 +230,15 @@ class AccuracyTable(Described):
         Their accuracies differ only by the randomness of training. The cell itself need not be in the table.
 
         Args:
-          cell: The cell, or its text.
+          cell: The cell of NAS-Bench-201, or its text.
+
+        Raises:
+          DataError: The table holds genotypes.
         """
+        if self.space != "nasbench201":
+            raise DataError(f"Expected a table of cells of NAS-Bench-201, got one of {self.space}")
         form = (Cell.parse(cell) if isinstance(cell, str) else cell).canonical_form
-        return tuple(other for other in self.cells if other.canonical_form == form)
+        return tuple(other for other in self.cells if isinstance(other, Cell) and other.canonical_form == form)
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns a table with the column `cell`, the text of each, and the columns of accuracies, in per cent.
@@ -259,7 +276,12 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
         ]
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
         raise ValueError("neither a list of objects nor an object of cells")
-    return [_unique(_flat(row.items())) for row in document]
+    return [_unique(_flat((key, _as_text(key, value)) for key, value in row.items())) for row in document]
+
+
+def _as_text(key: str, value: Any) -> Any:
+    """Returns a genotype that is an object as its JSON, and anything else unchanged."""
+    return json.dumps(value) if key in _NAMES and isinstance(value, dict) else value
 
 
 def _unique(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import ast
 import itertools
 import json
+import random
 from dataclasses import dataclass
 
 from nngp_dag.errors import GraphError, InputError, shown
 from nngp_dag.graph import Dag
+from nngp_dag.graph.operations import check_whole
 
 OPERATIONS = (
     "none",
@@ -165,10 +167,63 @@ class Genotype:
         """The wiring of the normal cell; Chen et al. take its effective depth and width for those of the genotype."""
         return self.wiring()
 
+    @property
+    def status(self) -> str:
+        """The status of the wiring of the normal cell.
+
+        It is "disconnected" without a path, "unweighted" if no path has a weighted edge, and otherwise "connected".
+        """
+        if not self.dag.num_paths:
+            return "disconnected"
+        return "connected" if self.dag.effective_depth else "unweighted"
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The genotype as 32 numbers.
+
+        They are the operations of the normal cell, as positions in `OPERATIONS`, and its inputs, then those of the
+        reduction cell.
+        """
+        found: list[int] = []
+        for name in CELL_TYPES:
+            operations, inputs = zip(*getattr(self, name), strict=True)
+            found += [*map(OPERATIONS.index, operations), *inputs]
+        return tuple(found)
+
     def __str__(self) -> str:
         """Returns the genotype in the notation of the authors' code."""
         cells = (f"{cell}={list(getattr(self, cell))}, {cell}_concat=range(2, 6)" for cell in CELL_TYPES)
         return f"Genotype({', '.join(cells)})"
+
+
+def sample_genotypes(count: int, seed: int) -> list[Genotype]:
+    """Draws distinct genotypes, all equally likely.
+
+    Every node reads two different inputs. No operation is `none`.
+
+    Args:
+      count: Number of genotypes.
+      seed: Seed of the draw. A larger sample with the same seed begins with the smaller one.
+
+    Raises:
+      GraphError: `count` is below 1.
+
+    Examples:
+      >>> sample_genotypes(2, seed=0) == sample_genotypes(3, seed=0)[:2]
+      True
+
+    Reference: Liu, Simonyan, Yang, DARTS, ICLR 2019, Section 3.1 (the space).
+    """
+    if check_whole("count", count, 0) < 1:
+        raise GraphError(f"Expected `count` to be at least 1, got {count}")
+    rng, found = random.Random(seed), {}
+    while len(found) < count:
+        cells = []
+        for _ in CELL_TYPES:
+            inputs = [source for node in CONCAT for source in sorted(rng.sample(range(node), 2))]
+            cells.append(tuple((rng.choice(OPERATIONS[1:]), source) for source in inputs))
+        found[Genotype(*cells)] = None
+    return list(found)
 
 
 def _pairs(name: str, value: object) -> Pairs:

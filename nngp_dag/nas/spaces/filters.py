@@ -41,29 +41,55 @@ def _range(low: str, high: str) -> tuple[Fraction, Fraction]:
     return Fraction(low), Fraction(high)
 
 
-FILTERS: dict[str, Filter] = {
-    "paper": Filter(
-        "paper", _range("0.9", "2.3"), _range("1.3", "3.1"), "Chen et al. 2022: |d - 1.6| <= 0.7 and |w - 2.2| <= 0.9"
-    ),
-    "released-code": Filter(
-        "released-code", _range("0.99", "2.51"), _range("0.99", "3.01"), "the code that Chen et al. 2022 released"
-    ),
+FILTERS: dict[str, dict[str, Filter]] = {
+    "nasbench201": {
+        "paper": Filter(
+            "paper",
+            _range("0.9", "2.3"),
+            _range("1.3", "3.1"),
+            "Chen et al. 2022: |d - 1.6| <= 0.7 and |w - 2.2| <= 0.9",
+        ),
+        "released-code": Filter(
+            "released-code", _range("0.99", "2.51"), _range("0.99", "3.01"), "the code that Chen et al. 2022 released"
+        ),
+    },
+    "darts": {
+        "released-code": Filter(
+            "released-code", _range("0.5", "1.6"), _range("4", "12"), "the code that Chen et al. 2022 released"
+        ),
+    },
 }
-"""The filters by name. "paper" keeps 6,256 of the 15,625 cells of NAS-Bench-201, "released-code" keeps 8,226."""
+"""The filters of each space by name.
+
+Of the 15,625 cells of NAS-Bench-201, "paper" keeps 6,256 and "released-code" keeps 8,226. Those of DARTS compare the
+effective depth and width of the normal cell.
+"""
 
 
-def get_filter(name: str) -> Filter:
-    """Returns a filter by its name, "paper" or "released-code".
+def get_filter(name: str, space: str = "nasbench201") -> Filter:
+    """Returns a filter by its name.
+
+    Args:
+      name: Name of the filter: "paper" or "released-code". DARTS has the latter alone.
+      space: Name of the space, "nasbench201" or "darts".
 
     Raises:
-      InputError: No filter has this name.
+      InputError: The space has no filter with this name, or there is no such space.
 
     Examples:
       >>> get_filter("released-code").reference
       'the code that Chen et al. 2022 released'
+      >>> get_filter("released-code", "darts").width
+      (Fraction(4, 1), Fraction(12, 1))
     """
-    if name not in FILTERS:
+    if space not in FILTERS:
         raise InputError(
-            f"Expected `filter` to be one of {', '.join(FILTERS)}, got {name!r}{did_you_mean(name, FILTERS)}"
+            f"Expected `space` to be one of {', '.join(FILTERS)}, got {space!r}{did_you_mean(space, FILTERS)}"
         )
-    return FILTERS[name]
+    known = FILTERS[space]
+    if name not in known:
+        raise InputError(
+            f"Expected `filter` to be one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; these are "
+            f"the filters of {space}"
+        )
+    return known[name]

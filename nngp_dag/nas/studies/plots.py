@@ -11,9 +11,9 @@ import numpy as np
 
 from nngp_dag.errors import DataError, InputError
 from nngp_dag.graph.codes import shorten
-from nngp_dag.nas.scores.registry import get_score
+from nngp_dag.nas.scores.registry import get_score, with_controls
 from nngp_dag.nas.spaces.accuracy_table import AccuracyTable
-from nngp_dag.nas.spaces.cells import Cell
+from nngp_dag.nas.spaces.any_cell import parse_cell, space_of_all
 from nngp_dag.nas.spaces.filters import FILTERS
 from nngp_dag.report.ranking import rank_correlations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
+_TITLES = {"nasbench201": "NAS-Bench-201", "darts": "DARTS"}
 _COLORS = {"paper": "#D55E00", "released-code": "#0072B2"}
 # {score: (label of the axis, unit of the axis)}. Other scores have their registered names as labels.
 _LABELS = {
@@ -40,6 +41,7 @@ _LABELS = {
     "ntk_lambda_min_exact": ("λmin of the exact NTK", 1.0),
     "ntk_condition_exact": ("condition number of the exact NTK", 1.0),
     "ntk_logdet_exact": ("log-determinant of the exact NTK", 1.0),
+    "leave_one_out": ("leave-one-out error of the exact NTK", 1.0),
 }
 
 
@@ -90,7 +92,8 @@ def plot_depth_and_width(table: AccuracyTable, path: Path, *, column: str | None
     # The color scale starts at the 10th percentile: the low accuracies of cells without a convolution would leave all
     # others almost one color.
     low, high = np.percentile(means, [10, 100])
-    title = f"NAS-Bench-201, cells with a path: {len(frame):,}\narea of a bubble: number of cells, {_range(counts)}"
+    title = f"{_TITLES[table.space]}, cells with a path: {len(frame):,}\n"
+    title += f"area of a bubble: number of cells, {_range(counts)}"
     figure = style.new_figure(9.5, 7, title)
     axes = figure.add_subplot()
     shown = axes.scatter(
@@ -99,7 +102,7 @@ def plot_depth_and_width(table: AccuracyTable, path: Path, *, column: str | None
     )  # fmt: skip
     style.colorbar(figure, shown, axes, f"mean {_accuracy(column)}", extend="min" if means.min() < low else "neither")
     handles = []
-    for name, f in FILTERS.items():
+    for name, f in FILTERS[table.space].items():
         (left, right), (bottom, top) = ((float(low), float(high)) for low, high in (f.depth, f.width))
         color = _COLORS.get(name, style.BLACK)
         corner = Rectangle((left, bottom), right - left, top - bottom, fill=False, linewidth=1.8, color=color)
@@ -125,7 +128,7 @@ def plot_scores(
     Args:
       scores: Scores of cells, as `read_scores` returns them.
       table: Accuracies of cells.
-      names: Names of the scores, one panel each.
+      names: Names of the scores, one panel each. Scores that read labels bring their controls.
       path: The image file.
       column: Column of the accuracy table. None where it has one column.
 
@@ -149,12 +152,14 @@ def plot_scores(
     from nngp_dag import style
 
     frame: Any = scores
+    names = with_controls(names)
     for name in names:
         if name not in frame:
             raise InputError(
                 f"Expected scores that were computed, got {get_score(name).name!r}; run nngp-dag nas score with it"
             )
-    accuracy = table.look_up([Cell.parse(cell) for cell in frame.cell], column)
+    cells = [parse_cell(text) for text in frame.cell]
+    accuracy = table.look_up(cells, column)
     if not np.isfinite(accuracy).any():
         raise DataError(
             f"Expected an accuracy table with scored cells, got none of the {len(frame):,}; score cells of the table"
@@ -164,7 +169,7 @@ def plot_scores(
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     width = 4.6
-    title = f"NAS-Bench-201: accuracy against scores, cells scored: {len(accuracy):,}"
+    title = f"{_TITLES[space_of_all(cells)]}: accuracy against scores, cells scored: {len(accuracy):,}"
     if not connected.all():
         title += f", left out since they have no path: {int((~connected).sum()):,}"
     figure = style.new_figure(width * columns + 0.8, 4.3 * rows + 0.4, title)
@@ -172,7 +177,9 @@ def plot_scores(
     deepest = max(1.0, float(frame.effective_depth.max())) if len(frame) else 1.0
     shown = None
     for axes, name in zip(grid.flat, names, strict=False):
-        label, unit = _LABELS.get(name, (shorten(name.replace("_", " "), 40), 1.0))
+        own = get_score(name).control_of or name
+        label, unit = _LABELS.get(own, (shorten(own.replace("_", " "), 40), 1.0))
+        label += ", shuffled labels" if own != name else ""
         found = _draw_score(axes, frame, name, unit, deepest, label, width)
         shown = found or shown
         axes.set_xlabel(label)
@@ -196,7 +203,7 @@ def _draw_score(axes: "Axes", frame: Any, name: str, unit: float, deepest: float
         style.say_nothing_to_draw(axes, "nothing to draw")
         return None
     rho = rank_correlations(frame, [name], ["accuracy"])["spearman"].iloc[0]
-    correlation = "not defined" if np.isnan(rho) else f"{rho:.2f}".replace("-", "−")
+    correlation = "not defined" if np.isnan(rho) else f"{rho:.3f}".replace("-", "−")
     facts = f"Spearman's rank correlation {correlation}, n = {len(values):,}"
     # The axis of accuracies would otherwise start at 10 %, where training failed, and squeeze all others together.
     low = float(np.floor(np.percentile(accuracy, 2)) - 2)

@@ -7,10 +7,11 @@ import numpy as np
 from rich.table import Table
 
 from nngp_dag.errors import DataError, InputError
-from nngp_dag.nas.scores.registry import SCORES, get_score, goodness
+from nngp_dag.nas.scores.registry import SCORES, control_of, get_score, goodness, with_controls
 from nngp_dag.nas.spaces.accuracy_table import AccuracyTable
-from nngp_dag.nas.spaces.cells import Cell
+from nngp_dag.nas.spaces.any_cell import parse_cell, space_of_all
 from nngp_dag.nas.spaces.filters import get_filter
+from nngp_dag.nas.studies.controls import difference_error
 from nngp_dag.nas.studies.searches import accuracies_of, search
 from nngp_dag.report.ranking import rank_correlations
 from nngp_dag.report.tables import number_table
@@ -25,7 +26,7 @@ def search_table(
     names: Sequence[str],
     *,
     column: str | None = None,
-    filters: Sequence[str] = ("paper",),
+    filters: Sequence[str] | None = None,
     sample: int = 100,
     repeats: int = 500,
     seed: int = 0,
@@ -36,9 +37,10 @@ def search_table(
       scores: Scores of cells, as `read_scores` returns them. Searches draw from the cells that have been scored by all
         of `names` and have an accuracy.
       table: Accuracies of the cells.
-      names: Names of the scores to search by.
+      names: Names of the scores to search by. Scores that read labels bring their controls.
       column: Column of the accuracy table. None where it has one column.
-      filters: Names of filters, "paper" or "released-code".
+      filters: Names of filters, "paper" or "released-code"; see `get_filter`. None for "paper" in NAS-Bench-201, and
+        "released-code" in DARTS.
       sample: Number of cells that one search draws.
       repeats: Number of searches per row.
       seed: Seed of the draws, which all rows share.
@@ -70,13 +72,14 @@ def search_table(
     import pandas
 
     frame: Any = scores
+    names = with_controls(names)
     # All methods draw from the same cells: those that every score has seen.
     for name in names:
         if name not in frame:
             known = get_score(name).name
             raise InputError(f"Expected scores that were computed, got {known!r}; run nngp-dag nas score with it first")
         frame = frame[frame[f"seconds_{get_score(name).measure.__name__}"].notna()]
-    accuracy = table.look_up([Cell.parse(text) for text in frame.cell], column)
+    accuracy = table.look_up([parse_cell(text) for text in frame.cell], column)
     known = np.isfinite(accuracy)
     left_out = int((~known).sum())
     if left_out and not known.any():
@@ -84,13 +87,16 @@ def search_table(
             f"Expected an accuracy table with scored cells, got none of the {left_out:,}; score cells of the table"
         )
     frame, accuracy = frame[known], accuracy[known]
-    cells = [Cell.parse(text) for text in frame.cell]
+    cells = [parse_cell(text) for text in frame.cell]
+    space = space_of_all(cells)
+    if filters is None:
+        filters = ("paper",) if space == "nasbench201" else ("released-code",)
     nothing = np.zeros(len(cells))
     ways: list[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]] = [
         # Equal goodness everywhere takes the first cell that is drawn, which is a random choice.
         ("random", "", nothing, nothing, None)
     ]
-    kept = {name: np.array([get_filter(name).keeps(cell.dag) for cell in cells]) for name in filters}
+    kept = {name: np.array([get_filter(name, space).keeps(cell.dag) for cell in cells]) for name in filters}
     for name in names:
         score = get_score(name)
         good = goodness(score, np.asarray(frame[name], np.float64), cells)
@@ -135,7 +141,10 @@ def accuracy_correlations(
       column: Column of the accuracy table. None where it has one column.
 
     Returns:
-      One row per score, with the rank correlations, the number of cells, and `column`.
+      One row per score, with the rank correlations, the number of cells, and `column`. For scores that read labels,
+      `kendall_control` and `spearman_control` are those of the control with shuffled labels, and `difference_error` is
+      the standard error of the difference of both Spearman correlations over samples of cells; else these are NaN. See
+      `control_remarks`.
 
     Raises:
       DataError: There is no such column.
@@ -151,13 +160,48 @@ def accuracy_correlations(
       1.0
     """
     frame: Any = scores[scores.status != "disconnected"].copy()
-    frame["accuracy"] = table.look_up([Cell.parse(text) for text in frame.cell], column)
+    frame["accuracy"] = table.look_up([parse_cell(text) for text in frame.cell], column)
     names = [name for name in SCORES if name in frame]
     for name in names:
         if not get_score(name).higher_is_better:
             frame[name] = -frame[name]
-    found = rank_correlations(frame, names, ("accuracy",))
-    return found.assign(column=column or next(iter(table.accuracies)))
+    ranks: Any = rank_correlations(frame, names, ("accuracy",)).set_index("first", drop=False)
+    found = ranks.loc[[name for name in names if not get_score(name).control_of]]
+    controls = ranks.reindex([control_of(name) for name in found["first"]])
+    for kind in ("kendall", "spearman"):
+        found = found.assign(**{f"{kind}_control": np.asarray(controls[kind], np.float64)})
+    errors = np.full(len(found), np.nan)
+    for i, name in enumerate(found["first"]):
+        if control_of(name) in frame:
+            values = (np.asarray(frame[each], np.float64) for each in (name, control_of(name), "accuracy"))
+            errors[i] = difference_error(*values)
+    found = found.assign(difference_error=errors)
+    return found.reset_index(drop=True).assign(column=column or next(iter(table.accuracies)))
+
+
+def accuracy_correlations_table(found: "pandas.DataFrame") -> Table:
+    """Returns the rows of `accuracy_correlations` as a table for the terminal.
+
+    Args:
+      found: Result of `accuracy_correlations`.
+
+    Examples:
+      >>> import pandas
+      >>> row = {"first": "flops", "kendall": 0.6, "spearman": 0.8, "spearman_control": np.nan, "rows": 90}
+      >>> accuracy_correlations_table(pandas.DataFrame([row | {"column": "cifar10"}])).row_count
+      1
+    """
+    frame: Any = found
+    table = number_table(
+        f"Rank correlations with the accuracy; {frame.column.iloc[0]}",
+        ["score"],
+        ["Kendall", "Spearman", "Spearman, shuffled labels", "cells"],
+    )
+    for _, row in frame.iterrows():
+        values = (row[name] for name in ("kendall", "spearman", "spearman_control"))
+        numbers = (f"{value:+.3f}" if value == value else "–" for value in values)
+        table.add_row(row["first"], *numbers, f"{row['rows']:,}")
+    return table
 
 
 def search_summary(found: "pandas.DataFrame", sample: int) -> Table:
