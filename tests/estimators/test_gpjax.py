@@ -93,5 +93,6 @@ def test_its_training_ends_where_a_hand_written_one_does():
     w_std, b_std, noise = np.exp(logs).tolist()
     k = nd.kernel("2", X, activation="erf", w_std=w_std, b_std=b_std)
     np.testing.assert_allclose(-nd.log_marginal_likelihood(k, Y, noise**2), step(logs)[0], rtol=1e-9)
-    np.testing.assert_allclose(history[-1], step(logs)[0], rtol=1e-4)
-    np.testing.assert_allclose(np.asarray(found), jnp.exp(logs), rtol=2e-2)
+    # Loops of 500 steps stop near the maximum. Measured in nats, since flat directions are free.
+    assert float(history[-1]) == pytest.approx(float(step(logs)[0]), abs=1e-3)
+    assert float(step(jnp.log(jnp.asarray(found)))[0]) == pytest.approx(float(step(logs)[0]), abs=2e-3)
