@@ -41,8 +41,8 @@ _ALL = (
     Score("leave_one_out", False, "kernel", _RASMUSSEN, exact_leave_one_out, reads_labels=True),
 )
 
-# These take gradients of outputs summed over a batch. Without a ReLU before the classifier, as in DARTS, live batch norm
-# makes that sum constant in networks without pooling.
+# These take gradients of outputs summed over a batch. Without a ReLU before the classifier, as in DARTS, live batch
+# norm makes that sum constant in networks without pooling.
 _NOT_OF_DARTS = {"jacob_cov", "ntk_condition"}
 _BOTH = "nasbench201", "darts"
 
