@@ -72,6 +72,18 @@ def test_the_network_of_all_genotypes_is_that_of_one(net, genotype):
     np.testing.assert_allclose(run(net, x, jnp.array(genotype.codes)), expected, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_outputs_of_a_genotype_without_pooling_add_up_to_zero_over_the_batch(net):
+    # Hence scores from gradients of that sum do not exist for DARTS.
+    cell = [("sep_conv_3x3", 0), ("skip_connect", 1), *[("dil_conv_5x5", 0), ("sep_conv_5x5", 1)] * 3]
+    run, sums = nnx.jit(DartsMacroNet.__call__), []
+    for genotype in (Genotype.from_pairs(cell, cell), EVERY):
+        logits = run(net, images(), jnp.array(genotype.codes))
+        sums.append(float(abs(logits.sum(axis=0)).max() / abs(logits).max()))
+    assert sums[0] < 1e-4
+    assert sums[1] > 1e-2
+
+
 @pytest.mark.nightly
 def test_images_with_odd_sides_and_no_batch_norm():
     net = DartsMacroNet(channels=CHANNELS, cells=CELLS, batch_norm=False, rngs=nnx.Rngs(2))

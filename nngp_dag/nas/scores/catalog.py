@@ -41,5 +41,12 @@ _ALL = (
     Score("leave_one_out", False, "kernel", _RASMUSSEN, exact_leave_one_out, reads_labels=True),
 )
 
-BUILT_IN = tuple(register(replace(score, spaces=("nasbench201", "darts"))).name for score in _ALL)
+# These take gradients of outputs summed over a batch. Without a ReLU before the classifier, as in DARTS, live batch
+# norm makes that sum constant in networks without pooling.
+_NOT_OF_DARTS = {"jacob_cov", "ntk_condition"}
+_BOTH = "nasbench201", "darts"
+
+BUILT_IN = tuple(
+    register(score if score.name in _NOT_OF_DARTS else replace(score, spaces=_BOTH)).name for score in _ALL
+)
 """Names of the scores that come with the package, without those of controls."""
