@@ -22,5 +22,6 @@ python -c 'import jax, sys; device = jax.devices()[0]; print(device.device_kind)
 step tests 120 python -m pytest -n 0 -q -p no:cacheprovider tests/kernels/test_pallas.py tests/kernels/test_choose.py
 step one_kernel 120 python benchmarks/one_kernel.py --n 1024 4096 16384 50000 --out "$results/one_kernel_gpu.json"
 step sweep 90 python benchmarks/sweep.py --n 256 1024 --out "$results/sweep_gpu.json"
+step gradient 60 python benchmarks/gradient.py --n 1000 4000 --out "$results/gradient_gpu.json"
 step scaling 60 python benchmarks/scaling.py --n 1024 4096 16384 --out "$results/scaling_gpu.json"
 ((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}"; exit 1; }
