@@ -73,7 +73,7 @@ class _KernelEstimator(BaseEstimator):
         """Returns the means of the outputs, (Nt, C); no array is larger than N times the rows of a block."""
         return np.concatenate([self._cross(inputs, self._kind) @ self.dual_coef_ for _, inputs in self._blocks(X)])
 
-    def _checked(self, X: Any) -> np.ndarray:
+    def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         return validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
 
