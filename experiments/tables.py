@@ -43,6 +43,8 @@ TABLES: dict[str, Callable[..., Any]] = {
     "wine": load_wine,
     "cancer": load_breast_cancer,
 }
+# Hyperparameters stay as they are. scikit-learn documents None here, but is typed for texts alone.
+NONE: Any = None
 NOISES = np.logspace(-3, 3, 7)
 NETWORKS: dict[str, dict[str, Any]] = {
     "DAG#1": {"network": "DAG#1"},
@@ -69,11 +71,11 @@ class ArcCosine(Kernel):
         values = size * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / np.pi
         return (values, np.empty((*values.shape, 0))) if eval_gradient else values
 
-    def diag(self, X: Any) -> np.ndarray:
+    def diag(self, X: Any) -> Any:
         """Returns the diagonal of the kernel matrix, the squared norms."""
         return np.sum(X**2, axis=1)
 
-    def is_stationary(self) -> bool:
+    def is_stationary(self) -> Any:
         """Whether the kernel depends on differences alone, which it does not."""
         return False
 
@@ -90,12 +92,14 @@ class OneHot(ClassifierMixin, BaseEstimator):
         """Regresses on the centered one-hot vectors of the classes."""
         self.classes_, codes = np.unique(y, return_inverse=True)
         targets = np.eye(len(self.classes_))[codes] - 1 / len(self.classes_)
-        self.model_ = GaussianProcessRegressor(self.kernel, alpha=self.alpha, optimizer=None).fit(X, targets)
+        process: Any = GaussianProcessRegressor(self.kernel, alpha=self.alpha, optimizer=NONE)
+        self.model_ = process.fit(X, targets)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Returns the classes with the largest outputs."""
-        return self.classes_[self.model_.predict(X).argmax(axis=1)]
+        outputs: Any = self.model_.predict(X)
+        return self.classes_[outputs.argmax(axis=1)]
 
 
 def models(regression: bool, features: int) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -107,7 +111,7 @@ def models(regression: bool, features: int) -> dict[str, tuple[Any, dict[str, An
     of_kernels = {"RBF": RBF(features**0.5), "arc-cosine": ArcCosine()}
     found: dict[str, tuple[Any, dict[str, Any]]] = {}
     for name, kernel in of_kernels.items():
-        model = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True) if regression else OneHot(kernel)
+        model = GaussianProcessRegressor(kernel, optimizer=NONE, normalize_y=True) if regression else OneHot(kernel)
         found[name] = model, {"alpha": NOISES}
         if name == "RBF":
             lengths = {"kernel__length_scale": [factor * features**0.5 for factor in (0.5, 1, 2)]}

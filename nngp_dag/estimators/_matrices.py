@@ -1,6 +1,7 @@
 """Kernel matrices as the estimators use them: computed in few shapes, factorized once, with diagonals of their own."""
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -52,11 +53,11 @@ def diagonal(network: Network, x: np.ndarray, kind: str, dtype: str | None) -> n
     return np.concatenate([np.diag(matrix(network, block, None, kind, dtype)) for block in blocks])
 
 
-def check_noise(noise: object) -> float:
+def check_noise(noise: Any) -> float:
     """Returns the noise as a float; raises an `InputError` unless it is a finite number that is at least 0."""
-    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):  # pyright: ignore[reportArgumentType]
+    if not (is_number("noise", noise) and math.isfinite(noise) and noise >= 0):
         raise InputError(f"Expected `noise` to be finite and at least 0, got {shown(noise)}; pass a variance")
-    return float(noise)  # pyright: ignore[reportArgumentType]
+    return float(noise)
 
 
 def check_shape(image_shape: object, features: int) -> tuple[int, ...]:

@@ -117,11 +117,11 @@ class _NetworkKernel(Kernel):
             )
             return np.asarray(found)[: len(x), : len(x)]
 
-    def diag(self, X: Any) -> np.ndarray:
+    def diag(self, X: Any) -> Any:
         """Returns the diagonal of the kernel matrix of `X`, (N,), in memory and time of order N."""
         return diagonal(self._network(), np.asarray(X), self._kind, "float64")
 
-    def is_stationary(self) -> bool:
+    def is_stationary(self) -> Any:
         """Whether the kernel depends on differences of inputs alone, which it does not."""
         return False
 

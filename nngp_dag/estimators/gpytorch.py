@@ -17,8 +17,8 @@ from nngp_dag.estimators._differentiable import kernel_at, missing, one_output
 from nngp_dag.estimators._matrices import few_sizes
 
 try:
-    import gpytorch  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
+    from gpytorch import constraints, kernels  # pyright: ignore
     from torch.autograd.function import once_differentiable  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     raise missing("gpytorch", ("gpytorch", "linear_operator", "torch"), error) from None
@@ -96,7 +96,8 @@ class _Covariance(torch.autograd.Function):
             found = pulled(_rows(x1), _rows(x2), *numbers, _array(filled))
             arrays = [None if one is None else np.array(one) for one in found]
         tensors = []
-        for array, like in zip(arrays, (x1, x2, w_std, b_std), strict=True):
+        given: tuple[Any, ...] = (x1, x2, w_std, b_std)
+        for array, like in zip(arrays, given, strict=True):
             if array is not None and array.ndim == 3:
                 # A row that was copied is the first one; its copies have cotangent 0, so nothing is lost.
                 array = array[:, : like.shape[1]]
@@ -104,7 +105,7 @@ class _Covariance(torch.autograd.Function):
         return *tensors, None, None, None
 
 
-class _NetworkKernel(gpytorch.kernels.Kernel):
+class _NetworkKernel(kernels.Kernel):
     """The covariance function of a network, with the numbers of its layer as parameters of GPyTorch."""
 
     _kind: ClassVar[str]
@@ -137,7 +138,7 @@ class _NetworkKernel(gpytorch.kernels.Kernel):
     def _add(self, name: str, value: float, constraint: Any, prior: Any) -> None:
         raw = f"raw_{name}"
         self.register_parameter(raw, torch.nn.Parameter(torch.zeros(1)))
-        self.register_constraint(raw, gpytorch.constraints.Positive() if constraint is None else constraint)
+        self.register_constraint(raw, constraints.Positive() if constraint is None else constraint)
         if prior is not None:
             self.register_prior(f"{name}_prior", prior, lambda m: getattr(m, name), lambda m, v: m._set(name, v))
         self._set(name, value)

@@ -2,17 +2,18 @@
 
 import importlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor as Process
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError, MissingLibraryError
 
-KERNELS = {"nngp": nd.estimators.NNGPKernel, "ntk": nd.estimators.NTKKernel}
+KERNELS: dict[str, Any] = {"nngp": nd.estimators.NNGPKernel, "ntk": nd.estimators.NTKKernel}
 KINDS = ("nngp", "ntk")
 ERF = {"activation": "erf", "order": "act-linear", "aggregation": "mean"}
 X, Z = np.random.default_rng(0).normal(size=(5, 3)), np.random.default_rng(1).normal(size=(4, 3))
@@ -75,7 +76,8 @@ def test_its_gaussian_process_is_the_regressor_of_this_package(kind):
     y = np.stack([np.sin(X[:, 0]), X[:, 1] ** 2], axis=1)
     regressor = {"nngp": nd.estimators.NNGPRegressor, "ntk": nd.estimators.NTKRegressor}[kind]
     ours = regressor("2", noise=0.2).fit(X, y)
-    theirs = GaussianProcessRegressor(KERNELS[kind]("2"), alpha=0.2, optimizer=None, normalize_y=True)
+    no_optimizer: Any = None
+    theirs = Process(KERNELS[kind]("2"), alpha=0.2, optimizer=no_optimizer, normalize_y=True)
     np.testing.assert_allclose(theirs.fit(X, y).predict(Z), ours.predict(Z), rtol=1e-10)
     if kind == "nngp":
         np.testing.assert_allclose(
@@ -92,7 +94,7 @@ def test_the_optimizer_of_scikit_learn_climbs_to_a_maximum():
     x = np.random.default_rng(2).normal(size=(30, 2))
     y = np.sin(2 * x[:, 0]) + 0.1 * np.random.default_rng(3).normal(size=30)
     kernel = KERNELS["nngp"]("2_12", w_std=1.0, b_std=0.3, activation="erf") + WhiteKernel(0.1)
-    model = GaussianProcessRegressor(kernel).fit(x, y)
+    model: Any = Process(kernel).fit(x, y)
     best, gradient = model.log_marginal_likelihood(model.kernel_.theta, eval_gradient=True)
     assert best > model.log_marginal_likelihood(kernel.theta) + 1
     assert np.abs(gradient).max() < 1e-2

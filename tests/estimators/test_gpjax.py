@@ -80,7 +80,7 @@ def test_its_training_ends_where_a_hand_written_one_does():
         half = jax.scipy.linalg.solve_triangular(factor, jnp.asarray(Y), lower=True)
         return 0.5 * jnp.sum(half**2) + jnp.log(jnp.diag(factor)).sum() + 6 * jnp.log(2 * jnp.pi)
 
-    logs = jnp.log(jnp.asarray([1.0, 0.3, 0.5]))
+    logs: Any = jnp.log(jnp.asarray([1.0, 0.3, 0.5]))
     optimizer = optax.adam(0.05)
     state, step = optimizer.init(logs), jax.jit(jax.value_and_grad(loss))
     np.testing.assert_allclose(step(logs)[0], history[0], rtol=1e-4)  # GPJax adds a small jitter

@@ -1,6 +1,7 @@
 """Estimators of scikit-learn against hand-written solves, `posterior`, and the contract of scikit-learn."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,16 @@ from nngp_dag.estimators import _matrices
 # scikit-learn passes whatever a user passes, so that the type checker of the tests would come first.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-REGRESSORS = {"nngp": nd.estimators.NNGPRegressor, "ntk": nd.estimators.NTKRegressor}
-CLASSIFIERS = {"nngp": nd.estimators.NNGPClassifier, "ntk": nd.estimators.NTKClassifier}
+REGRESSORS: dict[str, Any] = {"nngp": nd.estimators.NNGPRegressor, "ntk": nd.estimators.NTKRegressor}
+CLASSIFIERS: dict[str, Any] = {"nngp": nd.estimators.NNGPClassifier, "ntk": nd.estimators.NTKClassifier}
 KINDS = ("nngp", "ntk")
 X, Z = np.random.default_rng(0).normal(size=(16, 3)), np.random.default_rng(1).normal(size=(7, 3))
 Y = np.stack([3 + np.sin(2 * X[:, 0]), 50 * X[:, 1] ** 2], axis=1)
 LABELS = np.array(["left", "right", "up"])[np.argmax(X, axis=1)]
+
+
+def _cloned(model: Any) -> Any:
+    return clone(model)
 
 
 @pytest.mark.slow
@@ -69,8 +74,8 @@ def test_regression_is_a_hand_written_solve_with_hand_written_kernels(kind):
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_regression_is_the_posterior_in_blocks_of_any_size(kind, options):
-    kernels = [nd.kernel("2_21_112", *x, **options) for x in ((X,), (Z, X), (Z,))]
-    expected = nd.posterior(*kernels, Y, kind=kind, noise=0.2)
+    kernels: list[Any] = [nd.kernel("2_21_112", *x, **options) for x in ((X,), (Z, X), (Z,))]
+    expected = nd.posterior(kernels[0], kernels[1], kernels[2], Y, kind=kind, noise=0.2)
     for block_size in (2, 1024):
         model = REGRESSORS[kind](noise=0.2, normalize_y=False, block_size=block_size, **options).fit(X, Y)
         mean, std = model.predict(Z, return_std=True)
@@ -86,7 +91,7 @@ def test_predictions_are_in_units_of_the_targets_and_shaped_like_them():
     mean, std = model.predict(Z, return_std=True)
     assert mean.shape == std.shape == (7,)
     assert model.predict(Z, return_cov=True)[1].shape == (7, 7)
-    other = clone(model).fit(X, 7 - 100 * Y[:, 0])
+    other = _cloned(model).fit(X, 7 - 100 * Y[:, 0])
     np.testing.assert_allclose(other.predict(Z), 7 - 100 * mean, rtol=1e-10)
     np.testing.assert_allclose(other.predict(Z, return_std=True)[1], 100 * std, rtol=1e-10)
     assert model.fit(X, Y[:, :1]).predict(Z).shape == (7, 1)
@@ -96,7 +101,7 @@ def test_predictions_are_in_units_of_the_targets_and_shaped_like_them():
 def test_integers_are_numbers_for_a_regressor():
     numbers = np.arange(16)
     model = REGRESSORS["ntk"]("2")
-    np.testing.assert_array_equal(model.fit(X, numbers).predict(Z), clone(model).fit(X, 1.0 * numbers).predict(Z))
+    np.testing.assert_array_equal(model.fit(X, numbers).predict(Z), _cloned(model).fit(X, 1.0 * numbers).predict(Z))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +170,7 @@ def test_parameters_are_kept_as_given_until_fit():
     network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2))
     model = CLASSIFIERS["ntk"](network, w_std=1.1, noise=-1)
     assert model.get_params()["network"] is network
-    assert clone(model).network == network
+    assert _cloned(model).network == network
     assert "noise=-1" in repr(model)
     with pytest.raises(InputError, match="`noise` to be finite and at least 0, got -1"):
         model.fit(X, LABELS)
