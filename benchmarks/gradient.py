@@ -24,8 +24,8 @@ ASKED = 3.0
 REPEATS = 9
 NUMBERS = {"w_std": 1.3, "b_std": 0.3}
 LAYERS = {
-    "relu, biases": nd.Dense(**NUMBERS),
-    "erf, biases": nd.Dense(activation="erf", order="act-linear", **NUMBERS),
+    "relu, biases": nd.Dense(w_std=NUMBERS["w_std"], b_std=NUMBERS["b_std"]),
+    "erf, biases": nd.Dense(activation="erf", order="act-linear", w_std=NUMBERS["w_std"], b_std=NUMBERS["b_std"]),
 }
 
 

@@ -105,7 +105,7 @@ class _Covariance(torch.autograd.Function):
         return *tensors, None, None, None
 
 
-class _NetworkKernel(kernels.Kernel):
+class _NetworkKernel(kernels.Kernel):  # pyright: ignore[reportAttributeAccessIssue]
     """The covariance function of a network, with the numbers of its layer as parameters of GPyTorch."""
 
     _kind: ClassVar[str]
@@ -138,7 +138,8 @@ class _NetworkKernel(kernels.Kernel):
     def _add(self, name: str, value: float, constraint: Any, prior: Any) -> None:
         raw = f"raw_{name}"
         self.register_parameter(raw, torch.nn.Parameter(torch.zeros(1)))
-        self.register_constraint(raw, constraints.Positive() if constraint is None else constraint)
+        positive = constraints.Positive  # pyright: ignore[reportAttributeAccessIssue]
+        self.register_constraint(raw, positive() if constraint is None else constraint)
         if prior is not None:
             self.register_prior(f"{name}_prior", prior, lambda m: getattr(m, name), lambda m, v: m._set(name, v))
         self._set(name, value)

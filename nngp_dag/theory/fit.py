@@ -187,10 +187,10 @@ def fit(
         best = min(runs, key=lambda run: run.values[-1])
         std = _standard_errors(evaluate, space, best)
     fitted = space.parameters(best.path[-1])
-    noise = fitted.pop("noise", noise)
+    variance: Any = fitted.pop("noise", noise)
     result = Fit(
         network=network.with_parameters(fitted),
-        noise=float(noise) if np.ndim(noise) == 0 else np.asarray(noise),
+        noise=float(variance) if np.ndim(variance) == 0 else np.asarray(variance),
         value=-float(best.values[-1]),
         converged=best.converged,
         message=best.message,
@@ -390,7 +390,8 @@ def _by_optax(
         if slope <= tolerance or step == steps:
             break
         updates, state = optimizer.update(jnp.asarray(gradient), state, point, value=value, grad=jnp.asarray(gradient))
-        point = jnp.clip(optax.apply_updates(point, updates), *map(jnp.asarray, space.box))
+        moved: Any = optax.apply_updates(point, updates)
+        point = jnp.clip(moved, *map(jnp.asarray, space.box))
     return _ended(space, path, values, slope, tolerance)
 
 

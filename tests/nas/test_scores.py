@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def setting():
 def values_of(setting, *names):
     found = [{}, {}, {}]
     reasons = [{}, {}, {}]
-    some = [NOTHING, POOLS, RICH]
+    some: list[Any] = [NOTHING, POOLS, RICH]
     for scored in score_cells(some, names, setting):
         found[some.index(scored.cell)].update(scored.values)
         reasons[some.index(scored.cell)].update(scored.reasons)

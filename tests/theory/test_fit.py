@@ -35,7 +35,8 @@ def test_the_maximum_is_that_of_a_search_without_gradients():
     assert result.at_bounds == ()
     again = nd.log_marginal_likelihood(nd.kernel(result.network, x), y, result.noise)
     np.testing.assert_allclose(result.value, again, rtol=1e-10)
-    np.testing.assert_allclose(result.numbers, [result.network.layer.w_std, result.network.layer.b_std, result.noise])
+    layer = result.network.layer
+    np.testing.assert_allclose(result.numbers, np.array([layer.w_std, layer.b_std, result.noise], float))
     # Nelder and Mead need no gradient, and know nothing of the bounds.
     start = np.log(result.numbers) + 0.2
     found = scipy.optimize.minimize(lambda logs: -evidence(logs, x, y), start, method="Nelder-Mead", tol=1e-7)
