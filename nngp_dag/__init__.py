@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     # Kernels
     from nngp_dag.kernels import Kernel, explain, gram, kernel
 
-    # Theory, sweeps, comparisons, and training of finite networks
-    from nngp_dag.report import compare, sweep
+    # Theory, sweeps, searches, comparisons, and training of finite networks
+    from nngp_dag.report import GraphSearch, compare, search_graph, sweep
     from nngp_dag.theory import (
         Bracket,
         Brackets,
@@ -57,6 +57,7 @@ __all__ = [
     "Dag",
     "Dense",
     "Edge",
+    "GraphSearch",
     "Kernel",
     "LeaveOneOut",
     "LinearizedRuns",
@@ -93,6 +94,7 @@ __all__ = [
     "principal_minor_bound",
     "rate_bound",
     "rate_bound_holds_for",
+    "search_graph",
     "spectra",
     "spectrum",
     "sweep",
@@ -122,7 +124,7 @@ _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "SumPool", "zoo"), "graph"),
     "Network": "architecture",
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
-    **dict.fromkeys(("compare", "sweep"), "report"),
+    **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
 }
 
