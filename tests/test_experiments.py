@@ -121,3 +121,16 @@ def test_pruning_search(tmp_path, capsys, tfds_dir):
     # A finished search is read, not run again, so that its seconds stay the same.
     run("pruning_search", options)
     assert files_of(out)[1] == rows
+
+
+@pytest.mark.nightly
+def test_graph_search(tmp_path, capsys, tfds_dir):
+    out = tmp_path / "search"
+    options = ["--n", "8", "--starts", "6", "--steps", "30", "--nodes", "3", "--datasets", "diabetes", "digits"]
+    run("graph_search", [*options, "--data-dir", str(tfds_dir), "--out", str(out)])
+    document, rows = files_of(out)
+    assert len(rows) == 2 * 2 * 6
+    for summary in document["summaries"].values():
+        assert summary["codes"] == 20
+        assert 0 <= summary["by_gradient"] <= summary["after_descent"] <= 6
+    assert "after the descent" in capsys.readouterr().out

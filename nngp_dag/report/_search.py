@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike
 
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, as_network
 from nngp_dag.architecture.document import to_document
 from nngp_dag.errors import GraphError, InputError, NumericalWarning, as_path, check_callable, shown, within_memory
 from nngp_dag.graph import Dag

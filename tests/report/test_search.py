@@ -35,9 +35,17 @@ def problem():
     return search_module._Problem(space_of(3), OBJECTIVES["marginal-likelihood"], SETTINGS, X, Y)
 
 
+STAGES: list[tuple[str, int, int]] = []
+
+
 @pytest.fixture(scope="module")
-def found():
-    return nd.search_graph(X, Y, exhaustive=True, **SMALL)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("search") / "found"
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return nd.search_graph(X, Y, exhaustive=True, out=folder, on_progress=lambda *now: STAGES.append(now), **SMALL)
 
 
 @pytest.mark.unit
@@ -187,7 +195,6 @@ def test_a_search_keeps_the_weights_of_its_best_start(found):
 
 def test_the_objective_of_relaxed_networks_rises(found):
     assert (found.relaxed[-1] > found.relaxed[0]).all()
-    # Adam without momentum's first steps moves every logit by the learning rate.
     assert found.relaxed.shape == (11, 3)
 
 
@@ -225,23 +232,22 @@ def test_the_expected_loss_is_minimized_and_large_problems_run_in_parts(monkeypa
     assert parts.codes == result.codes
 
 
-def test_files_hold_the_result(found, tmp_path):
-    stages = []
-    result = nd.search_graph(
-        X, Y, exhaustive=True, out=tmp_path / "found", on_progress=lambda *now: stages.append(now), **SMALL
-    )
-    assert result.codes == found.codes
-    files = {path.name for path in (tmp_path / "found").iterdir()}
+def test_files_hold_the_result(found, folder):
+    files = {path.name for path in folder.iterdir()}
     assert files >= {"search.csv", "weights.csv", "codes.csv", "search.png", "search.json"}
-    read = pandas.read_csv(tmp_path / "found" / "search.csv")
-    pandas.testing.assert_frame_equal(read, result.to_frame(), rtol=1e-12)
-    document = json.loads((tmp_path / "found" / "search.json").read_text())
+    for name, frame in (
+        ("search", found.to_frame()), ("weights", found.weights_frame()), ("codes", found.codes_frame())
+    ):  # fmt: skip
+        read = pandas.read_csv(folder / f"{name}.csv")
+        pandas.testing.assert_frame_equal(read, frame, rtol=1e-12, check_dtype=False)
+    document = json.loads((folder / "search.json").read_text())
     assert document["settings"]["objective"] == "marginal-likelihood"
     assert document["settings"]["seed"] == 0
-    assert {stage[0].split(",")[0] for stage in stages} == {"gradient", "discrete descent", "all codes"}
-    assert (tmp_path / "found" / "search.png").read_bytes()[:4] == b"\x89PNG"
+    assert {stage[0].split(",")[0] for stage in STAGES} == {"gradient", "discrete descent", "all codes"}
+    assert all(done <= total for _, done, total in STAGES)
+    assert (folder / "search.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(OutputError, match="got an existing one"):
-        nd.search_graph(X, Y, out=tmp_path / "found", **SMALL)
+        nd.search_graph(X, Y, out=folder, **SMALL)
 
 
 @pytest.mark.unit
@@ -279,3 +285,33 @@ def test_a_result_without_a_table_says_so(found):
         found.share_within(0.0)
     # A value that is not finite is the worst of all.
     assert found._ranks(np.array([np.nan])).tolist() == [21]
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes_the_best_code(tmp_path, capsys):
+    np.savez(tmp_path / "my.npz", x=X, y=Y)
+    options = ["--data", str(tmp_path / "my.npz"), "--num-nodes", "3", "--starts", "3", "--steps", "10"]
+    arguments = ["search", *options, "--no-scale-inputs", "--exhaustive", "--out", str(tmp_path / "found")]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--json"])
+    assert stop.value.code == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = nd.search_graph(X, Y, exhaustive=True, **SMALL)
+    assert document["code"] == expected.code
+    assert document["value"] == pytest.approx(expected.value, rel=1e-9)
+    assert [row["gradient_code"] for row in document["starts"]] == list(expected.gradient_codes)
+    assert all((tmp_path / "found" / name).is_file() for name in ("search.csv", "codes.csv", "search.png"))
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--overwrite"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"best: {expected.code}, marginal-likelihood" in shown
+    assert "within the best 2 % of 20 codes" in shown
+    for wrong, message in (
+        (["--rate", "3"], "Expected --rate below 2"),
+        (["--noise", "0"], "Expected --noise above 0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--overwrite", *wrong])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
