@@ -5,7 +5,7 @@ a path is computed, too, so that the end of each start has a rank among them. Th
 best 2 % of the codes, by the gradient alone and after the discrete descent. It writes graph_search.csv (one row per
 start), graph_search.json (the printed table) and graph_search.png.
 
-    python experiments/graph_search.py [--n 40] [--starts 100] [--data-dir DIR] [--out experiments/results/graph_search]
+    python experiments/graph_search.py [--n 20] [--starts 100] [--data-dir DIR] [--out experiments/results/graph_search]
 """
 
 import argparse
@@ -112,12 +112,14 @@ def draw(rows: Sequence[dict[str, Any]], summaries: dict[str, dict[str, Any]], p
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=40, help="number of inputs per data set")
+    parser.add_argument("--n", type=int, default=20, help="number of inputs per data set")
     parser.add_argument("--starts", type=int, default=100, help="number of random starts")
-    parser.add_argument("--steps", type=int, default=80, help="number of steps of Adam")
+    parser.add_argument("--steps", type=int, default=60, help="number of steps of Adam")
     parser.add_argument("--noise", type=float, default=0.1, help="variance of the noise on the targets")
     parser.add_argument("--nodes", type=int, default=4, help="number of nodes")
-    parser.add_argument("--datasets", nargs="+", default=["diabetes", "mnist"], help="diabetes, or names of image sets")
+    parser.add_argument(
+        "--datasets", nargs="+", default=["diabetes", "digits"], help="diabetes, or names of image sets"
+    )
     parser.add_argument("--objectives", nargs="+", default=list(TEXTS), help="names of objectives")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder of tensorflow-datasets")
     parser.add_argument(

@@ -131,6 +131,6 @@ def test_graph_search(tmp_path, capsys, tfds_dir):
     document, rows = files_of(out)
     assert len(rows) == 2 * 2 * 6
     for summary in document["summaries"].values():
-        assert summary["codes"] == 20
+        assert summary["codes"] == 22
         assert 0 <= summary["by_gradient"] <= summary["after_descent"] <= 6
     assert "after the descent" in capsys.readouterr().out

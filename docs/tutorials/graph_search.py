@@ -70,7 +70,7 @@ assert found.code == table.code[0]
 # ## Weights over the steps
 #
 # Each panel is a pair of nodes. Its three lines are the shares of no edge, skip and weighted edge. They sum to 1. The
-# temperature falls from 1 to 0.1, and one of the three remains. Below are the objectives of all mixtures.
+# temperature falls from 4 to 0.1, and one of the three remains. Below are the objectives of all mixtures.
 
 # %%
 from IPython.display import Image

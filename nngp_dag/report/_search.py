@@ -50,7 +50,7 @@ def search_graph(
     loss_steps: int = 100,
     rate: float = 1.0,
     step_size: float = 0.1,
-    temperature: tuple[float, float] = (1.0, 0.1),
+    temperature: tuple[float, float] = (4.0, 0.1),
     seed: int = 0,
     exhaustive: bool = False,
     out: str | Path | None = None,

@@ -1,5 +1,6 @@
 """Searches over graphs: the relaxation at its corners, its gradient, the objectives, the codes found, and the files."""
 
+import dataclasses
 import importlib
 import json
 from typing import Any
@@ -75,8 +76,9 @@ def test_rounding_keeps_an_edge_into_every_node():
     weights = np.array([[0.8, 0.15, 0.05], [0.9, 0.02, 0.08], [0.6, 0.1, 0.3]])
     space = space_of(3)
     assert space.code(space.rounded(weights)) == "1_02"
-    for weights in RNG.dirichlet([1, 1, 1], size=(200, 6)):
-        assert space_of(4).is_valid(space_of(4).rounded(weights))
+    space = space_of(4)
+    for weights in RNG.dirichlet([1, 1, 1], size=(100, 6)):
+        assert space.is_valid(space.rounded(weights))
 
 
 @pytest.mark.unit
@@ -111,6 +113,7 @@ def test_the_relaxed_kernel_at_a_corner_is_that_of_the_code(num_nodes):
             np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_equals_central_differences(problem):
     logits = RNG.normal(size=(3, 3, 3))
     _, gradient = problem.relaxed(logits, 0.5)
@@ -146,6 +149,7 @@ def test_objectives_equal_the_functions_of_the_library(name):
     assert float(traced) == pytest.approx(by_hand(name, k), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_all_steps_share_one_program_and_each_code_is_scored_once(problem):
     problem.relaxed(RNG.normal(size=(3, 3, 3)), 0.7)
     assert programs(problem.gradients) == 1
@@ -159,7 +163,7 @@ def test_all_steps_share_one_program_and_each_code_is_scored_once(problem):
 def test_a_search_returns_codes_of_its_own_table(found):
     frame = found.to_frame()
     assert found.table is not None
-    assert len(found.table) == 20
+    assert len(found.table) == 22
     for row in frame.itertuples():
         assert row.gradient_value == found.table[row.gradient_code]
         assert row.value == found.table[row.code]
@@ -188,9 +192,9 @@ def test_a_search_keeps_the_weights_of_its_best_start(found):
     assert row[["none", "skip", "weighted"]].tolist() == found.weights[10, 2].tolist()
     rounded = space_of(3).rounded(found.weights[-1])
     assert space_of(3).code(rounded) == found.gradient_codes[found.best]
-    np.testing.assert_allclose(found.temperatures[[0, 5, 10]], [1.0, 10**-0.5, 0.1], rtol=1e-12)
+    np.testing.assert_allclose(found.temperatures[[0, 5, 10]], [4.0, 0.4**0.5, 0.1], rtol=1e-12)
     assert f"code='{found.code}'" in repr(found)
-    assert "of 20 codes" in repr(found)
+    assert "of 22 codes" in repr(found)
 
 
 def test_the_objective_of_relaxed_networks_rises(found):
@@ -259,13 +263,11 @@ def test_files_hold_the_result(found, folder):
         ({"rate": 2.0}, "Expected `rate` below 2"),
         ({"num_nodes": 5, "exhaustive": True}, "Expected `num_nodes` of at most 4"),
         ({"num_nodes": 1}, "`num_nodes`"),
-        ({"temperature": 1.0}, "Expected `temperature` to be a pair of numbers"),
         ({"temperature": (1.0, 0.0)}, "Expected `temperature` above 0"),
         ({"y": None}, "Expected `y` for the objective 'marginal-likelihood', got None"),
         ({"objective": "ntk-lambda-min"}, "Expected no `y` for the objective"),
         ({"y": np.arange(6)}, "Expected `y`"),
         ({"aggregation": "mean"}, "Expected `aggregation` to be 'sum', got 'mean'"),
-        ({"on_progress": 3}, "Expected `on_progress` to be a function"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):
@@ -273,9 +275,13 @@ def test_wrong_arguments_are_refused(change, message):
         nd.search_graph(**{"x": X, "y": Y, **SMALL, **change})
 
 
-def test_a_result_without_a_table_says_so(found):
-    import dataclasses
+@pytest.mark.unit
+def test_a_temperature_is_a_pair():
+    with pytest.raises(InputError, match="Expected `temperature` to be a pair of numbers, first and last, got 1.0"):
+        search_module._schedule(1.0, 3)
 
+
+def test_a_result_without_a_table_says_so(found):
     plain = dataclasses.replace(found, table=None)
     assert list(plain.to_frame().columns)[-1] == "value"
     for call in (plain.codes_frame, plain.share_within):
@@ -284,7 +290,7 @@ def test_a_result_without_a_table_says_so(found):
     with pytest.raises(InputError, match="Expected `fraction` above 0 and at most 1"):
         found.share_within(0.0)
     # A value that is not finite is the worst of all.
-    assert found._ranks(np.array([np.nan])).tolist() == [21]
+    assert found._ranks(np.array([np.nan])).tolist() == [23]
 
 
 @pytest.mark.slow
@@ -306,7 +312,7 @@ def test_the_command_prints_and_writes_the_best_code(tmp_path, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert f"best: {expected.code}, marginal-likelihood" in shown
-    assert "within the best 2 % of 20 codes" in shown
+    assert "within the best 2 % of 22 codes" in shown
     for wrong, message in (
         (["--rate", "3"], "Expected --rate below 2"),
         (["--noise", "0"], "Expected --noise above 0"),
