@@ -31,7 +31,8 @@ def samples(name: str, n: int, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     if name == "diabetes":
         from sklearn.datasets import load_diabetes
 
-        x, y = load_diabetes(return_X_y=True)
+        table: Any = load_diabetes()
+        x, y = np.asarray(table.data), np.asarray(table.target)
         # The table is in no particular order, but a draw is safer than its first rows.
         chosen = np.random.default_rng(0).permutation(len(x))[:n]
         x, y = x[chosen] / x.std(axis=0), (y[chosen, None] - y.mean()) / y.std()

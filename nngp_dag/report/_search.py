@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,7 +15,16 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.architecture import Architecture, as_network
 from nngp_dag.architecture.document import to_document
-from nngp_dag.errors import GraphError, InputError, NumericalWarning, as_path, check_callable, shown, within_memory
+from nngp_dag.errors import (
+    GraphError,
+    InputError,
+    NumericalWarning,
+    as_path,
+    check_callable,
+    shown,
+    warn,
+    within_memory,
+)
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_flag, check_number, check_option, check_whole
 from nngp_dag.kernels import kernel
@@ -264,11 +272,10 @@ def _descended(
             moves = np.asarray(changes)
         path.append(path[-1] + np.where(stopped[:, None, None], 0, moves))
     if stopped.any():
-        warnings.warn(
+        warn(
             f"Expected finite gradients, got {stopped.sum()} of {len(stopped)} starts without; they stay where they "
             "were; scale the inputs, or end at a higher `temperature`",
             NumericalWarning,
-            stacklevel=4,
         )
     return np.stack(path), np.stack(values)
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nngp_dag.report.search_objectives import OBJECTIVES
 from nngp_dag.report.search_space import STATES
@@ -37,7 +37,7 @@ def draw_search(result: "GraphSearch", path: Path | None = None, title: str | No
         figure = style.new_figure(3.6 * _COLUMNS, 2.3 * rows + 3.8, title)
         grid = figure.add_gridspec(rows + 1, _COLUMNS, height_ratios=[*[1.0] * rows, 1.3])
         steps = range(len(result.temperatures))
-        looks = ((style.GRAY, ":"), (style.ORANGE, "--"), (style.BLUE, "-"))
+        looks: Any = ((style.GRAY, ":"), (style.ORANGE, "--"), (style.BLUE, "-"))
         for i, ((source, target), digit) in enumerate(zip(result.pairs, result.code.replace("_", ""), strict=True)):
             axes = figure.add_subplot(grid[divmod(i, _COLUMNS)])
             for j, (color, line) in enumerate(looks):

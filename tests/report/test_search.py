@@ -14,7 +14,7 @@ from compiled import programs
 
 import nngp_dag as nd
 from nngp_dag.cli import main
-from nngp_dag.errors import GraphError, InputError, OutputError
+from nngp_dag.errors import GraphError, InputError, NumericalWarning, OutputError
 from nngp_dag.report.search_objectives import OBJECTIVES, Settings
 from nngp_dag.report.search_space import SearchSpace
 
@@ -161,7 +161,7 @@ def test_all_steps_share_one_program_and_each_code_is_scored_once(problem):
 
 
 def test_a_search_returns_codes_of_its_own_table(found):
-    frame = found.to_frame()
+    frame: Any = found.to_frame()
     assert found.table is not None
     assert len(found.table) == 22
     for row in frame.itertuples():
@@ -174,7 +174,7 @@ def test_a_search_returns_codes_of_its_own_table(found):
     assert found.value == max(found.values)
     assert found.network == nd.Network(found.code)
     assert found.value == pytest.approx(nd.log_marginal_likelihood(nd.kernel(found.network, X), Y, 0.1), rel=1e-10)
-    table = found.codes_frame()
+    table: Any = found.codes_frame()
     assert table["rank"].iloc[0] == 1
     assert (table.value.diff().dropna() <= 1e-9).all()
     assert set(frame["rank"]) <= set(table["rank"])
@@ -271,14 +271,42 @@ def test_files_hold_the_result(found, folder):
     ],
 )
 def test_wrong_arguments_are_refused(change, message):
+    change = {**change}
     with pytest.raises((InputError, GraphError), match=message):
-        nd.search_graph(**{"x": X, "y": Y, **SMALL, **change})
+        nd.search_graph(X, change.pop("y", Y), **{**SMALL, **change})
 
 
 @pytest.mark.unit
 def test_a_temperature_is_a_pair():
-    with pytest.raises(InputError, match="Expected `temperature` to be a pair of numbers, first and last, got 1.0"):
+    with pytest.raises(InputError, match=r"Expected `temperature` to be a pair of numbers, first and last, got 1\.0"):
         search_module._schedule(1.0, 3)
+
+
+@pytest.mark.unit
+def test_a_start_without_a_finite_gradient_stays_and_is_counted(problem, monkeypatch):
+    def relaxed(logits, temperature):
+        gradient = np.ones((2, 3, 3))
+        gradient[1] = np.nan if temperature < 1 else 1
+        return np.zeros(2), gradient
+
+    monkeypatch.setattr(problem, "relaxed", relaxed)
+    with pytest.warns(NumericalWarning, match="got 1 of 2 starts without; they stay where they were"):
+        path, _ = search_module._descended(
+            problem, np.zeros((2, 3, 3)), np.array([2.0, 1.0, 0.5, 0.25]), 0.1, lambda *_: None
+        )
+    # Adam moves by its learning rate along a constant gradient, uphill.
+    np.testing.assert_allclose(path[:, 0, 0, 0], [0, 0.1, 0.2, 0.3], rtol=1e-5)
+    np.testing.assert_allclose(path[:, 1, 0, 0], [0, 0.1, 0.2, 0.2], rtol=1e-5)
+
+
+@pytest.mark.unit
+def test_an_objective_that_is_nowhere_finite_is_refused(problem, monkeypatch):
+    monkeypatch.setattr(problem, "scored", lambda codes, report=None: dict.fromkeys(codes, np.nan))
+    path = np.zeros((2, 1, 3, 3))
+    with pytest.raises(InputError, match="Expected an objective that float64 can hold, got nan for"):
+        search_module._finished(
+            problem, "marginal-likelihood", path, np.zeros((2, 1)), np.array([1.0, 0.1]), False, lambda *_: None
+        )
 
 
 def test_a_result_without_a_table_says_so(found):
