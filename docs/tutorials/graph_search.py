@@ -15,8 +15,11 @@
 # The notebook runs in about 30 seconds on two cores.
 
 # %%
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image
 
 import nngp_dag as nd
 
@@ -55,11 +58,11 @@ found.to_frame()[["gradient_code", "gradient_value", "gradient_rank", "code", "v
 
 # %% [markdown]
 # `gradient_code` is the end of the gradient, rounded to a code. `code` is the end of a discrete descent from there,
-# which changes one pair of nodes at a time. The table of all codes says how good these are.
+# which changes one pair of nodes at a time, or deepens an edge by an unused node. The table of all codes says how good these are.
 
 # %%
 table = found.codes_frame()
-print(f"{len(table)} codes; the best by far:")
+print(f"{len(table)} codes; the first of them:")
 print(table.head(4).to_string(index=False))
 by_gradient = (found.to_frame().gradient_rank == 1).mean()
 print(f"the gradient alone finds the best code from {by_gradient:.0%} of the starts, the descent from there brings")
@@ -73,10 +76,9 @@ assert found.code == table.code[0]
 # temperature falls from 4 to 0.1, and one of the three remains. Below are the objectives of all mixtures.
 
 # %%
-from IPython.display import Image
-
-found.plot("weights.png")
-Image("weights.png", width=760)
+picture = io.BytesIO()
+found.plot().savefig(picture, dpi=100)
+Image(picture.getvalue())
 
 # %% [markdown]
 # ## Does the result hold for other inputs?

@@ -77,8 +77,9 @@ def search_graph(
 
     From random logits, Adam improves the objective of the relaxed network. The temperature falls geometrically
     meanwhile, and the probabilities tend to 0 and 1. Rounding takes the largest share of every pair, and keeps an edge
-    into every node, so that the code has a path to the output. A discrete descent follows: as long as a code is better
-    that differs in one pair, the best of these is taken. The result holds the codes before and after this descent, and
+    into every node, so that the code has a path to the output. A discrete descent follows. Its
+    steps change one pair, or turn a weighted edge into two by means of a node that is on no path. The best code one
+    step away is taken, as long as it is better. The result holds the codes before and after this descent, and
     so shows what the gradient contributed.
 
     The objectives are

@@ -11,7 +11,7 @@ one state with p = 1, m is 1 at every node with edges, and this is the network o
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,34 @@ class SearchSpace:
         return filter(self.is_valid, itertools.product(range(3), repeat=len(self.pairs)))
 
     def neighbors(self, digits: Digits) -> Iterator[Digits]:
-        """Yields the valid codes that differ in the state of one pair."""
+        """Yields the valid codes that differ in the state of one pair, and those that are one layer deeper.
+
+        A weighted edge becomes two, with a node in the middle that was on no path. A single change cannot do that: it
+        needs an edge into that node, an edge out of it, and the removal of the old edge.
+        """
         for i, digit in enumerate(digits):
             for other in range(3):
                 changed = (*digits[:i], other, *digits[i + 1 :])
                 if other != digit and self.is_valid(changed):
                     yield changed
+        state = dict(zip(self.pairs, digits, strict=True))
+        for node in self._idle(state):
+            for (s, t), digit in state.items():
+                if digit == 2 and s < node < t:
+                    deeper = {pair: 0 if node in pair or pair == (s, t) else one for pair, one in state.items()}
+                    yield tuple({**deeper, (s, node): 2, (node, t): 2}.values())
+
+    def _idle(self, state: Mapping[tuple[int, int], int]) -> list[int]:
+        """Returns the nodes on no path from node 0 to the last node."""
+        last = self.network.dag.num_nodes - 1
+        reached, reaching = {0}, {last}
+        for (s, t), digit in state.items():
+            if digit and s in reached:
+                reached.add(t)
+        for (s, t), digit in sorted(state.items(), reverse=True):
+            if digit and t in reaching:
+                reaching.add(s)
+        return [node for node in range(1, last) if node not in reached & reaching]
 
     def rounded(self, weights: np.ndarray) -> Digits:
         """Returns the code of the largest share of every pair, (pairs, 3), with an edge into every node.

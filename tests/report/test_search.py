@@ -65,10 +65,34 @@ def test_valid_codes_are_those_with_a_path(num_nodes):
 
 
 @pytest.mark.unit
-def test_neighbors_differ_in_one_pair_and_have_a_path():
+def test_neighbors_differ_in_one_pair_and_have_a_path_where_no_node_is_idle():
     space = space_of(3)
     # Of 2_02 every edge can change, but the path needs both of its edges.
     assert {space.code(one) for one in space.neighbors((2, 0, 2))} == {"1_02", "2_12", "2_22", "2_01"}
+
+
+@pytest.mark.unit
+def test_an_idle_node_makes_a_weighted_edge_deeper():
+    space = space_of(4)
+
+    def deeper(code):
+        digits = tuple(map(int, code.replace("_", "")))
+        found = {
+            space.code(one)
+            for one in space.neighbors(digits)
+            if sum(a != b for a, b in zip(one, digits, strict=True)) > 1
+        }
+        assert all(space.is_valid(one) for one in space.neighbors(digits))
+        return found
+
+    # One layer, with both nodes idle; two layers, with node 1 or node 2 idle; no idle node; a skip.
+    assert deeper("0_00_200") == {"2_00_020", "0_20_002"}
+    assert deeper("0_20_002") == {"2_02_002"}
+    assert deeper("2_01_020") == {"2_02_002"}
+    assert deeper("2_02_002") == set()
+    assert deeper("0_00_100") == set()
+    # Edges of an idle node vanish with its new place.
+    assert deeper("1_01_200") == {"2_00_020", "1_20_002"}
 
 
 @pytest.mark.unit
@@ -207,7 +231,7 @@ def test_the_objective_of_relaxed_networks_rises(found):
 def test_eigenvalues_agree_with_a_sweep(kind):
     result = nd.search_graph(X, objective=f"{kind}-lambda-min", exhaustive=True, **SMALL)
     assert result.table is not None
-    table = nd.sweep(list(result.table), X)
+    table: Any = nd.sweep(list(result.table), X)
     expected = table[f"{kind}_lambda_min"] / (table[f"{kind}_trace"] / len(X))
     resolved = table[f"{kind}_resolved"]
     values = np.array(list(result.table.values()))
