@@ -58,7 +58,8 @@ found.to_frame()[["gradient_code", "gradient_value", "gradient_rank", "code", "v
 
 # %% [markdown]
 # `gradient_code` is the end of the gradient, rounded to a code. `code` is the end of a discrete descent from there,
-# which changes one pair of nodes at a time, or deepens an edge by an unused node. The table of all codes says how good these are.
+# which changes one pair of nodes at a time, or deepens an edge by an unused node. The table of all codes says how good
+# these are.
 
 # %%
 table = found.codes_frame()
