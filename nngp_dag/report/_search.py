@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -312,15 +312,13 @@ def _finished(
     space = problem.space
     gradient = [space.rounded(weights) for weights in problem.weights(path[-1] / temperatures[-1])]
     better = _polished(problem, gradient, report)
-    ends = []
-    for code in gradient:
-        while better[code] != code:
-            code = better[code]
-        ends.append(code)
-    table = None
+    table = from_all = None
     if exhaustive:
         scores = problem.scored(space.valid(), functools.partial(report, "all codes"))
         table = {space.code(digits): value for digits, value in scores.items()}
+        better = _polished(problem, scores, report)
+        from_all = {space.code(digits): space.code(_end(better, digits)) for digits in scores}
+    ends = [_end(better, code) for code in gradient]
     scores = problem.scored([*gradient, *ends])
     good = [
         (problem.goodness(scores[end]), problem.goodness(scores[code]))
@@ -348,7 +346,14 @@ def _finished(
         weights=problem.weights(path[:, best] / temperatures[:, None, None]),
         pairs=space.pairs,
         table=table,
+        ends=from_all,
     )
+
+
+def _end(better: Mapping[Digits, Digits], code: Digits) -> Digits:
+    while better[code] != code:
+        code = better[code]
+    return code
 
 
 def _above_zero(name: str, value: object) -> float:

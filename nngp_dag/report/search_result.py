@@ -45,6 +45,7 @@ class GraphSearch(Described):
         are the probabilities, those of edges divided by m, see `search_graph`.
       pairs: The pairs (source, target) of nodes, in the order of the digits of a code.
       table: The objective of every valid code by code; None without `exhaustive`.
+      ends: The code at which the discrete descent from every valid code ends; None without `exhaustive`.
     """
 
     objective: str
@@ -60,6 +61,7 @@ class GraphSearch(Described):
     weights: Float[np.ndarray, "times pairs 3"]
     pairs: tuple[tuple[int, int], ...]
     table: Mapping[str, float] | None
+    ends: Mapping[str, str] | None
 
     @property
     def code(self) -> str:
@@ -108,17 +110,22 @@ class GraphSearch(Described):
         return pandas.DataFrame(columns)
 
     def codes_frame(self) -> "pandas.DataFrame":
-        """Returns every valid code with its objective and its rank, the best first; equal values share a rank.
+        """Returns every valid code, the best first, with the columns `code`, `value`, `rank`, `end` and `end_rank`.
+
+        Equal values share a rank. `end` is the code at which the discrete descent from a code ends. It shows how far
+        that descent comes without the gradient.
 
         Raises:
           InputError: The search was not exhaustive.
         """
         import pandas
 
-        if self.table is None:
+        if self.table is None or self.ends is None:
             raise InputError("Expected an exhaustive search, got one without a table; pass `exhaustive=True`")
         values = np.array(list(self.table.values()))
         found = pandas.DataFrame({"code": list(self.table), "value": values, "rank": self._ranks(values)})
+        found["end"] = [self.ends[code] for code in self.table]
+        found["end_rank"] = self._ranks(np.array([self.table[end] for end in found.end]))
         return found.sort_values("rank", kind="stable", ignore_index=True)
 
     def share_within(self, fraction: float = 0.02, *, polished: bool = True) -> float:

@@ -202,6 +202,9 @@ def test_a_search_returns_codes_of_its_own_table(found):
     assert table["rank"].iloc[0] == 1
     assert (table.value.diff().dropna() <= 1e-9).all()
     assert set(frame["rank"]) <= set(table["rank"])
+    assert (table.end_rank <= table["rank"]).all()
+    assert set(frame.code) <= set(table.end)
+    assert table.end[0] == table.code[0]
     assert found.share_within(1.0) == 1.0
     assert found.share_within(0.1) == np.mean(frame["rank"] <= 2)
     assert found.share_within(0.1, polished=False) == np.mean(frame.gradient_rank <= 2)
@@ -334,7 +337,7 @@ def test_an_objective_that_is_nowhere_finite_is_refused(problem, monkeypatch):
 
 
 def test_a_result_without_a_table_says_so(found):
-    plain = dataclasses.replace(found, table=None)
+    plain = dataclasses.replace(found, table=None, ends=None)
     assert list(plain.to_frame().columns)[-1] == "value"
     for call in (plain.codes_frame, plain.share_within):
         with pytest.raises(InputError, match="pass `exhaustive=True`"):
