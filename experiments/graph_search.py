@@ -67,14 +67,15 @@ def summary(found: nd.GraphSearch) -> dict[str, Any]:
 def table_of(summaries: dict[str, dict[str, Any]]) -> Table:
     """Returns the summaries as a table for the screen."""
     table = Table(title=f"Starts that end within the best {BEST:.0%} of all codes", title_justify="left")
-    for heading in (
-        "data, objective",
+    headings = (
         "by the gradient",
         "after the descent",
         "at the best",
         "worst rank",
+        "descent from any code",
         "best code",
-    ):
+    )
+    for heading in ("data, objective", *headings):
         table.add_column(heading, justify="left" if heading.startswith("data") else "right")
     for name, s in summaries.items():
         counts = (f"{s[key]} of {s['starts']}" for key in ("by_gradient", "after_descent", "at_the_best"))

@@ -12,7 +12,7 @@
 # **Can we follow the gradient to the best graph?** The exact kernel of a graph is differentiable in a weight of every
 # edge. `nd.search_graph` starts from random mixtures of all graphs and lets an objective pull them apart. With three
 # nodes there are so few codes that we can also score them all. You see where the gradient ends, and how good that is.
-# The notebook runs in about 30 seconds on two cores.
+# The notebook takes about a minute of processor time, most of it for compilation.
 
 # %%
 import io
