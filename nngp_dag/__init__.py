@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     # Kernels
     from nngp_dag.kernels import Kernel, explain, gram, kernel
 
-    # Theory, sweeps, comparisons, and training of finite networks
-    from nngp_dag.report import compare, sweep
+    # Theory, sweeps, searches, comparisons, and training of finite networks
+    from nngp_dag.report import GraphSearch, compare, search_graph, sweep
     from nngp_dag.theory import (
         Bracket,
         Brackets,
@@ -60,6 +60,7 @@ __all__ = [
     "Dense",
     "Edge",
     "Fit",
+    "GraphSearch",
     "Kernel",
     "LeaveOneOut",
     "LinearizedRuns",
@@ -97,6 +98,7 @@ __all__ = [
     "principal_minor_bound",
     "rate_bound",
     "rate_bound_holds_for",
+    "search_graph",
     "spectra",
     "spectrum",
     "sweep",
@@ -127,7 +129,7 @@ _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "SumPool", "zoo"), "graph"),
     "Network": "architecture",
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
-    **dict.fromkeys(("compare", "sweep"), "report"),
+    **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
 }
 

@@ -111,6 +111,7 @@ SLOW_PAGES = {
         f"guides/{name}.md"
         for name in (
             "gaussian_processes",
+            "graph_search",
             "kernels",
             "networks",
             "prediction",
@@ -169,6 +170,7 @@ SMALL = {
     "gram": ("--subset", "40"),
     "compare": ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3"),
     "sweep": ("--subset", "8"),
+    "search": ("--subset", "8", "--num-nodes", "3", "--starts", "2", "--steps", "3"),
     "train": ("--subset", "40", "--eval-subset", "20", "--batch-size", "16", "--width", "8", "--epochs", "1"),
     "nas score": ("--sample", "2", "--batch", "8", "--channels", "4", "--cells", "1"),
     "nas tenas": ("--measure", "exact", "--batch", "8", "--repeats", "1"),

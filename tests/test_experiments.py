@@ -142,3 +142,16 @@ def test_tables(tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(2 / 3 * module.ArcCosine()(x), nd.kernel("1", x).nngp, rtol=1e-6)
     np.testing.assert_allclose(module.ArcCosine().diag(x), np.sum(x**2, axis=1), rtol=1e-12)
+
+
+@pytest.mark.nightly
+def test_graph_search(tmp_path, capsys, tfds_dir):
+    out = tmp_path / "search"
+    options = ["--n", "8", "--starts", "6", "--steps", "30", "--nodes", "3", "--datasets", "diabetes", "digits"]
+    run("graph_search", [*options, "--data-dir", str(tfds_dir), "--out", str(out)])
+    document, rows = files_of(out)
+    assert len(rows) == 2 * 2 * 6
+    for summary in document["summaries"].values():
+        assert summary["codes"] == 22
+        assert 0 <= summary["by_gradient"] <= summary["after_descent"] <= 6
+    assert "after the descent" in capsys.readouterr().out

@@ -12,7 +12,7 @@
 # **Which standard deviations of weights and biases suit my data, and how noisy are the targets?** The exact kernel can
 # be differentiated in all of these numbers, so a Gaussian process with this kernel is fitted like any other. You see
 # the numbers of a network by name, a fit by marginal likelihood with its standard errors, and what
-# the fit does to predictions. The notebook runs in about a minute on two cores; most of that is compilation.
+# the fit does to predictions. The notebook runs in about 40 seconds on two cores; most of that is compilation.
 
 # %%
 import matplotlib.pyplot as plt
@@ -44,7 +44,8 @@ NET.parameters()
 # %% [markdown]
 # ## A fit
 #
-# `fit` follows these gradients to a maximum of the marginal likelihood. The program compiles once for all steps and both starts.
+# `fit` follows these gradients to a maximum of the marginal likelihood. The program compiles once for
+# all steps and both starts.
 
 # %%
 fitted = nd.fit(NET, x, y, noise=0.05, restarts=2)
@@ -52,8 +53,8 @@ print(fitted.message)
 fitted.to_frame()
 
 # %% [markdown]
-# The noise was drawn with variance 0.15² = 0.0225. With 24 samples the network explains some of the noise, too. Standard
-# errors come from the curvature at the maximum.
+# The noise was drawn with variance 0.15² = 0.0225. With 24 samples the network explains some of the noise, too.
+# Standard errors come from the curvature at the maximum.
 
 # %%
 print("noise", round(fitted.noise, 4), "+-", round(float(fitted.std[-1]), 4))
@@ -62,8 +63,8 @@ print("both runs reached", fitted.restarts.round(4))
 # %% [markdown]
 # ## Predictions before and after
 #
-# With the numbers of the start the network cannot follow the data. After the fit it does, and its band widens beyond the
-# data.
+# With the numbers of the start the network cannot follow the data. After the fit it does, and its band widens in
+# the gap and beyond the data.
 
 # %%
 figure, axes = plt.subplots(1, 2, sharey=True)
@@ -79,5 +80,5 @@ for axis, title, net, noise in zip(axes, ("before", "after"), (NET, fitted.netwo
     axis.plot(x[:, 0], y, "k.", label="data")
     axis.set(title=f"{title}: log p(y) = {value:.1f}", xlabel="x", ylim=(-3, 3))
 axes[0].set_ylabel("y")
-axes[1].legend(loc="lower right")
+axes[1].legend(loc="upper right")
 plt.show()

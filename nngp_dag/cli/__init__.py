@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from nngp_dag import __version__, interrupt
 from nngp_dag.cli._compare import compare
+from nngp_dag.cli._search import search_command
 from nngp_dag.cli._sweep import sweep
 from nngp_dag.cli._train import train
 from nngp_dag.cli.catalog import list_command
@@ -82,6 +83,13 @@ _add(
     "--conv 3 --batch-norm --width 32 --subset 500 --epochs 2",
 )
 _add(app, "sweep", sweep, "--nodes 3 --plot", "--space nasbench201 --data my.npz --out cells")
+_add(
+    app,
+    "search",
+    search_command,
+    "--objective leave-one-out --starts 50 --out found",
+    "--data my.npz --objective ntk-lambda-min --num-nodes 3 --exhaustive",
+)
 _add(app, "list", list_command, "activations", "scores --json")
 _add(
     nas,

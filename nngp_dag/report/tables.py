@@ -14,6 +14,7 @@ from nngp_dag.errors import GraphError
 from nngp_dag.graph import Dag, as_dag
 from nngp_dag.graph.codes import NASBENCH201_OPS, nasbench201_operations
 from nngp_dag.report.comparison import Comparison
+from nngp_dag.report.search_result import GraphSearch
 from nngp_dag.theory import Spectrum
 
 if TYPE_CHECKING:
@@ -287,4 +288,40 @@ def sweep_summary(table: "pandas.DataFrame") -> str:
     )
     if len(refused):
         text += f"\n{len(refused):,} without a kernel, such as {refused.dag.iloc[0]}: {refused.reason.iloc[0]}"
+    return text
+
+
+def search_table(found: GraphSearch) -> Table:
+    """Returns a table of the best ends of a search: their objective, and from how many starts they were reached."""
+    frame: Any = found.to_frame()
+    ranked = found.table is not None
+    ends = frame.groupby("code").agg(
+        value=("value", "first"), starts=("start", "size"), alone=("gradient_code", list), **_rank_column(ranked)
+    )
+    ends = ends.sort_values("value", ascending=not found.maximized, kind="stable")
+    shown = f", the best {_MOST_ROWS} of {len(ends)}" if len(ends) > _MOST_ROWS else ""
+    table = _table(
+        f"Ends of the search{shown}", "objective", "starts", "of these by the gradient alone", *["rank"] * ranked
+    )
+    for code, row in ends.head(_MOST_ROWS).iterrows():
+        alone = sum(one == code for one in row.alone)
+        table.add_row(
+            short_name(str(code)), f"{row.value:.6g}", str(row.starts), str(alone), *[str(row["rank"])] * ranked
+        )
+    return table
+
+
+def _rank_column(ranked: bool) -> dict[str, Any]:
+    return {"rank": ("rank", "first")} if ranked else {}
+
+
+def search_summary(found: GraphSearch, inputs: str) -> str:
+    """Returns the best code of a search, and with ranks the share of starts among the best 2 %, in one or two lines."""
+    text = f"best: {found.code}, {found.objective} {found.value:.6g}, on {inputs}"
+    if found.table is not None:
+        before, after = (round(100 * found.share_within(polished=polished)) for polished in (False, True))
+        text += (
+            f"\nwithin the best 2 % of {len(found.table)} codes: {before} % of the starts by the gradient alone, "
+            f"{after} % after the discrete descent"
+        )
     return text
