@@ -111,7 +111,7 @@ def with_parameters(network: Network, parameters: Mapping[str, Any]) -> Network:
     return dataclasses.replace(network, dag=dag, layer=layer, stem=stem, readout=readout)
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """A network in which operations differ wherever their numbers may.
 
     Attributes:
@@ -123,7 +123,7 @@ class Labelled(NamedTuple):
     order: tuple[int, ...]
 
 
-def with_labels(network: Network, parameters: Mapping[str, Any]) -> Labelled:
+def with_labels(network: Network, parameters: Mapping[str, Any]) -> Labeled:
     """Returns the network with different operations on edges that have numbers of their own.
 
     Kernels of fields with equal operations are computed once. Operations with numbers that JAX traces cannot be
@@ -140,7 +140,7 @@ def with_labels(network: Network, parameters: Mapping[str, Any]) -> Labelled:
     dag = dataclasses.replace(network.dag, edges=tuple(edges))
     # A `Dag` sorts its edges, and among edges with the same ends the label may change the order.
     order = sorted(range(len(edges)), key=edges.__getitem__)
-    return Labelled(dataclasses.replace(network, dag=dag), tuple(order))
+    return Labeled(dataclasses.replace(network, dag=dag), tuple(order))
 
 
 def _with_edges(network: Network, numbers: Iterable[Numbers]) -> Dag:

@@ -60,21 +60,21 @@ def parametric(network: Network, problem: Problem, parameters: Mapping[str, Any]
     """
     parameters = as_numbers("parameters", parameters, is_traced)
     numbers = resolved(network, parameters)
-    labelled, order = with_labels(network, parameters)
+    labeled, order = with_labels(network, parameters)
     of_edges = [numbers.edges[i] for i in order]
     moved = any({"weight", "factor"} & set(of_edge) for of_edge in parameters.get("edges", {}).values())
-    plan = choose(labelled, problem._replace(traced=True, by_rows=moved and not network.pools))
-    layers = _layers(labelled, numbers._replace(edges=tuple(of_edges)), plan)
+    plan = choose(labeled, problem._replace(traced=True, by_rows=moved and not network.pools))
+    layers = _layers(labeled, numbers._replace(edges=tuple(of_edges)), plan)
     plan = plan._replace(layers=layers, spec=plan.spec._replace(layers=jax.tree.structure(layers)))
     terms: Any = plan.program.weights
     means: Any = plan.program.mean_weights
     if moved:
-        multiplicity = _multiplicities(labelled, of_edges)
+        multiplicity = _multiplicities(labeled, of_edges)
         if network.pools:
-            program = program_by_pairs(labelled, lambda edge: multiplicity[id(edge)])
+            program = program_by_pairs(labeled, lambda edge: multiplicity[id(edge)])
             terms, means = program.weights, program.mean_weights
         else:
-            terms, means = _weights_by_rows(labelled, plan.program, multiplicity, problem.dtype)
+            terms, means = _weights_by_rows(labeled, plan.program, multiplicity, problem.dtype)
     return Parametric(plan, _weights(plan, terms, means, problem.dtype))
 
 
