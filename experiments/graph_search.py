@@ -55,7 +55,7 @@ def summary(found: nd.GraphSearch) -> dict[str, Any]:
         "starts": len(frame),
         "codes": len(codes),
         **counts,
-        "descent_from_any_code": float((codes.end_rank <= BEST * len(codes)).mean()),
+        "descent_from_any_code": float((codes.end_rank <= max(1, BEST * len(codes))).mean()),
         "at_the_best": int((frame["rank"] == 1).sum()),
         "median_rank_by_gradient": float(frame.gradient_rank.median()),
         "worst_rank": int(frame["rank"].max()),

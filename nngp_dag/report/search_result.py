@@ -46,6 +46,13 @@ class GraphSearch(Described):
       pairs: The pairs (source, target) of nodes, in the order of the digits of a code.
       table: The objective of every valid code by code; None without `exhaustive`.
       ends: The code at which the discrete descent from every valid code ends; None without `exhaustive`.
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(6, 5))
+      >>> found = nd.search_graph(x, objective="ntk-lambda-min", num_nodes=3, starts=2, steps=20)
+      >>> len(found.to_frame()), found.network.dag.code == found.code, found.table
+      (2, True, None)
     """
 
     objective: str
