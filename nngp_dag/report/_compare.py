@@ -104,7 +104,7 @@ def compare(
     """
     named = _named(networks, architecture)
     x = _inputs(x)
-    y = check_targets("y", y, len(x))
+    y = np.asarray(check_targets("y", y, len(x)))
     steps = check_whole("steps", steps, 1)
     chosen = chosen_seeds(seeds)
     learning_rate = _rate(learning_rate)

@@ -116,10 +116,10 @@ class Comparison(Described):
         """Returns the curves by the names that curves.csv gives them, one number for every step."""
         return {
             "bound": self.bound,
-            "expected": self.expected.mean,
+            "expected": np.asarray(self.expected.mean),
             "empirical_mean": self.mean,
             "empirical_std": self.std,
-            "expected_std": self.expected.std,
+            "expected_std": np.asarray(self.expected.std),
         }
 
     def to_frame(self) -> "pandas.DataFrame":

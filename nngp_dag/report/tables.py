@@ -67,7 +67,7 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             short,
             format_loss(result.mean[0]),
             format_loss(result.bound[-1]) + marks[result.unmet],
-            f"{format_loss(result.expected.mean[-1])} ± {result.expected.std[-1]:.2g}",
+            f"{format_loss(float(result.expected.mean[-1]))} ± {result.expected.std[-1]:.2g}",
             f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
