@@ -207,10 +207,10 @@ class Network:
 
     @functools.cached_property
     def _values(self) -> dict[str, Any]:
-        """The values that comparisons use: the fields, with the layer's own stem and readout where none are given."""
+        """The values that comparisons use: the fields, with the layer's own stem in place of None, and True for its readout."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields |= {"stem": self.stem_op} if self.has_stem else {}
-        return fields | ({"readout": self.readout_op} if self.readout else {})
+        return fields | ({"readout": True} if fields["readout"] == readout_of(self.layer) else {})
 
     def __eq__(self, other: object) -> bool:
         """Whether two networks apply equal operations."""
