@@ -207,7 +207,7 @@ class Network:
 
     @functools.cached_property
     def _values(self) -> dict[str, Any]:
-        """The values that comparisons use: the fields, with the layer's own stem in place of None, and True for its readout."""
+        """The values that comparisons use: fields, with the layer's own stem for None, and True for its own readout."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields |= {"stem": self.stem_op} if self.has_stem else {}
         return fields | ({"readout": True} if fields["readout"] == readout_of(self.layer) else {})

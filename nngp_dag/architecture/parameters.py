@@ -65,8 +65,11 @@ def as_numbers(name: str, given: Any, is_traced: Callable[[Any], bool] = lambda 
         return tuple(as_numbers(f"{name}[{i}]", value, is_traced) for i, value in enumerate(given))
     if not is_traced(given):
         return float(as_number(name, given))
-    if given.shape:
-        raise InputError(f"Expected `{name}` to be one number, got shape {given.shape}; use `jax.vmap` for several")
+    if given.shape or given.dtype.kind in "bc":
+        raise InputError(
+            f"Expected `{name}` to be one real number, got {given.dtype} of shape {given.shape}; use `jax.vmap` for "
+            "several"
+        )
     return given
 
 
@@ -88,7 +91,7 @@ def resolved(network: Network, parameters: Mapping[str, Any]) -> Resolved:
     readout = _derived("readout", network.readout_op, network.readout is True, layer, parameters)
     edges = []
     for name, edge in names.items():
-        numbers = _replaced(name, _own_numbers(edge), of_edges)
+        numbers = _replaced(name, _own_numbers(edge), of_edges, "parameters['edges']")
         edges.append(layer | numbers if edge.op is Op.WEIGHTED else numbers)
     return Resolved(stem, readout, tuple(edges))
 
@@ -127,14 +130,16 @@ def with_labels(network: Network, parameters: Mapping[str, Any]) -> Labeled:
     """Returns the network with different operations on edges that have numbers of their own.
 
     Kernels of fields with equal operations are computed once. Operations with numbers that JAX traces cannot be
-    compared, so each of them gets a label: a value of `w_std` that no other operation has.
+    compared, so each of them gets a label: a value of `w_std` that no other operation has. An operation of an edge's
+    own that equals the layer gets one, too, because the numbers of the layer may change without it.
     """
     of_edges = parameters.get("edges", {})
     used = {op.w_std for op in network.weighted_operations}
     free = (float(number) for number in itertools.count(1) if number not in used)
     edges = []
     for name, edge in _named_edges(network):
-        if isinstance(edge.op, Dense) and set(of_edges.get(name, ())) - {"weight"}:
+        own = bool(set(of_edges.get(name, ())) - {"weight"})
+        if isinstance(edge.op, Dense) and (own or edge.op == network.layer):
             edge = dataclasses.replace(edge, op=dataclasses.replace(edge.op, w_std=next(free)))
         edges.append(edge)
     dag = dataclasses.replace(network.dag, edges=tuple(edges))
@@ -210,17 +215,31 @@ def _check_dictionary(name: str, value: object) -> None:
         )
 
 
-def _replaced(name: str, numbers: Numbers, parameters: Mapping[str, Any]) -> Numbers:
+def _replaced(name: str, numbers: Numbers, parameters: Mapping[str, Any], where: str = "parameters") -> Numbers:
     """Returns numbers of an operation, with those that `parameters[name]` holds in place of its own."""
-    given = parameters.get(name, {})
-    _check_dictionary(f"parameters['{name}']", given)
+    given, path = parameters.get(name, {}), f"{where}[{name!r}]"
+    _check_dictionary(path, given)
     check_known(given, numbers, f"numbers of '{name}'")
-    of_activation = given.get("activation", {})
-    if of_activation:
-        _check_dictionary(f"parameters['{name}']['activation']", of_activation)
-        check_known(of_activation, numbers["activation"], f"numbers of the activation of '{name}'")
-        given = {**given, "activation": numbers["activation"] | dict(of_activation)}
+    if "activation" in given:
+        own, of_activation = numbers["activation"], given["activation"]
+        _check_dictionary(f"{path}['activation']", of_activation)
+        check_known(of_activation, own, f"numbers of the activation of '{name}'")
+        for key, value in of_activation.items():
+            _check_form(f"{path}['activation'][{key!r}]", own[key], value)
+        given = {**given, "activation": own | dict(of_activation)}
+    for key in given.keys() - {"activation"}:
+        _check_form(f"{path}[{key!r}]", numbers[key], given[key])
+    # The constructor checks the ranges of numbers that are known.
+    Dense(**{key: given[key] for key in ("w_std", "b_std") if isinstance(given.get(key), (int, float))})
     return numbers | dict(given)
+
+
+def _check_form(name: str, own: Any, value: Any) -> None:
+    """Checks that a value is one number, or a sequence of as many numbers as the network has there."""
+    expected = f"{len(own)} numbers" if isinstance(own, tuple) else "one number"
+    found = f"{len(value)} numbers" if isinstance(value, (list, tuple)) else "one number"
+    if expected != found or isinstance(value, Mapping):
+        raise InputError(f"Expected `{name}` to be {expected}, got {shown(value)}")
 
 
 def _derived(name: str, op: Dense, from_layer: bool, layer: Numbers, parameters: Mapping[str, Any]) -> Numbers:

@@ -199,10 +199,16 @@ def _with_numbers(
     found = as_network(network, "network", kernel, **options)  # type: ignore[arg-type]
     if not traced and parameters is None:
         return found, None
-    numbers = dict(parameters or {})
-    if not isinstance(of_layer := numbers.get("layer", {}), Mapping):
-        raise InputError(f"Expected `parameters['layer']` to be a dictionary, got {shown(of_layer)}")
-    numbers["layer"] = {**traced, **of_layer}
+    given = {} if parameters is None else parameters
+    of_layer = given.get("layer", {}) if isinstance(given, Mapping) else None
+    if not isinstance(of_layer, Mapping):
+        raise InputError(
+            f"Expected `parameters` to be a dictionary of dictionaries, got {shown(parameters)}; `Network.parameters` "
+            "shows its form"
+        )
+    if twice := traced.keys() & of_layer.keys():
+        raise InputError(f"Expected `{min(twice)}` once, got it beside the one of `parameters`; leave one of them out")
+    numbers = {**given, "layer": {**traced, **of_layer}}
     if not is_traced(numbers):
         return found.with_parameters(numbers), None
     return found, numbers

@@ -17,7 +17,7 @@ from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.errors import InputError, NumericalWarning, check_known, shown, warn
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
-from nngp_dag.graph.operations import check_option, check_whole
+from nngp_dag.graph.operations import as_number, check_number, check_option, check_whole
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import check_inputs, precision_of
 from nngp_dag.theory.evidence import leave_one_out, log_marginal_likelihood
@@ -169,6 +169,10 @@ def fit(
     check_option("objective", objective, OBJECTIVES)
     steps, restarts = check_whole("steps", steps, 1), check_whole("restarts", restarts, 1)
     seed = check_whole("seed", seed, 0)
+    if check_number("tolerance", tolerance) <= 0:
+        raise InputError(f"Expected `tolerance` to be above 0, got {tolerance}; 1e-5 is the default")
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InputError(f"Expected `optimizer` to be one of optax, got {shown(optimizer)}; pass optax.adam(0.05)")
     rows = len(check_inputs("x", x, network)[0])
     targets = check_targets("y", y, rows)
     noise = check_noise(noise, rows)
@@ -262,12 +266,18 @@ def _space(network: Network, targets: np.ndarray, noise: Any, bounds: Mapping[st
         layer = {name: limits for name, limits in _BOUNDS.items() if name in known["layer"]}
         unit = float(np.mean(targets**2)) or 1.0
         bounds = {"layer": layer} | ({"noise": tuple(unit * end for end in _NOISE)} if "noise" in known else {})
+    if "noise" in bounds and "noise" not in known:
+        raise InputError("Expected no bounds of `noise`, which is fixed where there is one per input; leave them out")
     keys, start, lower, upper = [], [], [], []
     for key, number, limits in _paired("bounds", (), bounds, known):
         name = ".".join(map(str, key))
-        ends = tuple(limits) if isinstance(limits, (tuple, list)) else ()
-        if len(ends) != 2 or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):
+        ends = tuple(limits) if isinstance(limits, (tuple, list, np.ndarray)) else ()
+        if len(ends) != 2:
             raise InputError(f"Expected the bounds of `{name}` to be two numbers (lower, upper), got {shown(limits)}")
+        ends = tuple(
+            float(as_number(f"{end} bound of {name}", value))
+            for end, value in zip(("lower", "upper"), ends, strict=True)
+        )
         if not ends[0] < ends[1]:
             raise InputError(f"Expected the lower bound of `{name}` below the upper one, got {shown(limits)}")
         if key[-1] in ("w_std", "noise") and ends[0] <= 0:

@@ -37,6 +37,8 @@ NETWORKS = {
         parameterization="standard",
         width=64,
     ),
+    # An operation of an edge's own that equals the layer keeps its numbers when those of the layer change.
+    "equal to the layer": nd.Network([(0, 1, "weighted"), (1, 2, nd.Dense(b_std=0.3))], layer=nd.Dense(b_std=0.3)),
     "ladder": nd.Network(nd.zoo.ladder(7), layer=nd.Dense(b_std=0.1)),
     "two inputs": nd.Network(
         nd.Dag(4, (nd.Edge(0, 2, WEIGHTED), nd.Edge(1, 2, SKIP), nd.Edge(2, 3, WEIGHTED)), num_inputs=2)
@@ -187,6 +189,30 @@ def test_many_numbers_at_once_and_one_compilation():
         found[7], nd.kernel("2", X, w_std=float(values[7]), b_std=0.1 * float(values[7])).ntk, rtol=1e-12
     )
     np.testing.assert_allclose(jax.vmap(one)(values), found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ops", [(WEIGHTED, nd.Dense(b_std=1.0)), (nd.Dense(b_std=1.0), WEIGHTED)], ids=str)
+def test_numbers_of_the_layer_leave_equal_operations_alone(ops):
+    net = nd.Network([(0, 1, ops[0]), (1, 2, ops[1])], layer=nd.Dense(b_std=1.0))
+    expected = nd.kernel(net.with_parameters({"layer": {"b_std": 0.3}}), X)
+    found = jax.jit(lambda v: nd.kernel(net, X, b_std=v))(0.3)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_parameters():
+    with pytest.raises(InputError, match="`parameters` to be a dictionary of dictionaries, got 5"):
+        nd.kernel("2", X, parameters=5)  # pyright: ignore[reportArgumentType]
+    for of_layer, message in (
+        ({"w_std": 2j}, "one real number, got complex"),
+        ({"w_std": 1.0, "activation": {"a": [1.0, 2.0]}}, "to be one number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            jax.jit(lambda numbers: nd.kernel("2", X, parameters={"layer": numbers}).ntk)(of_layer)
+    with pytest.raises(InputError, match="`w_std` to be positive"):
+        jax.grad(lambda v: nd.kernel("2", X, b_std=v, parameters={"layer": {"w_std": -1.0}}).ntk.sum())(0.1)
+    with pytest.raises(InputError, match="Expected `w_std` once"):
+        jax.grad(lambda v: nd.kernel("2", X, w_std=v, parameters={"layer": {"w_std": 1.0}}).ntk.sum())(0.1)
 
 
 @pytest.mark.usefixtures("unchecked")

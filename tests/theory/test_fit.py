@@ -27,6 +27,7 @@ def evidence(logs, x, y):
     return nd.log_marginal_likelihood(nd.kernel(net, x), y, noise)
 
 
+@pytest.mark.slow
 def test_the_maximum_is_that_of_a_search_without_gradients():
     x, y = drawn(0)
     result = nd.fit(NET, x, y, noise=0.05, bounds=BOUNDS)
@@ -106,6 +107,7 @@ def test_leave_one_out_weights_of_edges_and_noise_per_sample():
     assert result.value >= max(grid) - 1e-3 or result.numbers[0] > 0
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -114,6 +116,9 @@ def test_leave_one_out_weights_of_edges_and_noise_per_sample():
         ({"bounds": {"layer": {"w_std": (0.0, 1.0)}}}, "the lower bound of `layer.w_std` to be positive"),
         ({"bounds": {"layer": {"w_std": 1.0}}}, "to be two numbers"),
         ({"bounds": {}}, "to name at least one number"),
+        ({"bounds": {"noise": (0.1, 1.0)}, "noise": np.ones(4)}, "which is fixed where there is one per input"),
+        ({"optimizer": "adam"}, "`optimizer` to be one of optax"),
+        ({"tolerance": -1.0}, "`tolerance` to be above 0"),
         ({"objective": "evidence"}, "`objective` to be one of 'marginal-likelihood', 'leave-one-out'"),
         ({"noise": -1.0}, "`noise` to be finite and at least 0"),
         ({"steps": 0}, "`steps` to be a whole number"),
