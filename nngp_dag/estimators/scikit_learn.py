@@ -62,8 +62,9 @@ class _KernelEstimator(BaseEstimator):
     def _blocks(self, X: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields the rows of a block of test inputs, and these inputs."""
         inputs = self._inputs(X, self.network_)
-        for start in range(0, len(inputs), self.block_size):
-            rows = slice(start, start + self.block_size)
+        size = check_whole("block_size", self.block_size, 1)  # it may have been set after `fit`
+        for start in range(0, len(inputs), size):
+            rows = slice(start, start + size)
             yield rows, inputs[rows]
 
     def _cross(self, inputs: np.ndarray, kind: str) -> np.ndarray:
