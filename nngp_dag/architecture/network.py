@@ -398,7 +398,7 @@ class Network:
         Examples:
           >>> network = Network("2_12").with_parameters({"layer": {"w_std": 1.2}, "edges": {"0->2": {"weight": 0.5}}})
           >>> network.layer.w_std, [str(edge) for edge in network.dag.edges]
-          (1.2, ['0->1:weighted', '0->3:scale(0.5)', '1->2:...'])
+          (1.2, ['0->1:weighted', '0->2:scale(0.5)', '1->2:weighted'])
         """
         from nngp_dag.architecture.parameters import with_parameters
 

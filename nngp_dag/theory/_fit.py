@@ -158,7 +158,7 @@ def fit(
       >>> import numpy as np, nngp_dag as nd
       >>> x = np.random.default_rng(0).normal(size=(12, 2))
       >>> result = nd.fit("2_12", x, np.sin(x[:, 0]), activation="erf", bounds={"layer": {"w_std": (0.2, 5.0)}})
-      >>> result.names, result.network.layer.w_std == result.numbers[0]
+      >>> result.names, bool(result.network.layer.w_std == result.numbers[0])
       (('layer.w_std',), True)
 
     Reference: Rasmussen and Williams 2006, Section 5.4; Byrd et al., SIAM J. Sci. Comput. 1995 (L-BFGS-B).

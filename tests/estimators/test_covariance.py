@@ -92,7 +92,7 @@ def test_its_gaussian_process_is_the_regressor_of_this_package(kind):
 @pytest.mark.slow
 def test_the_optimizer_of_scikit_learn_climbs_to_a_maximum():
     x = np.random.default_rng(2).normal(size=(30, 2))
-    y = np.sin(2 * x[:, 0]) + 0.1 * np.random.default_rng(3).normal(size=30)
+    y = np.sin(1.5 * x[:, 0] + 0.8) + 0.1 * np.random.default_rng(3).normal(size=30)
     kernel = KERNELS["nngp"]("2_12", w_std=1.0, b_std=0.3, activation="erf") + WhiteKernel(0.1)
     model: Any = Process(kernel).fit(x, y)
     best, gradient = model.log_marginal_likelihood(model.kernel_.theta, eval_gradient=True)

@@ -150,7 +150,7 @@ def test_errors_on_real_tables_are_those_of_hand_written_solves(table, kind):
         assert 50 < errors[1] < 70
     else:
         errors = [np.mean(values != y) for values in (found, expected)]
-        assert errors[1] < 0.08
+        assert errors[1] < 0.15
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
