@@ -4,14 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 from nngp_dag.architecture import Network
-from nngp_dag.errors import InputError, NumericalWarning, shown, warn
+from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.operations import check_whole
 from nngp_dag.kernels import kernel
-from nngp_dag.theory.symmetric import eps_of, is_number
+from nngp_dag.theory._algebra import Algebra
+from nngp_dag.theory._factor import checked_cholesky
+from nngp_dag.theory.symmetric import is_number
 
 # Steps between the numbers of rows for which programs are compiled are a quarter of the power of two below, at most
 # this number.
@@ -82,27 +83,4 @@ def factorized(values: np.ndarray, noise: float) -> Float[np.ndarray, "n n"]:
     Raises:
       InputError: The matrix is singular. The message names a noise that is enough.
     """
-    eps = eps_of(values)
-    shifted = values.astype(np.float64)
-    shifted[np.diag_indices_from(shifted)] += noise
-    norm = float(np.linalg.norm(shifted, 1))
-    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
-    # 2-norm, hence the factor 4.
-    enough = 4 * len(values) * eps * norm
-    remedy = f"pass a `noise` of about {enough:.1g} or more, or drop duplicate rows of `X`"
-    try:
-        factor = scipy.linalg.cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
-    except np.linalg.LinAlgError:
-        raise InputError(
-            f"Expected the kernel of `X` with {noise:.3g} on its diagonal to be positive definite, got a singular "
-            f"{len(values)} x {len(values)} matrix; {remedy}"
-        ) from None
-    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
-    reciprocal, _ = pocon(factor, norm, uplo="L")
-    if reciprocal < len(values) * eps:
-        warn(
-            f"predictions are not resolved: the kernel of `X` with {noise:.3g} on its diagonal has reciprocal "
-            f"condition number {reciprocal:.1e}, below {len(values)} eps of {values.dtype}; {remedy}",
-            NumericalWarning,
-        )
-    return factor
+    return checked_cholesky("a prediction", "the kernel of `X`", values, noise, Algebra(), "duplicate rows of `X`")

@@ -245,7 +245,7 @@ class NNGPRegressor(_Regressor):
     Attributes:
       network_: The `Network` whose kernel is used.
       X_fit_: The training inputs, (N, d), or as images.
-      factor_: The lower Cholesky factor of the kernel with noise, (N, N).
+      factor_: The lower Cholesky factor of the kernel with noise, (N, N); entries above the diagonal are arbitrary.
       dual_coef_: The solution (K + noise I)^-1 y of the normalized targets, (N, C).
       log_marginal_likelihood_: Log density of the normalized targets under the prior with noise, summed over columns.
       n_features_in_: Number of features d.
@@ -291,7 +291,7 @@ class NTKRegressor(_Regressor):
     Attributes:
       network_: The `Network` whose kernel is used.
       X_fit_: The training inputs, (N, d), or as images.
-      factor_: The lower Cholesky factor of the NTK with noise, (N, N).
+      factor_: The lower Cholesky factor of the NTK with noise, (N, N); entries above the diagonal are arbitrary.
       dual_coef_: The solution (Theta + noise I)^-1 y of the normalized targets, (N, C).
       n_features_in_: Number of features d.
 
@@ -415,7 +415,7 @@ class NNGPClassifier(_Classifier):
       classes_: The classes, sorted, (C,).
       network_: The `Network` whose kernel is used.
       X_fit_: The training inputs, (N, d), or as images.
-      factor_: The lower Cholesky factor of the kernel with noise, (N, N).
+      factor_: The lower Cholesky factor of the kernel with noise, (N, N); entries above the diagonal are arbitrary.
       dual_coef_: The solution of the centered one-hot targets, (N, C).
       n_features_in_: Number of features d.
 
@@ -458,7 +458,7 @@ class NTKClassifier(_Classifier):
       classes_: The classes, sorted, (C,).
       network_: The `Network` whose kernel is used.
       X_fit_: The training inputs, (N, d), or as images.
-      factor_: The lower Cholesky factor of the NTK with noise, (N, N).
+      factor_: The lower Cholesky factor of the NTK with noise, (N, N); entries above the diagonal are arbitrary.
       dual_coef_: The solution of the centered one-hot targets, (N, C).
       n_features_in_: Number of features d.
 

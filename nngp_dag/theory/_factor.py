@@ -48,9 +48,32 @@ def factorized(
     targets = algebra.array(check_targets("y", y, n, traced=algebra.traced))
     prior = algebra.array(check_outputs("mean", mean, n, targets.shape[1], traced=algebra.traced))
     residuals = targets - algebra.xp.broadcast_to(prior, targets.shape)
-    with_noise = algebra.with_noise(values, noise)
     if algebra.traced:
-        return Factored(algebra.cholesky(with_noise), residuals, targets, noise)
+        return Factored(algebra.cholesky(algebra.with_noise(values, noise)), residuals, targets, noise)
+    return Factored(checked_cholesky(what, f"`{name}`", values, noise, algebra), residuals, targets, noise)
+
+
+def checked_cholesky(
+    what: str, name: str, values: np.ndarray, noise: Any, algebra: Algebra, duplicates: str = "duplicate inputs"
+) -> np.ndarray:
+    """Returns the lower Cholesky factor of a known kernel with noise, in float64, after a check of its condition.
+
+    Args:
+      what: Name of the result, for the warning.
+      name: Name of the matrix, for messages.
+      values: The kernel, (N, N).
+      noise: Noise on the diagonal, a number or (N,).
+      algebra: The algebra for known values.
+      duplicates: Name of inputs that occur twice, for the remedy.
+
+    Returns:
+      The factor, (N, N); entries above the diagonal are arbitrary. A `NumericalWarning` is issued where the condition
+      number is too large for the precision of the entries.
+
+    Raises:
+      InputError: The matrix with noise is singular. The message names a noise that is enough.
+    """
+    n, with_noise = len(values), algebra.with_noise(values, noise)
     # The matrix is in Fortran order, and symmetric: the sums of its columns are those of its rows.
     norm = max(float(np.abs(with_noise.T[rows]).sum(axis=1).max()) for rows in row_blocks(with_noise))
     # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
@@ -59,24 +82,24 @@ def factorized(
     # 2-norm, hence the factor 4.
     enough = 4 * n * eps * norm
     wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
-    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop duplicate inputs"
+    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop {duplicates}"
     stated = f"{noise:.3g}" if np.ndim(noise) == 0 else f"{np.min(noise):.3g} to {np.max(noise):.3g}"
     try:
         factor = algebra.cholesky(with_noise)
     except np.linalg.LinAlgError:
         raise InputError(
-            f"Expected `{name}` with `noise` {stated} on its diagonal to be positive definite, got a singular "
+            f"Expected {name} with `noise` {stated} on its diagonal to be positive definite, got a singular "
             f"{n} x {n} matrix; {remedy}"
         ) from None
     (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
     reciprocal, _ = pocon(factor, norm, uplo="L")
     if reciprocal < n * eps:
         warn(
-            f"{what} is not resolved: `{name}` with noise {stated} has reciprocal condition number "
+            f"{what} is not resolved: {name} with noise {stated} has reciprocal condition number "
             f"{reciprocal:.1e}, below {n} eps of {values.dtype}; {remedy}",
             NumericalWarning,
         )
-    return Factored(factor, residuals, targets, noise)
+    return factor
 
 
 def scalar(value: Any) -> Any:

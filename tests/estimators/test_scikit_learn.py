@@ -245,7 +245,7 @@ def test_mistakes_are_refused_in_one_line(mistake):
 
 def test_a_kernel_that_is_nearly_singular_is_reported():
     x = np.concatenate([X, X * (1 + 1e-9)])
-    with pytest.warns(NumericalWarning, match="predictions are not resolved: the kernel of `X` with 1e-13"):
+    with pytest.warns(NumericalWarning, match="a prediction is not resolved: the kernel of `X` with noise 1e-13"):
         REGRESSORS["nngp"]("2", noise=1e-13).fit(x, np.concatenate([Y, Y]))
 
 
