@@ -23,6 +23,7 @@ __all__ = [
     "InputError",
     "InputWarning",
     "MissingLibraryError",
+    "ModelError",
     "NngpDagError",
     "NumericalWarning",
     "OutOfMemoryError",
@@ -51,6 +52,10 @@ class GraphError(NngpDagError):
 
 class InputError(NngpDagError):
     """Error for an argument of the wrong type, shape, range or content."""
+
+
+class ModelError(NngpDagError):
+    """Error for a model whose kernel at infinite width has no closed form that is known here."""
 
 
 class DataError(NngpDagError):

@@ -1,0 +1,174 @@
+"""The arrays that the reader of a program meets: numbers, parameters, and random arrays with their axes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nngp_dag.trace.values import Node, Number, Shape
+
+
+class Channels(NamedTuple):
+    """An infinite axis, or one of the axes into which it was split.
+
+    Attributes:
+      size: The model's own number of channels.
+    """
+
+    size: int
+
+
+Atom = int | Channels
+Dims = tuple[tuple[Atom, ...], ...]
+
+
+class Growth(NamedTuple):
+    """How a sum over an infinite axis grows with the width, until the program divides by it.
+
+    A sum of n entries is n times their mean, up to fluctuations of order sqrt(n). Only what stays bounded is a number.
+
+    Attributes:
+      size: The number of channels of the sum.
+      factor: The factors that the program applied since, times the sum's power.
+      power: The power of the sum.
+      positive: Whether the mean of the entries is certainly positive, so that roots and reciprocals keep the limit.
+    """
+
+    size: int
+    factor: float = 1.0
+    power: float = 1.0
+    positive: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the factors cancel the growth."""
+        return abs(self.factor) * self.size**self.power <= 1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Num:
+    """A deterministic array.
+
+    Attributes:
+      number: The number, stored with size 1 along axes along which it is constant.
+      shape: The array's shape.
+      constant: Whether the array is constant along an axis and stored with size 1, for every axis.
+      growth: The growth of a sum over channels that is not divided by their number, or None.
+    """
+
+    number: Number
+    shape: Shape
+    constant: tuple[bool, ...]
+    growth: Growth | None = None
+
+    @property
+    def stored(self) -> Shape:
+        """The shape of the stored array."""
+        return tuple(1 if c else n for n, c in zip(self.shape, self.constant, strict=True))
+
+    @property
+    def scalar(self) -> float | None:
+        """The value if it is known and the same everywhere, else None."""
+        known = self.number.known
+        if known is None or known.size == 0 or known.dtype.kind not in "fiub" or not (known == known.flat[0]).all():
+            return None
+        return float(known.flat[0])
+
+
+@dataclass(frozen=True)
+class Par:
+    """Entries of a parameter that no operation has used yet.
+
+    Attributes:
+      leaf: The number of the parameter.
+      entries: The positions of the entries, stored with size 1 along axes along which they are repeated.
+      shape: The array's shape.
+      repeated: Whether the entries repeat along an axis, for every axis.
+      scale: The factor by which the program has multiplied the parameter.
+    """
+
+    leaf: int
+    entries: np.ndarray
+    shape: Shape
+    repeated: tuple[bool, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rand:
+    """A random array.
+
+    Attributes:
+      parts: The numbers of channels and the nodes of its parts along the infinite axis; a concatenation has several.
+      dims: The axes. Each is a product of finite axes and channels, in the order of the entries.
+    """
+
+    parts: tuple[tuple[int, Node], ...]
+    dims: Dims
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return tuple(size_of(dim) for dim in self.dims)
+
+    @property
+    def finite(self) -> Shape:
+        """The sizes of the finite axes, which is the shape of the nodes."""
+        return finite_of(self.dims)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return math.prod(atom.size for dim in self.dims for atom in dim if isinstance(atom, Channels))
+
+    @property
+    def node(self) -> Node:
+        """The node of an array of one part."""
+        ((_, node),) = self.parts
+        return node
+
+
+Array = Num | Par | Rand
+
+
+def size_of(dim: Sequence[Atom]) -> int:
+    """Returns the size of an axis."""
+    return math.prod(atom.size if isinstance(atom, Channels) else atom for atom in dim)
+
+
+def is_finite(dim: Sequence[Atom]) -> bool:
+    """Whether an axis has no channels."""
+    return not any(isinstance(atom, Channels) for atom in dim)
+
+
+def finite_of(dims: Dims) -> Shape:
+    """Returns the sizes of the finite axes in order."""
+    return tuple(atom for dim in dims for atom in dim if not isinstance(atom, Channels))
+
+
+def merged(atoms: Sequence[Atom]) -> tuple[Atom, ...]:
+    """Returns an axis with adjacent finite axes merged; an axis without channels is one finite axis."""
+    found: list[Atom] = []
+    for atom in atoms:
+        if isinstance(atom, Channels):
+            found.append(atom)
+        elif found and not isinstance(found[-1], Channels):
+            found[-1] = found[-1] * atom
+        elif atom != 1 or len(atoms) == 1:
+            found.append(atom)
+    return tuple(found) or (1,)
+
+
+def axes_of(dims: Dims) -> list[list[int]]:
+    """Returns, for every axis of an array, the numbers of its finite axes in the shape of the nodes."""
+    count, found = 0, []
+    for dim in dims:
+        own = []
+        for atom in dim:
+            if not isinstance(atom, Channels):
+                own.append(count)
+                count += 1
+        found.append(own)
+    return found

@@ -1,0 +1,161 @@
+"""Reads a program of JAX: every equation becomes numbers and nodes, by the rule of its primitive.
+
+A rule takes the reader, the equation and its arguments, and returns the result. A rule for numbers alone is not needed:
+the primitive itself is kept and evaluated for every input.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from nngp_dag.errors import ModelError
+from nngp_dag.trace import jaxprs
+from nngp_dag.trace.arrays import Array, Num, Par, Rand
+from nngp_dag.trace.models import Leaf
+from nngp_dag.trace.parameters import Weights, entries_of
+from nngp_dag.trace.values import Number, Values
+
+Rule = Callable[["Reader", Any, list[Any]], Any]
+
+# The rules by primitive. Modules of rules fill it in.
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of primitives."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@dataclass
+class Reader:
+    """Reads the equations of one program.
+
+    Attributes:
+      leaves: The model's parameters.
+      values: The nodes and numbers that were made.
+      weights: The parts of parameters that were read.
+      place: The line of the model that is being read.
+      infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
+      rows: The channels at which the parts of a value ended that a parameter was multiplied with.
+    """
+
+    leaves: tuple[Leaf, ...]
+    values: Values = field(default_factory=Values)
+    weights: Weights = field(init=False)
+    place: str = ""
+    infinite: dict[str, int] = field(default_factory=dict)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Starts without any weight."""
+        self.weights = Weights(self.leaves)
+
+    def parameters(self) -> list[Par]:
+        """Returns the parameters, untouched."""
+        return [
+            Par(i, entries_of(leaf.shape), leaf.shape, (False,) * len(leaf.shape)) for i, leaf in enumerate(self.leaves)
+        ]
+
+    def input(self, shape: tuple[int, ...]) -> Num:
+        """Returns the input."""
+        return Num(self.values.input(), shape, (False,) * len(shape))
+
+    def known(self, array: Any) -> Num:
+        """Returns a known array."""
+        array = np.asarray(array)
+        return Num(self.values.known(array), array.shape, (False,) * array.ndim)
+
+    def refuse(self, expected: str, got: str, remedy: str) -> NoReturn:
+        """Raises a `ModelError` that names the line of the model."""
+        raise ModelError(f"{self.place}: Expected {expected}, got {got}; {remedy}")
+
+    def read(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Array]) -> list[Array]:
+        """Returns the outputs of a program for given arguments."""
+        known: dict[Any, Array] = dict(zip(jaxpr.constvars, map(self.known, consts), strict=True))
+        known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def value(variable: Any) -> Array:
+            if isinstance(variable, jax.extend.core.Literal):
+                return self.known(variable.val)
+            return known[variable]
+
+        outer = self.place
+        for equation in jaxpr.eqns:
+            self.place = jaxprs.place(equation)
+            results = self.apply(equation, [value(v) for v in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
+        self.place = outer
+        return [value(v) for v in jaxpr.outvars]
+
+    def apply(self, equation: Any, arguments: list[Array]) -> list[Array]:
+        """Returns the results of one equation."""
+        name = equation.primitive.name
+        if (called := jaxprs.body(equation)) is not None:
+            return self.read(*called, arguments)
+        if name in RULES:
+            result = RULES[name](self, equation, arguments)
+        elif all(isinstance(a, Num) for a in arguments):
+            result = self.of_numbers(equation, arguments)
+        else:
+            self.refuse(
+                "an operation that keeps values Gaussian, or an elementwise function of one of them",
+                f"`{name}` of {described(arguments)}",
+                "docs/guides/trace.md lists the operations that have a rule",
+            )
+        return result if isinstance(result, list) else [result]
+
+    def of_numbers(self, equation: Any, arguments: list[Any]) -> list[Num]:
+        """Keeps an equation whose arguments are all numbers; it is evaluated for every input."""
+        if equation.effects or equation.primitive.name.startswith("random_"):
+            self.refuse("a function of parameters and input alone", f"`{equation.primitive.name}`", "remove it")
+        arrays = [self.whole(a) for a in arguments]
+        results = []
+        for i, variable in enumerate(equation.outvars):
+
+            def evaluate(*inputs: Any, i: int = i) -> Any:
+                found = equation.primitive.bind(*map(jnp.asarray, inputs), **equation.params)
+                return found[i] if equation.primitive.multiple_results else found
+
+            number = self.values.computed((id(equation), i), evaluate, *arrays)
+            shape = tuple(variable.aval.shape)
+            results.append(Num(number, shape, (False,) * len(shape)))
+        # The key above is the equation's address, so the equation must live as long as the values.
+        self.values.made[("equation", id(equation))] = equation
+        return results
+
+    def whole(self, num: Num) -> Number:
+        """Returns a number with all its axes stored in full.
+
+        Raises:
+          ModelError: The number is a sum over channels that still grows with the width.
+        """
+        self.settle(num)
+        if not any(num.constant):
+            return num.number
+        return self.values.computed(("whole", num.shape), lambda a: jnp.broadcast_to(a, num.shape), num.number)
+
+    def settle(self, num: Num) -> None:
+        """Refuses a sum over an infinite axis that is not divided by the number of its entries."""
+        if num.growth is not None and not num.growth.bounded:
+            self.refuse(
+                "a sum over an infinite axis to be divided by its size before it is used",
+                f"a sum of {num.growth.size} channels times {num.growth.factor:.3g}, whose limit is not one number "
+                "(arXiv 2506.00846 for attention with 1 / sqrt(d))",
+                "take a mean, or scale attention by 1 / d",
+            )
+
+
+def described(arguments: Sequence[Array]) -> str:
+    """Returns the kinds of arguments in words, for messages."""
+    words = {Num: "a number", Par: "a parameter", Rand: "a random value"}
+    return " and ".join(words[type(a)] for a in arguments)

@@ -1,0 +1,397 @@
+"""Rules of elementwise operations: linear combinations stay linear, other functions need one Gaussian value."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from nngp_dag.trace.arrays import Array, Num, Par, Rand, finite_of
+from nngp_dag.trace.reader import Reader, rule
+from nngp_dag.trace.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
+from nngp_dag.trace.values import Fixed, Node, Nonlinear, Number, Parameter, Sum
+
+_UNARY = (
+    "abs acos acosh asin asinh atan atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor "
+    "integer_pow is_finite lgamma log log1p logistic not round rsqrt sign sin sinh sqrt square tan tanh"
+).split()
+_BINARY = "and atan2 eq ge gt le lt max min ne nextafter or pow rem select_n xor".split()
+_LINEAR = "add add_any convert_element_type div mul neg real stop_gradient sub".split()
+
+
+class Base(NamedTuple):
+    """A node as a function of a Gaussian node.
+
+    Attributes:
+      node: The Gaussian node.
+      function: The function of one array.
+      key: A hashable value that stands for the function.
+    """
+
+    node: Node | None
+    function: Callable[[Any], Any]
+    key: Hashable
+
+
+@rule(*_UNARY, *_BINARY, *_LINEAR)
+def elementwise(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+    """Applies an elementwise operation."""
+    name = equation.primitive.name
+    if any(isinstance(a, Rand) for a in arguments):
+        return _of_random(reader, equation, arguments)
+    if any(isinstance(a, Par) for a in arguments):
+        return _of_parameters(reader, name, arguments)
+    return _of_numbers(reader, equation, arguments)
+
+
+# Numbers.
+
+
+def _of_numbers(reader: Reader, equation: Any, arguments: list[Num]) -> Num:
+    """Applies an operation to numbers as they are stored."""
+    name = equation.primitive.name
+    growth = None
+    if any(a.growth is not None for a in arguments):
+        growth = _grown(reader, equation, arguments)
+        if growth is None:
+            for a in arguments:
+                reader.settle(a)
+    (out,) = equation.outvars
+    shape = tuple(out.aval.shape)
+    ranked = [a for a in arguments if a.shape]
+    constant = tuple(all(a.constant[i] for a in ranked) for i in range(len(shape)))
+    stored = tuple(1 if c else n for n, c in zip(shape, constant, strict=True))
+    params = dict(equation.params)
+    if name == "convert_element_type" and np.issubdtype(params["new_dtype"], np.floating):
+        return dataclasses.replace(
+            arguments[0], number=reader.values.computed("float", lambda a: jnp.asarray(a, float), arguments[0].number)
+        )
+
+    def evaluate(*arrays: Any) -> Any:
+        arrays = [jnp.broadcast_to(jnp.asarray(a), stored) for a in arrays]
+        dtype = jnp.result_type(*arrays)
+        if name != "select_n" and len(arrays) > 1:
+            arrays = [a.astype(dtype) for a in arrays]
+        return equation.primitive.bind(*arrays, **params)
+
+    if name == "stop_gradient":
+        return arguments[0]
+    number = reader.values.computed((name, _hashable(params), stored), evaluate, *(a.number for a in arguments))
+    return Num(number, shape, constant, growth)
+
+
+def _grown(reader: Reader, equation: Any, arguments: list[Num]) -> Any:
+    """Returns the growth after an operation that keeps track of it, or None."""
+    name = equation.primitive.name
+    first, *others = arguments
+    if name in ("neg", "convert_element_type", "stop_gradient", "real"):
+        return first.growth
+    if name in ("mul", "div") and others and first.growth is not None and others[0].growth is None:
+        c = others[0].scalar
+        if c is not None and c != 0:
+            return first.growth._replace(factor=first.growth.factor * (c if name == "mul" else 1 / c))
+    if name == "mul" and first.growth is None and first.scalar is not None and others[0].growth is not None:
+        return others[0].growth._replace(factor=others[0].growth.factor * first.scalar)
+    growth = first.growth
+    if growth is not None and growth.positive:
+        power = {"sqrt": 0.5, "rsqrt": -0.5}.get(name)
+        if power is not None:
+            return growth._replace(factor=abs(growth.factor) ** power, power=growth.power * power)
+    if name in ("add", "sub", "max") and growth is not None and growth.positive and others[0].growth is None:
+        # A small constant, such as the epsilon of a norm, does not grow.
+        return growth if others[0].scalar is not None else None
+    if name == "div" and first.growth is None and others[0].growth is not None and others[0].growth.positive:
+        of = others[0].growth
+        return of._replace(factor=1 / of.factor, power=-of.power) if of.factor else None
+    return None
+
+
+def _hashable(params: dict[str, Any]) -> Hashable:
+    return tuple(sorted((k, str(v)) for k, v in params.items()))
+
+
+# Parameters alone.
+
+
+def _of_parameters(reader: Reader, name: str, arguments: list[Any]) -> Array:
+    (par,) = [a for a in arguments if isinstance(a, Par)] if len(arguments) <= 2 else (None,)  # type: ignore[misc]
+    if name in ("convert_element_type", "real"):
+        return par
+    if name == "neg":
+        return dataclasses.replace(par, scale=-par.scale)
+    others = [a for a in arguments if isinstance(a, Num)]
+    c = others[0].scalar if others else None
+    if c is not None and (name == "mul" or (name == "div" and arguments[0] is par)):
+        return dataclasses.replace(par, scale=par.scale * (c if name == "mul" else 1 / c))
+    leaf = reader.leaves[par.leaf].name
+    if name == "stop_gradient":
+        reader.refuse("parameters that are trained", f"`stop_gradient` of `{leaf}`", "leave it out")
+    return reader.refuse(
+        "a parameter to multiply or be added to a random value",
+        f"`{name}` of `{leaf}` and a number" if others else f"`{name}` of `{leaf}`",
+        "apply functions to values, not to parameters; pass what is not trained as a constant of the model",
+    )
+
+
+# Random values.
+
+
+def _of_random(reader: Reader, equation: Any, arguments: list[Any]) -> Rand:
+    name = equation.primitive.name
+    rands = iter(aligned(reader, [a for a in arguments if isinstance(a, Rand)]))
+    placed: list[Any] = [next(rands) if isinstance(a, Rand) else a for a in arguments]
+    one = next(a for a in placed if isinstance(a, Rand))
+    placed = [parameter_on(reader, a, one) if isinstance(a, Par) else a for a in placed]
+    if name in ("neg", "convert_element_type", "real"):
+        if name == "convert_element_type" and not np.issubdtype(equation.params["new_dtype"], np.floating):
+            to = np.dtype(equation.params["new_dtype"]).name
+            reader.refuse("values that stay floats", f"a random value that is converted to {to}", "compare it by > or <")
+        if name == "convert_element_type" and _is_truth(equation.invars[0]):
+            return _function(reader, equation, placed, one)
+        c = -1.0 if name == "neg" else 1.0
+        return apply_to_parts(one, lambda node: reader.values.sum([(c, node)]))
+    if name == "stop_gradient":
+        reader.refuse("values through which gradients flow", "`stop_gradient`", "leave it out")
+    if name in ("add", "add_any", "sub"):
+        left, right = (fixed_on(reader, a, one) if isinstance(a, Num) else a for a in placed)
+        sign = -1.0 if name == "sub" else 1.0
+        return _pairwise(left, right, lambda u, v: reader.values.sum([(1.0, u), (sign, v)]))
+    if name in ("mul", "div"):
+        return _multiplied(reader, equation, placed, one)
+    if name == "select_n" and isinstance(placed[0], Num) and len(placed) == 3:
+        return _masked(reader, placed, one)
+    if name in ("integer_pow", "square") and equation.params.get("y", 2) == 2:
+        return apply_to_parts(one, lambda node: _square(reader, equation, node))
+    return _function(reader, equation, placed, one)
+
+
+def _is_truth(variable: Any) -> bool:
+    return variable.aval.dtype == bool
+
+
+def _pairwise(left: Rand, right: Rand, combine: Callable[[Node, Node], Node]) -> Rand:
+    parts = tuple((n, combine(u, v)) for (n, u), (_, v) in zip(left.parts, right.parts, strict=True))
+    return Rand(parts, left.dims)
+
+
+def scaled(reader: Reader, rand: Rand, number: Number) -> Rand:
+    """Returns a random array times a number on its finite axes."""
+    shape = finite_of(rand.dims)
+
+    def scale(node: Node) -> Node:
+        return reader.values.linear("scale", node, shape, lambda a, s: a * jnp.broadcast_to(s, shape), (number,))
+
+    return apply_to_parts(rand, scale)
+
+
+def _multiplied(reader: Reader, equation: Any, placed: list[Any], one: Rand) -> Rand:
+    left, right = placed
+    name = equation.primitive.name
+    if isinstance(left, Rand) and isinstance(right, Rand):
+        if name == "div":
+            return _function(reader, equation, placed, one)
+        return _pairwise(left, right, lambda u, v: _product(reader, equation, u, v))
+    num = right if isinstance(right, Num) else left
+    if name == "div" and num is left:
+        if num.scalar is None:
+            return _function(reader, equation, placed, one)
+        return _function(reader, equation, placed, one)
+    if num.scalar is not None:
+        c = num.scalar if name == "mul" else 1 / num.scalar
+        return apply_to_parts(one, lambda node: reader.values.sum([(c, node)]))
+    if name == "div" and num.growth is not None and not num.growth.bounded:
+        num = _reciprocal(reader, num)
+        return scaled(reader, one, number_on(reader, num, one.dims))
+    number = number_on(reader, num, one.dims)
+    if name == "div":
+        number = reader.values.computed("reciprocal", lambda a: 1 / a, number)
+    return scaled(reader, one, number)
+
+
+def _reciprocal(reader: Reader, num: Num) -> Num:
+    growth = num.growth
+    if growth is None or not growth.positive:
+        reader.settle(num)
+        raise AssertionError
+    number = reader.values.computed("reciprocal", lambda a: 1 / a, num.number)
+    return dataclasses.replace(
+        num, number=number, growth=growth._replace(factor=1 / growth.factor, power=-growth.power)
+    )
+
+
+def _square(reader: Reader, equation: Any, node: Node) -> Node:
+    return _product(reader, equation, node, node)
+
+
+def _product(reader: Reader, equation: Any, u: Node, v: Node) -> Node:
+    """Returns the product of two nodes: a function of one Gaussian node where both are, else a product of two."""
+    del equation
+    for constant, other in ((u, v), (v, u)):
+        if isinstance(constant, Fixed) and constant.offset is not None:
+            return reader.values.sum([(constant.offset, other)])
+    base = _common_base([_bases(reader, u), _bases(reader, v)])
+    if base is None or base[0].node is None:
+        return reader.values.times(u, v, reader.place)
+    f, g = base
+    assert f.node is not None
+    return reader.values.nonlinear(
+        ("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place
+    )
+
+
+def _masked(reader: Reader, placed: list[Any], one: Rand) -> Rand:
+    """Returns a choice by a number between two values, as a sum of both times masks."""
+    number = number_on(reader, placed[0], one.dims)
+    chosen = reader.values.computed("mask", lambda a: jnp.asarray(a != 0, float), number)
+    left_out = reader.values.computed("other mask", lambda a: jnp.asarray(a == 0, float), number)
+    parts = []
+    for value, mask in ((placed[1], left_out), (placed[2], chosen)):
+        if isinstance(value, Num):
+            if value.scalar == 0:
+                continue
+            value = fixed_on(reader, value, one)
+        parts.append(scaled(reader, value, mask))
+    result = parts[0]
+    for other in parts[1:]:
+        result = _pairwise(result, other, lambda u, v: reader.values.sum([(1.0, u), (1.0, v)]))
+    return result
+
+
+def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -> Rand:
+    """Applies a function to one Gaussian value, which all random arguments are functions of."""
+    name, params = equation.primitive.name, dict(equation.params)
+    parts = []
+    for i, (n, _) in enumerate(one.parts):
+        choices: list[list[Base]] = []
+        for a in placed:
+            if isinstance(a, Rand):
+                choices.append(_bases(reader, a.parts[i][1]))
+            else:
+                choices.append([_constant(_scalar(reader, name, a))])
+        found = _common_base(choices)
+        if found is None:
+            _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
+        bases: list[Base] = found  # type: ignore[assignment]
+        node = next((b.node for b in bases if b.node is not None), None)
+        if node is None:
+            _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
+        key = (name, _hashable(params), tuple(b.key for b in bases))
+        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place)))  # type: ignore[arg-type]
+    return Rand(tuple(parts), one.dims)
+
+
+def _composed(equation: Any, bases: Sequence[Base]) -> Callable[[Any], Any]:
+    primitive, params = equation.primitive, dict(equation.params)
+
+    def composed(t: Any) -> Any:
+        arrays = [jnp.broadcast_to(jnp.asarray(b.function(t)), t.shape) for b in bases]
+        floats = [a.dtype for a in arrays if a.dtype.kind == "f"]
+        if floats:
+            arrays = [a.astype(t.dtype) if a.dtype.kind == "f" else a for a in arrays]
+        if primitive.name == "convert_element_type":
+            return arrays[0].astype(t.dtype)
+        return primitive.bind(*arrays, **params)
+
+    return composed
+
+
+def _constant(value: float | bool) -> Base:
+    return Base(None, lambda t: jnp.asarray(value, bool if isinstance(value, bool) else t.dtype), ("constant", value))
+
+
+def _scalar(reader: Reader, name: str, num: Num) -> float | bool:
+    reader.settle(num)
+    known = num.number.known
+    if known is not None and known.size and (known == known.flat[0]).all():
+        return bool(known.flat[0]) if known.dtype == bool else float(known.flat[0])
+    return reader.refuse(
+        "a function that is the same for all inputs, positions and channels",
+        f"`{name}` of a random value and an array that varies",
+        "add or multiply by arrays before the function, or use one number",
+    )
+
+
+def _bases(reader: Reader, node: Node) -> list[Base]:
+    """Returns the Gaussian nodes of which a node is a function, the node itself first."""
+    memo = reader.values.made.setdefault("bases", {})
+    if node.id in memo:
+        return memo[node.id]
+    found: list[Base] = []
+    if isinstance(node, Fixed):
+        if node.offset is not None:
+            found = [_constant(node.offset)]
+    else:
+        if node.gaussian and node.offset is not None and not _is_constant(node):
+            found.append(Base(node, lambda t: t, "x"))
+        if isinstance(node, Nonlinear):
+            found.append(Base(node.node, node.function, node.key))
+        if isinstance(node, Sum):
+            found += _bases_of_sum(reader, node)
+    memo[node.id] = found
+    return found
+
+
+def _is_constant(node: Node) -> bool:
+    return isinstance(node, Parameter) and node.weight.distribution.std == 0
+
+
+def _bases_of_sum(reader: Reader, node: Sum) -> list[Base]:
+    choices = [_bases(reader, child) for _, child in node.terms]
+    if not all(choices):
+        return []
+    found = []
+    for one in choices[0] if any(b.node is not None for b in choices[0]) else choices[-1]:
+        if one.node is None:
+            continue
+        terms = []
+        for (c, _), choice in zip(node.terms, choices, strict=True):
+            match = next((b for b in choice if b.node is None or b.node is one.node), None)
+            if match is None:
+                break
+            terms.append((c, match))
+        else:
+
+            def total(t: Any, terms: Any = tuple(terms)) -> Any:
+                return sum(c * b.function(t) for c, b in terms)
+
+            found.append(Base(one.node, total, ("sum", tuple((c, b.key) for c, b in terms))))
+    return found
+
+
+def _common_base(choices: Sequence[Sequence[Base]]) -> list[Base] | None:
+    """Returns for every argument the function of one common Gaussian node, or None."""
+    if not all(choices):
+        return None
+    random = [choice for choice in choices if any(b.node is not None for b in choice)]
+    for one in random[0] if random else ():
+        picked = []
+        for choice in choices:
+            match = next((b for b in choice if b.node is None or b.node is one.node), None)
+            if match is None:
+                break
+            picked.append(match)
+        else:
+            return picked
+    return None if random else [choice[0] for choice in choices]
+
+
+def _refuse_function(reader: Reader, name: str, nodes: Sequence[Node]) -> None:
+    single = len({node.id for node in nodes}) == 1
+    if single and nodes[0].gaussian:
+        reader.refuse(
+            "a function of a Gaussian value with one mean",
+            f"`{name}` of a value whose mean differs between positions or inputs",
+            "add numbers after the function",
+        )
+    if single:
+        reader.refuse(
+            "a function of a Gaussian value",
+            f"`{name}` of a value that is not Gaussian, such as a sum of activations",
+            "put a matrix product before it (pre-activation order)",
+        )
+    reader.refuse(
+        "a function of one Gaussian value",
+        f"`{name}` of {len({node.id for node in nodes})} random values",
+        "products and sums of independent values have a closed form, other functions of two do not",
+    )
