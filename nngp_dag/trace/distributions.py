@@ -248,9 +248,9 @@ def _schemes(name: str, shape: Sequence[int], output_first: bool, fan_in: int | 
     """
     found = [_Scheme("standard normal", 1.0, ("normal",))]
     if len(shape) < 2:
-        if fan_in:
-            found.append(_Scheme("the default of equinox and PyTorch", 1 / (3 * fan_in), ("uniform",)))
-        return found
+        default = [_Scheme("the default of equinox and PyTorch", 1 / (3 * fan_in), ("uniform",))] if fan_in else []
+        # The layers of equinox draw their biases in no other way.
+        return default if default and output_first else found + default
     if output_first:
         fans = {(math.prod(shape[1:]), shape[0] * math.prod(shape[2:]))}
     else:
@@ -300,15 +300,15 @@ def from_sample(
       fan_in: Number of inputs of the matrix that a bias belongs to.
 
     Examples:
-      >>> from_sample("bias", np.zeros(4))[0]
-      Distribution(kind='constant', mean=0.0, std=0.0, excess_kurtosis=0.0, source='all entries of the sample are equal')
+      >>> str(from_sample("bias", np.zeros(4))[0])
+      'constant 0'
     """
     flat = np.asarray(sample, np.float64).ravel()
     if not flat.size or not np.isfinite(flat).all():
         return None, "numbers that are not finite" if flat.size else "no numbers"
     if flat.max() == flat.min() and (flat.size > 1 or flat[0] in (0.0, 1.0)):
         return Distribution("constant", float(flat[0]), 0.0, 0.0, "all entries of the sample are equal"), ""
-    if flat.size == 1:
+    if flat.size == 1 and not (output_first and fan_in):
         return None, f"the single number {flat[0]:.4g}"
     found: dict[float, tuple[Distribution, bool, list[str], float]] = {}
     for scheme in _schemes(name, np.shape(sample), output_first, fan_in):

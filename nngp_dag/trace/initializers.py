@@ -22,7 +22,7 @@ import scipy.stats
 
 from .distributions import TRUNCATED_STD, Distribution, moments_of
 
-__all__ = ["Reading", "read_leaves", "snapped"]
+__all__ = ["Reading", "blocks_of", "read_leaves", "snapped"]
 
 # Quantiles that kinds are matched on: midpoints of dyadic intervals, which 23 random bits hold exactly.
 _MIDPOINTS = 2048
@@ -114,6 +114,21 @@ def read_leaves(program: Any, arguments: Sequence[Any]) -> list[Reading]:
     return [_reading(value, variable.aval) for value, variable in zip(outputs, program.jaxpr.outvars, strict=True)]
 
 
+def blocks_of(numbers: np.ndarray) -> list[int]:
+    """Returns which keys the random numbers of a leaf come from, by their place in the order of use."""
+    if not numbers.size:
+        return []
+    low, high = int(numbers.min()) // _STRIDE, int(numbers.max()) // _STRIDE
+    return [low] if low == high else np.unique(numbers // _STRIDE).tolist()
+
+
+def _distinct(numbers: np.ndarray) -> bool:
+    """Whether no number occurs twice."""
+    flat = numbers.ravel()
+    # Most leaves are as they were drawn, for which sorting would take long.
+    return bool(np.all(flat[1:] > flat[:-1])) or np.unique(flat).size == flat.size
+
+
 def _reading(value: _Value, aval: Any) -> Reading:
     """Returns what a value says about the leaf that it is."""
     shape = tuple(aval.shape)
@@ -130,7 +145,7 @@ def _reading(value: _Value, aval: Any) -> Reading:
         return Reading(fixed, constant=array)
     if isinstance(value, _Drawn):
         numbers = np.broadcast_to(value.numbers, shape)
-        if np.unique(numbers).size < numbers.size:
+        if not _distinct(numbers):
             return Reading(None, "several of its entries are the same random number")
         distribution = _match(value, shape, np.dtype(aval.dtype))
         if distribution is None:
@@ -232,7 +247,9 @@ def _cut_normal(at: np.ndarray, points: np.ndarray) -> Distribution | None:
 
     size = float(np.std(points))
     start = np.array([-2.5, np.log(5.0)])
-    best = scipy.optimize.least_squares(lambda cuts: fit(cuts, few)[1] / size, start, xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    best = scipy.optimize.least_squares(
+        lambda cuts: fit(cuts, few)[1] / size, start, xtol=1e-15, ftol=1e-15, gtol=1e-15
+    )
     (slope, offset), residual = fit(best.x, slice(None))
     if not slope > 0 or np.max(np.abs(residual)) > 2e-6 * slope:
         return None
@@ -595,7 +612,7 @@ def _orthogonal(value: _Value, shape: Sequence[int]) -> _Value:
     if not isinstance(value, _Drawn):
         return value if isinstance(value, _Unknown) else _Unknown("it comes from a matrix factorization")
     distribution = _match(value, shape, np.dtype(np.float32))
-    independent = np.unique(value.numbers).size == value.numbers.size
+    independent = _distinct(value.numbers)
     if distribution is None or distribution.kind != "normal" or distribution.mean or not independent:
         return _Unknown("it comes from the factorization of a matrix that is not normal")
     return _Orthogonal(1.0, max(shape[-2:]))
@@ -619,8 +636,18 @@ def _after_factorization(name: str, values: list[_Value]) -> _Value:
         number = numbers[0]
         if np.all(number == number.flat[0]) and (name == "mul" or values[0] is orthogonal[0]):
             factor = float(number.flat[0])
-            return dataclasses.replace(orthogonal[0], scale=orthogonal[0].scale * (factor if name == "mul" else 1 / factor))
-    if len(values) == 1 and name in ("reshape", "transpose", "rev", "squeeze", "expand_dims", "convert_element_type", "copy"):
+            return dataclasses.replace(
+                orthogonal[0], scale=orthogonal[0].scale * (factor if name == "mul" else 1 / factor)
+            )
+    if len(values) == 1 and name in (
+        "reshape",
+        "transpose",
+        "rev",
+        "squeeze",
+        "expand_dims",
+        "convert_element_type",
+        "copy",
+    ):
         return orthogonal[0]
     return _Unknown(f"an orthogonal matrix is changed by `{name}`")
 
