@@ -1,0 +1,1 @@
+"""The exact kernels of any JAX model, read off its jaxpr."""
