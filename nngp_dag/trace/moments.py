@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.trace.expectations import mean, second_moment, slope
-from nngp_dag.trace.functions import Function, recognize
+from nngp_dag.trace.expectations import mean, mean_slope, second_moment, slope
+from nngp_dag.trace.functions import Function
 from nngp_dag.trace.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
 # M and T; None stands for 0.
@@ -47,7 +47,7 @@ class Moments:
           inputs: One input for each side, of the shape that the program was read at.
           seeds: The seed of the tangent at a weight, in units of the model's own parameterization.
           with_tangents: Whether to compute T.
-          functions: The functions of nodes by their number, which this fills in.
+          functions: The functions of nodes that are functions of Gaussian ones, by the numbers of the nodes.
         """
         self.inputs = inputs
         self.seeds = seeds
@@ -77,15 +77,6 @@ class Moments:
             self.numbers[key] = value
         return self.numbers[key]
 
-    def function(self, node: Nonlinear) -> Function:
-        """Returns the function of a node, shifted by the mean of its operand."""
-        if node.id not in self.functions:
-            shift = node.node.offset
-            plain = node.function
-            fn = plain if not shift else (lambda t: plain(t + shift))
-            self.functions[node.id] = recognize(fn, node.place)
-        return self.functions[node.id]
-
     def mean(self, node: Node, side: int) -> jax.Array:
         """Returns the mean of a node over its channels, of the node's shape."""
         key = (node.id, side)
@@ -104,7 +95,7 @@ class Moments:
             case Fixed():
                 return jnp.broadcast_to(self.number(node.number, side), node.shape).astype(float)
             case Nonlinear():
-                return mean(self.function(node), self.variance(node.node, side))
+                return mean(self.functions[node.id], self.variance(node.node, side))
             case Times():
                 moment, _ = self.pair(node.left, node.right, side, side)
                 return jnp.zeros(node.shape) if moment is None else _diagonal(moment, node.shape)
@@ -214,14 +205,13 @@ class Moments:
         """Returns the pair of a Gaussian node and a function of another one (Stein's lemma)."""
         if not u.sources & v.sources:
             return self.independent(u, v, side_u, side_v)
-        f, q = self.function(v), self.variance(v.node, side_v)
+        f, q = self.functions[v.id], self.variance(v.node, side_v)
         m, t = self._centered(u, v.node, side_u, side_v)
-        factor = slope(f, q)
-        found = None if m is None else m * factor
+        found = None if m is None else m * slope(f, q)
         if u.offset:
             shift = u.offset * mean(f, q)
             found = jnp.broadcast_to(shift, (*u.shape, *v.shape)) + (0 if found is None else found)
-        return found, None if t is None else t * factor
+        return found, None if t is None else t * mean_slope(f, q)
 
     def functions_of(self, u: Nonlinear, v: Nonlinear, side_u: int, side_v: int) -> Pair:
         """Returns the pair of two functions of Gaussian nodes."""
@@ -233,7 +223,7 @@ class Moments:
         q2 = self.variance(v.node, side_v).reshape(*(1,) * rank[0], *v.shape)
         if k is None:
             k = jnp.zeros((*u.shape, *v.shape))
-        m, factor = second_moment(self.function(u), self.function(v), k, q1, q2)
+        m, factor = second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
         return m, None if t is None else factor * t
 
     def _centered(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
@@ -247,6 +237,8 @@ class Moments:
         """Returns the pair of a product of two nodes and a third one."""
         if not u.sources & v.sources:
             return self.independent(u, v, side_u, side_v)
+        if u.gaussian and u.offset is not None and isinstance(v, Nonlinear):
+            return self.stein(u, v, side_u, side_v)
         for one, other in ((u.left, u.right), (u.right, u.left)):
             if not other.sources & (one.sources | v.sources):
                 if other.offset == 0:
