@@ -1,11 +1,7 @@
 """A traced model: its program at infinite width, and its kernels."""
 
-import dataclasses
 import functools
 import math
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.errors import InputError, ModelError
-from nngp_dag.trace.arrays import Channels, Rand
+from nngp_dag.errors import ModelError
+from nngp_dag.trace.arrays import Rand
 from nngp_dag.trace.functions import Function, recognize
 from nngp_dag.trace.models import ModelFunction
 from nngp_dag.trace.moments import Moments
@@ -83,3 +79,150 @@ def _function_of(node: Nonlinear) -> Function:
     """Returns the function of a node, shifted by the mean of its operand."""
     shift, plain = node.node.offset, node.function
     return recognize((lambda t: plain(t + shift)) if shift else plain, node.place)
+
+
+# Bytes of temporary arrays that one block of kernels may take.
+_BUDGET = 2**30
+# Number of arrays of a block that live at the same time; an estimate.
+_LIVE = 16
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Traced:
+    """A model's infinite-width limit, read off its program by `nngp_dag.trace`.
+
+    Attributes:
+      model: The model as a function of its parameters, with their distributions.
+      program: Its program at infinite width.
+      shape: The shape of one input, with a first axis of size 1 if inputs are counted.
+      discrete: Whether inputs are whole numbers, such as tokens.
+      batch_axis: 0 if the first axis of inputs counts them, None if an array is one input.
+      units: The number of output units.
+      infinite: The numbers of channels that were taken to be infinite, by place.
+    """
+
+    model: ModelFunction
+    program: Program
+    shape: tuple[int, ...]
+    discrete: bool
+    batch_axis: int | None
+    units: int
+    infinite: dict[str, int] = field(default_factory=dict)
+
+    def kernels(
+        self, x1: Any, x2: Any = None, *, ntk: bool = True, parameterization: str = "own"
+    ) -> tuple[Any, Any]:
+        """Returns NNGP and NTK of checked inputs, in float64, (N1, N2) each.
+
+        Args:
+          x1: Inputs, (N1, ...).
+          x2: Inputs, (N2, ...), or None for `x1`.
+          ntk: Whether to compute the NTK.
+          parameterization: "own" for the gradients of the model's own parameters, "ntk" for those in units of their
+            standard deviations.
+        """
+        if ntk:
+            self.check_ntk()
+        with jax.enable_x64(True):
+            if self.batch_axis is None:
+                return _whole(self._compiled(ntk, parameterization)(x1, x1 if x2 is None else x2))
+            return _in_blocks(self._blocks(ntk, parameterization), x1, x2, self._rows(), ntk)
+
+    def check_ntk(self) -> None:
+        """Refuses the NTK of a model whose output weights are used elsewhere, too.
+
+        Raises:
+          ModelError: They are; the gradients are then not independent of the weights.
+        """
+        outer = self.program.output
+        heads = _heads(outer)
+        for node in self.program.nodes:
+            if isinstance(node, Product) and node not in heads:
+                same = next((head for head in heads if head.weight.key == node.weight.key), None)
+                if same is not None:
+                    raise ModelError(
+                        f"Expected the weights of the output, `{same.weight.name}`, to be used once, got two uses: the "
+                        "NTK then has no such limit (gradient independence, Yang 2020); add a readout with weights of "
+                        "its own, or ask for the NNGP alone (get='nngp')"
+                    )
+
+    def _seeds(self, parameterization: str) -> Any:
+        def seed(weight: Weight) -> float:
+            if not weight.trained:
+                return 0.0
+            return 1.0 if parameterization == "own" else weight.distribution.std**2
+
+        return seed
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - the programs live as long as the model
+    def _compiled(self, ntk: bool, parameterization: str) -> Any:
+        seeds = self._seeds(parameterization)
+        return jax.jit(lambda x1, x2: self.program.moments(x1, x2, seeds, ntk=ntk))
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _blocks(self, ntk: bool, parameterization: str) -> Any:
+        seeds = self._seeds(parameterization)
+
+        def one(a: jax.Array, b: jax.Array) -> tuple[Any, Any]:
+            m, t = self.program.moments(a[None], b[None], seeds, ntk=ntk)
+            return m.reshape(()), None if t is None else t.reshape(())
+
+        return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+
+    def _rows(self) -> int:
+        """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
+        largest = max(math.prod(node.shape) for node in self.program.nodes)
+        entries = _BUDGET / (8 * _LIVE * largest**2)
+        return max(1, min(512, int(math.sqrt(entries))))
+
+
+def _heads(output: Node) -> set[Product]:
+    """Returns the products that the output is a sum or a function of, without a product in between."""
+    found, waiting, seen = set(), [output], set()
+    while waiting:
+        node = waiting.pop()
+        if node.id in seen:
+            continue
+        seen.add(node.id)
+        if isinstance(node, Product):
+            found.add(node)
+        else:
+            waiting += operands(node)
+    return found
+
+
+def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:
+    def square(block: Any) -> Any:
+        if block is None:
+            return None
+        half = block.ndim // 2
+        return block.reshape(math.prod(block.shape[:half]), math.prod(block.shape[half:]))
+
+    return square(found[0]), square(found[1])
+
+
+def _in_blocks(blocks: Any, x1: Any, x2: Any, rows: int, ntk: bool) -> tuple[Any, Any]:
+    """Returns kernels in blocks of rows and columns; the blocks below the diagonal are those above it, transposed."""
+    symmetric = x2 is None
+    x2 = x1 if symmetric else x2
+    if isinstance(x1, jax.core.Tracer) or isinstance(x2, jax.core.Tracer) or max(len(x1), len(x2)) <= rows:
+        return blocks(x1, x2)
+    shape = len(x1), len(x2)
+    results = [np.empty(shape), np.empty(shape) if ntk else None]
+    for i in range(0, shape[0], rows):
+        left = _padded(x1[i : i + rows], rows)
+        for j in range(i if symmetric else 0, shape[1], rows):
+            block = blocks(left, _padded(x2[j : j + rows], rows))
+            for result, part in zip(results, block, strict=True):
+                if result is None:
+                    continue
+                a, b = min(rows, shape[0] - i), min(rows, shape[1] - j)
+                result[i : i + rows, j : j + rows] = np.asarray(part)[:a, :b]
+                if symmetric and j > i:
+                    result[j : j + rows, i : i + rows] = np.asarray(part)[:a, :b].T
+    return results[0], results[1]
+
+
+def _padded(x: Any, rows: int) -> Any:
+    """Returns `rows` inputs, the last one repeated, so that all blocks share a compiled program."""
+    return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

@@ -1,0 +1,151 @@
+"""`trace` reads a model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nngp_dag.errors import InputError, ModelError, shown
+from nngp_dag.trace import rules
+from nngp_dag.trace.arrays import Num, Rand, size_of
+from nngp_dag.trace.models import ModelFunction, read_model
+from nngp_dag.trace.reader import Reader
+from nngp_dag.trace.traced import Traced, program_of
+
+del rules  # imported so that they register themselves
+
+# Number of inputs on which it is tested that a model treats inputs one by one, and the tolerance relative to the output.
+_TESTED = 3
+_TOLERANCE = 1e-3
+
+
+def trace(
+    model: Any,
+    x: Any,
+    *,
+    params: Any = None,
+    init: Callable[..., Any] | None = None,
+    width: int | None = None,
+    distributions: Mapping[str, Any] | None = None,
+    batch_axis: int | None = 0,
+    seed: int = 0,
+) -> Traced:
+    """Reads the exact infinite-width kernels of a model off its program.
+
+    The program (jaxpr) of a model is a Tensor Program: products with fresh Gaussian weights, elementwise functions,
+    sums and means. Its second moments at infinite width follow from rules, also where weights are shared, and the NTK
+    is a tangent of them (`nngp_dag.trace.moments`). The infinite axes are those over which matrix products sum, except
+    for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is refused
+    with the file and line.
+
+    The kernels are those of the model's own parameterization at its own width: the NTK is the mean of the empirical
+    NTK up to 1 / width.
+
+    Args:
+      model: An `nnx.Module`, a linen module, an equinox module (of one example), a function `f(params, x)`, or a
+        factory of one of these with parameters among `width`, `rngs` and `key`. It is read in inference mode.
+      x: Inputs of the shapes and types that the model takes, (N, ...); two or more let it be tested that the model
+        treats them one by one.
+      params: Parameters of a function, or variables of a linen module, before training.
+      init: The function of a key that returns the parameters of a function.
+      width: The width for a factory. The model of twice the width is built, too, so that it is known which axes grow.
+      distributions: Distributions of parameters by name or pattern, such as `{"*.kernel": ("normal", 0.1)}`, where no
+        initializer tells them.
+      batch_axis: 0 if the first axis counts inputs. None if the whole array is one input, such as the nodes of a graph;
+        the kernels are then those between positions of the output.
+      seed: The seed of the parameters that a factory draws.
+
+    Returns:
+      The traced model. `nngp_dag.kernel` takes it like a network.
+
+    Raises:
+      ModelError: The model is outside the calculus; the message names file, line and reason.
+      InputError: An argument is wrong, or a parameter's distribution is not known.
+
+    Examples:
+      >>> import numpy as np, jax, jax.numpy as jnp, nngp_dag as nd
+      >>> def model(params, x):
+      ...     h = jnp.tanh(x @ params["w"])
+      ...     return jnp.tanh(h @ params["u"]) @ params["u"] @ params["v"]  # u is used twice
+      >>> def init(key):
+      ...     keys = jax.random.split(key, 3)
+      ...     shapes = {"w": (3, 64), "u": (64, 64), "v": (64, 1)}
+      ...     return {n: jax.random.normal(k, s) / s[0]**0.5 for k, (n, s) in zip(keys, shapes.items())}
+      >>> traced = nd.trace(model, np.eye(3), init=init)
+      >>> nd.kernel(traced, np.eye(3)).nngp.shape
+      (3, 3)
+
+    Reference: Yang 2019, 2020, "Tensor Programs" I and II (the limit, and its conditions).
+    """
+    if batch_axis not in (0, None):
+        raise InputError(f"Expected `batch_axis` to be 0 or None, got {shown(batch_axis)}; move the axis to the front")
+    x = np.asarray(x)
+    if x.ndim < 1 or x.size == 0:
+        raise InputError(f"Expected `x` to hold inputs (N, ...), got shape {x.shape}")
+    function = read_model(model, x, params=params, init=init, width=width, distributions=distributions, seed=seed)
+    one = x[:1] if batch_axis == 0 else x
+    if batch_axis == 0:
+        _check_batch(function, x)
+    with jax.enable_x64(True):
+        reader, output = _read(function, one)
+        output = _checked_output(reader, output, batch_axis, function.name)
+        program = program_of(output)
+    return Traced(function, program, one.shape, one.dtype.kind in "iub", batch_axis, output.channels, reader.infinite)
+
+
+def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any]:
+    """Returns the reader and the output of a model at one input."""
+    leaves = [jax.ShapeDtypeStruct(leaf.shape, np.float64) for leaf in function.leaves]
+    dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
+    closed = jax.make_jaxpr(function.fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+    if len(closed.out_avals) != 1:
+        raise ModelError(
+            f"Expected `model` to return one array, got {len(closed.out_avals)}; wrap it in a function that returns one"
+        )
+    reader = Reader(function.leaves)
+    (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
+    return reader, output
+
+
+def _checked_output(reader: Reader, output: Any, batch_axis: int | None, name: str) -> Rand:
+    if isinstance(output, Num):
+        raise ModelError(f"Expected {name} to be random, got an output that no random parameter reaches")
+    if not isinstance(output, Rand):
+        raise ModelError(f"Expected {name} to return a value, got a parameter; apply it to the input")
+    if len(output.parts) > 1:
+        raise ModelError(f"Expected the units of the output of {name} to be alike, got a concatenation; return one part")
+    if batch_axis == 0:
+        rest = [size_of(dim) for dim in output.dims]
+        positions = int(np.prod(output.finite))
+        if positions > 1:
+            raise ModelError(
+                f"Expected one output per input and unit, got outputs {tuple(rest)[1:]} at {positions} positions, such as "
+                "pixels or tokens; average them, select one, or pass `batch_axis=None` for the kernel between positions"
+            )
+    return output
+
+
+def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
+    """Refuses models whose output for one input depends on the other inputs of a batch."""
+    several = x[:_TESTED]
+    if len(several) < _TESTED and several.dtype.kind == "f":
+        random = np.random.default_rng(0).normal(size=(_TESTED - len(several), *x.shape[1:]))
+        several = np.concatenate([several, (random * (several.std() or 1.0)).astype(x.dtype)])
+    if len(several) < 2:
+        return
+    together = np.asarray(function.fn(function.values, jnp.asarray(several)))
+    if together.ndim == 0 or len(together) != len(several):
+        raise ModelError(
+            f"Expected {function.name} to return one output per input, got shape {together.shape} for {len(several)} "
+            "inputs; pass `batch_axis=None` if the whole array is one input"
+        )
+    alone = np.concatenate([np.asarray(function.fn(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))])
+    scale = float(np.abs(together).max()) or 1.0
+    if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):
+        raise ModelError(
+            f"Expected {function.name} to treat inputs one by one, got outputs that depend on the other inputs of a "
+            "batch, such as by batch statistics; use running statistics or layer norm, or pass `batch_axis=None` if the "
+            "whole array is one input"
+        )
