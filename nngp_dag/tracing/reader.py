@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.trace import jaxprs
-from nngp_dag.trace.arrays import Array, Num, Par, Rand
-from nngp_dag.trace.models import Leaf
-from nngp_dag.trace.parameters import Weights, entries_of
-from nngp_dag.trace.values import Number, Values
+from nngp_dag.tracing import jaxprs
+from nngp_dag.tracing.arrays import Array, Num, Par, Rand
+from nngp_dag.tracing.models import Leaf
+from nngp_dag.tracing.parameters import Weights, entries_of
+from nngp_dag.tracing.values import Number, Values
 
 Rule = Callable[["Reader", Any, list[Any]], Any]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Atom, Channels, Dims, Num, Par, Rand, axes_of, is_finite, merged, size_of
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.alignment import aligned, columns, cut, fixed_on, reshaped, transposed, with_dims
-from nngp_dag.trace.values import Shape
+from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Num, Par, Rand, axes_of, is_finite, merged, size_of
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import aligned, columns, cut, fixed_on, reshaped, transposed, with_dims
+from nngp_dag.tracing.values import Shape
 
 # A function of a stored array, the new shape, and the axes along which the result is constant.
 Move = tuple[Callable[[Any], Any], Shape, tuple[bool, ...]]
@@ -21,9 +21,20 @@ def _moved(reader: Reader, array: Num | Par, key: Any, move: Move) -> Num | Par:
     """Applies a move to the stored entries of a number or a parameter."""
     function, shape, constant = move
     if isinstance(array, Par):
+        check_plain(reader, array)
         return Par(array.leaf, np.asarray(function(array.entries)), shape, constant, array.scale)
     number = reader.values.computed((key, array.stored, shape, constant), function, array.number)
     return Num(number, shape, constant, array.growth)
+
+
+def check_plain(reader: Reader, par: Par) -> None:
+    """Refuses a parameter that was multiplied by an array."""
+    if par.factor is not None:
+        reader.refuse(
+            "a parameter that is multiplied by one number",
+            f"`{reader.leaves[par.leaf].name}` times an array that varies",
+            "multiply the value instead",
+        )
 
 
 @rule("reshape")

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Atom, Channels, Dims, Num, Par, Rand, finite_of
-from nngp_dag.trace.reader import Reader
-from nngp_dag.trace.values import (
+from nngp_dag.tracing.arrays import Atom, Channels, Dims, Num, Par, Rand, finite_of
+from nngp_dag.tracing.reader import Reader
+from nngp_dag.tracing.values import (
     Fixed,
     Linear,
     Node,
@@ -169,9 +169,8 @@ def number_on(reader: Reader, num: Num, dims: Dims) -> Number:
     stored: list[int] = []  # sizes by atom, 1 where constant
     keep: list[int] = []  # the same without channels
     for size, constant, dim in zip(num.shape, num.constant, dims, strict=True):
-        del size
         for atom in dim:
-            n = 1 if constant else atom.size if isinstance(atom, Channels) else atom
+            n = 1 if constant or size == 1 else atom.size if isinstance(atom, Channels) else atom
             stored.append(n)
             if not isinstance(atom, Channels):
                 keep.append(n)
@@ -198,9 +197,9 @@ def parameter_on(reader: Reader, par: Par, rand: Rand) -> Rand:
     """
     dims = rand.dims
     shape: list[int] = []
-    for size, repeated, dim in zip(par.shape or (1,) * len(dims), par.repeated or (True,) * len(dims), dims, strict=True):
-        del size
-        shape += [1 if repeated else a.size if isinstance(a, Channels) else a for a in dim]
+    flags = par.repeated or (True,) * len(dims)
+    for size, repeated, dim in zip(par.shape or (1,) * len(dims), flags, dims, strict=True):
+        shape += [1 if repeated or size == 1 else a.size if isinstance(a, Channels) else a for a in dim]
     atoms = [a for dim in dims for a in dim]
     finite = [i for i, a in enumerate(atoms) if not isinstance(a, Channels)]
     infinite = [i for i, a in enumerate(atoms) if isinstance(a, Channels)]

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Array, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.alignment import bounds, repartitioned
-from nngp_dag.trace.values import Node, Number
+from nngp_dag.tracing.arrays import Array, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import bounds, repartitioned
+from nngp_dag.tracing.rules.shapes import check_plain
+from nngp_dag.tracing.values import Node, Number
 
 
 class Axes(NamedTuple):
@@ -80,7 +81,8 @@ def weighted(
 
 
 def check_gaussian(reader: Reader, par: Par) -> None:
-    """Refuses a matrix whose entries are not random with mean 0."""
+    """Refuses a matrix whose entries are not random with mean 0, or that was multiplied by an array."""
+    check_plain(reader, par)
     spec = reader.leaves[par.leaf]
     if spec.distribution.mean != 0:
         reader.refuse(

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Channels, Num, Par, Rand, axes_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.products import check_gaussian
-from nngp_dag.trace.values import Node
+from nngp_dag.tracing.arrays import Array, Channels, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.products import check_gaussian
+from nngp_dag.tracing.values import Node
 
 
 @rule("conv_general_dilated")

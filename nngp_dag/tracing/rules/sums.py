@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.shapes import finite_map
-from nngp_dag.trace.values import Node, Nonlinear, Times
+from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.shapes import finite_map
+from nngp_dag.tracing.values import Node, Nonlinear, Times
 
 # Points at which a function has to be positive, so that its mean is.
 _GRID = np.linspace(-3, 3, 31)

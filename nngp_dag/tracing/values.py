@@ -2,7 +2,7 @@
 
 A node stands for an array whose entries along the infinite axis are independent and identically distributed. The other
 axes are finite (pixels, tokens), and their sizes are the node's shape. A node's second moments with another node are
-computed by `nngp_dag.trace.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself, and
+computed by `nngp_dag.tracing.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself, and
 means over an infinite axis.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_dag.trace.parameters import Weight
+from nngp_dag.tracing.parameters import Weight
 
 Shape = tuple[int, ...]
 

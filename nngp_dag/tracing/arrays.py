@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nngp_dag.trace.values import Node, Number, Shape
+from nngp_dag.tracing.values import Node, Number, Shape
 
 
 class Channels(NamedTuple):
@@ -87,6 +87,7 @@ class Par:
       shape: The array's shape.
       repeated: Whether the entries repeat along an axis, for every axis.
       scale: The factor by which the program has multiplied the parameter.
+      factor: The array of numbers by which it has, or None.
     """
 
     leaf: int
@@ -94,6 +95,7 @@ class Par:
     shape: Shape
     repeated: tuple[bool, ...]
     scale: float = 1.0
+    factor: Num | None = None
 
 
 @dataclass(frozen=True)
