@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -10,14 +10,17 @@ import numpy as np
 from nngp_dag.tracing.values import Node, Number, Shape
 
 
-class Channels(NamedTuple):
+@dataclass(frozen=True)
+class Channels:
     """An infinite axis, or one of the axes into which it was split.
 
     Attributes:
       size: The model's own number of channels.
+      wide: Whether the axis grows with the width; None where no factory tells.
     """
 
     size: int
+    wide: bool | None = field(default=None, compare=False)
 
 
 Atom = int | Channels

@@ -30,6 +30,42 @@ def body(equation: Any) -> tuple[Any, list[Any]] | None:
     return (found.jaxpr, list(found.consts)) if hasattr(found, "jaxpr") else (found, [])
 
 
+def inner(equation: Any) -> list[Any]:
+    """Returns all programs that an equation holds."""
+    found = []
+    for value in equation.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                found.append(one)
+    return found
+
+
+def shapes_beside(narrow: Any, wide: Any, found: dict[int, list[tuple[int, ...]]]) -> str | None:
+    """Collects the shapes of the results of a program's equations in another one that differs in sizes alone.
+
+    Args:
+      narrow: The program.
+      wide: The other program.
+      found: The shapes by the `id` of the equation of `narrow`, to be filled in.
+
+    Returns:
+      The place of the first equation that differs in more than sizes, or None.
+    """
+    if len(narrow.eqns) != len(wide.eqns):
+        return place((narrow.eqns or wide.eqns)[-1])
+    for one, other in zip(narrow.eqns, wide.eqns, strict=True):
+        same = one.primitive is other.primitive and len(inner(one)) == len(inner(other))
+        ranks = [[len(v.aval.shape) for v in e.outvars] for e in (one, other)]
+        if not same or ranks[0] != ranks[1]:
+            return place(one)
+        found[id(one)] = [tuple(v.aval.shape) for v in other.outvars]
+        for a, b in zip(inner(one), inner(other), strict=True):
+            if (differing := shapes_beside(a, b, found)) is not None:
+                return differing
+    return None
+
+
 def place(equation: Any) -> str:
     """Returns the model's file and line that made an equation, such as "model.py:12"."""
     traceback = equation.source_info.traceback
@@ -37,6 +73,13 @@ def place(equation: Any) -> str:
     own = [(path, line) for path, line in paths if not _of_library(path)]
     chosen = own[0] if own else paths[0] if paths else None
     return "an unknown line" if chosen is None else f"{chosen[0].name}:{chosen[1]}"
+
+
+def of_library(jaxpr: Any) -> bool:
+    """Whether a program is that of a library's function, such as `jax.nn.relu`."""
+    info = getattr(jaxpr, "debug_info", None)
+    source = getattr(info, "func_src_info", None) or ""
+    return _of_library(Path(source.split(" at ")[-1].rsplit(":", 1)[0])) if " at " in source else False
 
 
 def _of_library(path: Path) -> bool:

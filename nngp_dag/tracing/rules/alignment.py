@@ -1,5 +1,6 @@
 """Brings arrays into one form: equal axes, equal parts, and numbers or parameters on the axes of a random array."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -98,7 +99,9 @@ def cut(reader: Reader, rand: Rand, start: int, stop: int) -> Rand:
             parts.append((high - low, node if whole else columns(reader, node, np.arange(low, high))))
         first += n
     count = stop - start
-    dims = tuple(tuple(Channels(count) if isinstance(a, Channels) else a for a in dim) for dim in rand.dims)
+    dims = tuple(
+        tuple(dataclasses.replace(a, size=count) if isinstance(a, Channels) else a for a in dim) for dim in rand.dims
+    )
     return Rand(tuple(parts), dims)
 
 
@@ -147,13 +150,14 @@ def _common(reader: Reader, forms: Sequence[tuple[Atom, ...]]) -> tuple[Atom, ..
                 "an operation between an infinite axis and a finite one, such as channels and features of the input",
                 "map the input by a matrix first",
             )
-        found.append(Channels(step) if infinite == {True} else step)
+        wide = next((a.wide for a in heads if isinstance(a, Channels)), None)
+        found.append(Channels(step, wide) if infinite == {True} else step)
         for rest, size in zip(remaining, sizes, strict=True):
             # Entries run over the last factor first, so the rest of an axis stays in front only if it is whole.
             if size == step:
                 rest.pop(0)
             else:
-                rest[0] = Channels(size // step) if infinite == {True} else size // step
+                rest[0] = Channels(size // step, wide) if infinite == {True} else size // step
     return tuple(found)
 
 

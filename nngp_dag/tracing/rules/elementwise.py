@@ -11,7 +11,7 @@ from nngp_dag.tracing.arrays import Array, Num, Par, Rand, finite_of
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
 from nngp_dag.tracing.rules.shapes import broadcast_to
-from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Parameter, Sum
+from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Sum
 
 _UNARY = (
     "abs acos acosh asin asinh atan atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor "
@@ -340,18 +340,22 @@ def _bases(reader: Reader, node: Node) -> list[Base]:
         if node.offset is not None:
             found = [_constant(node.offset)]
     else:
-        if node.gaussian and node.offset is not None and not _is_constant(node):
+        if node.gaussian and node.offset is not None and node.random:
             found.append(Base(node, lambda t: t, "x"))
         if isinstance(node, Nonlinear):
-            found.append(Base(node.node, node.function, node.key))
+            for base in _bases(reader, node.node):
+                found.append(_after(node, base))
         if isinstance(node, Sum):
             found += _bases_of_sum(reader, node)
     memo[node.id] = found
     return found
 
 
-def _is_constant(node: Node) -> bool:
-    return isinstance(node, Parameter) and node.weight.distribution.std == 0
+def _after(node: Nonlinear, base: Base) -> Base:
+    """Returns a function of a Gaussian node as a function of the one that this node is a function of."""
+    if base.node is node.node and base.key == "x":
+        return Base(node.node, node.function, node.key)
+    return Base(base.node, lambda t: node.function(base.function(t)), ("after", node.key, base.key))
 
 
 def _bases_of_sum(reader: Reader, node: Sum) -> list[Base]:
