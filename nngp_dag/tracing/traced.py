@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, ModelError, check_known, within_memory
 from nngp_dag.forms import Described
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
 from nngp_dag.tracing.arrays import Rand
+from nngp_dag.tracing.lowering import NoNetwork, network_of
 from nngp_dag.tracing.functions import Function, recognize
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments
@@ -236,6 +239,28 @@ class Traced(KernelSource, Described):
     def description(self) -> dict[str, Any]:
         """Returns the model's name and digest, and the parameterization."""
         return {"model": self.model.name, "digest": self.digest, "parameterization": self.parameterization}
+
+    @functools.cached_property
+    def _lowered(self) -> Network | str:
+        if self.batch_axis is None or self.discrete:
+            return "its input is one array, or tokens"
+        with jax.enable_x64(True):
+            try:
+                return network_of(
+                    self.program.output, self.program.nodes, self.program.functions, self.shape, self.parameterization
+                )
+            except NoNetwork as reason:
+                return str(reason)
+
+    @property
+    def network(self) -> Network | None:
+        """The `Network` with these kernels, or None if the model is none; `explain` says why."""
+        return self._lowered if isinstance(self._lowered, Network) else None
+
+    @property
+    def dag(self) -> Dag | None:
+        """The graph of `network`, or None."""
+        return None if self.network is None else self.network.dag
 
     def check_ntk(self) -> None:
         """Refuses the NTK of a model whose output weights are used elsewhere, too.
