@@ -139,8 +139,11 @@ def _limits(size: int, kurtosis: float) -> tuple[float, float]:
     distribution of that variance gives the tails of small samples.
     """
     freedom = 2 * size / max(kurtosis + 2, 1e-6)
-    low, high = stats.chi2.ppf(_FIVE_SIGMA / 2, freedom), stats.chi2.isf(_FIVE_SIGMA / 2, freedom)
-    return float(low / freedom), float(high / freedom)
+    # Near 0 the sum of squares is as likely as that of normal entries, whatever the kurtosis.
+    most = min(size, freedom)
+    return float(stats.chi2.ppf(_FIVE_SIGMA / 2, most) / most), float(
+        stats.chi2.isf(_FIVE_SIGMA / 2, freedom) / freedom
+    )
 
 
 def agreement(distribution: Distribution, sample: np.ndarray) -> tuple[bool, float]:

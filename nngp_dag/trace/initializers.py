@@ -285,7 +285,7 @@ def snapped(std: float, shape: Sequence[int] = ()) -> float:
     for fan in sorted(inputs | outputs):
         scale = Fraction(std * std * fan).limit_denominator(64)
         # A fraction must be much closer than chance would have it: those of denominators up to 64 lie 1e-3 apart.
-        if scale and abs(float(scale) / (std * std * fan) - 1) <= 2e-7:
+        if scale and abs(float(scale) / (std * std * fan) - 1) <= 4e-7:
             return math.sqrt(float(scale) / fan)
     return std
 
@@ -311,15 +311,7 @@ def _concrete(value: Any) -> Any:
     return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _shift_right(value: np.ndarray, by: np.ndarray) -> np.ndarray:
-    return np.right_shift(value, by)
-
-
-def _integer_power(value: np.ndarray, *, y: int) -> np.ndarray:
-    return value**y
-
-
-def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+def _select(which: Any, *cases: Any) -> Any:
     if which.dtype == np.bool_:
         return np.where(which, cases[1], cases[0])
     return np.choose(which, cases)
@@ -352,7 +344,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "floor": np.floor,
     "ge": np.greater_equal,
     "gt": np.greater,
-    "integer_pow": _integer_power,
+    "integer_pow": lambda value, y: value**y,
     "is_finite": np.isfinite,
     "le": np.less_equal,
     "log": np.log,
@@ -372,7 +364,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "rsqrt": lambda value: 1 / np.sqrt(value),
     "select_n": _select,
     "shift_left": np.left_shift,
-    "shift_right_logical": _shift_right,
+    "shift_right_logical": np.right_shift,
     "sign": np.sign,
     "sin": np.sin,
     "sinh": np.sinh,
@@ -398,7 +390,10 @@ _LAYOUT = {
     "slice",
     "split",
     "squeeze",
+    "stack",
+    "tile",
     "transpose",
+    "unstack",
 }
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _MOST_STEPS = 512
@@ -531,10 +526,10 @@ class _Walk:
         return [*carry, *[_stack(list(rows), shape) for rows, shape in zip(zip(*stacked, strict=True), shapes)]]  # noqa: B905
 
 
-def _apply(equation: Any, arrays: list[np.ndarray]) -> np.ndarray:
+def _apply(equation: Any, operands: Sequence[Any]) -> np.ndarray:
     """Computes an elementwise equation in double precision; results of half precision are rounded."""
     name, dtype = equation.primitive.name, equation.outvars[0].aval.dtype
-    arrays = [np.asarray(one) for one in arrays]
+    arrays = [np.asarray(one) for one in operands]
     if name == "bitcast_convert_type":
         result = arrays[0].view(dtype)
     elif name == "convert_element_type":
@@ -579,7 +574,7 @@ def _moved(equation: Any, values: list[_Value], shapes: list[tuple[int, ...]]) -
     """Returns random entries in another layout."""
     name, parameters = equation.primitive.name, equation.params
     first = values[0]
-    operands = values if name in ("concatenate", "optimization_barrier") else values[:1]
+    operands = values if name in ("concatenate", "stack", "optimization_barrier") else values[:1]
     if not isinstance(first, _Drawn) or not all(isinstance(one, _Drawn) for one in operands):
         return [_Unknown("random and other numbers are joined")] * len(shapes)
     if name == "optimization_barrier":
