@@ -135,7 +135,9 @@ def read_model(
         if distribution is None and readings is not None:
             distribution, why = _read(readings[place], values[place])
         if distribution is None and (readings is None or why.endswith("numpy")):
-            distribution, other = moments.from_sample(name, values[place], opened.output_first, _fan_in(place, opened))
+            distribution, other = moments.from_sample(
+                name, np.asarray(values[place]), opened.output_first, _fan_in(place, opened)
+            )
             why = f"{other}{reason}"
         if distribution is None:
             problems.append((name, why))
