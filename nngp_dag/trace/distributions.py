@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy.special
 
 from ..errors import InputError, did_you_mean, shown
 
 __all__ = ["Distribution", "agreement", "check_sample", "from_given", "from_sample", "moments_of"]
 
 # Two-sided probability of a normal variable beyond five standard deviations.
-_FIVE_SIGMA = float(2 * stats.norm.sf(5))
+_FIVE_SIGMA = float(2 * scipy.special.ndtr(-5.0))
 # Standard deviation and excess kurtosis of a standard normal variable cut at two standard deviations.
 _CUT = 2.0
-_MASS = 2 * stats.norm.cdf(_CUT) - 1
-_SECOND = 1 - 2 * _CUT * stats.norm.pdf(_CUT) / _MASS
-_FOURTH = 3 - 2 * (_CUT**3 + 3 * _CUT) * stats.norm.pdf(_CUT) / _MASS
-TRUNCATED_STD = float(math.sqrt(_SECOND))
-_KURTOSIS = {"normal": 0.0, "truncated normal": float(_FOURTH / _SECOND**2 - 3), "uniform": -1.2}
+_MASS = float(2 * scipy.special.ndtr(_CUT) - 1)
+_EDGE = _CUT * math.exp(-0.5 * _CUT**2) / math.sqrt(2 * math.pi) / _MASS
+_SECOND = 1 - 2 * _EDGE
+_FOURTH = 3 - 2 * (_CUT**2 + 3) * _EDGE
+TRUNCATED_STD = math.sqrt(_SECOND)
+_KURTOSIS = {"normal": 0.0, "truncated normal": _FOURTH / _SECOND**2 - 3, "uniform": -1.2}
 # Largest distance of an entry from the mean, in standard deviations.
 _SUPPORT = {"normal": math.inf, "truncated normal": _CUT / TRUNCATED_STD, "uniform": math.sqrt(3.0)}
 _EQUINOX = "the default of equinox and PyTorch"
@@ -144,9 +145,8 @@ def _limits(size: int, kurtosis: float) -> tuple[float, float]:
     freedom = 2 * size / max(kurtosis + 2, 1e-6)
     # Near 0 the sum of squares is as likely as that of normal entries, whatever the kurtosis.
     most = min(size, freedom)
-    return float(stats.chi2.ppf(_FIVE_SIGMA / 2, most) / most), float(
-        stats.chi2.isf(_FIVE_SIGMA / 2, freedom) / freedom
-    )
+    low = 2 * scipy.special.gammaincinv(most / 2, _FIVE_SIGMA / 2) / most
+    return float(low), float(2 * scipy.special.gammainccinv(freedom / 2, _FIVE_SIGMA / 2) / freedom)
 
 
 def agreement(distribution: Distribution, sample: np.ndarray) -> tuple[bool, float]:
@@ -215,9 +215,11 @@ def _largest_norm(rows: int, columns: int) -> float:
     return math.sqrt(rows) + math.sqrt(columns) + math.sqrt(-2 * math.log(_FIVE_SIGMA))
 
 
-def _spectral_norm(matrix: np.ndarray, steps: int = 12) -> float:
+def _spectral_norm(matrix: np.ndarray) -> float:
     """Returns a lower bound on the largest singular value, which power iteration makes close."""
-    vector = np.random.default_rng(0).normal(size=matrix.shape[1])
+    # Large matrices take time. A large singular value stands out soon, and float32 suffices for it.
+    steps, dtype = (12, np.float64) if matrix.size < 10**6 else (6, np.float32)
+    vector, matrix = np.random.default_rng(0).normal(size=matrix.shape[1]).astype(dtype), matrix.astype(dtype)
     for _ in range(steps):
         length = np.linalg.norm(vector)
         if not length > 0:
@@ -253,7 +255,7 @@ def _schemes(name: str, shape: Sequence[int], output_first: bool, fan_in: int | 
       fan_in: Number of inputs of the matrix that a bias belongs to.
     """
     found = [_Scheme("standard normal", 1.0, ("normal",))]
-    if len(shape) < 2:
+    if len(shape) < 2 or (fan_in and math.prod(shape[1:]) == 1):
         return found + ([_Scheme(_EQUINOX, 1 / (3 * fan_in), ("uniform",))] if fan_in else [])
     if output_first:
         fans = {(math.prod(shape[1:]), shape[0] * math.prod(shape[2:]))}

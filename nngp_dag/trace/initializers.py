@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
-import scipy.stats
 
 from .distributions import TRUNCATED_STD, Distribution, moments_of
 
@@ -254,9 +253,17 @@ def _cut_normal(at: np.ndarray, points: np.ndarray) -> Distribution | None:
     if not slope > 0 or np.max(np.abs(residual)) > 2e-6 * slope:
         return None
     low, high = float(best.x[0]), float(best.x[0] + np.exp(best.x[1]))
-    mean, variance, _, kurtosis = scipy.stats.truncnorm.stats(low, high, loc=offset, scale=slope, moments="mvsk")
-    std = math.sqrt(float(variance))
-    mean = 0.0 if abs(mean) < 1e-6 * std else _rounded(float(mean))
+    mass = float(scipy.special.ndtr(high) - scipy.special.ndtr(low))
+    # Moments of a standard normal variable between the cuts, by integration by parts.
+    raw = [1.0]
+    for power in range(1, 5):
+        edges = [end ** (power - 1) * math.exp(-0.5 * end * end) / math.sqrt(2 * math.pi) for end in (low, high)]
+        raw.append((power - 1) * (raw[power - 2] if power > 1 else 0.0) + (edges[0] - edges[1]) / mass)
+    center = raw[1]
+    second = raw[2] - center**2
+    fourth = raw[4] - 4 * center * raw[3] + 6 * center**2 * raw[2] - 3 * center**4
+    mean, std, kurtosis = float(offset + slope * center), float(slope * math.sqrt(second)), fourth / second**2 - 3
+    mean = 0.0 if abs(mean) < 1e-6 * std else _rounded(mean)
     source = f"{_SOURCE}: normal, cut at {low:.4g} and {high:.4g} of its standard deviations"
     return Distribution("other", mean, _rounded(std), float(kurtosis), source)
 
@@ -492,7 +499,10 @@ class _Walk:
             one if _is_key(one) else jnp.asarray(one, variable.aval.dtype)
             for one, variable in zip(arrays, equation.invars, strict=True)
         ]
-        results = equation.primitive.bind(*cast, **parameters)
+        try:
+            results = equation.primitive.bind(*cast, **parameters)
+        except (TypeError, ValueError, NotImplementedError):  # operations that exist inside a traced program only
+            return [_Unknown(f"`{name}` cannot be computed by itself")] * len(shapes)
         results = results if equation.primitive.multiple_results else [results]
         return [_Known(_concrete(one), seeded) for one in results]
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as linen
 import jax
@@ -11,9 +12,11 @@ import pytest
 from flax import nnx
 
 from nngp_dag.errors import InputError
+from nngp_dag.trace import frontends, models
 from nngp_dag.trace.distributions import Distribution
-from nngp_dag.trace.models import read_model
 
+# Tests read attributes of results that may be None, and pass arguments of wrong types.
+read_model: Any = models.read_model
 INIT = jax.nn.initializers
 X = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 
@@ -151,7 +154,7 @@ def test_trained_weights_are_refused():
     with pytest.raises(InputError, match=r"`layers.1.kernel` to be a fresh draw .* mean 0\.02"):
         read_model(model, X, distributions={**given, "layers.1.kernel": ("normal", 0.125)})
     model = Net(64, rngs=nnx.Rngs(0))
-    scale = model.layer_norm.scale
+    scale: Any = model.layer_norm.scale
     scale[...] = scale[...].at[0].set(1.5)
     with pytest.raises(InputError, match=r"`layer_norm.scale` to be known"):
         read_model(model, X, distributions=given)
@@ -197,7 +200,8 @@ def test_linen_init_is_read():
     given = read_model(Dense(32), X, params=variables)
     assert described(given) == DENSE
     assert {leaf.distribution.source for leaf in given.leaves} == {"initializer"}
-    np.testing.assert_allclose(given.fn(given.values, X), Dense(32).apply(variables, X, train=False), rtol=1e-6)
+    expected: Any = Dense(32).apply(variables, X, train=False)
+    np.testing.assert_allclose(given.fn(given.values, X), expected, rtol=1e-6)
     assert given.build is None
     for factory in (Dense, lambda width: Dense(width)):
         wide = read_model(factory, X, width=32)
@@ -222,7 +226,8 @@ def test_linen_mode_by_attribute():
     model = ByAttribute()
     read = read_model(model, X)
     variables = model.clone(train=False).init(jax.random.key(0), X)
-    np.testing.assert_allclose(read.fn(read.values, X), model.clone(train=False).apply(variables, X), rtol=1e-6)
+    expected: Any = model.clone(train=False).apply(variables, X)
+    np.testing.assert_allclose(read.fn(read.values, X), expected, rtol=1e-6)
     assert model.train is True
 
 
@@ -311,6 +316,35 @@ def test_recurrent_cells_have_orthogonal_weights():
     assert orthogonal.excess_kurtosis == pytest.approx(-6 / 18)
 
 
+def test_models_may_change_their_own_state():
+    class Recurrent(nnx.Module):
+        def __init__(self, width, *, rngs):
+            # The cell draws its first state from its random stream, and so counts in each call.
+            self.layer = nnx.RNN(nnx.LSTMCell(6, width, rngs=rngs))
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.layer(x))
+
+    series = np.stack([X, X])
+    read = read_model(Recurrent, series, width=8)
+    model = Recurrent(8, rngs=nnx.Rngs(0))
+    model.eval()
+    for _ in range(2):
+        np.testing.assert_allclose(read.fn(read.values, series), model(series), rtol=1e-5)
+
+
+def test_traced_streams_give_the_keys_of_nnx():
+    def draw(key):
+        rngs = frontends.streams(key)
+        first, dropout, (split,) = rngs.params(), rngs.dropout.fork(), jax.random.split(rngs(), 1)
+        return [jax.random.key_data(one) for one in (first, rngs.params(), dropout(), dropout(), split)]
+
+    key = jax.random.key(5)
+    for traced, concrete in zip(jax.jit(draw)(key), draw(key), strict=True):
+        np.testing.assert_array_equal(traced, concrete)
+
+
 def test_embeddings_and_attention():
     class Tokens(nnx.Module):
         def __init__(self, width, *, rngs):
@@ -384,9 +418,9 @@ def test_equinox():
     eqx = pytest.importorskip("equinox")
 
     class Dropped(eqx.Module):
-        mlp: eqx.nn.MLP
-        dropout: eqx.nn.Dropout
-        norm: eqx.nn.LayerNorm
+        mlp: Any
+        dropout: Any
+        norm: Any
 
         def __init__(self, width, key):
             self.mlp = eqx.nn.MLP(6, 1, width, 2, key=key)
@@ -416,7 +450,7 @@ def test_equinox_models_with_a_state_are_refused():
     eqx = pytest.importorskip("equinox")
 
     class Normed(eqx.Module):
-        norm: eqx.nn.BatchNorm
+        norm: Any
 
         def __init__(self):
             self.norm = eqx.nn.BatchNorm(6, "batch", mode="batch")
