@@ -39,7 +39,8 @@ class Reading:
     Attributes:
       distribution: Distribution of its entries; None where it cannot be read.
       reason: Why it cannot be read; empty otherwise.
-      numbers: The random number behind each entry, of the leaf's shape; None unless there is one for each.
+      numbers: The random number behind each entry, of the leaf's shape, and of an orthogonal matrix all those behind
+        it; None for other leaves.
       constant: Values of a leaf that depends on no random number.
     """
 
@@ -72,6 +73,7 @@ class _Orthogonal:
 
     scale: float
     larger: int
+    numbers: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,7 +154,7 @@ def _reading(value: _Value, aval: Any) -> Reading:
         return Reading(distribution, numbers=numbers)
     if isinstance(value, _Orthogonal):
         std = abs(value.scale) / math.sqrt(value.larger)
-        return Reading(Distribution("orthogonal", 0.0, std, -6.0 / (value.larger + 2), _SOURCE))
+        return Reading(Distribution("orthogonal", 0.0, std, -6.0 / (value.larger + 2), _SOURCE), numbers=value.numbers)
     return Reading(None, value.reason if isinstance(value, _Unknown) else "it comes from a matrix factorization")
 
 
@@ -620,7 +622,7 @@ def _orthogonal(value: _Value, shape: Sequence[int]) -> _Value:
     independent = _distinct(value.numbers)
     if distribution is None or distribution.kind != "normal" or distribution.mean or not independent:
         return _Unknown("it comes from the factorization of a matrix that is not normal")
-    return _Orthogonal(1.0, max(shape[-2:]))
+    return _Orthogonal(1.0, max(shape[-2:]), value.numbers)
 
 
 def _after_factorization(name: str, values: list[_Value]) -> _Value:
@@ -662,7 +664,7 @@ def _row(value: _Value, step: int) -> _Value:
     if isinstance(value, _Known):
         return _Known(value.value[step], value.seeded)
     if isinstance(value, _Drawn):
-        return _Drawn(value.grid, value.numbers[step], value.bits)
+        return _Drawn(value.grid, np.asarray(value.numbers[step]), value.bits)
     return value if isinstance(value, _Unknown) else _Unknown("it comes from a matrix factorization")
 
 
@@ -677,6 +679,9 @@ def _stack(rows: list[_Value], shape: tuple[int, ...]) -> _Value:
     if rows and all(isinstance(one, _Drawn) and np.array_equal(one.grid, rows[0].grid) for one in rows):  # type: ignore
         numbers = np.stack([one.numbers for one in rows]).reshape(shape)  # type: ignore[union-attr]
         return dataclasses.replace(rows[0], numbers=numbers)  # type: ignore[type-var]
-    if rows and all(isinstance(one, _Orthogonal) and one == rows[0] for one in rows):
-        return rows[0]
+    if rows and all(isinstance(one, _Orthogonal) for one in rows):
+        numbers = np.concatenate([one.numbers.ravel() for one in rows])  # type: ignore[union-attr]
+        same = {(one.scale, one.larger) for one in rows}  # type: ignore[union-attr]
+        if len(same) == 1 and _distinct(numbers):
+            return dataclasses.replace(rows[0], numbers=numbers)  # type: ignore[type-var]
     return _Unknown("a loop joins entries of different distributions")

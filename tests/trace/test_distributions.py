@@ -394,3 +394,78 @@ def test_orthogonal_samples_have_an_exact_sum_of_squares():
     check_sample("w", right, sample)
     with pytest.raises(InputError, match="fresh draw"):
         check_sample("w", right, 1.01 * sample)
+
+
+def random_program(seed):
+    """A random initializer of a vector: draws, elementwise functions, layouts, joins."""
+    rng = np.random.default_rng(seed)
+    draws = [
+        lambda key, shape: jax.random.normal(key, shape),
+        lambda key, shape: jax.random.uniform(key, shape, minval=-1),
+        lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape),
+    ]
+    steps = [
+        lambda v, key: 0.7 * v,
+        lambda v, key: v + 0.25,
+        lambda v, key: v * v,
+        lambda v, key: jnp.clip(v, -0.5, 2.0),
+        lambda v, key: jnp.sin(v) / 2,
+        lambda v, key: v[::-1],
+        lambda v, key: v.reshape(2, -1).T.ravel(),
+        lambda v, key: jnp.roll(v, 1),
+        lambda v, key: v[1:5],
+        lambda v, key: jnp.concatenate([v, v[:2]]),
+        lambda v, key: jnp.concatenate([v, draw(key, v.shape)]),
+        lambda v, key: v + draw(key, v.shape),
+        lambda v, key: v - v[::-1],
+        lambda v, key: jnp.pad(v, (0, 1)),
+        lambda v, key: v[jnp.array([0, 2, 1, 3])],
+        lambda v, key: v[jnp.array([0, 0, 1, 3])],
+        lambda v, key: jnp.where(jnp.arange(v.size) < 2, v, 2 * v),
+        lambda v, key: v * jnp.ones(v.size),
+        lambda v, key: jnp.repeat(v, 2)[:6],
+        lambda v, key: jax.lax.map(lambda one: 2 * one, v),
+    ]
+    draw = draws[rng.integers(len(draws))]
+    chosen = [steps[i] for i in rng.integers(len(steps), size=rng.integers(1, 4))]
+
+    def program(key):
+        keys = jax.random.split(key, len(chosen) + 1)
+        # Now and then a key is used twice.
+        keys = keys.at[1].set(keys[0]) if rng_reuse else keys
+        value = draw(keys[0], (6,))
+        for step, one in zip(chosen, keys[1:], strict=True):
+            if value.size < 5 or value.size % 2:
+                value = jnp.concatenate([value, draw(jax.random.fold_in(one, 1), (8 - value.size % 8,))])
+            value = step(value, one)
+        return value
+
+    rng_reuse = rng.random() < 0.2
+    return program
+
+
+@pytest.mark.sample(16, slow=24)
+@pytest.mark.parametrize("seed", range(80))
+def test_what_is_read_of_random_programs_holds(seed):
+    program = random_program(seed)
+    found = read(program).distribution
+    if found is None:
+        return
+    sample = np.asarray(jax.jit(jax.vmap(program))(jax.random.split(jax.random.key(99), 20_000)), np.float64)
+    count = len(sample)
+    if not found.random:
+        np.testing.assert_allclose(sample, found.mean, rtol=1e-6)
+        return
+    scaled = (sample - found.mean) / found.std
+    # Each entry by itself, so that none may differ from the others.
+    assert np.abs(scaled.mean(0)).max() < 6 / math.sqrt(count)
+    assert np.abs((scaled**2).mean(0) - 1).max() < 6 * math.sqrt((found.excess_kurtosis + 2) / count) + 1e-6
+    # Independent entries are uncorrelated, and so are their squares.
+    for one in (scaled, scaled**2):
+        correlations = np.corrcoef(one.T) - np.eye(one.shape[1])
+        assert np.nan_to_num(np.abs(correlations)).max() < 6 / math.sqrt(count)
+
+
+def test_enough_random_programs_are_read():
+    readable = [read(random_program(seed)).distribution is not None for seed in range(40)]
+    assert 8 <= sum(readable) <= 32

@@ -382,6 +382,12 @@ def test_keys_used_twice_are_refused():
     with pytest.raises(InputError, match="the same or correlated ones"):
         read_model(apply, X, params=draw(jax.random.key(0)), distributions=given)
 
+    def orthogonal(key):
+        return {"a": INIT.orthogonal()(key, (6, 30)), "b": INIT.orthogonal()(key, (30, 20))}
+
+    with pytest.raises(InputError, match="`a` and `b` drawn from the same key"):
+        read_model(apply, X, init=orthogonal)
+
     def small(key):
         return {"a": jax.random.normal(key, (6, 2)), "b": jax.random.normal(key, (2, 1)) / 2**0.5}
 
