@@ -12,7 +12,8 @@ from scipy import integrate, stats
 from nngp_dag.errors import InputError
 from nngp_dag.trace import distributions
 from nngp_dag.trace.distributions import Distribution, agreement, check_sample, from_given, moments_of
-from nngp_dag.trace.initializers import read_leaves, snapped
+from nngp_dag.trace.initializers import read_leaves
+from nngp_dag.trace.quantiles import snapped
 
 # Tests read attributes of results that may be None.
 from_sample: Any = distributions.from_sample
