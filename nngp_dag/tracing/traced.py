@@ -23,9 +23,9 @@ from nngp_dag.tracing.lowering import NoNetwork, network_of
 from nngp_dag.tracing.functions import Function, recognize
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments
-from nngp_dag.tracing.parameters import Weight
+from nngp_dag.tracing.parameters import Weight, check_apart
 from nngp_dag.tracing.reader import Reader
-from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Product, operands
+from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,7 @@ def program_of(output: Rand) -> Program:
             waiting += one.numbers if isinstance(one, Linear) else ()
             waiting += [one.number] if hasattr(one, "number") else []  # type: ignore[attr-defined]
     ordered = tuple(nodes[i] for i in sorted(nodes))
+    check_apart(n.weight for n in ordered if isinstance(n, (Product, Parameter)))
     functions = {n.id: _function_of(n) for n in ordered if isinstance(n, Nonlinear)}
     return Program(node, ordered, tuple(numbers.values()), functions)
 
@@ -169,7 +170,13 @@ class Traced(KernelSource, Described):
         return array
 
     def kernel(
-        self, x1: Any, x2: Any = None, *, get: tuple[str, ...] = ("nngp", "ntk"), dtype: str | None = None, **options: Any
+        self,
+        x1: Any,
+        x2: Any = None,
+        *,
+        get: tuple[str, ...] = ("nngp", "ntk"),
+        dtype: str | None = None,
+        **options: Any,
     ) -> Kernel:
         """Returns the kernels of inputs, computed in float64 and rounded to the dtype of the inputs.
 

@@ -387,4 +387,3 @@ def operands(node: Node) -> list[Node]:
             return [node.left, node.right]
         case _:
             return []
-

@@ -53,7 +53,9 @@ def reshape_to(reader: Reader, array: Array, shape: Shape, grown: Sequence[bool]
     constant = _constant_after(array, shape)
     if constant is None:
         if isinstance(array, Par):
-            reader.refuse("a parameter whose entries are read as they are", "entries that are repeated", "reshape first")
+            reader.refuse(
+                "a parameter whose entries are read as they are", "entries that are repeated", "reshape first"
+            )
         return Num(
             reader.values.computed(("reshape", shape), lambda a: a.reshape(shape), reader.whole(array)),
             shape,
@@ -88,9 +90,7 @@ def _constant_after(array: Num | Par, shape: Shape) -> tuple[bool, ...] | None:
     return tuple(found)
 
 
-def _regrouped(
-    reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, grown: Sequence[bool] | None
-) -> Dims:
+def _regrouped(reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, grown: Sequence[bool] | None) -> Dims:
     """Returns the axes of a random array after a reshape."""
     rest, dims = list(atoms), []
     for i, size in enumerate(shape):
@@ -302,9 +302,6 @@ def finite_map(
         (n, reader.values.linear(key, node, shape, function, numbers, keeps_constants)) for n, node in rand.parts
     )
     return Rand(parts, dims)
-
-
-
 
 
 @rule("rev")
