@@ -128,8 +128,15 @@ def _read(function: ModelFunction, one: np.ndarray, seed: int) -> tuple[Reader, 
         )
     reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one, seed))
     (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
-    text = f"{closed.jaxpr} {[np.asarray(c).tobytes() for c in closed.consts]} {function.leaves}"
+    text = f"{closed.jaxpr} {[_bytes(c) for c in closed.consts]} {function.leaves}"
     return reader, output, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _bytes(constant: Any) -> bytes:
+    """Returns the bytes of a constant of a program, which may be a key of random numbers."""
+    dtype = getattr(constant, "dtype", None)
+    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
 
 
 def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:

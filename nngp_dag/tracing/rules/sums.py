@@ -139,9 +139,23 @@ def cumsum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     )
 
 
+@rule("reduce_max", "reduce_min")
+def reduce_max(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+    """Takes the largest or smallest entry of numbers; random values are refused."""
+    (array,) = arguments
+    if not isinstance(array, Num):
+        return largest(reader, equation, arguments)
+    reader.settle(array)
+    params = dict(equation.params)
+    axes = tuple(params["axes"])
+    number = reader.values.computed(
+        (equation.primitive.name, axes), lambda a: equation.primitive.bind(jnp.asarray(a), **params), array.number
+    )
+    kept = [i for i in range(len(array.shape)) if i not in axes]
+    return Num(number, tuple(array.shape[i] for i in kept), tuple(array.constant[i] for i in kept))
+
+
 @rule(
-    "reduce_max",
-    "reduce_min",
     "reduce_window_max",
     "reduce_window_min",
     "argmax",
