@@ -99,8 +99,8 @@ def _density(h: jax.Array) -> jax.Array:
 def _over(distance: np.ndarray, s: jax.Array) -> jax.Array:
     """Returns distances in standard deviations, (ramps, *shape of `s`), at most `_FAR`."""
     c = jnp.asarray(distance, s.dtype).reshape(-1, *[1] * s.ndim)
-    inside = s * _FAR > c
-    return jnp.where(inside, c / jnp.where(inside, s, 1), jnp.where(c > 0, _FAR, 0))
+    inside = s[None] * _FAR > c
+    return jnp.where(inside, c / jnp.where(inside, s[None], 1), jnp.where(c > 0, _FAR, 0))
 
 
 def _powers(h: jax.Array, count: int) -> list[jax.Array]:
@@ -127,9 +127,9 @@ def mean(phi: Ramps, q: jax.Array, order: int = 0) -> jax.Array:
     for j in range(phi.degree + 1):
         if j < order:
             positive = s > 0
-            power = jnp.where(positive, _density(h) / jnp.where(positive, s, 1), 0)
+            power = jnp.where(positive[None], _density(h) / jnp.where(positive, s, 1)[None], 0)
         else:
-            power = s ** (j - order) * powers[j - order] / math.factorial(j - order)
+            power = s[None] ** (j - order) * powers[j - order] / math.factorial(j - order)
         total = total + jnp.tensordot(jnp.asarray(weights[:, j] * directions**order, q.dtype), power, 1)
     return total
 
@@ -150,7 +150,7 @@ def coefficients(phi: Ramps, terms: int, s: jax.Array, derivative: bool = False)
 
     start = envelope / math.sqrt(2 * math.pi)
     _, psi = lax.scan(step, (jnp.zeros_like(h), start), jnp.arange(terms, dtype=s.dtype))
-    psi = psi * envelope
+    psi = psi * envelope[None]
     powers = _powers(h, phi.degree + 1)
     order = int(derivative)
     total = jnp.zeros((terms, *s.shape), s.dtype)
@@ -168,7 +168,7 @@ def coefficients(phi: Ramps, terms: int, s: jax.Array, derivative: bool = False)
                 falling *= n[i + 1 :] - m
             scale = jnp.asarray(1 / np.sqrt(falling), s.dtype).reshape(-1, *[1] * h.ndim)
             rows = jnp.concatenate([rows, scale * psi[: terms - i - 1]])
-        total = total + s**i * jnp.einsum("nr,nr...->n...", jnp.asarray(signs, s.dtype), rows)
+        total = total + s[None] ** i * jnp.einsum("nr,nr...->n...", jnp.asarray(signs, s.dtype), rows)
     return total
 
 
@@ -184,23 +184,6 @@ def _owen(h: jax.Array, a: jax.Array) -> jax.Array:
         return total + jnp.asarray(_WEIGHTS, a.dtype)[i] * jnp.exp(-(h**2) / 2 * square) / square
 
     return a / (4 * math.pi) * lax.fori_loop(0, len(_NODES), add, jnp.zeros_like(a * h))
-
-
-def _part(h: jax.Array, t: jax.Array, y: jax.Array, delta: jax.Array, below: jax.Array) -> jax.Array:
-    """Returns Q(h) / 2 - T(h, y / (h delta)) for the upper tail Q; two such parts add up to the probability."""
-    # At h = t = 0, the slope y / (h delta) is its limit for h = t.
-    origin = (h == 0) & (t == 0)
-    x, ahead = jnp.where(origin, delta, h * delta), jnp.where(origin, below, jnp.abs(y))
-    far = ahead > x
-    m = jnp.where(origin | ~far, 0, ahead) / jnp.where(delta > 0, delta, 1)
-    m = jnp.where(far & (delta == 0) & ~origin, _FAR, jnp.minimum(m, _FAR))
-    larger = jnp.where(far, ahead, x)
-    a = jnp.where(larger > 0, jnp.where(far, x, ahead) / jnp.where(larger > 0, larger, 1), 0)
-    owen = _owen(jnp.where(far, m, h), a)
-    tail, beyond = ndtr(-h), ndtr(-m)
-    # T(h, a) + T(a h, 1 / a) has a closed form, so that the integral is over at most [0, 1].
-    part = jnp.where(far, owen + tail * beyond - beyond / 2, tail / 2 - owen)
-    return jnp.where(y < 0, tail - part, part)
 
 
 class _Corner(NamedTuple):
@@ -226,20 +209,37 @@ class _Corner(NamedTuple):
 
 
 @jax.custom_jvp
-def _probability(at: _Corner) -> jax.Array:
-    """Returns P(X > h, Y > t)."""
-    return _part(at.h, at.t, at.y, at.delta, at.below) + _part(at.t, at.h, at.w, at.delta, at.below)
+def _probability(at: _Corner, beyond: jax.Array) -> jax.Array:
+    """Returns P(X > h, Y > t), which is the sum over both edges of Q(h) / 2 - T(h, y / (h delta)).
+
+    Both edges are stacked, so that the program holds one integral; `beyond` is the upper tail Q at |y| / delta and at
+    |w| / delta, (2, ...).
+    """
+    # At h = t = 0, the slope y / (h delta) is its limit for h = t.
+    origin, delta = ((at.h == 0) & (at.t == 0))[None], at.delta[None]
+    edge, y = jnp.stack([at.h, at.t]), jnp.stack([at.y, at.w])
+    x, ahead = jnp.where(origin, delta, edge * delta), jnp.where(origin, at.below[None], jnp.abs(y))
+    far = ahead > x
+    m = jnp.where(far, jnp.where(origin, 0, _quotient(ahead, delta)), edge)
+    larger = jnp.where(far, ahead, x)
+    a = jnp.where(larger > 0, jnp.where(far, x, ahead) / jnp.where(larger > 0, larger, 1), 0)
+    owen = _owen(m, a)
+    tail = jnp.stack(jnp.broadcast_arrays(ndtr(-at.h), ndtr(-at.t)))
+    beyond = jnp.where(origin, 0.5, beyond)
+    # T(h, a) + T(a h, 1 / a) has a closed form, so that the integral is over at most [0, 1].
+    part = jnp.where(far, owen + tail * beyond - beyond / 2, tail / 2 - owen)
+    return jnp.where(y < 0, tail - part, part).sum(axis=0)
 
 
 @_probability.defjvp
-def _(primals: tuple[_Corner], tangents: tuple[_Corner]) -> tuple[jax.Array, jax.Array]:
-    (at,), (dot,) = primals, tangents
+def _(primals: tuple[_Corner, jax.Array], tangents: tuple[_Corner, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (at, _), (dot, _) = primals, tangents
     ahead, aside = _quotient(at.y, at.delta), _quotient(at.w, at.delta)
     positive = at.delta > 0
     # The density at the corner, where it is finite.
     sharp = jnp.where(positive, _density(at.h) * _density(ahead) / jnp.where(positive, at.delta, 1), 0)
     change = -_density(at.h) * ndtr(-ahead) * dot.h - _density(at.t) * ndtr(-aside) * dot.t
-    return _probability(at), change + sharp * dot.rho
+    return _probability(*primals), change + sharp * dot.rho
 
 
 def _quotient(y: jax.Array, delta: jax.Array) -> jax.Array:
@@ -248,10 +248,9 @@ def _quotient(y: jax.Array, delta: jax.Array) -> jax.Array:
     return jnp.where(inside, y / jnp.where(inside, delta, 1), _FAR * jnp.sign(y))
 
 
-def _on_line(density: jax.Array, y: jax.Array, delta: jax.Array, count: int) -> list[jax.Array]:
-    """Returns the moments A_j for j < count: a normal variable of deviation delta exceeds y by its mean."""
-    m = _quotient(y, delta)
-    found = [ndtr(-m), delta * _density(m) - y * ndtr(-m)]
+def _on_line(count: int, density: jax.Array, y: jax.Array, delta: jax.Array, m: jax.Array, tail: jax.Array) -> list:
+    """Returns the moments A_j for j < count: a normal variable of deviation delta exceeds y = m delta by its mean."""
+    found = [tail, delta * _density(m) - y * tail]
     for j in range(1, count - 1):
         found.append(j * delta**2 * found[j - 1] - y * found[j])
     return [density * v for v in found[:count]]
@@ -279,7 +278,8 @@ def second_moments(
     left, right = (np.array(side) for side in zip(*pairs, strict=True))
     h, t = _over(c1[left], s1), _over(c2[right], s2)
     reflect = jnp.asarray(d1[left] * d2[right], k.dtype).reshape(-1, *[1] * k.ndim)
-    rho = jnp.where(k < 0, near - 1, 1 - near) * reflect
+    near = near[None]
+    rho = jnp.where(k[None] < 0, near - 1, 1 - near) * reflect
     delta = jnp.broadcast_to(root(near * (2 - near)), rho.shape)
     below = jnp.where(rho > 0, near, 1 - rho)
     h, t = jnp.broadcast_to(h, rho.shape), jnp.broadcast_to(t, rho.shape)
@@ -288,20 +288,23 @@ def second_moments(
     y = jnp.where(close, (t - h) + near * h, t - rho * h)
     w = jnp.where(close, (h - t) + near * t, h - rho * t)
     i_max, j_max = f.degree, g.degree
-    on_h = _on_line(_density(h), y, delta, j_max + 1)
-    on_l = _on_line(_density(t), w, delta, i_max + 1)
-    m: dict[tuple[int, int], jax.Array] = {(0, 0): _probability(_Corner(h, t, y, w, rho, below, delta))}
+    m_y, m_w = _quotient(y, delta), _quotient(w, delta)
+    beyond = ndtr(-jnp.abs(jnp.stack([m_y, m_w])))
+    tail_y, tail_w = (jnp.where(v < 0, 1 - tail, tail) for v, tail in zip((y, w), beyond, strict=True))
+    on_h = _on_line(j_max + 1, _density(h), y, delta, m_y, tail_y)
+    on_t = _on_line(i_max + 1, _density(t), w, delta, m_w, tail_w)
+    m: dict[tuple[int, int], jax.Array] = {(0, 0): _probability(_Corner(h, t, y, w, rho, below, delta), beyond)}
     for j in range(j_max):
-        second = on_l[0] if j == 0 else j * m[0, j - 1]
+        second = on_t[0] if j == 0 else j * m[0, j - 1]
         m[0, j + 1] = second + rho * on_h[j] - t * m[0, j]
     for i in range(i_max):
         for j in range(j_max + 1):
             first = on_h[j] if i == 0 else i * m[i - 1, j]
-            second = on_l[i] if j == 0 else j * m[i, j - 1]
+            second = on_t[i] if j == 0 else j * m[i, j - 1]
             m[i + 1, j] = first + rho * second - h * m[i, j]
     value, product = jnp.zeros_like(rho[0]), jnp.zeros_like(rho[0])
     for (i, j), moment in m.items():
-        scaled = moment * (s1**i * s2**j / math.factorial(i) / math.factorial(j))
+        scaled = moment * (s1**i * s2**j / math.factorial(i) / math.factorial(j))[None]
         weight = w1[left, i] * w2[right, j]
         if weight.any():
             value = value + jnp.tensordot(jnp.asarray(weight, k.dtype), scaled, 1)

@@ -49,9 +49,9 @@ def coefficients(fn: Map, terms: int, s: jax.Array) -> tuple[jax.Array, jax.Arra
     points, weights = nodes(terms)
     z = jnp.asarray(points, s.dtype)
     envelope = jnp.exp(-(z**2) / 4)
-    argument = s.reshape(-1, 1) * z
+    argument = s.reshape(-1, 1) * z[None]
     weight = jnp.asarray(weights / math.sqrt(2 * math.pi), s.dtype) * envelope
-    both = jnp.concatenate([fn(argument), slope_of(fn)(argument)]) * weight
+    both = jnp.concatenate([fn(argument), slope_of(fn)(argument)]) * weight[None]
 
     def step(state: tuple[jax.Array, jax.Array], n: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         before, psi = state
@@ -118,3 +118,27 @@ def terms_needed(fn: Map) -> int:
         if (squares[count:].sum(axis=0) <= _CONVERGED * squares.sum(axis=0)).all():
             return count
     return _COUNTS[-1]
+
+
+def rest(fn: Map, terms: int, s: np.ndarray) -> np.ndarray:
+    """Returns E[f^2] - sum_n a_n^2 plus the error of the sum by quadrature, for f and f', (2, *shape of `s`).
+
+    The finer rule has 8192 points in 512 panels.
+    """
+    t, w = np.polynomial.legendre.leggauss(16)
+    half = _END / 512
+    z = (half * np.arange(-511, 512, 2)[:, None] + half * t).ravel()
+    weight = half * np.tile(w, 512) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    used = [np.asarray(c) for c in coefficients(fn, terms, jnp.asarray(s))]
+    x = jnp.asarray(s[:, None] * z)
+    values = np.stack([np.asarray(fn(x)), np.asarray(slope_of(fn)(x))])
+    found = (weight * values**2).sum(axis=-1)
+    before, psi = np.zeros_like(z), np.ones_like(z)
+    weighted = values * weight
+    sums, wrong = np.zeros_like(found), np.zeros_like(found)
+    for n in range(terms):
+        a = weighted @ psi
+        sums += a**2
+        wrong += np.abs(a**2 - np.stack([c[n] for c in used]) ** 2)
+        before, psi = psi, (z * psi - math.sqrt(n) * before) / math.sqrt(n + 1)
+    return np.maximum(found - sums, 0) + wrong + 1e-15 * found
