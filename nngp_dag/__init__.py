@@ -49,8 +49,9 @@ if TYPE_CHECKING:
         spectra,
         spectrum,
     )
+
     # Models of JAX and flax
-    from nngp_dag.tracing import trace
+    from nngp_dag.tracing import empirical, trace
     from nngp_dag.training import Recipe, evaluate, train
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "activations",
     "classification_accuracy",
     "compare",
+    "empirical",
     "evaluate",
     "expected_loss",
     "explain",
@@ -135,7 +137,7 @@ _HOME = {
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
-    "trace": "tracing",
+    **dict.fromkeys(("empirical", "trace"), "tracing"),
 }
 
 

@@ -68,6 +68,8 @@ class ModelFunction:
       build: Function of `seed` and `width` that reads another draw of the model; None for a model that is given with
         its numbers.
       width: Width that the factory was called with, if it has one.
+      draw: Function of a seed that returns `fn` and `values` of another draw, without reading distributions again;
+        None where `build` is.
     """
 
     fn: Callable[[Sequence[Any], Any], Any]
@@ -76,6 +78,7 @@ class ModelFunction:
     name: str
     build: Callable[..., "ModelFunction"] | None = None
     width: int | None = None
+    draw: Callable[[int], tuple[Callable[[Sequence[Any], Any], Any], list[Any]]] | None = None
 
 
 def read_model(
@@ -170,7 +173,12 @@ def read_model(
     def build(seed: int = seed, width: int | None = width) -> ModelFunction:
         return read_model(model, x, init=init, width=width, distributions=distributions, seed=seed)
 
-    return ModelFunction(opened.fn, leaves, values, opened.name, build if source.draws else None, source.width)
+    def draw(seed: int) -> tuple[Callable[[Sequence[Any], Any], Any], list[Any]]:
+        other = source.open(seed)
+        return other.fn, other.values
+
+    again = (build, source.width, draw) if source.draws else (None, source.width, None)
+    return ModelFunction(opened.fn, leaves, values, opened.name, *again)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
