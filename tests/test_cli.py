@@ -456,7 +456,7 @@ def test_training_on_ones_own_data(capsys, mine):
     assert run(capsys, *score, *data, "--resume")[0] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
     # In a process of its own, because TensorFlow writes to the file descriptor, not to sys.stderr.
     folder = tmp_path / "mnist" / "3.0.1"
