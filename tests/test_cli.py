@@ -177,7 +177,9 @@ def test_compare_takes_any_network(capsys, tmp_path):
         (("compare", "--learning-rate", "nan"), "Expected --learning-rate to be finite and above 0, got nan"),
         (("compare", "--learning-rate", "-1"), "Expected --learning-rate to be finite and above 0, got -1.0"),
         (("compare", "--dag", "2", "--dag", "2"), "Expected every --dag once, got 2, 2"),
-        (("compare", "--dag", "2", "--dataset", "mnist", "--data-dir", "."), "Expected"),
+        pytest.param(  # loads TensorFlow
+            ("compare", "--dag", "2", "--dataset", "mnist", "--data-dir", "."), "Expected", marks=pytest.mark.slow
+        ),
         (("compare", "--width", "wide"), "Invalid value for '--width'"),
         (("compare", "--order", "linear"), "got 'linear'; did you mean 'linear-act'?"),
         (("compare", "--subst", "8"), "No such option: --subst; did you mean '--subset'?"),
