@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.errors import InputError, shown
+from nngp_dag.errors import InputError
 from nngp_dag.tracing.distributions import TRUNCATED_STD
 from nngp_dag.tracing.models import Leaf, ModelFunction
 
@@ -90,14 +90,8 @@ def apply_alike(functions: Sequence[ModelFunction], x: Any) -> list[list[int]]:
     return [members for _, _, members in groups]
 
 
-def check_parameterized(parameterization: str, function: ModelFunction) -> list[float]:
-    """Returns the factor of the gradient of each parameter: 1, or its standard deviation in "ntk".
-
-    Raises:
-      InputError: The parameterization is neither "own" nor "ntk".
-    """
-    if parameterization not in ("own", "ntk"):
-        raise InputError(f"Expected `parameterization` to be 'own' or 'ntk', got {shown(parameterization)}")
+def gradient_factors(function: ModelFunction, parameterization: str) -> list[float]:
+    """Returns the factor of the gradient of each parameter: 1, or its standard deviation in "ntk"; 0 for fixed ones."""
     if parameterization == "own":
         return [1.0 if leaf.trained else 0.0 for leaf in function.leaves]
     return [leaf.distribution.std if leaf.trained and leaf.distribution.random else 0.0 for leaf in function.leaves]

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag.errors import InputError, ModelError, shown, within_memory
-from nngp_dag.graph.operations import check_option
+from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels._gram import bytes_of
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
-from nngp_dag.tracing._draws import apply_alike, check_parameterized, drawn
+from nngp_dag.tracing._draws import apply_alike, drawn, gradient_factors
 from nngp_dag.tracing._trace import _check_batch
 from nngp_dag.tracing.frontends import framework, name_of, open_model
 from nngp_dag.tracing.models import ModelFunction, _check_call, _source, read_model
@@ -41,6 +41,7 @@ def empirical(
     width: int | None = None,
     seed: int | None = None,
     seeds: SupportsIndex | Sequence[int] | None = None,
+    average: bool = True,
     parameterization: str = "own",
     batch_axis: int | None = 0,
     dtype: str | None = None,
@@ -73,6 +74,7 @@ def empirical(
       seed: Seed of the parameters. A model that was given with its numbers, and a traced one, has its own by default.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves; the kernels of these draws are averaged.
         The parameters of a model that was given with its numbers are drawn from their distributions.
+      average: Whether to average over `seeds`. Otherwise results have a leading axis of S draws.
       parameterization: "own", or "ntk" for derivatives in units of the parameters' standard deviations at
         initialization. A traced model has its own parameterization.
       batch_axis: 0 if the first axis counts inputs. None if the whole array is one input; the kernels are then those
@@ -106,6 +108,8 @@ def empirical(
 
     check_option("kind", kind, ("ntk", "nngp"))
     check_option("outputs", outputs, _OUTPUTS)
+    check_option("parameterization", parameterization, ("own", "ntk"))
+    average = check_flag("average", average)
     if dtype is not None:
         check_option("dtype", dtype, DTYPES)
     if seed is not None and seeds is not None:
@@ -133,15 +137,23 @@ def empirical(
     precision = (
         np.dtype(np.float32) if first.dtype.kind in "iub" and dtype is None else compute_dtype(*both, dtype=dtype)
     )
-    factors = check_parameterized(parameterization, functions[0]) if parameterization == "ntk" or chosen else None
+    # Parameters that are at their own values are all trained.
+    factors = gradient_factors(functions[0], parameterization) if functions[0].leaves else None
     what = f"kernels of {len(first):,} x {len(both[-1]):,} inputs"
     with jax.enable_x64(bool(precision == np.float64)), within_memory(what, "pass fewer inputs at a time"):
+        found: list[Any] = [None] * len(functions)
         total: Any = 0.0
         for members in apply_alike(functions, first[:2] if batch_axis == 0 else first):
             work = _Blocks(functions[members[0]].fn, kind, outputs, batch_axis, precision, budget, factors)
             for place in members:
-                total = total + work.kernel(functions[place].values, first, second)
-    return total / len(functions)
+                one = work.kernel(functions[place].values, first, second)
+                if average:
+                    total = total + one
+                else:
+                    found[place] = one
+        if average:
+            return total / len(functions)
+        return found[0] if seeds is None else np.stack(found)
 
 
 def _inputs(name: str, x: Any) -> np.ndarray:
@@ -161,7 +173,6 @@ def _functions(
         return [model.model] if seeds is None else drawn(model.model, seeds)
     if seeds is not None or parameterization != "own":
         read = read_model(model, x, params=params, init=init, width=width)
-        check_parameterized(parameterization, read)
         return [read] if seeds is None else drawn(read, seeds)
     # Trained parameters have no distribution that could be read.
     opened = _source(model, x, params, init, width).open(0)

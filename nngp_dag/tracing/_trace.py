@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.errors import InputError, ModelError, shown
+from nngp_dag.errors import InputError, ModelError, shorten, shown
 from nngp_dag.tracing import jaxprs, rules
 from nngp_dag.tracing.arrays import Num, Rand, size_of
 from nngp_dag.tracing.models import ModelFunction, read_model
@@ -167,15 +167,21 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
         several = np.concatenate([several, (random * (several.std() or 1.0)).astype(x.dtype)])
     if len(several) < 2:
         return
-    together = np.asarray(function.fn(function.values, jnp.asarray(several)))
+    blocks = [several, *(several[i : i + 1] for i in range(len(several)))]
+    try:
+        together, *ones = (np.asarray(function.fn(function.values, jnp.asarray(block))) for block in blocks)
+    except (TypeError, ValueError) as error:  # the model is the caller's code
+        text = shorten(" ".join(str(error).split()), 200)
+        raise ModelError(
+            f"Expected {function.name} to take any number of inputs, got {type(error).__name__}: {text}; "
+            "pass `batch_axis=None` if the whole array is one input"
+        ) from error
     if together.ndim == 0 or len(together) != len(several):
         raise ModelError(
             f"Expected {function.name} to return one output per input, got shape {together.shape} for {len(several)} "
             "inputs; pass `batch_axis=None` if the whole array is one input"
         )
-    alone = np.concatenate(
-        [np.asarray(function.fn(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))]
-    )
+    alone = np.concatenate(ones)
     scale = float(np.abs(together).max()) or 1.0
     if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):
         raise ModelError(
