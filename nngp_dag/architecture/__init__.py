@@ -2,6 +2,6 @@
 
 from nngp_dag.architecture._normal_form import NormalForm, normal_form
 from nngp_dag.architecture.network import Network
-from nngp_dag.architecture.reading import Architecture, as_network
+from nngp_dag.architecture.reading import Architecture, NetworkSource, as_network
 
-__all__ = ["Architecture", "Network", "NormalForm", "as_network", "normal_form"]
+__all__ = ["Architecture", "Network", "NetworkSource", "NormalForm", "as_network", "normal_form"]

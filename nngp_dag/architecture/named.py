@@ -5,12 +5,12 @@ from types import NoneType
 from typing import Any
 
 from nngp_dag.architecture.network import Network
-from nngp_dag.architecture.reading import Architecture, as_network
+from nngp_dag.architecture.reading import Architecture, NetworkSource, as_network
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph.dag import Dag
 from nngp_dag.graph.reading import as_dag
 
-Given = Network | Dag | str
+Given = Network | Dag | str | NetworkSource
 """The types that an entry point accepts as a network."""
 
 
@@ -22,7 +22,7 @@ def named(networks: Given | Iterable[Given] | Mapping[str, Given]) -> list[tuple
 
     Returns:
       Triples of a name, the argument as messages call it, and the network as it was given. Networks without a name are
-      named by their texts.
+      named by their texts, and models by their names.
 
     Raises:
       GraphError: One of them is neither a network nor a graph nor a text.
@@ -34,11 +34,15 @@ def named(networks: Given | Iterable[Given] | Mapping[str, Given]) -> list[tuple
     elif isinstance(networks, Iterable) and not _is_one(networks):
         given = [(None, f"networks[{i}]", one) for i, one in enumerate(networks)]
     for name, argument, one in given:
-        if not isinstance(one, (Network, str)):
+        if not isinstance(one, (Network, str, NetworkSource)):
             as_dag(one, argument, "a `Network`, a `Dag`")
         if not isinstance(name, (str, NoneType)):
             raise InputError(f"Expected names of `networks` to be text, got {shown(name)}; pass str(name)")
-    return [(str(one).strip() if name is None else name, argument, one) for name, argument, one in given]
+    return [(_text(one) if name is None else name, argument, one) for name, argument, one in given]
+
+
+def _text(one: Given) -> str:
+    return one.name if isinstance(one, NetworkSource) else str(one).strip()
 
 
 def _is_one(networks: Any) -> bool:

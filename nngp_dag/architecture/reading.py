@@ -1,11 +1,12 @@
 """Networks read from an argument and options of the architecture."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypedDict, Unpack
 
 from nngp_dag.architecture.network import OF_LAYER, Network
-from nngp_dag.errors import InputError, InputWarning, check_known, shown, warn
+from nngp_dag.errors import InputError, InputWarning, ModelError, check_known, shown, warn
 from nngp_dag.graph.operations import Conv, Dense, Op
 from nngp_dag.graph.reading import as_dag
 
@@ -26,6 +27,25 @@ class Architecture(TypedDict, total=False):
     width: int
 
 
+class NetworkSource(abc.ABC):
+    """A model that may be a `Network`, such as a traced one; functions of networks take it where it is."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name of the model in tables and messages."""
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> Network | None:
+        """The network with the model's kernels, or None."""
+
+    @property
+    @abc.abstractmethod
+    def reason(self) -> str:
+        """The reason why the model is no network; empty if it is one."""
+
+
 def as_network(
     value: object,
     name: str = "network",
@@ -39,7 +59,7 @@ def as_network(
     dense and act on every pixel by itself; an `InputWarning` says so.
 
     Args:
-      value: A `Network`, a `Dag`, or a text that `Dag.parse` reads.
+      value: A `Network`, a `Dag`, a text that `Dag.parse` reads, or a model that is a network, such as a traced one.
       name: The name of the argument in messages.
       caller: The function that was called; a misspelled option may mean one of its own parameters.
       **architecture: Fields of `Network`, or of its layer (`activation`, `order`, `w_std`, `b_std`).
@@ -48,6 +68,7 @@ def as_network(
       GraphError: `value` is no graph, see `as_dag`, or `Network` refuses it.
       InputError: `Network` refuses an option, both `layer` and an option that describes it are given, or `value` is a
         network without stem.
+      ModelError: `value` is a model that is no network; the message says why.
 
     Examples:
       >>> network = as_network("2_12", activation="erf", aggregation="mean")
@@ -87,6 +108,8 @@ def network_of(
         )
     if has_stem is not None:
         options["has_stem"] = has_stem
+    if isinstance(value, NetworkSource):
+        value = _network_of_source(value, name)
     if isinstance(value, Network):
         if described:
             layer = dataclasses.replace(value.layer, **described)
@@ -98,6 +121,15 @@ def network_of(
     if layer is None:
         _warn_where_dense_beside_convolutions(network, stem_is_given=network.stem is not None)
     return network
+
+
+def _network_of_source(value: NetworkSource, name: str) -> Network:
+    if value.network is None:
+        raise ModelError(
+            f"Expected `{name}` to be a network of dense layers on a graph, got the model {value.name}, which is none: "
+            f"{value.reason}; its kernels, `gram` and `compare`, and functions of its kernels are there all the same"
+        )
+    return value.network
 
 
 def _warn_where_dense_beside_convolutions(network: Network, *, stem_is_given: bool) -> None:

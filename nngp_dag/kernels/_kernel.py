@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
 from nngp_dag.errors import InputError, shown, within_memory
 from nngp_dag.graph import Dag
 from nngp_dag.kernels.accuracy import check_quadratures
@@ -141,7 +141,7 @@ def kernel(
 
 
 def explain(
-    network: Network | Dag | str,
+    network: Network | Dag | str | NetworkSource,
     x1: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
     x2: ArrayLike | Sequence[ArrayLike] | jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct] | None = None,
     *,

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from nngp_dag.architecture import NetworkSource
 from nngp_dag.kernels.result import Kernel, OfKernel
 
 
-class KernelSource(OfKernel, abc.ABC):
+class KernelSource(OfKernel, NetworkSource):
     """A model that computes its own kernels."""
 
     @abc.abstractmethod

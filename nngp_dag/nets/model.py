@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike
 
 from nngp_dag.activations import get_activation
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.graph.operations import (
@@ -80,7 +80,7 @@ class DagNet(nnx.Module):
 
     def __init__(
         self,
-        network: Network | Dag | str,
+        network: Network | Dag | str | NetworkSource,
         in_features: int | Sequence[int],
         out_features: int,
         *,

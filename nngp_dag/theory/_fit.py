@@ -13,7 +13,7 @@ import scipy.optimize
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
 from nngp_dag.errors import InputError, NumericalWarning, check_known, shown, warn
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
@@ -103,7 +103,7 @@ class Fit(Described):
 
 
 def fit(
-    network: Network | Dag | str,
+    network: Network | Dag | str | NetworkSource,
     x: ArrayLike,
     y: ArrayLike,
     *,

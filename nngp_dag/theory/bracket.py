@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
-from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
 from nngp_dag.architecture.interpreter import Algebra, Sum, run
 from nngp_dag.architecture.program import program_by_rows
 from nngp_dag.errors import InputError, NumericalWarning
@@ -147,7 +147,9 @@ def principal_minor_bound(matrix: ArrayLike) -> float:
     return bound
 
 
-def lambda_min_bracket(network: Network | Dag | str, x: ArrayLike, **architecture: Unpack[Architecture]) -> Brackets:
+def lambda_min_bracket(
+    network: Network | Dag | str | NetworkSource, x: ArrayLike, **architecture: Unpack[Architecture]
+) -> Brackets:
     """Returns brackets on lambda_min of NNGP and NTK of a ReLU network that hold for every graph.
 
     The upper end is `principal_minor_bound` of the exact kernel, Equation (14) of docs/mathematics.md. The lower end,

@@ -355,6 +355,11 @@ class Traced(KernelSource, Described):
                 return str(reason)
 
     @property
+    def name(self) -> str:
+        """The name of the model's class or function."""
+        return self.model.name
+
+    @property
     def network(self) -> Network | None:
         """The `Network` with these kernels, or None if the model is none; `reason` says why."""
         return self._lowered if isinstance(self._lowered, Network) else None
