@@ -21,9 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.tracing.expectations import mean, mean_slope, second_moment, slope
+from nngp_dag.tracing import expectations
 from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
+
+# Programs that are too long to be compiled as a whole run step by step; then these are compiled once for each function.
+_second_moment = expectations.compiled_second_moment
+_mean, _slope, _mean_slope = (
+    jax.jit(f, static_argnums=0) for f in (expectations.mean, expectations.slope, expectations.mean_slope)
+)
 
 # M and T; None stands for 0.
 Pair = tuple[jax.Array | None, jax.Array | None]
@@ -79,7 +85,7 @@ class OneInput:
             case Fixed():
                 return jnp.broadcast_to(self.number(node.number), node.shape).astype(float)
             case Nonlinear():
-                return mean(self.functions[node.id], self.variance(node.node))
+                return _mean(self.functions[node.id], self.variance(node.node))
             case Times():
                 return _diagonal(self._second_moment(node.left, node.right), node.shape)
         raise TypeError(type(node))
@@ -254,11 +260,11 @@ class Moments:
             return self.independent(u, v, side_u, side_v)
         f, q = self.functions[v.id], self.variance(v.node, side_v)
         m, t = self._centered(u, v.node, side_u, side_v)
-        found = None if m is None else m * slope(f, q)
+        found = None if m is None else m * _slope(f, q)
         if u.offset:
-            shift = u.offset * mean(f, q)
+            shift = u.offset * _mean(f, q)
             found = jnp.broadcast_to(shift, (*u.shape, *v.shape)) + (0 if found is None else found)
-        return found, None if t is None else t * mean_slope(f, q)
+        return found, None if t is None else t * _mean_slope(f, q)
 
     def functions_of(self, u: Nonlinear, v: Nonlinear, side_u: int, side_v: int) -> Pair:
         """Returns the pair of two functions of Gaussian nodes."""
@@ -270,7 +276,7 @@ class Moments:
         q2 = self.variance(v.node, side_v).reshape(*(1,) * rank[0], *v.shape)
         if k is None:
             k = jnp.zeros((*u.shape, *v.shape))
-        m, factor = second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
+        m, factor = _second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
         return m, None if t is None else factor * t
 
     def _centered(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:

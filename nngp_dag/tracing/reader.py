@@ -45,6 +45,7 @@ class Reader:
       values: The nodes and numbers that were made.
       weights: The parts of parameters that were read.
       place: The line of the model that is being read.
+      label: The name of the library's function that is being read, such as "relu", or "".
       infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
       wider: The shapes of the results of every equation at twice the width, by the equation's `id`; None if unknown.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
@@ -54,6 +55,7 @@ class Reader:
     values: Values = field(default_factory=Values)
     weights: Weights = field(init=False)
     place: str = ""
+    label: str = ""
     infinite: dict[str, int] = field(default_factory=dict)
     wider: dict[int, list[tuple[int, ...]]] | None = None
     rows: dict[int, list[int]] = field(default_factory=dict)
@@ -92,14 +94,15 @@ class Reader:
                 return self.known(variable.val)
             return known[variable]
 
-        outer = self.place
+        outer, label = self.place, self.label
         # The lines of a library's function are those of the first model that called it.
         own = not outer or not jaxprs.of_library(jaxpr)
+        self.label = "" if own else label or jaxprs.name_of(jaxpr)
         for equation in equations:
             self.place = jaxprs.place(equation) if own else outer
             results = self.apply(equation, [value(v) for v in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
-        self.place = outer
+        self.place, self.label = outer, label
         return [value(v) for v in jaxpr.outvars]
 
     def apply(self, equation: Any, arguments: list[Array]) -> list[Array]:

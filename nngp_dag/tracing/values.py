@@ -126,12 +126,14 @@ class Nonlinear(Node):
       function: The function of one array.
       key: A hashable value that stands for the function.
       place: The line of the model that applies it, for messages.
+      label: The name of the library's function that applies it, or "".
     """
 
     node: Node
     function: Callable[[Any], Any]
     key: Hashable
     place: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -316,7 +318,9 @@ class Values:
             ),
         )
 
-    def nonlinear(self, key: Hashable, node: Node, function: Callable[[Any], Any], place: str) -> Node:
+    def nonlinear(
+        self, key: Hashable, node: Node, function: Callable[[Any], Any], place: str, label: str = ""
+    ) -> Node:
         """Returns an elementwise function of a Gaussian node; the key stands for the function."""
         return self._new(
             ("nonlinear", key, node.id),
@@ -331,6 +335,7 @@ class Values:
                 function=function,
                 key=key,
                 place=place,
+                label=label,
             ),
         )
 

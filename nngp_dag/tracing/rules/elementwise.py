@@ -306,7 +306,7 @@ def _product(reader: Reader, equation: Any, u: Node, v: Node) -> Node:
         return reader.values.times(u, v, reader.place)
     f, g = base
     assert f.node is not None
-    return reader.values.nonlinear(("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place)
+    return reader.values.nonlinear(("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place, reader.label)
 
 
 def _masked(reader: Reader, placed: list[Any], one: Rand) -> Rand:
@@ -346,7 +346,7 @@ def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -
         if node is None:
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
         key = (name, _hashable(params), tuple(b.key for b in bases))
-        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place)))  # type: ignore[arg-type]
+        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place, reader.label)))  # type: ignore[arg-type]
     return Rand(tuple(parts), one.dims)
 
 
