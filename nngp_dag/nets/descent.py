@@ -7,7 +7,7 @@ import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
 from nngp_dag.errors import InputError, shown
-from nngp_dag.nets.model import Params, as_functions
+from nngp_dag.nets.model import as_functions
 
 # Each seed is a network in memory.
 _MOST_SEEDS = 100_000
@@ -90,7 +90,7 @@ class Descent:
     """
 
     curve: Float[np.ndarray, "seeds points"]
-    params: Params
+    params: Any
 
 
 def descend(
@@ -134,17 +134,61 @@ def descend(
       >>> result.curve.shape, bool((result.curve[:, -1] < result.curve[:, 0]).all())
       ((3, 21), True)
     """
+    _check_steps(steps, seeds)
+    init, apply = as_functions(create)
+    # `nngp_dag.training` splits the key of a seed, too, and draws weights from the first half and batches from the
+    # second. A seed so names the same network in both.
+    keys = jnp.stack([jax.random.split(jax.random.key(seed))[0] for seed in seeds])
+    params = jax.jit(jax.vmap(init))(keys)
+    options: Any = {"optimizer": optimizer, "steps": steps, "seeds": seeds, "loss": loss, "on_progress": on_progress}
+    return descend_from(apply, params, x, y, **options)
+
+
+def descend_from(
+    apply: Callable[[Any, Array], Any],
+    params: Any,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    seeds: Sequence[int],
+    loss: Loss = squared_loss,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Descent:
+    """Trains several draws of one function of parameters and inputs, like `descend`.
+
+    Args:
+      apply: Function of parameters and inputs (N, ...) that returns outputs, (N, C).
+      params: Parameters, a pytree of arrays with a leading axis of S draws. Their memory is reused.
+      x: Inputs, (N, ...).
+      y: Targets, (N, C).
+      optimizer: An optax transformation, such as `optax.sgd(0.1)`.
+      steps: Number of updates.
+      seeds: Seeds of the S draws, for messages.
+      loss: Function of outputs and targets, (N, C) each, that returns a scalar.
+      on_progress: Function that is called with (steps done, steps) about twenty times.
+
+    Returns:
+      A `Descent`, the loss curves and the final parameters.
+
+    Raises:
+      InputError: Shapes do not match, a number is out of range, or training diverged to a loss that is not finite.
+
+    Examples:
+      >>> result = descend_from(lambda w, x: x @ w, jnp.zeros((1, 2, 1)), np.eye(2), np.ones((2, 1)),
+      ...                       optimizer=optax.sgd(0.5), steps=2, seeds=[0])
+      >>> result.curve
+      array([[1.    , 0.25  , 0.0625]], dtype=float32)
+    """
     x, y = jnp.asarray(x), jnp.asarray(y)
     if y.ndim != 2 or len(x) != len(y) or len(x) == 0:
         raise InputError(
             f"Expected `x` (N, ...) and `y` (N, C) with equal N, got {x.shape} and {y.shape}; pass equally many"
         )
-    if steps < 1 or not seeds:
-        raise InputError(f"Expected at least 1 step and 1 seed, got {steps} and {len(seeds)}")
+    _check_steps(steps, seeds)
 
-    init, apply = as_functions(create)
-
-    def loss_of(params: Params) -> Array:
+    def loss_of(params: Any) -> Array:
         return loss(apply(params, x), y)
 
     def step(carry: tuple, _: None) -> tuple[tuple, Array]:
@@ -153,19 +197,12 @@ def descend(
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    @jax.jit
-    def start(keys: Array) -> tuple:
-        params = jax.vmap(init)(keys)
-        return params, jax.vmap(optimizer.init)(params)
-
     # The new parameters take the memory of the old ones, so that only one set is held.
     @jax.jit(donate_argnums=0, static_argnums=1)
     def run_chunk(carry: tuple, length: int) -> tuple[tuple, Array]:
         return jax.lax.scan(jax.vmap(step, in_axes=(0, None)), carry, None, length=length)
 
-    # `nngp_dag.training` splits the key of a seed, too, and draws weights from the first half and batches from the
-    # second. A seed so names the same network in both.
-    carry = start(jnp.stack([jax.random.split(jax.random.key(seed))[0] for seed in seeds]))
+    carry = params, jax.jit(jax.vmap(optimizer.init))(params)
     chunk, losses = -(-steps // 20), []
     for start_step in range(0, steps, chunk):
         stop = min(start_step + chunk, steps)
@@ -183,3 +220,8 @@ def descend(
             "lower the learning rate"
         )
     return Descent(curve, params)
+
+
+def _check_steps(steps: int, seeds: Sequence[int]) -> None:
+    if steps < 1 or not seeds:
+        raise InputError(f"Expected at least 1 step and 1 seed, got {steps} and {len(seeds)}")

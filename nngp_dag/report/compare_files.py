@@ -58,7 +58,7 @@ class CompareDirectory:
 
     Args:
       path: Path of the folder.
-      dags: Texts of the graphs by the networks' names, in order.
+      dags: Texts of the graphs by the networks' names, in order; empty for models without one.
     """
 
     def __init__(self, path: Path, dags: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class CompareDirectory:
         names = [field.name for field in dataclasses.fields(result) if field.name != "network"]
         fields = {name: getattr(result, name) for name in names}
         # Entries that are None are left out.
-        kept = {name: value for name, value in {**fields, "dag": str(result.dag)}.items() if value is not None}
+        kept = {name: value for name, value in {**fields, "dag": result.code}.items() if value is not None}
         write_sealed(self._file(result.name), "result", json.loads(json.dumps(kept, default=_as_json)))
 
     def finish(self, results: Sequence["Comparison"], config: Mapping[str, Any], title: str) -> None:
@@ -160,7 +160,7 @@ def write_curves(path: Path, results: Sequence["Comparison"]) -> None:
         writer.writerow(["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
         for result in results:
             for step, values in enumerate(zip(*result.curve_columns().values(), strict=True)):
-                writer.writerow([result.name, str(result.dag), step, *(f"{value:.9g}" for value in values)])
+                writer.writerow([result.name, result.code, step, *(f"{value:.9g}" for value in values)])
 
 
 def _as_json(value: Any) -> Any:

@@ -13,6 +13,7 @@ from nngp_dag.architecture import Network
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
+from nngp_dag.tracing import Traced
 
 if TYPE_CHECKING:
     import pandas
@@ -29,8 +30,9 @@ class Comparison(Described):
 
     Attributes:
       name: Name of the network, as the user gave it.
-      network: The network; `dag` is its graph.
-      nngp: Spectrum of K(H), the NNGP at the last node, which the rate bound uses.
+      network: The network, or the traced model; `dag` is its graph.
+      nngp: Spectrum of K(H), which the rate bound uses: the NNGP at the last node. For a traced model it is the part of
+        the NTK that the readout's weights contribute, in the model's parameterization.
       ntk: Spectrum of the NTK after the readout, which governs linearized training.
       nngp_bracket: Bracket on lambda_min(K(H)) that holds for every graph.
       ntk_bracket: Bracket on lambda_min(NTK) that holds for every graph. The lower ends are 0 for networks that
@@ -47,7 +49,7 @@ class Comparison(Described):
     """
 
     name: str
-    network: Network
+    network: Network | Traced
     nngp: Spectrum
     ntk: Spectrum
     nngp_bracket: Bracket
@@ -61,9 +63,24 @@ class Comparison(Described):
     curves: Float[np.ndarray, "seeds steps"]
 
     @property
-    def dag(self) -> Dag:
-        """The connectivity."""
+    def dag(self) -> Dag | None:
+        """The connectivity; None for a traced model that is no `Network`."""
         return self.network.dag
+
+    @property
+    def code(self) -> str:
+        """The text of the graph; empty where there is none."""
+        return "" if self.dag is None else str(self.dag)
+
+    @property
+    def remark(self) -> str:
+        """A remark on a traced model, or an empty text."""
+        if isinstance(self.network, Network):
+            return ""
+        missing = "" if self.dag else f"; no graph, since {self.network.reason}"
+        return (
+            f"{self.name}: a traced model, whose K(H) is the part of the NTK from the weights of its readout{missing}"
+        )
 
     @property
     def bound_rate(self) -> float:
@@ -127,7 +144,7 @@ class Comparison(Described):
         import pandas
 
         steps = np.arange(len(self.bound))
-        return pandas.DataFrame({"name": self.name, "dag": str(self.dag), "step": steps} | self.curve_columns())
+        return pandas.DataFrame({"name": self.name, "dag": self.code, "step": steps} | self.curve_columns())
 
     def _facts(self) -> dict[str, str]:
         expected, std = self.expected, self.std
@@ -141,13 +158,13 @@ class Comparison(Described):
         }
 
     def as_row(self) -> dict[str, Any]:
-        """Returns the row of compare.json; an eigenvalue that is not resolved is None."""
+        """Returns the row of compare.json; an eigenvalue that is not resolved, and a fact of no graph, is None."""
         return {
             "name": self.name,
-            "dag": str(self.dag),
-            "num_paths": self.dag.num_paths,
-            "effective_depth": self.dag.effective_depth,
-            "effective_width": self.dag.effective_width,
+            "dag": self.code,
+            "num_paths": self.dag and self.dag.num_paths,
+            "effective_depth": self.dag and self.dag.effective_depth,
+            "effective_width": self.dag and self.dag.effective_width,
             "nngp_lambda_min": self.nngp.lambda_min if self.nngp.resolved else None,
             "ntk_lambda_min": self.ntk.lambda_min if self.ntk.resolved else None,
             "ntk_lambda_max": self.ntk.lambda_max,
@@ -227,7 +244,7 @@ class Comparisons(list[Comparison]):
         steps = len(self[0].bound) - 1 if self else 0
         rows = (
             (
-                result.name if result.name == str(result.dag) else f"{result.name} {result.dag}",
+                result.name if result.name == result.code else f"{result.name} {result.code}".strip(),
                 f"{result.learning_rate:.2g}",
                 forms.eigenvalue(result.nngp.lambda_min, result.nngp.floor, result.nngp.resolved),
                 forms.eigenvalue(result.ntk.lambda_min, result.ntk.floor, result.ntk.resolved),

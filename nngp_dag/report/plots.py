@@ -37,10 +37,15 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
     for i, result in enumerate(results):
         row, column = divmod(i, columns)
         above = figure.add_subplot(grid[2 * row, column])
-        unit = 0.9 * column_width / (result.dag.num_nodes + 0.2)
-        kinds |= {str(handle.get_label()): handle for handle in draw_dag(above, result.dag, unit)}
-        code = codes.shorten(code_or_size(result.dag), 32)
-        name = code if result.name == str(result.dag) else f"{codes.shorten(result.name, 32)}   {code}"
+        if (dag := result.dag) is None:
+            above.set_axis_off()
+            above.text(0.5, 0.5, "a model without graph", ha="center", va="center", transform=above.transAxes)
+            name = codes.shorten(result.name, 32)
+        else:
+            unit = 0.9 * column_width / (dag.num_nodes + 0.2)
+            kinds |= {str(handle.get_label()): handle for handle in draw_dag(above, dag, unit)}
+            code = codes.shorten(code_or_size(dag), 32)
+            name = code if result.name == result.code else f"{codes.shorten(result.name, 32)}   {code}"
         style.panel_title(above, name, 0.95 * column_width, size=12, fontweight="bold")
         axes = figure.add_subplot(grid[2 * row + 1, column], sharey=first)
         first = first or axes

@@ -36,23 +36,21 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
     )
     verdicts = []
     flagged: dict[str, list[str]] = {}  # {why a path formula may not be a bound: where}
-    codes = Counter(str(result.dag) for result in results)
+    codes = Counter(result.code for result in results)
     # `Comparison.unmet` knows two reasons, so two marks suffice.
     marks = {"": ""} | dict(zip(dict.fromkeys(result.unmet for result in results if result.unmet), "†‡", strict=False))
     for result in results:
-        code = str(result.dag)
+        code, dag = result.code, result.dag
         # The code replaces a long name, unless several networks have that code.
-        short = result.name if len(result.name) <= 12 or codes[code] > 1 else code
-        name = code if short == code else f"{short} {code}"
+        short = result.name if len(result.name) <= 12 or codes[code] > 1 or not code else code
+        name = code if short == code else f"{short} {code}".strip()
         verdicts.append(f"{short}: {result.verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
                 flagged.setdefault("; ".join(formula.violated_assumptions), []).append(f"{name}, {kernel}")
         graphs.add_row(
             name,
-            forms.count(result.dag.num_paths),
-            f"{result.dag.effective_depth:.2f}",
-            f"{result.dag.effective_width:.2f}",
+            *([""] * 3 if dag is None else _shape(dag)),
             f"{result.learning_rate:.2g}",
             f"{result.ntk.lambda_max:.4g}",
         )
@@ -72,8 +70,14 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             str(result.bound_violations),
         )
     notes = [f"* {'; '.join(where)}: the path formula may not be a bound: {why}" for why, where in flagged.items()]
+    notes += [result.remark for result in results if result.remark]
     notes += [f"{mark} {reason} to be a theorem" for reason, mark in marks.items() if reason]
     return Group(graphs, smallest, training, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
+
+
+def _shape(dag: Dag) -> tuple[str, str, str]:
+    """Returns number of paths, effective depth and effective width."""
+    return forms.count(dag.num_paths), f"{dag.effective_depth:.2f}", f"{dag.effective_width:.2f}"
 
 
 def _table(title: str, *numbers: str) -> Table:

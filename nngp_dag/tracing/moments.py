@@ -377,7 +377,7 @@ def _product_rule(one: Pair, other: Pair) -> Pair:
 
 
 def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a.reshape(*a.shape, *(1,) * b.ndim) * b
+    return a.reshape(*a.shape, *(1,) * b.ndim) * b.reshape(*(1,) * a.ndim, *b.shape)
 
 
 def _gram(a: jax.Array, b: jax.Array, features: tuple[int, ...]) -> jax.Array:
