@@ -65,6 +65,7 @@ _add(
     kernel_command,
     "--dag 2_21_112 --data my.npz --out kernel.npz",
     "--dag DAG#1 --conv 3 --activation erf --b-std 0.1 --image-readout global-average --subset 32",
+    "--model model.py:build --width 512 --data my.npz",
 )
 _add(
     app,
@@ -73,7 +74,14 @@ _add(
     "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist",
     "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist --resume",
 )
-_add(app, "compare", compare, "", "--data my.csv --dag 2_21_112 --seeds 3 --out mine", "--learning-rate shared")
+_add(
+    app,
+    "compare",
+    compare,
+    "",
+    "--data my.csv --dag 2_21_112 --seeds 3 --out mine",
+    "--model model.py:build --data my.npz",
+)
 _add(
     app,
     "train",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nngp_dag.cli.last_words import Resumable
+from nngp_dag.cli.model import ModelsOption, check_no_architecture, scaled, traced_model
 from nngp_dag.cli.network import takes_network
 from nngp_dag.cli.options import (
     DATA,
@@ -25,6 +26,7 @@ from nngp_dag.cli.options import (
     parse_dag,
     parse_rate,
 )
+from nngp_dag.cli.resumed import Context
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -36,7 +38,9 @@ _SUBSET = 128
 
 @takes_network
 def compare(
+    context: Context,
     dag: DagsOption = None,
+    model: ModelsOption = None,
     data: DataOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
@@ -63,33 +67,43 @@ def compare(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Train finite networks, and compare their loss with the theory: the bounds and the exact expected loss."""
+    """Train finite networks, or your own models, and compare their loss with the theory.
+
+    The theory is the bounds and the exact expected loss. A model is drawn and trained itself, at its own width.
+    """
     from nngp_dag import report
     from nngp_dag.graph import zoo
     from nngp_dag.report.compare_files import finished_in
     from nngp_dag.report.tables import compare_table
 
     check_exclusive(resume, overwrite)
-    names = list(dag or zoo.FIGURE3)
-    if len(set(names)) < len(names):
-        raise InputError(f"Expected every --dag once, got {', '.join(names)}")
+    names, models = list(dag or ([] if model else zoo.FIGURE3)), list(model or ())
+    for option, given in (("--dag", names), ("--model", models)):
+        if len(set(given)) < len(given):
+            raise InputError(f"Expected every {option} once, got {', '.join(given)}")
+    if models and not names:
+        check_no_architecture(context)
     dags = {text: parse_dag(text) for text in names}
     eta = parse_rate("--learning-rate", learning_rate)
-    load = choose_samples(data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs)
+    scale_inputs = scaled(context) if models else scale_inputs
+    load = choose_samples(
+        data, dataset, data_dir, subset, usual=_SUBSET, scale_inputs=scale_inputs, images=bool(models)
+    )
     out = output(_OUT, out, again=resume or overwrite)
-    Resumable(out / "dags" / "settings.json", lambda: f"{finished_in(out)} of {len(names)} DAGs")
+    Resumable(out / "dags" / "settings.json", lambda: f"{finished_in(out)} of {len(names) + len(models)} networks")
     samples = load()
+    traced = {text: traced_model(context, text, samples.x) for text in models}
     config = {
         "dataset": samples.name,
         "split": "train",
         "subset": len(samples.x),
-        "features": samples.x.shape[1],
+        "features": samples.x[0].size,
         "classes": len(samples.classes) or None,
         "scale_inputs": scale_inputs,
     }
     with progress() as on_progress:
         results = report.compare(
-            dags,
+            {**dags, **traced},
             samples.x,
             samples.targets,
             seeds=seeds,
@@ -100,7 +114,7 @@ def compare(
             overwrite=overwrite,
             config=config,
             on_progress=on_progress,
-            **architecture,
+            **(architecture if dags else {}),
         )
     show(compare_table(results))
     files = [out / name for name in ("compare.json", "curves.csv", "compare.png")]

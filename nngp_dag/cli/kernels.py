@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nngp_dag.cli.last_words import counted, once, same_command
+from nngp_dag.cli.model import ModelOption, check_dag_or_model, scaled, traced_model
 from nngp_dag.cli.network import takes_network
 from nngp_dag.cli.options import (
     COMPUTE,
@@ -29,6 +30,7 @@ from nngp_dag.cli.options import (
     output,
     parse_dag,
 )
+from nngp_dag.cli.resumed import Context
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -36,6 +38,7 @@ from nngp_dag.storage import check_exclusive
 
 if TYPE_CHECKING:
     from nngp_dag.graph import Dag
+    from nngp_dag.tracing import Traced
 
 _KERNEL, _GRAM = "nngp-dag-kernel.npz", "nngp-dag-gram"
 _KERNEL_SUBSET, _GRAM_SUBSET = 256, 1024
@@ -96,7 +99,9 @@ def _explained(dag: "Dag", shape: str) -> str:
 
 @takes_network
 def kernel_command(
-    dag: DagOption,
+    context: Context,
+    dag: DagOption = None,
+    model: ModelOption = None,
     data: DataOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
@@ -115,7 +120,11 @@ def kernel_command(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Compute the exact NNGP and NTK of a DAG on a data set, print their spectra and write both matrices."""
+    """Compute the exact NNGP and NTK of a DAG, or of your own model, on a data set.
+
+    Prints their spectra and writes both matrices. With --model, it also prints how the model was read, and with which
+    assumptions.
+    """
     import numpy as np
 
     from nngp_dag.graph.codes import shorten
@@ -125,7 +134,8 @@ def kernel_command(
     from nngp_dag.report.tables import spectrum_facts, spectrum_table
     from nngp_dag.theory import spectrum
 
-    graph, layer = parse_dag(dag), architecture["layer"]
+    check_dag_or_model(context, dag, model)
+    graph, layer = None if dag is None else parse_dag(dag), architecture["layer"]
     if out is not None and out.suffix != ".npz":
         raise InputError(f"Expected --out to end in .npz, got {out}")
     load = choose_samples(
@@ -134,43 +144,44 @@ def kernel_command(
         data_dir,
         subset,
         usual=_KERNEL_SUBSET,
-        scale_inputs=scale_inputs,
-        images=isinstance(architecture["layer"], Conv),
+        scale_inputs=scale_inputs if model is None else scaled(context),
+        images=model is not None or isinstance(layer, Conv),
     )
     out = output(_KERNEL, out, again=overwrite)
     picture = out.with_suffix(".png")
     once(out, picture)
     with output_file(out, overwrite=overwrite) as npz, output_file(picture, overwrite=overwrite) as png:
         samples = load()
+        traced = None if model is None else traced_model(context, model, samples.x)
         with progress() as on_progress:
             on_progress("kernels and spectra", 0, 3)
-            k = kernel(
-                graph,
-                samples.x.astype(dtype.value),
-                readout=readout,
-                **architecture,
-            )
+            x = samples.x.astype(dtype.value)
+            k = kernel(graph, x, readout=readout, **architecture) if traced is None else kernel(traced, x)
             spectra = {}
             for done, (name, matrix) in enumerate({"NNGP": k.nngp, "NTK": k.ntk}.items(), start=1):
                 on_progress("kernels and spectra", done, 3)
                 spectra[name] = spectrum(matrix)
-        show(spectrum_table(spectra))
+        show(*([] if traced is None else [str(traced)]), spectrum_table(spectra))
         arrays: dict[str, Any] = {"nngp": np.asarray(k.nngp), "ntk": np.asarray(k.ntk)}
-        arrays |= {"dag": str(graph), "layer": repr(layer), "dataset": samples.name}
+        of = {"dag": str(graph), "layer": repr(layer)} if model is None else {"model": model}
+        arrays |= {**of, "dataset": samples.name}
         arrays |= {} if samples.y is None else {"labels": samples.y}
         # The targets of a regression have no classes.
         arrays |= {"classes": np.array(samples.classes)} if samples.classes else {}
         np.savez_compressed(npz, **arrays)
         place = "after the readout" if readout else "at the last node"
-        title = f"{shorten(str(graph))}, {layer.describe()}, {place}: first {len(samples.x)} inputs of {samples.name}"
+        what = f"{shorten(str(graph))}, {layer.describe()}, {place}" if model is None else shorten(model)
+        title = f"{what}: first {len(samples.x)} inputs of {samples.name}"
         plot_kernel(k, png, title, labels=samples.y if samples.classes else None, classes=samples.classes)
     say(f"wrote {out} and {picture}")
-    result({"dag": str(graph), "kernels": spectrum_facts(spectra), "files": [out, picture]})
+    result({**_of(graph, model, traced), "kernels": spectrum_facts(spectra), "files": [out, picture]})
 
 
 @takes_network
 def gram_command(
-    dag: DagOption,
+    context: Context,
+    dag: DagOption = None,
+    model: ModelOption = None,
     data: DataOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
@@ -194,7 +205,7 @@ def gram_command(
     *,
     architecture: dict[str, Any],
 ) -> None:
-    """Compute large exact kernels, NNGP and NTK, in tiles on disk, within a memory budget.
+    """Compute large exact kernels, NNGP and NTK, of a DAG or your own model, in tiles on disk, within a memory budget.
 
     An interrupted computation continues when the same command is given again. With --resume, the command fails if there
     is nothing to continue.
@@ -204,9 +215,9 @@ def gram_command(
     from nngp_dag.kernels._gram import bytes_of
 
     check_exclusive(resume, overwrite)
-    graph = parse_dag(dag)
+    check_dag_or_model(context, dag, model)
+    graph = None if dag is None else parse_dag(dag)
     bytes_of(memory_budget)
-    images = isinstance(architecture["layer"], Conv)
     out = Path(_GRAM) if out is None else out
     # `gram` keeps unfinished kernels in the second of these folders.
     if resume and not (out.exists() or (out.parent / f".{out.name}.partial").exists()):
@@ -217,22 +228,34 @@ def gram_command(
         data_dir,
         subset,
         usual=_GRAM_SUBSET,
-        scale_inputs=scale_inputs,
-        images=images,
+        scale_inputs=scale_inputs if model is None else scaled(context),
+        images=model is not None or isinstance(architecture["layer"], Conv),
     )
     same_command(counted("tiles"))
+    x = load().x
+    traced = None if model is None else traced_model(context, model, x)
+    if traced is not None:
+        show(str(traced))
     with progress() as on_progress:
         k = gram(
-            graph,
-            load().x.astype(dtype.value),
+            graph if traced is None else traced,
+            x.astype(dtype.value),
             memory_budget=memory_budget,
             out=out,
             overwrite=overwrite,
             on_progress=on_progress,
             tile=tile,
-            **architecture,
+            **(architecture if traced is None else {}),
         )
     rows, columns = k.nngp.shape
     files = [out / name for name in ("nngp.npy", "ntk.npy", "gram.json")]
     say(f"NNGP and NTK, {rows} x {columns}, {dtype.value}: {', '.join(map(str, files[:2]))} and {files[2]}")
-    result({"dag": str(graph), "shape": [rows, columns], "dtype": dtype.value, "files": files})
+    of = _of(graph, model, traced)
+    result({**of, "shape": [rows, columns], "dtype": dtype.value, "files": files})
+
+
+def _of(graph: "Dag | None", model: str | None, traced: "Traced | None") -> dict[str, Any]:
+    """Returns the entries of a result that name its network."""
+    if traced is None:
+        return {"dag": str(graph)}
+    return {"model": model, "dag": None if traced.dag is None else str(traced.dag), "assumptions": str(traced)}

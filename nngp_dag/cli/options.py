@@ -122,7 +122,7 @@ ScaleOption = Annotated[
 
 # Network.
 DagOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         rich_help_panel=NETWORK, help="Graph: a code such as 2_21_112, DAG#1 to DAG#3, or a NAS-Bench-201 cell."
     ),

@@ -314,7 +314,7 @@ def _named(
 ) -> dict[str, Network | Traced]:
     given = named(networks)
     models = {name: one for name, _, one in given if isinstance(one, Traced)}
-    if given and len(models) == len(given):
+    if given and all(isinstance(one, Traced) for _, _, one in given):
         if architecture:
             raise InputError(
                 f"Expected no options of networks beside traced models alone, got `{next(iter(architecture))}`; "
@@ -322,7 +322,6 @@ def _named(
             )
         found: dict[str, Any] = models
     else:
-        # Models stand in their places all the same, so that names are checked together.
         plain = {name: one for name, _, one in given if name not in models}
         read = named_networks(networks if not models else plain, architecture, compare)
         found = {name: models[name] if name in models else read[name] for name, _, _ in given}

@@ -79,7 +79,7 @@ class Comparison(Described):
             return ""
         missing = "" if self.dag else f"; no graph, since {self.network.reason}"
         return (
-            f"{self.name}: a traced model, whose K(H) is the part of the NTK from the weights of its readout{missing}"
+            f"{self.name}: a traced model; its K(H) is the part of the NTK from the readout's weights{missing}"
         )
 
     @property

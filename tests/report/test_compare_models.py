@@ -16,13 +16,14 @@ from flax import nnx
 from rich.console import Console
 
 import nngp_dag as nd
-from nngp_dag.errors import CheckpointError, InputError, ModelError
+from nngp_dag.errors import CheckpointError, InputError, ModelError, NumericalWarning
 from nngp_dag.nets import DagNet, descend
 from nngp_dag.report.tables import compare_table
 from nngp_dag.tracing._finite import readout_kernel, trainable
 
 X = np.random.default_rng(0).normal(size=(6, 5))
 Y = np.random.default_rng(1).normal(size=(6, 2))
+LABELS = np.arange(6) % 2
 compare: Any = nd.compare
 
 
@@ -67,7 +68,7 @@ def test_a_traced_network_has_the_theory_of_the_network():
     np.testing.assert_allclose(twin.expected.std, net.expected.std, rtol=1e-5)
     # He variance 2 of the readout is a factor of its part of the NTK.
     assert twin.nngp.lambda_min == pytest.approx(2 * net.nngp.lambda_min, rel=1e-5)
-    assert twin.dag.code == net.dag.code
+    assert (twin.dag.num_paths, twin.code) == (net.dag.num_paths, str(traced(dag_net).dag))
     assert twin.ntk_bracket.lower == pytest.approx(net.ntk_bracket.lower, rel=1e-4)
     assert 0 < twin.nngp.lambda_min <= twin.ntk.lambda_min
     assert twin.conditions_met
@@ -106,7 +107,6 @@ def test_the_part_of_the_readout_is_what_its_weights_contribute():
     for parameterization in ("own", "ntk"):
         model = traced(width=48).with_options(parameterization=parameterization)
         part = readout_kernel(model, X)
-        frozen = nd.trace(lambda p, x: jnp.asarray(x) @ p["w"], X, init=lambda key: {"w": jnp.ones((5, 1))})  # noqa: F841
         eigenvalues = np.linalg.eigvalsh(np.asarray(nd.kernel(model, X).ntk) - part)
         assert eigenvalues[0] > 0
         hidden = nd.trace(
@@ -121,7 +121,6 @@ def test_the_part_of_the_readout_is_what_its_weights_contribute():
         # and the bias of its readout is no part.
         factor = 48 if parameterization == "own" else 1
         np.testing.assert_allclose(part, factor * np.asarray(nd.kernel(hidden, X).nngp), rtol=1e-5)
-        assert np.array_equal(nd.kernel(model, X).ntk, nd.kernel(model, X).ntk)
         assert not np.allclose(nd.kernel(model, X).ntk, part, rtol=0.05)
 
 
@@ -129,7 +128,7 @@ def test_descent_in_the_ntk_parameterization_is_that_in_units_of_the_standard_de
     own, ntk = (traced().with_options(parameterization=p) for p in ("own", "ntk"))
     (one,), (two,) = (trainable(model, [0, 1], X) for model in (own, ntk))
     np.testing.assert_allclose(
-        jax.vmap(one.apply, (0, None))(one.params, X), jax.vmap(two.apply, (0, None))(two.params, X), rtol=1e-4
+        jax.vmap(one.apply, (0, None))(one.params, X), jax.vmap(two.apply, (0, None))(two.params, X), atol=1e-5
     )
     names = [leaf.name for leaf in own.model.leaves]
     stds = [leaf.distribution.std for leaf in own.model.leaves]
@@ -179,13 +178,13 @@ def test_results_are_written_and_resumed(tmp_path):
     document = json.loads((folder / "compare.json").read_text())
     assert [row["dag"] for row in document["rows"]] == ["2_12", ""]
     assert document["config"]["networks"]["tied"]["model"] == "Tied"
-    rows = list(csv.DictReader((folder / "curves.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((folder / "curves.csv").read_text())))
     assert [row["dag"] for row in rows if row["name"] == "tied"] == [""] * 4
     assert (folder / "compare.png").stat().st_size > 1000
+    other = models | {"tied": traced().with_options(parameterization="ntk")}
+    with pytest.raises(KeyboardInterrupt):
+        compare(models, X, Y, seeds=2, steps=3, out=tmp_path / "two", on_progress=stop)
     with pytest.raises(CheckpointError, match="another"):
-        other = models | {"tied": traced().with_options(parameterization="ntk")}
-        with pytest.raises(KeyboardInterrupt):
-            compare(models, X, Y, seeds=2, steps=3, out=tmp_path / "two", on_progress=stop)
         compare(other, X, Y, seeds=2, steps=3, out=tmp_path / "two", resume=True)
 
 
@@ -259,18 +258,18 @@ def test_theory_takes_kernels_of_traced_models():
         plain = [nd.Kernel(nngp=np.asarray(one.nngp), ntk=np.asarray(one.ntk)) for one in (k, cross, own)]
         eta = 1 / nd.spectrum(k.ntk).lambda_max
         for call in (
-            lambda a, b, c: nd.loss_curve(a, Y, eta, 5).mean,
-            lambda a, b, c: nd.expected_loss(a, Y, eta, 5),
-            lambda a, b, c: nd.posterior(a, Y, b, c, noise=0.1).mean,
-            lambda a, b, c: nd.posterior(a, Y, b, c, noise=0.1).covariance,
+            lambda a, b, c, eta=eta: nd.loss_curve(a, Y, eta, 5).mean,
+            lambda a, b, c, eta=eta: nd.expected_loss(a, Y, eta, 5),
+            lambda a, b, c: nd.posterior(a, b, c, Y, noise=0.1).mean,
+            lambda a, b, c: nd.posterior(a, b, c, Y, noise=0.1).covariance,
             lambda a, b, c: nd.leave_one_out(a, Y, noise=0.1).mean,
-            lambda a, b, c: nd.linearized_sgd(a, Y, eta / 2, 2, epochs=2, runs=3, seed=0).losses,
+            lambda a, b, c, eta=eta: nd.linearized_sgd(a, LABELS, eta, batch_size=2, epochs=2).losses,
             lambda a, b, c: nd.spectrum(a.ntk).lambda_min,
-            lambda a, b, c: nd.modes(a, Y, eta).lambdas,
+            lambda a, b, c, eta=eta: nd.modes(a, Y, eta).losses,
         ):
             np.testing.assert_array_equal(np.asarray(call(k, cross, own)), np.asarray(call(*plain)))
         with pytest.raises(InputError):
-            nd.posterior(k, Y, nd.kernel("2_12", test, X), own, noise=0.1)
+            nd.posterior(k, nd.kernel("2_12", test, X), own, Y, noise=0.1)
 
 
 def test_functions_of_networks_take_models_that_are_networks():
@@ -280,8 +279,9 @@ def test_functions_of_networks_take_models_that_are_networks():
     assert nd.explain(twin, X) == nd.explain(net, X)
     one, two = nd.sweep({"a": twin, "b": net}, X).to_dict("records")
     assert one["nngp_lambda_min"] == pytest.approx(two["nngp_lambda_min"], rel=1e-5)
-    assert nd.sweep([twin], X)["dag"][0] == "dag_net"
-    fitted = nd.fit(twin, X, Y, steps=1)
+    assert nd.sweep([twin], X)["dag"][0] == "DagNet"
+    with pytest.warns(NumericalWarning, match="not converged"):
+        fitted = nd.fit(twin, X, Y, steps=1)
     assert np.isfinite(fitted.value)
     row = nd.sweep([traced()], X).iloc[0]
     assert not row["valid"]
