@@ -101,6 +101,7 @@ def compare(
         "classes": len(samples.classes) or None,
         "scale_inputs": scale_inputs,
     }
+    options: dict[str, Any] = architecture if dags else {}
     with progress() as on_progress:
         results = report.compare(
             {**dags, **traced},
@@ -114,7 +115,7 @@ def compare(
             overwrite=overwrite,
             config=config,
             on_progress=on_progress,
-            **(architecture if dags else {}),
+            **options,
         )
     show(compare_table(results))
     files = [out / name for name in ("compare.json", "curves.csv", "compare.png")]

@@ -156,7 +156,8 @@ def kernel_command(
         with progress() as on_progress:
             on_progress("kernels and spectra", 0, 3)
             x = samples.x.astype(dtype.value)
-            k = kernel(graph, x, readout=readout, **architecture) if traced is None else kernel(traced, x)
+            options: dict[str, Any] = {"readout": readout, **architecture} if traced is None else {}
+            k = kernel(traced or graph or "", x, **options)
             spectra = {}
             for done, (name, matrix) in enumerate({"NNGP": k.nngp, "NTK": k.ntk}.items(), start=1):
                 on_progress("kernels and spectra", done, 3)
@@ -236,16 +237,17 @@ def gram_command(
     traced = None if model is None else traced_model(context, model, x)
     if traced is not None:
         show(str(traced))
+    options: dict[str, Any] = architecture if traced is None else {}
     with progress() as on_progress:
         k = gram(
-            graph if traced is None else traced,
+            traced or graph or "",
             x.astype(dtype.value),
             memory_budget=memory_budget,
             out=out,
             overwrite=overwrite,
             on_progress=on_progress,
             tile=tile,
-            **(architecture if traced is None else {}),
+            **options,
         )
     rows, columns = k.nngp.shape
     files = [out / name for name in ("nngp.npy", "ntk.npy", "gram.json")]

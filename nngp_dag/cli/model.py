@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from nngp_dag.tracing import Traced
 
 _HELP = (
-    "Your own model in JAX or flax, instead of --dag, as FILE:NAME. The file is run. NAME is a module, a function or class "
-    "of width, rngs or key that makes one, or a function f(params, x) beside a function init(key) in the file. Inputs are "
-    "used as they are, unless --scale-inputs is given."
+    "Your own model in JAX or flax, instead of --dag, as FILE:NAME. The file is run. NAME is a module, a function or a "
+    "class of width, rngs or key that makes one, or a function f(params, x) beside a function init(key) in the file. "
+    "Inputs are used as they are, unless --scale-inputs is given."
 )
 ModelOption = Annotated[str | None, typer.Option(metavar="FILE:NAME", rich_help_panel=NETWORK, help=_HELP)]
 ModelsOption = Annotated[
@@ -119,7 +119,7 @@ def _found(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
             return model, {"init": init}
         else:
             raise InputError(
-                f"Expected {path} to define `init`, a function of a key that draws the parameters of `{name}`, got none; "
+                f"Expected {path} to define `init`, a function of a key that draws parameters of `{name}`, got none; "
                 f"or make `{name}` a function of width, rngs or key that returns a model"
             )
     if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):

@@ -77,10 +77,8 @@ class Comparison(Described):
         """A remark on a traced model, or an empty text."""
         if isinstance(self.network, Network):
             return ""
-        missing = "" if self.dag else f"; no graph, since {self.network.reason}"
-        return (
-            f"{self.name}: a traced model; its K(H) is the part of the NTK from the readout's weights{missing}"
-        )
+        missing = "" if self.dag is not None else f"; no graph, since {self.network.reason}"
+        return f"{self.name}: a traced model; its K(H) is the part of the NTK from the readout's weights{missing}"
 
     @property
     def bound_rate(self) -> float:
@@ -159,12 +157,13 @@ class Comparison(Described):
 
     def as_row(self) -> dict[str, Any]:
         """Returns the row of compare.json; an eigenvalue that is not resolved, and a fact of no graph, is None."""
+        dag = self.dag
         return {
             "name": self.name,
             "dag": self.code,
-            "num_paths": self.dag and self.dag.num_paths,
-            "effective_depth": self.dag and self.dag.effective_depth,
-            "effective_width": self.dag and self.dag.effective_width,
+            "num_paths": None if dag is None else dag.num_paths,
+            "effective_depth": None if dag is None else dag.effective_depth,
+            "effective_width": None if dag is None else dag.effective_width,
             "nngp_lambda_min": self.nngp.lambda_min if self.nngp.resolved else None,
             "ntk_lambda_min": self.ntk.lambda_min if self.ntk.resolved else None,
             "ntk_lambda_max": self.ntk.lambda_max,

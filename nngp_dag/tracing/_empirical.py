@@ -115,7 +115,8 @@ def empirical(
     if seed is not None and seeds is not None:
         raise InputError("Expected `seed` or `seeds`, got both; `seeds` averages over several draws")
     budget = bytes_of(memory_budget)
-    chosen = None if seeds is None and seed is None else chosen_seeds([seed] if seeds is None else seeds)
+    wanted = seeds if seed is None else [seed]
+    chosen = None if wanted is None else chosen_seeds(wanted)
     if isinstance(model, Traced):
         if any(given is not None for given in (params, init, width)) or parameterization != "own":
             raise InputError(

@@ -283,7 +283,7 @@ def test_functions_of_networks_take_models_that_are_networks():
     with pytest.warns(NumericalWarning, match="not converged"):
         fitted = nd.fit(twin, X, Y, steps=1)
     assert np.isfinite(fitted.value)
-    row = nd.sweep([traced()], X).iloc[0]
+    (row,) = nd.sweep([traced()], X).to_dict("records")
     assert not row["valid"]
     assert "got the model Tied, which is none" in row["reason"]
 

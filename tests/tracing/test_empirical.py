@@ -115,7 +115,7 @@ def two_layers(params, x):
 
 def test_modules_have_the_kernels_of_their_parameters():
     net = Net(7, rngs=nnx.Rngs(0))
-    net.hidden.bias[...] = jnp.full(7, 0.3)  # as after training: no distribution has these biases
+    setattr(net.hidden, "bias", nnx.Param(jnp.full(7, 0.3)))  # as after training: no distribution has these biases
     params = [np.asarray(v[...], np.float64) for v in (net.hidden.kernel, net.hidden.bias, net.readout.kernel)]
     exact = np.einsum("ijcc->ij", full_ntk(two_layers, [*params, np.zeros(2)], X, X)) / 2
     np.testing.assert_allclose(empirical(net, X), exact, rtol=1e-10)
@@ -189,7 +189,7 @@ def test_the_mean_over_draws_is_the_kernel_of_the_traced_model(parameterization)
 def test_parameters_of_an_instance_are_drawn_from_their_distributions():
     kinds = {"w": ("truncated normal", 0.3), "u": ("uniform", 0.2), "v": ("normal", 0.1), "b": ("constant", 0.5)}
     size, random = 400, np.random.default_rng(0)
-    cut = scipy.special.ndtri(random.uniform(*scipy.special.ndtr([-2, 2]), (size, size)))
+    cut = scipy.special.ndtri(random.uniform(scipy.special.ndtr(-2), scipy.special.ndtr(2), (size, size)))
     params = {
         "w": 0.3 * cut / 0.8796256610,
         "u": random.uniform(-(0.12**0.5), 0.12**0.5, (size, size)),
