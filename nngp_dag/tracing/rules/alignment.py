@@ -107,7 +107,7 @@ def cut(reader: Reader, rand: Rand, start: int, stop: int) -> Rand:
 
 def bounds(rand: Rand) -> list[int]:
     """Returns the channels at which the parts of an array end."""
-    return list(np.cumsum([n for n, _ in rand.parts]))
+    return np.cumsum([n for n, _ in rand.parts]).tolist()
 
 
 def repartitioned(reader: Reader, rand: Rand, ends: Sequence[int]) -> Rand:
