@@ -1,7 +1,7 @@
 """`trace` reads a model."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,7 +89,7 @@ def trace(
     function = read_model(model, x, params=params, init=init, width=width, distributions=distributions, seed=seed)
     one = x[:1] if batch_axis == 0 else x
     with jax.enable_x64(True):
-        reader, output, digest = _read(function, one, seed)
+        reader, output, digest = _read(function, one)
         output = _checked_output(output, batch_axis, function.name)
         program = program_of(output, reader.values)
         _check_averages(reader, program)
@@ -99,18 +99,19 @@ def trace(
     return Traced(function, program, one.shape, discrete, batch_axis, output.channels, reader.infinite, digest)
 
 
-def _jaxpr(function: ModelFunction, one: np.ndarray) -> Any:
-    """Returns a model's program at one input."""
-    leaves = [jax.ShapeDtypeStruct(leaf.shape, np.float64) for leaf in function.leaves]
+def _jaxpr(fn: Callable[..., Any], shapes: Sequence[tuple[int, ...]], one: np.ndarray) -> Any:
+    """Returns the program of a function of parameters and of one input."""
+    leaves = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
     dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
-    return jax.make_jaxpr(function.fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+    return jax.make_jaxpr(fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
 
 
-def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray, seed: int) -> Any:
+def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray) -> Any:
     """Returns the shapes of a program's results at twice the width, or None for a model without a width."""
-    if function.width is None or function.build is None:
+    if function.width is None or function.twice is None:
         return None
-    wide = _jaxpr(function.build(seed=seed, width=2 * function.width), one)
+    opened = function.twice()
+    wide = _jaxpr(opened.fn, [np.shape(value) for value in opened.values], one)
     found: dict[int, list[tuple[int, ...]]] = {}
     differing = jaxprs.shapes_beside(closed.jaxpr, wide.jaxpr, found)
     if differing is not None:
@@ -121,14 +122,14 @@ def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.nda
     return found
 
 
-def _read(function: ModelFunction, one: np.ndarray, seed: int) -> tuple[Reader, Any, str]:
+def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any, str]:
     """Returns the reader, the output, and a digest of a model's program at one input."""
-    closed = _jaxpr(function, one)
+    closed = _jaxpr(function.fn, [leaf.shape for leaf in function.leaves], one)
     if len(closed.out_avals) != 1:
         raise ModelError(
             f"Expected `model` to return one array, got {len(closed.out_avals)}; wrap it in a function that returns one"
         )
-    reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one, seed))
+    reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one))
     (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
     text = f"{closed.jaxpr} {[_bytes(c) for c in closed.consts]} {function.leaves}"
     return reader, output, hashlib.sha256(text.encode()).hexdigest()
@@ -181,14 +182,15 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
         several = np.concatenate([several, (random * (several.std() or 1.0)).astype(x.dtype)])
     if len(several) < 2:
         return
-    together = np.asarray(function.fn(function.values, jnp.asarray(several)))
+    compiled = jax.jit(function.fn)
+    together = np.asarray(compiled(function.values, jnp.asarray(several)))
     if together.ndim == 0 or len(together) != len(several):
         raise ModelError(
             f"Expected {function.name} to return one output per input, got shape {together.shape} for {len(several)} "
             "inputs; pass `batch_axis=None` if the whole array is one input"
         )
     alone = np.concatenate(
-        [np.asarray(function.fn(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))]
+        [np.asarray(compiled(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))]
     )
     scale = float(np.abs(together).max()) or 1.0
     if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):

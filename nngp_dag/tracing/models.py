@@ -7,6 +7,7 @@ Whatever their source, all distributions are checked against the numbers.
 
 import dataclasses
 import fnmatch
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,7 @@ class ModelFunction:
       build: Function of `seed` and `width` that reads another draw of the model; None for a model that is given with
         its numbers.
       width: Width that the factory was called with, if it has one.
+      twice: Function that draws the model at twice that width; None for a model without a width.
     """
 
     fn: Callable[[Sequence[Any], Any], Any]
@@ -76,6 +78,7 @@ class ModelFunction:
     name: str
     build: Callable[..., "ModelFunction"] | None = None
     width: int | None = None
+    twice: Callable[[], Opened] | None = None
 
 
 def read_model(
@@ -170,7 +173,10 @@ def read_model(
     def build(seed: int = seed, width: int | None = width) -> ModelFunction:
         return read_model(model, x, init=init, width=width, distributions=distributions, seed=seed)
 
-    return ModelFunction(opened.fn, leaves, values, opened.name, build if source.draws else None, source.width)
+    twice = None
+    if source.trace is not None and source.width is not None:
+        twice = functools.partial(source.trace, jax.random.key(seed), 2 * source.width)
+    return ModelFunction(opened.fn, leaves, values, opened.name, build if source.draws else None, source.width, twice)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
