@@ -1,7 +1,7 @@
 """`trace` reads a model."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ from nngp_dag.tracing import jaxprs, rules
 from nngp_dag.tracing.arrays import Num, Rand, size_of
 from nngp_dag.tracing.models import ModelFunction, read_model
 from nngp_dag.tracing.reader import Reader
-from nngp_dag.tracing.traced import Traced, program_of
+from nngp_dag.tracing.traced import Program, Traced, program_of
+from nngp_dag.tracing.values import Product, heads, operands
 
 del rules  # imported so that they register themselves
 
-# Number of inputs on which it is tested that a model treats inputs one by one, and the tolerance relative to the output.
+# Number of inputs on which models are tested to treat inputs one by one, and the tolerance relative to the output.
 _TESTED = 3
 _TOLERANCE = 1e-3
 
@@ -37,9 +38,9 @@ def trace(
 
     The program (jaxpr) of a model is a Tensor Program: products with fresh Gaussian weights, elementwise functions,
     sums and means. Its second moments at infinite width follow from rules, also where weights are shared, and the NTK
-    is a tangent of them (`nngp_dag.tracing.moments`). The infinite axes are those over which matrix products sum, except
-    for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is refused
-    with the file and line.
+    is a tangent of them (`nngp_dag.tracing.moments`). The infinite axes are those over which matrix products sum,
+    except for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is
+    refused with the file and line.
 
     The kernels are those of the model's own parameterization at its own width: the NTK is the mean of the empirical
     NTK up to 1 / width.
@@ -88,27 +89,29 @@ def trace(
     function = read_model(model, x, params=params, init=init, width=width, distributions=distributions, seed=seed)
     one = x[:1] if batch_axis == 0 else x
     with jax.enable_x64(True):
-        reader, output, digest = _read(function, one, seed)
+        reader, output, digest = _read(function, one)
         output = _checked_output(output, batch_axis, function.name)
-        program = program_of(output)
+        program = program_of(output, reader.values)
+        _check_averages(reader, program)
     if batch_axis == 0:
         _check_batch(function, x)
     discrete = one.dtype.kind in "iub"
     return Traced(function, program, one.shape, discrete, batch_axis, output.channels, reader.infinite, digest)
 
 
-def _jaxpr(function: ModelFunction, one: np.ndarray) -> Any:
-    """Returns a model's program at one input."""
-    leaves = [jax.ShapeDtypeStruct(leaf.shape, np.float64) for leaf in function.leaves]
+def _jaxpr(fn: Callable[..., Any], shapes: Sequence[tuple[int, ...]], one: np.ndarray) -> Any:
+    """Returns the program of a function of parameters and of one input."""
+    leaves = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
     dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
-    return jax.make_jaxpr(function.fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+    return jax.make_jaxpr(fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
 
 
-def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray, seed: int) -> Any:
+def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray) -> Any:
     """Returns the shapes of a program's results at twice the width, or None for a model without a width."""
-    if function.width is None or function.build is None:
+    if function.width is None or function.twice is None:
         return None
-    wide = _jaxpr(function.build(seed=seed, width=2 * function.width), one)
+    opened = function.twice()
+    wide = _jaxpr(opened.fn, [np.shape(value) for value in opened.values], one)
     found: dict[int, list[tuple[int, ...]]] = {}
     differing = jaxprs.shapes_beside(closed.jaxpr, wide.jaxpr, found)
     if differing is not None:
@@ -119,14 +122,14 @@ def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.nda
     return found
 
 
-def _read(function: ModelFunction, one: np.ndarray, seed: int) -> tuple[Reader, Any, str]:
+def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any, str]:
     """Returns the reader, the output, and a digest of a model's program at one input."""
-    closed = _jaxpr(function, one)
+    closed = _jaxpr(function.fn, [leaf.shape for leaf in function.leaves], one)
     if len(closed.out_avals) != 1:
         raise ModelError(
             f"Expected `model` to return one array, got {len(closed.out_avals)}; wrap it in a function that returns one"
         )
-    reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one, seed))
+    reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one))
     (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
     text = f"{closed.jaxpr} {[_bytes(c) for c in closed.consts]} {function.leaves}"
     return reader, output, hashlib.sha256(text.encode()).hexdigest()
@@ -153,10 +156,22 @@ def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:
         positions = int(np.prod(output.finite))
         if positions > 1:
             raise ModelError(
-                f"Expected one output per input and unit, got outputs {tuple(rest)[1:]} at {positions} positions, such as "
-                "pixels or tokens; average them, select one, or pass `batch_axis=None` for the kernel between positions"
+                f"Expected one output per input and unit, got outputs {tuple(rest)[1:]} at {positions} positions, such "
+                "as pixels or tokens; average them, select one, or pass `batch_axis=None` for the kernel between them"
             )
     return output
+
+
+def _check_averages(reader: Reader, program: Program) -> None:
+    """Refuses means over units that no matrix product sums over, which may be a few output units."""
+    products = [node for node in program.nodes if isinstance(node, Product)]
+    summed = {head for node in products for o in operands(node) for head in heads(o)}
+    for place, averaged in reader.averaged:
+        if averaged & set(products) and not averaged & summed:
+            raise ModelError(
+                f"{place}: Expected means over infinite axes, got one over units that no matrix product sums over, such "
+                "as output units; pass a factory of the model with `width`, which tells the axes that grow"
+            )
 
 
 def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
@@ -167,9 +182,10 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
         several = np.concatenate([several, (random * (several.std() or 1.0)).astype(x.dtype)])
     if len(several) < 2:
         return
+    compiled = jax.jit(function.fn)
     blocks = [several, *(several[i : i + 1] for i in range(len(several)))]
     try:
-        together, *ones = (np.asarray(function.fn(function.values, jnp.asarray(block))) for block in blocks)
+        together, *ones = (np.asarray(compiled(function.values, jnp.asarray(block))) for block in blocks)
     except (TypeError, ValueError) as error:  # the model is the caller's code
         text = shorten(" ".join(str(error).split()), 200)
         raise ModelError(
@@ -186,6 +202,6 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
     if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):
         raise ModelError(
             f"Expected {function.name} to treat inputs one by one, got outputs that depend on the other inputs of a "
-            "batch, such as by batch statistics; use running statistics or layer norm, or pass `batch_axis=None` if the "
-            "whole array is one input"
+            "batch, such as by batch statistics; use running statistics or layer norm, or pass `batch_axis=None` if "
+            "the whole array is one input"
         )

@@ -7,6 +7,7 @@ Whatever their source, all distributions are checked against the numbers.
 
 import dataclasses
 import fnmatch
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ class ModelFunction:
       width: Width that the factory was called with, if it has one.
       draw: Function of a seed that returns `fn` and `values` of another draw, without reading distributions again;
         None where `build` is.
+      twice: Function that draws the model at twice that width; None for a model without a width.
     """
 
     fn: Callable[[Sequence[Any], Any], Any]
@@ -79,6 +81,7 @@ class ModelFunction:
     build: Callable[..., "ModelFunction"] | None = None
     width: int | None = None
     draw: Callable[[int], tuple[Callable[[Sequence[Any], Any], Any], list[Any]]] | None = None
+    twice: Callable[[], Opened] | None = None
 
 
 def read_model(
@@ -177,8 +180,11 @@ def read_model(
         other = source.open(seed)
         return other.fn, other.values
 
-    again = (build, source.width, draw) if source.draws else (None, source.width, None)
-    return ModelFunction(opened.fn, leaves, values, opened.name, *again)
+    twice = None
+    if source.trace is not None and source.width is not None:
+        twice = functools.partial(source.trace, jax.random.key(seed), 2 * source.width)
+    again: Any = {"build": build, "draw": draw} if source.draws else {}
+    return ModelFunction(opened.fn, leaves, values, opened.name, width=source.width, twice=twice, **again)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

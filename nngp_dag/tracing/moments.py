@@ -13,7 +13,8 @@ entries of variance s^2, n channels, and seeds a (1 for the model's own paramete
 Source: Yang 2020, "Tensor Programs II" (the limit of any program, and the conditions); Price 1958.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -138,6 +139,7 @@ class Moments:
         *,
         with_tangents: bool,
         functions: dict[int, Function],
+        gains: Mapping[int, Sequence[tuple[Hashable, float, Node]]] = MappingProxyType({}),
     ) -> None:
         """Takes the two inputs.
 
@@ -146,8 +148,10 @@ class Moments:
           seeds: The seed of the tangent at a weight, in units of the model's own parameterization.
           with_tangents: Whether to compute T.
           functions: The functions of nodes that are functions of Gaussian ones, by the numbers of the nodes.
+          gains: For the number of each operand, the keys of trained gains, their seeds, and the derivatives in them.
         """
         self.sides = sides
+        self.gains = gains
         self.seeds = seeds
         self.with_tangents = with_tangents
         self.functions = functions
@@ -164,6 +168,17 @@ class Moments:
     def variance(self, node: Node, side: int) -> jax.Array:
         """Returns the variances of a Gaussian node at the input of a side."""
         return self.sides[side].variance(node)
+
+    def with_gains(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
+        """Returns M and T of two operands of products, with the shares of trained gains."""
+        m, t = self.pair(u, v, side_u, side_v)
+        if self.with_tangents and side_u != side_v:
+            others = {key: e for key, _, e in self.gains.get(v.id, ())}
+            for key, seed, d in self.gains.get(u.id, ()):
+                if key in others:
+                    share, _ = self.pair(d, others[key], side_u, side_v)
+                    m, t = _added((m, t), (None, None if share is None else seed * share))
+        return m, t
 
     def pair(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
         """Returns M(u, v) and T(u, v), (*shape of u, *shape of v), for u and v at the inputs of two sides."""
@@ -234,7 +249,7 @@ class Moments:
         if isinstance(a, Number) and isinstance(b, Number):
             m, t = _gram(self.number(a, side_u), self.number(b, side_v), u.features), None
         else:
-            m, t = self.pair(a, b, side_u, side_v)  # type: ignore[arg-type]
+            m, t = self.with_gains(a, b, side_u, side_v)  # type: ignore[arg-type]
         own = _same_entries(u.shape, v.shape, u.own)
         found_m = None if m is None else n * own * _contracted(u, v, m)
         found_t = None if t is None else n * variance * own * _contracted(u, v, t)

@@ -18,7 +18,7 @@ from nngp_dag.tracing import jaxprs
 from nngp_dag.tracing.arrays import Array, Num, Par, Rand
 from nngp_dag.tracing.models import Leaf
 from nngp_dag.tracing.parameters import Weights, entries_of
-from nngp_dag.tracing.values import Number, Values
+from nngp_dag.tracing.values import Number, Product, Values
 
 Rule = Callable[["Reader", Any, list[Any]], Any]
 
@@ -48,6 +48,8 @@ class Reader:
       label: The name of the library's function that is being read, such as "relu", or "".
       infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
       wider: The shapes of the results of every equation at twice the width, by the equation's `id`; None if unknown.
+      averaged: The places of means over channels, with the products whose units they average, unless it is known that
+        the units grow with the width.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
     """
 
@@ -58,6 +60,7 @@ class Reader:
     label: str = ""
     infinite: dict[str, int] = field(default_factory=dict)
     wider: dict[int, list[tuple[int, ...]]] | None = None
+    averaged: list[tuple[str, set[Product]]] = field(default_factory=list)
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -16,18 +16,20 @@ from nngp_dag.errors import InputError, ModelError, NumericalWarning, check_know
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_option
+from nngp_dag.kernels._kernel import kernel as network_kernel
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
 from nngp_dag.tracing.arrays import Rand
 from nngp_dag.tracing.expectations import accuracy, in_series
 from nngp_dag.tracing.functions import Function, recognize
-from nngp_dag.tracing.lowering import NoNetwork, network_of
+from nngp_dag.tracing.gains import Gains, gains_of
+from nngp_dag.tracing.lowering import NoNetworkError, network_of
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments, OneInput, Recorded
 from nngp_dag.tracing.parameters import Weight, check_apart
 from nngp_dag.tracing.summary import summary
-from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, operands
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Values, heads, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,18 @@ class Program:
       nodes: The nodes on which the output depends, operands first.
       numbers: The numbers on which it depends.
       functions: The functions of the nodes that are functions of Gaussian ones, by the numbers of the nodes.
+      gains: The derivatives of operands in trained gains, see `nngp_dag.tracing.gains`, by the numbers of the operands.
+      own_gains: The keys of these gains.
+      no_ntk: The reason for which there is no NTK, or "".
     """
 
     output: Node
     nodes: tuple[Node, ...]
     numbers: tuple[Number, ...]
     functions: dict[int, Function]
+    gains: Gains = field(default_factory=dict)
+    own_gains: frozenset[Any] = frozenset()
+    no_ntk: str = ""
 
     def alone(self, x: jax.Array) -> OneInput:
         """Returns what one input determines, computed in the order of the nodes, so that no recursion goes deep."""
@@ -55,10 +63,16 @@ class Program:
 
     def between(self, sides: tuple[Any, Any], seeds: Any, *, ntk: bool) -> tuple[Any, Any]:
         """Returns the second moments and the NTK of the output for two inputs, given what each determines."""
-        moments = Moments(sides, seeds, with_tangents=ntk, functions=self.functions)
+        moments = Moments(
+            sides,
+            lambda weight: 0.0 if weight.key in self.own_gains else seeds(weight),
+            with_tangents=ntk,
+            functions=self.functions,
+            gains={i: [(weight.key, seeds(weight), d) for weight, d in pairs] for i, pairs in self.gains.items()},
+        )
         for operand in self._steps:
             moments.pair(operand, operand, 0, 1)
-        m, t = moments.pair(self.output, self.output, 0, 1)
+        m, t = moments.with_gains(self.output, self.output, 0, 1)
         zero = jnp.zeros((*self.output.shape, *self.output.shape))
         return zero if m is None else m, (zero if t is None else t) if ntk else None
 
@@ -92,12 +106,23 @@ class Program:
         return found
 
 
-def program_of(output: Rand) -> Program:
-    """Returns the program of a model's output."""
+def program_of(output: Rand, values: Values) -> Program:
+    """Returns the program of a model's output, of one part, made of nodes of `values`."""
     node = output.node
+    nodes, _ = _reached([node])
+    check_apart(n.weight for n in nodes if isinstance(n, (Product, Parameter)))
+    gains, own, reason = gains_of(nodes, node, values)
+    nodes, numbers = _reached([node, *(d for pairs in gains.values() for _, d in pairs)])
+    shared: dict[Any, Function] = {}
+    functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
+    return Program(node, nodes, numbers, functions, gains, own, reason)
+
+
+def _reached(ends: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[Number, ...]]:
+    """Returns the nodes and numbers on which nodes depend, in order."""
     nodes: dict[int, Node] = {}
     numbers: dict[int, Number] = {}
-    waiting: list[Node | Number] = [node]
+    waiting: list[Node | Number] = list(ends)
     while waiting:
         one = waiting.pop()
         if one.id in nodes or one.id in numbers:
@@ -113,12 +138,8 @@ def program_of(output: Rand) -> Program:
             if isinstance(one, Product):
                 waiting += [o for _, o in one.operands]
             waiting += one.numbers if isinstance(one, Linear) else ()
-            waiting += [one.number] if hasattr(one, "number") else []  # type: ignore[attr-defined]
-    ordered = tuple(nodes[i] for i in sorted(nodes))
-    check_apart(n.weight for n in ordered if isinstance(n, (Product, Parameter)))
-    shared: dict[Any, Function] = {}
-    functions = {n.id: _function_of(n, shared) for n in ordered if isinstance(n, Nonlinear)}
-    return Program(node, ordered, tuple(numbers.values()), functions)
+            waiting += [one.number] if isinstance(one, Fixed) else []
+    return tuple(nodes[i] for i in sorted(nodes)), tuple(numbers[i] for i in sorted(numbers))
 
 
 def _function_of(node: Nonlinear, shared: dict[Any, Function]) -> Function:
@@ -156,8 +177,8 @@ class Traced(KernelSource, Described):
       units: The number of output units.
       infinite: The numbers of channels that were taken to be infinite, by place.
       digest: A digest of the program and the distributions.
-      parameterization: "own" for the gradients of the model's own parameters; "ntk" for those in units of their standard
-        deviations.
+      parameterization: "own" for the gradients of the model's own parameters; "ntk" for those in units of their
+        standard deviations.
     """
 
     model: ModelFunction
@@ -241,6 +262,12 @@ class Traced(KernelSource, Described):
         if options:
             return self.with_options(**options).kernel(x1, x2, get=get, dtype=dtype)
         first = self.read_inputs("x1", x1)
+        if self.network is not None:
+            # The back ends of networks are faster, and more accurate for nearly equal inputs.
+            found = network_kernel(
+                self.network, first, x2 if x2 is None else self.read_inputs("x2", x2), get=get, dtype=dtype
+            )
+            return dataclasses.replace(found, network=self)
         second = None if x2 is None else self.read_inputs("x2", x2)
         both = [first] if second is None else [first, second]
         if dtype is not None:
@@ -324,8 +351,8 @@ class Traced(KernelSource, Described):
                 worst, place, name = error, first[0].place, f.name
         if worst > _REFUSED:
             raise ModelError(
-                f"{place}: Expected a function whose Gaussian expectations can be computed, got {name}, with an error of "
-                f"up to {worst:.1g} of its second moment; scale the inputs or weights, or use another function"
+                f"{place}: Expected a function whose Gaussian expectations can be computed, got {name}, with an error "
+                f"of up to {worst:.1g} of its second moment; scale the inputs or weights, or use another function"
             )
         if worst > _STATED:
             warn(
@@ -347,7 +374,7 @@ class Traced(KernelSource, Described):
                 return network_of(
                     self.program.output, self.program.nodes, self.program.functions, self.shape, self.parameterization
                 )
-            except NoNetwork as reason:
+            except NoNetworkError as reason:
                 return str(reason)
 
     @property
@@ -380,11 +407,13 @@ class Traced(KernelSource, Described):
         Raises:
           ModelError: They are; the gradients are then not independent of the weights.
         """
+        if self.program.no_ntk:
+            raise ModelError(self.program.no_ntk)
         outer = self.program.output
-        heads = _heads(outer)
+        last = heads(outer)
         for node in self.program.nodes:
-            if isinstance(node, Product) and node not in heads:
-                same = next((head for head in heads if head.weight.key == node.weight.key), None)
+            if isinstance(node, Product) and node not in last:
+                same = next((head for head in last if head.weight.key == node.weight.key), None)
                 if same is not None:
                     raise ModelError(
                         f"Expected the weights of the output, `{same.weight.name}`, to be used once, got two uses: the "
@@ -458,21 +487,6 @@ class Traced(KernelSource, Described):
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
         entries = _BUDGET / (8 * self.covariances)
         return max(1, min(512, int(math.sqrt(entries))))
-
-
-def _heads(output: Node) -> set[Product]:
-    """Returns the products that the output is a sum or a function of, without a product in between."""
-    found, waiting, seen = set(), [output], set()
-    while waiting:
-        node = waiting.pop()
-        if node.id in seen:
-            continue
-        seen.add(node.id)
-        if isinstance(node, Product):
-            found.add(node)
-        else:
-            waiting += operands(node)
-    return found
 
 
 def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:
