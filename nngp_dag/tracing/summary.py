@@ -24,13 +24,12 @@ def summary(traced: "Traced") -> str:
     inputs = traced.shape[1:] if traced.batch_axis == 0 else traced.shape
     sizes = " x ".join(map(str, inputs)) or "one number"
     lines = [f"{traced.model.name}: inputs of {sizes}, {_count(traced.units, 'output unit')}"]
-    lines += _section("matrix products", [_product(node) for node in products])
+    lines += _section("matrix products", _products(products))
     parameters = [node for node in nodes if isinstance(node, Parameter)]
     lines += _section("added or multiplied parameters", [_parameter(node) for node in parameters])
     lines += _section("functions of Gaussian values", _functions(traced))
-    lines += _section("shared weights", _shared(products))
     others = Counter(_kind(node) for node in nodes if isinstance(node, (Sum, Linear, Times)))
-    lines += _section("other operations", [", ".join(_count(n, kind) for kind, n in sorted(others.items()))])
+    lines += _section("other operations", [", ".join(f"{kind}: {n}" for kind, n in sorted(others.items()))])
     lines += _section("taken to be infinite", [f"{what} {n} channels" for what, n in traced.infinite.items()])
     lines += _section("assumed", _assumptions(traced))
     network = traced.network
@@ -50,9 +49,17 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' if n != 1 else ''}"
 
 
-def _product(node: Product) -> str:
-    shape = " x ".join(map(str, node.weight.entries.shape))
-    return f"{node.weight.name} ({shape}), {node.weight.distribution}{_place(node.weight.place)}"
+def _products(nodes: Sequence[Product]) -> list[str]:
+    """Returns the products by weight; a weight that several products share is stated once."""
+    uses = Counter(node.weight.key for node in nodes)
+    weights = {node.weight.key: node.weight for node in nodes}
+    rows = []
+    for key, count in uses.items():
+        weight = weights[key]
+        shape = " x ".join(map(str, weight.entries.shape))
+        shared = f", shared by {count} products" if count > 1 else ""
+        rows.append(f"{weight.name} ({shape}), {weight.distribution}{shared}{_place(weight.place)}")
+    return rows
 
 
 def _parameter(node: Parameter) -> str:
@@ -70,14 +77,8 @@ def _functions(traced: "Traced") -> list[str]:
     return [f"{name}{f' ({n} times)' if n > 1 else ''}{_place(place)}" for (name, place), n in found.items()]
 
 
-def _shared(products: Sequence[Product]) -> list[str]:
-    uses = Counter(node.weight.key for node in products)
-    names = {node.weight.key: node.weight.name for node in products}
-    return [f"{names[key]} in {n} products" for key, n in uses.items() if n > 1]
-
-
 def _kind(node: Node) -> str:
-    return {Sum: "sum", Linear: "linear map of finite axe", Times: "product of values"}[type(node)]
+    return {Sum: "sum", Linear: "linear map of finite axes", Times: "product of values"}[type(node)]
 
 
 def _assumptions(traced: "Traced") -> list[str]:
