@@ -10,7 +10,8 @@ import numpy as np
 
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing._draws import apply_alike, drawn, gradient_factors
-from nngp_dag.tracing.traced import Traced, _heads
+from nngp_dag.tracing.traced import Traced
+from nngp_dag.tracing.values import heads
 
 
 class _Readout(Traced):
@@ -21,7 +22,7 @@ class _Readout(Traced):
         return (*super()._identity, "readout")
 
     def _seeds(self) -> Any:
-        seed, keys = super()._seeds(), {head.weight.key for head in _heads(self.program.output)}
+        seed, keys = super()._seeds(), {head.weight.key for head in heads(self.program.output)}
         return lambda weight: seed(weight) if weight.key in keys else 0.0
 
 
