@@ -119,6 +119,7 @@ def test_kernel_of_a_model(capsys, folder, name, width):
     assert (folder / "k.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_width_parameterization_and_scaled_inputs_reach_the_model(capsys, folder):
     x = np.load("data.npz")["x"]
     options = ("kernel", "--model", "model.py:Net", "--data", "data.npz", "--overwrite", "--out", "k.npz")
@@ -132,6 +133,7 @@ def test_width_parameterization_and_scaled_inputs_reach_the_model(capsys, folder
     assert not np.allclose(exact, nd.kernel(reference(x), x).ntk, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_functions_with_init_and_pairs(capsys, folder):
     found = {}
     for name in ("apply", "pair"):
@@ -145,6 +147,7 @@ def test_functions_with_init_and_pairs(capsys, folder):
     np.testing.assert_allclose(found["apply"], found["pair"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gram_of_a_model_resumes_and_keeps_images(capsys, folder):
     options = ("gram", "--model", "model.py:images", "--data", "images.npz", "--tile", "3", "--out", "g")
     assert run(capsys, *options)[0] == 0

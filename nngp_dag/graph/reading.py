@@ -38,7 +38,7 @@ def as_dag(value: Any, name: str = "dag", kinds: str = "a `Dag`") -> Dag:
         got, remedy = f"an array of shape {value.shape}", f"the graph comes first, and then the data: ({EXAMPLE!r}, x)"
     elif origins.intersection(_MODELS):
         got = f"a model, {type(value).__name__}"
-        remedy = "models cannot be read yet: describe its graph by `Dag.from_edges` and its layers by `layer`"
+        remedy = "`nngp_dag.trace(model, x)` reads it, for kernels and, where it is a network, for other functions"
     elif "networkx" in origins:
         got, remedy = f"a {type(value).__name__}", "`Dag.from_networkx` reads it"
     elif isinstance(value, (list, tuple)):

@@ -151,7 +151,7 @@ def explain(
     """Says how `kernel` would compute the kernels of a network, and why, without computing them.
 
     Args:
-      network: The network, as in `kernel`.
+      network: The network, as in `kernel`. Of a traced model it is said how the network that it equals is computed.
       x1: The inputs, as in `kernel`, or shapes and dtypes in place of arrays.
       x2: The second inputs, given like `x1`, or None for the same inputs.
       dtype: The precision of the computation, as in `kernel`.
@@ -163,6 +163,7 @@ def explain(
     Raises:
       GraphError: `kernel` would refuse the network.
       InputError: `kernel` would refuse an argument, or a shape has over 100 million features.
+      ModelError: A traced model equals no network; its moments are then computed in blocks of inputs.
 
     Examples:
       >>> import jax, numpy as np, nngp_dag as nd

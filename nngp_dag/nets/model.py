@@ -40,7 +40,8 @@ class DagNet(nnx.Module):
     size `image_shape`. The size is fixed because a flattening readout has weights for every pixel of the last node.
 
     Args:
-      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
+      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads; or
+        a traced model that is one, of which this is then another model of the same kernel.
       in_features: Number of features, or of an image's channels. A graph with several inputs takes a tuple of such
         numbers, or one for all.
       out_features: Number of outputs of every readout.

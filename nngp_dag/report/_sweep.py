@@ -62,7 +62,7 @@ def sweep(
 
     Args:
       networks: Networks, or their graphs in a form that `nngp_dag.kernel` takes, in a list or by name. A network that
-        is not valid, or has no kernel, has a row with the reason.
+        is not valid, or has no kernel, has a row with the reason, and so has a traced model that is no network.
       x: Inputs, (N, ...).
       bounds: Whether to add columns `lower` and `upper` from `lambda_min_bracket`. They are NaN unless a network is
         fully connected with ReLU, without biases, in the NTK parameterization. This about doubles the time.

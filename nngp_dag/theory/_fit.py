@@ -128,7 +128,7 @@ def fit(
     to the bounds. An optimizer of optax takes plain steps, and numbers that leave their bounds are moved back.
 
     Args:
-      network: The network, as in `nngp_dag.kernel`, with one output.
+      network: The network, as in `nngp_dag.kernel`, with one output; a traced model must be a network.
       x: Inputs, (N, ...).
       y: Targets, (N,) or (N, C); floats, or one-hot vectors for classes.
       noise: Variance of the noise on the targets at the start, or one fixed variance per input, (N,).

@@ -57,8 +57,9 @@ def empirical(
     `trace_axes=(-1,)`. The mean over draws of the parameters then tends to `nngp_dag.kernel` of the traced model as the
     width grows. The NNGP is that of the outputs; that of hidden values follows from a model that returns them.
 
-    Derivatives are taken in blocks of inputs, one backward pass for each output unit, by one compiled program. The time
-    grows as N1 N2 C times the number of parameters. Temporary arrays stay within the budget; results are extra.
+    Derivatives are taken in blocks of inputs, one backward pass for each output unit, by one compiled program. Products
+    of derivatives take a time of N1 N2 C times the number of parameters. Temporary arrays stay within the budget;
+    results are extra. A smaller budget takes more time, since derivatives of blocks are not kept.
 
     Args:
       model: An `nnx.Module`, a linen module, an equinox module (of one example), a function `f(params, x)`, a factory
@@ -238,8 +239,8 @@ class _Blocks:
             return np.asarray(self._contracted([one], [one if x2 is None else self._outputs(values, x2)]))
         if self.batch_axis is None:
             # One input holds all positions.
-            one = self._derivatives(values, x1)
-            return np.asarray(self._contracted(one, one if x2 is None else self._derivatives(values, x2)))
+            one = self._derivatives(values, x1, None)
+            return np.asarray(self._contracted(one, one if x2 is None else self._derivatives(values, x2, None)))
         return self._in_blocks(values, x1, x2)
 
     def _cast(self, x: Any) -> Any:
@@ -247,23 +248,36 @@ class _Blocks:
 
     def _in_blocks(self, values: Sequence[Any], x1: Any, x2: Any) -> np.ndarray:
         units = jax.eval_shape(self._rows, values, x1[:1]).shape[1]
-        per_row = units * sum(v.size for v in values) * self.precision.itemsize
+        most = min(_MOST_ROWS, max(len(x1), len(x2) if x2 is not None else 0))
         # Two blocks of derivatives, and once more their temporaries.
-        fitting = self.budget // (4 * per_row)
-        if fitting < 1:
+        per_unit = 4 * sum(v.size for v in values) * self.precision.itemsize
+        # Derivatives of a block are computed anew for each block of the other side. Large blocks of one unit at a time
+        # so take less time than small blocks of all units.
+        chunk = units if self.outputs == "pairs" or self.budget // (per_unit * units) >= most else 1
+        rows = min(most, self.budget // (per_unit * chunk))
+        if rows < 1:
             raise InputError(
-                f"Expected `memory_budget` to hold the derivatives of {units} outputs for one input, {4 * per_row:,} "
-                f"bytes, got {self.budget:,}; raise it, or return fewer outputs"
+                f"Expected `memory_budget` to hold the derivatives of {chunk} output{'s' * (chunk > 1)} for one input, "
+                f"{per_unit * chunk:,} bytes, got {self.budget:,}; raise it"
             )
+        parts = [self._of_units(values, x1, x2, rows, np.arange(u, u + chunk)) for u in range(0, units, chunk)]
+        if len(parts) == 1:
+            return parts[0]
+        if self.outputs == "each":
+            return np.concatenate(parts, axis=2)
+        total = np.sum(parts, axis=0)
+        return total / len(parts) if self.outputs == "mean" else total
+
+    def _of_units(self, values: Sequence[Any], x1: Any, x2: Any, rows: int, which: np.ndarray) -> np.ndarray:
+        """Returns the kernel of some output units, in blocks of inputs."""
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
-        rows = min(fitting, _MOST_ROWS, max(len(x1), len(x2)))
-        shape = (len(x1), len(x2), *(units,) * len(_UNITS[self.outputs][2]))
-        result = np.empty(shape, self.precision)
+        result = np.empty((len(x1), len(x2), *(len(which),) * len(_UNITS[self.outputs][2])), self.precision)
         for i in range(0, len(x1), rows):
-            left = self._derivatives(values, _padded(x1[i : i + rows], rows))
+            left = self._derivatives(values, _padded(x1[i : i + rows], rows), which)
             for j in range(i if symmetric else 0, len(x2), rows):
-                right = left if symmetric and i == j else self._derivatives(values, _padded(x2[j : j + rows], rows))
+                same = symmetric and i == j
+                right = left if same else self._derivatives(values, _padded(x2[j : j + rows], rows), which)
                 a, b = min(rows, len(x1) - i), min(rows, len(x2) - j)
                 block = np.asarray(self._contracted(left, right))[:a, :b]
                 result[i : i + rows, j : j + rows] = block
@@ -273,15 +287,16 @@ class _Blocks:
                     result[j : j + rows, i : i + rows] = block.transpose(turned)
         return result
 
-    def _derivatives_of_rows(self, values: Sequence[Any], x: Any) -> list[Any]:
-        """Returns the derivatives in each parameter, (inputs or positions, C, size)."""
+    def _derivatives_of_rows(self, values: Sequence[Any], x: Any, which: Any) -> list[Any]:
+        """Returns the derivatives of some units, or all, in each parameter, (inputs or positions, units, size)."""
 
         def of_one(one: Any) -> list[Any]:
             fn = lambda values: self._rows(values, one if self.batch_axis is None else one[None])  # noqa: E731
             out, pullback = jax.vjp(fn, values)
-            units = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
-            (found,) = jax.lax.map(pullback, units)
-            lead = out.shape if self.batch_axis is None else out.shape[1:]
+            units = jnp.eye(out.size, dtype=out.dtype)
+            units = units if which is None else units[which]
+            (found,) = jax.lax.map(pullback, units.reshape(-1, *out.shape))
+            lead = out.shape if self.batch_axis is None else (len(units),)
             return [d.reshape(*lead, -1) for d in found]
 
         found = of_one(x) if self.batch_axis is None else jax.vmap(of_one)(x)

@@ -64,7 +64,8 @@ def train(
 
     Args:
       networks: One network, several, or several by name. Each is a `Network`, or its graph as a `Dag`, or as a code,
-        name or cell that `Dag.parse` reads. Networks without names are named by their texts.
+        name or cell that `Dag.parse` reads. Networks without names are named by their texts. A traced model that is a
+        network stands for that network, a `DagNet` of the same kernel and not the model's own code.
       data: The data, such as `nngp_dag.data.load_splits("mnist")`.
       recipe: The recipe of training; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.

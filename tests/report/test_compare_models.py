@@ -103,6 +103,7 @@ def test_wide_models_train_as_expected(parameterization):
     assert result.mean[-1] + 4 * error[-1] < 0.7 * result.mean[0]
 
 
+@pytest.mark.slow
 def test_the_part_of_the_readout_is_what_its_weights_contribute():
     for parameterization in ("own", "ntk"):
         model = traced(width=48).with_options(parameterization=parameterization)
@@ -188,6 +189,7 @@ def test_results_are_written_and_resumed(tmp_path):
         compare(other, X, Y, seeds=2, steps=3, out=tmp_path / "two", resume=True)
 
 
+@pytest.mark.slow
 def test_images_of_a_model_are_flat_for_a_network():
     images = np.random.default_rng(2).normal(size=(4, 3, 3, 2))
 
@@ -207,6 +209,7 @@ def test_images_of_a_model_are_flat_for_a_network():
         compare(nd.trace(Conv, images), images.reshape(4, -1), Y[:4])
 
 
+@pytest.mark.slow
 def test_a_model_that_was_given_with_its_numbers_is_drawn_again():
     (factory,) = compare(traced(), X, Y, seeds=3, steps=2)
     (instance,) = compare(nd.trace(Tied(48, rngs=nnx.Rngs(0)), X, distributions=GIVEN), X, Y, seeds=3, steps=2)
