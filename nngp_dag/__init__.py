@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         spectra,
         spectrum,
     )
+    # Models of JAX and flax
+    from nngp_dag.tracing import trace
     from nngp_dag.training import Recipe, evaluate, train
 
 __all__ = [
@@ -102,6 +104,7 @@ __all__ = [
     "spectra",
     "spectrum",
     "sweep",
+    "trace",
     "train",
     "zoo",
 ]
@@ -122,6 +125,7 @@ _MODULES = frozenset(
         "report",
         "stax",
         "theory",
+        "tracing",
         "training",
     )
 )
@@ -131,6 +135,7 @@ _HOME = {
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
+    "trace": "tracing",
 }
 
 

@@ -21,6 +21,7 @@ from nngp_dag.kernels._kernel import kernel
 from nngp_dag.kernels.gram_files import GramFiles, Tile, describe, load_finished, unfinished
 from nngp_dag.kernels.inputs import compute_dtype, real_array, warn_of_likely_mistakes
 from nngp_dag.kernels.result import Kernel
+from nngp_dag.kernels.source import KernelSource
 
 # Measured: the interpreter with JAX takes 160 MB, the compiler up to 240 MB for both programs, and temporaries of
 # `kernel` tens of MB. The rest is a margin.
@@ -80,7 +81,7 @@ class _Memory:
 
 
 def gram(
-    network: Network | Dag | str,
+    network: Network | Dag | str | KernelSource,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
@@ -152,8 +153,11 @@ def gram(
     Reference: See `nngp_dag.kernel`.
     """
     overwrite, progress = check_flag("overwrite", overwrite), check_flag("progress", progress)
-    network = as_network(network, "network", gram, **architecture)
-    if len(network.dag.outputs) > 1:
+    if isinstance(network, KernelSource):
+        network = network.with_options(**architecture)
+    else:
+        network = as_network(network, "network", gram, **architecture)
+    if isinstance(network, Network) and len(network.dag.outputs) > 1:
         raise InputError(
             f"Expected a graph with one output, got {len(network.dag.outputs)}; call `gram` for each of them"
         )
@@ -164,7 +168,10 @@ def gram(
     arrays1 = _arrays("x1", x1, network)
     arrays2 = None if x2 is None else _arrays("x2", x2, network)
     precision = compute_dtype(*arrays1, *(arrays2 or ()), dtype=dtype)
-    per_column = _numbers_per_column(network, arrays1[0].shape[1:-1])
+    if isinstance(network, Network):
+        per_column = _numbers_per_column(network, arrays1[0].shape[1:-1])
+    else:
+        per_column = network.covariances
     plan = _plan(arrays1, arrays2, precision, tile, budget, in_memory=path is None, per_column=per_column)
     if path is None:
         with within_memory(f"two matrices of {plan.shape[0]:,} x {plan.shape[1]:,} entries", "pass `out`"):
@@ -187,7 +194,7 @@ def gram(
 def _fill(
     results: _Memory | GramFiles,
     plan: _Plan,
-    network: Network,
+    network: Network | KernelSource,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
     dtype: str | None,
@@ -210,7 +217,7 @@ def _fill(
 
 
 def _compute(
-    network: Network,
+    network: Network | KernelSource,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
     i: int,
@@ -251,8 +258,10 @@ def _as_given(arrays: list[np.ndarray]) -> Any:
     return arrays if len(arrays) > 1 else arrays[0]
 
 
-def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network) -> list[np.ndarray]:
+def _arrays(name: str, x: ArrayLike | Sequence[ArrayLike], network: Network | KernelSource) -> list[np.ndarray]:
     """Returns one array per input node after checks of all rows; `kernel` would name a row of a tile only."""
+    if isinstance(network, KernelSource):
+        return [network.read_inputs(name, x)]
     several = isinstance(x, (list, tuple)) and network.dag.num_inputs > 1
     arrays = [np.asarray(real_array(name, array)) for array in (x if several else [x])]  # type: ignore[union-attr]
     for array in arrays:

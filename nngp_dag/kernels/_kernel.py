@@ -20,6 +20,7 @@ from nngp_dag.kernels.choose import Plan, Problem, choose
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.kernels.parametric import is_traced, parametric
 from nngp_dag.kernels.result import finished
+from nngp_dag.kernels.source import KernelSource
 from nngp_dag.kernels.weights import check_least, check_range, weights_of, weights_of_series
 
 GETS = ("nngp", "ntk")
@@ -29,7 +30,7 @@ _MOST_FEATURES = 10**8
 
 
 def kernel(
-    network: Network | Dag | str,
+    network: Network | Dag | str | KernelSource,
     x1: ArrayLike | Sequence[ArrayLike],
     x2: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
@@ -79,7 +80,8 @@ def kernel(
     float64 results are NumPy arrays, because JAX would round them in the next operation.
 
     Args:
-      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads.
+      network: The network: a `Network`, or its graph as a `Dag`, or as a code, name or cell that `Dag.parse` reads; or
+        a model that `nngp_dag.trace` has read.
       x1: Inputs, (N1, ...). For a graph with several inputs, a list of such arrays, or one array that all of them read.
       x2: Inputs, (N2, ...), with as many features as `x1`, or None for `x1`.
       get: "nngp" or "ntk" for that matrix alone; by default both.
@@ -115,6 +117,10 @@ def kernel(
     (NTK); Novak et al., ICLR 2019 (convolutions and pooling); Cho and Saul, NeurIPS 2009 (dual activation of ReLU).
     """
     wanted = _wanted(get)
+    if isinstance(network, KernelSource):
+        if parameters is not None:
+            raise InputError("Expected no `parameters` for a traced model, got some; trace it with other distributions")
+        return network.with_options(**architecture).kernel(x1, x2, get=wanted, dtype=dtype)
     network, numbers = _with_numbers(network, parameters, architecture)
     inputs1, inputs2, problem = _checked(network, x1, x2, "ntk" in wanted, dtype, numbers=numbers)
     precision = problem.dtype

@@ -24,6 +24,7 @@ import numpy as np
 from nngp_dag.architecture import Network
 from nngp_dag.errors import CheckpointError, OutputError
 from nngp_dag.interrupt import UNFINISHED
+from nngp_dag.kernels.source import KernelSource
 from nngp_dag.storage import (
     LOCK,
     as_output_error,
@@ -50,7 +51,7 @@ Tile = Sequence[tuple[int, int, int, int]]
 
 
 def describe(
-    network: Network,
+    network: Network | KernelSource,
     arrays1: list[np.ndarray],
     arrays2: list[np.ndarray] | None,
     shape: tuple[int, int],
@@ -60,7 +61,7 @@ def describe(
     """Returns everything that the bits of the results depend on, in a form that JSON can hold.
 
     Args:
-      network: The network; options with equal `repr` count as equal.
+      network: The network, whose options with equal `repr` count as equal; or a traced model.
       arrays1: The inputs, one array per input node.
       arrays2: The second inputs, or None if they are the first ones.
       shape: Shape of the results.
@@ -68,9 +69,7 @@ def describe(
       dtype: Dtype of the results.
     """
     return {
-        "dag": str(network.dag),
-        "graph": {field.name: repr(getattr(network.dag, field.name)) for field in dataclasses.fields(network.dag)},
-        "options": {name: repr(value) for name, value in network.kernel_options.items()},
+        **(network.description() if isinstance(network, KernelSource) else _describe_network(network)),
         "x1": [_describe_array(array) for array in arrays1],
         "x2": None if arrays2 is None else [_describe_array(array) for array in arrays2],
         "shape": list(shape),
@@ -79,6 +78,14 @@ def describe(
         "device": str(jax.devices()[0].device_kind),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("nngp-dag", "jax", "jaxlib")},
+    }
+
+
+def _describe_network(network: Network) -> dict[str, Any]:
+    return {
+        "dag": str(network.dag),
+        "graph": {field.name: repr(getattr(network.dag, field.name)) for field in dataclasses.fields(network.dag)},
+        "options": {name: repr(value) for name, value in network.kernel_options.items()},
     }
 
 

@@ -29,6 +29,10 @@ _SHARE = 0.25
 Matrix = Float[Array | np.ndarray, "n1 n2"] | Any
 
 
+class OfKernel:
+    """A model other than a `Network` to which kernels may belong; equal models have equal kernels."""
+
+
 # Transformations drop `network` and `output`. Otherwise functions of kernels would compile anew for every network, and
 # `jax.tree.map` would refuse kernels of two networks.
 @partial(
@@ -42,13 +46,13 @@ class Kernel(Described):
       nngp: The NNGP kernel E[f_k(x_i) f_k(x_j)], the mean over initializations for one output unit k, (N1, N2). None if
         it was not requested.
       ntk: The neural tangent kernel, (N1, N2); None if it was not requested.
-      network: The network, which `nngp_dag.kernel` and `nngp_dag.gram` record. Functions of several kernels refuse
+      network: The network or traced model, which `nngp_dag.kernel` and `nngp_dag.gram` record. Functions of several kernels refuse
         kernels of different networks. None for kernels that a user builds, and for results of transformations such as
         `jax.jit` and `jax.tree.map`, which are not compared.
       output: The number of the network's output that the kernels belong to, counted from 0.
 
     Raises:
-      InputError: `network` is neither a `Network` nor None.
+      InputError: `network` is neither a `Network`, nor a traced model, nor None.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -63,13 +67,15 @@ class Kernel(Described):
 
     nngp: Matrix
     ntk: Matrix
-    network: Network | None = field(default=None, compare=False, repr=False, kw_only=True)
+    network: Network | OfKernel | None = field(default=None, compare=False, repr=False, kw_only=True)
     output: int = field(default=0, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Checks the type of `network`."""
-        if not isinstance(self.network, (Network, NoneType)):
-            raise InputError(f"Expected `network` to be a `Network` or None, got {shown(self.network)}")
+        if not isinstance(self.network, (Network, OfKernel, NoneType)):
+            raise InputError(
+                f"Expected `network` to be a `Network`, a traced model or None, got {shown(self.network)}"
+            )
 
     def _facts(self) -> dict[str, str]:
         facts = {name: forms.array(getattr(self, name)) for name in ("nngp", "ntk")}
@@ -81,6 +87,8 @@ class Kernel(Described):
         one, two = self.network, other.network
         if one is None or two is None:
             return ""
+        if not (isinstance(one, Network) and isinstance(two, Network)):
+            return "" if one == two else f"{shorten(repr(one), 160)} and {shorten(repr(two), 160)}"
         # Edges that are not live do not affect kernels, so they may differ.
         first, second = (
             {"dag": dataclasses.replace(k.dag, edges=k.dag.live_edges), **k.kernel_options} for k in (one, two)

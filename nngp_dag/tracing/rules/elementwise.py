@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Array, Num, Par, Rand, finite_of
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
-from nngp_dag.trace.values import Fixed, Node, Nonlinear, Number, Parameter, Sum
+from nngp_dag.tracing.arrays import Array, Num, Par, Rand, finite_of
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
+from nngp_dag.tracing.rules.shapes import broadcast_to
+from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Sum
 
 _UNARY = (
     "abs acos acosh asin asinh atan atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor "
@@ -38,6 +39,11 @@ class Base(NamedTuple):
 def elementwise(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Applies an elementwise operation."""
     name = equation.primitive.name
+    shape = tuple(equation.outvars[0].aval.shape)
+    # Axes of size 1 are repeated without an equation of their own.
+    arguments = [
+        broadcast_to(reader, a, shape, range(len(shape))) if a.shape and a.shape != shape else a for a in arguments
+    ]
     if any(isinstance(a, Rand) for a in arguments):
         return _of_random(reader, equation, arguments)
     if any(isinstance(a, Par) for a in arguments):
@@ -124,6 +130,12 @@ def _of_parameters(reader: Reader, name: str, arguments: list[Any]) -> Array:
     c = others[0].scalar if others else None
     if c is not None and (name == "mul" or (name == "div" and arguments[0] is par)):
         return dataclasses.replace(par, scale=par.scale * (c if name == "mul" else 1 / c))
+    if others and par.factor is None and (name == "mul" or (name == "div" and arguments[0] is par)):
+        (num,) = others
+        reader.settle(num)
+        if name == "div":
+            num = dataclasses.replace(num, number=reader.values.computed("reciprocal", lambda a: 1 / a, num.number))
+        return dataclasses.replace(par, factor=num)
     leaf = reader.leaves[par.leaf].name
     if name == "stop_gradient":
         reader.refuse("parameters that are trained", f"`stop_gradient` of `{leaf}`", "leave it out")
@@ -142,7 +154,7 @@ def _of_random(reader: Reader, equation: Any, arguments: list[Any]) -> Rand:
     rands = iter(aligned(reader, [a for a in arguments if isinstance(a, Rand)]))
     placed: list[Any] = [next(rands) if isinstance(a, Rand) else a for a in arguments]
     one = next(a for a in placed if isinstance(a, Rand))
-    placed = [parameter_on(reader, a, one) if isinstance(a, Par) else a for a in placed]
+    placed = [_parameter(reader, a, one) if isinstance(a, Par) else a for a in placed]
     if name in ("neg", "convert_element_type", "real"):
         if name == "convert_element_type" and not np.issubdtype(equation.params["new_dtype"], np.floating):
             to = np.dtype(equation.params["new_dtype"]).name
@@ -164,6 +176,12 @@ def _of_random(reader: Reader, equation: Any, arguments: list[Any]) -> Rand:
     if name in ("integer_pow", "square") and equation.params.get("y", 2) == 2:
         return apply_to_parts(one, lambda node: _square(reader, equation, node))
     return _function(reader, equation, placed, one)
+
+
+def _parameter(reader: Reader, par: Par, one: Rand) -> Rand:
+    """Returns a parameter, times the number that it was multiplied by, on the axes of a random array."""
+    rand = parameter_on(reader, par, one)
+    return rand if par.factor is None else scaled(reader, rand, number_on(reader, par.factor, one.dims))
 
 
 def _is_truth(variable: Any) -> bool:
@@ -322,18 +340,22 @@ def _bases(reader: Reader, node: Node) -> list[Base]:
         if node.offset is not None:
             found = [_constant(node.offset)]
     else:
-        if node.gaussian and node.offset is not None and not _is_constant(node):
+        if node.gaussian and node.offset is not None and node.random:
             found.append(Base(node, lambda t: t, "x"))
         if isinstance(node, Nonlinear):
-            found.append(Base(node.node, node.function, node.key))
+            for base in _bases(reader, node.node):
+                found.append(_after(node, base))
         if isinstance(node, Sum):
             found += _bases_of_sum(reader, node)
     memo[node.id] = found
     return found
 
 
-def _is_constant(node: Node) -> bool:
-    return isinstance(node, Parameter) and node.weight.distribution.std == 0
+def _after(node: Nonlinear, base: Base) -> Base:
+    """Returns a function of a Gaussian node as a function of the one that this node is a function of."""
+    if base.node is node.node and base.key == "x":
+        return Base(node.node, node.function, node.key)
+    return Base(base.node, lambda t: node.function(base.function(t)), ("after", node.key, base.key))
 
 
 def _bases_of_sum(reader: Reader, node: Sum) -> list[Base]:

@@ -2,7 +2,7 @@
 
 A node stands for an array whose entries along the infinite axis are independent and identically distributed. The other
 axes are finite (pixels, tokens), and their sizes are the node's shape. A node's second moments with another node are
-computed by `nngp_dag.trace.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself, and
+computed by `nngp_dag.tracing.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself, and
 means over an infinite axis.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_dag.trace.parameters import Weight
+from nngp_dag.tracing.parameters import Weight
 
 Shape = tuple[int, ...]
 
@@ -48,6 +48,7 @@ class Node:
       sources: The weights on which the node depends other than through a matrix product, as a bit mask. Nodes with
         disjoint sources are independent.
       gaussian: Whether the node is Gaussian, jointly with all other Gaussian nodes.
+      random: Whether the node is random; numbers and parameters that start from a constant are not.
       offset: The mean if it is one known number at all positions and inputs, else None.
     """
 
@@ -55,6 +56,7 @@ class Node:
     shape: Shape
     sources: int
     gaussian: bool
+    random: bool
     offset: float | None
 
 
@@ -227,6 +229,7 @@ class Values:
                 shape=shape,
                 sources=self.bit(weight),
                 gaussian=True,
+                random=True,
                 offset=0.0,
                 weight=weight,
                 operands=operands,
@@ -246,6 +249,7 @@ class Values:
                 shape=shape,
                 sources=self.bit(weight),
                 gaussian=constant or weight.distribution.kind == "normal",
+                random=not constant,
                 offset=weight.distribution.mean,
                 weight=weight,
             ),
@@ -270,6 +274,7 @@ class Values:
                 shape=nodes[0].shape,
                 sources=_union(nodes),
                 gaussian=all(node.gaussian for node in nodes),
+                random=any(node.random for node in nodes),
                 offset=offset,
                 terms=terms,
             ),
@@ -302,6 +307,7 @@ class Values:
                 shape=shape,
                 sources=node.sources,
                 gaussian=node.gaussian,
+                random=node.random,
                 offset=offset,
                 node=node,
                 numbers=tuple(numbers),
@@ -318,6 +324,7 @@ class Values:
                 shape=node.shape,
                 sources=node.sources,
                 gaussian=False,
+                random=True,
                 offset=None,
                 node=node,
                 function=function,
@@ -329,8 +336,6 @@ class Values:
     def times(self, left: Node, right: Node, place: str) -> Node:
         """Returns the elementwise product of two nodes."""
         left, right = sorted((left, right), key=lambda node: node.id)
-        constant = isinstance(left, Parameter) and left.weight.distribution.std == 0
-        constant = constant or (isinstance(right, Parameter) and right.weight.distribution.std == 0)
         offset = None
         if not left.sources & right.sources and left.offset is not None and right.offset is not None:
             offset = left.offset * right.offset
@@ -342,7 +347,8 @@ class Values:
                 id=i,
                 shape=left.shape,
                 sources=left.sources | right.sources,
-                gaussian=constant and left.gaussian and right.gaussian,
+                gaussian=left.gaussian and right.gaussian and not (left.random and right.random),
+                random=left.random or right.random,
                 offset=offset,
                 left=left,
                 right=right,
@@ -356,7 +362,7 @@ class Values:
         offset = float(known.flat[0]) if known is not None and known.size and (known == known.flat[0]).all() else None
         return self._new(
             ("fixed", number.id, shape),
-            lambda i: Fixed(id=i, shape=shape, sources=0, gaussian=True, offset=offset, number=number),
+            lambda i: Fixed(id=i, shape=shape, sources=0, gaussian=True, random=False, offset=offset, number=number),
         )
 
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.trace.expectations import mean, mean_slope, second_moment, slope
-from nngp_dag.trace.functions import Function
-from nngp_dag.trace.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
+from nngp_dag.tracing.expectations import mean, mean_slope, second_moment, slope
+from nngp_dag.tracing.functions import Function
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
 # M and T; None stands for 0.
 Pair = tuple[jax.Array | None, jax.Array | None]

@@ -1,5 +1,6 @@
 """Rules of operations that move entries: reshapes, transposes, slices, pads and concatenations."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Atom, Channels, Dims, Num, Par, Rand, axes_of, is_finite, merged, size_of
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.alignment import aligned, columns, cut, fixed_on, reshaped, transposed, with_dims
-from nngp_dag.trace.values import Shape
+from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Num, Par, Rand, axes_of, is_finite, merged, size_of
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import aligned, columns, cut, fixed_on, reshaped, transposed, with_dims
+from nngp_dag.tracing.values import Shape
 
 # A function of a stored array, the new shape, and the axes along which the result is constant.
 Move = tuple[Callable[[Any], Any], Shape, tuple[bool, ...]]
@@ -21,23 +22,34 @@ def _moved(reader: Reader, array: Num | Par, key: Any, move: Move) -> Num | Par:
     """Applies a move to the stored entries of a number or a parameter."""
     function, shape, constant = move
     if isinstance(array, Par):
+        check_plain(reader, array)
         return Par(array.leaf, np.asarray(function(array.entries)), shape, constant, array.scale)
     number = reader.values.computed((key, array.stored, shape, constant), function, array.number)
     return Num(number, shape, constant, array.growth)
+
+
+def check_plain(reader: Reader, par: Par) -> None:
+    """Refuses a parameter that was multiplied by an array."""
+    if par.factor is not None:
+        reader.refuse(
+            "a parameter that is multiplied by one number",
+            f"`{reader.leaves[par.leaf].name}` times an array that varies",
+            "multiply the value instead",
+        )
 
 
 @rule("reshape")
 def reshape(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Splits and merges axes."""
     array, shape = arguments[0], tuple(equation.params["new_sizes"])
-    return reshape_to(reader, array, shape)
+    return reshape_to(reader, array, shape, reader.grown(equation))
 
 
-def reshape_to(reader: Reader, array: Array, shape: Shape) -> Array:
-    """Returns an array in another shape."""
+def reshape_to(reader: Reader, array: Array, shape: Shape, grown: Sequence[bool] | None = None) -> Array:
+    """Returns an array in another shape; `grown` says which of its axes grow with the width, if that is known."""
     if isinstance(array, Rand):
         atoms = [atom for dim in array.dims for atom in dim]
-        return with_dims(reader, array, _regrouped(reader, atoms, shape, len(array.parts)))
+        return with_dims(reader, array, _regrouped(reader, atoms, shape, len(array.parts), grown))
     constant = _constant_after(array, shape)
     if constant is None:
         if isinstance(array, Par):
@@ -52,22 +64,36 @@ def reshape_to(reader: Reader, array: Array, shape: Shape) -> Array:
 
 
 def _constant_after(array: Num | Par, shape: Shape) -> tuple[bool, ...] | None:
-    """Returns the constant axes after a reshape, or None if a constant axis is merged or split."""
+    """Returns the constant axes after a reshape, or None if constant axes are merged with others."""
     flags = array.constant if isinstance(array, Num) else array.repeated
     if not any(flags):
         return (False,) * len(shape)
     old = [(n, c) for n, c in zip(array.shape, flags, strict=True) if n != 1]
-    new = [n for n in shape if n != 1]
-    if [n for n, _ in old] != new:
-        return None
-    kept = iter(old)
-    return tuple(False if n == 1 else next(kept)[1] for n in shape)
+    found: list[bool] = []
+    before, after, block = 1, 1, []
+    for n in shape:
+        if n == 1:
+            found.append(False)
+            continue
+        after *= n
+        while before < after:
+            size, constant = old.pop(0)
+            before *= size
+            block.append(constant)
+        if len(set(block)) > 1:
+            return None
+        found.append(block[0])
+        if before == after:
+            before, after, block = 1, 1, []
+    return tuple(found)
 
 
-def _regrouped(reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int) -> Dims:
+def _regrouped(
+    reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, grown: Sequence[bool] | None
+) -> Dims:
     """Returns the axes of a random array after a reshape."""
     rest, dims = list(atoms), []
-    for size in shape:
+    for i, size in enumerate(shape):
         own: list[Atom] = []
         left = size
         while left > 1:
@@ -84,8 +110,12 @@ def _regrouped(reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int) 
                     reader.refuse(
                         "an infinite axis of one part", "a reshape of concatenated channels", "reshape each part"
                     )
-                rest.insert(0, Channels(n // step) if isinstance(atom, Channels) else n // step)
-            own.append(Channels(step) if isinstance(atom, Channels) else step)
+                rest.insert(0, Channels(n // step, atom.wide) if isinstance(atom, Channels) else n // step)
+            # Of the axes into which an infinite one is split, some may stay as they are while the width grows.
+            if isinstance(atom, Channels):
+                own.append(Channels(step, atom.wide if grown is None else grown[i]))
+            else:
+                own.append(step)
             left //= step
         dims.append(merged(own) if own else (1,))
     if (ones := [a for a in rest if isinstance(a, Channels)]) and dims:
@@ -246,7 +276,9 @@ def _sliced_axis(reader: Reader, rand: Rand, axis: int, chosen: range) -> Rand:
             numbers = np.arange(math.prod(a.size for a in split)).reshape([a.size for a in split])
             picked = np.take(numbers, np.array(chosen), axis=which).ravel()
             dims = tuple(
-                tuple(Channels(len(chosen)) if i == axis and isinstance(a, Channels) else a for a in d)
+                tuple(
+                    dataclasses.replace(a, size=len(chosen)) if i == axis and isinstance(a, Channels) else a for a in d
+                )
                 for i, d in enumerate(rand.dims)
             )
             return Rand(((len(picked), columns(reader, rand.node, picked)),), dims)
@@ -376,7 +408,9 @@ def _joined_channels(reader: Reader, arguments: Sequence[Array], axis: int) -> R
     for rand in rands:
         if rand.finite != shape:
             reader.refuse("finite axes that agree", f"shapes {[r.shape for r in rands]}", "reshape them alike")
-    dims[axis] = (Channels(sum(rand.channels for rand in rands)),)
+    flags = [a.wide for rand in rands for a in rand.dims[axis] if isinstance(a, Channels)]
+    wide = None if None in flags else all(flags)
+    dims[axis] = (Channels(sum(rand.channels for rand in rands), wide),)
     parts = tuple((n, reshaped(reader, node, shape)) for rand in rands for n, node in rand.parts)
     return Rand(parts, tuple(dims))
 

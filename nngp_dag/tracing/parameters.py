@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.trace.distributions import Distribution
-from nngp_dag.trace.models import Leaf
+from nngp_dag.tracing.distributions import Distribution
+from nngp_dag.tracing.models import Leaf
 
 
 @dataclass(frozen=True, eq=False)

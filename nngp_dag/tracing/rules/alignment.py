@@ -1,5 +1,6 @@
 """Brings arrays into one form: equal axes, equal parts, and numbers or parameters on the axes of a random array."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Atom, Channels, Dims, Num, Par, Rand, finite_of
-from nngp_dag.trace.reader import Reader
-from nngp_dag.trace.values import (
+from nngp_dag.tracing.arrays import Atom, Channels, Dims, Num, Par, Rand, finite_of
+from nngp_dag.tracing.reader import Reader
+from nngp_dag.tracing.values import (
     Fixed,
     Linear,
     Node,
@@ -98,7 +99,9 @@ def cut(reader: Reader, rand: Rand, start: int, stop: int) -> Rand:
             parts.append((high - low, node if whole else columns(reader, node, np.arange(low, high))))
         first += n
     count = stop - start
-    dims = tuple(tuple(Channels(count) if isinstance(a, Channels) else a for a in dim) for dim in rand.dims)
+    dims = tuple(
+        tuple(dataclasses.replace(a, size=count) if isinstance(a, Channels) else a for a in dim) for dim in rand.dims
+    )
     return Rand(tuple(parts), dims)
 
 
@@ -147,13 +150,14 @@ def _common(reader: Reader, forms: Sequence[tuple[Atom, ...]]) -> tuple[Atom, ..
                 "an operation between an infinite axis and a finite one, such as channels and features of the input",
                 "map the input by a matrix first",
             )
-        found.append(Channels(step) if infinite == {True} else step)
+        wide = next((a.wide for a in heads if isinstance(a, Channels)), None)
+        found.append(Channels(step, wide) if infinite == {True} else step)
         for rest, size in zip(remaining, sizes, strict=True):
             # Entries run over the last factor first, so the rest of an axis stays in front only if it is whole.
             if size == step:
                 rest.pop(0)
             else:
-                rest[0] = Channels(size // step) if infinite == {True} else size // step
+                rest[0] = Channels(size // step, wide) if infinite == {True} else size // step
     return tuple(found)
 
 
@@ -169,9 +173,8 @@ def number_on(reader: Reader, num: Num, dims: Dims) -> Number:
     stored: list[int] = []  # sizes by atom, 1 where constant
     keep: list[int] = []  # the same without channels
     for size, constant, dim in zip(num.shape, num.constant, dims, strict=True):
-        del size
         for atom in dim:
-            n = 1 if constant else atom.size if isinstance(atom, Channels) else atom
+            n = 1 if constant or size == 1 else atom.size if isinstance(atom, Channels) else atom
             stored.append(n)
             if not isinstance(atom, Channels):
                 keep.append(n)
@@ -198,9 +201,9 @@ def parameter_on(reader: Reader, par: Par, rand: Rand) -> Rand:
     """
     dims = rand.dims
     shape: list[int] = []
-    for size, repeated, dim in zip(par.shape or (1,) * len(dims), par.repeated or (True,) * len(dims), dims, strict=True):
-        del size
-        shape += [1 if repeated else a.size if isinstance(a, Channels) else a for a in dim]
+    flags = par.repeated or (True,) * len(dims)
+    for size, repeated, dim in zip(par.shape or (1,) * len(dims), flags, dims, strict=True):
+        shape += [1 if repeated or size == 1 else a.size if isinstance(a, Channels) else a for a in dim]
     atoms = [a for dim in dims for a in dim]
     finite = [i for i, a in enumerate(atoms) if not isinstance(a, Channels)]
     infinite = [i for i, a in enumerate(atoms) if isinstance(a, Channels)]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.trace import jaxprs
-from nngp_dag.trace.arrays import Array, Num, Par, Rand
-from nngp_dag.trace.models import Leaf
-from nngp_dag.trace.parameters import Weights, entries_of
-from nngp_dag.trace.values import Number, Values
+from nngp_dag.tracing import jaxprs
+from nngp_dag.tracing.arrays import Array, Num, Par, Rand
+from nngp_dag.tracing.models import Leaf
+from nngp_dag.tracing.parameters import Weights, entries_of
+from nngp_dag.tracing.values import Number, Values
 
 Rule = Callable[["Reader", Any, list[Any]], Any]
 
@@ -46,6 +46,7 @@ class Reader:
       weights: The parts of parameters that were read.
       place: The line of the model that is being read.
       infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
+      wider: The shapes of the results of every equation at twice the width, by the equation's `id`; None if unknown.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
     """
 
@@ -54,6 +55,7 @@ class Reader:
     weights: Weights = field(init=False)
     place: str = ""
     infinite: dict[str, int] = field(default_factory=dict)
+    wider: dict[int, list[tuple[int, ...]]] | None = None
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,8 +92,10 @@ class Reader:
             return known[variable]
 
         outer = self.place
+        # The lines of a library's function are those of the first model that called it.
+        own = not outer or not jaxprs.of_library(jaxpr)
         for equation in jaxpr.eqns:
-            self.place = jaxprs.place(equation)
+            self.place = jaxprs.place(equation) if own else outer
             results = self.apply(equation, [value(v) for v in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
         self.place = outer
@@ -132,6 +136,13 @@ class Reader:
         # The key above is the equation's address, so the equation must live as long as the values.
         self.values.made[("equation", id(equation))] = equation
         return results
+
+    def grown(self, equation: Any) -> list[bool] | None:
+        """Returns for every axis of an equation's first result whether it grows with the width; None if unknown."""
+        if self.wider is None or id(equation) not in self.wider:
+            return None
+        shape = equation.outvars[0].aval.shape
+        return [a != b for a, b in zip(shape, self.wider[id(equation)][0], strict=True)]
 
     def whole(self, num: Num) -> Number:
         """Returns a number with all its axes stored in full.

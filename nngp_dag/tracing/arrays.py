@@ -2,22 +2,25 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from nngp_dag.trace.values import Node, Number, Shape
+from nngp_dag.tracing.values import Node, Number, Shape
 
 
-class Channels(NamedTuple):
+@dataclass(frozen=True)
+class Channels:
     """An infinite axis, or one of the axes into which it was split.
 
     Attributes:
       size: The model's own number of channels.
+      wide: Whether the axis grows with the width; None where no factory tells.
     """
 
     size: int
+    wide: bool | None = field(default=None, compare=False)
 
 
 Atom = int | Channels
@@ -87,6 +90,7 @@ class Par:
       shape: The array's shape.
       repeated: Whether the entries repeat along an axis, for every axis.
       scale: The factor by which the program has multiplied the parameter.
+      factor: The array of numbers by which it has, or None.
     """
 
     leaf: int
@@ -94,6 +98,7 @@ class Par:
     shape: Shape
     repeated: tuple[bool, ...]
     scale: float = 1.0
+    factor: Num | None = None
 
 
 @dataclass(frozen=True)

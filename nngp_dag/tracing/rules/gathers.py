@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Array, Num, Par, axes_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.products import Axes, weighted
-from nngp_dag.trace.rules.shapes import finite_map
+from nngp_dag.tracing.arrays import Array, Num, Par, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.products import Axes, weighted
+from nngp_dag.tracing.rules.shapes import finite_map
 
 
 @rule("gather")

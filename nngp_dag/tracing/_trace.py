@@ -1,5 +1,6 @@
 """`trace` reads a model."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import InputError, ModelError, shown
-from nngp_dag.trace import rules
-from nngp_dag.trace.arrays import Num, Rand, size_of
-from nngp_dag.trace.models import ModelFunction, read_model
-from nngp_dag.trace.reader import Reader
-from nngp_dag.trace.traced import Traced, program_of
+from nngp_dag.tracing import jaxprs, rules
+from nngp_dag.tracing.arrays import Num, Rand, size_of
+from nngp_dag.tracing.models import ModelFunction, read_model
+from nngp_dag.tracing.reader import Reader
+from nngp_dag.tracing.traced import Traced, program_of
 
 del rules  # imported so that they register themselves
 
@@ -36,7 +37,7 @@ def trace(
 
     The program (jaxpr) of a model is a Tensor Program: products with fresh Gaussian weights, elementwise functions,
     sums and means. Its second moments at infinite width follow from rules, also where weights are shared, and the NTK
-    is a tangent of them (`nngp_dag.trace.moments`). The infinite axes are those over which matrix products sum, except
+    is a tangent of them (`nngp_dag.tracing.moments`). The infinite axes are those over which matrix products sum, except
     for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is refused
     with the file and line.
 
@@ -89,24 +90,46 @@ def trace(
     if batch_axis == 0:
         _check_batch(function, x)
     with jax.enable_x64(True):
-        reader, output = _read(function, one)
+        reader, output, digest = _read(function, one, seed)
         output = _checked_output(reader, output, batch_axis, function.name)
         program = program_of(output)
-    return Traced(function, program, one.shape, one.dtype.kind in "iub", batch_axis, output.channels, reader.infinite)
+    discrete = one.dtype.kind in "iub"
+    return Traced(function, program, one.shape, discrete, batch_axis, output.channels, reader.infinite, digest)
 
 
-def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any]:
-    """Returns the reader and the output of a model at one input."""
+def _jaxpr(function: ModelFunction, one: np.ndarray) -> Any:
+    """Returns a model's program at one input."""
     leaves = [jax.ShapeDtypeStruct(leaf.shape, np.float64) for leaf in function.leaves]
     dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
-    closed = jax.make_jaxpr(function.fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+    return jax.make_jaxpr(function.fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+
+
+def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray, seed: int) -> Any:
+    """Returns the shapes of a program's results at twice the width, or None for a model without a width."""
+    if function.width is None or function.build is None:
+        return None
+    wide = _jaxpr(function.build(seed=seed, width=2 * function.width), one)
+    found: dict[int, list[tuple[int, ...]]] = {}
+    differing = jaxprs.shapes_beside(closed.jaxpr, wide.jaxpr, found)
+    if differing is not None:
+        raise ModelError(
+            f"{differing}: Expected one program at all widths, got another one at width {2 * function.width} than at "
+            f"{function.width}; let the width change sizes only"
+        )
+    return found
+
+
+def _read(function: ModelFunction, one: np.ndarray, seed: int) -> tuple[Reader, Any, str]:
+    """Returns the reader, the output, and a digest of a model's program at one input."""
+    closed = _jaxpr(function, one)
     if len(closed.out_avals) != 1:
         raise ModelError(
             f"Expected `model` to return one array, got {len(closed.out_avals)}; wrap it in a function that returns one"
         )
-    reader = Reader(function.leaves)
+    reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one, seed))
     (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
-    return reader, output
+    text = f"{closed.jaxpr} {[np.asarray(c).tobytes() for c in closed.consts]} {function.leaves}"
+    return reader, output, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checked_output(reader: Reader, output: Any, batch_axis: int | None, name: str) -> Rand:

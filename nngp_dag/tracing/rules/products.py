@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Array, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.alignment import bounds, repartitioned
-from nngp_dag.trace.values import Node, Number
+from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import bounds, repartitioned
+from nngp_dag.tracing.rules.shapes import check_plain
+from nngp_dag.tracing.values import Node, Number
 
 
 class Axes(NamedTuple):
@@ -69,7 +70,11 @@ def weighted(
     kept = entries.shape[: len(rows) + len(of_par.batch)]
     entries = entries.reshape(*kept, math.prod(columns))
     contracted, batch = tuple(v for v, _ in pairs), of_value.batch
-    channels = tuple((Channels(n),) for n in columns)
+    wide = reader.leaves[par.leaf].wide
+    # Axes of the parameter are those of the array unless it was reshaped.
+    plain = wide is not None and par.shape == reader.leaves[par.leaf].shape
+    flags = [wide[i] if plain and wide is not None else None for i in of_par.free]
+    channels = tuple((Channels(n, flag),) for n, flag in zip(columns, flags, strict=True))
     free = of_value.free
     of: Dims = tuple((n,) for n in value.shape) if isinstance(value, Num) else value.dims
     product = _of_number if isinstance(value, Num) else _of_value
@@ -79,8 +84,26 @@ def weighted(
     return Rand(((math.prod(columns), node),), dims)
 
 
+def check_wide(reader: Reader, atoms: Sequence[Atom], what: str) -> None:
+    """Notes that axes are taken to be infinite.
+
+    Raises:
+      ModelError: One of them does not grow with the width.
+    """
+    channels = [a for a in atoms if isinstance(a, Channels)]
+    fixed = next((a for a in channels if a.wide is False), None)
+    if fixed is not None:
+        reader.refuse(
+            "axes that grow with the width",
+            f"an axis of {fixed.size} channels that does not, which {what}",
+            "make its size proportional to the width",
+        )
+    reader.infinite.setdefault(what, math.prod(a.size for a in channels))
+
+
 def check_gaussian(reader: Reader, par: Par) -> None:
-    """Refuses a matrix whose entries are not random with mean 0."""
+    """Refuses a matrix whose entries are not random with mean 0, or that was multiplied by an array."""
+    check_plain(reader, par)
     spec = reader.leaves[par.leaf]
     if spec.distribution.mean != 0:
         reader.refuse(
@@ -143,7 +166,7 @@ def _of_value(
             "a weight that mixes all channels", f"`{name}` with its own matrix for every group of channels",
             "use one matrix",
         )
-    reader.infinite.setdefault(f"`{name}` sums over", rand.channels)
+    check_wide(reader, [a for i in contracted for a in rand.dims[i]], f"`{name}` sums over")
     own_axes = axes_of(rand.dims)
     summed = tuple(p for i in contracted for p in own_axes[i])
     kept = tuple(p for i in (*batch, *free) for p in own_axes[i])
@@ -267,7 +290,7 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
     )
     if summed == 1 or (summed != left.channels and max(len(left.parts), len(right.parts)) > 1):
         reader.refuse("a sum over an infinite axis", "a sum of products over finite axes alone", "use one of them")
-    reader.infinite.setdefault(f"the axis that {reader.place} averages", summed)
+    check_wide(reader, [a for i in of_left.contracted for a in left.dims[i]], f"{reader.place} averages over")
     left, right = _same_channels(reader, left, right, of_left, of_right)
     own_left, own_right = axes_of(left.dims), axes_of(right.dims)
     letters = iter(string.ascii_letters)

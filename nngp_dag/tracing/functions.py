@@ -7,7 +7,7 @@ forms where they are sums
 
 with activations phi_i of `nngp_dag.activations`. `recognize` finds such a sum from values and slopes at some points: it
 solves for the numbers, and accepts a sum only if it agrees to 1e-10 everywhere. Any other function is one term, whose
-expectations are computed numerically; see `nngp_dag.trace.expectations`.
+expectations are computed numerically; see `nngp_dag.tracing.expectations`.
 """
 
 import functools
@@ -23,7 +23,7 @@ import numpy as np
 from nngp_dag.activations import ABS, COS, Activation, Polynomial
 from nngp_dag.elementwise import slope_of
 from nngp_dag.errors import InputError
-from nngp_dag.trace.matching import Sum, match, points
+from nngp_dag.tracing.matching import Sum, match, points
 
 __all__ = ["Function", "Term", "recognize"]
 

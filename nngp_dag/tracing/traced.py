@@ -1,5 +1,6 @@
 """A traced model: its program at infinite width, and its kernels."""
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass, field
@@ -9,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.errors import ModelError
-from nngp_dag.trace.arrays import Rand
-from nngp_dag.trace.functions import Function, recognize
-from nngp_dag.trace.models import ModelFunction
-from nngp_dag.trace.moments import Moments
-from nngp_dag.trace.parameters import Weight
-from nngp_dag.trace.reader import Reader
-from nngp_dag.trace.values import Linear, Node, Nonlinear, Number, Product, operands
+from nngp_dag.errors import InputError, ModelError, check_known, within_memory
+from nngp_dag.forms import Described
+from nngp_dag.graph.operations import check_option
+from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
+from nngp_dag.kernels.result import Kernel
+from nngp_dag.kernels.source import KernelSource
+from nngp_dag.tracing.arrays import Rand
+from nngp_dag.tracing.functions import Function, recognize
+from nngp_dag.tracing.models import ModelFunction
+from nngp_dag.tracing.moments import Moments
+from nngp_dag.tracing.parameters import Weight
+from nngp_dag.tracing.reader import Reader
+from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Product, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +94,7 @@ _LIVE = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Traced:
+class Traced(KernelSource, Described):
     """A model's infinite-width limit, read off its program by `nngp_dag.trace`.
 
     Attributes:
@@ -99,6 +105,9 @@ class Traced:
       batch_axis: 0 if the first axis of inputs counts them, None if an array is one input.
       units: The number of output units.
       infinite: The numbers of channels that were taken to be infinite, by place.
+      digest: A digest of the program and the distributions.
+      parameterization: "own" for the gradients of the model's own parameters; "ntk" for those in units of their standard
+        deviations.
     """
 
     model: ModelFunction
@@ -108,25 +117,125 @@ class Traced:
     batch_axis: int | None
     units: int
     infinite: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
+    parameterization: str = "own"
 
-    def kernels(
-        self, x1: Any, x2: Any = None, *, ntk: bool = True, parameterization: str = "own"
-    ) -> tuple[Any, Any]:
-        """Returns NNGP and NTK of checked inputs, in float64, (N1, N2) each.
+    def __eq__(self, other: object) -> bool:
+        """Whether two traced models have one program."""
+        return isinstance(other, Traced) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """Returns a hash that is equal for equal models."""
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.digest, self.shape, self.batch_axis, self.parameterization
+
+    def with_options(self, **options: Any) -> "Traced":
+        """Returns the model with another parameterization.
+
+        Raises:
+          InputError: An option is unknown, or the parameterization is neither "own" nor "ntk".
+        """
+        check_known(options, ("parameterization",), "options of a traced model")
+        wanted = options.get("parameterization", self.parameterization)
+        check_option("parameterization", wanted, ("own", "ntk"))
+        return self if wanted == self.parameterization else dataclasses.replace(self, parameterization=wanted)
+
+    def read_inputs(self, name: str, x: Any) -> np.ndarray:
+        """Returns checked inputs; traced ones keep their values unchecked.
+
+        Raises:
+          InputError: They do not fit the model's inputs, are no numbers or not finite.
+        """
+        array: Any = real_array(name, x)
+        expected = self.shape[1:] if self.batch_axis == 0 else self.shape
+        got = array.shape[1:] if self.batch_axis == 0 else array.shape
+        if got != expected or (self.batch_axis == 0 and len(array) == 0):
+            first = ("N", *expected) if self.batch_axis == 0 else expected
+            shape = "(" + ", ".join(map(str, first)) + ")"
+            raise InputError(
+                f"Expected `{name}` to have the shape {shape} that the model was traced with, got {array.shape}"
+            )
+        if self.discrete != (array.dtype.kind in "iub"):
+            kind = "whole numbers, such as tokens" if self.discrete else "real numbers (floats)"
+            raise InputError(f"Expected `{name}` to hold {kind}, as the model was traced with, got {array.dtype}")
+        if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
+            raise InputError(f"Expected `{name}` to be finite, got NaN or infinity; drop or repair these inputs")
+        return array
+
+    def kernel(
+        self, x1: Any, x2: Any = None, *, get: tuple[str, ...] = ("nngp", "ntk"), dtype: str | None = None, **options: Any
+    ) -> Kernel:
+        """Returns the kernels of inputs, computed in float64 and rounded to the dtype of the inputs.
 
         Args:
           x1: Inputs, (N1, ...).
           x2: Inputs, (N2, ...), or None for `x1`.
-          ntk: Whether to compute the NTK.
-          parameterization: "own" for the gradients of the model's own parameters, "ntk" for those in units of their
-            standard deviations.
+          get: The wanted matrices, "nngp" and "ntk".
+          dtype: "float32" or "float64"; by default that of the inputs.
+          **options: A parameterization, see `Traced`.
+
+        Raises:
+          InputError: Inputs do not fit, or an option is unknown.
+          ModelError: The NTK is wanted and has no such limit.
+          OutOfMemoryError: The covariances do not fit into memory.
         """
+        if options:
+            return self.with_options(**options).kernel(x1, x2, get=get, dtype=dtype)
+        first = self.read_inputs("x1", x1)
+        second = None if x2 is None else self.read_inputs("x2", x2)
+        both = [first] if second is None else [first, second]
+        if dtype is not None:
+            check_option("dtype", dtype, DTYPES)
+        precision = compute_dtype(*both, dtype=dtype)
+        if self.discrete and dtype is None:
+            precision = np.dtype(np.float32)
+        what = f"kernels of {len(first):,} x {len(both[-1]):,} inputs with covariances of {self.covariances:,} numbers"
+        with within_memory(what, "`nngp_dag.gram` computes them in tiles; or average-pool earlier in the model"):
+            found = self.kernels(first, second, ntk="ntk" in get)
+            results = dict(zip(("nngp", "ntk"), found, strict=True))
+            traced = isinstance(results["nngp"], jax.core.Tracer)
+            for name, matrix in results.items():
+                if matrix is None or name not in get:
+                    results[name] = None
+                elif traced:
+                    results[name] = matrix.astype(precision)
+                else:
+                    results[name] = self._rounded(name, matrix, precision)
+        return Kernel(**results, network=self)
+
+    def _rounded(self, name: str, matrix: Any, precision: np.dtype) -> Any:
+        array = np.asarray(matrix, precision)
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"Expected kernels that {precision} can hold, got an {name.upper()} with entries that are not finite; "
+                "scale the inputs or the weights down"
+            )
+        wide = precision == np.float64 and not jax.config.read("jax_enable_x64")
+        return array if wide else jnp.asarray(array)
+
+    def kernels(self, x1: Any, x2: Any = None, *, ntk: bool = True) -> tuple[Any, Any]:
+        """Returns NNGP and NTK of checked inputs in float64, (N1, N2) each; the NTK is None unless it is wanted."""
         if ntk:
             self.check_ntk()
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.transfer_guard("allow"):
+            if not self.discrete:
+                x1 = x1.astype(np.float64)
+                x2 = None if x2 is None else x2.astype(np.float64)
             if self.batch_axis is None:
-                return _whole(self._compiled(ntk, parameterization)(x1, x1 if x2 is None else x2))
-            return _in_blocks(self._blocks(ntk, parameterization), x1, x2, self._rows(), ntk)
+                return _whole(self._compiled(ntk)(x1, x1 if x2 is None else x2))
+            return _in_blocks(self._blocks(ntk), x1, x2, self._rows(), ntk)
+
+    @property
+    def covariances(self) -> int:
+        """The number of float64 covariances that exist at once for one pair of inputs; an estimate."""
+        return _LIVE * max(math.prod(node.shape) for node in self.program.nodes) ** 2
+
+    def description(self) -> dict[str, Any]:
+        """Returns the model's name and digest, and the parameterization."""
+        return {"model": self.model.name, "digest": self.digest, "parameterization": self.parameterization}
 
     def check_ntk(self) -> None:
         """Refuses the NTK of a model whose output weights are used elsewhere, too.
@@ -146,22 +255,31 @@ class Traced:
                         "its own, or ask for the NNGP alone (get='nngp')"
                     )
 
-    def _seeds(self, parameterization: str) -> Any:
+    def _facts(self) -> dict[str, str]:
+        return {
+            "": self.model.name,
+            "parameters": f"{len(self.model.leaves)}",
+            "inputs": str(self.shape[1:] if self.batch_axis == 0 else self.shape),
+            "outputs": str(self.units),
+            "parameterization": self.parameterization,
+        }
+
+    def _seeds(self) -> Any:
         def seed(weight: Weight) -> float:
             if not weight.trained:
                 return 0.0
-            return 1.0 if parameterization == "own" else weight.distribution.std**2
+            return 1.0 if self.parameterization == "own" else weight.distribution.std**2
 
         return seed
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the programs live as long as the model
-    def _compiled(self, ntk: bool, parameterization: str) -> Any:
-        seeds = self._seeds(parameterization)
+    def _compiled(self, ntk: bool) -> Any:
+        seeds = self._seeds()
         return jax.jit(lambda x1, x2: self.program.moments(x1, x2, seeds, ntk=ntk))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _blocks(self, ntk: bool, parameterization: str) -> Any:
-        seeds = self._seeds(parameterization)
+    def _blocks(self, ntk: bool) -> Any:
+        seeds = self._seeds()
 
         def one(a: jax.Array, b: jax.Array) -> tuple[Any, Any]:
             m, t = self.program.moments(a[None], b[None], seeds, ntk=ntk)
@@ -171,8 +289,7 @@ class Traced:
 
     def _rows(self) -> int:
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
-        largest = max(math.prod(node.shape) for node in self.program.nodes)
-        entries = _BUDGET / (8 * _LIVE * largest**2)
+        entries = _BUDGET / (8 * self.covariances)
         return max(1, min(512, int(math.sqrt(entries))))
 
 

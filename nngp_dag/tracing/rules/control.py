@@ -5,9 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.trace.arrays import Array, Num, Par, Rand
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.shapes import joined, reshape_to, taken
+from nngp_dag.tracing.arrays import Array, Num, Par, Rand
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.shapes import joined, reshape_to, taken
 
 # A loop is read step by step.
 _MOST_STEPS = 10_000

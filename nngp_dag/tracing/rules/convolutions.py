@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Channels, Num, Par, Rand, axes_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.products import check_gaussian
-from nngp_dag.trace.values import Node
+from nngp_dag.tracing.arrays import Array, Channels, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.products import check_gaussian, check_wide
+from nngp_dag.tracing.values import Node
 
 
 @rule("conv_general_dilated")
@@ -63,7 +63,10 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     node_shape = tuple(out_shape[o] for o, _ in result_order)
     key = ("conv", _params(params), tuple(sizes), tuple(order))
     dims = [(n,) for n in out_shape]
-    dims[out_feature] = (Channels(out),)  # type: ignore[assignment]
+    grows = reader.leaves[kernel.leaf].wide
+    plain = grows is not None and kernel.shape == reader.leaves[kernel.leaf].shape
+    flag = grows[out_filter] if plain and grows is not None else None
+    dims[out_feature] = (Channels(out, flag),)  # type: ignore[assignment]
     if isinstance(value, Num):
         if groups != 1:
             reader.refuse("a convolution of all features of the input", f"{groups} groups", "use one group")
@@ -76,7 +79,7 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     if groups > 1 and (fan == 1 or len(value.parts) > 1):
         what = "a depthwise convolution, whose sums over a finite window are not Gaussian" if fan == 1 else "groups"
         reader.refuse("convolutions that mix all channels, or groups of them", f"{what} (`{name}`)", "use one group")
-    reader.infinite.setdefault(f"`{name}` sums over", fan)
+    check_wide(reader, value.dims[feature], f"`{name}` sums over")
     terms: list[tuple[float, Node]] = []
     first = 0
     for n, node in value.parts:

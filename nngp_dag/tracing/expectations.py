@@ -37,8 +37,8 @@ from nngp_dag.kernels import dual as duals
 from nngp_dag.kernels.dual import gap_of, root, size
 from nngp_dag.kernels.dual.base import odd_factorial
 from nngp_dag.kernels.dual.logistic import mixture
-from nngp_dag.trace import series
-from nngp_dag.trace.functions import Function, Term
+from nngp_dag.tracing import series
+from nngp_dag.tracing.functions import Function, Term
 
 __all__ = ["accuracy", "mean", "mean_slope", "second_moment", "slope"]
 
@@ -62,7 +62,7 @@ def second_moment(f: Function, g: Function, k: jax.Array, q1: jax.Array, q2: jax
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from nngp_dag.trace.functions import recognize
+      >>> from nngp_dag.tracing.functions import recognize
       >>> relu = recognize(jax.nn.relu)
       >>> value, slope = second_moment(relu, relu, jnp.ones(2), jnp.ones(2), jnp.ones(2))
       >>> value.tolist(), slope.tolist()
@@ -89,7 +89,7 @@ def mean(f: Function, q: jax.Array) -> jax.Array:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from nngp_dag.trace.functions import recognize
+      >>> from nngp_dag.tracing.functions import recognize
       >>> mean(recognize(jnp.square), jnp.array([0.0, 2.0])).tolist()
       [0.0, 2.0]
     """
@@ -108,7 +108,7 @@ def slope(f: Function, q: jax.Array) -> jax.Array:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from nngp_dag.trace.functions import recognize
+      >>> from nngp_dag.tracing.functions import recognize
       >>> slope(recognize(jax.nn.relu), jnp.ones(1)).tolist()
       [0.5]
     """
@@ -120,7 +120,7 @@ def mean_slope(f: Function, q: jax.Array) -> jax.Array:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from nngp_dag.trace.functions import recognize
+      >>> from nngp_dag.tracing.functions import recognize
       >>> mean_slope(recognize(jnp.sign), jnp.ones(1)).tolist()
       [0.0]
     """

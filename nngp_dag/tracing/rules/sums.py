@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.trace.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
-from nngp_dag.trace.reader import Reader, rule
-from nngp_dag.trace.rules.shapes import finite_map
-from nngp_dag.trace.values import Node, Nonlinear, Times
+from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.products import check_wide
+from nngp_dag.tracing.rules.shapes import finite_map
+from nngp_dag.tracing.values import Node, Nonlinear, Times
 
 # Points at which a function has to be positive, so that its mean is.
 _GRID = np.linspace(-3, 3, 31)
@@ -52,7 +53,7 @@ def _sum_over_channels(reader: Reader, array: Rand, axes: list[int]) -> Num:
             if isinstance(atom, Channels):
                 summed *= atom.size
         finite_places += own[axis]
-    reader.infinite.setdefault(f"the axis that {reader.place} averages", summed)
+    check_wide(reader, [a for axis in axes for a in array.dims[axis]], f"{reader.place} averages over")
     whole = array.channels == summed
     if not whole and len(array.parts) > 1:
         reader.refuse("a mean over a whole infinite axis", "a mean over a part of concatenated channels", "split first")

@@ -1,7 +1,0 @@
-"""Exact infinite-width kernels of any JAX or flax model, read off its jaxpr."""
-
-from nngp_dag.trace._trace import trace
-from nngp_dag.trace.models import Leaf, ModelFunction
-from nngp_dag.trace.traced import Traced
-
-__all__ = ["Leaf", "ModelFunction", "Traced", "trace"]

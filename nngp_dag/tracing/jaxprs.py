@@ -1,0 +1,87 @@
+"""What the reader needs to know of JAX's programs: nested calls, and the lines of the model."""
+
+from pathlib import Path
+from typing import Any
+
+# Parameters in which calls hold their programs.
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CALLS = frozenset(
+    (
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    )
+)
+_TRACE = Path(__file__).parent
+
+
+def body(equation: Any) -> tuple[Any, list[Any]] | None:
+    """Returns the program and the constants of a call, or None if an equation is no call."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    found = next(equation.params[name] for name in _BODIES if name in equation.params)
+    return (found.jaxpr, list(found.consts)) if hasattr(found, "jaxpr") else (found, [])
+
+
+def inner(equation: Any) -> list[Any]:
+    """Returns all programs that an equation holds."""
+    found = []
+    for value in equation.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                found.append(one)
+    return found
+
+
+def shapes_beside(narrow: Any, wide: Any, found: dict[int, list[tuple[int, ...]]]) -> str | None:
+    """Collects the shapes of the results of a program's equations in another one that differs in sizes alone.
+
+    Args:
+      narrow: The program.
+      wide: The other program.
+      found: The shapes by the `id` of the equation of `narrow`, to be filled in.
+
+    Returns:
+      The place of the first equation that differs in more than sizes, or None.
+    """
+    if len(narrow.eqns) != len(wide.eqns):
+        return place((narrow.eqns or wide.eqns)[-1])
+    for one, other in zip(narrow.eqns, wide.eqns, strict=True):
+        same = one.primitive is other.primitive and len(inner(one)) == len(inner(other))
+        ranks = [[len(v.aval.shape) for v in e.outvars] for e in (one, other)]
+        if not same or ranks[0] != ranks[1]:
+            return place(one)
+        found[id(one)] = [tuple(v.aval.shape) for v in other.outvars]
+        for a, b in zip(inner(one), inner(other), strict=True):
+            if (differing := shapes_beside(a, b, found)) is not None:
+                return differing
+    return None
+
+
+def place(equation: Any) -> str:
+    """Returns the model's file and line that made an equation, such as "model.py:12"."""
+    traceback = equation.source_info.traceback
+    paths = [] if traceback is None else [(Path(frame.file_name), frame.line_num) for frame in traceback.frames]
+    own = [(path, line) for path, line in paths if not _of_library(path)]
+    chosen = own[0] if own else paths[0] if paths else None
+    return "an unknown line" if chosen is None else f"{chosen[0].name}:{chosen[1]}"
+
+
+def of_library(jaxpr: Any) -> bool:
+    """Whether a program is that of a library's function, such as `jax.nn.relu`."""
+    info = getattr(jaxpr, "debug_info", None)
+    source = getattr(info, "func_src_info", None) or ""
+    return _of_library(Path(source.split(" at ")[-1].rsplit(":", 1)[0])) if " at " in source else False
+
+
+def _of_library(path: Path) -> bool:
+    """Whether a file is part of an installed library or of this package's reader."""
+    return "site-packages" in path.parts or "dist-packages" in path.parts or _TRACE in path.parents
