@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nngp_dag as nd
-from nngp_dag.trace import trace
+from nngp_dag.tracing import trace
 
 CASES: dict[str, "Case"] = {}
 
