@@ -94,7 +94,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.sample(2, slow=2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("entry", NETWORKS)
 def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
     call, layer = NETWORKS[entry], nd.Dense(**LAYER)

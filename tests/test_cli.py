@@ -177,7 +177,9 @@ def test_compare_takes_any_network(capsys, tmp_path):
         (("compare", "--learning-rate", "nan"), "Expected --learning-rate to be finite and above 0, got nan"),
         (("compare", "--learning-rate", "-1"), "Expected --learning-rate to be finite and above 0, got -1.0"),
         (("compare", "--dag", "2", "--dag", "2"), "Expected every --dag once, got 2, 2"),
-        (("compare", "--dag", "2", "--dataset", "mnist", "--data-dir", "."), "Expected"),
+        pytest.param(  # loads TensorFlow
+            ("compare", "--dag", "2", "--dataset", "mnist", "--data-dir", "."), "Expected", marks=pytest.mark.slow
+        ),
         (("compare", "--width", "wide"), "Invalid value for '--width'"),
         (("compare", "--order", "linear"), "got 'linear'; did you mean 'linear-act'?"),
         (("compare", "--subst", "8"), "No such option: --subst; did you mean '--subset'?"),
@@ -456,7 +458,7 @@ def test_training_on_ones_own_data(capsys, mine):
     assert run(capsys, *score, *data, "--resume")[0] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tensorflow_adds_no_lines_of_its_own(tmp_path):
     # In a process of its own, because TensorFlow writes to the file descriptor, not to sys.stderr.
     folder = tmp_path / "mnist" / "3.0.1"

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import operator
 import pkgutil
 import re
 import warnings
@@ -25,11 +26,13 @@ DOCS = README.parent / "docs"
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nngp_dag.__path__, "nngp_dag."))
 
 
-# Their examples compile networks of cells, which takes half a minute each.
+# Their examples compile networks of cells or gradients of kernels, which takes up to half a minute each.
 HEAVY = {
     *(f"nngp_dag.nas.networks.{name}" for name in ("cell_supernet", "darts_macro_net", "darts_net", "darts_supernet")),
     "nngp_dag.nas.pruning.measures",
     "nngp_dag.nas.scores.gradients",
+    "nngp_dag.report._search",
+    "nngp_dag.theory._fit",
     "nngp_dag.training.cells",
 }
 
@@ -124,9 +127,18 @@ SLOW_PAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW_PAGES)) for page in PAGES]
-)
+# Those that take longest; examples in docstrings, which are slow, call the same functions.
+NIGHTLY_PAGES = {
+    "migrating.md",
+    *(f"guides/{name}.md" for name in ("gaussian_processes", "graph_search", "prediction", "scikit_learn", "training")),
+}
+
+
+def marks_of(page):
+    return pytest.mark.nightly if page in NIGHTLY_PAGES else pytest.mark.slow if page in SLOW_PAGES else ()
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks_of(page)) for page in PAGES])
 def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))  # an example registers one more
@@ -134,6 +146,14 @@ def test_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     names = {}  # Later examples of a page use what earlier ones define.
     for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
         exec(compile(example, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_in_the_examples_of_the_docs_exist(page):
+    for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.Attribute) and re.fullmatch(r"nd(\.\w+)+", name := ast.unparse(node)):
+                operator.attrgetter(name.removeprefix("nd."))(nngp_dag)
 
 
 def test_every_slow_page_has_examples():

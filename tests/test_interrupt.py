@@ -282,7 +282,7 @@ def test_training_goes_on(tmp_path):
     assert half_written(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_goes_on(tmp_path):
     process = real(COMMANDS["compare"], tmp_path)
     line = interrupt(process, signal.SIGTERM, (tmp_path / "out/dags/0.json").exists)

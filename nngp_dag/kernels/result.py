@@ -73,9 +73,7 @@ class Kernel(Described):
     def __post_init__(self) -> None:
         """Checks the type of `network`."""
         if not isinstance(self.network, (Network, OfKernel, NoneType)):
-            raise InputError(
-                f"Expected `network` to be a `Network`, a traced model or None, got {shown(self.network)}"
-            )
+            raise InputError(f"Expected `network` to be a `Network`, a traced model or None, got {shown(self.network)}")
 
     def _facts(self) -> dict[str, str]:
         facts = {name: forms.array(getattr(self, name)) for name in ("nngp", "ntk")}

@@ -87,12 +87,12 @@ def trace(
         raise InputError(f"Expected `x` to hold inputs (N, ...), got shape {x.shape}")
     function = read_model(model, x, params=params, init=init, width=width, distributions=distributions, seed=seed)
     one = x[:1] if batch_axis == 0 else x
-    if batch_axis == 0:
-        _check_batch(function, x)
     with jax.enable_x64(True):
         reader, output, digest = _read(function, one, seed)
-        output = _checked_output(reader, output, batch_axis, function.name)
+        output = _checked_output(output, batch_axis, function.name)
         program = program_of(output)
+    if batch_axis == 0:
+        _check_batch(function, x)
     discrete = one.dtype.kind in "iub"
     return Traced(function, program, one.shape, discrete, batch_axis, output.channels, reader.infinite, digest)
 
@@ -128,17 +128,26 @@ def _read(function: ModelFunction, one: np.ndarray, seed: int) -> tuple[Reader, 
         )
     reader = Reader(function.leaves, wider=_shapes_at_twice_the_width(function, closed, one, seed))
     (output,) = reader.read(closed.jaxpr, closed.consts, [*reader.parameters(), reader.input(one.shape)])
-    text = f"{closed.jaxpr} {[np.asarray(c).tobytes() for c in closed.consts]} {function.leaves}"
+    text = f"{closed.jaxpr} {[_bytes(c) for c in closed.consts]} {function.leaves}"
     return reader, output, hashlib.sha256(text.encode()).hexdigest()
 
 
-def _checked_output(reader: Reader, output: Any, batch_axis: int | None, name: str) -> Rand:
+def _bytes(constant: Any) -> bytes:
+    """Returns the bytes of a constant of a program, which may be a key of random numbers."""
+    dtype = getattr(constant, "dtype", None)
+    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
+
+
+def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:
     if isinstance(output, Num):
         raise ModelError(f"Expected {name} to be random, got an output that no random parameter reaches")
     if not isinstance(output, Rand):
         raise ModelError(f"Expected {name} to return a value, got a parameter; apply it to the input")
     if len(output.parts) > 1:
-        raise ModelError(f"Expected the units of the output of {name} to be alike, got a concatenation; return one part")
+        raise ModelError(
+            f"Expected the units of the output of {name} to be alike, got a concatenation; return one part"
+        )
     if batch_axis == 0:
         rest = [size_of(dim) for dim in output.dims]
         positions = int(np.prod(output.finite))
@@ -164,7 +173,9 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
             f"Expected {function.name} to return one output per input, got shape {together.shape} for {len(several)} "
             "inputs; pass `batch_axis=None` if the whole array is one input"
         )
-    alone = np.concatenate([np.asarray(function.fn(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))])
+    alone = np.concatenate(
+        [np.asarray(function.fn(function.values, jnp.asarray(several[i : i + 1]))) for i in range(len(several))]
+    )
     scale = float(np.abs(together).max()) or 1.0
     if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):
         raise ModelError(

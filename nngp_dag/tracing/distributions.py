@@ -3,27 +3,31 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy.special
 
-from ..errors import InputError, did_you_mean, shown
+from nngp_dag.errors import InputError, did_you_mean, shown
 
 __all__ = ["Distribution", "agreement", "check_sample", "from_given", "from_sample", "moments_of"]
 
 # Two-sided probability of a normal variable beyond five standard deviations.
-_FIVE_SIGMA = float(2 * stats.norm.sf(5))
+_FIVE_SIGMA = float(2 * scipy.special.ndtr(-5.0))
 # Standard deviation and excess kurtosis of a standard normal variable cut at two standard deviations.
 _CUT = 2.0
-_MASS = 2 * stats.norm.cdf(_CUT) - 1
-_SECOND = 1 - 2 * _CUT * stats.norm.pdf(_CUT) / _MASS
-_FOURTH = 3 - 2 * (_CUT**3 + 3 * _CUT) * stats.norm.pdf(_CUT) / _MASS
-TRUNCATED_STD = float(math.sqrt(_SECOND))
-_KURTOSIS = {"normal": 0.0, "truncated normal": float(_FOURTH / _SECOND**2 - 3), "uniform": -1.2}
+_MASS = float(2 * scipy.special.ndtr(_CUT) - 1)
+_EDGE = _CUT * math.exp(-0.5 * _CUT**2) / math.sqrt(2 * math.pi) / _MASS
+_SECOND = 1 - 2 * _EDGE
+_FOURTH = 3 - 2 * (_CUT**2 + 3) * _EDGE
+TRUNCATED_STD = math.sqrt(_SECOND)
+_KURTOSIS = {"normal": 0.0, "truncated normal": _FOURTH / _SECOND**2 - 3, "uniform": -1.2}
 # Largest distance of an entry from the mean, in standard deviations.
 _SUPPORT = {"normal": math.inf, "truncated normal": _CUT / TRUNCATED_STD, "uniform": math.sqrt(3.0)}
+_EQUINOX = "the default of equinox and PyTorch"
+# Largest standard error of a sample's variance, as a part of it, for which one scheme alone is believed.
+_LARGEST_ERROR = 0.1
 _GIVEN = ("normal", "truncated normal", "uniform", "constant", "orthogonal")
 
 
@@ -139,8 +143,10 @@ def _limits(size: int, kurtosis: float) -> tuple[float, float]:
     distribution of that variance gives the tails of small samples.
     """
     freedom = 2 * size / max(kurtosis + 2, 1e-6)
-    low, high = stats.chi2.ppf(_FIVE_SIGMA / 2, freedom), stats.chi2.isf(_FIVE_SIGMA / 2, freedom)
-    return float(low / freedom), float(high / freedom)
+    # Near 0 the sum of squares is as likely as that of normal entries, whatever the kurtosis.
+    most = min(size, freedom)
+    low = 2 * scipy.special.gammaincinv(most / 2, _FIVE_SIGMA / 2) / most
+    return float(low), float(2 * scipy.special.gammainccinv(freedom / 2, _FIVE_SIGMA / 2) / freedom)
 
 
 def agreement(distribution: Distribution, sample: np.ndarray) -> tuple[bool, float]:
@@ -209,9 +215,11 @@ def _largest_norm(rows: int, columns: int) -> float:
     return math.sqrt(rows) + math.sqrt(columns) + math.sqrt(-2 * math.log(_FIVE_SIGMA))
 
 
-def _spectral_norm(matrix: np.ndarray, steps: int = 12) -> float:
+def _spectral_norm(matrix: np.ndarray) -> float:
     """Returns a lower bound on the largest singular value, which power iteration makes close."""
-    vector = np.random.default_rng(0).normal(size=matrix.shape[1])
+    # Large matrices take time. A large singular value stands out soon, and float32 suffices for it.
+    steps, dtype = (12, np.float64) if matrix.size < 10**6 else (6, np.float32)
+    vector, matrix = np.random.default_rng(0).normal(size=matrix.shape[1]).astype(dtype), matrix.astype(dtype)
     for _ in range(steps):
         length = np.linalg.norm(vector)
         if not length > 0:
@@ -247,10 +255,8 @@ def _schemes(name: str, shape: Sequence[int], output_first: bool, fan_in: int | 
       fan_in: Number of inputs of the matrix that a bias belongs to.
     """
     found = [_Scheme("standard normal", 1.0, ("normal",))]
-    if len(shape) < 2:
-        default = [_Scheme("the default of equinox and PyTorch", 1 / (3 * fan_in), ("uniform",))] if fan_in else []
-        # The layers of equinox draw their biases in no other way.
-        return default if default and output_first else found + default
+    if len(shape) < 2 or (fan_in and math.prod(shape[1:]) == 1):
+        return found + ([_Scheme(_EQUINOX, 1 / (3 * fan_in), ("uniform",))] if fan_in else [])
     if output_first:
         fans = {(math.prod(shape[1:]), shape[0] * math.prod(shape[2:]))}
     else:
@@ -263,24 +269,43 @@ def _schemes(name: str, shape: Sequence[int], output_first: bool, fan_in: int | 
         found.append(_Scheme("He", 2 / inputs))
         found.append(_Scheme("Glorot", 2 / (inputs + outputs)))
         if output_first:
-            found.append(_Scheme("the default of equinox and PyTorch", 1 / (3 * inputs), ("uniform",)))
+            found.append(_Scheme(_EQUINOX, 1 / (3 * inputs), ("uniform",)))
     if "embed" in name.lower():
         found.append(_Scheme("the default of flax for embeddings", 1 / shape[-1], ("normal",)))
     return found
 
 
-def _kind_of(sample: np.ndarray, std: float, kinds: Iterable[str]) -> tuple[Distribution | None, bool]:
-    """Returns the kind whose kurtosis and range agree with a sample, and whether only one does."""
+def _likelihood(distribution: Distribution, flat: np.ndarray) -> float:
+    """Returns the logarithm of the density of independent entries, of one of the three kinds and mean 0."""
+    scaled = flat / distribution.std
+    if distribution.kind == "uniform":
+        # Rounding may move an entry beyond the end; `agreement` has checked the range.
+        return -flat.size * math.log(2 * math.sqrt(3) * distribution.std)
+    if distribution.kind == "truncated normal":
+        scaled = scaled * TRUNCATED_STD
+        constant = math.log(TRUNCATED_STD / _MASS)
+    else:
+        constant = 0.0
+    return float(-0.5 * scaled @ scaled) + flat.size * (constant - math.log(distribution.std * math.sqrt(2 * math.pi)))
+
+
+def _has_kurtosis(distribution: Distribution, flat: np.ndarray) -> bool:
+    """Whether the kurtosis of a sample agrees with that of its kind."""
+    kurtosis = float(np.mean(flat**4) / np.mean(flat**2) ** 2 - 3)
+    # The standard error of the kurtosis of n normal entries; that of bounded entries is smaller.
+    return abs(kurtosis - distribution.excess_kurtosis) <= 5 * math.sqrt(24 / flat.size) + 24 / flat.size
+
+
+def _fitting(schemes: list[_Scheme], sample: np.ndarray) -> list[tuple[float, str, Distribution]]:
+    """Returns the log-likelihoods, schemes and distributions that agree with a sample at five sigma."""
+    found = []
     flat = np.asarray(sample, np.float64).ravel()
-    fitting = []
-    kurtosis = float(np.mean((flat / std) ** 4) / np.mean((flat / std) ** 2) ** 2 - 3)
-    for kind in kinds:
-        distribution = Distribution(kind, 0.0, std, _KURTOSIS[kind], "")
-        # The standard error of the kurtosis of n normal entries; that of bounded entries is smaller.
-        close = abs(kurtosis - _KURTOSIS[kind]) <= 5 * math.sqrt(24 / flat.size) + 24 / flat.size
-        if close and agreement(distribution, sample)[0]:
-            fitting.append((abs(kurtosis - _KURTOSIS[kind]), distribution))
-    return (min(fitting, key=lambda pair: pair[0])[1] if fitting else None), len(fitting) == 1
+    for scheme in schemes:
+        for kind in scheme.kinds:
+            one = Distribution(kind, 0.0, math.sqrt(scheme.variance), _KURTOSIS[kind], "")
+            if agreement(one, sample)[0] and _has_kurtosis(one, flat):
+                found.append((_likelihood(one, flat), scheme.name, one))
+    return found
 
 
 def from_sample(
@@ -290,8 +315,9 @@ def from_sample(
 
     A leaf of equal entries is a constant. A leaf of one entry is one only if it is 0 or 1, for a single random number
     says nothing. Otherwise the sample is compared with the schemes of LeCun (variance 1 / inputs), He (2 / inputs),
-    Glorot (2 / (inputs + outputs)), equinox and PyTorch (uniform, 1 / (3 inputs)), and a standard normal one, at
-    five sigma.
+    Glorot (2 / (inputs + outputs)), equinox and PyTorch (uniform, 1 / (3 inputs)), and a standard normal one. Compared
+    are mean, variance, range and kurtosis, and then the likelihoods, all at five sigma. The numbers of an equinox
+    layer that agree with its only scheme are not compared with others.
 
     Args:
       name: Name of the leaf.
@@ -310,23 +336,30 @@ def from_sample(
         return Distribution("constant", float(flat[0]), 0.0, 0.0, "all entries of the sample are equal"), ""
     if flat.size == 1 and not (output_first and fan_in):
         return None, f"the single number {flat[0]:.4g}"
-    found: dict[float, tuple[Distribution, bool, list[str], float]] = {}
-    for scheme in _schemes(name, np.shape(sample), output_first, fan_in):
-        std = math.sqrt(scheme.variance)
-        distribution, only = _kind_of(sample, std, scheme.kinds)
-        if distribution is not None:
-            key = next((known for known in found if math.isclose(known, scheme.variance, rel_tol=1e-9)), None)
-            if key is None:
-                found[scheme.variance] = distribution, only, [scheme.name], agreement(distribution, sample)[1]
-            elif scheme.name not in found[key][2]:
-                found[key][2].append(scheme.name)
-    measured = f"numbers of standard deviation {np.std(flat):.4g}"
-    if len(found) > 1:
-        schemes = " and ".join(f"{' or '.join(names)} ({one.std:.4g})" for one, _, names, _ in found.values())
-        return None, f"{measured}, which agree with {schemes}"
-    if not found:
-        return None, f"{measured}, which agree with no standard scheme"
-    ((distribution, only, names, sigma),) = found.values()
-    unresolved = "" if only else "; the sample is too small to tell the kind"
-    source = f"the sample agrees with {' or '.join(names)} alone ({sigma:+.1f} sigma{unresolved})"
+    schemes = _schemes(name, np.shape(sample), output_first, fan_in)
+    # The layers of equinox draw in one way, which explains their numbers before any other does.
+    own = [one for one in schemes if output_first and one.name == _EQUINOX]
+    own_fits = _fitting(own, sample)
+    fitting = own_fits or _fitting(schemes, sample)
+    measured = f"numbers of standard deviation {np.std(flat):.4g} and mean {np.mean(flat):.4g}"
+    if not fitting:
+        return None, f"{measured}, which agree with no standard scheme (those of trained parameters do not)"
+    # Under a distribution, another one is K times as likely with a probability of at most 1 / K (Markov). So those that
+    # are much less likely than the best of the others are excluded at five sigma, too.
+    least = max(fitting, key=lambda one: one[0])[0] - math.log(len(fitting) / _FIVE_SIGMA)
+    fitting = sorted((one for one in fitting if one[0] >= least), key=lambda one: -one[0])
+    distribution = fitting[0][2]
+    others = [one for one in fitting if not math.isclose(one[2].std, distribution.std, rel_tol=1e-9)]
+    if others:
+        names = " and ".join(dict.fromkeys(f"{scheme} ({one.std:.4g})" for _, scheme, one in fitting))
+        return None, f"{measured}, which agree with {names}"
+    error = math.sqrt((distribution.excess_kurtosis + 2) / flat.size)
+    # A handful of numbers agrees with far too much. That equinox drew its own layers needs no such proof.
+    if error > _LARGEST_ERROR and not own_fits:
+        return None, f"{measured}, too few numbers to tell their scheme (the best guess is {fitting[0][1]})"
+    kinds = {one.kind for _, _, one in fitting}
+    names = " or ".join(dict.fromkeys(scheme for _, scheme, _ in fitting))
+    sigma = agreement(distribution, sample)[1]
+    unresolved = "; the sample is too small to tell the kind" if len(kinds) > 1 else ""
+    source = f"assumed: the sample agrees with {names} alone ({sigma:+.1f} sigma of {100 * error:.2g} %{unresolved})"
     return dataclasses.replace(distribution, source=source), ""

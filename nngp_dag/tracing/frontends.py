@@ -5,6 +5,7 @@ equinox are imported only for a model that is theirs.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
-from ..errors import InputError, shown
+from nngp_dag.errors import InputError, shown
 
-__all__ = ["Opened", "framework", "open_model", "open_tree"]
+__all__ = ["Opened", "framework", "init_linen", "name_of", "open_model", "open_tree", "streams"]
 
 # Arguments and attributes by which models are told to train, and the value of each that means inference.
 _INFERENCE = {
@@ -187,11 +189,46 @@ def _open_nnx(model: Any) -> Opened:
                 setattr(module, name, value)
     structure, parameters, rest = nnx.split(copy, nnx.Param, ...)
     names, values, rebuild = open_tree(parameters)
+    others, form = jax.tree_util.tree_flatten(rest)
 
     def fn(leaves: Sequence[Any], x: Any) -> Any:
-        return nnx.merge(structure, rebuild(leaves), rest)(x, **options)
+        # New variables for each call, which the model may then change: counts of random numbers, for example.
+        fixed = jax.tree_util.tree_unflatten(form, others)
+        return nnx.merge(structure, rebuild(leaves), fixed)(x, **options)
 
     return Opened(fn, names, values, type(model).__name__)
+
+
+@functools.cache
+def _count() -> type:
+    """Returns a variable of nnx that counts in numbers of NumPy."""
+    from flax import nnx
+
+    class Count(nnx.RngCount):
+        """Count of the keys that a stream has given.
+
+        While JAX traces, a count of nnx is a traced array. For each key nnx asks for its sharding, whose absence JAX
+        explains by a search through all that was traced: 200 layers take 12 s.
+        """
+
+        def get_value(self, **options: Any) -> Any:
+            value, index = self.get_raw_value(), options.get("index", ...)
+            return value if index is ... else value[index]
+
+        def set_value(self, value: Any, **options: Any) -> None:
+            self.set_raw_value(value)
+
+    return Count
+
+
+def streams(key: Any) -> Any:
+    """Returns random streams of nnx of a key, concrete or traced."""
+    from flax import nnx
+
+    rngs = nnx.Rngs(key)
+    if isinstance(key, core.Tracer):
+        rngs.default.count = _count()(np.uint32(0), tag="default")
+    return rngs
 
 
 def _open_linen(model: Any, variables: Any) -> Opened:

@@ -7,28 +7,20 @@ the entries of a leaf are independent if no number occurs twice, and two leaves 
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 import scipy.special
-import scipy.stats
 
-from .distributions import TRUNCATED_STD, Distribution, moments_of
+from nngp_dag.tracing.distributions import Distribution
+from nngp_dag.tracing.quantiles import SOURCE, match, quantiles, rounded
 
-__all__ = ["Reading", "blocks_of", "read_leaves", "snapped"]
+__all__ = ["Reading", "blocks_of", "read_leaves"]
 
-# Quantiles that kinds are matched on: midpoints of dyadic intervals, which 23 random bits hold exactly.
-_MIDPOINTS = 2048
-# Orders of the two quadrature rules for the moments of other smooth distributions. Their agreement is the check.
-_ORDERS = (48, 64)
-_SOURCE = "initializer"
 # Random numbers of one key, so that the numbers of different keys differ.
 _STRIDE = 1 << 40
 
@@ -40,7 +32,8 @@ class Reading:
     Attributes:
       distribution: Distribution of its entries; None where it cannot be read.
       reason: Why it cannot be read; empty otherwise.
-      numbers: The random number behind each entry, of the leaf's shape; None unless there is one for each.
+      numbers: The random number behind each entry, of the leaf's shape, and of an orthogonal matrix all those behind
+        it; None for other leaves.
       constant: Values of a leaf that depends on no random number.
     """
 
@@ -73,6 +66,7 @@ class _Orthogonal:
 
     scale: float
     larger: int
+    numbers: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,163 +134,21 @@ def _reading(value: _Value, aval: Any) -> Reading:
             return Reading(None, "its numbers are not finite")
         first = float(array.flat[0])
         if np.all(array == array.flat[0]):
-            return Reading(Distribution("constant", _rounded(first), 0.0, 0.0, _SOURCE), constant=array)
-        fixed = Distribution("fixed", float(np.mean(array)), float(np.std(array)), 0.0, _SOURCE)
+            return Reading(Distribution("constant", rounded(first), 0.0, 0.0, SOURCE), constant=array)
+        fixed = Distribution("fixed", float(np.mean(array)), float(np.std(array)), 0.0, SOURCE)
         return Reading(fixed, constant=array)
     if isinstance(value, _Drawn):
         numbers = np.broadcast_to(value.numbers, shape)
         if not _distinct(numbers):
             return Reading(None, "several of its entries are the same random number")
-        distribution = _match(value, shape, np.dtype(aval.dtype))
+        distribution = match(value.grid, value.bits, shape, np.dtype(aval.dtype))
         if distribution is None:
             return Reading(None, "its distribution is none that is known, and not bounded and smooth", numbers)
         return Reading(distribution, numbers=numbers)
     if isinstance(value, _Orthogonal):
         std = abs(value.scale) / math.sqrt(value.larger)
-        return Reading(Distribution("orthogonal", 0.0, std, -6.0 / (value.larger + 2), _SOURCE))
+        return Reading(Distribution("orthogonal", 0.0, std, -6.0 / (value.larger + 2), SOURCE), numbers=value.numbers)
     return Reading(None, value.reason if isinstance(value, _Unknown) else "it comes from a matrix factorization")
-
-
-# ---------------------------------------------------------------------------------------------------- distributions
-
-
-@functools.cache
-def _quantiles(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random integers at quantiles, and the quantiles; for 8 and 16 bits all that there are."""
-    if bits <= 16:
-        numbers = np.arange(2**bits)
-        return numbers.astype(f"uint{bits}"), (numbers + 0.5) / 2**bits
-    quantiles = [(np.arange(_MIDPOINTS) + 0.5) / _MIDPOINTS, *(_rule(order)[0] for order in _ORDERS)]
-    joined = np.concatenate(quantiles)
-    # The lowest bits are dropped when a float is made of them, so that the quantile is exact.
-    return (joined * 2**23).astype(f"uint{bits}") << np.array(bits - 23, f"uint{bits}"), joined
-
-
-@functools.cache
-def _rule(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns nodes and weights of a quadrature on [0, 1] whose nodes have 23 bits.
-
-    The nodes are those of Gauss and Legendre, rounded; the weights are exact for polynomials below the order.
-    """
-    nodes, _ = np.polynomial.legendre.leggauss(order)
-    nodes = np.round((nodes + 1) / 2 * 2**23) / 2**23
-    moments = np.zeros(order)
-    moments[0] = 1.0
-    return nodes, np.linalg.solve(np.polynomial.legendre.legvander(2 * nodes - 1, order - 1).T, moments)
-
-
-def _match(value: _Drawn, shape: Sequence[int], dtype: np.dtype) -> Distribution | None:
-    """Returns the distribution of one entry from its values at the quantiles, or None."""
-    if value.grid.dtype == np.bool_ or not np.isfinite(np.asarray(value.grid, np.float64)).all():
-        return None
-    grid = np.asarray(value.grid, np.float64)
-    if value.bits <= 16:
-        mean, second = float(grid.mean()), float(grid.var())
-        kurtosis = float(np.mean((grid - mean) ** 4) / second**2 - 3) if second else 0.0
-        kind = "constant" if not second else "uniform" if abs(kurtosis + 1.2) < 1e-3 else "other"
-        return Distribution(kind, mean, math.sqrt(second), kurtosis, f"{_SOURCE}, {dtype.name}")
-    points, at = grid[:_MIDPOINTS], _quantiles(value.bits)[1][:_MIDPOINTS]
-    size = float(np.max(np.abs(points)))
-    if np.ptp(grid) <= 1e-12 * size:
-        return Distribution("constant", _rounded(float(points[0])), 0.0, 0.0, _SOURCE)
-    mass = scipy.special.ndtr(2.0) - scipy.special.ndtr(-2.0)
-    quantiles = {
-        "uniform": (at - 0.5) * math.sqrt(12.0),
-        # Random floats of 23 bits miss the ends of (-1, 1) by 6e-8, which moves the outermost quantiles by 3e-5.
-        "normal": scipy.special.ndtri(at),
-        "truncated normal": scipy.special.ndtri(scipy.special.ndtr(-2.0) + mass * at) / TRUNCATED_STD,
-    }
-    for kind, quantile in quantiles.items():
-        middle = np.abs(at - 0.5) < 0.4 if kind == "normal" else np.ones(at.size, bool)
-        slope, offset = np.polyfit(quantile[middle], points[middle], 1)
-        if np.max(np.abs(slope * quantile + offset - points)) <= (1e-4 if kind == "normal" else 2e-6) * abs(slope):
-            mean, std = float(offset), snapped(float(abs(slope)), shape)
-            mean = 0.0 if abs(mean) < 1e-6 * std else _rounded(mean)
-            return Distribution(kind, mean, std, moments_of(kind), _SOURCE)
-    if (cut := _cut_normal(at, points)) is not None:
-        return cut
-    both = []
-    start = _MIDPOINTS
-    for order in _ORDERS:
-        part, weights = grid[start : start + order], _rule(order)[1]
-        start += order
-        mean = float(weights @ part)
-        second, fourth = float(weights @ (part - mean) ** 2), float(weights @ (part - mean) ** 4)
-        both.append((mean, second, fourth))
-    (mean, second, fourth), (mean2, second2, fourth2) = both[1], both[0]
-    close = abs(second - second2) <= 1e-8 * abs(second) and abs(fourth - fourth2) <= 1e-6 * abs(fourth)
-    if not (second > 0 and close and abs(mean - mean2) <= 1e-8 * math.sqrt(second)):
-        return None
-    std = math.sqrt(second)
-    mean = 0.0 if abs(mean) < 1e-6 * std else _rounded(mean)
-    return Distribution("other", mean, snapped(std, shape), fourth / second**2 - 3, _SOURCE)
-
-
-def _cut_normal(at: np.ndarray, points: np.ndarray) -> Distribution | None:
-    """Returns the normal distribution between two other cuts that quantiles agree with, or None."""
-    few = slice(None, None, 16)
-
-    def fit(cuts: np.ndarray, which: slice) -> tuple[np.ndarray, np.ndarray]:
-        low, high = scipy.special.ndtr(cuts[0]), scipy.special.ndtr(cuts[0] + np.exp(cuts[1]))
-        quantile = scipy.special.ndtri(low + (high - low) * at[which])
-        if not np.isfinite(quantile).all():
-            return np.zeros(2), np.full(points[which].size, 1e3)
-        basis = np.stack([quantile, np.ones_like(quantile)], axis=1)
-        both = np.linalg.lstsq(basis, points[which], rcond=None)[0]
-        return both, basis @ both - points[which]
-
-    size = float(np.std(points))
-    start = np.array([-2.5, np.log(5.0)])
-    best = scipy.optimize.least_squares(
-        lambda cuts: fit(cuts, few)[1] / size, start, xtol=1e-15, ftol=1e-15, gtol=1e-15
-    )
-    (slope, offset), residual = fit(best.x, slice(None))
-    if not slope > 0 or np.max(np.abs(residual)) > 2e-6 * slope:
-        return None
-    low, high = float(best.x[0]), float(best.x[0] + np.exp(best.x[1]))
-    mean, variance, _, kurtosis = scipy.stats.truncnorm.stats(low, high, loc=offset, scale=slope, moments="mvsk")
-    std = math.sqrt(float(variance))
-    mean = 0.0 if abs(mean) < 1e-6 * std else _rounded(float(mean))
-    source = f"{_SOURCE}: normal, cut at {low:.4g} and {high:.4g} of its standard deviations"
-    return Distribution("other", mean, _rounded(std), float(kurtosis), source)
-
-
-def snapped(std: float, shape: Sequence[int] = ()) -> float:
-    """Returns the number that a standard deviation stands for, where float32 rounded it.
-
-    Tried are numbers of up to six digits, and roots of small fractions over a number of inputs or outputs. The change
-    is below 2e-7 of the number.
-
-    Examples:
-      >>> snapped(0.019999999552965164), snapped(0.57735026, (3, 8)) == (1 / 3) ** 0.5
-      (0.02, True)
-    """
-    rounded = _rounded(std)
-    if rounded != std:
-        return rounded
-    inputs, outputs = {1}, {1}
-    for cut in range(1, len(shape)):
-        inputs.add(math.prod(shape[:cut]))
-        outputs.add(math.prod(shape[cut:]))
-        inputs.add(math.prod(shape[cut:]))
-    if len(shape) >= 2:
-        window = math.prod(shape[:-2])
-        inputs |= {window * shape[-2], window * shape[-1], window * (shape[-2] + shape[-1]), shape[0] + shape[-1]}
-    for fan in sorted(inputs | outputs):
-        scale = Fraction(std * std * fan).limit_denominator(64)
-        # A fraction must be much closer than chance would have it: those of denominators up to 64 lie 1e-3 apart.
-        if scale and abs(float(scale) / (std * std * fan) - 1) <= 2e-7:
-            return math.sqrt(float(scale) / fan)
-    return std
-
-
-def _rounded(number: float) -> float:
-    """Returns a number with six digits if it is one, up to the rounding of float32."""
-    short = float(f"{number:.6g}")
-    return short if abs(short - number) <= 2e-7 * abs(number) else number
-
-
-# ------------------------------------------------------------------------------------------------------ the walk
 
 
 def _is_key(value: Any) -> bool:
@@ -311,15 +163,7 @@ def _concrete(value: Any) -> Any:
     return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _shift_right(value: np.ndarray, by: np.ndarray) -> np.ndarray:
-    return np.right_shift(value, by)
-
-
-def _integer_power(value: np.ndarray, *, y: int) -> np.ndarray:
-    return value**y
-
-
-def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+def _select(which: Any, *cases: Any) -> Any:
     if which.dtype == np.bool_:
         return np.where(which, cases[1], cases[0])
     return np.choose(which, cases)
@@ -352,7 +196,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "floor": np.floor,
     "ge": np.greater_equal,
     "gt": np.greater,
-    "integer_pow": _integer_power,
+    "integer_pow": lambda value, y: value**y,
     "is_finite": np.isfinite,
     "le": np.less_equal,
     "log": np.log,
@@ -372,7 +216,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "rsqrt": lambda value: 1 / np.sqrt(value),
     "select_n": _select,
     "shift_left": np.left_shift,
-    "shift_right_logical": _shift_right,
+    "shift_right_logical": np.right_shift,
     "sign": np.sign,
     "sin": np.sin,
     "sinh": np.sinh,
@@ -398,7 +242,10 @@ _LAYOUT = {
     "slice",
     "split",
     "squeeze",
+    "stack",
+    "tile",
     "transpose",
+    "unstack",
 }
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _MOST_STEPS = 512
@@ -478,7 +325,7 @@ class _Walk:
         bases = [self.bases.setdefault(row.tobytes(), len(self.bases)) for row in rows]
         numbers = np.concatenate([base * _STRIDE + np.arange(size) for base in bases]) if bases else np.arange(0)
         width = parameters["bit_width"]
-        return _Drawn(_quantiles(width)[0], numbers.reshape(shape), width)
+        return _Drawn(quantiles(width)[0], numbers.reshape(shape), width)
 
     def known(self, equation: Any, values: list, shapes: list) -> list[_Value]:
         """Computes an equation of numbers."""
@@ -497,7 +344,10 @@ class _Walk:
             one if _is_key(one) else jnp.asarray(one, variable.aval.dtype)
             for one, variable in zip(arrays, equation.invars, strict=True)
         ]
-        results = equation.primitive.bind(*cast, **parameters)
+        try:
+            results = equation.primitive.bind(*cast, **parameters)
+        except (TypeError, ValueError, NotImplementedError):  # operations that exist inside a traced program only
+            return [_Unknown(f"`{name}` cannot be computed by itself")] * len(shapes)
         results = results if equation.primitive.multiple_results else [results]
         return [_Known(_concrete(one), seeded) for one in results]
 
@@ -531,10 +381,10 @@ class _Walk:
         return [*carry, *[_stack(list(rows), shape) for rows, shape in zip(zip(*stacked, strict=True), shapes)]]  # noqa: B905
 
 
-def _apply(equation: Any, arrays: list[np.ndarray]) -> np.ndarray:
+def _apply(equation: Any, operands: Sequence[Any]) -> np.ndarray:
     """Computes an elementwise equation in double precision; results of half precision are rounded."""
     name, dtype = equation.primitive.name, equation.outvars[0].aval.dtype
-    arrays = [np.asarray(one) for one in arrays]
+    arrays = [np.asarray(one) for one in operands]
     if name == "bitcast_convert_type":
         result = arrays[0].view(dtype)
     elif name == "convert_element_type":
@@ -579,7 +429,7 @@ def _moved(equation: Any, values: list[_Value], shapes: list[tuple[int, ...]]) -
     """Returns random entries in another layout."""
     name, parameters = equation.primitive.name, equation.params
     first = values[0]
-    operands = values if name in ("concatenate", "optimization_barrier") else values[:1]
+    operands = values if name in ("concatenate", "stack", "optimization_barrier") else values[:1]
     if not isinstance(first, _Drawn) or not all(isinstance(one, _Drawn) for one in operands):
         return [_Unknown("random and other numbers are joined")] * len(shapes)
     if name == "optimization_barrier":
@@ -611,11 +461,11 @@ def _orthogonal(value: _Value, shape: Sequence[int]) -> _Value:
     """Returns the orthogonal factor of a matrix of independent normal entries of mean 0."""
     if not isinstance(value, _Drawn):
         return value if isinstance(value, _Unknown) else _Unknown("it comes from a matrix factorization")
-    distribution = _match(value, shape, np.dtype(np.float32))
+    distribution = match(value.grid, value.bits, shape, np.dtype(np.float32))
     independent = _distinct(value.numbers)
     if distribution is None or distribution.kind != "normal" or distribution.mean or not independent:
         return _Unknown("it comes from the factorization of a matrix that is not normal")
-    return _Orthogonal(1.0, max(shape[-2:]))
+    return _Orthogonal(1.0, max(shape[-2:]), value.numbers)
 
 
 def _after_factorization(name: str, values: list[_Value]) -> _Value:
@@ -657,7 +507,7 @@ def _row(value: _Value, step: int) -> _Value:
     if isinstance(value, _Known):
         return _Known(value.value[step], value.seeded)
     if isinstance(value, _Drawn):
-        return _Drawn(value.grid, value.numbers[step], value.bits)
+        return _Drawn(value.grid, np.asarray(value.numbers[step]), value.bits)
     return value if isinstance(value, _Unknown) else _Unknown("it comes from a matrix factorization")
 
 
@@ -672,6 +522,9 @@ def _stack(rows: list[_Value], shape: tuple[int, ...]) -> _Value:
     if rows and all(isinstance(one, _Drawn) and np.array_equal(one.grid, rows[0].grid) for one in rows):  # type: ignore
         numbers = np.stack([one.numbers for one in rows]).reshape(shape)  # type: ignore[union-attr]
         return dataclasses.replace(rows[0], numbers=numbers)  # type: ignore[type-var]
-    if rows and all(isinstance(one, _Orthogonal) and one == rows[0] for one in rows):
-        return rows[0]
+    if rows and all(isinstance(one, _Orthogonal) for one in rows):
+        numbers = np.concatenate([one.numbers.ravel() for one in rows])  # type: ignore[union-attr]
+        same = {(one.scale, one.larger) for one in rows}  # type: ignore[union-attr]
+        if len(same) == 1 and _distinct(numbers):
+            return dataclasses.replace(rows[0], numbers=numbers)  # type: ignore[type-var]
     return _Unknown("a loop joins entries of different distributions")

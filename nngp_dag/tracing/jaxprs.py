@@ -30,6 +30,17 @@ def body(equation: Any) -> tuple[Any, list[Any]] | None:
     return (found.jaxpr, list(found.consts)) if hasattr(found, "jaxpr") else (found, [])
 
 
+def needed(jaxpr: Any) -> tuple[list[Any], set[Any]]:
+    """Returns the equations on which a program's results depend, in order, and the variables that they use."""
+    used = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if any(v in used for v in equation.outvars):
+            equations.append(equation)
+            used |= {v for v in equation.invars if not hasattr(v, "val")}
+    return equations[::-1], used
+
+
 def inner(equation: Any) -> list[Any]:
     """Returns all programs that an equation holds."""
     found = []

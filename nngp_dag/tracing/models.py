@@ -16,16 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError, NngpDagError, did_you_mean, shorten, shown
-from . import distributions as moments
-from .distributions import Distribution
-from .frontends import Opened, framework, init_linen, name_of, open_model
-from .initializers import Reading, blocks_of, read_leaves
+from nngp_dag.errors import InputError, NngpDagError, did_you_mean, shorten, shown
+from nngp_dag.tracing import distributions as moments
+from nngp_dag.tracing.distributions import Distribution
+from nngp_dag.tracing.frontends import Opened, framework, init_linen, name_of, open_model, streams
+from nngp_dag.tracing.initializers import Reading, blocks_of, read_leaves
 
 __all__ = ["Leaf", "ModelFunction", "read_model"]
 
 # Parameters of a factory. Any other one must have a default.
 _FACTORY = ("width", "rngs", "key")
+# What JAX raises where code needs the numbers of a traced array.
+_NEEDS_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 # How many entries of two leaves are compared for independence.
 _COMPARED = 256
 
@@ -135,7 +142,9 @@ def read_model(
         if distribution is None and readings is not None:
             distribution, why = _read(readings[place], values[place])
         if distribution is None and (readings is None or why.endswith("numpy")):
-            distribution, other = moments.from_sample(name, values[place], opened.output_first, _fan_in(place, opened))
+            distribution, other = moments.from_sample(
+                name, np.asarray(values[place]), opened.output_first, _fan_in(place, opened)
+            )
             why = f"{other}{reason}"
         if distribution is None:
             problems.append((name, why))
@@ -255,9 +264,7 @@ def _factory(model: Callable[..., Any], x: Any, accepted: tuple[str, ...], width
     def draw(key: Any, width: int | None) -> Opened:
         arguments: dict[str, Any] = {"width": width} if width is not None else {}
         if "rngs" in accepted:
-            from flax import nnx
-
-            arguments["rngs"] = nnx.Rngs(key)
+            arguments["rngs"] = streams(key)
         if "key" in accepted:
             arguments["key"] = key
         made = model(**arguments)
@@ -295,7 +302,7 @@ def _readings(source: _Source, seed: int, opened: Opened) -> tuple[list[Reading]
 
     try:
         program = jax.make_jaxpr(leaves)(key)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except _NEEDS_NUMBERS:
         return None, "; its initializer needs concrete numbers, so that it cannot be read"
     shapes = [tuple(one.shape) for one in program.out_avals]
     expected = [tuple(np.shape(one)) for one in opened.values]
@@ -323,16 +330,16 @@ def _read(reading: Reading, value: Any) -> tuple[Distribution | None, str]:
 
 
 def _fan_in(place: int, opened: Opened) -> int | None:
-    """Returns the number of inputs of the only matrix beside a bias."""
-    if np.ndim(opened.values[place]) != 1:
+    """Returns the number of inputs of the matrix beside a bias; None for other leaves."""
+    prefix, _, last = opened.names[place].rpartition(".")
+    if last != "bias":
         return None
-    prefix = opened.names[place].rpartition(".")[0]
     beside = [
         value
         for name, value in zip(opened.names, opened.values, strict=True)
-        if name.rpartition(".")[0] == prefix and np.ndim(value) >= 2
+        if name.rpartition(".")[0] == prefix and name.rpartition(".")[2] in ("kernel", "weight")
     ]
-    if len(beside) != 1:
+    if len(beside) != 1 or np.ndim(beside[0]) < 2:
         return None
     shape = np.shape(beside[0])
     return math.prod(shape[1:]) if opened.output_first else math.prod(shape[:-1])
@@ -441,7 +448,7 @@ def _wide_axes(source: _Source, opened: Opened) -> list[tuple[bool, ...] | None]
 
     try:
         doubled = jax.eval_shape(leaves, jax.random.key(0))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except _NEEDS_NUMBERS:
         doubled = leaves(jax.random.key(0))
     names = [names[-1]]
     if names[0] != opened.names:

@@ -257,9 +257,7 @@ class Moments:
         for a, b in ((v.left, v.right), (v.right, v.left)):
             # u = p q and v = a b, where (p, a) are independent of (q, b).
             if not (u.left.sources | a.sources) & (u.right.sources | b.sources):
-                return _product_rule(
-                    self.pair(u.left, a, side_u, side_v), self.pair(u.right, b, side_u, side_v)
-                )
+                return _product_rule(self.pair(u.left, a, side_u, side_v), self.pair(u.right, b, side_u, side_v))
         four = (u.left, u.right, v.left, v.right)
         if all(x.gaussian and x.offset == 0 for x in four):
             return self._isserlis(u, v, side_u, side_v)
@@ -331,9 +329,7 @@ def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _gram(a: jax.Array, b: jax.Array, features: tuple[int, ...]) -> jax.Array:
     """Returns the sums over features of products of two numbers, (*other axes of a, *other axes of b)."""
-    return jnp.tensordot(
-        a.astype(float), b.astype(float), (features, features), precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.tensordot(a.astype(float), b.astype(float), (features, features), precision=jax.lax.Precision.HIGHEST)
 
 
 def _contracted(u: Product, v: Product, m: jax.Array) -> jax.Array:

@@ -83,7 +83,10 @@ class Reader:
 
     def read(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Array]) -> list[Array]:
         """Returns the outputs of a program for given arguments."""
-        known: dict[Any, Array] = dict(zip(jaxpr.constvars, map(self.known, consts), strict=True))
+        equations, used = jaxprs.needed(jaxpr)
+        known: dict[Any, Array] = {
+            v: self.known(c) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in used
+        }
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
         def value(variable: Any) -> Array:
@@ -94,7 +97,7 @@ class Reader:
         outer = self.place
         # The lines of a library's function are those of the first model that called it.
         own = not outer or not jaxprs.of_library(jaxpr)
-        for equation in jaxpr.eqns:
+        for equation in equations:
             self.place = jaxprs.place(equation) if own else outer
             results = self.apply(equation, [value(v) for v in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))

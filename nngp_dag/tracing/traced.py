@@ -10,19 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.errors import InputError, ModelError, check_known, within_memory
+from nngp_dag.architecture import Network
+from nngp_dag.errors import InputError, ModelError, NumericalWarning, check_known, warn, within_memory
 from nngp_dag.forms import Described
+from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_option
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
 from nngp_dag.tracing.arrays import Rand
+from nngp_dag.tracing.lowering import NoNetwork, network_of
+from nngp_dag.tracing.expectations import accuracy
 from nngp_dag.tracing.functions import Function, recognize
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments
-from nngp_dag.tracing.parameters import Weight
-from nngp_dag.tracing.reader import Reader
-from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Product, operands
+from nngp_dag.tracing.parameters import Weight, check_apart
+from nngp_dag.tracing.summary import summary
+from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,7 @@ def program_of(output: Rand) -> Program:
             waiting += one.numbers if isinstance(one, Linear) else ()
             waiting += [one.number] if hasattr(one, "number") else []  # type: ignore[attr-defined]
     ordered = tuple(nodes[i] for i in sorted(nodes))
+    check_apart(n.weight for n in ordered if isinstance(n, (Product, Parameter)))
     functions = {n.id: _function_of(n) for n in ordered if isinstance(n, Nonlinear)}
     return Program(node, ordered, tuple(numbers.values()), functions)
 
@@ -87,6 +92,8 @@ def _function_of(node: Nonlinear) -> Function:
     return recognize((lambda t: plain(t + shift)) if shift else plain, node.place)
 
 
+# Errors of numerical expectations, relative to second moments, from which on they are stated and refused.
+_STATED, _REFUSED = 1e-6, 1e-2
 # Bytes of temporary arrays that one block of kernels may take.
 _BUDGET = 2**30
 # Number of arrays of a block that live at the same time; an estimate.
@@ -166,7 +173,13 @@ class Traced(KernelSource, Described):
         return array
 
     def kernel(
-        self, x1: Any, x2: Any = None, *, get: tuple[str, ...] = ("nngp", "ntk"), dtype: str | None = None, **options: Any
+        self,
+        x1: Any,
+        x2: Any = None,
+        *,
+        get: tuple[str, ...] = ("nngp", "ntk"),
+        dtype: str | None = None,
+        **options: Any,
     ) -> Kernel:
         """Returns the kernels of inputs, computed in float64 and rounded to the dtype of the inputs.
 
@@ -194,6 +207,8 @@ class Traced(KernelSource, Described):
             precision = np.dtype(np.float32)
         what = f"kernels of {len(first):,} x {len(both[-1]):,} inputs with covariances of {self.covariances:,} numbers"
         with within_memory(what, "`nngp_dag.gram` computes them in tiles; or average-pool earlier in the model"):
+            if not isinstance(first, jax.core.Tracer) and (second is None or not isinstance(second, jax.core.Tracer)):
+                self._check_accuracy(both)
             found = self.kernels(first, second, ntk="ntk" in get)
             results = dict(zip(("nngp", "ntk"), found, strict=True))
             traced = isinstance(results["nngp"], jax.core.Tracer)
@@ -228,6 +243,59 @@ class Traced(KernelSource, Described):
                 return _whole(self._compiled(ntk)(x1, x1 if x2 is None else x2))
             return _in_blocks(self._blocks(ntk), x1, x2, self._rows(), ntk)
 
+    @functools.cached_property
+    def _numerical(self) -> tuple[Nonlinear, ...]:
+        """The functions whose expectations have no closed form."""
+        one = np.ones(1)
+        functions = self.program.functions
+        return tuple(
+            node
+            for node in self.program.nodes
+            if isinstance(node, Nonlinear)
+            and any(accuracy(functions[node.id], g, one, one) > 0 for g in functions.values())
+        )
+
+    @functools.cached_property
+    def _variances(self) -> Any:
+        def of_one(x: jax.Array) -> list[jax.Array]:
+            moments = Moments((x, x), lambda weight: 0.0, with_tangents=False, functions=self.program.functions)
+            return [moments.variance(node.node, 0) for node in self._numerical]
+
+        return jax.jit(lambda xs: jax.lax.map(lambda x: of_one(x[None]), xs) if self.batch_axis == 0 else of_one(xs))
+
+    def _check_accuracy(self, inputs: list[Any]) -> None:
+        """Warns of numerical expectations that are not accurate, and refuses those that are no approximation.
+
+        Raises:
+          ModelError: The error of an expectation may exceed one per cent.
+        """
+        if not self._numerical:
+            return
+        functions = self.program.functions
+        with jax.enable_x64(True), jax.transfer_guard("allow"):
+            rows = [self._variances(x if self.discrete else x.astype(np.float64)) for x in inputs]
+        variances = [np.concatenate([np.ravel(v) for v in several]) for several in zip(*rows, strict=True)]
+        ranges = [np.linspace(v.min(), v.max(), 5) for v in variances]
+        worst, place, name = 0.0, "", ""
+        for node, q in zip(self._numerical, ranges, strict=True):
+            for other, p in zip(self._numerical, ranges, strict=True):
+                if other.id < node.id or not node.sources & other.sources:
+                    continue
+                error = accuracy(functions[node.id], functions[other.id], q, p)
+                if error > worst:
+                    worst, place, name = error, node.place, functions[node.id].name
+        if worst > _REFUSED:
+            raise ModelError(
+                f"{place}: Expected a function whose Gaussian expectations can be computed, got {name}, with an error of "
+                f"up to {worst:.1g} of its second moment; scale the inputs or weights, or use another function"
+            )
+        if worst > _STATED:
+            warn(
+                f"expectations of {name} at {place} are numerical, with an error of up to {worst:.1g} of the second "
+                "moment",
+                NumericalWarning,
+            )
+
     @property
     def covariances(self) -> int:
         """The number of float64 covariances that exist at once for one pair of inputs; an estimate."""
@@ -236,6 +304,37 @@ class Traced(KernelSource, Described):
     def description(self) -> dict[str, Any]:
         """Returns the model's name and digest, and the parameterization."""
         return {"model": self.model.name, "digest": self.digest, "parameterization": self.parameterization}
+
+    @functools.cached_property
+    def _lowered(self) -> Network | str:
+        if self.batch_axis is None or self.discrete:
+            return "its input is one array, or tokens"
+        with jax.enable_x64(True):
+            try:
+                return network_of(
+                    self.program.output, self.program.nodes, self.program.functions, self.shape, self.parameterization
+                )
+            except NoNetwork as reason:
+                return str(reason)
+
+    @property
+    def network(self) -> Network | None:
+        """The `Network` with these kernels, or None if the model is none; `reason` says why."""
+        return self._lowered if isinstance(self._lowered, Network) else None
+
+    @property
+    def reason(self) -> str:
+        """The reason why the model is no `Network`; empty if it is one."""
+        return "" if isinstance(self._lowered, Network) else self._lowered
+
+    def __str__(self) -> str:
+        """Returns what was read and assumed, in lines."""
+        return summary(self)
+
+    @property
+    def dag(self) -> Dag | None:
+        """The graph of `network`, or None."""
+        return None if self.network is None else self.network.dag
 
     def check_ntk(self) -> None:
         """Refuses the NTK of a model whose output weights are used elsewhere, too.

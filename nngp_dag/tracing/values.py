@@ -260,7 +260,8 @@ class Values:
         merged: dict[int, tuple[float, Node]] = {}
         for c, node in terms:
             merged[node.id] = (merged.get(node.id, (0.0, node))[0] + c, node)
-        terms = tuple((c, node) for c, node in merged.values() if c) or ((0.0, terms[0][1]),)
+        kept = [(c, node) for c, node in merged.values() if c and not (isinstance(node, Fixed) and node.offset == 0)]
+        terms = tuple(kept) or ((0.0, terms[0][1]),)
         if len(terms) == 1 and terms[0][0] == 1:
             return terms[0][1]
         nodes = [node for _, node in terms]
@@ -386,4 +387,3 @@ def operands(node: Node) -> list[Node]:
             return [node.left, node.right]
         case _:
             return []
-

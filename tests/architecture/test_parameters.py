@@ -66,6 +66,7 @@ def test_coefficients_are_a_sequence():
     assert changed.layer.activation == Polynomial([0.5, 1.0])
 
 
+@pytest.mark.slow
 def test_a_readout_of_its_own():
     own = nd.Network("2_12", readout=nd.Dense(activation=None, w_std=0.5, b_std=0.2))
     assert own != nd.Network("2_12")

@@ -41,7 +41,7 @@ def plan_by(monkeypatch):
     evaluating.plan_of.cache_clear()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize(
     ("dag", "plans"),
     [(Dag.from_code("1_11_212"), PLANS), (SKIPS, ("rows", "pairs")), (MIXED, ("rows",))],

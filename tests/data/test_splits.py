@@ -144,7 +144,7 @@ def test_the_sphere_without_a_subset():
     assert "not normalized" in data.statement
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "sizes"), [("mnist", (54_000, 6_000, 10_000)), ("cifar10", (18_000, 2_000, 10_000))])
 def test_the_real_sets(tfds_dir, name, sizes):
     data = load_splits(name, data_dir=tfds_dir)

@@ -33,7 +33,7 @@ def _cloned(model: Any) -> Any:
     return clone(model)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=36)
 @parametrize_with_checks([estimator() for estimator in (*REGRESSORS.values(), *CLASSIFIERS.values())])
 def test_the_contract_of_scikit_learn(estimator, check):
     check(estimator)
@@ -70,9 +70,10 @@ def test_regression_is_a_hand_written_solve_with_hand_written_kernels(kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{"aggregation": "mean"}, pytest.param({"activation": "erf", "b_std": 0.3}, marks=pytest.mark.slow)]
+    "options", [{"aggregation": "mean"}, pytest.param({"activation": "erf", "b_std": 0.3}, marks=pytest.mark.nightly)]
 )
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_regression_is_the_posterior_in_blocks_of_any_size(kind, options):
     kernels: list[Any] = [nd.kernel("2_21_112", *x, **options) for x in ((X,), (Z, X), (Z,))]
     expected = nd.posterior(kernels[0], kernels[1], kernels[2], Y, kind=kind, noise=0.2)
@@ -124,7 +125,7 @@ def test_classification_is_regression_on_centered_one_hot_targets(kind):
 TABLES = {"diabetes": load_diabetes, "iris": load_iris, "wine": load_wine, "breast cancer": load_breast_cancer}
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("table", TABLES)
 def test_errors_on_real_tables_are_those_of_hand_written_solves(table, kind):

@@ -86,7 +86,9 @@ def some_pairs(rng, n, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.nightly)], ids=["float32", "float64"]
+)
 @pytest.mark.parametrize(
     "seed",
     [
@@ -239,7 +241,7 @@ def test_entries_keep_within_the_resolution_floor(options):
     assert max(errors(network, x, k, [(0, j) for j in range(1, len(x))])) < 16 * np.finfo(float).eps
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("scale", [1, 1e3])
 @pytest.mark.parametrize("activation", ["gelu", "silu", "softplus"])
 def test_numbers_as_large_as_years_and_prices(activation, scale):

@@ -78,6 +78,7 @@ POINTS = [
 
 
 @pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.0, *(pytest.param(a, marks=pytest.mark.nightly) for a in (-0.7, 5.0))])
 def test_against_integrals_of_conditional_expectations(alpha):
     c, slope = np.transpose([exact(*p, alpha) for p in POINTS])
@@ -100,7 +101,7 @@ def test_against_integrals_of_conditional_expectations(alpha):
         assert (abs(np.asarray(mean(phi, args[2]), float) - means) <= accuracy * np.sqrt(q1)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nearly_equal_inputs_keep_their_angle():
     """The gap grows with slope Fd, at all variances."""
     for dtype, accuracy in ((jnp.float64, 1e-10), (jnp.float32, 4e-6)):

@@ -369,6 +369,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bits(unbroken, tmp_path, monkeypatch):
     path = tmp_path / "out"
     killed = subprocess.run(

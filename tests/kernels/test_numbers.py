@@ -40,7 +40,7 @@ SCANS |= {name: lambda v, of=of: nd.Network("2_02", Dense(activation=of(v))) for
 SCANS["convolution"] = lambda v: nd.Network("2_12", Conv(filter_shape=(3, 3), activation="erf", w_std=v))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("name", SCANS)
 def test_a_scan_over_values_compiles_once(name):
     x = IMAGES if name == "convolution" else X

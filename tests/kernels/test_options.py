@@ -62,8 +62,7 @@ def test_the_standard_parameterization_grows_with_the_width():
     np.testing.assert_allclose(np.asarray(quadruple.ntk) - np.asarray(wide.ntk), 2 * difference, rtol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_quadrature_that_is_not_accurate_warns():
     tanh = nd.activations.Quadrature(jnp.tanh)
     with pytest.warns(

@@ -141,7 +141,7 @@ def test_samples_agree_to_a_per_cent(name):
         assert abs(float(value) - samples.mean()) < 5 * standard_error
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @every_name
 def test_finite_networks_agree(name):
     x, width = np.random.default_rng(1).normal(size=(2, 3)), 64

@@ -65,7 +65,7 @@ def test_the_ends_of_a_filter_belong_to_it():
 
 @pytest.mark.slow
 def test_a_live_cell_has_the_same_paths(every_cell):
-    for cell in every_cell[::7]:
+    for cell in every_cell[::29]:
         assert cell.live.dag.depth_histogram == cell.dag.depth_histogram
         assert cell.live.live == cell.live
         assert cell.live.canonical_form == cell.canonical_form

@@ -63,7 +63,7 @@ def images(n=4, side=8):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, side, side, 3)), jnp.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("genotype", [EVERY, HALF, *sample_genotypes(2, seed=3)])
 def test_the_network_of_all_genotypes_is_that_of_one(net, genotype):
     x = images()
@@ -130,8 +130,8 @@ def relus_of(net, genotype, x, monkeypatch):
     return values, [2 if i in doubled else 1 for i in range(len(values))], live
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("genotype", [EVERY, pytest.param(HALF, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("genotype", [EVERY, HALF])
 def test_every_relu_is_counted_as_stated(net, genotype, monkeypatch):
     from nngp_dag.nas import pattern_kernel
 

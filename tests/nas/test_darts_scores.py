@@ -318,6 +318,7 @@ def test_the_command_scores_samples_and_goes_on(capsys, tmp_path):
     pandas.testing.assert_frame_equal(again.drop(columns=drop), table.drop(columns=drop), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_command_takes_genotypes_from_a_table_or_a_file(capsys, tmp_path):
     rows = [("genotype", "c10"), *((genotype, 90 + i / 10) for i, genotype in enumerate(GENOTYPES))]
     (tmp_path / "t.csv").write_text(csv_of(rows))
@@ -349,7 +350,7 @@ def test_the_command_takes_genotypes_from_a_table_or_a_file(capsys, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_search_and_plot_of_genotypes(capsys, tmp_path):
     (tmp_path / "t.csv").write_text(
         csv_of([("genotype", "c10"), *((each, 90 + i) for i, each in enumerate(GENOTYPES[:8]))])

@@ -137,7 +137,8 @@ def test_synflow_counts_the_layers_of_a_network_without_branches(setting):
     for block in net.reductions:
         for param in (block.conv_a.kernel, block.conv_b.kernel, block.shortcut):
             param[...] = abs(param[...])
-    total = lambda: float(net(jnp.ones((1, 8, 8, 3)), POOLS).sum())  # noqa: E731
+    run = nnx.jit(type(net).__call__)
+    total = lambda: float(run(net, jnp.ones((1, 8, 8, 3)), jnp.array(POOLS.codes)).sum())  # noqa: E731
     output = total()
     # Stem and classifier lie on all paths, the kernels of a block on some. Their part of R vanishes without them.
     flow = 2 * output
@@ -215,6 +216,7 @@ def test_gradients_of_several_cells_at_once_are_those_of_one_by_one(setting, gra
         assert found[row][name] == pytest.approx(gradient_scores[0][row][name], rel=tolerance, nan_ok=True), row
 
 
+@pytest.mark.slow
 def test_leaving_synflow_leaves_no_float64_behind(setting, monkeypatch):
     monkeypatch.setattr("nngp_dag.nas.scores.gradients._flow", lambda graph, shared, of_cell: jnp.float64(1.0))
     running = synflow([RICH, POOLS], setting)

@@ -36,7 +36,7 @@ def test_a_search_compiles_one_program_per_measure_and_goes_on(name):
     np.testing.assert_array_equal(list(prune(space, small_measures(name), pruning, again))[-1].mask, states[-1].mask)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cell_without_a_path_or_weights_is_flagged_and_never_preferred():
     space = get_space("nasbench201")
     mask = np.zeros(space.shape, bool)

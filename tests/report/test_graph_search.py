@@ -184,6 +184,20 @@ def test_all_steps_share_one_program_and_each_code_is_scored_once(problem):
     assert not seen
 
 
+@pytest.mark.slow
+def test_the_lowest_expected_loss_of_two_codes():
+    result = nd.search_graph(X, Y, objective="expected-loss", exhaustive=True, num_nodes=2, starts=2, steps=2)
+    values = {}
+    for code in ("1", "2"):
+        k = nd.kernel(code, X)
+        rate = 0.5 * nd.largest_stable_learning_rate(k.ntk)
+        values[code] = nd.expected_loss(k, Y, rate, 100)[-1]
+    assert not result.maximized
+    assert result.table == pytest.approx(values, rel=1e-9)
+    assert result.code == min(values, key=values.__getitem__)
+    assert result.value == pytest.approx(values[result.code], rel=1e-9)
+
+
 def test_a_search_returns_codes_of_its_own_table(found):
     frame: Any = found.to_frame()
     assert found.table is not None
@@ -229,7 +243,7 @@ def test_the_objective_of_relaxed_networks_rises(found):
     assert found.relaxed.shape == (11, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_eigenvalues_agree_with_a_sweep(kind):
     result = nd.search_graph(X, objective=f"{kind}-lambda-min", exhaustive=True, **SMALL)
@@ -245,10 +259,9 @@ def test_eigenvalues_agree_with_a_sweep(kind):
     assert result.value == pytest.approx(expected.max(), rel=1e-9)
 
 
-@pytest.mark.slow
-def test_the_expected_loss_is_minimized_and_large_problems_run_in_parts(monkeypatch):
-    options = {**SMALL, "objective": "expected-loss", "exhaustive": True}
-    result = nd.search_graph(X, Y, **options)
+@pytest.mark.nightly
+def test_the_expected_loss_is_minimized():
+    result = nd.search_graph(X, Y, objective="expected-loss", exhaustive=True, **SMALL)
     assert not result.maximized
     assert result.table is not None
     assert result.value == min(result.values)
@@ -257,10 +270,18 @@ def test_the_expected_loss_is_minimized_and_large_problems_run_in_parts(monkeypa
     exact = nd.expected_loss(nd.kernel(best, X), Y, rate, 100)[-1]
     assert result.table[best] == pytest.approx(exact, rel=1e-9)
     assert (result.relaxed[-1] < result.relaxed[0]).all()
+
+
+@pytest.mark.nightly
+def test_large_problems_run_in_parts(monkeypatch, problem):
     monkeypatch.setattr(search_module, "_BUDGET", 2 * search_module._BYTES * len(X) ** 2)
-    parts = nd.search_graph(X, Y, **options)
-    np.testing.assert_allclose(parts.relaxed, result.relaxed, rtol=1e-8)
-    assert parts.codes == result.codes
+    parts = search_module._Problem(problem.space, OBJECTIVES["marginal-likelihood"], SETTINGS, X, Y)
+    logits = RNG.normal(size=(3, 3, 3))
+    for found, expected in zip(parts.relaxed(logits, 0.5), problem.relaxed(logits, 0.5), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+    codes = list(problem.space.valid())
+    found, expected = (list(one.scored(codes).values()) for one in (parts, problem))
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
 def test_files_hold_the_result(found, folder):
@@ -349,7 +370,7 @@ def test_a_result_without_a_table_says_so(found):
 
 
 @pytest.mark.slow
-def test_the_command_prints_and_writes_the_best_code(tmp_path, capsys):
+def test_the_command_prints_and_writes_the_best_code(tmp_path, capsys, found):
     np.savez(tmp_path / "my.npz", x=X, y=Y)
     options = ["--data", str(tmp_path / "my.npz"), "--num-nodes", "3", "--starts", "3", "--steps", "10"]
     arguments = ["search", *options, "--no-scale-inputs", "--exhaustive", "--out", str(tmp_path / "found")]
@@ -357,16 +378,15 @@ def test_the_command_prints_and_writes_the_best_code(tmp_path, capsys):
         main([*arguments, "--json"])
     assert stop.value.code == 0
     document = json.loads(capsys.readouterr().out)
-    expected = nd.search_graph(X, Y, exhaustive=True, **SMALL)
-    assert document["code"] == expected.code
-    assert document["value"] == pytest.approx(expected.value, rel=1e-9)
-    assert [row["gradient_code"] for row in document["starts"]] == list(expected.gradient_codes)
+    assert document["code"] == found.code
+    assert document["value"] == pytest.approx(found.value, rel=1e-9)
+    assert [row["gradient_code"] for row in document["starts"]] == list(found.gradient_codes)
     assert all((tmp_path / "found" / name).is_file() for name in ("search.csv", "codes.csv", "search.png"))
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--overwrite"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert f"best: {expected.code}, marginal-likelihood" in shown
+    assert f"best: {found.code}, marginal-likelihood" in shown
     assert "within the best 2 % of 22 codes" in shown
     for wrong, message in (
         (["--rate", "3"], "Expected --rate below 2"),

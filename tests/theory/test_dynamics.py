@@ -401,7 +401,9 @@ def test_an_ntk_of_zero_leaves_the_loss_as_it_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("duplicates", [False, True], ids=["regular", "singular"])
+@pytest.mark.parametrize(
+    "duplicates", [pytest.param(False, id="regular", marks=pytest.mark.nightly), pytest.param(True, id="singular")]
+)
 def test_gradient_flow_is_the_limit_of_small_steps(duplicates):
     train, cross, test = joint_kernels(17, duplicates)
     y, rate = TARGETS["(N, C)"][:, :2], 1.0
@@ -637,7 +639,7 @@ def test_wrong_types_get_one_line(unchecked):
     assert loss_curve(k, np.zeros(2), 0.5, 2.0).mean.shape == (3,)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_networks_diverge_where_the_prediction_does():
     dag, x, y = nd.Dag.from_code("2"), np.random.default_rng(7).normal(size=(6, 5)), np.ones((6, 1))
     layer = nd.Dense(activation="erf")

@@ -397,7 +397,7 @@ def test_the_ntk_formula_is_a_sum_over_chains(code, order, readout):
     assert bound.value == pytest.approx(published_ntk(depths, x, order, readout), rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_ntk_path_bound_is_an_upper_bound_unless_flagged(order):
     x = np.concatenate([on_sphere(4, seed=2), at_angle(0.3), at_angle(2.0)])

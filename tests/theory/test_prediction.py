@@ -159,7 +159,7 @@ def test_gradient_flow_is_that_of_neural_tangents(code):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, pytest.param({"momentum": 0.5}, marks=pytest.mark.nightly)])
 def test_trained_networks_have_these_outputs(options):
-    width, seeds, steps, code = 512, 64, 10, "2_21_112"
+    width, seeds, steps, code = 512, 64, 10, "2_12"
     rng = np.random.default_rng(4)
     x, z, y = rng.normal(size=(6, 5)), rng.normal(size=(4, 5)), 8 * rng.normal(size=(6, 2))
     of = nd.kernel(code, x), nd.kernel(code, z, x), nd.kernel(code, z)

@@ -72,7 +72,7 @@ def test_the_top_mode_shrinks_below_the_rate_and_grows_above_it(monkeypatch, cod
     assert np.exp(above) == pytest.approx(np.full(STEPS, 1.3), abs=0.05)
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("factor", [0.9, 1.15])
 def test_with_momentum(monkeypatch, factor, nesterov):

@@ -112,7 +112,9 @@ class _Noting(nnx.Module):
         return self(x), None
 
 
-@pytest.mark.parametrize(("epochs", "last"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (4, 0.15)])
+@pytest.mark.parametrize(
+    ("epochs", "last"), [pytest.param(1, 0.0, marks=pytest.mark.nightly), pytest.param(4, 0.15, marks=pytest.mark.slow)]
+)
 def test_drop_path_grows_from_0_by_the_same_step_every_epoch(digits, monkeypatch, epochs, last):
     monkeypatch.setattr(CellRecipe, "network", lambda *arguments: _Noting())
     found = train_cell(CELL, digits, **SMALL | {"epochs": epochs}, drop_path=0.2)
@@ -242,7 +244,7 @@ def test_seeds_together_equal_seeds_alone(digits):
     assert together.parameters == alone.parameters
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_divergence_stops(digits):
     with pytest.raises(
         DivergenceError,

@@ -368,7 +368,7 @@ def test_a_missing_best_checkpoint_is_said(copy, capfd):
     assert files(copy) == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("arguments", ["resume", "evaluate"])
 def test_a_process_of_its_own_says_one_line_too(copy, compilation_cache, arguments):
     """Threads of tensorstore and asyncio write to the file descriptor, not to sys.stderr."""

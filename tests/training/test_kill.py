@@ -116,7 +116,7 @@ main(sys.argv[4:])
 """
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("moment", "size"),
     [("last", 2000), ("last", 0), ("last", 100), ("best", 2000), ("best", 0), ("curves", 0), ("curves", 1500)],

@@ -227,7 +227,7 @@ def stop_at(monkeypatch, moment, name, epoch):
     return on_progress
 
 
-@pytest.mark.sample(1, slow=2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize(
     ("moment", "name", "epoch", "every"),
     [

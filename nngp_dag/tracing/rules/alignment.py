@@ -188,9 +188,7 @@ def number_on(reader: Reader, num: Num, dims: Dims) -> Number:
                 "make it a parameter, or map it by a matrix first",
             )
     index = tuple(0 if i in channel else slice(None) for i in range(len(stored)))
-    return reader.values.computed(
-        ("on", tuple(stored), channel), lambda a: jnp.reshape(a, stored)[index], num.number
-    )
+    return reader.values.computed(("on", tuple(stored), channel), lambda a: jnp.reshape(a, stored)[index], num.number)
 
 
 def parameter_on(reader: Reader, par: Par, rand: Rand) -> Rand:

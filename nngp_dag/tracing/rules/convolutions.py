@@ -134,4 +134,3 @@ def _windows(
         return jnp.transpose(total, (*order, *(rank + i for i in order)))
 
     return contract
-

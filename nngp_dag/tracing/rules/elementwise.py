@@ -158,7 +158,9 @@ def _of_random(reader: Reader, equation: Any, arguments: list[Any]) -> Rand:
     if name in ("neg", "convert_element_type", "real"):
         if name == "convert_element_type" and not np.issubdtype(equation.params["new_dtype"], np.floating):
             to = np.dtype(equation.params["new_dtype"]).name
-            reader.refuse("values that stay floats", f"a random value that is converted to {to}", "compare it by > or <")
+            reader.refuse(
+                "values that stay floats", f"a random value that is converted to {to}", "compare it by > or <"
+            )
         if name == "convert_element_type" and _is_truth(equation.invars[0]):
             return _function(reader, equation, placed, one)
         c = -1.0 if name == "neg" else 1.0
@@ -253,9 +255,7 @@ def _product(reader: Reader, equation: Any, u: Node, v: Node) -> Node:
         return reader.values.times(u, v, reader.place)
     f, g = base
     assert f.node is not None
-    return reader.values.nonlinear(
-        ("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place
-    )
+    return reader.values.nonlinear(("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place)
 
 
 def _masked(reader: Reader, placed: list[Any], one: Rand) -> Rand:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Num, Par, axes_of, is_finite
-from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.arrays import Array, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.reader import Reader, described, rule
 from nngp_dag.tracing.rules.products import Axes, weighted
 from nngp_dag.tracing.rules.shapes import finite_map
 
@@ -83,3 +83,33 @@ def _rows(reader: Reader, par: Par, index: Num, axis: int, first: int) -> Array:
     hot = Num(number, (*shape, count), (False,) * (len(shape) + 1))
     of_value = Axes((len(shape),), (), tuple(range(len(shape))))
     return weighted(reader, hot, par, of_value, Axes((0,), (), tuple(range(1, len(par.shape)))), par_first=False)
+
+
+@rule("scatter-add")
+def scatter_add(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+    """Adds up slices along the first axis by known numbers of segments, such as messages at the nodes of a graph."""
+    start, index, updates = arguments
+    if all(isinstance(a, Num) for a in arguments):
+        return reader.of_numbers(equation, arguments)[0]
+    numbers = equation.params["dimension_numbers"]
+    first = tuple(numbers.scatter_dims_to_operand_dims) == tuple(numbers.inserted_window_dims) == (0,)
+    plain = isinstance(updates, Rand) and isinstance(start, Num) and start.scalar == 0
+    known = isinstance(index, Num) and index.number.known is not None and len(index.shape) == 2
+    rank = len(equation.outvars[0].aval.shape)
+    if not (first and plain and known) or tuple(numbers.update_window_dims) != tuple(range(1, rank)):
+        reader.refuse(
+            "sums of slices along the first axis at known places, from zeros",
+            f"`scatter-add` of {described(arguments)} in another form",
+            "use `jax.ops.segment_sum` with known segments",
+        )
+    if not is_finite(updates.dims[0]):
+        reader.refuse("sums along a finite axis", "sums of channels", "sum over nodes, pixels or tokens")
+    places = np.asarray(index.number.known)[:, 0]
+    count = start.shape[0]
+    dims = ((count,), *updates.dims[1:])
+    inside = (places >= 0) & (places < count)
+
+    def add(a: Any) -> Any:
+        return jnp.zeros((count, *a.shape[1:]), a.dtype).at[places[inside]].add(a[inside])
+
+    return finite_map(reader, updates, dims, ("segments", count, tuple(places.tolist())), add)

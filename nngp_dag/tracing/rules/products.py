@@ -43,7 +43,9 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         return reader.of_numbers(equation, arguments)[0]
     if isinstance(left, Par) and isinstance(right, Par):
         names = " and ".join(f"`{reader.leaves[a.leaf].name}`" for a in (left, right))
-        reader.refuse("products of values with weights", f"a product of two parameters, {names}", "multiply from the right")
+        reader.refuse(
+            "products of values with weights", f"a product of two parameters, {names}", "multiply from the right"
+        )
     if isinstance(left, Par) or isinstance(right, Par):
         par, value = (left, right) if isinstance(left, Par) else (right, left)
         of_par, of_value = axes if isinstance(left, Par) else axes[::-1]
@@ -55,9 +57,7 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     return _mixed(reader, rand, num, of_rand, of_num, rand_first=isinstance(left, Rand))
 
 
-def weighted(
-    reader: Reader, value: Num | Rand, par: Par, of_value: Axes, of_par: Axes, *, par_first: bool
-) -> Rand:
+def weighted(reader: Reader, value: Num | Rand, par: Par, of_value: Axes, of_par: Axes, *, par_first: bool) -> Rand:
     """Returns the product of a value with a weight, a Gaussian array with new channels."""
     name = reader.leaves[par.leaf].name
     pairs = sorted(zip(of_value.contracted, of_par.contracted, strict=True))
@@ -156,14 +156,15 @@ def _of_value(
     if any(not is_finite(rand.dims[i]) for i in free):
         reader.refuse(
             "a product with a weight that sums over all channels",
-            f"`{name}` along other axes only, so that it does not mix channels" if all(
-                is_finite(rand.dims[i]) for i in contracted
-            ) else f"`{name}` on one part of the channels, such as one head",
+            f"`{name}` along other axes only, so that it does not mix channels"
+            if all(is_finite(rand.dims[i]) for i in contracted)
+            else f"`{name}` on one part of the channels, such as one head",
             "contract the infinite axis",
         )
     if any(not is_finite(rand.dims[i]) for i in batch):
         reader.refuse(
-            "a weight that mixes all channels", f"`{name}` with its own matrix for every group of channels",
+            "a weight that mixes all channels",
+            f"`{name}` with its own matrix for every group of channels",
             "use one matrix",
         )
     check_wide(reader, [a for i in contracted for a in rand.dims[i]], f"`{name}` sums over")
@@ -248,8 +249,9 @@ def _mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *,
             continue
         if not num.constant[axis] and num.shape[axis] > 1:
             reader.refuse(
-                "numbers that are the same for all channels", "numbers that differ between groups of channels, such "
-                "as heads", "use the same for all"
+                "numbers that are the same for all channels",
+                "numbers that differ between groups of channels, such as heads",
+                "use the same for all",
             )
         dropped.add(axis)
         # Finite factors of an axis that is split otherwise would need the same split here.
@@ -285,9 +287,7 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
                 "an outer product of channels",
                 "write linear attention as (q k') v, not q (k' v)",
             )
-    summed = math.prod(
-        a.size for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels)
-    )
+    summed = math.prod(a.size for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels))
     if summed == 1 or (summed != left.channels and max(len(left.parts), len(right.parts)) > 1):
         reader.refuse("a sum over an infinite axis", "a sum of products over finite axes alone", "use one of them")
     check_wide(reader, [a for i in of_left.contracted for a in left.dims[i]], f"{reader.place} averages over")
@@ -320,9 +320,7 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
     return Num(number, shape, constant, Growth(summed, positive=same))
 
 
-def _same_channels(
-    reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: Axes
-) -> tuple[Rand, Rand]:
+def _same_channels(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: Axes) -> tuple[Rand, Rand]:
     """Returns both values with equal splits and parts of the axes that they share."""
     pairs = list(zip((*of_left.contracted, *of_left.batch), (*of_right.contracted, *of_right.batch), strict=True))
     infinite = [b for _, b in sorted(pairs) if not is_finite(right.dims[b])]
@@ -334,4 +332,3 @@ def _same_channels(
             reader.refuse("axes that are split alike", "two splits of channels", "reshape both alike")
     ends = sorted({*bounds(left), *bounds(right)})
     return repartitioned(reader, left, ends), repartitioned(reader, right, ends)
-

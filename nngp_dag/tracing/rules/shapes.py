@@ -1,6 +1,7 @@
 """Rules of operations that move entries: reshapes, transposes, slices, pads and concatenations."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,22 @@ def check_plain(reader: Reader, par: Par) -> None:
         )
 
 
+def _of_factor_too(change: Callable[..., Array]) -> Callable[..., Array]:
+    """Makes an operation on the shape of an array act on the factor of a parameter as well."""
+
+    @functools.wraps(change)
+    def changed(reader: Reader, array: Array, *arguments: Any) -> Array:
+        if not isinstance(array, Par) or array.factor is None:
+            return change(reader, array, *arguments)
+        plain = change(reader, dataclasses.replace(array, factor=None), *arguments)
+        factor = change(reader, array.factor, *arguments)
+        assert isinstance(plain, Par)
+        assert isinstance(factor, Num)
+        return dataclasses.replace(plain, factor=factor)
+
+    return changed
+
+
 @rule("reshape")
 def reshape(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Splits and merges axes."""
@@ -45,6 +62,7 @@ def reshape(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     return reshape_to(reader, array, shape, reader.grown(equation))
 
 
+@_of_factor_too
 def reshape_to(reader: Reader, array: Array, shape: Shape, grown: Sequence[bool] | None = None) -> Array:
     """Returns an array in another shape; `grown` says which of its axes grow with the width, if that is known."""
     if isinstance(array, Rand):
@@ -53,7 +71,9 @@ def reshape_to(reader: Reader, array: Array, shape: Shape, grown: Sequence[bool]
     constant = _constant_after(array, shape)
     if constant is None:
         if isinstance(array, Par):
-            reader.refuse("a parameter whose entries are read as they are", "entries that are repeated", "reshape first")
+            reader.refuse(
+                "a parameter whose entries are read as they are", "entries that are repeated", "reshape first"
+            )
         return Num(
             reader.values.computed(("reshape", shape), lambda a: a.reshape(shape), reader.whole(array)),
             shape,
@@ -88,9 +108,7 @@ def _constant_after(array: Num | Par, shape: Shape) -> tuple[bool, ...] | None:
     return tuple(found)
 
 
-def _regrouped(
-    reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, grown: Sequence[bool] | None
-) -> Dims:
+def _regrouped(reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, grown: Sequence[bool] | None) -> Dims:
     """Returns the axes of a random array after a reshape."""
     rest, dims = list(atoms), []
     for i, size in enumerate(shape):
@@ -131,6 +149,7 @@ def squeeze(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     return drop(reader, array, dropped)
 
 
+@_of_factor_too
 def drop(reader: Reader, array: Array, dropped: set[int]) -> Array:
     """Returns an array without some axes of size 1."""
     if isinstance(array, Rand):
@@ -160,6 +179,7 @@ def broadcast_in_dim(reader: Reader, equation: Any, arguments: list[Any]) -> Arr
     return broadcast_to(reader, array, tuple(shape), tuple(places))
 
 
+@_of_factor_too
 def broadcast_to(reader: Reader, array: Array, shape: Shape, places: Sequence[int]) -> Array:
     """Returns an array on more axes; `places` are the new places of its own ones."""
     if not isinstance(array, Rand):
@@ -229,6 +249,19 @@ def _reordered_channels(reader: Reader, array: Rand, order: Sequence[int], parts
     return tuple((n, columns(reader, node, chosen)) for n, node in parts)
 
 
+@rule("tile")
+def tile(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+    """Repeats an array along its axes."""
+    (array,) = arguments
+    times = tuple(equation.params["reps"])
+    if isinstance(array, Num):
+        return reader.of_numbers(equation, arguments)[0]
+    wide = tuple(n for pair in zip((1,) * len(times), array.shape, strict=True) for n in pair)
+    repeated = tuple(n for pair in zip(times, array.shape, strict=True) for n in pair)
+    spread = broadcast_to(reader, reshape_to(reader, array, wide), repeated, range(len(wide)))
+    return reshape_to(reader, spread, tuple(r * n for r, n in zip(times, array.shape, strict=True)))
+
+
 @rule("slice")
 def slice_(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Takes a range of every axis."""
@@ -239,6 +272,7 @@ def slice_(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     return sliced(reader, array, ranges)
 
 
+@_of_factor_too
 def sliced(reader: Reader, array: Array, ranges: Sequence[range]) -> Array:
     """Returns the entries of an array at a range of every axis."""
     shape = tuple(map(len, ranges))
@@ -302,9 +336,6 @@ def finite_map(
         (n, reader.values.linear(key, node, shape, function, numbers, keeps_constants)) for n, node in rand.parts
     )
     return Rand(parts, dims)
-
-
-
 
 
 @rule("rev")

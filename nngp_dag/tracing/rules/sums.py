@@ -22,7 +22,9 @@ def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     (array,) = arguments
     axes = tuple(sorted(equation.params["axes"]))
     if isinstance(array, Par):
-        reader.refuse("a parameter to be multiplied or added", "a sum of its entries", "center weights at initialization")
+        reader.refuse(
+            "a parameter to be multiplied or added", "a sum of its entries", "center weights at initialization"
+        )
     if isinstance(array, Num):
         return _sum_of_numbers(reader, array, axes)
     finite = [axis for axis in axes if is_finite(array.dims[axis])]
@@ -69,9 +71,7 @@ def _sum_over_channels(reader: Reader, array: Rand, axes: list[int]) -> Num:
     constant = tuple(not is_finite(dim) for dim in kept)
     shape = tuple(Rand(array.parts, (dim,)).shape[0] for dim in kept)
     stored = tuple(1 if c else n for n, c in zip(shape, constant, strict=True))
-    number = reader.values.computed(
-        ("sum", places, stored), lambda a: jnp.reshape(a.sum(axis=places), stored), total
-    )
+    number = reader.values.computed(("sum", places, stored), lambda a: jnp.reshape(a.sum(axis=places), stored), total)
     return Num(number, shape, constant, Growth(summed, positive=positive))
 
 
@@ -139,7 +139,33 @@ def cumsum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     )
 
 
-@rule("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "argmax", "argmin", "sort", "top_k", "reduce_prod", "cummax", "cumprod")
+@rule("reduce_max", "reduce_min")
+def reduce_max(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+    """Takes the largest or smallest entry of numbers; random values are refused."""
+    (array,) = arguments
+    if not isinstance(array, Num):
+        return largest(reader, equation, arguments)
+    reader.settle(array)
+    params = dict(equation.params)
+    axes = tuple(params["axes"])
+    number = reader.values.computed(
+        (equation.primitive.name, axes), lambda a: equation.primitive.bind(jnp.asarray(a), **params), array.number
+    )
+    kept = [i for i in range(len(array.shape)) if i not in axes]
+    return Num(number, tuple(array.shape[i] for i in kept), tuple(array.constant[i] for i in kept))
+
+
+@rule(
+    "reduce_window_max",
+    "reduce_window_min",
+    "argmax",
+    "argmin",
+    "sort",
+    "top_k",
+    "reduce_prod",
+    "cummax",
+    "cumprod",
+)
 def largest(reader: Reader, equation: Any, arguments: list[Any]) -> Any:
     """Refuses maxima of random values; those of numbers are numbers."""
     if all(isinstance(a, Num) for a in arguments):
