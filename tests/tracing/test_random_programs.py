@@ -151,7 +151,9 @@ def run(program: tuple[Step, ...], width: int, weights: Weights, x: Any) -> Any:
             case "heads":
                 new = phi(h.reshape(*h.shape[:2], 2, -1)).swapaxes(2, 3).swapaxes(2, 3).reshape(h.shape)
             case "scan":
-                new = jax.lax.scan(lambda a, _, n=step.weight: (phi(matrix(a, channels(a), n)), None), h, None, length=2)[0]
+                new = jax.lax.scan(
+                    lambda a, _, n=step.weight: (phi(matrix(a, channels(a), n)), None), h, None, length=2
+                )[0]
             case "scan layers" if c_h == 1:
                 stacked = weights(f"s{step.weight}", (2, width, width))
                 new = jax.lax.scan(lambda a, w: (a + c * phi(a) @ w / width**0.5, None), h, stacked)[0]
@@ -203,9 +205,9 @@ def check(program: tuple[Step, ...], width: int, draws: int, sigma: float = 4.0)
     for kernel in kernels:
         np.testing.assert_allclose(kernel, kernel.T, rtol=1e-6, atol=1e-9 * np.abs(kernel).max())
     if not (np.diag(kernels[0]) > 0).all():
-        # Some kernels are 0. The networks' then are, too.
-        zero = samples(case, width, 16, 0)[0].mean(axis=0)
-        assert (np.abs(zero - kernels[0]) < 1e-6).all(), f"zero instead of {zero} in {program}"
+        # Some kernels are 0. The networks' own then fall with the width.
+        small, large = (samples(case, n, 64, 0)[0].mean(axis=0) for n in (width, 8 * width))
+        assert (np.diag(large) <= np.diag(small) / 4 + 1e-9).all(), f"zero instead of {large} in {program}"
         return "zero"
     for factor, seed in ((1, 0), (2, 10)):
         drawn = [samples(case, factor * w, factor**2 * draws, seed + i) for i, w in enumerate((width, 2 * width))]
@@ -263,4 +265,3 @@ def test_the_check_sees_an_error(monkeypatch):
     monkeypatch.setitem(globals(), "exact", wrong)
     with pytest.raises(AssertionError, match="off by"):
         check(program, 32, 4096)
-

@@ -101,11 +101,14 @@ def test_weights_that_are_not_tied_are_another_kernel():
 
     from zoo import plain_net
 
-    table = lambda n: {  # noqa: E731
-        name: shape
-        for t in range(4)
-        for name, shape in ((f"u{t}", (5, n)), (f"w{t}", (n, n)), (f"b{t}", ((n,), 0.3)))
-    } | {"v": (n, 1)}
+    table = lambda n: (
+        {  # noqa: E731
+            name: shape
+            for t in range(4)
+            for name, shape in ((f"u{t}", (5, n)), (f"w{t}", (n, n)), (f"b{t}", ((n,), 0.3)))
+        }
+        | {"v": (n, 1)}
+    )
     other = dataclasses.replace(case, net=lambda n: plain_net(table(n), untied))
     wrong = [exact(other, width) for width in (case.width, 2 * case.width)]
     assert np.abs(wrong[0][0] / kernels[0][0] - 1).max() > 0.1
@@ -122,10 +125,12 @@ def test_single_networks_converge_with_the_root_of_the_width(name):
     spread = []
     for width in widths:
         kernels, drawn = exact(case, width), samples(case, width, 256, seed=7)
-        spread.append([
-            np.sqrt(np.mean([np.sum((k - expected) ** 2) / np.sum(expected**2) for k in found]))
-            for found, expected in zip(drawn, kernels, strict=True)
-        ])
+        spread.append(
+            [
+                np.sqrt(np.mean([np.sum((k - expected) ** 2) / np.sum(expected**2) for k in found]))
+                for found, expected in zip(drawn, kernels, strict=True)
+            ]
+        )
     for errors in np.transpose(spread):
         slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
         assert -1.0 < slope < -0.4, slope

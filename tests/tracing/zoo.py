@@ -107,11 +107,29 @@ def plain_net(table: dict[str, Any], function: Callable[..., Any]) -> Net:
     return Net(function, {"init": init}, lambda key: (init(key), None), lambda p, _, x: function(p, x))
 
 
-def plain(table: Callable[[int], dict[str, Any]], x: np.ndarray = X, head: Any = ("v",), **options: Any) -> Any:
-    """Registers a function `f(p, x)` of plain JAX as a case."""
+def factory_net(table: Callable[[int], dict[str, Any]], function: Callable[..., Any], width: int) -> Net:
+    """Returns a model of plain JAX as a factory, so that it is known which axes grow with the width."""
+
+    def make(width: int, key: Any) -> Any:
+        return function, plain_net(table(width), function).init(key)[0]
+
+    net = plain_net(table(width), function)
+    return Net(make, {"width": width}, net.init, net.apply)
+
+
+def plain(
+    table: Callable[[int], dict[str, Any]],
+    x: np.ndarray = X,
+    head: Any = ("v",),
+    factory: bool = True,
+    **options: Any,
+) -> Any:
+    """Registers a function `f(p, x)` of plain JAX as a case, as a factory of the width or by its init alone."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        net = lambda width: plain_net(table(width), function)  # noqa: E731
+        def net(width: int) -> Net:
+            return factory_net(table, function, width) if factory else plain_net(table(width), function)
+
         add(Case(function.__name__, net, x, head, **options))
         return function
 

@@ -14,7 +14,9 @@ def chain(n, depth, bias=None):
     return table
 
 
-@plain(lambda n: chain(n, 3), tier="default", dag=lambda: ("2_02", {"order": "linear-act", "w_std": 1.0}))
+@plain(
+    lambda n: chain(n, 3), tier="default", dag=lambda: ("2_02", {"order": "linear-act", "w_std": 1.0}), factory=False
+)
 def mlp_relu(p, x):
     for i in range(3):
         x = jax.nn.relu(x @ p[f"w{i}"])
@@ -60,7 +62,7 @@ def residual_pre_activation(p, x):
     return jax.nn.relu(h) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "v": (n, 1)})
+@plain(lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "v": (n, 1)}, factory=False)
 def residual_tied_blocks(p, x):
     h = x @ p["w"]
     for _ in range(3):
@@ -92,7 +94,7 @@ def gated_by_split(p, x):
     return (value * jax.nn.sigmoid(gate)) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "a": (n, 2 * n), "b": (n, 2 * n), "c": (2 * n, n), "v": (n, 1)})
+@plain(lambda n: {"w": (D, n), "a": (n, 2 * n), "b": (n, 2 * n), "c": (2 * n, n), "v": (n, 1)}, factory=False)
 def swiglu_block(p, x):
     h = x @ p["w"]
     h = h + (jax.nn.silu(h @ p["a"]) * (h @ p["b"])) @ p["c"]
@@ -126,7 +128,7 @@ def norm_without_gradient(p, x):
     return jax.nn.relu(h @ p["a"]) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "s": ((5, n, n), n**-0.5), "v": (n, 1)})
+@plain(lambda n: {"w": (D, n), "s": ((5, n, n), n**-0.5), "v": (n, 1)}, factory=False)
 def scan_over_layers(p, x):
     def layer(h, w):
         return h + 0.4 * jax.nn.gelu(h) @ w, None
@@ -184,7 +186,7 @@ def zero_init_branch(p, x):
     return jax.nn.relu(h) @ p["v"]
 
 
-@plain(lambda n: {"w1": (D // 2, n), "w2": (D // 2, n), "a": (n, n), "v": (n, 1)})
+@plain(lambda n: {"w1": (D // 2, n), "w2": (D // 2, n), "a": (n, n), "v": (n, 1)}, factory=False)
 def two_inputs(p, x):
     return jnp.tanh(jax.nn.relu(x[:, : D // 2] @ p["w1"] + x[:, D // 2 :] @ p["w2"]) @ p["a"]) @ p["v"]
 
