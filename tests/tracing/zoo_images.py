@@ -1,5 +1,7 @@
 """Models of plain JAX on small images and signals."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from zoo import numbers, plain
@@ -19,7 +21,7 @@ def pool(x, size=2):
     return summed / size**2
 
 
-SMALL = {"width": 24, "draws": 2048}
+SMALL: dict[str, Any] = {"width": 32}
 
 
 @plain(lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n, n), "v": (16 * n, 1)}, X, **SMALL)
@@ -115,7 +117,7 @@ def patches_by_reshape(p, x):
     return h.mean(axis=1) @ p["v"]
 
 
-@plain(lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n // 2, n), "v": (n, 1)}, X, width=32, draws=2048)
+@plain(lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n // 2, n), "v": (n, 1)}, X, width=32)
 def grouped_convolution(p, x):
     h = jax.nn.relu(conv(x, p["w"]))
     h = jax.lax.conv_general_dilated(h, p["a"], (1, 1), "SAME", dimension_numbers=DIMENSIONS, feature_group_count=2)

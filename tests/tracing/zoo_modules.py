@@ -1,7 +1,5 @@
 """Models of flax nnx, flax linen and equinox."""
 
-import fnmatch
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +80,7 @@ class DropoutAndBatchNorm(Base):
         return self.readout(nnx.relu(self.second(self.drop(nnx.relu(self.norm(self.first(x)))))))
 
 
-@module(IMAGES, width=32, draws=2048)
+@module(IMAGES, width=32)
 class GroupNormCnn(Base):
     def __init__(self, width, *, rngs):
         self.first = nnx.Conv(2, width, (3, 3), rngs=rngs)
@@ -94,7 +92,7 @@ class GroupNormCnn(Base):
         return self.readout(nnx.relu(self.second(nnx.relu(self.norm(self.first(x))))).mean(axis=(1, 2)))
 
 
-@module(IMAGES, width=24, draws=2048)
+@module(IMAGES, width=32)
 class TransposedConvolutions(Base):
     def __init__(self, width, *, rngs):
         self.first = nnx.Conv(2, width, (3, 3), padding="CIRCULAR", rngs=rngs)
@@ -220,7 +218,7 @@ class LinenCnn(linen.Module):
         return linen.Dense(1, name="readout")(h.reshape(len(x), -1))
 
 
-@linen_case(IMAGES, width=24, draws=2048)
+@linen_case(IMAGES, width=32)
 def cnn(width):
     return LinenCnn(width)
 
@@ -310,7 +308,7 @@ def equinox_cases():
             h = jax.nn.relu(self.second(self.pool(jax.nn.relu(self.first(x)))))
             return self.readout(h.reshape(-1))
 
-    case("cnn", EqxCnn, IMAGES.transpose(0, 3, 1, 2), width=32, draws=4096)
+    case("cnn", EqxCnn, IMAGES.transpose(0, 3, 1, 2), width=32)
 
     def library_mlp(width, key):
         return eqx.nn.MLP(D, 1, width, 2, activation=jax.nn.tanh, use_bias=False, use_final_bias=False, key=key)
@@ -319,4 +317,3 @@ def equinox_cases():
 
 
 equinox_cases()
-del fnmatch
