@@ -63,7 +63,7 @@ def find_kinks(fn: Callable[[jax.Array], jax.Array], name: str) -> tuple[tuple[R
         for cluster in _clusters(np.flatnonzero(suspects)):
             if len(places) > 2 * MOST:
                 raise _too_many(name)
-            place = _located(fn, x[cluster[0]], x[min(cluster[-1] + 1, len(x) - 1)])
+            place = _located(fn, float(x[cluster[0]]), float(x[min(cluster[-1] + 1, len(x) - 1)]))
             if place is not None and all(abs(place - other) > 2 * step for other in places):
                 places.append(place)
     ramps = [ramp for place in places if (ramp := _ramp(fn, place)) is not None]
@@ -131,7 +131,7 @@ def _located(fn: Callable[[jax.Array], jax.Array], low: float, high: float) -> f
             + step * np.abs(np.diff(found.curvatures))
         )
         best = int(np.argmax(jumps))
-        low, high = x[best], x[best + 1]
+        low, high = float(x[best]), float(x[best + 1])
         # Closer than this, only a jump of the value stands out from rounding; other places follow from both sides.
         if step < 1e-9 and abs(found.values[best + 1] - found.values[best]) < 1e-6:
             break

@@ -31,6 +31,8 @@ from nngp_dag.activations import (
     Tanh,
 )
 
+Three = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 _TOLERANCE = 1e-10
 # Points of the fit lie in [-_FIT, _FIT].
 _FIT = 6.0
@@ -67,55 +69,55 @@ class _Family(NamedTuple):
     """
 
     phi: Any
-    values: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    values: Callable[[np.ndarray], Three]
     bent: bool = False
     both: bool = False
 
 
-def _tanh(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _tanh(x: np.ndarray) -> Three:
     t = np.tanh(x)
     d = 1 / np.cosh(np.clip(x, -350, 350)) ** 2
     return t, d, -2 * t * d
 
 
-def _erf(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _erf(x: np.ndarray) -> Three:
     d = 2 / math.sqrt(math.pi) * np.exp(-(x**2))
     return special.erf(x), d, -2 * x * d
 
 
-def _gelu(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _gelu(x: np.ndarray) -> Three:
     p, d = special.ndtr(x), np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     return x * p, p + x * d, (2 - x**2) * d
 
 
-def _silu(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _silu(x: np.ndarray) -> Three:
     p, other = special.expit(x), special.expit(-x)
     d = p * other
     return x * p, p + x * d, d * (2 + x * (other - p))
 
 
-def _softplus(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _softplus(x: np.ndarray) -> Three:
     p = special.expit(x)
     return np.logaddexp(x, 0), p, p * special.expit(-x)
 
 
-def _elu(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _elu(x: np.ndarray) -> Three:
     low = np.minimum(x, 0)
     d = np.where(x < 0, np.exp(low), 0)
     return np.expm1(low), d, d
 
 
-def _gaussian(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _gaussian(x: np.ndarray) -> Three:
     e = np.exp(-(x**2))
     return e, -2 * x * e, (4 * x**2 - 2) * e
 
 
-def _gabor(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _gabor(x: np.ndarray) -> Three:
     e, s, c = np.exp(-(x**2)), np.sin(x), np.cos(x)
     return e * s, e * (c - 2 * x * s), e * ((4 * x**2 - 3) * s - 4 * x * c)
 
 
-def _exp(x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _exp(x: np.ndarray) -> Three:
     e = np.exp(np.minimum(x, 600))
     return e, e, e
 

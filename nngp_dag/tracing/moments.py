@@ -30,87 +30,134 @@ Pair = tuple[jax.Array | None, jax.Array | None]
 _NOTHING: Pair = (None, None)
 
 
+class OneInput:
+    """What one input alone determines: numbers, means and variances of nodes. Each is computed once."""
+
+    def __init__(self, x: jax.Array, functions: dict[int, Function]) -> None:
+        """Takes the input, of the shape that the program was read at, and the functions of nodes by their numbers."""
+        self.x = x
+        self.functions = functions
+        self.numbers: dict[int, jax.Array] = {}
+        self.means: dict[int, jax.Array] = {}
+        self.variances: dict[int, jax.Array] = {}
+        self.moments = Moments((self, self), lambda weight: 0.0, with_tangents=False, functions=functions)
+
+    def number(self, number: Number) -> jax.Array:
+        """Returns a number."""
+        if number.id not in self.numbers:
+            if number.known is not None:
+                value = jnp.asarray(number.known)
+            elif number.mean is not None:
+                value = self.mean(number.mean)
+            elif number.pair is not None:
+                value = self._second_moment(*number.pair)
+            elif number.function is None:
+                value = self.x
+            else:
+                value = number.function(*map(self.number, number.arguments))
+            self.numbers[number.id] = value
+        return self.numbers[number.id]
+
+    def _second_moment(self, u: Node, v: Node) -> jax.Array:
+        m, _ = self.moments.pair(u, v, 0, 0)
+        return jnp.zeros((*u.shape, *v.shape)) if m is None else m
+
+    def mean(self, node: Node) -> jax.Array:
+        """Returns the mean of a node over its channels, of the node's shape."""
+        if node.id not in self.means:
+            self.means[node.id] = self._mean(node)
+        return self.means[node.id]
+
+    def _mean(self, node: Node) -> jax.Array:
+        if node.offset is not None:
+            return jnp.full(node.shape, node.offset, float)
+        match node:
+            case Sum():
+                return sum((c * self.mean(child) for c, child in node.terms), jnp.zeros(node.shape))
+            case Linear():
+                return node.map(self.mean(node.node), *map(self.number, node.numbers))
+            case Fixed():
+                return jnp.broadcast_to(self.number(node.number), node.shape).astype(float)
+            case Nonlinear():
+                return mean(self.functions[node.id], self.variance(node.node))
+            case Times():
+                return _diagonal(self._second_moment(node.left, node.right), node.shape)
+        raise TypeError(type(node))
+
+    def variance(self, node: Node) -> jax.Array:
+        """Returns the variances of a Gaussian node, of its shape."""
+        if node.id not in self.variances:
+            value = _diagonal(self._second_moment(node, node), node.shape)
+            if node.offset:
+                value = value - node.offset**2
+            self.variances[node.id] = jnp.where(value < 0, 0, value)
+        return self.variances[node.id]
+
+
+class Recorded:
+    """Values of one input that were computed before, by kind and by the number of the node or number."""
+
+    def __init__(self, values: dict[str, jax.Array], source: OneInput | None = None) -> None:
+        """Takes the values; those that are absent come from `source`, and are added."""
+        self.values = values
+        self.source = source
+
+    def number(self, number: Number) -> jax.Array:
+        """Returns a number."""
+        return jnp.asarray(number.known) if number.known is not None else self._get("number", number)
+
+    def mean(self, node: Node) -> jax.Array:
+        """Returns the mean of a node."""
+        return jnp.full(node.shape, node.offset, float) if node.offset is not None else self._get("mean", node)
+
+    def variance(self, node: Node) -> jax.Array:
+        """Returns the variances of a node."""
+        return self._get("variance", node)
+
+    def _get(self, kind: str, of: Any) -> jax.Array:
+        key = f"{kind} {of.id}"
+        if key not in self.values:
+            assert self.source is not None
+            self.values[key] = getattr(self.source, kind)(of)
+        return self.values[key]
+
+
 class Moments:
     """Computes second moments and tangents of nodes for one pair of inputs, each only once."""
 
     def __init__(
         self,
-        inputs: tuple[jax.Array, jax.Array],
+        sides: tuple[OneInput | Recorded, OneInput | Recorded],
         seeds: Callable[[Any], float],
         *,
         with_tangents: bool,
         functions: dict[int, Function],
     ) -> None:
-        """Takes the inputs.
+        """Takes the two inputs.
 
         Args:
-          inputs: One input for each side, of the shape that the program was read at.
+          sides: The values that each input determines.
           seeds: The seed of the tangent at a weight, in units of the model's own parameterization.
           with_tangents: Whether to compute T.
           functions: The functions of nodes that are functions of Gaussian ones, by the numbers of the nodes.
         """
-        self.inputs = inputs
+        self.sides = sides
         self.seeds = seeds
         self.with_tangents = with_tangents
         self.functions = functions
-        self.numbers: dict[tuple[int, int], jax.Array] = {}
-        self.means: dict[tuple[int, int], jax.Array] = {}
-        self.variances: dict[tuple[int, int], jax.Array] = {}
         self.pairs: dict[tuple[int, int, int, int], Pair] = {}
 
     def number(self, number: Number, side: int) -> jax.Array:
         """Returns a number at the input of a side."""
-        key = (number.id, side)
-        if key not in self.numbers:
-            if number.known is not None:
-                value = jnp.asarray(number.known)
-            elif number.mean is not None:
-                value = self.mean(number.mean, side)
-            elif number.pair is not None:
-                u, v = number.pair
-                m, _ = self.pair(u, v, side, side)
-                value = jnp.zeros((*u.shape, *v.shape)) if m is None else m
-            elif number.function is None:
-                value = self.inputs[side]
-            else:
-                value = number.function(*(self.number(a, side) for a in number.arguments))
-            self.numbers[key] = value
-        return self.numbers[key]
+        return self.sides[side].number(number)
 
     def mean(self, node: Node, side: int) -> jax.Array:
-        """Returns the mean of a node over its channels, of the node's shape."""
-        key = (node.id, side)
-        if key not in self.means:
-            self.means[key] = self._mean(node, side)
-        return self.means[key]
-
-    def _mean(self, node: Node, side: int) -> jax.Array:
-        if node.offset is not None:
-            return jnp.full(node.shape, node.offset, float)
-        match node:
-            case Sum():
-                return sum((c * self.mean(child, side) for c, child in node.terms), jnp.zeros(node.shape))
-            case Linear():
-                return node.map(self.mean(node.node, side), *(self.number(n, side) for n in node.numbers))
-            case Fixed():
-                return jnp.broadcast_to(self.number(node.number, side), node.shape).astype(float)
-            case Nonlinear():
-                return mean(self.functions[node.id], self.variance(node.node, side))
-            case Times():
-                moment, _ = self.pair(node.left, node.right, side, side)
-                return jnp.zeros(node.shape) if moment is None else _diagonal(moment, node.shape)
-        raise TypeError(type(node))
+        """Returns the mean of a node at the input of a side."""
+        return self.sides[side].mean(node)
 
     def variance(self, node: Node, side: int) -> jax.Array:
-        """Returns the variances of a Gaussian node, of its shape."""
-        key = (node.id, side)
-        if key not in self.variances:
-            moment, _ = self.pair(node, node, side, side)
-            value = jnp.zeros(node.shape) if moment is None else _diagonal(moment, node.shape)
-            if node.offset:
-                value = value - node.offset**2
-            self.variances[key] = jnp.where(value < 0, 0, value)
-        return self.variances[key]
+        """Returns the variances of a Gaussian node at the input of a side."""
+        return self.sides[side].variance(node)
 
     def pair(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
         """Returns M(u, v) and T(u, v), (*shape of u, *shape of v), for u and v at the inputs of two sides."""

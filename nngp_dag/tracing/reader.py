@@ -84,9 +84,7 @@ class Reader:
     def read(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Array]) -> list[Array]:
         """Returns the outputs of a program for given arguments."""
         equations, used = jaxprs.needed(jaxpr)
-        known: dict[Any, Array] = {
-            v: self.known(c) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in used
-        }
+        known: dict[Any, Array] = {v: self.known(c) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in used}
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
         def value(variable: Any) -> Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,11 @@ from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
 from nngp_dag.tracing.arrays import Rand
-from nngp_dag.tracing.lowering import NoNetwork, network_of
 from nngp_dag.tracing.expectations import accuracy
 from nngp_dag.tracing.functions import Function, recognize
+from nngp_dag.tracing.lowering import NoNetwork, network_of
 from nngp_dag.tracing.models import ModelFunction
-from nngp_dag.tracing.moments import Moments
+from nngp_dag.tracing.moments import Moments, OneInput, Recorded
 from nngp_dag.tracing.parameters import Weight, check_apart
 from nngp_dag.tracing.summary import summary
 from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, operands
@@ -45,17 +46,50 @@ class Program:
     numbers: tuple[Number, ...]
     functions: dict[int, Function]
 
-    def moments(self, x1: jax.Array, x2: jax.Array, seeds: Any, *, ntk: bool) -> tuple[Any, Any]:
-        """Returns the second moments and the NTK of the output at two inputs."""
-        moments = Moments((x1, x2), seeds, with_tangents=ntk, functions=self.functions)
-        # In the order of the nodes, so that no recursion goes deep.
-        for node in self.nodes:
-            for operand in operands(node) if isinstance(node, (Product, Nonlinear)) else ():
-                for sides in ((0, 0), (1, 1), (0, 1)):
-                    moments.pair(operand, operand, *sides)
+    def alone(self, x: jax.Array) -> OneInput:
+        """Returns what one input determines, computed in the order of the nodes, so that no recursion goes deep."""
+        one = OneInput(x, self.functions)
+        for operand in self._steps:
+            one.moments.pair(operand, operand, 0, 0)
+        return one
+
+    def between(self, sides: tuple[Any, Any], seeds: Any, *, ntk: bool) -> tuple[Any, Any]:
+        """Returns the second moments and the NTK of the output for two inputs, given what each determines."""
+        moments = Moments(sides, seeds, with_tangents=ntk, functions=self.functions)
+        for operand in self._steps:
+            moments.pair(operand, operand, 0, 1)
         m, t = moments.pair(self.output, self.output, 0, 1)
         zero = jnp.zeros((*self.output.shape, *self.output.shape))
         return zero if m is None else m, (zero if t is None else t) if ntk else None
+
+    @functools.cached_property
+    def _steps(self) -> list[Node]:
+        """The operands of products and functions, in order."""
+        found = {o.id: o for node in self.nodes if isinstance(node, (Product, Nonlinear)) for o in operands(node)}
+        return [found[i] for i in sorted(found)]
+
+    def needed(self, x: Any, *, ntk: bool) -> tuple[str, ...]:
+        """Returns the names of the values of single inputs that `between` needs, given the shape of an input."""
+        names: set[str] = set()
+
+        def record(x: jax.Array) -> Any:
+            sides = Recorded({}, self.alone(x)), Recorded({}, self.alone(x))
+            found = self.between(sides, lambda weight: 1.0, ntk=ntk)
+            names.update(sides[0].values, sides[1].values)
+            return found
+
+        jax.eval_shape(record, x)
+        return tuple(sorted(names))
+
+    def values(self, x: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
+        """Returns values that one input determines, by the names of `needed`."""
+        one = self.alone(x)
+        by_id: dict[int, Any] = {n.id: n for n in (*self.nodes, *self.numbers)}
+        found = {}
+        for name in names:
+            kind, of = name.split()
+            found[name] = getattr(one, kind)(by_id[int(of)])
+        return found
 
 
 def program_of(output: Rand) -> Program:
@@ -239,9 +273,12 @@ class Traced(KernelSource, Described):
             if not self.discrete:
                 x1 = x1.astype(np.float64)
                 x2 = None if x2 is None else x2.astype(np.float64)
+            alone, between = self._compiled(ntk)
+            first = alone(x1)
+            second = None if x2 is None else alone(x2)
             if self.batch_axis is None:
-                return _whole(self._compiled(ntk)(x1, x1 if x2 is None else x2))
-            return _in_blocks(self._blocks(ntk), x1, x2, self._rows(), ntk)
+                return _whole(between(first, first if second is None else second))
+            return _in_blocks(between, first, second, self._rows(), ntk)
 
     @functools.cached_property
     def _numerical(self) -> tuple[Nonlinear, ...]:
@@ -258,10 +295,10 @@ class Traced(KernelSource, Described):
     @functools.cached_property
     def _variances(self) -> Any:
         def of_one(x: jax.Array) -> list[jax.Array]:
-            moments = Moments((x, x), lambda weight: 0.0, with_tangents=False, functions=self.program.functions)
-            return [moments.variance(node.node, 0) for node in self._numerical]
+            one = self.program.alone(self._in(x))
+            return [one.variance(node.node) for node in self._numerical]
 
-        return jax.jit(lambda xs: jax.lax.map(lambda x: of_one(x[None]), xs) if self.batch_axis == 0 else of_one(xs))
+        return jax.jit((lambda xs: jax.lax.map(of_one, xs)) if self.batch_axis == 0 else of_one)
 
     def _check_accuracy(self, inputs: list[Any]) -> None:
         """Warns of numerical expectations that are not accurate, and refuses those that are no approximation.
@@ -371,20 +408,34 @@ class Traced(KernelSource, Described):
 
         return seed
 
+    def _in(self, x: Any) -> Any:
+        """Returns an input as the program takes it, from one of many."""
+        return x[None] if self.batch_axis == 0 else x
+
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the programs live as long as the model
-    def _compiled(self, ntk: bool) -> Any:
-        seeds = self._seeds()
-        return jax.jit(lambda x1, x2: self.program.moments(x1, x2, seeds, ntk=ntk))
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _blocks(self, ntk: bool) -> Any:
+    def _compiled(self, ntk: bool) -> tuple[Any, Any]:
+        """Returns the functions that compute the values of inputs, and kernels from two sets of values."""
+        dtype = np.dtype(int) if self.discrete else np.dtype(np.float64)
+        names = self.program.needed(jax.ShapeDtypeStruct(self.shape, dtype), ntk=ntk)
         seeds = self._seeds()
 
-        def one(a: jax.Array, b: jax.Array) -> tuple[Any, Any]:
-            m, t = self.program.moments(a[None], b[None], seeds, ntk=ntk)
-            return m.reshape(()), None if t is None else t.reshape(())
+        def alone(x: jax.Array) -> dict[str, jax.Array]:
+            return self.program.values(self._in(x), names)
 
-        return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+        def between(one: dict[str, jax.Array], other: dict[str, jax.Array]) -> tuple[Any, Any]:
+            found = self.program.between((Recorded(one), Recorded(other)), seeds, ntk=ntk)
+            if self.batch_axis is None:
+                return found
+            return found[0].reshape(()), None if found[1] is None else found[1].reshape(())
+
+        if self.batch_axis is None:
+            return jax.jit(alone), jax.jit(between)
+        # The covariances of pixels of one input are as large as those of a pair.
+        size = max(1, self._rows() ** 2)
+        return (
+            jax.jit(lambda xs: jax.lax.map(alone, xs, batch_size=size)),
+            jax.jit(jax.vmap(jax.vmap(between, (None, 0)), (0, None))),
+        )
 
     def _rows(self) -> int:
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
@@ -417,18 +468,26 @@ def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:
     return square(found[0]), square(found[1])
 
 
-def _in_blocks(blocks: Any, x1: Any, x2: Any, rows: int, ntk: bool) -> tuple[Any, Any]:
-    """Returns kernels in blocks of rows and columns; the blocks below the diagonal are those above it, transposed."""
-    symmetric = x2 is None
-    x2 = x1 if symmetric else x2
-    if isinstance(x1, jax.core.Tracer) or isinstance(x2, jax.core.Tracer) or max(len(x1), len(x2)) <= rows:
-        return blocks(x1, x2)
-    shape = len(x1), len(x2)
+def _in_blocks(between: Any, first: Any, second: Any, rows: int, ntk: bool) -> tuple[Any, Any]:
+    """Returns kernels in blocks of rows and columns; the blocks below the diagonal are those above it, transposed.
+
+    Args:
+      between: The kernels of two sets of inputs, from what each input determines.
+      first: What the first inputs determine, arrays with a leading axis of inputs.
+      second: What the second inputs determine, or None if they are the first ones.
+      rows: The number of inputs in a block.
+      ntk: Whether there is an NTK.
+    """
+    symmetric = second is None
+    second = first if symmetric else second
+    shape = _length(first), _length(second)
+    if max(shape) <= rows or isinstance(jax.tree.leaves((first, second))[0], jax.core.Tracer):
+        return between(first, second)
     results = [np.empty(shape), np.empty(shape) if ntk else None]
     for i in range(0, shape[0], rows):
-        left = _padded(x1[i : i + rows], rows)
+        left = _taken(first, i, rows)
         for j in range(i if symmetric else 0, shape[1], rows):
-            block = blocks(left, _padded(x2[j : j + rows], rows))
+            block = between(left, _taken(second, j, rows))
             for result, part in zip(results, block, strict=True):
                 if result is None:
                     continue
@@ -439,6 +498,11 @@ def _in_blocks(blocks: Any, x1: Any, x2: Any, rows: int, ntk: bool) -> tuple[Any
     return results[0], results[1]
 
 
-def _padded(x: Any, rows: int) -> Any:
-    """Returns `rows` inputs, the last one repeated, so that all blocks share a compiled program."""
-    return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
+def _length(values: Any) -> int:
+    return len(jax.tree.leaves(values)[0])
+
+
+def _taken(values: Any, start: int, rows: int) -> Any:
+    """Returns the values of `rows` inputs, the last one repeated, so that all blocks share a compiled program."""
+    index = np.minimum(np.arange(start, start + rows), _length(values) - 1)
+    return jax.tree.map(lambda v: v[index], values)

@@ -78,7 +78,11 @@ def _compare(first, second, tolerance, points=POINTS):
         np.testing.assert_allclose([v[at] for v in alone], [mean1, slope1], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+SLOW = ["gelu (tanh)", "soft_sign", "squareplus", "hard_silu", "sparse_plus", "celu", "mirrored elu", "selu", "elu"]
+SOME = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FUNCTIONS]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_second_moments_of_one_function_equal_quadrature_over_the_plane(name):
     closed = FUNCTIONS[name][2]
     tolerance = (1e-12, 1e-12) if closed else (1e-6, 1e-4) if name == "soft_sign" else (1e-10, 1e-9)
@@ -143,7 +147,7 @@ def test_bivariate_probabilities_have_all_digits():
             assert abs(float(found) - float(exact)) < 2e-16 + 2e-15 * float(exact)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", SOME)
 def test_inputs_of_zeros_give_the_value_at_0_and_gradients_are_finite(name):
     f = FUNCTIONS[name][0]
     known = recognize(f)
@@ -158,7 +162,7 @@ def test_inputs_of_zeros_give_the_value_at_0_and_gradients_are_finite(name):
     assert np.isfinite(np.array(gradients(*arguments))).all()
 
 
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in ("sign", "step")])
+@pytest.mark.parametrize("name", [p for p in SOME if p.values[0] not in ("sign", "step")])
 def test_gradients_are_those_of_differences_and_of_price(name):
     known = recognize(FUNCTIONS[name][0])
     at = np.array([0.4, 1.3, 0.8])

@@ -13,12 +13,63 @@ from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, 
 from nngp_dag.tracing.rules.shapes import broadcast_to
 from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Sum
 
-_UNARY = (
-    "abs acos acosh asin asinh atan atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor "
-    "integer_pow is_finite lgamma log log1p logistic not round rsqrt sign sin sinh sqrt square tan tanh"
-).split()
-_BINARY = "and atan2 eq ge gt le lt max min ne nextafter or pow rem select_n xor".split()
-_LINEAR = "add add_any convert_element_type div mul neg real stop_gradient sub".split()
+_UNARY = [
+    "abs",
+    "acos",
+    "acosh",
+    "asin",
+    "asinh",
+    "atan",
+    "atanh",
+    "cbrt",
+    "ceil",
+    "clamp",
+    "cos",
+    "cosh",
+    "digamma",
+    "erf",
+    "erf_inv",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+    "floor",
+    "integer_pow",
+    "is_finite",
+    "lgamma",
+    "log",
+    "log1p",
+    "logistic",
+    "not",
+    "round",
+    "rsqrt",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+]
+_BINARY = [
+    "and",
+    "atan2",
+    "eq",
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "max",
+    "min",
+    "ne",
+    "nextafter",
+    "or",
+    "pow",
+    "rem",
+    "select_n",
+    "xor",
+]
+_LINEAR = ["add", "add_any", "convert_element_type", "div", "mul", "neg", "real", "stop_gradient", "sub"]
 
 
 class Base(NamedTuple):

@@ -1,5 +1,6 @@
 """Rules of matrix products: with a weight they are the sources of randomness, with numbers linear maps of finite axes,
-and of two random values means over the infinite axis."""
+and of two random values means over the infinite axis.
+"""
 
 import math
 import string
