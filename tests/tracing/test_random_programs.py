@@ -1,7 +1,7 @@
 """Random programs: each is refused, or its kernels equal Monte Carlo.
 
-A program is a list of instructions on a stack of values of shape (inputs, tokens, channels). Weights are standard normal
-and are scaled by the program, so that the kernels of all widths are the same.
+A program is a list of instructions on a stack of values of shape (inputs, tokens, channels). Weights are standard
+normal and are scaled by the program, so that the kernels of all widths are the same.
 """
 
 import functools
@@ -91,6 +91,16 @@ class Weights:
         return jnp.zeros(shape) if self.values is None else self.values[name]
 
 
+def layer(matrix: Any, phi: Any, number: int, out: int, h: Any, _: Any) -> Any:
+    """Applies a layer as a step of a loop."""
+    return phi(matrix(h, out, number)), None
+
+
+def block(phi: Any, c: float, h: Any, w: Any) -> Any:
+    """Applies a residual block as a step of a loop."""
+    return h + c * phi(h) @ w / len(w) ** 0.5, None
+
+
 def run(program: tuple[Step, ...], width: int, weights: Weights, x: Any) -> Any:
     """Runs a program of a width."""
 
@@ -151,12 +161,11 @@ def run(program: tuple[Step, ...], width: int, weights: Weights, x: Any) -> Any:
             case "heads":
                 new = phi(h.reshape(*h.shape[:2], 2, -1)).swapaxes(2, 3).swapaxes(2, 3).reshape(h.shape)
             case "scan":
-                new = jax.lax.scan(
-                    lambda a, _, n=step.weight: (phi(matrix(a, channels(a), n)), None), h, None, length=2
-                )[0]
+                again = functools.partial(layer, matrix, phi, step.weight, c_h)
+                new = jax.lax.scan(again, h, None, length=2)[0]
             case "scan layers" if c_h == 1:
                 stacked = weights(f"s{step.weight}", (2, width, width))
-                new = jax.lax.scan(lambda a, w: (a + c * phi(a) @ w / width**0.5, None), h, stacked)[0]
+                new = jax.lax.scan(functools.partial(block, phi, c), h, stacked)[0]
             case "attention":
                 q = matrix(h, 1, step.weight)
                 scores = jax.nn.softmax(jnp.einsum("bsd,btd->bst", q, q) / width, axis=-1)

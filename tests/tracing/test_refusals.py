@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from zoo import drawn, numbers
 
 from nngp_dag.errors import InputError, ModelError
@@ -366,6 +367,21 @@ def outer_product_of_channels(p, x):
     return jnp.einsum("bd,bde->be", h[:, -1], state) / N @ p["v"]
 
 
+@refused("channels|infinite|width", "vmap", a=((4, N, N), N**-0.5))
+def axis_of_experts(p, x):
+    """An axis of four matrices is no infinite axis, though no factory says so."""
+    h = jax.nn.relu(x @ p["w"])
+    h = jax.vmap(lambda a: jax.nn.relu(h @ a))(p["a"]).mean(axis=0)
+    return h @ p["v"]
+
+
+@refused("channels|infinite|width", "sum(axis=1)", a=((N, 3, N), N**-0.5))
+def axis_of_branches(p, x):
+    h = jax.nn.relu(x @ p["w"])
+    h = jnp.tanh(jnp.einsum("bi,ikj->bkj", h, p["a"])).sum(axis=1)
+    return h @ p["v"]
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     with jax.numpy_rank_promotion("allow"), pytest.raises((ModelError, InputError), match=case.match) as caught:
@@ -375,3 +391,116 @@ def test_refused(case):
         assert found, f"no file and line in: {caught.value}"
         assert int(found[1]) in lines_of(case.function, case.line)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def with_bottleneck(width, key):
+    """A factory whose model has an axis of fixed width between infinite ones."""
+    a, b, c, d = jax.random.split(key, 4)
+    params = {
+        "w": drawn(a, (4, width), None),
+        "narrow": drawn(b, (width, 2), None),
+        "wide": drawn(c, (2, width), None),
+        "v": drawn(d, (width, 1), None),
+    }
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w"])
+        h = jnp.tanh(h @ p["narrow"])
+        h = h @ p["wide"]
+        return h @ p["v"]
+
+    return apply, params
+
+
+def with_fixed_mean(width, key):
+    """A factory whose model averages over an axis that does not grow."""
+    a, b, c = jax.random.split(key, 3)
+    params = {"w": drawn(a, (4, width), None), "k": drawn(b, (width, 8), None), "v": drawn(c, (width, 1), None)}
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w"])
+        gate = jnp.tanh(h @ p["k"]).mean(axis=1, keepdims=True)
+        return (gate * h) @ p["v"]
+
+    return apply, params
+
+
+@pytest.mark.parametrize(("factory", "line"), [(with_bottleneck, 'p["wide"]'), (with_fixed_mean, "mean(axis=1")])
+def test_axes_that_do_not_grow(factory, line):
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ModelError, match="axes that grow with the width") as caught:
+        trace(factory, X, width=N)
+    found = re.match(rf"{re.escape(Path(__file__).name)}:(\d+): ", str(caught.value))
+    assert found, str(caught.value)
+    assert int(found[1]) in lines_of(factory, line)
+
+
+def test_trained_weights():
+    params = {
+        "w": np.random.default_rng(0).normal(size=(4, N)) / 2,
+        "v": np.random.default_rng(1).normal(size=(N, 1)) / 4,
+    }
+    with pytest.raises(InputError, match=r"fresh draw|agree with no standard scheme"):
+        trace(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], X, params=params)
+
+
+def test_training_mode_batch_norm():
+    class Net(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.hidden = nnx.Linear(4, width, rngs=rngs)
+            self.norm = nnx.BatchNorm(width, rngs=rngs)
+            self.readout = nnx.Linear(width, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.readout(nnx.relu(self.norm(self.hidden(x), use_running_average=False)))
+
+    with pytest.raises((ModelError, InputError), match=r"batch|inference mode|mutate"):
+        trace(Net, X.astype(np.float32), width=N)
+
+
+def test_orthogonal_weights_are_flagged():
+    class Net(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.hidden = nnx.Linear(4, width, rngs=rngs)
+            self.second = nnx.Linear(width, width, kernel_init=nnx.initializers.orthogonal(), rngs=rngs)
+            self.readout = nnx.Linear(width, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.readout(nnx.relu(self.second(nnx.relu(self.hidden(x)))))
+
+    shown = str(trace(Net, X.astype(np.float32), width=N))
+    assert "orthogonal" in shown
+
+
+def test_multi_head_attention_of_flax():
+    class Net(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.embed = nnx.Linear(5, width, rngs=rngs)
+            self.attend = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
+            self.readout = nnx.Linear(width, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.readout(self.attend(self.embed(x)).mean(axis=1))
+
+    with pytest.raises(ModelError, match=r"1 / sqrt\(d\)"):
+        trace(Net, SEQUENCE.astype(np.float32), width=N)
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell])
+def test_gated_recurrent_cells(cell):
+    """Products of gates that share weights with the state have no closed form."""
+
+    class Net(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.cell = cell(5, width, recurrent_kernel_init=nnx.initializers.lecun_normal(), rngs=rngs)
+            self.readout = nnx.Linear(width, 1, rngs=rngs)
+            self.width = width
+
+        def __call__(self, x):
+            carry = jnp.zeros((len(x), self.width))
+            carry = (carry, carry) if cell is nnx.LSTMCell else carry
+            for t in range(3):
+                carry, h = self.cell(carry, x[:, t])
+            return self.readout(h)
+
+    with pytest.raises(ModelError, match=r"^[a-z_]+\.py:\d+: Expected"):
+        trace(Net, SEQUENCE.astype(np.float32), width=N).kernels(SEQUENCE)

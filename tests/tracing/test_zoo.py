@@ -9,7 +9,7 @@ import zoo_images
 import zoo_modules
 import zoo_plain
 import zoo_sequences
-from zoo import CASES, Agreement, Case, agreement, dag_kernels, exact, samples
+from zoo import CASES, Agreement, Case, agreement, dag_kernels, exact, plain_net, samples
 
 del zoo_images, zoo_modules, zoo_plain, zoo_sequences  # imported so that they register their models
 
@@ -61,13 +61,13 @@ def test_monte_carlo(case):
     assert_agrees(case, [exact(case, width) for width in (case.width, 2 * case.width)])
 
 
-@pytest.mark.parametrize("case", marked({name: () for name in TIERS}, lambda case: case.dag is not None))
+@pytest.mark.parametrize("case", marked(dict.fromkeys(TIERS, ()), lambda case: case.dag is not None))
 def test_equals_the_kernel_of_a_dag(case):
     for found, expected in zip(exact(case, case.width, parameterization="ntk"), dag_kernels(case), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", marked({name: () for name in TIERS}, lambda case: case.stax is not None))
+@pytest.mark.parametrize("case", marked(dict.fromkeys(TIERS, ()), lambda case: case.stax is not None))
 def test_equals_neural_tangents(case):
     _, _, kernel_fn = case.stax()
     with jax.enable_x64(True):
@@ -99,16 +99,10 @@ def test_weights_that_are_not_tied_are_another_kernel():
             hs.append(h)
         return sum(hs) / len(hs) @ p["v"]
 
-    from zoo import plain_net
+    def table(n):
+        of_step = {"u": (5, n), "w": (n, n), "b": ((n,), 0.3)}
+        return {f"{name}{t}": one for t in range(4) for name, one in of_step.items()} | {"v": (n, 1)}
 
-    table = lambda n: (
-        {  # noqa: E731
-            name: shape
-            for t in range(4)
-            for name, shape in ((f"u{t}", (5, n)), (f"w{t}", (n, n)), (f"b{t}", ((n,), 0.3)))
-        }
-        | {"v": (n, 1)}
-    )
     other = dataclasses.replace(case, net=lambda n: plain_net(table(n), untied))
     wrong = [exact(other, width) for width in (case.width, 2 * case.width)]
     assert np.abs(wrong[0][0] / kernels[0][0] - 1).max() > 0.1

@@ -24,13 +24,30 @@ def pool(x, size=2):
 SMALL: dict[str, Any] = {"width": 32}
 
 
-@plain(lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n, n), "v": (16 * n, 1)}, X, **SMALL)
+def stax_cnn(stride, *end):
+    """Returns two layers of convolutions of neural-tangents and an end."""
+    from neural_tangents import stax
+
+    layers = (
+        stax.Conv(1, (3, 3), padding="SAME"),
+        stax.Relu(),
+        stax.Conv(1, (3, 3), (stride, stride), "SAME"),
+        stax.Relu(),
+    )
+    return stax.serial(*layers, *(getattr(stax, name)() for name in end), stax.Dense(1))
+
+
+@plain(
+    lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n, n), "v": (16 * n, 1)}, X, stax=lambda: stax_cnn(1, "Flatten"), **SMALL
+)
 def cnn_flattened(p, x):
     h = jax.nn.relu(conv(jax.nn.relu(conv(x, p["w"])), p["a"]))
     return h.reshape(len(x), -1) @ p["v"]
 
 
-@plain(lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n, n), "v": (n, 1)}, X, **SMALL)
+@plain(
+    lambda n: {"w": (3, 3, 2, n), "a": (3, 3, n, n), "v": (n, 1)}, X, stax=lambda: stax_cnn(2, "GlobalAvgPool"), **SMALL
+)
 def cnn_strided_average(p, x):
     h = jax.nn.relu(conv(jax.nn.relu(conv(x, p["w"])), p["a"], stride=2))
     return h.mean(axis=(1, 2)) @ p["v"]

@@ -7,6 +7,13 @@ from zoo import X, numbers, plain
 D = X.shape[1]
 
 
+def stax_mlp(depth):
+    """Returns a ReLU network of neural-tangents."""
+    from neural_tangents import stax
+
+    return stax.serial(*(layer for _ in range(depth) for layer in (stax.Dense(1), stax.Relu())), stax.Dense(1))
+
+
 def chain(n, depth, bias=None):
     table = {"w0": (D, n), **{f"w{i}": (n, n) for i in range(1, depth)}, "v": (n, 1)}
     if bias:
@@ -15,7 +22,11 @@ def chain(n, depth, bias=None):
 
 
 @plain(
-    lambda n: chain(n, 3), tier="default", dag=lambda: ("2_02", {"order": "linear-act", "w_std": 1.0}), factory=False
+    lambda n: chain(n, 3),
+    tier="default",
+    dag=lambda: ("2_02", {"order": "linear-act", "w_std": 1.0}),
+    factory=False,
+    stax=lambda: stax_mlp(3),
 )
 def mlp_relu(p, x):
     for i in range(3):
@@ -31,8 +42,12 @@ def mlp_ntk_parameterization(p, x):
     return x @ p["v"] * (2 / len(p["v"])) ** 0.5
 
 
-@plain(lambda n: chain(n, 2, 0.3) | {"c": ((1,), 0.5)}, head=("v", "c"), head_std=lambda s: 0.5 if s == (1,) else s[0] ** -0.5,
-       tier="default")  # fmt: skip
+@plain(
+    lambda n: chain(n, 2, 0.3) | {"c": ((1,), 0.5)},
+    head=("v", "c"),
+    head_std=lambda shape: 0.5 if shape == (1,) else shape[0] ** -0.5,
+    tier="default",
+)
 def mlp_gelu_bias(p, x):
     for i in range(2):
         x = jax.nn.gelu(x @ p[f"w{i}"] + p[f"b{i}"], approximate=False)
@@ -245,12 +260,6 @@ def mixed_activations(p, x):
 def two_heads_averaged(p, x):
     h = jax.nn.relu(x @ p["w"])
     return 0.5 * (jax.nn.relu(h @ p["a"]) @ p["v"] + jnp.tanh(h @ p["b"]) @ p["u"])
-
-
-@plain(lambda n: {"w": (D, n), "a": ((4, n, n), n**-0.5), "v": (n, 1)})
-def vmapped_experts(p, x):
-    h = jax.nn.relu(x @ p["w"])
-    return jax.vmap(lambda a: jax.nn.relu(h @ a))(p["a"]).mean(axis=0) @ p["v"]
 
 
 @plain(lambda n: {"w": (D, n), "a": (n, n), "v": (n, 1)})
