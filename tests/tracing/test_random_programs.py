@@ -135,9 +135,9 @@ def run(program: tuple[Step, ...], width: int, weights: Weights, x: Any) -> Any:
             case "gate":
                 new = matrix(h, c_h, 5) * jax.nn.sigmoid(matrix(h, c_h, step.weight))
             case "layer norm":
-                new = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-4)
+                new = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 0.1)
             case "rms norm":
-                new = h / jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-4)
+                new = h / jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 0.1)
             case "bias":
                 new = h + 0.5 * weights(f"b{step.weight}_{c_h}", h.shape[-1:])
             case "gain":
@@ -241,9 +241,16 @@ def promotion():
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
 
 
+@settings(max_examples=4, derandomize=True, database=None, **QUIET)
+@given(program=programs(3))
+def test_a_few_random_programs(program):
+    event(check(program, 32, 512).split()[0])
+
+
+@pytest.mark.slow
 @settings(max_examples=15, derandomize=True, database=None, **QUIET)
 @given(program=programs(5))
-def test_a_few_random_programs(program):
+def test_random_programs(program):
     event(check(program, 32, 512).split()[0])
 
 

@@ -17,11 +17,25 @@ del zoo_images, zoo_modules, zoo_plain, zoo_sequences  # imported so that they r
 SIGMA = 3.0
 # The largest standard error. A kernel that is off by 5 % deviates by more than three of them.
 MOST_ERROR = 0.015
-TIERS = {"default": (), "slow": (pytest.mark.slow,), "nightly": (pytest.mark.nightly,)}
+DEFAULT = ("deep_equilibrium", "rms_norm_residual", "linen_mlp", "equinox_mlp")
+SLOW = (
+    "mlp_relu", "mlp_tied", "gated_by_split", "residual_tied_blocks", "densenet_concatenation", "siamese_difference",
+    "rnn_scanned_pooled", "softmax_attention_tied_queries", "transformer_without_softmax", "graph_convolutions",
+    "cnn_strided_average", "unet", "wide_resnet", "nnx_Mlp", "nnx_ScannedBlocks", "equinox_cnn",
+)  # fmt: skip
 
 
-def marked(tiers=TIERS, chosen=lambda case: True):
-    return [pytest.param(case, id=name, marks=tiers[case.tier]) for name, case in CASES.items() if chosen(case)]
+def marked():
+    return [
+        pytest.param(
+            case, id=name, marks=[pytest.mark.slow if name in SLOW else pytest.mark.nightly][name in DEFAULT :]
+        )
+        for name, case in CASES.items()
+    ]
+
+
+def with_oracle(name):
+    return [pytest.param(case, id=case.name) for case in CASES.values() if getattr(case, name) is not None]
 
 
 def measured(case: Case, kernels, draws: int, seed: int) -> list[Agreement]:

@@ -51,7 +51,6 @@ class Case:
       width: The smaller of the two widths of Monte Carlo.
       draws: The number of draws of a first attempt at each width.
       batch_axis: As in `trace`.
-      tier: "default", "slow" or "nightly".
       dag: The arguments of `nngp_dag.kernel` that give the same kernels in the NTK parameterization, or None.
       stax: The function that returns the same network of neural-tangents, or None.
     """
@@ -64,7 +63,6 @@ class Case:
     width: int = 64
     draws: int = 4096
     batch_axis: int | None = 0
-    tier: str = "slow"
     dag: Callable[[], tuple[Any, dict[str, Any]]] | None = None
     stax: Callable[[], Any] | None = None
     kernels: tuple[str, ...] = ("nngp", "ntk")

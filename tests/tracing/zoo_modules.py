@@ -6,6 +6,8 @@ import numpy as np
 from flax import linen, nnx
 from zoo import Case, Net, X, add, numbers
 
+# Entries of a truncated normal or uniform first layer sum to Gaussian values only over many features of equal size.
+X = np.sign(numbers(3, 48))
 IMAGES = numbers(3, 4, 4, 2)
 D = X.shape[1]
 
@@ -43,7 +45,7 @@ class Base(nnx.Module):
         return self.readout(x)
 
 
-@module(tier="default")
+@module()
 class Mlp(Base):
     def __init__(self, width, *, rngs):
         self.first = nnx.Linear(D, width, rngs=rngs)
@@ -201,7 +203,7 @@ class LinenMlp(linen.Module):
         return linen.Dense(1, name="readout")(h)
 
 
-@linen_case(tier="default")
+@linen_case(draws=1024)
 def mlp(width):
     return LinenMlp(width)
 
@@ -289,7 +291,7 @@ def equinox_cases():
         def __call__(self, x):
             return self.readout(jax.nn.relu(self.second(jnp.tanh(self.norm(self.first(x))))))
 
-    case("mlp", EqxMlp, tier="default")
+    case("mlp", EqxMlp, draws=1024)
 
     class EqxCnn(eqx.Module):
         first: eqx.nn.Conv2d

@@ -23,7 +23,6 @@ def chain(n, depth, bias=None):
 
 @plain(
     lambda n: chain(n, 3),
-    tier="default",
     dag=lambda: ("2_02", {"order": "linear-act", "w_std": 1.0}),
     factory=False,
     stax=lambda: stax_mlp(3),
@@ -46,7 +45,6 @@ def mlp_ntk_parameterization(p, x):
     lambda n: chain(n, 2, 0.3) | {"c": ((1,), 0.5)},
     head=("v", "c"),
     head_std=lambda shape: 0.5 if shape == (1,) else shape[0] ** -0.5,
-    tier="default",
 )
 def mlp_gelu_bias(p, x):
     for i in range(2):
@@ -60,7 +58,7 @@ def mlp_tied(p, x):
     return jnp.tanh(jnp.tanh(h @ p["u"]) @ p["u"]) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "u": (n, n), "b": ((n,), 0.5), "v": (n, 1)}, tier="default")
+@plain(lambda n: {"w": (D, n), "u": (n, n), "b": ((n,), 0.5), "v": (n, 1)}, draws=1024)
 def deep_equilibrium(p, x):
     z = jnp.tanh(x @ p["w"] + p["b"])
     z, _ = jax.lax.scan(lambda z, _: (jnp.tanh(z @ p["u"] + x @ p["w"] + p["b"]), None), z, None, length=4)
@@ -102,7 +100,7 @@ def densenet_concatenation(p, x):
     return jax.nn.relu(h) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "a": (n, 2 * n), "v": (n, 1)}, tier="default")
+@plain(lambda n: {"w": (D, n), "a": (n, 2 * n), "v": (n, 1)})
 def gated_by_split(p, x):
     h = jnp.tanh(x @ p["w"])
     value, gate = jnp.split(h @ p["a"], 2, axis=-1)
@@ -125,7 +123,7 @@ def layer_norm_by_hand(p, x):
     return jnp.tanh(h @ p["a"]) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "g": ((n,), ("constant", 1.5)), "v": (n, 1)}, tier="default")
+@plain(lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "g": ((n,), ("constant", 1.5)), "v": (n, 1)}, draws=1024)
 def rms_norm_residual(p, x):
     def norm(h):
         return h * jax.lax.rsqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-6) * p["g"]
@@ -227,7 +225,7 @@ def highway(p, x):
 FEATURES = numbers(D, 16, seed=1)
 
 
-@plain(lambda n: {"w": (32, n), "a": (n, n), "v": (n, 1)}, tier="default")
+@plain(lambda n: {"w": (32, n), "a": (n, n), "v": (n, 1)})
 def fourier_features(p, x):
     z = x @ FEATURES
     h = jnp.concatenate([jnp.sin(z), jnp.cos(z)], axis=-1)

@@ -19,7 +19,7 @@ def rnn_unrolled(p, x):
     return h @ p["v"]
 
 
-@plain(lambda n: {"u": (D, n), "w": (n, n), "b": ((n,), 0.3), "v": (n, 1)}, X, tier="default")
+@plain(lambda n: {"u": (D, n), "w": (n, n), "b": ((n,), 0.3), "v": (n, 1)}, X)
 def rnn_scanned_pooled(p, x):
     """neural-tangents issue 84: a tied RNN whose readout is pooled over time."""
 
