@@ -26,12 +26,10 @@ SLOW = (
 
 
 def marked():
-    return [
-        pytest.param(
-            case, id=name, marks=[pytest.mark.slow if name in SLOW else pytest.mark.nightly][name in DEFAULT :]
-        )
-        for name, case in CASES.items()
-    ]
+    def marks(name):
+        return () if name in DEFAULT else pytest.mark.slow if name in SLOW else pytest.mark.nightly
+
+    return [pytest.param(case, id=name, marks=marks(name)) for name, case in CASES.items()]
 
 
 def with_oracle(name):

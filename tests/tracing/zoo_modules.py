@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from zoo import Case, Net, X, add, numbers
+from zoo import Case, Net, add, numbers
 
 # Entries of a truncated normal or uniform first layer sum to Gaussian values only over many features of equal size.
 X = np.sign(numbers(3, 48))
@@ -164,10 +164,10 @@ class ScannedBlocks(Base):
         return self.readout(run(self.first(x), self.blocks))
 
 
-@module(numbers(3, 4, 5), width=48)
+@module(np.sign(numbers(3, 4, 48)))
 class SimpleRnn(Base):
     def __init__(self, width, *, rngs):
-        self.cell = nnx.RNN(nnx.SimpleCell(5, width, recurrent_kernel_init=nnx.initializers.lecun_normal(), rngs=rngs))
+        self.cell = nnx.RNN(nnx.SimpleCell(48, width, recurrent_kernel_init=nnx.initializers.lecun_normal(), rngs=rngs))
         self.readout = nnx.Linear(width, 1, rngs=rngs)
 
     def __call__(self, x):
