@@ -73,13 +73,13 @@ def test_monte_carlo(case):
     assert_agrees(case, [exact(case, width) for width in (case.width, 2 * case.width)])
 
 
-@pytest.mark.parametrize("case", marked(dict.fromkeys(TIERS, ()), lambda case: case.dag is not None))
+@pytest.mark.parametrize("case", with_oracle("dag"))
 def test_equals_the_kernel_of_a_dag(case):
     for found, expected in zip(exact(case, case.width, parameterization="ntk"), dag_kernels(case), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", marked(dict.fromkeys(TIERS, ()), lambda case: case.stax is not None))
+@pytest.mark.parametrize("case", with_oracle("stax"))
 def test_equals_neural_tangents(case):
     _, _, kernel_fn = case.stax()
     with jax.enable_x64(True):
