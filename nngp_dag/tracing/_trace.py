@@ -13,11 +13,12 @@ from nngp_dag.tracing import jaxprs, rules
 from nngp_dag.tracing.arrays import Num, Rand, size_of
 from nngp_dag.tracing.models import ModelFunction, read_model
 from nngp_dag.tracing.reader import Reader
-from nngp_dag.tracing.traced import Traced, program_of
+from nngp_dag.tracing.traced import Program, Traced, program_of
+from nngp_dag.tracing.values import Product, heads, operands
 
 del rules  # imported so that they register themselves
 
-# Number of inputs on which it is tested that a model treats inputs one by one, and the tolerance relative to the output.
+# Number of inputs on which models are tested to treat inputs one by one, and the tolerance relative to the output.
 _TESTED = 3
 _TOLERANCE = 1e-3
 
@@ -37,9 +38,9 @@ def trace(
 
     The program (jaxpr) of a model is a Tensor Program: products with fresh Gaussian weights, elementwise functions,
     sums and means. Its second moments at infinite width follow from rules, also where weights are shared, and the NTK
-    is a tangent of them (`nngp_dag.tracing.moments`). The infinite axes are those over which matrix products sum, except
-    for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is refused
-    with the file and line.
+    is a tangent of them (`nngp_dag.tracing.moments`). The infinite axes are those over which matrix products sum,
+    except for the features of the input. `print` shows them, and all that was assumed. A model outside the calculus is
+    refused with the file and line.
 
     The kernels are those of the model's own parameterization at its own width: the NTK is the mean of the empirical
     NTK up to 1 / width.
@@ -90,7 +91,8 @@ def trace(
     with jax.enable_x64(True):
         reader, output, digest = _read(function, one, seed)
         output = _checked_output(output, batch_axis, function.name)
-        program = program_of(output)
+        program = program_of(output, reader.values)
+        _check_averages(reader, program)
     if batch_axis == 0:
         _check_batch(function, x)
     discrete = one.dtype.kind in "iub"
@@ -153,10 +155,22 @@ def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:
         positions = int(np.prod(output.finite))
         if positions > 1:
             raise ModelError(
-                f"Expected one output per input and unit, got outputs {tuple(rest)[1:]} at {positions} positions, such as "
-                "pixels or tokens; average them, select one, or pass `batch_axis=None` for the kernel between positions"
+                f"Expected one output per input and unit, got outputs {tuple(rest)[1:]} at {positions} positions, such "
+                "as pixels or tokens; average them, select one, or pass `batch_axis=None` for the kernel between them"
             )
     return output
+
+
+def _check_averages(reader: Reader, program: Program) -> None:
+    """Refuses means over units that no matrix product sums over, which may be a few output units."""
+    products = [node for node in program.nodes if isinstance(node, Product)]
+    summed = {head for node in products for o in operands(node) for head in heads(o)}
+    for place, averaged in reader.averaged:
+        if averaged & set(products) and not averaged & summed:
+            raise ModelError(
+                f"{place}: Expected means over infinite axes, got one over units that no matrix product sums over, such "
+                "as output units; pass a factory of the model with `width`, which tells the axes that grow"
+            )
 
 
 def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
@@ -180,6 +194,6 @@ def _check_batch(function: ModelFunction, x: np.ndarray) -> None:
     if not np.allclose(alone, together, rtol=0, atol=_TOLERANCE * scale):
         raise ModelError(
             f"Expected {function.name} to treat inputs one by one, got outputs that depend on the other inputs of a "
-            "batch, such as by batch statistics; use running statistics or layer norm, or pass `batch_axis=None` if the "
-            "whole array is one input"
+            "batch, such as by batch statistics; use running statistics or layer norm, or pass `batch_axis=None` if "
+            "the whole array is one input"
         )

@@ -83,6 +83,10 @@ def second_moment(f: Function, g: Function, k: jax.Array, q1: jax.Array, q2: jax
     return jnp.broadcast_to(value, shape), jnp.broadcast_to(product, shape)
 
 
+# Compiled once for two functions and shapes; long programs run step by step and call it.
+compiled_second_moment = jax.jit(second_moment, static_argnums=(0, 1))
+
+
 def mean(f: Function, q: jax.Array) -> jax.Array:
     """Returns E[f(a)] for a ~ N(0, q), of the shape of `q`.
 
@@ -148,6 +152,31 @@ def accuracy(f: Function, g: Function, q1: np.ndarray, q2: np.ndarray) -> float:
       >>> 0 < accuracy(mish, mish, np.ones(3), np.ones(3)) < 1e-9
       True
     """
+    pairs = _pairs_in_series(f, g)
+    if not pairs:
+        return 0.0
+    total = np.zeros(2)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        sides = [(v, _chosen(q)) for v, q in ((f, q1), (g, q2))]
+        whole = []
+        for v, q in sides:
+            whole.append(np.stack([np.asarray(m) for m in compiled_second_moment(v, v, *[jnp.asarray(q)] * 3)]))
+        for one, part1, other, part2, terms in pairs:
+            bound = np.full(2, abs(one.scale * other.scale))
+            for term, part, (_, q), own in ((one, part1, sides[0], whole[0]), (other, part2, sides[1], whole[1])):
+                rest = _rest(part, terms, abs(term.rate) * np.sqrt(q)) * np.array([[1.0], [term.rate**2]])
+                bound = bound * np.sqrt(np.max(rest / np.where(own > 0, own, 1), axis=1))
+            total += bound
+    return float(total.max()) if np.isfinite(total).all() else math.inf
+
+
+def in_series(f: Function, g: Function) -> bool:
+    """Whether a part of the expectations of two functions is a Hermite series, with no closed form."""
+    return bool(_pairs_in_series(f, g))
+
+
+def _pairs_in_series(f: Function, g: Function) -> list[tuple[Term, Any, Term, Any, int]]:
+    """Returns the parts of terms whose pairs are series, with the terms, and the lengths of the series."""
     pairs = []
     for one in f.terms:
         for other in g.terms:
@@ -156,21 +185,7 @@ def accuracy(f: Function, g: Function, q1: np.ndarray, q2: np.ndarray) -> float:
                     for part2 in _taken_apart(other.phi)[1]:
                         if not (isinstance(part1, Ramps) and isinstance(part2, Ramps)):
                             pairs.append((one, part1, other, part2, min(_length(part1), _length(part2))))
-    if not pairs:
-        return 0.0
-    total = np.zeros(2)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        sides = [(v, _chosen(q)) for v, q in ((f, q1), (g, q2))]
-        whole = []
-        for v, q in sides:
-            whole.append(np.stack([np.asarray(m) for m in second_moment(v, v, *[jnp.asarray(q)] * 3)]))
-        for one, part1, other, part2, terms in pairs:
-            bound = np.full(2, abs(one.scale * other.scale))
-            for term, part, (_, q), own in ((one, part1, sides[0], whole[0]), (other, part2, sides[1], whole[1])):
-                rest = _rest(part, terms, abs(term.rate) * np.sqrt(q)) * np.array([[1.0], [term.rate**2]])
-                bound = bound * np.sqrt(np.max(rest / np.where(own > 0, own, 1), axis=1))
-            total += bound
-    return float(total.max()) if np.isfinite(total).all() else math.inf
+    return pairs
 
 
 def _chosen(q: np.ndarray) -> np.ndarray:
@@ -186,8 +201,8 @@ def _rest(phi: Any, terms: int, s: np.ndarray) -> np.ndarray:
     """Returns the second moments of phi and phi' that a series leaves out, or gets wrong by quadrature, (2, *s)."""
     if isinstance(phi, Ramps):
         q = jnp.asarray(s**2)
-        moments = ramps.second_moments(phi, phi, q, jnp.zeros_like(q), q, q)
-        used = _coefficients(phi, terms, jnp.asarray(s))
+        moments = jax.jit(lambda q: ramps.second_moments(phi, phi, q, jnp.zeros_like(q), q, q))(q)
+        used = jax.jit(lambda s: _coefficients(phi, terms, s))(jnp.asarray(s))
         left = [np.asarray(m - jnp.sum(c**2, axis=0)) for m, c in zip(moments, used, strict=True)]
         return np.maximum(np.stack(left), 0) + 1e-15 * np.stack([np.asarray(m) for m in moments])
     return series.rest(phi, terms, s)

@@ -93,6 +93,11 @@ def of_library(jaxpr: Any) -> bool:
     return _of_library(Path(source.split(" at ")[-1].rsplit(":", 1)[0])) if " at " in source else False
 
 
+def name_of(jaxpr: Any) -> str:
+    """Returns the name of the function that a program was made of."""
+    return jaxpr.debug_info.func_src_info.split(" at ")[0]
+
+
 def _of_library(path: Path) -> bool:
     """Whether a file is part of an installed library or of this package's reader."""
     return "site-packages" in path.parts or "dist-packages" in path.parts or _TRACE in path.parents

@@ -16,7 +16,7 @@ from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.values import Node, Nonlinear, Number, Parameter, Product, Sum, operands
 
 
-class NoNetwork(Exception):
+class NoNetworkError(Exception):
     """The program is no `Network`; the message says why."""
 
 
@@ -70,10 +70,10 @@ def network_of(
       parameterization: "own" or "ntk", see `nngp_dag.tracing.Traced`.
 
     Raises:
-      NoNetwork: The program is none; the message says why.
+      NoNetworkError: The program is none; the message says why.
     """
     if any(math.prod(node.shape) != 1 for node in nodes):
-        raise NoNetwork("it has several pixels or tokens")
+        raise NoNetworkError("it has several pixels or tokens")
     work = _Lowering(functions, own=parameterization == "own")
     for node in nodes:
         work.uses.update(o.id for o in operands(node))
@@ -81,21 +81,21 @@ def network_of(
             work.values.update(o.id for o in operands(node))
     layers, rest = _layers_of_sum(work, output)
     if len(layers) != 1 or rest or layers[0].order != "act-linear":
-        raise NoNetwork("its output is no linear readout")
+        raise NoNetworkError("its output is no linear readout")
     (readout,) = layers
     last = _place(work, readout.source)
     if work.stem is None:
-        raise NoNetwork("no layer reads the input")
+        raise NoNetworkError("no layer reads the input")
     _check_input(work.stem, shape)
     names = sorted({i for a, b, _ in work.edges for i in (a, b)} | {last})
     number = {name: i for i, name in enumerate(names)}
     if names[0] != 0 or last != names[-1]:
-        raise NoNetwork("its output is not its last node")
+        raise NoNetworkError("its output is not its last node")
     all_layers = [work.stem, *work.layers, readout]
     kind = _parameterization(all_layers, parameterization)
     widths = {n for layer in (*work.layers, readout) for n, _ in layer.product.operands}
     if kind == "standard" and len(widths) > 1:
-        raise NoNetwork(f"its layers have several widths, {', '.join(map(str, sorted(widths)))}")
+        raise NoNetworkError(f"its layers have several widths, {', '.join(map(str, sorted(widths)))}")
     edges = []
     for a, b, op in work.edges:
         edges.append(Edge(number[a], number[b], _dense(op) if isinstance(op, _Layer) else op))
@@ -108,7 +108,7 @@ def network_of(
             width=max(widths),
         )
     except NngpDagError as error:
-        raise NoNetwork(str(error)) from None
+        raise NoNetworkError(str(error)) from None
 
 
 def _place(work: _Lowering, node: Node | None) -> int:
@@ -143,9 +143,9 @@ def _place(work: _Lowering, node: Node | None) -> int:
 
 def _set_stem(work: _Lowering, layer: _Layer) -> None:
     if work.stem is not None and work.stem.product is not layer.product:
-        raise NoNetwork("several layers read the input")
+        raise NoNetworkError("several layers read the input")
     if work.stem is not None and work.stem != layer:
-        raise NoNetwork("its first layer is used in two ways")
+        raise NoNetworkError("its first layer is used in two ways")
     work.stem = layer
 
 
@@ -166,7 +166,7 @@ def _layers_of_sum(work: _Lowering, node: Node) -> tuple[list[_Layer], list[tupl
             rest.append((c, term))
     linear = [i for i, layer in enumerate(layers) if layer.order == "act-linear" or layer.activation is None]
     if len(biases) > len(linear):
-        raise NoNetwork("a parameter is added to a value without a matrix product")
+        raise NoNetworkError("a parameter is added to a value without a matrix product")
     for i, bias in zip(linear, biases, strict=False):
         layers[i] = dataclasses.replace(layers[i], bias=bias)
         _once(work, bias[1].weight.key)
@@ -189,20 +189,20 @@ def _terms(work: _Lowering, node: Node) -> list[tuple[float, Node]]:
         elif isinstance(child, (Sum, Product, Parameter, Nonlinear)):
             found.append((c, child))
         else:
-            raise NoNetwork(f"it holds a {type(child).__name__.lower()} operation")
+            raise NoNetworkError(f"it holds a {type(child).__name__.lower()} operation")
     return found
 
 
 def _once(work: _Lowering, key: Any) -> None:
     if key in work.weights:
-        raise NoNetwork("weights are shared")
+        raise NoNetworkError("weights are shared")
     work.weights.add(key)
 
 
 def _linear(work: _Lowering, c: float, product: Product, *, activated: bool = False) -> _Layer:
     """Returns a product as a layer; an activation before it is part of it, unless one follows or others use it."""
     if len(product.operands) != 1:
-        raise NoNetwork("channels are concatenated")
+        raise NoNetworkError("channels are concatenated")
     _once(work, product.weight.key)
     ((_, operand),) = product.operands
     if isinstance(operand, Number):
@@ -215,12 +215,12 @@ def _linear(work: _Lowering, c: float, product: Product, *, activated: bool = Fa
 def _activated(work: _Lowering, node: Nonlinear) -> _Layer:
     """Returns the layer of an activation after a product."""
     if work.uses[node.node.id] != 1:
-        raise NoNetwork("the argument of an activation is used elsewhere, too")
+        raise NoNetworkError("the argument of an activation is used elsewhere, too")
     terms = _terms(work, node.node)
     products = [(c, t) for c, t in terms if isinstance(t, Product)]
     biases = [(c, t) for c, t in terms if isinstance(t, Parameter)]
     if len(products) != 1 or len(biases) > 1 or len(terms) > 2 or any(work.uses[t.id] > 1 for _, t in terms):
-        raise NoNetwork("the argument of an activation is no single matrix product")
+        raise NoNetworkError("the argument of an activation is no single matrix product")
     layer = _linear(work, *products[0], activated=True)
     if biases:
         _once(work, biases[0][1].weight.key)
@@ -241,18 +241,18 @@ def _activation(work: _Lowering, node: Nonlinear) -> Activation:
             return type(phi)(scale * phi.a, rate * phi.b, scale * phi.c + f.shift)
         if isinstance(phi, Activation) and (scale, rate, f.shift, f.linear) == (1, 1, 0, 0):
             return phi
-    raise NoNetwork(f"the function {f.name} is no activation")
+    raise NoNetworkError(f"the function {f.name} is no activation")
 
 
 def _parameterization(layers: list[_Layer], wanted: str) -> str:
     """Returns the parameterization of a network whose NTK is that of the program's own parameters."""
     if not all(p.trained for layer in layers for p in _weights(layer)):
-        raise NoNetwork("some of its parameters are not trained")
+        raise NoNetworkError("some of its parameters are not trained")
     if wanted == "ntk" or all(p.distribution.std == 1 for layer in layers for p in _weights(layer)):
         return "ntk"
     if all(layer.factor == 1 and (layer.bias is None or layer.bias[0] == 1) for layer in layers):
         return "standard"
-    raise NoNetwork("some of its parameters are scaled, others not")
+    raise NoNetworkError("some of its parameters are scaled, others not")
 
 
 def _weights(layer: _Layer) -> list[Any]:
@@ -267,7 +267,7 @@ def _dense(layer: _Layer) -> Dense:
     if layer.bias is not None:
         c, parameter = layer.bias
         if parameter.weight.distribution.mean != 0 or parameter.weight.entries.shape[-1] == 1 < columns:
-            raise NoNetwork("a bias does not start from mean 0, or is shared by all channels")
+            raise NoNetworkError("a bias does not start from mean 0, or is shared by all channels")
         b_std = abs(c) * parameter.weight.distribution.std
     w_std = abs(layer.factor) * product.weight.distribution.std * math.sqrt(fan_in)
     return Dense(activation=layer.activation, order=layer.order, w_std=w_std, b_std=b_std)
@@ -284,10 +284,10 @@ def _check_input(stem: _Layer, shape: tuple[int, ...]) -> None:
         chain.append(one.function)
         (one,) = one.arguments
     if one.function is not None or one.known is not None or one.mean is not None:
-        raise NoNetwork("the input is changed before the first layer")
+        raise NoNetworkError("the input is changed before the first layer")
     probe = np.random.default_rng(0).normal(size=shape)
     value = probe
     for function in reversed(chain):
         value = np.asarray(function(value))
     if value.size != probe.size or not np.array_equal(np.sort(value.ravel()), np.sort(probe.ravel())):
-        raise NoNetwork("the input is changed before the first layer")
+        raise NoNetworkError("the input is changed before the first layer")

@@ -13,7 +13,8 @@ entries of variance s^2, n channels, and seeds a (1 for the model's own paramete
 Source: Yang 2020, "Tensor Programs II" (the limit of any program, and the conditions); Price 1958.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,9 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import ModelError
-from nngp_dag.tracing.expectations import mean, mean_slope, second_moment, slope
+from nngp_dag.tracing import expectations
 from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
+
+# Programs that are too long to be compiled as a whole run step by step; then these are compiled once for each function.
+_second_moment = expectations.compiled_second_moment
+_mean, _slope, _mean_slope = (
+    jax.jit(f, static_argnums=0) for f in (expectations.mean, expectations.slope, expectations.mean_slope)
+)
 
 # M and T; None stands for 0.
 Pair = tuple[jax.Array | None, jax.Array | None]
@@ -79,7 +86,7 @@ class OneInput:
             case Fixed():
                 return jnp.broadcast_to(self.number(node.number), node.shape).astype(float)
             case Nonlinear():
-                return mean(self.functions[node.id], self.variance(node.node))
+                return _mean(self.functions[node.id], self.variance(node.node))
             case Times():
                 return _diagonal(self._second_moment(node.left, node.right), node.shape)
         raise TypeError(type(node))
@@ -132,6 +139,7 @@ class Moments:
         *,
         with_tangents: bool,
         functions: dict[int, Function],
+        gains: Mapping[int, Sequence[tuple[Hashable, float, Node]]] = MappingProxyType({}),
     ) -> None:
         """Takes the two inputs.
 
@@ -140,8 +148,10 @@ class Moments:
           seeds: The seed of the tangent at a weight, in units of the model's own parameterization.
           with_tangents: Whether to compute T.
           functions: The functions of nodes that are functions of Gaussian ones, by the numbers of the nodes.
+          gains: For the number of each operand, the keys of trained gains, their seeds, and the derivatives in them.
         """
         self.sides = sides
+        self.gains = gains
         self.seeds = seeds
         self.with_tangents = with_tangents
         self.functions = functions
@@ -158,6 +168,17 @@ class Moments:
     def variance(self, node: Node, side: int) -> jax.Array:
         """Returns the variances of a Gaussian node at the input of a side."""
         return self.sides[side].variance(node)
+
+    def with_gains(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
+        """Returns M and T of two operands of products, with the shares of trained gains."""
+        m, t = self.pair(u, v, side_u, side_v)
+        if self.with_tangents and side_u != side_v:
+            others = {key: e for key, _, e in self.gains.get(v.id, ())}
+            for key, seed, d in self.gains.get(u.id, ()):
+                if key in others:
+                    share, _ = self.pair(d, others[key], side_u, side_v)
+                    m, t = _added((m, t), (None, None if share is None else seed * share))
+        return m, t
 
     def pair(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
         """Returns M(u, v) and T(u, v), (*shape of u, *shape of v), for u and v at the inputs of two sides."""
@@ -228,7 +249,7 @@ class Moments:
         if isinstance(a, Number) and isinstance(b, Number):
             m, t = _gram(self.number(a, side_u), self.number(b, side_v), u.features), None
         else:
-            m, t = self.pair(a, b, side_u, side_v)  # type: ignore[arg-type]
+            m, t = self.with_gains(a, b, side_u, side_v)  # type: ignore[arg-type]
         own = _same_entries(u.shape, v.shape, u.own)
         found_m = None if m is None else n * own * _contracted(u, v, m)
         found_t = None if t is None else n * variance * own * _contracted(u, v, t)
@@ -254,11 +275,11 @@ class Moments:
             return self.independent(u, v, side_u, side_v)
         f, q = self.functions[v.id], self.variance(v.node, side_v)
         m, t = self._centered(u, v.node, side_u, side_v)
-        found = None if m is None else m * slope(f, q)
+        found = None if m is None else m * _slope(f, q)
         if u.offset:
-            shift = u.offset * mean(f, q)
+            shift = u.offset * _mean(f, q)
             found = jnp.broadcast_to(shift, (*u.shape, *v.shape)) + (0 if found is None else found)
-        return found, None if t is None else t * mean_slope(f, q)
+        return found, None if t is None else t * _mean_slope(f, q)
 
     def functions_of(self, u: Nonlinear, v: Nonlinear, side_u: int, side_v: int) -> Pair:
         """Returns the pair of two functions of Gaussian nodes."""
@@ -270,7 +291,7 @@ class Moments:
         q2 = self.variance(v.node, side_v).reshape(*(1,) * rank[0], *v.shape)
         if k is None:
             k = jnp.zeros((*u.shape, *v.shape))
-        m, factor = second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
+        m, factor = _second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
         return m, None if t is None else factor * t
 
     def _centered(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:

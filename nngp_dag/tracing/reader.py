@@ -18,7 +18,7 @@ from nngp_dag.tracing import jaxprs
 from nngp_dag.tracing.arrays import Array, Num, Par, Rand
 from nngp_dag.tracing.models import Leaf
 from nngp_dag.tracing.parameters import Weights, entries_of
-from nngp_dag.tracing.values import Number, Values
+from nngp_dag.tracing.values import Number, Product, Values
 
 Rule = Callable[["Reader", Any, list[Any]], Any]
 
@@ -45,8 +45,11 @@ class Reader:
       values: The nodes and numbers that were made.
       weights: The parts of parameters that were read.
       place: The line of the model that is being read.
+      label: The name of the library's function that is being read, such as "relu", or "".
       infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
       wider: The shapes of the results of every equation at twice the width, by the equation's `id`; None if unknown.
+      averaged: The places of means over channels, with the products whose units they average, unless it is known that
+        the units grow with the width.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
     """
 
@@ -54,8 +57,10 @@ class Reader:
     values: Values = field(default_factory=Values)
     weights: Weights = field(init=False)
     place: str = ""
+    label: str = ""
     infinite: dict[str, int] = field(default_factory=dict)
     wider: dict[int, list[tuple[int, ...]]] | None = None
+    averaged: list[tuple[str, set[Product]]] = field(default_factory=list)
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,14 +97,15 @@ class Reader:
                 return self.known(variable.val)
             return known[variable]
 
-        outer = self.place
+        outer, label = self.place, self.label
         # The lines of a library's function are those of the first model that called it.
         own = not outer or not jaxprs.of_library(jaxpr)
+        self.label = "" if own else label or jaxprs.name_of(jaxpr)
         for equation in equations:
             self.place = jaxprs.place(equation) if own else outer
             results = self.apply(equation, [value(v) for v in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
-        self.place = outer
+        self.place, self.label = outer, label
         return [value(v) for v in jaxpr.outvars]
 
     def apply(self, equation: Any, arguments: list[Array]) -> list[Array]:

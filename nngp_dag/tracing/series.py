@@ -129,9 +129,9 @@ def rest(fn: Map, terms: int, s: np.ndarray) -> np.ndarray:
     half = _END / 512
     z = (half * np.arange(-511, 512, 2)[:, None] + half * t).ravel()
     weight = half * np.tile(w, 512) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    used = [np.asarray(c) for c in coefficients(fn, terms, jnp.asarray(s))]
+    used = [np.asarray(c) for c in jax.jit(lambda s: coefficients(fn, terms, s))(jnp.asarray(s))]
     x = jnp.asarray(s[:, None] * z)
-    values = np.stack([np.asarray(fn(x)), np.asarray(slope_of(fn)(x))])
+    values = np.stack([np.asarray(v) for v in jax.jit(lambda x: (fn(x), slope_of(fn)(x)))(x)])
     found = (weight * values**2).sum(axis=-1)
     before, psi = np.zeros_like(z), np.ones_like(z)
     weighted = values * weight

@@ -16,18 +16,20 @@ from nngp_dag.errors import InputError, ModelError, NumericalWarning, check_know
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_option
+from nngp_dag.kernels._kernel import kernel as network_kernel
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
 from nngp_dag.tracing.arrays import Rand
-from nngp_dag.tracing.expectations import accuracy
+from nngp_dag.tracing.expectations import accuracy, in_series
 from nngp_dag.tracing.functions import Function, recognize
-from nngp_dag.tracing.lowering import NoNetwork, network_of
+from nngp_dag.tracing.gains import Gains, gains_of
+from nngp_dag.tracing.lowering import NoNetworkError, network_of
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments, OneInput, Recorded
 from nngp_dag.tracing.parameters import Weight, check_apart
 from nngp_dag.tracing.summary import summary
-from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, operands
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Values, heads, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,18 @@ class Program:
       nodes: The nodes on which the output depends, operands first.
       numbers: The numbers on which it depends.
       functions: The functions of the nodes that are functions of Gaussian ones, by the numbers of the nodes.
+      gains: The derivatives of operands in trained gains, see `nngp_dag.tracing.gains`, by the numbers of the operands.
+      own_gains: The keys of these gains.
+      no_ntk: The reason for which there is no NTK, or "".
     """
 
     output: Node
     nodes: tuple[Node, ...]
     numbers: tuple[Number, ...]
     functions: dict[int, Function]
+    gains: Gains = field(default_factory=dict)
+    own_gains: frozenset[Any] = frozenset()
+    no_ntk: str = ""
 
     def alone(self, x: jax.Array) -> OneInput:
         """Returns what one input determines, computed in the order of the nodes, so that no recursion goes deep."""
@@ -55,10 +63,16 @@ class Program:
 
     def between(self, sides: tuple[Any, Any], seeds: Any, *, ntk: bool) -> tuple[Any, Any]:
         """Returns the second moments and the NTK of the output for two inputs, given what each determines."""
-        moments = Moments(sides, seeds, with_tangents=ntk, functions=self.functions)
+        moments = Moments(
+            sides,
+            lambda weight: 0.0 if weight.key in self.own_gains else seeds(weight),
+            with_tangents=ntk,
+            functions=self.functions,
+            gains={i: [(weight.key, seeds(weight), d) for weight, d in pairs] for i, pairs in self.gains.items()},
+        )
         for operand in self._steps:
             moments.pair(operand, operand, 0, 1)
-        m, t = moments.pair(self.output, self.output, 0, 1)
+        m, t = moments.with_gains(self.output, self.output, 0, 1)
         zero = jnp.zeros((*self.output.shape, *self.output.shape))
         return zero if m is None else m, (zero if t is None else t) if ntk else None
 
@@ -92,12 +106,23 @@ class Program:
         return found
 
 
-def program_of(output: Rand) -> Program:
-    """Returns the program of a model's output."""
+def program_of(output: Rand, values: Values) -> Program:
+    """Returns the program of a model's output, of one part, made of nodes of `values`."""
     node = output.node
+    nodes, _ = _reached([node])
+    check_apart(n.weight for n in nodes if isinstance(n, (Product, Parameter)))
+    gains, own, reason = gains_of(nodes, node, values)
+    nodes, numbers = _reached([node, *(d for pairs in gains.values() for _, d in pairs)])
+    shared: dict[Any, Function] = {}
+    functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
+    return Program(node, nodes, numbers, functions, gains, own, reason)
+
+
+def _reached(ends: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[Number, ...]]:
+    """Returns the nodes and numbers on which nodes depend, in order."""
     nodes: dict[int, Node] = {}
     numbers: dict[int, Number] = {}
-    waiting: list[Node | Number] = [node]
+    waiting: list[Node | Number] = list(ends)
     while waiting:
         one = waiting.pop()
         if one.id in nodes or one.id in numbers:
@@ -113,25 +138,30 @@ def program_of(output: Rand) -> Program:
             if isinstance(one, Product):
                 waiting += [o for _, o in one.operands]
             waiting += one.numbers if isinstance(one, Linear) else ()
-            waiting += [one.number] if hasattr(one, "number") else []  # type: ignore[attr-defined]
-    ordered = tuple(nodes[i] for i in sorted(nodes))
-    check_apart(n.weight for n in ordered if isinstance(n, (Product, Parameter)))
-    functions = {n.id: _function_of(n) for n in ordered if isinstance(n, Nonlinear)}
-    return Program(node, ordered, tuple(numbers.values()), functions)
+            waiting += [one.number] if isinstance(one, Fixed) else []
+    return tuple(nodes[i] for i in sorted(nodes)), tuple(numbers[i] for i in sorted(numbers))
 
 
-def _function_of(node: Nonlinear) -> Function:
-    """Returns the function of a node, shifted by the mean of its operand."""
+def _function_of(node: Nonlinear, shared: dict[Any, Function]) -> Function:
+    """Returns the function of a node, shifted by the mean of its operand; equal functions are one object."""
     shift, plain = node.node.offset, node.function
-    return recognize((lambda t: plain(t + shift)) if shift else plain, node.place)
+    key = node.key, shift
+    if key not in shared:
+        try:
+            shared[key] = recognize((lambda t: plain(t + shift)) if shift else plain, node.label or node.place)
+        except InputError as error:
+            raise ModelError(f"{node.place}: {error}") from None
+    return shared[key]
 
 
 # Errors of numerical expectations, relative to second moments, from which on they are stated and refused.
 _STATED, _REFUSED = 1e-6, 1e-2
 # Bytes of temporary arrays that one block of kernels may take.
 _BUDGET = 2**30
-# Number of arrays of a block that live at the same time; an estimate.
+# Number of arrays of a block that live at the same time in a compiled program; an estimate.
 _LIVE = 16
+# Number of elementwise functions up to which a program is compiled as a whole.
+_LONGEST = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,8 +177,8 @@ class Traced(KernelSource, Described):
       units: The number of output units.
       infinite: The numbers of channels that were taken to be infinite, by place.
       digest: A digest of the program and the distributions.
-      parameterization: "own" for the gradients of the model's own parameters; "ntk" for those in units of their standard
-        deviations.
+      parameterization: "own" for the gradients of the model's own parameters; "ntk" for those in units of their
+        standard deviations.
     """
 
     model: ModelFunction
@@ -232,6 +262,12 @@ class Traced(KernelSource, Described):
         if options:
             return self.with_options(**options).kernel(x1, x2, get=get, dtype=dtype)
         first = self.read_inputs("x1", x1)
+        if self.network is not None:
+            # The back ends of networks are faster, and more accurate for nearly equal inputs.
+            found = network_kernel(
+                self.network, first, x2 if x2 is None else self.read_inputs("x2", x2), get=get, dtype=dtype
+            )
+            return dataclasses.replace(found, network=self)
         second = None if x2 is None else self.read_inputs("x2", x2)
         both = [first] if second is None else [first, second]
         if dtype is not None:
@@ -241,8 +277,6 @@ class Traced(KernelSource, Described):
             precision = np.dtype(np.float32)
         what = f"kernels of {len(first):,} x {len(both[-1]):,} inputs with covariances of {self.covariances:,} numbers"
         with within_memory(what, "`nngp_dag.gram` computes them in tiles; or average-pool earlier in the model"):
-            if not isinstance(first, jax.core.Tracer) and (second is None or not isinstance(second, jax.core.Tracer)):
-                self._check_accuracy(both)
             found = self.kernels(first, second, ntk="ntk" in get)
             results = dict(zip(("nngp", "ntk"), found, strict=True))
             traced = isinstance(results["nngp"], jax.core.Tracer)
@@ -276,55 +310,49 @@ class Traced(KernelSource, Described):
             alone, between = self._compiled(ntk)
             first = alone(x1)
             second = None if x2 is None else alone(x2)
+            sides = [first] if second is None else [first, second]
+            if not any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(sides)):
+                self._check_accuracy(sides)
             if self.batch_axis is None:
                 return _whole(between(first, first if second is None else second))
             return _in_blocks(between, first, second, self._rows(), ntk)
 
     @functools.cached_property
-    def _numerical(self) -> tuple[Nonlinear, ...]:
-        """The functions whose expectations have no closed form."""
-        one = np.ones(1)
-        functions = self.program.functions
-        return tuple(
-            node
-            for node in self.program.nodes
-            if isinstance(node, Nonlinear)
-            and any(accuracy(functions[node.id], g, one, one) > 0 for g in functions.values())
-        )
+    def _numerical(self) -> dict[tuple[Function, Function], list[tuple[Nonlinear, Nonlinear]]]:
+        """The pairs of functions whose expectations have no closed form, with the nodes that apply them."""
+        functions, found = self.program.functions, {}
+        nodes = [node for node in self.program.nodes if isinstance(node, Nonlinear)]
+        for i, one in enumerate(nodes):
+            for other in nodes[: i + 1]:
+                pair = functions[one.id], functions[other.id]
+                if one.sources & other.sources and in_series(*pair):
+                    found.setdefault(pair, []).append((one, other))
+        return found
 
-    @functools.cached_property
-    def _variances(self) -> Any:
-        def of_one(x: jax.Array) -> list[jax.Array]:
-            one = self.program.alone(self._in(x))
-            return [one.variance(node.node) for node in self._numerical]
-
-        return jax.jit((lambda xs: jax.lax.map(of_one, xs)) if self.batch_axis == 0 else of_one)
-
-    def _check_accuracy(self, inputs: list[Any]) -> None:
+    def _check_accuracy(self, values: list[dict[str, jax.Array]]) -> None:
         """Warns of numerical expectations that are not accurate, and refuses those that are no approximation.
+
+        Args:
+          values: The values of inputs, with the variances of the nodes of `_numerical`.
 
         Raises:
           ModelError: The error of an expectation may exceed one per cent.
         """
-        if not self._numerical:
-            return
-        functions = self.program.functions
-        with jax.enable_x64(True), jax.transfer_guard("allow"):
-            rows = [self._variances(x if self.discrete else x.astype(np.float64)) for x in inputs]
-        variances = [np.concatenate([np.ravel(v) for v in several]) for several in zip(*rows, strict=True)]
-        ranges = [np.linspace(v.min(), v.max(), 5) for v in variances]
+
+        def spread(nodes: list[Nonlinear]) -> np.ndarray:
+            found = [np.ravel(v[f"variance {node.node.id}"]) for node in nodes for v in values]
+            return np.linspace(min(v.min() for v in found), max(v.max() for v in found), 5)
+
         worst, place, name = 0.0, "", ""
-        for node, q in zip(self._numerical, ranges, strict=True):
-            for other, p in zip(self._numerical, ranges, strict=True):
-                if other.id < node.id or not node.sources & other.sources:
-                    continue
-                error = accuracy(functions[node.id], functions[other.id], q, p)
-                if error > worst:
-                    worst, place, name = error, node.place, functions[node.id].name
+        for (f, g), pairs in self._numerical.items():
+            first, second = zip(*pairs, strict=True)
+            error = accuracy(f, g, spread(list(first)), spread(list(second)))
+            if error > worst:
+                worst, place, name = error, first[0].place, f.name
         if worst > _REFUSED:
             raise ModelError(
-                f"{place}: Expected a function whose Gaussian expectations can be computed, got {name}, with an error of "
-                f"up to {worst:.1g} of its second moment; scale the inputs or weights, or use another function"
+                f"{place}: Expected a function whose Gaussian expectations can be computed, got {name}, with an error "
+                f"of up to {worst:.1g} of its second moment; scale the inputs or weights, or use another function"
             )
         if worst > _STATED:
             warn(
@@ -332,11 +360,6 @@ class Traced(KernelSource, Described):
                 "moment",
                 NumericalWarning,
             )
-
-    @property
-    def covariances(self) -> int:
-        """The number of float64 covariances that exist at once for one pair of inputs; an estimate."""
-        return _LIVE * max(math.prod(node.shape) for node in self.program.nodes) ** 2
 
     def description(self) -> dict[str, Any]:
         """Returns the model's name and digest, and the parameterization."""
@@ -351,7 +374,7 @@ class Traced(KernelSource, Described):
                 return network_of(
                     self.program.output, self.program.nodes, self.program.functions, self.shape, self.parameterization
                 )
-            except NoNetwork as reason:
+            except NoNetworkError as reason:
                 return str(reason)
 
     @property
@@ -379,11 +402,13 @@ class Traced(KernelSource, Described):
         Raises:
           ModelError: They are; the gradients are then not independent of the weights.
         """
+        if self.program.no_ntk:
+            raise ModelError(self.program.no_ntk)
         outer = self.program.output
-        heads = _heads(outer)
+        last = heads(outer)
         for node in self.program.nodes:
-            if isinstance(node, Product) and node not in heads:
-                same = next((head for head in heads if head.weight.key == node.weight.key), None)
+            if isinstance(node, Product) and node not in last:
+                same = next((head for head in last if head.weight.key == node.weight.key), None)
                 if same is not None:
                     raise ModelError(
                         f"Expected the weights of the output, `{same.weight.name}`, to be used once, got two uses: the "
@@ -417,10 +442,12 @@ class Traced(KernelSource, Described):
         """Returns the functions that compute the values of inputs, and kernels from two sets of values."""
         dtype = np.dtype(int) if self.discrete else np.dtype(np.float64)
         names = self.program.needed(jax.ShapeDtypeStruct(self.shape, dtype), ntk=ntk)
+        numerical = {node for pairs in self._numerical.values() for pair in pairs for node in pair}
+        names = tuple(sorted({*names, *(f"variance {node.node.id}" for node in numerical)}))
         seeds = self._seeds()
 
         def alone(x: jax.Array) -> dict[str, jax.Array]:
-            return self.program.values(self._in(x), names)
+            return self.program.values(x[None] if self.batch_axis == 0 else x, names)
 
         def between(one: dict[str, jax.Array], other: dict[str, jax.Array]) -> tuple[Any, Any]:
             found = self.program.between((Recorded(one), Recorded(other)), seeds, ntk=ntk)
@@ -428,34 +455,33 @@ class Traced(KernelSource, Described):
                 return found
             return found[0].reshape(()), None if found[1] is None else found[1].reshape(())
 
+        # XLA takes more than linear time to compile long programs. Those run step by step, with compiled functions.
+        compiled: Any = (lambda function: function) if self._is_long else jax.jit
         if self.batch_axis is None:
-            return jax.jit(alone), jax.jit(between)
+            return compiled(alone), compiled(between)
         # The covariances of pixels of one input are as large as those of a pair.
-        size = max(1, self._rows() ** 2)
+        several = compiled(jax.vmap(alone))
+        size = self._rows() ** 2
         return (
-            jax.jit(lambda xs: jax.lax.map(alone, xs, batch_size=size)),
-            jax.jit(jax.vmap(jax.vmap(between, (None, 0)), (0, None))),
+            lambda xs: several(xs) if len(xs) <= size else _joined(several, xs, size),
+            compiled(jax.vmap(jax.vmap(between, (None, 0)), (0, None))),
         )
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether the program is too long to be compiled as a whole."""
+        return len(self.program.functions) > _LONGEST
+
+    @property
+    def covariances(self) -> int:
+        """The number of float64 covariances that exist at once for one pair of inputs; an estimate."""
+        live = 3 * len(self.program.nodes) if self._is_long else _LIVE
+        return live * max(math.prod(node.shape) for node in self.program.nodes) ** 2
 
     def _rows(self) -> int:
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
         entries = _BUDGET / (8 * self.covariances)
         return max(1, min(512, int(math.sqrt(entries))))
-
-
-def _heads(output: Node) -> set[Product]:
-    """Returns the products that the output is a sum or a function of, without a product in between."""
-    found, waiting, seen = set(), [output], set()
-    while waiting:
-        node = waiting.pop()
-        if node.id in seen:
-            continue
-        seen.add(node.id)
-        if isinstance(node, Product):
-            found.add(node)
-        else:
-            waiting += operands(node)
-    return found
 
 
 def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -496,6 +522,12 @@ def _in_blocks(between: Any, first: Any, second: Any, rows: int, ntk: bool) -> t
                 if symmetric and j > i:
                     result[j : j + rows, i : i + rows] = np.asarray(part)[:a, :b].T
     return results[0], results[1]
+
+
+def _joined(function: Any, xs: Any, size: int) -> Any:
+    """Returns a function of inputs in parts of `size`, the last one filled up."""
+    parts = [function(_taken(xs, i, size)) for i in range(0, len(xs), size)]
+    return jax.tree.map(lambda *v: np.concatenate([np.asarray(a) for a in v])[: len(xs)], *parts)
 
 
 def _length(values: Any) -> int:

@@ -2,8 +2,8 @@
 
 A node stands for an array whose entries along the infinite axis are independent and identically distributed. The other
 axes are finite (pixels, tokens), and their sizes are the node's shape. A node's second moments with another node are
-computed by `nngp_dag.tracing.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself, and
-means over an infinite axis.
+computed by `nngp_dag.tracing.moments`. Deterministic arrays that depend on the input are `Number`s: the input itself,
+and means over an infinite axis.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -126,12 +126,14 @@ class Nonlinear(Node):
       function: The function of one array.
       key: A hashable value that stands for the function.
       place: The line of the model that applies it, for messages.
+      label: The name of the library's function that applies it, or "".
     """
 
     node: Node
     function: Callable[[Any], Any]
     key: Hashable
     place: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -286,7 +288,7 @@ class Values:
         key: Hashable,
         node: Node,
         shape: Shape,
-        map: Callable[..., Any],
+        mapping: Callable[..., Any],
         numbers: Sequence[Number] = (),
         keeps_constants: bool = False,
     ) -> Node:
@@ -296,7 +298,7 @@ class Values:
           key: The key.
           node: The operand.
           shape: The shape of the result.
-          map: The map.
+          mapping: The map.
           numbers: The numbers on which the map depends.
           keeps_constants: Whether the map takes constant arrays to the same constant.
         """
@@ -312,11 +314,11 @@ class Values:
                 offset=offset,
                 node=node,
                 numbers=tuple(numbers),
-                map=map,
+                map=mapping,
             ),
         )
 
-    def nonlinear(self, key: Hashable, node: Node, function: Callable[[Any], Any], place: str) -> Node:
+    def nonlinear(self, key: Hashable, node: Node, function: Callable[[Any], Any], place: str, label: str = "") -> Node:
         """Returns an elementwise function of a Gaussian node; the key stands for the function."""
         return self._new(
             ("nonlinear", key, node.id),
@@ -331,6 +333,7 @@ class Values:
                 function=function,
                 key=key,
                 place=place,
+                label=label,
             ),
         )
 
@@ -387,3 +390,19 @@ def operands(node: Node) -> list[Node]:
             return [node.left, node.right]
         case _:
             return []
+
+
+def heads(node: Node) -> set[Product]:
+    """Returns the products that a node is a sum or a function of, without a product in between."""
+    found: set[Product] = set()
+    waiting, seen = [node], set()
+    while waiting:
+        one = waiting.pop()
+        if one.id in seen:
+            continue
+        seen.add(one.id)
+        if isinstance(one, Product):
+            found.add(one)
+        else:
+            waiting += operands(one)
+    return found

@@ -81,7 +81,7 @@ def columns(reader: Reader, node: Node, chosen: np.ndarray) -> Node:
         case Linear():
             return values.linear(("like", node.id), of(node.node), node.shape, node.map, node.numbers)
         case Nonlinear():
-            return values.nonlinear(node.key, of(node.node), node.function, node.place)
+            return values.nonlinear(node.key, of(node.node), node.function, node.place, node.label)
         case Times():
             return values.times(of(node.left), of(node.right), node.place)
         case Fixed():
@@ -107,7 +107,7 @@ def cut(reader: Reader, rand: Rand, start: int, stop: int) -> Rand:
 
 def bounds(rand: Rand) -> list[int]:
     """Returns the channels at which the parts of an array end."""
-    return list(np.cumsum([n for n, _ in rand.parts]))
+    return np.cumsum([n for n, _ in rand.parts]).tolist()
 
 
 def repartitioned(reader: Reader, rand: Rand, ends: Sequence[int]) -> Rand:

@@ -13,63 +13,16 @@ from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, 
 from nngp_dag.tracing.rules.shapes import broadcast_to
 from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Sum
 
-_UNARY = [
-    "abs",
-    "acos",
-    "acosh",
-    "asin",
-    "asinh",
-    "atan",
-    "atanh",
-    "cbrt",
-    "ceil",
-    "clamp",
-    "cos",
-    "cosh",
-    "digamma",
-    "erf",
-    "erf_inv",
-    "erfc",
-    "exp",
-    "exp2",
-    "expm1",
-    "floor",
-    "integer_pow",
-    "is_finite",
-    "lgamma",
-    "log",
-    "log1p",
-    "logistic",
-    "not",
-    "round",
-    "rsqrt",
-    "sign",
-    "sin",
-    "sinh",
-    "sqrt",
-    "square",
-    "tan",
-    "tanh",
-]
-_BINARY = [
-    "and",
-    "atan2",
-    "eq",
-    "ge",
-    "gt",
-    "le",
-    "lt",
-    "max",
-    "min",
-    "ne",
-    "nextafter",
-    "or",
-    "pow",
-    "rem",
-    "select_n",
+_UNARY = (
+    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma"),
+    *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "integer_pow", "is_finite", "lgamma", "log", "log1p"),
+    *("logistic", "not", "round", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh"),
+)
+_BINARY = (
+    *("and", "atan2", "eq", "ge", "gt", "le", "lt", "max", "min", "ne", "nextafter", "or", "pow", "rem", "select_n"),
     "xor",
-]
-_LINEAR = ["add", "add_any", "convert_element_type", "div", "mul", "neg", "real", "stop_gradient", "sub"]
+)
+_LINEAR = ("add", "add_any", "convert_element_type", "div", "mul", "neg", "real", "stop_gradient", "sub")
 
 
 class Base(NamedTuple):
@@ -109,6 +62,12 @@ def _of_numbers(reader: Reader, equation: Any, arguments: list[Num]) -> Num:
     """Applies an operation to numbers as they are stored."""
     name = equation.primitive.name
     growth = None
+    if name in ("rsqrt", "sqrt") and arguments[0].growth is not None and arguments[0].number.known is not None:
+        reader.refuse(
+            "a norm of values that stay random in the limit",
+            "a norm of values whose limit is 0, such as those of linear attention with independent queries and keys",
+            "scale them so that they have a limit, or use the same matrix for both",
+        )
     if any(a.growth is not None for a in arguments):
         growth = _grown(reader, equation, arguments)
         if growth is None:
@@ -306,7 +265,9 @@ def _product(reader: Reader, equation: Any, u: Node, v: Node) -> Node:
         return reader.values.times(u, v, reader.place)
     f, g = base
     assert f.node is not None
-    return reader.values.nonlinear(("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place)
+    return reader.values.nonlinear(
+        ("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place, reader.label
+    )
 
 
 def _masked(reader: Reader, placed: list[Any], one: Rand) -> Rand:
@@ -346,7 +307,7 @@ def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -
         if node is None:
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
         key = (name, _hashable(params), tuple(b.key for b in bases))
-        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place)))  # type: ignore[arg-type]
+        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place, reader.label)))  # type: ignore[arg-type]
     return Rand(tuple(parts), one.dims)
 
 

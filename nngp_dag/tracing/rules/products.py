@@ -1,11 +1,13 @@
-"""Rules of matrix products: with a weight they are the sources of randomness, with numbers linear maps of finite axes,
-and of two random values means over the infinite axis.
+"""Rules of matrix products.
+
+With a weight they are the sources of randomness, with numbers linear maps of finite axes, and of two random values
+means over the infinite axis.
 """
 
 import math
 import string
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import bounds, repartitioned
-from nngp_dag.tracing.rules.shapes import check_plain
+from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_to
 from nngp_dag.tracing.values import Node, Number
 
 
@@ -66,23 +68,51 @@ def weighted(reader: Reader, value: Num | Rand, par: Par, of_value: Axes, of_par
     if any(par.repeated[i] for i in (*rows, *of_par.batch, *of_par.free)):
         reader.refuse("a matrix of independent entries", f"`{name}` with repeated entries", "use it as it is")
     check_gaussian(reader, par)
-    columns = [par.shape[i] for i in of_par.free]
-    entries = np.transpose(par.entries, [*rows, *of_par.batch, *of_par.free])
-    kept = entries.shape[: len(rows) + len(of_par.batch)]
-    entries = entries.reshape(*kept, math.prod(columns))
-    contracted, batch = tuple(v for v, _ in pairs), of_value.batch
     wide = reader.leaves[par.leaf].wide
     # Axes of the parameter are those of the array unless it was reshaped.
     plain = wide is not None and par.shape == reader.leaves[par.leaf].shape
     flags = [wide[i] if plain and wide is not None else None for i in of_par.free]
-    channels = tuple((Channels(n, flag),) for n, flag in zip(columns, flags, strict=True))
-    free = of_value.free
+    if len(of_par.free) > 1:
+        chosen = max((i for i, flag in enumerate(flags) if flag), default=len(flags) - 1)
+        return _with_axes_of_its_own(reader, value, par, of_value, of_par, chosen, par_first=par_first)
+    columns = math.prod(par.shape[i] for i in of_par.free)
+    entries = np.transpose(par.entries, [*rows, *of_par.batch, *of_par.free])
+    entries = entries.reshape(*entries.shape[: len(rows) + len(of_par.batch)], columns)
+    contracted, batch, free = tuple(v for v, _ in pairs), of_value.batch, of_value.free
     of: Dims = tuple((n,) for n in value.shape) if isinstance(value, Num) else value.dims
     product = _of_number if isinstance(value, Num) else _of_value
     node = product(reader, value, par, entries, contracted, batch, free)  # type: ignore[arg-type]
+    channels = tuple((Channels(columns, flag),) for flag in flags)
     left = tuple(of[i] for i in free)
     dims = (*(of[i] for i in batch), *((*channels, *left) if par_first else (*left, *channels)))
-    return Rand(((math.prod(columns), node),), dims)
+    return Rand(((columns, node),), dims)
+
+
+def _with_axes_of_its_own(
+    reader: Reader, value: Num | Rand, par: Par, of_value: Axes, of_par: Axes, chosen: int, *, par_first: bool
+) -> Rand:
+    """Returns the product with a weight of several new axes: one is infinite, the others are finite.
+
+    Along the finite ones, such as heads or experts, the value is repeated, and each entry has weights of its own.
+    """
+    own = [i for j, i in enumerate(of_par.free) if j != chosen]
+    sizes = tuple(par.shape[i] for i in own)
+    count = len(sizes)
+    repeated = broadcast_to(reader, value, (*sizes, *value.shape), range(count, count + len(value.shape)))
+    assert not isinstance(repeated, Par)
+
+    def later(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i + count for i in axes)
+
+    wide_value = Axes(later(of_value.contracted), (*range(count), *later(of_value.batch)), later(of_value.free))
+    wide_par = Axes(of_par.contracted, (*own, *of_par.batch), (of_par.free[chosen],))
+    found = weighted(reader, repeated, par, wide_value, wide_par, par_first=False)
+    # The axes are now: own, batch, free of the value, channels.
+    batch = list(range(count, count + len(of_value.batch)))
+    left = list(range(count + len(batch), count + len(batch) + len(of_value.free)))
+    new = list(range(count))
+    new.insert(chosen, count + len(batch) + len(left))
+    return transposed_to(reader, found, [*batch, *((*new, *left) if par_first else (*left, *new))])
 
 
 def check_wide(reader: Reader, atoms: Sequence[Atom], what: str) -> None:
@@ -100,6 +130,15 @@ def check_wide(reader: Reader, atoms: Sequence[Atom], what: str) -> None:
             "make its size proportional to the width",
         )
     reader.infinite.setdefault(what, math.prod(a.size for a in channels))
+
+
+def refuse_part(reader: Reader, summed: int, channels: int) -> NoReturn:
+    """Refuses a sum over a part of an axis that was split, where nothing tells which part is infinite."""
+    reader.refuse(
+        "a sum over a whole infinite axis, or a model whose axes are known to grow",
+        f"a sum over {summed} of {channels} channels, which may be the infinite part or not",
+        "pass a factory of the model with `width`, which tells the parts that grow",
+    )
 
 
 def check_gaussian(reader: Reader, par: Par) -> None:
@@ -274,6 +313,10 @@ def _mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *,
         s = jnp.broadcast_to(s, stored).squeeze(squeezed)
         return jnp.einsum(formula, a, s)
 
+    known = num.number.known
+    if known is not None and not known.any():
+        zero = reader.values.fixed(reader.values.known(np.zeros((1,) * len(shape))), shape)
+        return Rand(tuple((n, zero) for n, _ in rand.parts), dims)
     key = ("mix", formula, stored)
     parts = tuple((n, reader.values.linear(key, node, shape, mix, (num.number,))) for n, node in rand.parts)
     return Rand(parts, dims)
@@ -289,6 +332,11 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
                 "write linear attention as (q k') v, not q (k' v)",
             )
     summed = math.prod(a.size for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels))
+    part = summed != left.channels and any(
+        a.wide is None for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels)
+    )
+    if part:
+        refuse_part(reader, summed, left.channels)
     if summed == 1 or (summed != left.channels and max(len(left.parts), len(right.parts)) > 1):
         reader.refuse("a sum over an infinite axis", "a sum of products over finite axes alone", "use one of them")
     check_wide(reader, [a for i in of_left.contracted for a in left.dims[i]], f"{reader.place} averages over")
@@ -306,7 +354,10 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
     total: Number | None = None
     for (n, u), (_, v) in zip(left.parts, right.parts, strict=True):
         count = n if summed == left.channels else summed
-        moment = reader.values.second_moment(u, v)
+        if not u.sources & v.sources and 0.0 in (u.offset, v.offset):
+            moment = reader.values.known(np.zeros((*u.shape, *v.shape)))
+        else:
+            moment = reader.values.second_moment(u, v)
         term = reader.values.computed(
             ("einsum", formula, count), lambda m, count=count: count * jnp.einsum(formula, m), moment
         )

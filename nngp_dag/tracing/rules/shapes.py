@@ -217,7 +217,13 @@ def broadcast_to(reader: Reader, array: Array, shape: Shape, places: Sequence[in
 @rule("transpose")
 def transpose(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Puts axes into another order."""
-    array, order = arguments[0], tuple(equation.params["permutation"])
+    return transposed_to(reader, arguments[0], equation.params["permutation"])
+
+
+@_of_factor_too
+def transposed_to(reader: Reader, array: Array, order: Sequence[int]) -> Array:
+    """Returns an array with its axes in another order."""
+    order = tuple(order)
     if isinstance(array, Rand):
         own = axes_of(array.dims)
         moved = [axis for i in order for axis in own[i]]

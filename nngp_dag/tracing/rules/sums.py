@@ -8,9 +8,9 @@ from jax import lax
 
 from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
 from nngp_dag.tracing.reader import Reader, rule
-from nngp_dag.tracing.rules.products import check_wide
+from nngp_dag.tracing.rules.products import check_wide, refuse_part
 from nngp_dag.tracing.rules.shapes import finite_map
-from nngp_dag.tracing.values import Node, Nonlinear, Times
+from nngp_dag.tracing.values import Node, Nonlinear, Times, heads
 
 # Points at which a function has to be positive, so that its mean is.
 _GRID = np.linspace(-3, 3, 31)
@@ -57,6 +57,11 @@ def _sum_over_channels(reader: Reader, array: Rand, axes: list[int]) -> Num:
         finite_places += own[axis]
     check_wide(reader, [a for axis in axes for a in array.dims[axis]], f"{reader.place} averages over")
     whole = array.channels == summed
+    unknown = any(a.wide is None for axis in axes for a in array.dims[axis] if isinstance(a, Channels))
+    if unknown and not whole:
+        refuse_part(reader, summed, array.channels)
+    if unknown:
+        reader.averaged += [(reader.place, heads(node)) for _, node in array.parts]
     if not whole and len(array.parts) > 1:
         reader.refuse("a mean over a whole infinite axis", "a mean over a part of concatenated channels", "split first")
     total, positive = None, True
