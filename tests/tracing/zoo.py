@@ -180,8 +180,8 @@ def exact(case: Case, width: int, **options: Any) -> tuple[np.ndarray, np.ndarra
     """Returns NNGP and NTK of the traced model at a width."""
     net = case.net(width)
     with jax.numpy_rank_promotion("allow"):
-        traced = trace(net.model, case.x, batch_axis=case.batch_axis, **(net.options | case.traced))
-        nngp, ntk = traced.kernels(case.x, ntk="ntk" in case.kernels, **options)
+        traced = trace(net.model, case.x, batch_axis=case.batch_axis, **(net.options | case.traced | options))
+        nngp, ntk = traced.kernels(case.x, ntk="ntk" in case.kernels)
     return np.asarray(nngp), np.asarray(ntk)
 
 
