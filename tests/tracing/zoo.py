@@ -5,6 +5,7 @@ taken exactly: the NNGP of a finite network is that of its head alone, given all
 over all parameters of products of gradients. Both are means over fresh draws by the model's own initializer.
 """
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Callable
@@ -176,11 +177,12 @@ def samples(case: Case, width: int, draws: int, seed: int) -> tuple[np.ndarray, 
         return np.asarray(nngp, np.float64), np.asarray(ntk, np.float64)
 
 
-def exact(case: Case, width: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def exact(case: Case, width: int, parameterization: str = "own") -> tuple[np.ndarray, np.ndarray]:
     """Returns NNGP and NTK of the traced model at a width."""
     net = case.net(width)
     with jax.numpy_rank_promotion("allow"):
-        traced = trace(net.model, case.x, batch_axis=case.batch_axis, **(net.options | case.traced | options))
+        traced = trace(net.model, case.x, batch_axis=case.batch_axis, **(net.options | case.traced))
+        traced = dataclasses.replace(traced, parameterization=parameterization)
         nngp, ntk = traced.kernels(case.x, ntk="ntk" in case.kernels)
     return np.asarray(nngp), np.asarray(ntk)
 

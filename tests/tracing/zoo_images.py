@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {"width": 32}
 
 def stax_cnn(stride, *end):
     """Returns two layers of convolutions of neural-tangents and an end."""
-    from neural_tangents import stax
+    from nngp_dag.kernels.neural_tangents import stax
 
     layers = (
         stax.Conv(1, (3, 3), padding="SAME"),

@@ -9,7 +9,7 @@ D = X.shape[1]
 
 def stax_mlp(depth):
     """Returns a ReLU network of neural-tangents."""
-    from neural_tangents import stax
+    from nngp_dag.kernels.neural_tangents import stax
 
     return stax.serial(*(layer for _ in range(depth) for layer in (stax.Dense(1), stax.Relu())), stax.Dense(1))
 
