@@ -88,7 +88,7 @@ def test_equals_neural_tangents(case):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1.05, 1 / 1.05])
+@pytest.mark.parametrize("factor", [1.05, pytest.param(1 / 1.05, marks=pytest.mark.slow)])
 def test_an_error_of_five_per_cent_fails(factor):
     case = CASES["deep_equilibrium"]
     kernels = [exact(case, width) for width in (case.width, 2 * case.width)]
@@ -98,6 +98,7 @@ def test_an_error_of_five_per_cent_fails(factor):
             assert_agrees(case, wrong)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_tied_are_another_kernel():
     """The check tells a tied network from the one with weights of its own for each step."""
     case = CASES["rnn_scanned_pooled"]
