@@ -17,6 +17,8 @@ MOST = 16
 # Grids by half-width and step; the shift of the points keeps short numbers off the grid.
 _GRIDS = ((16.0, 2.0**-10), (256.0, 2.0**-6))
 _SHIFT = 0.38196601125
+# Points whose slopes tell the size of a function.
+_NEAR = 8.0
 
 
 class _Profile(NamedTuple):
@@ -59,7 +61,7 @@ def find_kinks(fn: Callable[[jax.Array], jax.Array], name: str) -> tuple[tuple[R
         if len(x) < 8:
             continue
         consistent = consistent and _fit(found, step)
-        suspects = _suspects(found, step)
+        suspects = _suspects(x, found, step)
         for cluster in _clusters(np.flatnonzero(suspects)):
             if len(places) > 2 * MOST:
                 raise _too_many(name)
@@ -83,7 +85,7 @@ def _fit(found: _Profile, step: float) -> bool:
     return bool((np.abs(rise - change) > 0.01 * (np.abs(rise) + np.abs(change)) + 1e-13).mean() < 0.1)
 
 
-def _suspects(found: _Profile, step: float) -> np.ndarray:
+def _suspects(x: np.ndarray, found: _Profile, step: float) -> np.ndarray:
     """Returns the mask of intervals in which value, slope or curvature may jump."""
     value, slope, curvature = found
     # The rule of Hermite is exact for cubic functions.
@@ -92,7 +94,9 @@ def _suspects(found: _Profile, step: float) -> np.ndarray:
     bend = np.diff(curvature)
     size = np.abs(value[1:]) + np.abs(value[:-1])
     steepness = np.abs(slope[1:]) + np.abs(slope[:-1])
-    unit = float(np.median(steepness)) + 1e-300
+    # A function that levels off has slopes there that are rounding errors of those near 0.
+    near = steepness[np.abs(x[1:]) < _NEAR]
+    unit = max(float(np.median(steepness)), 1e-4 * float(near.max(initial=0))) + 1e-300
     curved = np.abs(curvature[1:]) + np.abs(curvature[:-1])
     return (
         _stands_out(change, 1e-10 * unit + 1e-13 * size)

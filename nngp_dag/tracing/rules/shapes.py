@@ -145,7 +145,7 @@ def _regrouped(reader: Reader, atoms: Sequence[Atom], shape: Shape, parts: int, 
 def squeeze(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Drops axes of size 1."""
     (array,) = arguments
-    dropped = {d % len(array.shape) for d in equation.params["dimensions"]}
+    dropped = {int(d) % len(array.shape) for d in equation.params["dimensions"]}
     return drop(reader, array, dropped)
 
 
@@ -388,7 +388,7 @@ def pad(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
 @rule("concatenate")
 def concatenate(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Joins arrays along an axis."""
-    axis = equation.params["dimension"]
+    axis = int(equation.params["dimension"])
     if all(isinstance(a, Num) for a in arguments):
         return reader.of_numbers(equation, arguments)[0]
     if any(isinstance(a, Par) for a in arguments):
@@ -456,7 +456,7 @@ def _joined_channels(reader: Reader, arguments: Sequence[Array], axis: int) -> R
 def split(reader: Reader, equation: Any, arguments: list[Any]) -> list[Array]:
     """Cuts an axis into several arrays."""
     (array,) = arguments
-    sizes, axis = equation.params["sizes"], equation.params["axis"]
+    sizes, axis = equation.params["sizes"], int(equation.params["axis"])
     first, found = 0, []
     for size in sizes:
         ranges = [range(first, first + size) if i == axis else range(n) for i, n in enumerate(array.shape)]

@@ -20,7 +20,7 @@ _GRID = np.linspace(-3, 3, 31)
 def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Sums over axes."""
     (array,) = arguments
-    axes = tuple(sorted(equation.params["axes"]))
+    axes = tuple(sorted(map(int, equation.params["axes"])))
     if isinstance(array, Par):
         reader.refuse(
             "a parameter to be multiplied or added", "a sum of its entries", "center weights at initialization"
@@ -135,7 +135,7 @@ def cumsum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     (array,) = arguments
     if isinstance(array, Num):
         return reader.of_numbers(equation, arguments)[0]
-    axis, backward = equation.params["axis"], equation.params["reverse"]
+    axis, backward = int(equation.params["axis"]), equation.params["reverse"]
     if isinstance(array, Par) or not is_finite(array.dims[axis]):
         reader.refuse("a running sum over a finite axis", "one over an infinite axis", "sum over tokens or pixels")
     place = axes_of(array.dims)[axis][0]
@@ -152,7 +152,7 @@ def reduce_max(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         return largest(reader, equation, arguments)
     reader.settle(array)
     params = dict(equation.params)
-    axes = tuple(params["axes"])
+    axes = tuple(map(int, params["axes"]))
     number = reader.values.computed(
         (equation.primitive.name, axes), lambda a: equation.primitive.bind(jnp.asarray(a), **params), array.number
     )
