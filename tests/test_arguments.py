@@ -124,7 +124,7 @@ def test_a_network_a_dag_and_a_text_give_the_same_bits(entry):
         (7, "got 7; pass `Dag.from_code"),
         (X, r"an array of shape \(6, 5\); the graph comes first"),
         (jnp.ones(3), r"an array of shape \(3,\)"),
-        (nnx.Linear(2, 3, rngs=RNGS), "a model, Linear; `nngp_dag.trace(model, x)` reads it"),
+        (nnx.Linear(2, 3, rngs=RNGS), r"a model, Linear; `nngp_dag.trace\(model, x\)` reads it"),
         (nd.nets.DagNet(DAG, 5, 1, width=2, rngs=RNGS), "a DagNet; pass its `.dag`"),
         (DAG.to_networkx(), "`Dag.from_networkx` reads it"),
         ([(0, 1, "skip")], "`Dag.from_edges` reads"),
@@ -260,7 +260,7 @@ def test_kernels_are_of_one_network_whatever_edges_are_dead():
     )
     assert one != other
     assert nd.Kernel(X, X, network=one).difference(nd.Kernel(X, X, network=other)) == ""
-    with pytest.raises(InputError, match="Expected `network` to be a `Network` or None, got '2_12'"):
+    with pytest.raises(InputError, match="Expected `network` to be a `Network`, a traced model or None, got '2_12'"):
         nd.Kernel(X, X, network="2_12")  # type: ignore[arg-type]
 
 

@@ -62,8 +62,8 @@ def check_centered(traced: Traced) -> None:
     if not output.gaussian or output.offset != 0:
         got = "others" if not output.gaussian else "a mean that is not 0 or depends on the input"
         raise ModelError(
-            f"Expected outputs of {traced.name} that are Gaussian with mean 0 at initialization, got {got}; NNGP and NTK "
-            "do not determine its expected loss, so let a matrix product come last"
+            f"Expected outputs of {traced.name} that are Gaussian with mean 0 at initialization, got {got}; NNGP and "
+            "NTK do not determine its expected loss, so let a matrix product come last"
         )
 
 
