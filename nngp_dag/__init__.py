@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         spectra,
         spectrum,
     )
+
     # Models of JAX and flax
     from nngp_dag.tracing import trace
     from nngp_dag.training import Recipe, evaluate, train
