@@ -46,9 +46,9 @@ class Kernel(Described):
       nngp: The NNGP kernel E[f_k(x_i) f_k(x_j)], the mean over initializations for one output unit k, (N1, N2). None if
         it was not requested.
       ntk: The neural tangent kernel, (N1, N2); None if it was not requested.
-      network: The network or traced model, which `nngp_dag.kernel` and `nngp_dag.gram` record. Functions of several kernels refuse
-        kernels of different networks. None for kernels that a user builds, and for results of transformations such as
-        `jax.jit` and `jax.tree.map`, which are not compared.
+      network: The network or traced model, which `nngp_dag.kernel` and `nngp_dag.gram` record. Functions of several
+        kernels refuse kernels of different networks. None for kernels that a user builds, and for results of
+        transformations such as `jax.jit` and `jax.tree.map`, which are not compared.
       output: The number of the network's output that the kernels belong to, counted from 0.
 
     Raises:

@@ -3,8 +3,6 @@
 import abc
 from typing import Any
 
-import numpy as np
-
 from nngp_dag.architecture import NetworkSource
 from nngp_dag.kernels.result import Kernel, OfKernel
 
@@ -25,7 +23,7 @@ class KernelSource(OfKernel, NetworkSource):
         """
 
     @abc.abstractmethod
-    def read_inputs(self, name: str, x: Any) -> np.ndarray:
+    def read_inputs(self, name: str, x: Any) -> Any:
         """Returns checked inputs as a NumPy array.
 
         Args:

@@ -138,7 +138,7 @@ def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any, str]:
 def _bytes(constant: Any) -> bytes:
     """Returns the bytes of a constant of a program, which may be a key of random numbers."""
     dtype = getattr(constant, "dtype", None)
-    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
 
 
@@ -169,8 +169,8 @@ def _check_averages(reader: Reader, program: Program) -> None:
     for place, averaged in reader.averaged:
         if averaged & set(products) and not averaged & summed:
             raise ModelError(
-                f"{place}: Expected means over infinite axes, got one over units that no matrix product sums over, such "
-                "as output units; pass a factory of the model with `width`, which tells the axes that grow"
+                f"{place}: Expected means over infinite axes, got one over units that no matrix product sums over, "
+                "such as output units; pass a factory of the model with `width`, which tells the axes that grow"
             )
 
 

@@ -125,12 +125,12 @@ class Reader:
             )
         return result if isinstance(result, list) else [result]
 
-    def of_numbers(self, equation: Any, arguments: list[Any]) -> list[Num]:
+    def of_numbers(self, equation: Any, arguments: list[Any]) -> list[Array]:
         """Keeps an equation whose arguments are all numbers; it is evaluated for every input."""
         if equation.effects or equation.primitive.name.startswith("random_"):
             self.refuse("a function of parameters and input alone", f"`{equation.primitive.name}`", "remove it")
         arrays = [self.whole(a) for a in arguments]
-        results = []
+        results: list[Array] = []
         for i, variable in enumerate(equation.outvars):
 
             def evaluate(*inputs: Any, i: int = i) -> Any:

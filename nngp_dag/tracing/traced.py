@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -214,7 +215,7 @@ class Traced(KernelSource, Described):
         check_option("parameterization", wanted, ("own", "ntk"))
         return self if wanted == self.parameterization else dataclasses.replace(self, parameterization=wanted)
 
-    def read_inputs(self, name: str, x: Any) -> np.ndarray:
+    def read_inputs(self, name: str, x: Any) -> Any:
         """Returns checked inputs; traced ones keep their values unchecked.
 
         Raises:

@@ -1,5 +1,7 @@
 """Elementwise functions: recognition, and Gaussian expectations against quadrature over the plane and 50 digits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -139,7 +141,7 @@ def test_bivariate_probabilities_have_all_digits():
     with mp.workdps(30):
         for rho in (0.3, -0.8, 0.9999):
             d = mp.sqrt(1 - mp.mpf(rho) ** 2)
-            exact = mp.quad(
+            exact: Any = mp.quad(
                 lambda x, d=d, rho=rho: mp.npdf(x) * mp.ncdf((mp.mpf(rho) * x - mp.mpf("0.5")) / d),
                 [1, 1.05, 1.5, 4, 20],
             )

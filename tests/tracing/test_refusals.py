@@ -58,7 +58,7 @@ def refused(match: str, line: str | None, x: np.ndarray = X, options: Any = None
 
 def traced(case: Refused) -> None:
     """Reads a model and computes its kernels."""
-    full = {name: one if isinstance(one[0], tuple) else (one, None) for name, one in case.table.items()}
+    full: dict[str, Any] = {name: one if isinstance(one[0], tuple) else (one, None) for name, one in case.table.items()}
 
     def init(key: Any) -> Any:
         return {
@@ -485,6 +485,7 @@ def test_gated_recurrent_cells(cell):
         def __call__(self, x):
             carry = jnp.zeros((len(x), self.width))
             carry = (carry, carry) if cell is nnx.LSTMCell else carry
+            h: Any = None
             for t in range(3):
                 carry, h = self.cell(carry, x[:, t])
             return self.readout(h)

@@ -97,7 +97,7 @@ def drawn(key: Any, shape: tuple[int, ...], how: Any) -> Any:
 
 def plain_net(table: dict[str, Any], function: Callable[..., Any]) -> Net:
     """Returns a model of plain JAX; a value of the table is a shape, or a pair of a shape and how it is drawn."""
-    full = {name: one if isinstance(one[0], tuple) else (one, None) for name, one in table.items()}
+    full: dict[str, Any] = {name: one if isinstance(one[0], tuple) else (one, None) for name, one in table.items()}
 
     def init(key: Any) -> dict[str, Any]:
         keys = jax.random.split(key, len(full))

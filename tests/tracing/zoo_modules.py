@@ -1,5 +1,7 @@
 """Models of flax nnx, flax linen and equinox."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,8 @@ def module(x=X, head=("*readout.kernel",), **options):
 
 
 class Base(nnx.Module):
+    readout: Any
+
     def output(self, x):
         return self.readout(x)
 
@@ -171,7 +175,8 @@ class SimpleRnn(Base):
         self.readout = nnx.Linear(width, 1, rngs=rngs)
 
     def __call__(self, x):
-        return self.readout(self.cell(x).mean(axis=1))
+        states: Any = self.cell(x)
+        return self.readout(states.mean(axis=1))
 
 
 def linen_net(make, width, x):

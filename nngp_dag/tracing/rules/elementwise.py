@@ -84,8 +84,8 @@ def _of_numbers(reader: Reader, equation: Any, arguments: list[Num]) -> Num:
             arguments[0], number=reader.values.computed("float", lambda a: jnp.asarray(a, float), arguments[0].number)
         )
 
-    def evaluate(*arrays: Any) -> Any:
-        arrays = [jnp.broadcast_to(jnp.asarray(a), stored) for a in arrays]
+    def evaluate(*stored_arrays: Any) -> Any:
+        arrays = [jnp.broadcast_to(jnp.asarray(a), stored) for a in stored_arrays]
         dtype = jnp.result_type(*arrays)
         if name != "select_n" and len(arrays) > 1:
             arrays = [a.astype(dtype) for a in arrays]
@@ -131,7 +131,12 @@ def _hashable(params: dict[str, Any]) -> Hashable:
 
 
 def _of_parameters(reader: Reader, name: str, arguments: list[Any]) -> Array:
-    (par,) = [a for a in arguments if isinstance(a, Par)] if len(arguments) <= 2 else (None,)  # type: ignore[misc]
+    par, *more = [a for a in arguments if isinstance(a, Par)]
+    if more or len(arguments) > 2:
+        names = " and ".join(f"`{reader.leaves[a.leaf].name}`" for a in (par, *more))
+        reader.refuse(
+            "parameters that act on random values", f"`{name}` of the parameters {names}", "apply one after the other"
+        )
     if name in ("convert_element_type", "real"):
         return par
     if name == "neg":
@@ -222,10 +227,8 @@ def _multiplied(reader: Reader, equation: Any, placed: list[Any], one: Rand) -> 
         if name == "div":
             return _function(reader, equation, placed, one)
         return _pairwise(left, right, lambda u, v: _product(reader, equation, u, v))
-    num = right if isinstance(right, Num) else left
+    num: Any = right if isinstance(right, Num) else left
     if name == "div" and num is left:
-        if num.scalar is None:
-            return _function(reader, equation, placed, one)
         return _function(reader, equation, placed, one)
     if num.scalar is not None:
         c = num.scalar if name == "mul" else 1 / num.scalar

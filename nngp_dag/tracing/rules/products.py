@@ -50,7 +50,8 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
             "products of values with weights", f"a product of two parameters, {names}", "multiply from the right"
         )
     if isinstance(left, Par) or isinstance(right, Par):
-        par, value = (left, right) if isinstance(left, Par) else (right, left)
+        par: Any = left if isinstance(left, Par) else right
+        value: Any = right if isinstance(left, Par) else left
         of_par, of_value = axes if isinstance(left, Par) else axes[::-1]
         return weighted(reader, value, par, of_value, of_par, par_first=isinstance(left, Par))
     if isinstance(left, Rand) and isinstance(right, Rand):
@@ -112,7 +113,9 @@ def _with_axes_of_its_own(
     left = list(range(count + len(batch), count + len(batch) + len(of_value.free)))
     new = list(range(count))
     new.insert(chosen, count + len(batch) + len(left))
-    return transposed_to(reader, found, [*batch, *((*new, *left) if par_first else (*left, *new))])
+    moved = transposed_to(reader, found, [*batch, *((*new, *left) if par_first else (*left, *new))])
+    assert isinstance(moved, Rand)
+    return moved
 
 
 def check_wide(reader: Reader, atoms: Sequence[Atom], what: str) -> None:

@@ -406,6 +406,7 @@ def joined(reader: Reader, arguments: Sequence[Array], axis: int) -> Rand:
     ones = []
     for array, size in zip(arguments, sizes, strict=True):
         dims = tuple((size,) if i == axis else dim for i, dim in enumerate(first.dims))
+        assert not isinstance(array, Par)
         ones.append(array if isinstance(array, Rand) else fixed_on(reader, array, Rand(first.parts, dims)))
     if not all(is_finite(r.dims[axis]) for r in ones):
         reader.refuse("finite axes to be joined", "an infinite axis beside a finite one", "map the input by a matrix")
