@@ -183,7 +183,7 @@ def test_compare_trains_the_model(capsys, folder):
         (("--dag", "2", "--model", "model.py:Net"), "Expected --dag or --model, got both"),
         (("--model", "model.py"), "Expected --model to be FILE:NAME, such as model.py:build, got 'model.py'"),
         (("--model", "model.txt:Net"), "Expected --model to name a file .py, got 'model.txt'"),
-        (("--model", "modle.py:Net"), "got no modle.py; did you mean 'model.py'?"),
+        (("--model", "models.py:Net"), "got no models.py; did you mean 'model.py'?"),
         (("--model", "nowhere/model.py:Net"), "Expected --model to name a file, got no nowhere/model.py"),
         (("--model", "model.py:Nett"), "Expected model.py to define `Nett`, got no such name; did you mean 'Net'?"),
         (("--model", "model.py:zzz"), "got no such name; it defines Net, Linen, build"),

@@ -282,7 +282,7 @@ def test_functions_of_networks_take_models_that_are_networks():
     assert nd.explain(twin, X) == nd.explain(net, X)
     one, two = nd.sweep({"a": twin, "b": net}, X).to_dict("records")
     assert one["nngp_lambda_min"] == pytest.approx(two["nngp_lambda_min"], rel=1e-5)
-    assert nd.sweep([twin], X)["dag"][0] == "DagNet"
+    assert [row["dag"] for row in nd.sweep([twin], X).to_dict("records")] == ["DagNet"]
     with pytest.warns(NumericalWarning, match="not converged"):
         fitted = nd.fit(twin, X, Y, steps=1)
     assert np.isfinite(fitted.value)
