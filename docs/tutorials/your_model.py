@@ -51,8 +51,8 @@ print(traced)
 # %% [markdown]
 # ## Against finite networks
 #
-# The NNGP kernel is the mean of f(x) f(x') over initializations. Here are 10,000 networks of width 256, and the kernel of a
-# network whose five steps have matrices of their own.
+# The NNGP kernel is the mean of f(x) f(x') over initializations. Here are 10,000 networks of width 256, and the kernel
+# of a network whose five steps have matrices of their own.
 
 # %%
 k = nd.kernel(traced, x)

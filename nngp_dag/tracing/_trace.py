@@ -110,10 +110,18 @@ def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.nda
     """Returns the shapes of a program's results at twice the width, or None for a model without a width."""
     if function.width is None or function.twice is None:
         return None
-    opened = function.twice()
-    wide = _jaxpr(opened.fn, [np.shape(value) for value in opened.values], one)
+    dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
+
+    def drawn_and_applied(x: jax.Array) -> Any:
+        # Inside a program of JAX no numbers are drawn; the inner one is that of the model alone.
+        opened = function.twice()  # type: ignore[misc]
+        return jax.jit(opened.fn)([jnp.asarray(value, np.float64) for value in opened.values], x)
+
+    outer = jax.make_jaxpr(drawn_and_applied)(jax.ShapeDtypeStruct(one.shape, dtype))
+    (applied,) = [e for e in outer.jaxpr.eqns if set(e.outvars) & set(outer.jaxpr.outvars)]
+    wide, _ = jaxprs.body(applied) or (outer.jaxpr, [])
     found: dict[int, list[tuple[int, ...]]] = {}
-    differing = jaxprs.shapes_beside(closed.jaxpr, wide.jaxpr, found)
+    differing = jaxprs.shapes_beside(closed.jaxpr, wide, found)
     if differing is not None:
         raise ModelError(
             f"{differing}: Expected one program at all widths, got another one at width {2 * function.width} than at "
