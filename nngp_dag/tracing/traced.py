@@ -505,8 +505,8 @@ def _in_blocks(between: Any, first: Any, second: Any, rows: int, ntk: bool) -> t
 
     Args:
       between: The kernels of two sets of inputs, from what each input determines.
-      first: What the first inputs determine, arrays with a leading axis of inputs.
-      second: What the second inputs determine, or None if they are the first ones.
+      first: The values that the first inputs determine, arrays with a leading axis of inputs.
+      second: Those of the second inputs, or None if these are the first ones.
       rows: The number of inputs in a block.
       ntk: Whether there is an NTK.
     """
