@@ -162,6 +162,7 @@ def test_gram_of_a_model_resumes_and_keeps_images(capsys, folder):
     assert x.shape == (4, 3, 3, 1)
 
 
+@pytest.mark.slow
 def test_compare_trains_the_model(capsys, folder):
     options = ("--data", "data.npz", "--seeds", "2", "--steps", "3", "--out", "c", "--overwrite")
     status, out, err = run(capsys, "compare", "--model", "model.py:Net", "--dag", "2", "--width", "16", *options)

@@ -121,13 +121,14 @@ SLOW_PAGES = {
             "scikit_learn",
             "sweeps",
             "theory",
+            "trace",
             "training",
         )
     ),
 }
 
 
-# Those that take longest; examples in docstrings, which are slow, call the same functions.
+# Pages that take longest.
 NIGHTLY_PAGES = {
     "migrating.md",
     *(f"guides/{name}.md" for name in ("gaussian_processes", "graph_search", "prediction", "scikit_learn", "training")),

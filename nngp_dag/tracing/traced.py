@@ -506,7 +506,7 @@ def _in_blocks(between: Any, first: Any, second: Any, rows: int, ntk: bool) -> t
     Args:
       between: The kernels of two sets of inputs, from what each input determines.
       first: The values that the first inputs determine, arrays with a leading axis of inputs.
-      second: Those of the second inputs, or None if these are the first ones.
+      second: The values that the second inputs determine, or None if they are the first ones.
       rows: The number of inputs in a block.
       ntk: Whether there is an NTK.
     """

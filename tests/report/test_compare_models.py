@@ -60,6 +60,7 @@ def text_of(renderable):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_traced_network_has_the_theory_of_the_network():
     net, twin, _ = results()
     assert twin.ntk.lambda_max == pytest.approx(net.ntk.lambda_max, rel=1e-5)
@@ -125,6 +126,7 @@ def test_the_part_of_the_readout_is_what_its_weights_contribute():
         assert not np.allclose(nd.kernel(model, X).ntk, part, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_descent_in_the_ntk_parameterization_is_that_in_units_of_the_standard_deviations():
     own, ntk = (traced().with_options(parameterization=p) for p in ("own", "ntk"))
     (one,), (two,) = (trainable(model, [0, 1], X) for model in (own, ntk))
@@ -254,6 +256,7 @@ def INIT(key):  # noqa: N802
     return {"w": jax.random.normal(keys[0], (5, 64)) / 5**0.5, "v": jax.random.normal(keys[1], (64, 1)) / 8}
 
 
+@pytest.mark.slow
 def test_theory_takes_kernels_of_traced_models():
     test = np.random.default_rng(5).normal(size=(3, 5))
     for model in (traced(dag_net), traced()):

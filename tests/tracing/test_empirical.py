@@ -55,7 +55,14 @@ def full_ntk(function, params, x1, x2):
     return sum(np.einsum("icp,jdp->ijcd", a, b) for a, b in zip(*flat, strict=True))
 
 
-@pytest.mark.parametrize("budget", [pytest.param("1 GiB", marks=pytest.mark.slow), 4 * 8 * 2 * 72 * 2, 4 * 8 * 2 * 72])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        pytest.param("1 GiB", marks=pytest.mark.slow),
+        pytest.param(4 * 8 * 2 * 72 * 2, marks=pytest.mark.slow),
+        4 * 8 * 2 * 72,
+    ],
+)
 def test_every_form_of_the_ntk_equals_that_of_explicit_jacobians(budget):
     for x2 in (None, X2):
         exact = full_ntk(model, PARAMS, X, X if x2 is None else x2)
@@ -113,6 +120,7 @@ def two_layers(params, x):
     return jax.nn.relu(x @ w + b[None]) @ v + c[None]
 
 
+@pytest.mark.slow
 def test_modules_have_the_kernels_of_their_parameters():
     net = Net(7, rngs=nnx.Rngs(0))
     net.hidden.bias = nnx.Param(jnp.full(7, 0.3))  # as after training: no distribution has these biases
@@ -150,6 +158,7 @@ def test_a_traced_model_is_taken_at_its_draw_and_in_its_parameterization():
     np.testing.assert_allclose(read, empirical(ntk, X, X2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_draws_are_averaged():
     traced = nd.trace(model, X, init=init)
     mean = np.mean([empirical(traced, X, seed=seed) for seed in (4, 7)], axis=0)

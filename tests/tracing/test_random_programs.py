@@ -241,12 +241,6 @@ def promotion():
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
 
 
-@settings(max_examples=2, derandomize=True, database=None, **QUIET)
-@given(program=programs(3))
-def test_a_few_random_programs(program):
-    event(check(program, 32, 512).split()[0])
-
-
 @pytest.mark.slow
 @settings(max_examples=15, derandomize=True, database=None, **QUIET)
 @given(program=programs(5))
