@@ -17,9 +17,9 @@ del zoo_images, zoo_modules, zoo_plain, zoo_sequences  # imported so that they r
 SIGMA = 3.0
 # The largest standard error. A kernel that is off by 5 % deviates by more than three of them.
 MOST_ERROR = 0.015
-DEFAULT = ("rms_norm_residual", "equinox_mlp")
+DEFAULT = ("rms_norm_residual",)
 SLOW = (
-    "deep_equilibrium", "mlp_tied", "gated_by_split", "densenet_concatenation", "rnn_scanned_pooled",
+    "deep_equilibrium", "equinox_mlp", "mlp_tied", "gated_by_split", "densenet_concatenation", "rnn_scanned_pooled",
     "softmax_attention_tied_queries", "transformer_without_softmax", "graph_convolutions", "unet", "wide_resnet",
 )  # fmt: skip
 

@@ -296,7 +296,7 @@ def equinox_cases():
         def __call__(self, x):
             return self.readout(jax.nn.relu(self.second(jnp.tanh(self.norm(self.first(x))))))
 
-    case("mlp", EqxMlp, draws=1024)
+    case("mlp", EqxMlp, draws=1400)
 
     class EqxCnn(eqx.Module):
         first: eqx.nn.Conv2d

@@ -39,7 +39,7 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     left, right = arguments
     (lc, rc), (lb, rb) = equation.params["dimension_numbers"]
     axes = [
-        Axes(tuple(c), tuple(b), tuple(i for i in range(len(a.shape)) if i not in (*c, *b)))
+        Axes(tuple(map(int, c)), tuple(map(int, b)), tuple(i for i in range(len(a.shape)) if i not in (*c, *b)))
         for a, c, b in ((left, lc, lb), (right, rc, rb))
     ]
     if isinstance(left, Num) and isinstance(right, Num):

@@ -58,7 +58,7 @@ def _of_factor_too(change: Callable[..., Array]) -> Callable[..., Array]:
 @rule("reshape")
 def reshape(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Splits and merges axes."""
-    array, shape = arguments[0], tuple(equation.params["new_sizes"])
+    array, shape = arguments[0], tuple(map(int, equation.params["new_sizes"]))
     return reshape_to(reader, array, shape, reader.grown(equation))
 
 
@@ -176,7 +176,7 @@ def expand_dims(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
 def broadcast_in_dim(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Adds axes, and repeats axes of size 1."""
     array, shape, places = arguments[0], equation.params["shape"], equation.params["broadcast_dimensions"]
-    return broadcast_to(reader, array, tuple(shape), tuple(places))
+    return broadcast_to(reader, array, tuple(map(int, shape)), tuple(map(int, places)))
 
 
 @_of_factor_too
@@ -217,7 +217,7 @@ def broadcast_to(reader: Reader, array: Array, shape: Shape, places: Sequence[in
 @rule("transpose")
 def transpose(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Puts axes into another order."""
-    return transposed_to(reader, arguments[0], equation.params["permutation"])
+    return transposed_to(reader, arguments[0], tuple(map(int, equation.params["permutation"])))
 
 
 @_of_factor_too
@@ -274,7 +274,8 @@ def slice_(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     (array,) = arguments
     params = equation.params
     strides = params["strides"] or (1,) * len(array.shape)
-    ranges = [range(a, b, s) for a, b, s in zip(params["start_indices"], params["limit_indices"], strides, strict=True)]
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    ranges = [range(int(a), int(b), int(s)) for a, b, s in bounds]
     return sliced(reader, array, ranges)
 
 
@@ -374,7 +375,7 @@ def pad(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
             continue
         if not is_finite(array.dims[axis]):
             reader.refuse("padding of finite axes", "padding of an infinite axis", "use a matrix to change its width")
-        low, high, interior = widths
+        low, high, interior = map(int, widths)
         low_high[own[axis][0]] = (low, high, interior)
         n = array.shape[axis]
         dims[axis] = (low + high + n + max(n - 1, 0) * interior,)
@@ -459,7 +460,7 @@ def split(reader: Reader, equation: Any, arguments: list[Any]) -> list[Array]:
     (array,) = arguments
     sizes, axis = equation.params["sizes"], int(equation.params["axis"])
     first, found = 0, []
-    for size in sizes:
+    for size in map(int, sizes):
         ranges = [range(first, first + size) if i == axis else range(n) for i, n in enumerate(array.shape)]
         found.append(sliced(reader, array, ranges))
         first += size
