@@ -91,7 +91,7 @@ def trace(
     with jax.enable_x64(True):
         reader, output, digest = _read(function, one)
         output = _checked_output(output, batch_axis, function.name)
-        program = program_of(output, reader.values)
+        program = program_of(output, reader.values, reader.no_ntk)
         _check_averages(reader, program)
     if batch_axis == 0:
         _check_batch(function, x)
@@ -100,34 +100,59 @@ def trace(
 
 
 def _jaxpr(fn: Callable[..., Any], shapes: Sequence[tuple[int, ...]], one: np.ndarray) -> Any:
-    """Returns the program of a function of parameters and of one input."""
-    leaves = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
-    dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
-    return jax.make_jaxpr(fn)(leaves, jax.ShapeDtypeStruct(one.shape, dtype))
+    """Returns the program of a function of parameters and of one input, in float64 if the model can run in it."""
+
+    def made(dtype: Any) -> Any:
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        return jax.make_jaxpr(fn)(leaves, jax.ShapeDtypeStruct(one.shape, one.dtype if _is_discrete(one) else dtype))
+
+    try:
+        return made(np.float64)
+    except TypeError:
+        # Some models hold arrays of float32, such as the first state of a recurrent cell, which must keep their type.
+        return made(np.float32)
+
+
+def _is_discrete(one: np.ndarray) -> bool:
+    return one.dtype.kind in "iub"
 
 
 def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.ndarray) -> Any:
     """Returns the shapes of a program's results at twice the width, or None for a model without a width."""
     if function.width is None or function.twice is None:
         return None
-    dtype = one.dtype if one.dtype.kind in "iub" else np.dtype(np.float64)
+    twice = function.twice
+    # Inside a program of JAX no numbers are drawn; keys that the model uses may make it another program then.
+    for opened in (lambda: _drawn_in_a_program(twice, one), twice):
+        found: dict[int, list[tuple[int, ...]]] = {}
+        drawn = opened()
+        wide = drawn if hasattr(drawn, "eqns") else _jaxpr(drawn.fn, [np.shape(v) for v in drawn.values], one).jaxpr
+        differing = jaxprs.shapes_beside(closed.jaxpr, wide, found)
+        if differing is None:
+            return found
+    raise ModelError(
+        f"{differing}: Expected one program at all widths, got another one at width {2 * function.width} than at "
+        f"{function.width}; let the width change sizes only"
+    )
 
-    def drawn_and_applied(x: jax.Array) -> Any:
-        # Inside a program of JAX no numbers are drawn; the inner one is that of the model alone.
-        opened = function.twice()  # type: ignore[misc]
-        return jax.jit(opened.fn)([jnp.asarray(value, np.float64) for value in opened.values], x)
 
-    outer = jax.make_jaxpr(drawn_and_applied)(jax.ShapeDtypeStruct(one.shape, dtype))
-    (applied,) = [e for e in outer.jaxpr.eqns if set(e.outvars) & set(outer.jaxpr.outvars)]
-    wide, _ = jaxprs.body(applied) or (outer.jaxpr, [])
-    found: dict[int, list[tuple[int, ...]]] = {}
-    differing = jaxprs.shapes_beside(closed.jaxpr, wide, found)
-    if differing is not None:
-        raise ModelError(
-            f"{differing}: Expected one program at all widths, got another one at width {2 * function.width} than at "
-            f"{function.width}; let the width change sizes only"
-        )
-    return found
+def _drawn_in_a_program(twice: Callable[[], Any], one: np.ndarray) -> Any:
+    """Returns the program of a model whose parameters are drawn inside an outer program."""
+
+    def made(dtype: Any) -> Any:
+        def drawn_and_applied(x: jax.Array) -> Any:
+            opened = twice()
+            return jax.jit(opened.fn)([jnp.asarray(value, dtype) for value in opened.values], x)
+
+        of_input = jax.ShapeDtypeStruct(one.shape, one.dtype if _is_discrete(one) else dtype)
+        outer = jax.make_jaxpr(drawn_and_applied)(of_input)
+        (applied,) = [e for e in outer.jaxpr.eqns if set(e.outvars) & set(outer.jaxpr.outvars)]
+        return (jaxprs.body(applied) or (outer.jaxpr, []))[0]
+
+    try:
+        return made(np.float64)
+    except TypeError:
+        return made(np.float32)
 
 
 def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any, str]:
@@ -152,7 +177,9 @@ def _bytes(constant: Any) -> bytes:
 
 def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:
     if isinstance(output, Num):
-        raise ModelError(f"Expected {name} to be random, got an output that no random parameter reaches")
+        raise ModelError(
+            f"Expected {name} to be random, got an output whose limit is a number, such as a mean over units"
+        )
     if not isinstance(output, Rand):
         raise ModelError(f"Expected {name} to return a value, got a parameter; apply it to the input")
     if len(output.parts) > 1:

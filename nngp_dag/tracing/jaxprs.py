@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
 # Parameters in which calls hold their programs.
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _CALLS = frozenset(
@@ -28,6 +33,43 @@ def body(equation: Any) -> tuple[Any, list[Any]] | None:
         return None
     found = next(equation.params[name] for name in _BODIES if name in equation.params)
     return (found.jaxpr, list(found.consts)) if hasattr(found, "jaxpr") else (found, [])
+
+
+def has_own_derivative(equation: Any) -> bool:
+    """Whether a call with a rule for its derivative has the derivative of its values, at random arguments.
+
+    Functions of libraries, such as `jax.nn.relu`, are trusted.
+    """
+    if not equation.primitive.name.startswith("custom_"):
+        return True
+    found = next(equation.params[name] for name in _BODIES if name in equation.params)
+    if not hasattr(found, "jaxpr") or of_library(found.jaxpr):
+        return True
+    rng = np.random.default_rng(0)
+    variables = list(dict.fromkeys(v for v in equation.invars if not hasattr(v, "val")))
+    given = [_drawn(rng, v.aval) for v in variables]
+    alone = jax.extend.core.Jaxpr([], variables, equation.outvars, [equation])
+    ruled = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(alone, []))
+    inner = jax.extend.core.jaxpr_as_fun(found)
+
+    def own(*arguments: Any) -> Any:
+        values = dict(zip(variables, arguments, strict=True))
+        return inner(*(v.val if hasattr(v, "val") else values[v] for v in equation.invars))
+
+    with jax.ensure_compile_time_eval():
+        outputs, back = jax.vjp(ruled, *given)
+        _, own_back = jax.vjp(own, *given)
+        seeds = [_drawn(rng, v) if v.dtype.kind == "f" else np.zeros(v.shape, jax.dtypes.float0) for v in outputs]
+        pairs = zip(back(seeds), own_back(seeds), strict=True)
+        floats = [(np.asarray(a), np.asarray(b)) for a, b in pairs if a.dtype != jax.dtypes.float0]
+    return all(np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in floats)
+
+
+def _drawn(rng: np.random.Generator, aval: Any) -> Any:
+    """Returns random entries of the shape and type of an array; integers and truth values are 0."""
+    if np.dtype(aval.dtype).kind == "f":
+        return jnp.asarray(2 * rng.normal(size=aval.shape), aval.dtype)
+    return jnp.zeros(aval.shape, aval.dtype)
 
 
 def needed(jaxpr: Any) -> tuple[list[Any], set[Any]]:
@@ -63,9 +105,10 @@ def shapes_beside(narrow: Any, wide: Any, found: dict[int, list[tuple[int, ...]]
     Returns:
       The place of the first equation that differs in more than sizes, or None.
     """
-    if len(narrow.eqns) != len(wide.eqns):
-        return place((narrow.eqns or wide.eqns)[-1])
-    for one, other in zip(narrow.eqns, wide.eqns, strict=True):
+    (narrow_equations, _), (wide_equations, _) = needed(narrow), needed(wide)
+    if len(narrow_equations) != len(wide_equations):
+        return place((narrow_equations or wide_equations)[-1])
+    for one, other in zip(narrow_equations, wide_equations, strict=True):
         same = one.primitive is other.primitive and len(inner(one)) == len(inner(other))
         ranks = [[len(v.aval.shape) for v in e.outvars] for e in (one, other)]
         if not same or ranks[0] != ranks[1]:
@@ -82,7 +125,8 @@ def place(equation: Any) -> str:
     traceback = equation.source_info.traceback
     paths = [] if traceback is None else [(Path(frame.file_name), frame.line_num) for frame in traceback.frames]
     own = [(path, line) for path, line in paths if not _of_library(path)]
-    chosen = own[0] if own else paths[0] if paths else None
+    own = own or [(path, line) for path, line in paths if not {"jax", "jaxlib", "tracing"} & set(path.parts)]
+    chosen = own[0] if own else None
     return "an unknown line" if chosen is None else f"{chosen[0].name}:{chosen[1]}"
 
 

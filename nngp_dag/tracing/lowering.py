@@ -13,7 +13,10 @@ from nngp_dag.architecture import Network
 from nngp_dag.errors import NngpDagError
 from nngp_dag.graph import Dag, Dense, Edge, Op, Scale
 from nngp_dag.tracing.functions import Function
-from nngp_dag.tracing.values import Node, Nonlinear, Number, Parameter, Product, Sum, operands
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times, operands
+
+# Kinds of nodes that no network has, in words.
+_NAMES = {Times: "products of values", Linear: "norms, or scalings by numbers", Fixed: "numbers that are added"}
 
 
 class NoNetworkError(Exception):
@@ -181,6 +184,8 @@ def _in_own_units(term: Node) -> bool:
 def _terms(work: _Lowering, node: Node) -> list[tuple[float, Node]]:
     """Returns the summands of a node; sums that are used once are part of it."""
     if not isinstance(node, Sum):
+        if not isinstance(node, (Product, Parameter, Nonlinear)):
+            raise NoNetworkError(f"it holds {_NAMES.get(type(node), 'other operations')}")
         return [(1.0, node)]
     found = []
     for c, child in node.terms:
@@ -189,7 +194,7 @@ def _terms(work: _Lowering, node: Node) -> list[tuple[float, Node]]:
         elif isinstance(child, (Sum, Product, Parameter, Nonlinear)):
             found.append((c, child))
         else:
-            raise NoNetworkError(f"it holds a {type(child).__name__.lower()} operation")
+            raise NoNetworkError(f"it holds {_NAMES.get(type(child), 'other operations')}")
     return found
 
 

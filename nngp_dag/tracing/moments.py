@@ -24,6 +24,7 @@ import numpy as np
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing import expectations
 from nngp_dag.tracing.functions import Function
+from nngp_dag.tracing.geometry import contract
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
 # Programs that are too long to be compiled as a whole run step by step; then these are compiled once for each function.
@@ -247,9 +248,14 @@ class Moments:
                 "parameters"
             )
         if isinstance(a, Number) and isinstance(b, Number):
-            m, t = _gram(self.number(a, side_u), self.number(b, side_v), u.features), None
+            m, t = _gram(self.number(a, side_u), self.number(b, side_v), (u.features, v.features)), None
         else:
             m, t = self.with_gains(a, b, side_u, side_v)  # type: ignore[arg-type]
+        if u.own != v.own:
+            raise ModelError(
+                f"Expected `{u.weight.name}` to be used by products of one kind, got one with weights of its own along "
+                "other axes; use a parameter of its own for one of them"
+            )
         own = _same_entries(u.shape, v.shape, u.own)
         found_m = None if m is None else n * own * _contracted(u, v, m)
         found_t = None if t is None else n * variance * own * _contracted(u, v, t)
@@ -279,7 +285,7 @@ class Moments:
         if u.offset:
             shift = u.offset * _mean(f, q)
             found = jnp.broadcast_to(shift, (*u.shape, *v.shape)) + (0 if found is None else found)
-        return found, None if t is None else t * _mean_slope(f, q)
+        return found, None if t is None else t * _slope_in_gradients(f, q)
 
     def functions_of(self, u: Nonlinear, v: Nonlinear, side_u: int, side_v: int) -> Pair:
         """Returns the pair of two functions of Gaussian nodes."""
@@ -291,8 +297,13 @@ class Moments:
         q2 = self.variance(v.node, side_v).reshape(*(1,) * rank[0], *v.shape)
         if k is None:
             k = jnp.zeros((*u.shape, *v.shape))
-        m, factor = _second_moment(self.functions[u.id], self.functions[v.id], k, q1, q2)
-        return m, None if t is None else factor * t
+        f, g = self.functions[u.id], self.functions[v.id]
+        m, factor = _second_moment(f, g, k, q1, q2)
+        if t is None:
+            return m, None
+        # At variance 0 the slope of a kinked function is the one that gradients have there.
+        at_zero = (q1 == 0) | (q2 == 0)
+        return m, t * jnp.where(at_zero, _slope_in_gradients(f, q1) * _slope_in_gradients(g, q2), factor)
 
     def _centered(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
         """Returns the covariance of two Gaussian nodes, and T."""
@@ -340,6 +351,13 @@ class Moments:
             )
         m = _outer(self.mean(u, side_u), self.mean(v, side_v))
         return _added(total, (m, None))
+
+
+def _slope_in_gradients(f: Function, q: jax.Array) -> jax.Array:
+    """Returns E f'(a) for a ~ N(0, q), and f'(0) as JAX has it where q is 0."""
+    zero = jnp.zeros(())
+    at_zero = jax.jvp(f.fn, (zero,), (jnp.ones(()),))[1]
+    return jnp.where(q == 0, at_zero, _mean_slope(f, q))
 
 
 def _dependent(node: Times) -> ModelError:
@@ -395,18 +413,15 @@ def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
     return a.reshape(*a.shape, *(1,) * b.ndim) * b.reshape(*(1,) * a.ndim, *b.shape)
 
 
-def _gram(a: jax.Array, b: jax.Array, features: tuple[int, ...]) -> jax.Array:
+def _gram(a: jax.Array, b: jax.Array, features: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
     """Returns the sums over features of products of two numbers, (*other axes of a, *other axes of b)."""
-    return jnp.tensordot(a.astype(float), b.astype(float), (features, features), precision=jax.lax.Precision.HIGHEST)
+    return jnp.tensordot(a.astype(float), b.astype(float), features, precision=jax.lax.Precision.HIGHEST)
 
 
 def _contracted(u: Product, v: Product, m: jax.Array) -> jax.Array:
-    if u.contract is v.contract or u.shape == v.shape:
-        return u.contract(m)
-    raise ModelError(
-        f"Expected `{u.weight.name}` to be applied to arrays of one shape, got two; apply it to equal numbers of "
-        "pixels or tokens"
-    )
+    ranks = [len(node.operands[0][1].shape) if isinstance(node.operands[0][1], Node) else None for node in (u, v)]
+    first = ranks[0] if ranks[0] is not None else len(u.shape)
+    return contract(m, u.geometry, v.geometry, (first, m.ndim - first), u.weight.name)
 
 
 def _same_entries(first: tuple[int, ...], second: tuple[int, ...], own: tuple[int, ...]) -> Any:

@@ -48,6 +48,7 @@ class Reader:
       label: The name of the library's function that is being read, such as "relu", or "".
       infinite: The sizes of the axes that were taken to be infinite, by parameter or line.
       wider: The shapes of the results of every equation at twice the width, by the equation's `id`; None if unknown.
+      no_ntk: The reason for which the model has no NTK here, or "".
       averaged: The places of means over channels, with the products whose units they average, unless it is known that
         the units grow with the width.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
@@ -60,6 +61,7 @@ class Reader:
     label: str = ""
     infinite: dict[str, int] = field(default_factory=dict)
     wider: dict[int, list[tuple[int, ...]]] | None = None
+    no_ntk: str = ""
     averaged: list[tuple[str, set[Product]]] = field(default_factory=list)
     rows: dict[int, list[int]] = field(default_factory=dict)
 
@@ -112,6 +114,12 @@ class Reader:
         """Returns the results of one equation."""
         name = equation.primitive.name
         if (called := jaxprs.body(equation)) is not None:
+            known = all(isinstance(a, Num) for a in arguments)
+            if not known and not self.no_ntk and not jaxprs.has_own_derivative(equation):
+                self.no_ntk = (
+                    f"{self.place}: Expected functions whose derivative is that of their values, got one with another "
+                    "rule, by `jax.custom_jvp` or `jax.custom_vjp`; ask for the NNGP alone (get='nngp')"
+                )
             return self.read(*called, arguments)
         if name in RULES:
             result = RULES[name](self, equation, arguments)
@@ -169,7 +177,7 @@ class Reader:
                 "a sum over an infinite axis to be divided by its size before it is used",
                 f"a sum of {num.growth.size} channels times {num.growth.factor:.3g}, whose limit is not one number "
                 "(arXiv 2506.00846 for attention with 1 / sqrt(d))",
-                "take a mean, or scale attention by 1 / d",
+                "divide by the size first: take a mean, or scale attention by 1 / d",
             )
 
 

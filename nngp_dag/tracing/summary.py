@@ -111,7 +111,8 @@ def _neglected(traced: "Traced") -> list[str]:
         if distribution.excess_kurtosis and terms:
             size = abs(distribution.excess_kurtosis) / terms
             rows.append(
-                f"sums of {terms} {distribution.kind} weights of {node.weight.name} are Gaussian; second moments are "
-                f"exact, the neglected excess kurtosis is {size:.2g} for inputs of equal size"
+                f"sums of {terms} {distribution.kind} weights of {node.weight.name} count as Gaussian: their second "
+                f"moments are exact, but functions of them neglect an excess kurtosis of {size:.2g} (inputs of equal "
+                "size; more for sparse ones)"
             )
     return rows

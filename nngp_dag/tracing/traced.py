@@ -29,6 +29,7 @@ from nngp_dag.tracing.lowering import NoNetworkError, network_of
 from nngp_dag.tracing.models import ModelFunction
 from nngp_dag.tracing.moments import Moments, OneInput, Recorded
 from nngp_dag.tracing.parameters import Weight, check_apart
+from nngp_dag.tracing.shared import without_ntk
 from nngp_dag.tracing.summary import summary
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Values, heads, operands
 
@@ -107,13 +108,14 @@ class Program:
         return found
 
 
-def program_of(output: Rand, values: Values) -> Program:
+def program_of(output: Rand, values: Values, no_ntk: str = "") -> Program:
     """Returns the program of a model's output, of one part, made of nodes of `values`."""
     node = output.node
     nodes, _ = _reached([node])
     check_apart(n.weight for n in nodes if isinstance(n, (Product, Parameter)))
     gains, own, reason = gains_of(nodes, node, values)
     nodes, numbers = _reached([node, *(d for pairs in gains.values() for _, d in pairs)])
+    reason = no_ntk or reason or without_ntk(nodes, numbers)
     shared: dict[Any, Function] = {}
     functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
     return Program(node, nodes, numbers, functions, gains, own, reason)
@@ -263,7 +265,7 @@ class Traced(KernelSource, Described):
         if options:
             return self.with_options(**options).kernel(x1, x2, get=get, dtype=dtype)
         first = self.read_inputs("x1", x1)
-        if self.network is not None:
+        if self.network is not None and not _has_zero_rows(first):
             # The back ends of networks are faster, and more accurate for nearly equal inputs.
             found = network_kernel(
                 self.network, first, x2 if x2 is None else self.read_inputs("x2", x2), get=get, dtype=dtype
@@ -370,6 +372,8 @@ class Traced(KernelSource, Described):
     def _lowered(self) -> Network | str:
         if self.batch_axis is None or self.discrete:
             return "its input is one array, or tokens"
+        if self.program.no_ntk:
+            return "it has no NTK of this kind"
         with jax.enable_x64(True):
             try:
                 return network_of(
@@ -488,6 +492,13 @@ class Traced(KernelSource, Described):
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
         entries = _BUDGET / (8 * self.covariances)
         return max(1, min(512, int(math.sqrt(entries))))
+
+
+def _has_zero_rows(x: Any) -> bool:
+    """Whether an input is 0; the slope of a kink there is that of the model, which networks take from a limit."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not np.asarray(x).reshape(len(x), -1).any(axis=1).all()
 
 
 def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:

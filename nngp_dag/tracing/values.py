@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nngp_dag.tracing.geometry import Geometry
 from nngp_dag.tracing.parameters import Weight
 
 Shape = tuple[int, ...]
@@ -67,15 +68,15 @@ class Product(Node):
     Attributes:
       weight: The weight.
       operands: The parts of the value along the infinite axis with their numbers of channels; or one number.
-      contract: The map of second moments of two operands, (*shape1, *shape2), to the sum over the contracted finite
-        axes, of the shapes of two products. It takes the two sides' shapes as they are.
+      geometry: The sum over finite axes of the operand.
       own: The axes of the product's shape along which weights are independent.
-      features: The axes of a number over which the product sums at once; `contract` takes what is left.
+      features: The axes of a number over which the product sums at once, in the order of the weight's rows; `geometry`
+        is that of the other axes.
     """
 
     weight: Weight
     operands: tuple[tuple[int, "Node | Number"], ...]
-    contract: Callable[[Any], Any]
+    geometry: Geometry
     own: tuple[int, ...] = ()
     features: tuple[int, ...] = ()
 
@@ -216,14 +217,13 @@ class Values:
         weight: Weight,
         operands: Sequence[tuple[int, Node | Number]],
         shape: Shape,
-        key: Hashable,
-        contract: Callable[[Any], Any],
+        geometry: Geometry,
         own: tuple[int, ...] = (),
         features: tuple[int, ...] = (),
     ) -> Node:
-        """Returns the product of a value with a weight; the key stands for `contract`."""
+        """Returns the product of a value with a weight."""
         operands = tuple(operands)
-        full = ("product", weight.key, tuple((n, o.id) for n, o in operands), shape, key, own, features)
+        full = ("product", weight.key, tuple((n, o.id) for n, o in operands), shape, geometry, own, features)
         return self._new(
             full,
             lambda i: Product(
@@ -235,7 +235,7 @@ class Values:
                 offset=0.0,
                 weight=weight,
                 operands=operands,
-                contract=contract,
+                geometry=geometry,
                 own=own,
                 features=features,
             ),

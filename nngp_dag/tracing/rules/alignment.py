@@ -65,9 +65,8 @@ def columns(reader: Reader, node: Node, chosen: np.ndarray) -> Node:
     match node:
         case Product():
             weight = reader.weights.read(node.weight.leaf, node.weight.entries[..., chosen], reader.place)
-            key = ("like", node.id)
             return values.product(
-                weight, node.operands, node.shape, key, node.contract, own=node.own, features=node.features
+                weight, node.operands, node.shape, node.geometry, own=node.own, features=node.features
             )
         case Parameter():
             entries = node.weight.entries

@@ -11,7 +11,7 @@ from nngp_dag.tracing.arrays import Array, Num, Par, Rand, finite_of
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
 from nngp_dag.tracing.rules.shapes import broadcast_to
-from nngp_dag.tracing.values import Fixed, Node, Nonlinear, Number, Sum
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Sum, operands
 
 _UNARY = (
     *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma"),
@@ -68,7 +68,7 @@ def _of_numbers(reader: Reader, equation: Any, arguments: list[Num]) -> Num:
             "a norm of values whose limit is 0, such as those of linear attention with independent queries and keys",
             "scale them so that they have a limit, or use the same matrix for both",
         )
-    if any(a.growth is not None for a in arguments):
+    if any(a.growth is not None and not a.growth.bounded for a in arguments):
         growth = _grown(reader, equation, arguments)
         if growth is None:
             for a in arguments:
@@ -309,13 +309,16 @@ def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -
         node = next((b.node for b in bases if b.node is not None), None)
         if node is None:
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
-        key = (name, _hashable(params), tuple(b.key for b in bases))
-        parts.append((n, reader.values.nonlinear(key, node, _composed(equation, bases), reader.place, reader.label)))  # type: ignore[arg-type]
+        key = (name, _hashable(params), reader.label == "relu", tuple(b.key for b in bases))
+        function = _composed(equation, bases, reader.label)
+        parts.append((n, reader.values.nonlinear(key, node, function, reader.place, reader.label)))  # type: ignore[arg-type]
     return Rand(tuple(parts), one.dims)
 
 
-def _composed(equation: Any, bases: Sequence[Base]) -> Callable[[Any], Any]:
+def _composed(equation: Any, bases: Sequence[Base], label: str) -> Callable[[Any], Any]:
     primitive, params = equation.primitive, dict(equation.params)
+    # `jax.nn.relu` has the derivative 0 at 0, by a rule that its program does not show; that of `max` is 1/2.
+    is_relu = label == "relu" and primitive.name == "max"
 
     def composed(t: Any) -> Any:
         arrays = [jnp.broadcast_to(jnp.asarray(b.function(t)), t.shape) for b in bases]
@@ -324,6 +327,8 @@ def _composed(equation: Any, bases: Sequence[Base]) -> Callable[[Any], Any]:
             arrays = [a.astype(t.dtype) if a.dtype.kind == "f" else a for a in arrays]
         if primitive.name == "convert_element_type":
             return arrays[0].astype(t.dtype)
+        if is_relu:
+            return jnp.where(arrays[0] > arrays[1], *arrays)
         return primitive.bind(*arrays, **params)
 
     return composed
@@ -413,6 +418,13 @@ def _common_base(choices: Sequence[Sequence[Base]]) -> list[Base] | None:
     return None if random else [choice[0] for choice in choices]
 
 
+def _not_gaussian(node: Node) -> list[Parameter]:
+    """Returns the parameters in a linear combination that are not Gaussian, if all else is."""
+    if isinstance(node, Parameter):
+        return [] if node.gaussian else [node]
+    return [p for child in operands(node) for p in _not_gaussian(child)] if isinstance(node, (Sum, Linear)) else []
+
+
 def _refuse_function(reader: Reader, name: str, nodes: Sequence[Node]) -> None:
     single = len({node.id for node in nodes}) == 1
     if single and nodes[0].gaussian:
@@ -420,6 +432,14 @@ def _refuse_function(reader: Reader, name: str, nodes: Sequence[Node]) -> None:
             "a function of a Gaussian value with one mean",
             f"`{name}` of a value whose mean differs between positions or inputs",
             "add numbers after the function",
+        )
+    added = [leaf for node in nodes for leaf in _not_gaussian(node)]
+    if single and added:
+        reader.refuse(
+            "a function of a Gaussian value",
+            f"`{name}` of a value to which the {added[0].weight.distribution.kind} parameter `{added[0].weight.name}` "
+            "is added",
+            "draw it from a normal distribution, or start it from a constant",
         )
     if single:
         reader.refuse(

@@ -6,13 +6,14 @@ means over the infinite axis.
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
+from nngp_dag.tracing.geometry import Matrix
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import bounds, repartitioned
 from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_to
@@ -170,19 +171,13 @@ def _of_number(
     left = [i for i in range(len(num.shape)) if i not in contracted]
     order = tuple(left.index(i) for i in (*batch, *free))
     shape = tuple(num.shape[i] for i in (*batch, *free))
-    rank = len(order)
     if number.known is not None and not number.known.any():
         # The initial state of a recurrent network, on which its weights do not act.
-        return reader.values.fixed(reader.values.known(np.zeros((1,) * rank)), shape)
+        return reader.values.fixed(reader.values.known(np.zeros((1,) * len(order))), shape)
     weight = reader.weights.read(par.leaf, entries, reader.place)
 
-    def contract(m: Any) -> Any:
-        return jnp.transpose(m, (*order, *(rank + i for i in order)))
-
     own = tuple(range(len(batch)))
-    node = reader.values.product(
-        weight, [(1, number)], shape, ("matrix", contracted, order), contract, own=own, features=contracted
-    )
+    node = reader.values.product(weight, [(1, number)], shape, Matrix((), order), own=own, features=contracted)
     return reader.values.sum([(par.scale, node)])
 
 
@@ -229,14 +224,13 @@ def _of_value(
     spread = np.transpose(spread, [*finite_first, *range(len(sizes), spread.ndim)])
     finite_sizes = [n for n, c in zip(sizes, order, strict=True) if not c]
     spread = spread.reshape(*finite_sizes, rand.channels, *tail)
-    contract = contraction(len(rand.finite), summed, kept)
     rand = _as_before(reader, rand, par.leaf)
     terms, first = [], 0
     for n, node in rand.parts:
         rows = np.take(spread, np.arange(first, first + n), axis=len(finite_sizes))
         # The entries are read in parts, so that another operation may read some of the rows.
         weight = reader.weights.read(par.leaf, rows, reader.place)
-        product = reader.values.product(weight, [(n, node)], shape, ("matrix", summed, kept), contract, own=own)
+        product = reader.values.product(weight, [(n, node)], shape, Matrix(summed, kept), own=own)
         terms.append((par.scale, product))
         first += n
     return reader.values.sum(terms)
@@ -249,21 +243,6 @@ def _as_before(reader: Reader, rand: Rand, leaf: int) -> Rand:
         return repartitioned(reader, rand, ends)
     reader.rows[leaf] = bounds(rand)
     return rand
-
-
-def contraction(rank: int, summed: Sequence[int], kept: Sequence[int]) -> Callable[[Any], Any]:
-    """Returns the map of second moments, (*shape, *shape), that sums over equal entries of some axes of both sides."""
-    letters = string.ascii_letters
-    left = list(letters[:rank])
-    right = [letters[rank + i] for i in range(rank)]
-    for i in summed:
-        right[i] = left[i]
-    formula = f"{''.join(left)}{''.join(right)}->{''.join(left[i] for i in kept)}{''.join(right[i] for i in kept)}"
-
-    def contract(m: Any) -> Any:
-        return jnp.einsum(formula, m)
-
-    return contract
 
 
 def _mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *, rand_first: bool) -> Rand:
