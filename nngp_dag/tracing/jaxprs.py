@@ -48,7 +48,8 @@ def has_own_derivative(equation: Any) -> bool:
     rng = np.random.default_rng(0)
     variables = list(dict.fromkeys(v for v in equation.invars if not hasattr(v, "val")))
     given = [_drawn(rng, v.aval) for v in variables]
-    alone = jax.extend.core.Jaxpr([], variables, equation.outvars, [equation])
+    names = found.jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+    alone = jax.extend.core.Jaxpr([], variables, equation.outvars, [equation], debug_info=names)
     ruled = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(alone, []))
     inner = jax.extend.core.jaxpr_as_fun(found)
 

@@ -1,0 +1,171 @@
+"""Weights, gains and slopes in unusual places: kernels against Monte Carlo, or a reasoned refusal of the NTK."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_dag as nd
+from nngp_dag.errors import ModelError
+
+N, DRAWS = 128, 900
+RNG = np.random.default_rng(0)
+FEATURES, IMAGES, SQUARES = RNG.normal(size=(2, 4)), RNG.normal(size=(2, 6, 2)), RNG.normal(size=(2, 3, 3))
+DARK = np.where(np.arange(6)[None, :, None] % 5 < 2, IMAGES, 0)
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """Lets models promote ranks, as they may."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def drawn(constants=None, **shapes):
+    def init(key):
+        keys = jax.random.split(key, len(shapes))
+        random = {name: jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return random | {name: jnp.full(shape, value) for name, (shape, value) in (constants or {}).items()}
+
+    return init
+
+
+def convolved(x, w, dilation=1, padding="SAME"):
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, w, (1,), padding, rhs_dilation=(dilation,), dimension_numbers=numbers)
+
+
+def two_dilations(p, x):
+    return jnp.tanh((convolved(x, p["w"]) + convolved(x, p["w"], 2)) / 6**0.5).mean(1) @ p["v"] / N**0.5
+
+
+def two_dilations_of_channels(p, x):
+    h = jnp.tanh(convolved(x, p["a"]) / 6**0.5)
+    both = convolved(h, p["w"]) + convolved(h, p["w"], 2)
+    return jnp.tanh(both / (3 * N) ** 0.5).mean(1) @ p["v"] / N**0.5
+
+
+def two_paddings(p, x):
+    both = convolved(x, p["w"], 1, [(2, 0)]) + convolved(x, p["w"], 1, [(0, 2)])
+    return jnp.tanh(both / 6**0.5).mean(1) @ p["v"] / N**0.5
+
+
+def rows_and_columns(p, x):
+    both = jnp.einsum("nij,ik->njk", x, p["w"]) + jnp.einsum("nij,jk->nik", x, p["w"])
+    return jnp.tanh(both / 2).mean(1) @ p["v"] / N**0.5
+
+
+def dark_regions(p, x):
+    return jax.nn.relu(convolved(x, p["a"]) / 6**0.5 + p["b"]).mean(1) @ p["v"] / N**0.5
+
+
+def gain_after_a_norm(p, x):
+    h = x @ p["a"] / 2
+    h = h / jnp.sqrt((h**2).mean(-1, keepdims=True) + 1e-9)
+    return (jax.nn.silu(h * p["g"]) + h * p["g"]) @ p["v"] / N**0.5
+
+
+def residual_scale(p, x):
+    h = x @ p["a"] / 2
+    return (h + p["g"] * jnp.tanh(h) @ p["w"] / N**0.5) @ p["v"] / N**0.5
+
+
+CASES = {
+    two_dilations: (IMAGES, drawn(w=(3, 2, N), v=(N, 1))),
+    two_dilations_of_channels: (IMAGES, drawn(a=(3, 2, N), w=(3, N, N), v=(N, 1))),
+    two_paddings: (IMAGES, drawn(w=(3, 2, N), v=(N, 1))),
+    rows_and_columns: (SQUARES, drawn(w=(3, N), v=(N, 1))),
+    dark_regions: (DARK, drawn({"b": ((N,), 0.0)}, a=(3, 2, N), v=(N, 1))),
+    gain_after_a_norm: (FEATURES, drawn({"g": ((N,), 0.8)}, a=(4, N), v=(N, 1))),
+    residual_scale: (FEATURES, drawn({"g": ((), 0.5)}, a=(4, N), w=(N, N), v=(N, 1))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", CASES, ids=lambda model: model.__name__)
+def test_the_ntk_is_the_mean_of_empirical_ones(model):
+    x, init = CASES[model]
+    expected = np.asarray(nd.kernel(nd.trace(model, x, init=init), x).ntk)
+
+    def empirical(key):
+        params = init(key)
+        jacobian = jax.jacrev(lambda p: model(p, jnp.asarray(x, jnp.float32))[:, 0])(params)
+        return sum(jnp.einsum("i...,j...->ij", g, g) for g in jax.tree.leaves(jacobian))
+
+    found = np.asarray(jax.lax.map(empirical, jax.random.split(jax.random.key(1), DRAWS), batch_size=50), float)
+    error = found.std(axis=0) / DRAWS**0.5
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    assert (error < 0.013 * scale).all(), "too few draws to see a factor of 1.05"
+    # The bias of width 128 is below 1.5 % for these models.
+    assert (np.abs(found.mean(axis=0) - expected) < 3 * error + 0.012 * scale).all()
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defjvp(lambda p, t: (jnp.sign(p[0]), t[0] * (jnp.abs(p[0]) < 1)))
+
+
+@jax.custom_vjp
+def clipped(x):
+    return jnp.tanh(x)
+
+
+clipped.defvjp(lambda x: (jnp.tanh(x), None), lambda _, g: (g,))
+
+
+@jax.custom_vjp
+def right_rule(x):
+    return jnp.tanh(x)
+
+
+right_rule.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g / jnp.cosh(x) ** 2,))
+
+
+def of_function(f):
+    return lambda p, x: f(x @ p["a"] / 2) @ p["v"] / N**0.5
+
+
+@pytest.mark.parametrize("function", [straight_through, clipped])
+def test_functions_with_another_derivative_have_an_nngp_only(function):
+    traced = nd.trace(of_function(function), FEATURES, init=drawn(a=(4, N), v=(N, 1)))
+    assert np.isfinite(nd.kernel(traced, FEATURES, get="nngp").nngp).all()
+    with pytest.raises(ModelError, match=r"^test_shared_weights.py:\d+: Expected functions whose derivative is that"):
+        nd.kernel(traced, FEATURES)
+
+
+def test_a_rule_with_the_derivative_of_the_values_changes_nothing():
+    init = drawn(a=(4, N), v=(N, 1))
+    found, expected = (
+        nd.kernel(nd.trace(of_function(f), FEATURES, init=init), FEATURES).ntk for f in (right_rule, jnp.tanh)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def norm_of_a_shared_bias(p, x):
+    h = jax.nn.relu(x @ p["a"] / 2) + p["b"]
+    return jnp.tanh((h - h.mean(-1, keepdims=True)) @ p["w"] / N**0.5) @ p["v"] / N**0.5
+
+
+def shared_gain_at_two_depths(p, x):
+    return p["b"] * ((p["b"] * (x @ p["a"]) / 2) @ p["w"] / N**0.5) @ p["v"] / N**0.5
+
+
+@pytest.mark.parametrize("model", [norm_of_a_shared_bias, shared_gain_at_two_depths])
+def test_parameters_that_all_channels_share_are_refused_where_gradients_meet(model):
+    init = drawn({"b": ((), 1.0)}, a=(4, N), w=(N, N), v=(N, 1))
+    traced = nd.trace(model, FEATURES, init=init)
+    assert np.isfinite(nd.kernel(traced, FEATURES, get="nngp").nngp).all()
+    with pytest.raises(ModelError, match="an entry for each channel, got `b`, which all channels share"):
+        nd.kernel(traced, FEATURES)
+
+
+def test_models_without_a_network_say_why():
+    def gated(p, x):
+        return (jnp.tanh(x @ p["a"]) * (x @ p["b"])) @ p["v"]
+
+    traced = nd.trace(gated, FEATURES, init=drawn(a=(4, N), b=(4, N), v=(N, 1)))
+    assert traced.network is None
+    assert traced.reason == "it holds products of values"
