@@ -8,7 +8,8 @@ c in u = c h + r is h f'(u), and h is not independent of u. Its share is compute
 
 with D u of one channel alone, up to the next product with a weight. f'(u) D u is a function of one Gaussian value if
 D u is a number, or proportional to u (r = 0, as after a norm); it is a product of independent values if D u does not
-depend on u. For other gains the NTK is refused.
+depend on u. For other gains, the share is computed as if h were independent of f'(u), if it is of order 1 / width: that
+is the order of all that a kernel of infinite width leaves out. Otherwise the NTK is refused.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ import numpy as np
 
 from nngp_dag.tracing.parameters import Weight
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Parameter, Product, Sum, Times, Values, operands
+
+# Matrices whose entries have at most this variance, times the fan-in, have NTKs that grow with the width.
+_FEW = 4.0
 
 Gains = dict[int, tuple[tuple[Weight, Node], ...]]
 
@@ -131,7 +135,7 @@ def _is_proportional(node: Node, parameter: Parameter) -> bool:
     return False
 
 
-def gains_of(nodes: Sequence[Node], output: Node, values: Values) -> tuple[Gains, frozenset[Any], str]:
+def gains_of(nodes: Sequence[Node], output: Node, values: Values) -> tuple[Gains, frozenset[Any], tuple[str, ...], str]:
     """Returns the derivatives of the operands of products in gains below nonlinearities.
 
     Args:
@@ -141,28 +145,41 @@ def gains_of(nodes: Sequence[Node], output: Node, values: Values) -> tuple[Gains
 
     Returns:
       For the number of each operand (and of the output), the gains with the derivatives; the keys of the weights that
-      are such gains; and the reason for which there is no NTK, or "".
+      are such gains; the names of gains whose shares are of order 1 / width and approximate; and the reason for which
+      there is no NTK, or "".
     """
     factors = {p.weight.key: p for node in nodes if isinstance(node, Times) for p in _parameters(node)}
     gains = [p for p in factors.values() if p.weight.trained and not _is_exact(nodes, p, values)]
     ends = {o.id: o for node in nodes if isinstance(node, Product) for o in operands(node)} | {output.id: output}
     found: dict[int, list[tuple[Weight, Node]]] = {}
-    reason = ""
+    reason, exact, approximate = "", [], []
+    small = _are_small(nodes)
     for parameter in gains:
         derivatives = _Derivatives(values, parameter)
         try:
             if int(np.prod(parameter.shape)) != 1:
                 raise _Unknown(parameter.weight.place)
-            for end in ends.values():
-                if (derivative := derivatives.of(end)) is not None:
-                    found.setdefault(end.id, []).append((parameter.weight, derivative))
+            own = [(end.id, d) for end in ends.values() if (d := derivatives.of(end)) is not None]
+            for end, derivative in own:
+                found.setdefault(end, []).append((parameter.weight, derivative))
+            exact.append(parameter.weight.key)
         except _Unknown as place:
+            if small:
+                approximate.append(parameter.weight.name)
+                continue
             reason = (
                 f"{place}: Expected trained gains to multiply all of what a function is applied to, got "
                 f"`{parameter.weight.name}`, whose gradient depends on other summands, too; ask for the NNGP alone "
                 "(get='nngp'), or put a matrix product between"
             )
-    return {i: tuple(pairs) for i, pairs in found.items()}, frozenset(p.weight.key for p in gains), reason
+    return {i: tuple(pairs) for i, pairs in found.items()}, frozenset(exact), tuple(approximate), reason
+
+
+def _are_small(nodes: Sequence[Node]) -> bool:
+    """Whether the shares of gains are of order 1 / width: all matrices have entries of variance of that order."""
+    products = [node for node in nodes if isinstance(node, Product) and node.weight.trained]
+    inner = [(node, n) for node in products for n, operand in node.operands if isinstance(operand, Node)]
+    return bool(inner) and all(n * node.weight.distribution.std**2 <= _FEW for node, n in inner)
 
 
 def _parameters(node: Node) -> list[Parameter]:

@@ -92,6 +92,8 @@ def _assumptions(traced: "Traced") -> list[str]:
     orthogonal = [leaf.name for leaf in model.leaves if leaf.distribution.kind == "orthogonal"]
     if orthogonal:
         rows.append(f"orthogonal matrices as wide as Gaussian ones of equal variance: {', '.join(orthogonal)}")
+    if traced.program.approximate:
+        rows.append(f"approximate shares in the NTK, of order 1 / width: {', '.join(traced.program.approximate)}")
     rows += _neglected(traced)
     if traced.parameterization == "own":
         rows.append("the NTK is that of the model's own parameters at its own width")

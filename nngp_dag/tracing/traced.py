@@ -46,6 +46,7 @@ class Program:
       gains: The derivatives of operands in trained gains, see `nngp_dag.tracing.gains`, by the numbers of the operands.
       own_gains: The keys of these gains.
       no_ntk: The reason for which there is no NTK, or "".
+      approximate: The names of trained gains whose shares in the NTK are approximate, and of order 1 / width.
     """
 
     output: Node
@@ -55,6 +56,7 @@ class Program:
     gains: Gains = field(default_factory=dict)
     own_gains: frozenset[Any] = frozenset()
     no_ntk: str = ""
+    approximate: tuple[str, ...] = ()
 
     def alone(self, x: jax.Array) -> OneInput:
         """Returns what one input determines, computed in the order of the nodes, so that no recursion goes deep."""
@@ -113,12 +115,12 @@ def program_of(output: Rand, values: Values, no_ntk: str = "") -> Program:
     node = output.node
     nodes, _ = _reached([node])
     check_apart(n.weight for n in nodes if isinstance(n, (Product, Parameter)))
-    gains, own, reason = gains_of(nodes, node, values)
+    gains, own, approximate, reason = gains_of(nodes, node, values)
     nodes, numbers = _reached([node, *(d for pairs in gains.values() for _, d in pairs)])
     reason = no_ntk or reason or without_ntk(nodes, numbers)
     shared: dict[Any, Function] = {}
     functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
-    return Program(node, nodes, numbers, functions, gains, own, reason)
+    return Program(node, nodes, numbers, functions, gains, own, reason, approximate)
 
 
 def _reached(ends: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[Number, ...]]:

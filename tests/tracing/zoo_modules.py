@@ -42,6 +42,10 @@ def module(x=X, head=("*readout.kernel",), **options):
     return register
 
 
+# Truncated weights on few features have an excess kurtosis that kernels neglect.
+GAUSSIAN = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
 class Base(nnx.Module):
     readout: Any
 
@@ -101,7 +105,7 @@ class GroupNormCnn(Base):
 @module(IMAGES, width=32)
 class TransposedConvolutions(Base):
     def __init__(self, width, *, rngs):
-        self.first = nnx.Conv(2, width, (3, 3), padding="CIRCULAR", rngs=rngs)
+        self.first = nnx.Conv(2, width, (3, 3), padding="CIRCULAR", kernel_init=GAUSSIAN, rngs=rngs)
         self.up = nnx.ConvTranspose(width, width, (2, 2), strides=(2, 2), rngs=rngs)
         self.readout = nnx.Linear(width, 1, rngs=rngs)
 
