@@ -1,5 +1,7 @@
 """Weights, gains and slopes in unusual places: kernels against Monte Carlo, or a reasoned refusal of the NTK."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def drawn(constants=None, **shapes):
     return init
 
 
-def convolved(x, w, dilation=1, padding="SAME"):
+def convolved(x, w, dilation=1, padding: Any = "SAME"):
     numbers = ("NWC", "WIO", "NWC")
     return jax.lax.conv_general_dilated(x, w, (1,), padding, rhs_dilation=(dilation,), dimension_numbers=numbers)
 
