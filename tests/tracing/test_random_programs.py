@@ -242,7 +242,7 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_bl
 
 
 @pytest.mark.slow
-@settings(max_examples=15, derandomize=True, database=None, **QUIET)
+@settings(max_examples=5, derandomize=True, database=None, **QUIET)
 @given(program=programs(5))
 def test_random_programs(program):
     event(check(program, 32, 512).split()[0])
@@ -261,7 +261,7 @@ def test_a_thousand_random_programs(program):
     COUNTS[found.split(":")[0]] += 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_check_sees_an_error(monkeypatch):
     """Kernels that are wrong by 10 % are found."""
     program = (Step("layer", 0, 0, 0, "tanh", 1.0), Step("layer", 0, 0, 0, "tanh", 1.0))

@@ -84,7 +84,11 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", CASES, ids=lambda model: model.__name__)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=pytest.mark.nightly if m is two_dilations_of_channels else ()) for m in CASES],
+    ids=lambda model: model.__name__,
+)
 def test_the_ntk_is_the_mean_of_empirical_ones(model):
     x, init = CASES[model]
     expected = np.asarray(nd.kernel(nd.trace(model, x, init=init), x).ntk)
