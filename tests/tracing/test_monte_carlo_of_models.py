@@ -18,7 +18,7 @@ SIGMA = 3.0
 # The largest standard error. A kernel that is off by 5 % deviates by more than three of them.
 MOST_ERROR = 0.015
 DEFAULT = ("rms_norm_residual",)
-SLOW = ("mlp_tied", "gated_by_split", "equinox_mlp", "densenet_concatenation")
+SLOW = ("mlp_tied",)
 
 
 def marked():

@@ -241,8 +241,8 @@ def promotion():
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
 
 
-@pytest.mark.slow
-@settings(max_examples=5, derandomize=True, database=None, **QUIET)
+@pytest.mark.nightly
+@settings(max_examples=15, derandomize=True, database=None, **QUIET)
 @given(program=programs(5))
 def test_random_programs(program):
     event(check(program, 32, 512).split()[0])
