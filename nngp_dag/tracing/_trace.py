@@ -12,8 +12,9 @@ from nngp_dag.errors import InputError, ModelError, shorten, shown
 from nngp_dag.tracing import jaxprs, rules
 from nngp_dag.tracing.arrays import Num, Rand, size_of
 from nngp_dag.tracing.models import ModelFunction, read_model
+from nngp_dag.tracing.program import Program, program_of
 from nngp_dag.tracing.reader import Reader
-from nngp_dag.tracing.traced import Program, Traced, program_of
+from nngp_dag.tracing.traced import Traced
 from nngp_dag.tracing.values import Product, heads, operands
 
 del rules  # imported so that they register themselves
@@ -95,22 +96,29 @@ def trace(
         _check_averages(reader, program)
     if batch_axis == 0:
         _check_batch(function, x)
-    discrete = one.dtype.kind in "iub"
-    return Traced(function, program, one.shape, discrete, batch_axis, output.channels, reader.infinite, digest)
+    return Traced(function, program, one.shape, _is_discrete(one), batch_axis, output.channels, reader.infinite, digest)
 
 
 def _jaxpr(fn: Callable[..., Any], shapes: Sequence[tuple[int, ...]], one: np.ndarray) -> Any:
-    """Returns the program of a function of parameters and of one input, in float64 if the model can run in it."""
+    """Returns the program of a function of parameters and of one input."""
 
-    def made(dtype: Any) -> Any:
-        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-        return jax.make_jaxpr(fn)(leaves, jax.ShapeDtypeStruct(one.shape, one.dtype if _is_discrete(one) else dtype))
+    def made(dtype: Any, of_input: jax.ShapeDtypeStruct) -> Any:
+        return jax.make_jaxpr(fn)([jax.ShapeDtypeStruct(shape, dtype) for shape in shapes], of_input)
+
+    return _in_float64(made, one)
+
+
+def _in_float64(made: Callable[[Any, jax.ShapeDtypeStruct], Any], one: np.ndarray) -> Any:
+    """Returns a program for a type of floats and an input like `one`, in float64 if the model can run in it."""
+
+    def in_type(dtype: Any) -> Any:
+        return made(dtype, jax.ShapeDtypeStruct(one.shape, one.dtype if _is_discrete(one) else dtype))
 
     try:
-        return made(np.float64)
+        return in_type(np.float64)
     except TypeError:
         # Some models hold arrays of float32, such as the first state of a recurrent cell, which must keep their type.
-        return made(np.float32)
+        return in_type(np.float32)
 
 
 def _is_discrete(one: np.ndarray) -> bool:
@@ -139,20 +147,16 @@ def _shapes_at_twice_the_width(function: ModelFunction, closed: Any, one: np.nda
 def _drawn_in_a_program(twice: Callable[[], Any], one: np.ndarray) -> Any:
     """Returns the program of a model whose parameters are drawn inside an outer program."""
 
-    def made(dtype: Any) -> Any:
+    def made(dtype: Any, of_input: jax.ShapeDtypeStruct) -> Any:
         def drawn_and_applied(x: jax.Array) -> Any:
             opened = twice()
             return jax.jit(opened.fn)([jnp.asarray(value, dtype) for value in opened.values], x)
 
-        of_input = jax.ShapeDtypeStruct(one.shape, one.dtype if _is_discrete(one) else dtype)
         outer = jax.make_jaxpr(drawn_and_applied)(of_input)
         (applied,) = [e for e in outer.jaxpr.eqns if set(e.outvars) & set(outer.jaxpr.outvars)]
         return (jaxprs.body(applied) or (outer.jaxpr, []))[0]
 
-    try:
-        return made(np.float64)
-    except TypeError:
-        return made(np.float32)
+    return _in_float64(made, one)
 
 
 def _read(function: ModelFunction, one: np.ndarray) -> tuple[Reader, Any, str]:

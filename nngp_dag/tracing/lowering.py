@@ -49,7 +49,6 @@ class _Lowering:
     """Collects the edges of a network while a program is read from its output."""
 
     functions: dict[int, Function]
-    own: bool
     uses: Counter[int] = field(default_factory=Counter)
     places: dict[int, int] = field(default_factory=dict)
     edges: list[tuple[int, int, Any]] = field(default_factory=list)
@@ -77,7 +76,7 @@ def network_of(
     """
     if any(math.prod(node.shape) != 1 for node in nodes):
         raise NoNetworkError("it has several pixels or tokens")
-    work = _Lowering(functions, own=parameterization == "own")
+    work = _Lowering(functions)
     for node in nodes:
         work.uses.update(o.id for o in operands(node))
         if not isinstance(node, Product):

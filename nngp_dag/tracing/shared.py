@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nngp_dag.tracing.values import Node, Number, Parameter, Product, operands
+from nngp_dag.tracing.values import Node, Number, Parameter, Product, heads, operands
 
 
 def without_ntk(nodes: Sequence[Node], numbers: Sequence[Number]) -> str:
@@ -42,24 +42,10 @@ def _depending(nodes: Sequence[Node], parameter: Parameter) -> set[int]:
 
 def _deeper(node: Node, below: set[int]) -> bool:
     """Whether a node contains a product whose operand depends on the parameter."""
-    waiting, seen = [node], set()
-    while waiting:
-        one = waiting.pop()
-        if one.id in seen:
-            continue
-        seen.add(one.id)
-        if isinstance(one, Product):
-            if any(isinstance(o, Node) and o.id in below for _, o in one.operands):
-                return True
-        else:
-            waiting += operands(one)
-    return False
+    return any(o.id in below for head in heads(node) for o in operands(head))
 
 
 def _has_channels(nodes: Sequence[Node], parameter: Parameter) -> bool:
     """Whether the parameter acts below another product, and not on the single units of the output alone."""
     below = _depending(nodes, parameter)
-    return any(
-        isinstance(node, Product) and any(isinstance(o, Node) and o.id in below for _, o in node.operands)
-        for node in nodes
-    )
+    return any(isinstance(node, Product) and any(o.id in below for o in operands(node)) for node in nodes)

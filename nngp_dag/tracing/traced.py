@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,143 +20,16 @@ from nngp_dag.kernels._kernel import kernel as network_kernel
 from nngp_dag.kernels.inputs import DTYPES, compute_dtype, real_array
 from nngp_dag.kernels.result import Kernel
 from nngp_dag.kernels.source import KernelSource
-from nngp_dag.tracing.arrays import Rand
+from nngp_dag.tracing.blocks import in_blocks, in_parts, square
 from nngp_dag.tracing.expectations import accuracy, in_series
-from nngp_dag.tracing.functions import Function, recognize
-from nngp_dag.tracing.gains import Gains, gains_of
+from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.lowering import NoNetworkError, network_of
 from nngp_dag.tracing.models import ModelFunction
-from nngp_dag.tracing.moments import Moments, OneInput, Recorded
-from nngp_dag.tracing.parameters import Weight, check_apart
-from nngp_dag.tracing.shared import without_ntk
+from nngp_dag.tracing.moments import Recorded
+from nngp_dag.tracing.parameters import Weight
+from nngp_dag.tracing.program import Program
 from nngp_dag.tracing.summary import summary
-from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Values, heads, operands
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A model's program at infinite width.
-
-    Attributes:
-      output: The node of one output unit.
-      nodes: The nodes on which the output depends, operands first.
-      numbers: The numbers on which it depends.
-      functions: The functions of the nodes that are functions of Gaussian ones, by the numbers of the nodes.
-      gains: The derivatives of operands in trained gains, see `nngp_dag.tracing.gains`, by the numbers of the operands.
-      own_gains: The keys of these gains.
-      no_ntk: The reason for which there is no NTK, or "".
-      approximate: The names of trained gains whose shares in the NTK are approximate, and of order 1 / width.
-    """
-
-    output: Node
-    nodes: tuple[Node, ...]
-    numbers: tuple[Number, ...]
-    functions: dict[int, Function]
-    gains: Gains = field(default_factory=dict)
-    own_gains: frozenset[Any] = frozenset()
-    no_ntk: str = ""
-    approximate: tuple[str, ...] = ()
-
-    def alone(self, x: jax.Array) -> OneInput:
-        """Returns what one input determines, computed in the order of the nodes, so that no recursion goes deep."""
-        one = OneInput(x, self.functions)
-        for operand in self._steps:
-            one.moments.pair(operand, operand, 0, 0)
-        return one
-
-    def between(self, sides: tuple[Any, Any], seeds: Any, *, ntk: bool) -> tuple[Any, Any]:
-        """Returns the second moments and the NTK of the output for two inputs, given what each determines."""
-        moments = Moments(
-            sides,
-            lambda weight: 0.0 if weight.key in self.own_gains else seeds(weight),
-            with_tangents=ntk,
-            functions=self.functions,
-            gains={i: [(weight.key, seeds(weight), d) for weight, d in pairs] for i, pairs in self.gains.items()},
-        )
-        for operand in self._steps:
-            moments.pair(operand, operand, 0, 1)
-        m, t = moments.with_gains(self.output, self.output, 0, 1)
-        zero = jnp.zeros((*self.output.shape, *self.output.shape))
-        return zero if m is None else m, (zero if t is None else t) if ntk else None
-
-    @functools.cached_property
-    def _steps(self) -> list[Node]:
-        """The operands of products and functions, in order."""
-        found = {o.id: o for node in self.nodes if isinstance(node, (Product, Nonlinear)) for o in operands(node)}
-        return [found[i] for i in sorted(found)]
-
-    def needed(self, x: Any, *, ntk: bool) -> tuple[str, ...]:
-        """Returns the names of the values of single inputs that `between` needs, given the shape of an input."""
-        names: set[str] = set()
-
-        def record(x: jax.Array) -> Any:
-            sides = Recorded({}, self.alone(x)), Recorded({}, self.alone(x))
-            found = self.between(sides, lambda weight: 1.0, ntk=ntk)
-            names.update(sides[0].values, sides[1].values)
-            return found
-
-        jax.eval_shape(record, x)
-        return tuple(sorted(names))
-
-    def values(self, x: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
-        """Returns values that one input determines, by the names of `needed`."""
-        one = self.alone(x)
-        by_id: dict[int, Any] = {n.id: n for n in (*self.nodes, *self.numbers)}
-        found = {}
-        for name in names:
-            kind, of = name.split()
-            found[name] = getattr(one, kind)(by_id[int(of)])
-        return found
-
-
-def program_of(output: Rand, values: Values, no_ntk: str = "") -> Program:
-    """Returns the program of a model's output, of one part, made of nodes of `values`."""
-    node = output.node
-    nodes, _ = _reached([node])
-    check_apart(n.weight for n in nodes if isinstance(n, (Product, Parameter)))
-    gains, own, approximate, reason = gains_of(nodes, node, values)
-    nodes, numbers = _reached([node, *(d for pairs in gains.values() for _, d in pairs)])
-    reason = no_ntk or reason or without_ntk(nodes, numbers)
-    shared: dict[Any, Function] = {}
-    functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
-    return Program(node, nodes, numbers, functions, gains, own, reason, approximate)
-
-
-def _reached(ends: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[Number, ...]]:
-    """Returns the nodes and numbers on which nodes depend, in order."""
-    nodes: dict[int, Node] = {}
-    numbers: dict[int, Number] = {}
-    waiting: list[Node | Number] = list(ends)
-    while waiting:
-        one = waiting.pop()
-        if one.id in nodes or one.id in numbers:
-            continue
-        if isinstance(one, Number):
-            numbers[one.id] = one
-            waiting += one.arguments
-            waiting += [one.mean] if one.mean is not None else []
-            waiting += list(one.pair or ())
-        else:
-            nodes[one.id] = one
-            waiting += operands(one)
-            if isinstance(one, Product):
-                waiting += [o for _, o in one.operands]
-            waiting += one.numbers if isinstance(one, Linear) else ()
-            waiting += [one.number] if isinstance(one, Fixed) else []
-    return tuple(nodes[i] for i in sorted(nodes)), tuple(numbers[i] for i in sorted(numbers))
-
-
-def _function_of(node: Nonlinear, shared: dict[Any, Function]) -> Function:
-    """Returns the function of a node, shifted by the mean of its operand; equal functions are one object."""
-    shift, plain = node.node.offset, node.function
-    key = node.key, shift
-    if key not in shared:
-        try:
-            shared[key] = recognize((lambda t: plain(t + shift)) if shift else plain, node.label or node.place)
-        except InputError as error:
-            raise ModelError(f"{node.place}: {error}") from None
-    return shared[key]
-
+from nngp_dag.tracing.values import Nonlinear, Product, heads
 
 # Errors of numerical expectations, relative to second moments, from which on they are stated and refused.
 _STATED, _REFUSED = 1e-6, 1e-2
@@ -267,14 +139,12 @@ class Traced(KernelSource, Described):
         if options:
             return self.with_options(**options).kernel(x1, x2, get=get, dtype=dtype)
         first = self.read_inputs("x1", x1)
-        if self.network is not None and not _has_zero_rows(first):
-            # The back ends of networks are faster, and more accurate for nearly equal inputs.
-            found = network_kernel(
-                self.network, first, x2 if x2 is None else self.read_inputs("x2", x2), get=get, dtype=dtype
-            )
-            return dataclasses.replace(found, network=self)
         second = None if x2 is None else self.read_inputs("x2", x2)
         both = [first] if second is None else [first, second]
+        if self.network is not None and not any(map(_has_zero_rows, both)):
+            # The back ends of networks are faster, and more accurate for nearly equal inputs.
+            found = network_kernel(self.network, first, second, get=get, dtype=dtype)
+            return dataclasses.replace(found, network=self)
         if dtype is not None:
             check_option("dtype", dtype, DTYPES)
         precision = compute_dtype(*both, dtype=dtype)
@@ -319,8 +189,8 @@ class Traced(KernelSource, Described):
             if not any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(sides)):
                 self._check_accuracy(sides)
             if self.batch_axis is None:
-                return _whole(between(first, first if second is None else second))
-            return _in_blocks(between, first, second, self._rows(), ntk)
+                return square(between(first, first if second is None else second))
+            return in_blocks(between, first, second, self._rows(), ntk)
 
     @functools.cached_property
     def _numerical(self) -> dict[tuple[Function, Function], list[tuple[Nonlinear, Nonlinear]]]:
@@ -445,10 +315,6 @@ class Traced(KernelSource, Described):
 
         return seed
 
-    def _in(self, x: Any) -> Any:
-        """Returns an input as the program takes it, from one of many."""
-        return x[None] if self.batch_axis == 0 else x
-
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the programs live as long as the model
     def _compiled(self, ntk: bool) -> tuple[Any, Any]:
         """Returns the functions that compute the values of inputs, and kernels from two sets of values."""
@@ -475,7 +341,7 @@ class Traced(KernelSource, Described):
         several = compiled(jax.vmap(alone))
         size = self._rows() ** 2
         return (
-            lambda xs: several(xs) if len(xs) <= size else _joined(several, xs, size),
+            lambda xs: several(xs) if len(xs) <= size else in_parts(several, xs, size),
             compiled(jax.vmap(jax.vmap(between, (None, 0)), (0, None))),
         )
 
@@ -501,59 +367,3 @@ def _has_zero_rows(x: Any) -> bool:
     if isinstance(x, jax.core.Tracer):
         return False
     return not np.asarray(x).reshape(len(x), -1).any(axis=1).all()
-
-
-def _whole(found: tuple[Any, Any]) -> tuple[Any, Any]:
-    def square(block: Any) -> Any:
-        if block is None:
-            return None
-        half = block.ndim // 2
-        return block.reshape(math.prod(block.shape[:half]), math.prod(block.shape[half:]))
-
-    return square(found[0]), square(found[1])
-
-
-def _in_blocks(between: Any, first: Any, second: Any, rows: int, ntk: bool) -> tuple[Any, Any]:
-    """Returns kernels in blocks of rows and columns; the blocks below the diagonal are those above it, transposed.
-
-    Args:
-      between: The kernels of two sets of inputs, from what each input determines.
-      first: The values that the first inputs determine, arrays with a leading axis of inputs.
-      second: The values that the second inputs determine, or None if they are the first ones.
-      rows: The number of inputs in a block.
-      ntk: Whether there is an NTK.
-    """
-    symmetric = second is None
-    second = first if symmetric else second
-    shape = _length(first), _length(second)
-    if max(shape) <= rows or isinstance(jax.tree.leaves((first, second))[0], jax.core.Tracer):
-        return between(first, second)
-    results = [np.empty(shape), np.empty(shape) if ntk else None]
-    for i in range(0, shape[0], rows):
-        left = _taken(first, i, rows)
-        for j in range(i if symmetric else 0, shape[1], rows):
-            block = between(left, _taken(second, j, rows))
-            for result, part in zip(results, block, strict=True):
-                if result is None:
-                    continue
-                a, b = min(rows, shape[0] - i), min(rows, shape[1] - j)
-                result[i : i + rows, j : j + rows] = np.asarray(part)[:a, :b]
-                if symmetric and j > i:
-                    result[j : j + rows, i : i + rows] = np.asarray(part)[:a, :b].T
-    return results[0], results[1]
-
-
-def _joined(function: Any, xs: Any, size: int) -> Any:
-    """Returns a function of inputs in parts of `size`, the last one filled up."""
-    parts = [function(_taken(xs, i, size)) for i in range(0, len(xs), size)]
-    return jax.tree.map(lambda *v: np.concatenate([np.asarray(a) for a in v])[: len(xs)], *parts)
-
-
-def _length(values: Any) -> int:
-    return len(jax.tree.leaves(values)[0])
-
-
-def _taken(values: Any, start: int, rows: int) -> Any:
-    """Returns the values of `rows` inputs, the last one repeated, so that all blocks share a compiled program."""
-    index = np.minimum(np.arange(start, start + rows), _length(values) - 1)
-    return jax.tree.map(lambda v: v[index], values)

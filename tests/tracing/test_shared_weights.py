@@ -175,3 +175,30 @@ def test_models_without_a_network_say_why():
     traced = nd.trace(gated, FEATURES, init=drawn(a=(4, N), b=(4, N), v=(N, 1)))
     assert traced.network is None
     assert traced.reason == "it holds products of values"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (lambda p, x: jnp.tanh(x @ p["w"]) @ p["c"] @ p["v"], (N, N)),
+        (lambda p, x: (x @ p["w"] + p["c"]) @ p["v"], (N,)),
+    ],
+    ids=["a matrix", "a bias"],
+)
+def test_fixed_arrays_are_refused(model, shape):
+    fixed = jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
+    init = drawn(w=(4, N), v=(N, 1))
+    with pytest.raises(ModelError, match=r"^test_shared_weights.py:\d+: .*got `c`, a fixed array"):
+        nd.trace(model, FEATURES, init=lambda key: {**init(key), "c": fixed}, distributions={"c": "fixed"})
+
+
+def test_kernels_beside_an_input_of_zeros_are_those_beside_any():
+    def model(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["w"] + p["b"]) @ p["v"]
+
+    traced = nd.trace(model, FEATURES, init=drawn({"b": ((N,), 0.0)}, a=(4, N), w=(N, N), v=(N, 1)))
+    assert traced.network is not None
+    zero = np.concatenate([np.zeros((1, 4)), FEATURES])
+    whole, beside = nd.kernel(traced, zero), nd.kernel(traced, FEATURES, zero)
+    np.testing.assert_allclose(beside.ntk, whole.ntk[1:], rtol=1e-7)
+    assert (np.asarray(whole.ntk)[0] == 0).all()  # the slope of `jax.nn.relu` at 0 is 0, and no bias moves the output

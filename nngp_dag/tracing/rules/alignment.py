@@ -190,12 +190,24 @@ def number_on(reader: Reader, num: Num, dims: Dims) -> Number:
     return reader.values.computed(("on", tuple(stored), channel), lambda a: jnp.reshape(a, stored)[index], num.number)
 
 
+def check_not_fixed(reader: Reader, par: Par) -> None:
+    """Refuses an array of different numbers that are not random, on which no limit of infinite width is defined."""
+    spec = reader.leaves[par.leaf]
+    if spec.distribution.kind == "fixed":
+        reader.refuse(
+            "parameters that are random, or start from one constant",
+            f"`{spec.name}`, a fixed array whose entries differ",
+            "draw it at random",
+        )
+
+
 def parameter_on(reader: Reader, par: Par, rand: Rand) -> Rand:
     """Returns a parameter as a random array on the axes and parts of another one.
 
     Raises:
       ModelError: A random parameter is shared by all channels of an infinite axis.
     """
+    check_not_fixed(reader, par)
     dims = rand.dims
     shape: list[int] = []
     flags = par.repeated or (True,) * len(dims)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from nngp_dag.tracing.arrays import Array, Num, Par, Rand, finite_of
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
+from nngp_dag.tracing.rules.bases import Base, bases, common_base, constant
 from nngp_dag.tracing.rules.shapes import broadcast_to
-from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Sum, operands
+from nngp_dag.tracing.values import Fixed, Linear, Node, Number, Parameter, Sum, operands
 
 _UNARY = (
     *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma"),
@@ -23,20 +24,6 @@ _BINARY = (
     "xor",
 )
 _LINEAR = ("add", "add_any", "convert_element_type", "div", "mul", "neg", "real", "stop_gradient", "sub")
-
-
-class Base(NamedTuple):
-    """A node as a function of a Gaussian node.
-
-    Attributes:
-      node: The Gaussian node.
-      function: The function of one array.
-      key: A hashable value that stands for the function.
-    """
-
-    node: Node | None
-    function: Callable[[Any], Any]
-    key: Hashable
 
 
 @rule(*_UNARY, *_BINARY, *_LINEAR)
@@ -191,7 +178,7 @@ def _of_random(reader: Reader, equation: Any, arguments: list[Any]) -> Rand:
     if name == "select_n" and isinstance(placed[0], Num) and len(placed) == 3:
         return _masked(reader, placed, one)
     if name in ("integer_pow", "square") and equation.params.get("y", 2) == 2:
-        return apply_to_parts(one, lambda node: _square(reader, equation, node))
+        return apply_to_parts(one, lambda node: _product(reader, node, node))
     return _function(reader, equation, placed, one)
 
 
@@ -226,7 +213,7 @@ def _multiplied(reader: Reader, equation: Any, placed: list[Any], one: Rand) -> 
     if isinstance(left, Rand) and isinstance(right, Rand):
         if name == "div":
             return _function(reader, equation, placed, one)
-        return _pairwise(left, right, lambda u, v: _product(reader, equation, u, v))
+        return _pairwise(left, right, lambda u, v: _product(reader, u, v))
     num: Any = right if isinstance(right, Num) else left
     if name == "div" and num is left:
         return _function(reader, equation, placed, one)
@@ -253,17 +240,12 @@ def _reciprocal(reader: Reader, num: Num) -> Num:
     )
 
 
-def _square(reader: Reader, equation: Any, node: Node) -> Node:
-    return _product(reader, equation, node, node)
-
-
-def _product(reader: Reader, equation: Any, u: Node, v: Node) -> Node:
+def _product(reader: Reader, u: Node, v: Node) -> Node:
     """Returns the product of two nodes: a function of one Gaussian node where both are, else a product of two."""
-    del equation
-    for constant, other in ((u, v), (v, u)):
-        if isinstance(constant, Fixed) and constant.offset is not None:
-            return reader.values.sum([(constant.offset, other)])
-    base = _common_base([_bases(reader, u), _bases(reader, v)])
+    for one, other in ((u, v), (v, u)):
+        if isinstance(one, Fixed) and one.offset is not None:
+            return reader.values.sum([(one.offset, other)])
+    base = common_base([bases(reader, u), bases(reader, v)])
     if base is None or base[0].node is None:
         return reader.values.times(u, v, reader.place)
     f, g = base
@@ -299,29 +281,29 @@ def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -
         choices: list[list[Base]] = []
         for a in placed:
             if isinstance(a, Rand):
-                choices.append(_bases(reader, a.parts[i][1]))
+                choices.append(bases(reader, a.parts[i][1]))
             else:
-                choices.append([_constant(_scalar(reader, name, a))])
-        found = _common_base(choices)
+                choices.append([constant(_scalar(reader, name, a))])
+        found = common_base(choices)
         if found is None:
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
-        bases: list[Base] = found  # type: ignore[assignment]
-        node = next((b.node for b in bases if b.node is not None), None)
+        chosen: list[Base] = found  # type: ignore[assignment]
+        node = next((b.node for b in chosen if b.node is not None), None)
         if node is None:
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
-        key = (name, _hashable(params), reader.label == "relu", tuple(b.key for b in bases))
-        function = _composed(equation, bases, reader.label)
+        key = (name, _hashable(params), reader.label == "relu", tuple(b.key for b in chosen))
+        function = _composed(equation, chosen, reader.label)
         parts.append((n, reader.values.nonlinear(key, node, function, reader.place, reader.label)))  # type: ignore[arg-type]
     return Rand(tuple(parts), one.dims)
 
 
-def _composed(equation: Any, bases: Sequence[Base], label: str) -> Callable[[Any], Any]:
+def _composed(equation: Any, chosen: Sequence[Base], label: str) -> Callable[[Any], Any]:
     primitive, params = equation.primitive, dict(equation.params)
     # `jax.nn.relu` has the derivative 0 at 0, by a rule that its program does not show; that of `max` is 1/2.
     is_relu = label == "relu" and primitive.name == "max"
 
     def composed(t: Any) -> Any:
-        arrays = [jnp.broadcast_to(jnp.asarray(b.function(t)), t.shape) for b in bases]
+        arrays = [jnp.broadcast_to(jnp.asarray(b.function(t)), t.shape) for b in chosen]
         floats = [a.dtype for a in arrays if a.dtype.kind == "f"]
         if floats:
             arrays = [a.astype(t.dtype) if a.dtype.kind == "f" else a for a in arrays]
@@ -334,10 +316,6 @@ def _composed(equation: Any, bases: Sequence[Base], label: str) -> Callable[[Any
     return composed
 
 
-def _constant(value: float | bool) -> Base:
-    return Base(None, lambda t: jnp.asarray(value, bool if isinstance(value, bool) else t.dtype), ("constant", value))
-
-
 def _scalar(reader: Reader, name: str, num: Num) -> float | bool:
     reader.settle(num)
     known = num.number.known
@@ -348,74 +326,6 @@ def _scalar(reader: Reader, name: str, num: Num) -> float | bool:
         f"`{name}` of a random value and an array that varies",
         "add or multiply by arrays before the function, or use one number",
     )
-
-
-def _bases(reader: Reader, node: Node) -> list[Base]:
-    """Returns the Gaussian nodes of which a node is a function, the node itself first."""
-    memo = reader.values.made.setdefault("bases", {})
-    if node.id in memo:
-        return memo[node.id]
-    found: list[Base] = []
-    if isinstance(node, Fixed):
-        if node.offset is not None:
-            found = [_constant(node.offset)]
-    else:
-        if node.gaussian and node.offset is not None and node.random:
-            found.append(Base(node, lambda t: t, "x"))
-        if isinstance(node, Nonlinear):
-            for base in _bases(reader, node.node):
-                found.append(_after(node, base))
-        if isinstance(node, Sum):
-            found += _bases_of_sum(reader, node)
-    memo[node.id] = found
-    return found
-
-
-def _after(node: Nonlinear, base: Base) -> Base:
-    """Returns a function of a Gaussian node as a function of the one that this node is a function of."""
-    if base.node is node.node and base.key == "x":
-        return Base(node.node, node.function, node.key)
-    return Base(base.node, lambda t: node.function(base.function(t)), ("after", node.key, base.key))
-
-
-def _bases_of_sum(reader: Reader, node: Sum) -> list[Base]:
-    choices = [_bases(reader, child) for _, child in node.terms]
-    if not all(choices):
-        return []
-    found = []
-    for one in choices[0] if any(b.node is not None for b in choices[0]) else choices[-1]:
-        if one.node is None:
-            continue
-        terms = []
-        for (c, _), choice in zip(node.terms, choices, strict=True):
-            match = next((b for b in choice if b.node is None or b.node is one.node), None)
-            if match is None:
-                break
-            terms.append((c, match))
-        else:
-
-            def total(t: Any, terms: Any = tuple(terms)) -> Any:
-                return sum(c * b.function(t) for c, b in terms)
-
-            found.append(Base(one.node, total, ("sum", tuple((c, b.key) for c, b in terms))))
-    return found
-
-
-def _common_base(choices: Sequence[Sequence[Base]]) -> list[Base] | None:
-    """Returns for every argument the function of one common Gaussian node, or None."""
-    if not all(choices):
-        return None
-    random = [choice for choice in choices if any(b.node is not None for b in choice)]
-    for one in random[0] if random else ():
-        picked = []
-        for choice in choices:
-            match = next((b for b in choice if b.node is None or b.node is one.node), None)
-            if match is None:
-                break
-            picked.append(match)
-        else:
-            return picked
-    return None if random else [choice[0] for choice in choices]
 
 
 def _not_gaussian(node: Node) -> list[Parameter]:

@@ -15,7 +15,7 @@ import numpy as np
 from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
 from nngp_dag.tracing.geometry import Matrix
 from nngp_dag.tracing.reader import Reader, rule
-from nngp_dag.tracing.rules.alignment import bounds, repartitioned
+from nngp_dag.tracing.rules.alignment import bounds, check_not_fixed, repartitioned
 from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_to
 from nngp_dag.tracing.values import Node, Number
 
@@ -148,6 +148,7 @@ def refuse_part(reader: Reader, summed: int, channels: int) -> NoReturn:
 def check_gaussian(reader: Reader, par: Par) -> None:
     """Refuses a matrix whose entries are not random with mean 0, or that was multiplied by an array."""
     check_plain(reader, par)
+    check_not_fixed(reader, par)
     spec = reader.leaves[par.leaf]
     if spec.distribution.mean != 0:
         reader.refuse(
