@@ -202,3 +202,17 @@ def test_kernels_beside_an_input_of_zeros_are_those_beside_any():
     whole, beside = nd.kernel(traced, zero), nd.kernel(traced, FEATURES, zero)
     np.testing.assert_allclose(beside.ntk, whole.ntk[1:], rtol=1e-7)
     assert (np.asarray(whole.ntk)[0] == 0).all()  # the slope of `jax.nn.relu` at 0 is 0, and no bias moves the output
+
+
+def test_kernels_that_need_nothing_of_the_inputs_are_zero():
+    """Scores of independent queries and keys vanish with the width."""
+
+    def model(p, x):
+        h = x @ p["a"]
+        scores = jnp.einsum("ntd,nsd->nts", h @ p["q"], h @ p["k"]) / N**2
+        return (scores @ h).mean(axis=1) @ p["v"] / N**0.5
+
+    traced = nd.trace(model, SQUARES, init=drawn(a=(3, N), q=(N, N), k=(N, N), v=(N, 1)))
+    found = nd.kernel(traced, SQUARES, SQUARES[:1])
+    assert found.nngp.shape == found.ntk.shape == (2, 1)
+    assert not np.any(found.nngp) and not np.any(found.ntk)
