@@ -285,6 +285,6 @@ def _results(
 def _wanted(get: str | tuple[str, ...]) -> tuple[str, ...]:
     wanted = (get,) if isinstance(get, str) else tuple(get) if isinstance(get, Iterable) else ()
     names = all(isinstance(name, str) for name in wanted)
-    if not (wanted and names) or set(wanted) - set(GETS) or (wanted != (get,) and set(wanted) != set(GETS)):
+    if not (wanted and names) or set(wanted) - set(GETS):
         raise InputError(f"Expected `get` to be 'nngp', 'ntk' or both of them, got {shown(get)}")
     return wanted

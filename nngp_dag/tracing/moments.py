@@ -25,6 +25,7 @@ from nngp_dag.errors import ModelError
 from nngp_dag.tracing import expectations
 from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.geometry import contract
+from nngp_dag.tracing.tails import fourth_cumulant
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
 # Programs that are too long to be compiled as a whole run step by step; then these are compiled once for each function.
@@ -100,6 +101,19 @@ class OneInput:
                 value = value - node.offset**2
             self.variances[node.id] = jnp.where(value < 0, 0, value)
         return self.variances[node.id]
+
+    def kurtosis(self, node: Node) -> jax.Array:
+        """Returns a bound on the size of the excess kurtosis of a node that counts as Gaussian, of its shape."""
+
+        def fourth_powers(product: Product) -> jax.Array:
+            ((_, number),) = product.operands
+            assert isinstance(number, Number)
+            squares = jnp.square(self.number(number).astype(float))
+            sums = _contracted(product, product, _gram(squares, squares, (product.features, product.features)))
+            return _diagonal(sums, product.shape)
+
+        q = self.variance(node)
+        return fourth_cumulant(node, fourth_powers) / jnp.where(q == 0, 1, q) ** 2
 
 
 class Recorded:

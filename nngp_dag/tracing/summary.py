@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nngp_dag.errors import shorten
-from nngp_dag.tracing.distributions import Distribution
 from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
 if TYPE_CHECKING:
@@ -103,18 +102,20 @@ def _assumptions(traced: "Traced") -> list[str]:
 
 
 def _neglected(traced: "Traced") -> list[str]:
-    """Returns the excess kurtosis of sums over finitely many weights that are not Gaussian."""
+    """Returns what counts as Gaussian and is not: sums over finitely many weights, and added parameters."""
     rows = []
     for node in traced.program.nodes:
-        if not isinstance(node, Product) or not any(isinstance(o, Number) for _, o in node.operands):
+        distribution = node.weight.distribution if isinstance(node, (Product, Parameter)) else None
+        if distribution is None or distribution.std == 0 or distribution.kind == "normal":
             continue
-        distribution: Distribution = node.weight.distribution
-        terms = int(np.prod(node.weight.entries.shape[:-1]))
-        if distribution.excess_kurtosis and terms:
-            size = abs(distribution.excess_kurtosis) / terms
+        if isinstance(node, Product) and any(isinstance(o, Number) for _, o in node.operands):
+            terms = int(np.prod(node.weight.entries.shape[:-1]))
+            size = abs(distribution.excess_kurtosis) / max(terms, 1)
             rows.append(
                 f"sums of {terms} {distribution.kind} weights of {node.weight.name} count as Gaussian: their second "
                 f"moments are exact, but functions of them neglect an excess kurtosis of {size:.2g} (inputs of equal "
-                "size; more for sparse ones)"
+                "size; more for sparse ones); kernels warn if that matters"
             )
+        elif isinstance(node, Parameter):
+            rows.append(f"the {distribution.kind} parameter {node.weight.name} counts as Gaussian, too")
     return rows

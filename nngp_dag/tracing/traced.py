@@ -29,10 +29,14 @@ from nngp_dag.tracing.moments import Recorded
 from nngp_dag.tracing.parameters import Weight
 from nngp_dag.tracing.program import Program
 from nngp_dag.tracing.summary import summary
-from nngp_dag.tracing.values import Nonlinear, Product, heads
+from nngp_dag.tracing.tails import operands_with_tails, sensitivity, weights_with_tails
+from nngp_dag.tracing.values import Node, Nonlinear, Product, heads
 
 # Errors of numerical expectations, relative to second moments, from which on they are stated and refused.
 _STATED, _REFUSED = 1e-6, 1e-2
+# Estimated errors of values that count as Gaussian and are not, relative to second moments, from which on they are
+# stated.
+_NOT_GAUSSIAN = 2e-3
 # Bytes of temporary arrays that one block of kernels may take.
 _BUDGET = 2**30
 # Number of arrays of a block that live at the same time in a compiled program; an estimate.
@@ -143,6 +147,7 @@ class Traced(KernelSource, Described):
         both = [first] if second is None else [first, second]
         if self.network is not None and not any(map(_has_zero_rows, both)):
             # The back ends of networks are faster, and more accurate for nearly equal inputs.
+            self._check_tails_of(both)
             found = network_kernel(self.network, first, second, get=get, dtype=dtype)
             return dataclasses.replace(found, network=self)
         if dtype is not None:
@@ -205,14 +210,15 @@ class Traced(KernelSource, Described):
         return found
 
     def _check_accuracy(self, values: list[dict[str, jax.Array]]) -> None:
-        """Warns of numerical expectations that are not accurate, and refuses those that are no approximation.
+        """Warns of what is not exact: numerical expectations, and values that count as Gaussian and are not.
 
         Args:
-          values: The values of inputs, with the variances of the nodes of `_numerical`.
+          values: The values of inputs, with the variances of the nodes of `_numerical` and `_tails`.
 
         Raises:
           ModelError: The error of an expectation may exceed one per cent.
         """
+        self._check_tails(values)
 
         def spread(nodes: list[Nonlinear]) -> np.ndarray:
             found = [np.ravel(v[f"variance {node.node.id}"]) for node in nodes for v in values]
@@ -233,6 +239,43 @@ class Traced(KernelSource, Described):
             warn(
                 f"expectations of {name} at {place} are numerical, with an error of up to {worst:.1g} of the second "
                 "moment",
+                NumericalWarning,
+            )
+
+    @functools.cached_property
+    def _tails(self) -> list[tuple[Node, Node]]:
+        """The values that count as Gaussian and are not, each with the node that takes a function of them."""
+        return operands_with_tails(self.program.nodes)
+
+    def _check_tails_of(self, inputs: list[Any]) -> None:
+        """Warns like `_check_tails`, for inputs whose kernels are those of the network."""
+        if self._tails and not any(isinstance(x, jax.core.Tracer) for x in inputs):
+            with jax.enable_x64(True), jax.transfer_guard("allow"):
+                self._check_tails([self._tails_alone(x.astype(np.float64)) for x in inputs])
+
+    @functools.cached_property
+    def _tails_alone(self) -> Any:
+        names = tuple(sorted({name for _, inner in self._tails for name in _tail_names(inner)}))
+        return jax.jit(jax.vmap(lambda x: self.program.values(x[None], names)))
+
+    def _check_tails(self, values: list[dict[str, jax.Array]]) -> None:
+        worst, largest, place, names = 0.0, 0.0, "", ""
+        for node, inner in self._tails:
+            kurtosis = np.concatenate([np.ravel(v[f"kurtosis {inner.id}"]) for v in values])
+            variance = np.concatenate([np.ravel(v[f"variance {inner.id}"]) for v in values])
+            at = int(kurtosis.argmax())
+            if isinstance(node, Nonlinear):
+                rate = sensitivity(self.program.functions[node.id], float(variance[at]))
+            else:
+                rate = 1 / 3  # that of the square
+            if kurtosis[at] * rate > worst:
+                worst, largest, place = float(kurtosis[at] * rate), float(kurtosis[at]), node.place
+                names = " and ".join(f"`{name}`" for name in weights_with_tails(inner))
+        if worst > _NOT_GAUSSIAN:
+            warn(
+                f"values at {place} sum few random numbers that are not normal, those of {names}, and have an excess "
+                f"kurtosis of up to {largest:.2g}; kernels take them as Gaussian, with an error of about {worst:.1g} "
+                "of the second moment",
                 NumericalWarning,
             )
 
@@ -321,7 +364,9 @@ class Traced(KernelSource, Described):
         dtype = np.dtype(int) if self.discrete else np.dtype(np.float64)
         names = self.program.needed(jax.ShapeDtypeStruct(self.shape, dtype), ntk=ntk)
         numerical = {node for pairs in self._numerical.values() for pair in pairs for node in pair}
-        names = tuple(sorted({*names, *(f"variance {node.node.id}" for node in numerical)}))
+        checked = {*(f"variance {node.node.id}" for node in numerical)}
+        checked |= {name for _, inner in self._tails for name in _tail_names(inner)}
+        names = tuple(sorted({*names, *checked}))
         seeds = self._seeds()
 
         def alone(x: jax.Array) -> dict[str, jax.Array]:
@@ -362,6 +407,10 @@ class Traced(KernelSource, Described):
         """Returns the number of inputs in a block, so that temporary arrays stay within the budget."""
         entries = _BUDGET / (8 * self.covariances)
         return max(1, min(512, int(math.sqrt(entries))))
+
+
+def _tail_names(node: Node) -> tuple[str, str]:
+    return f"kurtosis {node.id}", f"variance {node.id}"
 
 
 def _has_zero_rows(x: Any) -> bool:

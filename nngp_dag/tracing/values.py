@@ -6,6 +6,7 @@ computed by `nngp_dag.tracing.moments`. Deterministic arrays that depend on the 
 and means over an infinite axis.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,13 +245,15 @@ class Values:
     def parameter(self, weight: Weight, shape: Shape) -> Node:
         """Returns a parameter that acts elementwise."""
         constant = weight.distribution.std == 0
+        # Sums with Gaussian values count as Gaussian where it is known by how much they are not (`tails`).
+        known = not math.isnan(weight.distribution.excess_kurtosis)
         return self._new(
             ("parameter", weight.key, shape),
             lambda i: Parameter(
                 id=i,
                 shape=shape,
                 sources=self.bit(weight),
-                gaussian=constant or weight.distribution.kind == "normal",
+                gaussian=constant or known,
                 random=not constant,
                 offset=weight.distribution.mean,
                 weight=weight,

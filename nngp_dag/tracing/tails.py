@@ -1,0 +1,115 @@
+"""How far values are from Gaussian that sum finitely many random numbers: products with features, and added parameters.
+
+Weights need not be Gaussian where infinitely many are summed. A sum over the d features of an input, v = sum_j W_j z_j,
+has the exact variance s^2 |z|^2 all the same, but an excess kurtosis k sum_j z_j^4 / |z|^4 if that of W_j is k. To
+first order it changes the second moment of a function of v by
+
+    E f(v)^2 - E f(g)^2 = (excess kurtosis) / 24 E[f(g)^2 He_4(g / sd)],  g Gaussian of the same variance
+
+(Gram-Charlier series), with He_4 the fourth Hermite polynomial. Kernels leave that out; it is estimated here.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nngp_dag.tracing.distributions import Distribution
+from nngp_dag.tracing.functions import Function
+from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times, operands
+
+_POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(100)
+_HERMITE = _POINTS**4 - 6 * _POINTS**2 + 3
+
+
+def excess(distribution: Distribution) -> float:
+    """Returns the size of a distribution's excess kurtosis; 0 where it is unknown, which the summary states."""
+    size = abs(distribution.excess_kurtosis)
+    return 0.0 if math.isnan(size) or distribution.std == 0 else size
+
+
+def has_tails(node: Node) -> bool:
+    """Whether a linear combination sums finitely many random numbers that are not Gaussian."""
+    match node:
+        case Product():
+            return any(isinstance(o, Number) for _, o in node.operands) and excess(node.weight.distribution) > 0
+        case Parameter():
+            return excess(node.weight.distribution) > 0
+        case Sum():
+            return any(has_tails(child) for _, child in node.terms)
+        case Linear():
+            return has_tails(node.node)
+        case _:
+            return False
+
+
+def weights_with_tails(node: Node) -> list[str]:
+    """Returns the names of the weights and parameters that `has_tails` finds."""
+    if isinstance(node, (Product, Parameter)):
+        return [node.weight.name] if has_tails(node) else []
+    children = operands(node) if isinstance(node, (Sum, Linear)) else []
+    return list(dict.fromkeys(name for child in children for name in weights_with_tails(child)))
+
+
+def operands_with_tails(nodes: tuple[Node, ...]) -> list[tuple[Node, Node]]:
+    """Returns the values that count as Gaussian and are not, each with the node that takes a function of them."""
+    found = []
+    for node in nodes:
+        if isinstance(node, Nonlinear):
+            inner = [node.node]
+        else:
+            inner = [node.left, node.right] if isinstance(node, Times) else []
+        found += [(node, one) for one in inner if one.gaussian and has_tails(one)]
+    return found
+
+
+def fourth_cumulant(node: Node, sums: Callable[[Product], Any]) -> Any:
+    """Returns a bound on the fourth cumulant of a linear combination, of the node's shape.
+
+    Those of different weights add up. For one weight, its fourth root is a norm of the features, so that it is at most
+    the sum of those of the summands.
+
+    Args:
+      node: The linear combination.
+      sums: The sums of fourth powers of the features that a product multiplies.
+    """
+    roots = _fourth_roots(node, sums)
+    return sum((root**4 for root in roots.values()), jnp.zeros(node.shape))
+
+
+def _fourth_roots(node: Node, sums: Callable[[Product], Any]) -> dict[Hashable, Any]:
+    match node:
+        case (Product() | Parameter()) if has_tails(node):
+            distribution = node.weight.distribution
+            powers = sums(node) if isinstance(node, Product) else jnp.ones(node.shape)
+            return {node.weight.key: distribution.std * (excess(distribution) * powers) ** 0.25}
+        case Sum():
+            total: dict[Hashable, Any] = {}
+            for c, child in node.terms:
+                for key, root in _fourth_roots(child, sums).items():
+                    total[key] = total.get(key, 0.0) + abs(c) * root
+            return total
+        case Linear() if not node.numbers:
+            return {key: jnp.abs(node.map(root)) for key, root in _fourth_roots(node.node, sums).items()}
+        case _:
+            return {}
+
+
+@functools.lru_cache(maxsize=1024)
+def sensitivity(function: Function, variance: float) -> float:
+    """Returns the relative change of E f(v)^2 for an excess kurtosis of 1, at least 1/24.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nngp_dag.tracing.functions import recognize
+      >>> round(sensitivity(recognize(jnp.square), 2.0), 6)  # E v^4 = (3 + excess kurtosis) q^2
+      0.333333
+    """
+    with jax.enable_x64(True):
+        squares = np.asarray(function.fn(jnp.asarray(math.sqrt(variance) * _POINTS))) ** 2
+    total = float(_WEIGHTS @ squares)
+    return max(abs(float(_WEIGHTS @ (squares * _HERMITE))) / total if total else 0.0, 1.0) / 24
