@@ -47,7 +47,7 @@ class Growth(NamedTuple):
     @property
     def bounded(self) -> bool:
         """Whether the factors cancel the growth."""
-        return abs(self.factor) * self.size**self.power <= 1 + 1e-6
+        return self.power == 0 or abs(self.factor) * self.size**self.power <= 1 + 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,30 @@ class Num:
         return float(known.flat[0])
 
 
+class Groups(NamedTuple):
+    """The entries of a parameter over which its mean was subtracted.
+
+    Attributes:
+      of: The number of the group of every entry of the parameter.
+      size: The number of entries of a group.
+    """
+
+    of: np.ndarray
+    size: int
+
+
+class Sums(NamedTuple):
+    """Sums of entries of a parameter.
+
+    Attributes:
+      members: The positions of the entries of every sum.
+      scale: The factor by which the program had multiplied the entries.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    scale: float
+
+
 @dataclass(frozen=True)
 class Par:
     """Entries of a parameter that no operation has used yet.
@@ -91,6 +115,9 @@ class Par:
       repeated: Whether the entries repeat along an axis, for every axis.
       scale: The factor by which the program has multiplied the parameter.
       factor: The array of numbers by which it has, or None.
+      groups: The entries over which the mean was subtracted, or None.
+      squared: Whether these are the squares of the entries.
+      sums: The sums of entries that these are, by the numbers in `entries`; None for entries themselves.
     """
 
     leaf: int
@@ -99,6 +126,9 @@ class Par:
     repeated: tuple[bool, ...]
     scale: float = 1.0
     factor: Num | None = None
+    groups: Groups | None = None
+    squared: bool = False
+    sums: Sums | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +165,75 @@ class Rand:
         return node
 
 
-Array = Num | Par | Rand
+class Axes(NamedTuple):
+    """The axes of one side of a product.
+
+    Attributes:
+      contracted: The axes that are summed over.
+      batch: The axes that both sides share.
+      free: The axes of this side alone.
+    """
+
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    free: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """All products of the channels of two random arrays, summed over finite axes.
+
+    Attributes:
+      left: The first array.
+      right: The second array.
+      of_left: The axes of the first array.
+      of_right: The axes of the second one.
+      scale: The factor by which the program has multiplied the products.
+      order: The order of the axes of the batch, of the first and of the second array, with -1 for an axis of size 1
+        that is none of them; None as they are.
+    """
+
+    left: Rand
+    right: Rand
+    of_left: Axes
+    of_right: Axes
+    scale: float = 1.0
+    order: tuple[int, ...] | None = None
+
+    @property
+    def axes(self) -> list[tuple[str, int]]:
+        """The origin of each axis: "batch", "left", "right" or "none", and its number among these."""
+        sides = ("batch", self.of_left.batch), ("left", self.of_left.free), ("right", self.of_right.free)
+        found = [(side, i) for side, axes in sides for i in range(len(axes))]
+        return found if self.order is None else [found[i] if i >= 0 else ("none", 0) for i in self.order]
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        axes = {"batch": self.of_left.batch, "left": self.of_left.free, "right": self.of_right.free}
+        of = {"batch": self.left, "left": self.left, "right": self.right}
+        return tuple(1 if side == "none" else of[side].shape[axes[side][i]] for side, i in self.axes)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A random array times a sum over channels that the program has not divided by their number yet.
+
+    Attributes:
+      rand: The array, with that sum.
+      growth: The growth of the sum.
+    """
+
+    rand: Rand
+    growth: Growth
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.rand.shape
+
+
+Array = Num | Par | Rand | Outer | Grown
 
 
 def size_of(dim: Sequence[Atom]) -> int:

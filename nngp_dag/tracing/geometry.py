@@ -1,6 +1,7 @@
 """The ways in which products with weights sum over finite axes, and what they do to second moments."""
 
 import itertools
+import math
 import string
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ class Matrix:
 
     summed: tuple[int, ...]
     kept: tuple[int, ...]
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Returns the number of entries that are summed, of an operand of a shape."""
+        return math.prod(shape[i] for i in self.summed)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Windows:
     dilation: tuple[int, ...]
     order: tuple[int, ...]
 
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Returns the number of entries of a window; zeros of the padding count as well."""
+        del shape
+        return math.prod(self.sizes)
+
     def padded(self, rank: int, first: int) -> list[tuple[int, int, int]]:
         """Returns the padding of `rank` axes, of which those of the operand begin at `first`."""
         config = [(0, 0, 0)] * rank
@@ -65,6 +75,22 @@ class Windows:
 
 
 Geometry = Matrix | Windows
+
+
+def window_sum(a: Any, geometry: Geometry) -> Any:
+    """Returns the sums of an operand's entries that a product sums with one weight each, of the product's shape."""
+    if isinstance(geometry, Matrix):
+        left = [i for i in range(a.ndim) if i not in geometry.summed]
+        return jnp.transpose(a.sum(axis=geometry.summed), [left.index(i) for i in geometry.kept])
+    offsets = itertools.product(*(range(n) for n in geometry.sizes))
+    return sum(window_pixels(a, geometry, offset) for offset in offsets)
+
+
+def window_pixels(a: Any, geometry: Windows, offset: tuple[int, ...]) -> Any:
+    """Returns the pixels of an operand that lie at an offset of the windows, of the convolution's shape."""
+    a = lax.pad(a, jnp.zeros((), a.dtype), geometry.padded(a.ndim, 0))
+    chosen = geometry.at(offset, a.shape, 0)
+    return jnp.transpose(a[tuple(chosen.get(i, slice(None)) for i in range(a.ndim))], geometry.order)
 
 
 def contract(m: Any, one: Geometry, other: Geometry, ranks: tuple[int, int], name: str) -> Any:

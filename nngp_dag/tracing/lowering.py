@@ -76,6 +76,8 @@ def network_of(
     """
     if any(math.prod(node.shape) != 1 for node in nodes):
         raise NoNetworkError("it has several pixels or tokens")
+    if any(isinstance(node, Product) and node.centered for node in nodes):
+        raise NoNetworkError("its weights are centered")
     work = _Lowering(functions)
     for node in nodes:
         work.uses.update(o.id for o in operands(node))

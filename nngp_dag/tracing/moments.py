@@ -13,6 +13,7 @@ entries of variance s^2, n channels, and seeds a (1 for the model's own paramete
 Source: Yang 2020, "Tensor Programs II" (the limit of any program, and the conditions); Price 1958.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing import expectations
 from nngp_dag.tracing.functions import Function
-from nngp_dag.tracing.geometry import contract
+from nngp_dag.tracing.geometry import contract, window_sum
 from nngp_dag.tracing.tails import fourth_cumulant
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times
 
@@ -272,11 +273,26 @@ class Moments:
             )
         own = _same_entries(u.shape, v.shape, u.own)
         found_m = None if m is None else n * own * _contracted(u, v, m)
+        if found_m is not None and (u.centered or v.centered):
+            # Weights minus their mean act on values minus their mean over all that is summed.
+            (one, count), (other, _) = self._summed(u, side_u), self._summed(v, side_v)
+            found_m = found_m - n * own * _outer(one, other) / count
         found_t = None if t is None else n * variance * own * _contracted(u, v, t)
         if self.with_tangents and side_u != side_v and found_m is not None:
             seeded = seed * found_m
             found_t = seeded if found_t is None else found_t + seeded
         return None if found_m is None else variance * found_m, found_t
+
+    def _summed(self, node: Product, side: int) -> tuple[jax.Array, int]:
+        """Returns the sums of an operand's means over what a product sums, and the number of entries of a channel."""
+        (_, operand), *_ = node.operands
+        if isinstance(operand, Node):
+            means = self.mean(operand, side)
+            return window_sum(means, node.geometry), node.geometry.count(means.shape)
+        array = self.number(operand, side).astype(float)
+        features = math.prod(array.shape[i] for i in node.features)
+        sums = array.sum(axis=node.features)
+        return window_sum(sums, node.geometry), features * node.geometry.count(sums.shape)
 
     def parameters(self, u: Parameter, v: Parameter, side_u: int, side_v: int) -> Pair:
         """Returns the pair of two elementwise parameters."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing import jaxprs
-from nngp_dag.tracing.arrays import Array, Num, Par, Rand
+from nngp_dag.tracing.arrays import Array, Grown, Num, Outer, Par, Rand
 from nngp_dag.tracing.models import Leaf
 from nngp_dag.tracing.parameters import Weights, entries_of
 from nngp_dag.tracing.values import Number, Product, Values
@@ -24,6 +24,17 @@ Rule = Callable[["Reader", Any, list[Any]], Any]
 
 # The rules by primitive. Modules of rules fill it in.
 RULES: dict[str, Rule] = {}
+
+# The rule of all operations on outer products of channels; see `rules.outer`.
+OUTER = "outer product"
+
+# What a program may do with sums of a parameter's entries, and with their squares.
+_OF_SUMS = frozenset(
+    (
+        *("reduce_sum", "reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims"),
+        *("mul", "div", "sub", "convert_element_type", "real"),
+    )
+)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -51,6 +62,7 @@ class Reader:
       no_ntk: The reason for which the model has no NTK here, or "".
       averaged: The places of means over channels, with the products whose units they average, unless it is known that
         the units grow with the width.
+      norms: The numbers of entries over which norms of parameters were taken, by parameter.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
     """
 
@@ -63,6 +75,7 @@ class Reader:
     wider: dict[int, list[tuple[int, ...]]] | None = None
     no_ntk: str = ""
     averaged: list[tuple[str, set[Product]]] = field(default_factory=list)
+    norms: dict[int, int] = field(default_factory=dict)
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,7 +134,16 @@ class Reader:
                     "rule, by `jax.custom_jvp` or `jax.custom_vjp`; ask for the NNGP alone (get='nngp')"
                 )
             return self.read(*called, arguments)
-        if name in RULES:
+        made = next((a for a in arguments if isinstance(a, Par) and (a.squared or a.sums is not None)), None)
+        if made is not None and name not in _OF_SUMS:
+            self.refuse(
+                "sums of weights or of their squares that standardize these weights",
+                f"`{name}` of them, of `{self.leaves[made.leaf].name}`",
+                "docs/guides/trace.md lists the operations that have a rule",
+            )
+        if any(isinstance(a, (Outer, Grown)) for a in arguments):
+            result = RULES[OUTER](self, equation, arguments)
+        elif name in RULES:
             result = RULES[name](self, equation, arguments)
         elif all(isinstance(a, Num) for a in arguments):
             result = self.of_numbers(equation, arguments)
@@ -183,5 +205,11 @@ class Reader:
 
 def described(arguments: Sequence[Array]) -> str:
     """Returns the kinds of arguments in words, for messages."""
-    words = {Num: "a number", Par: "a parameter", Rand: "a random value"}
+    words = {
+        Num: "a number",
+        Par: "a parameter",
+        Rand: "a random value",
+        Outer: "an outer product of channels",
+        Grown: "a sum over channels",
+    }
     return " and ".join(words[type(a)] for a in arguments)

@@ -73,6 +73,7 @@ class Product(Node):
       own: The axes of the product's shape along which weights are independent.
       features: The axes of a number over which the product sums at once, in the order of the weight's rows; `geometry`
         is that of the other axes.
+      centered: Whether the weight has its mean over all that the product sums over subtracted.
     """
 
     weight: Weight
@@ -80,6 +81,7 @@ class Product(Node):
     geometry: Geometry
     own: tuple[int, ...] = ()
     features: tuple[int, ...] = ()
+    centered: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -221,10 +223,11 @@ class Values:
         geometry: Geometry,
         own: tuple[int, ...] = (),
         features: tuple[int, ...] = (),
+        centered: bool = False,
     ) -> Node:
         """Returns the product of a value with a weight."""
         operands = tuple(operands)
-        full = ("product", weight.key, tuple((n, o.id) for n, o in operands), shape, geometry, own, features)
+        full = ("product", weight.key, tuple((n, o.id) for n, o in operands), shape, geometry, own, features, centered)
         return self._new(
             full,
             lambda i: Product(
@@ -239,6 +242,7 @@ class Values:
                 geometry=geometry,
                 own=own,
                 features=features,
+                centered=centered,
             ),
         )
 

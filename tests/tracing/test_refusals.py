@@ -242,7 +242,7 @@ def random_scalar(p, x):
     return jnp.tanh(h @ p["u"]) @ p["v"]
 
 
-@refused("depthwise", "feature_group_count", IMAGES, w=(3, 3, 2, N), d=(3, 3, 1, N))
+@refused("not Gaussian", "relu", IMAGES, w=(3, 3, 2, N), d=(3, 3, 1, N))
 def depthwise_convolution(p, x):
     dimensions = ("NHWC", "HWIO", "NHWC")
     h = jax.lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=dimensions)
@@ -360,10 +360,11 @@ def shifted_by_positions(p, x):
     return h @ p["v"]
 
 
-@refused("outer product|\\(q k'\\) v", "einsum", SEQUENCE)
+@refused("outer product", "tanh", SEQUENCE)
 def outer_product_of_channels(p, x):
     h = x @ p["w"]
     state = jnp.einsum("btd,bte->bde", h, h @ p["u"]) / 4
+    state = jnp.tanh(state)
     return jnp.einsum("bd,bde->be", h[:, -1], state) / N @ p["v"]
 
 

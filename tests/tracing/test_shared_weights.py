@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.errors import ModelError
+from nngp_dag.errors import ModelError, NumericalWarning
 
 N, DRAWS = 128, 900
 RNG = np.random.default_rng(0)
@@ -72,6 +72,30 @@ def residual_scale(p, x):
     return (h + p["g"] * jnp.tanh(h) @ p["w"] / N**0.5) @ p["v"] / N**0.5
 
 
+def standardized(w):
+    axes = tuple(range(w.ndim - 1))
+    return (w - w.mean(axes, keepdims=True)) / (jnp.sqrt(w.var(axes, keepdims=True)) + 1e-5)
+
+
+def standardized_weights(p, x):
+    h = jax.nn.relu(convolved(x, p["a"]) / 6**0.5)
+    h = jnp.tanh(convolved(h, standardized(p["w"])) / (3 * N) ** 0.5)
+    return jax.nn.relu(h.mean(1) @ standardized(p["u"]) / N**0.5) @ p["v"] / N**0.5
+
+
+def by_channel(x, w):
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=numbers, feature_group_count=w.shape[2])
+
+
+def depthwise_block(p, x):
+    """A block of ConvNeXt."""
+    s = convolved(x, p["a"]) / 6**0.5
+    h = by_channel(s, p["d"]) / 3**0.5 + p["b"]
+    h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-3)
+    return (s + jax.nn.gelu(h @ p["w"] / N**0.5)).mean(1) @ p["v"] / N**0.5
+
+
 CASES = {
     two_dilations: (IMAGES, drawn(w=(3, 2, N), v=(N, 1))),
     two_dilations_of_channels: (IMAGES, drawn(a=(3, 2, N), w=(3, N, N), v=(N, 1))),
@@ -79,6 +103,8 @@ CASES = {
     rows_and_columns: (SQUARES, drawn(w=(3, N), v=(N, 1))),
     dark_regions: (DARK, drawn({"b": ((N,), 0.0)}, a=(3, 2, N), v=(N, 1))),
     gain_after_a_norm: (FEATURES, drawn({"g": ((N,), 0.8)}, a=(4, N), v=(N, 1))),
+    standardized_weights: (IMAGES, drawn(a=(3, 2, N), w=(3, N, N), u=(N, N), v=(N, 1))),
+    depthwise_block: (IMAGES, drawn({"b": ((N,), 0.0)}, a=(3, 2, N), d=(3, 1, N), w=(N, N), v=(N, 1))),
     residual_scale: (FEATURES, drawn({"g": ((), 0.5)}, a=(4, N), w=(N, N), v=(N, 1))),
 }
 
@@ -190,6 +216,46 @@ def test_fixed_arrays_are_refused(model, shape):
     init = drawn(w=(4, N), v=(N, 1))
     with pytest.raises(ModelError, match=r"^test_shared_weights.py:\d+: .*got `c`, a fixed array"):
         nd.trace(model, FEATURES, init=lambda key: {**init(key), "c": fixed}, distributions={"c": "fixed"})
+
+
+def test_centered_weights_act_on_centered_values():
+    """Closed form: weights minus their mean see the variance of relu(g), of which the mean is (2 pi)^-1/2 sd."""
+
+    def model(p, x):
+        w = p["w"] - p["w"].mean(0)
+        return jax.nn.relu(x @ p["a"] / 2) @ w @ p["v"] / N
+
+    x = FEATURES[:1]
+    found = nd.kernel(nd.trace(model, x, init=drawn(a=(4, N), w=(N, N), v=(N, 1))), x, get="nngp").nngp
+    square = float(np.sum(x**2)) / 4
+    np.testing.assert_allclose(found, [[square / 2 - square / (2 * np.pi)]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w - w.mean(), "weights that are centered over the 128 entries that a product sums over"),
+        (lambda w: w - w.mean(1), "a parameter minus the mean of its own entries"),
+        (lambda w: w - 2 * w.mean(0), "a parameter minus the mean of its own entries"),
+        (lambda w: w / w.max(), "a parameter to be multiplied by or added to a random value, got `reduce_max`"),
+        (lambda w: w * w, "sums of weights or of their squares"),
+        (lambda w: w + w.mean(0), "sums of weights or of their squares"),
+    ],
+)
+def test_other_functions_of_weights_are_refused(change, message):
+    def model(p, x):
+        return jax.nn.relu(x @ p["a"]) @ change(p["w"]) @ p["v"]
+
+    with pytest.raises(ModelError, match=message):
+        nd.trace(model, FEATURES, init=drawn(a=(4, N), w=(N, N), v=(N, 1)))
+
+
+def test_norms_over_few_features_warn():
+    def model(p, x):
+        return jax.nn.relu(x @ (p["a"] / jnp.linalg.norm(p["a"], axis=0))) @ p["v"]
+
+    with pytest.warns(NumericalWarning, match="are divided by their norm over 4 entries only"):
+        nd.trace(model, FEATURES, init=drawn(a=(4, N), v=(N, 1)))
 
 
 def test_kernels_beside_an_input_of_zeros_are_those_beside_any():

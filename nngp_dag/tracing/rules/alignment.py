@@ -66,7 +66,13 @@ def columns(reader: Reader, node: Node, chosen: np.ndarray) -> Node:
         case Product():
             weight = reader.weights.read(node.weight.leaf, node.weight.entries[..., chosen], reader.place)
             return values.product(
-                weight, node.operands, node.shape, node.geometry, own=node.own, features=node.features
+                weight,
+                node.operands,
+                node.shape,
+                node.geometry,
+                own=node.own,
+                features=node.features,
+                centered=node.centered,
             )
         case Parameter():
             entries = node.weight.entries

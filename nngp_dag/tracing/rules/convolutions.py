@@ -1,13 +1,16 @@
 """The rule of convolutions: weights make Gaussian arrays, known filters are linear maps of pixels."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Channels, Num, Par, Rand, axes_of, is_finite
-from nngp_dag.tracing.geometry import Windows
+from nngp_dag.tracing.arrays import Array, Channels, Dims, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.geometry import Windows, window_pixels
 from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.rules.alignment import broadcast
 from nngp_dag.tracing.rules.products import check_gaussian, check_wide
+from nngp_dag.tracing.rules.standardization import check_centered, check_norm, refuse
 from nngp_dag.tracing.values import Node
 
 
@@ -62,18 +65,29 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     plain = grows is not None and kernel.shape == reader.leaves[kernel.leaf].shape
     flag = grows[out_filter] if plain and grows is not None else None
     dims[out_feature] = (Channels(out, flag),)  # type: ignore[assignment]
+    is_centered = check_centered(reader, kernel, entries, len(sizes) + 1)
     if isinstance(value, Num):
         if groups != 1:
             reader.refuse("a convolution of all features of the input", f"{groups} groups", "use one group")
+        check_norm(reader, kernel)
         number = reader.whole(value)
         weight = reader.weights.read(kernel.leaf, entries.reshape(*sizes, fan, out), reader.place)
-        node = reader.values.product(weight, [(1, number)], node_shape, geometry, features=(feature,))
+        node = reader.values.product(weight, [(1, number)], node_shape, geometry, features=(feature,), centered=is_centered)
         return Rand(((out, reader.values.sum([(kernel.scale, node)])),), tuple(dims))
     if not all(is_finite(value.dims[i]) for i in finite) or len(axes_of(value.dims)[feature]) > 0:
         reader.refuse("images with channels on one axis", "an image whose pixels are channels", "reshape before it")
-    if groups > 1 and (fan == 1 or len(value.parts) > 1):
-        what = "a depthwise convolution, whose sums over a finite window are not Gaussian" if fan == 1 else "groups"
-        reader.refuse("convolutions that mix all channels, or groups of them", f"{what} (`{name}`)", "use one group")
+    if fan == 1 and groups > 1:
+        if groups != value.channels or groups != out or is_centered:
+            reader.refuse(
+                "depthwise convolutions with one filter for each channel",
+                f"{groups} groups and {out} output channels (`{name}`)",
+                "use one filter for each channel",
+            )
+        return _depthwise(reader, value, kernel, entries.reshape(*sizes, out), geometry, node_shape, tuple(dims))
+    if groups > 1 and len(value.parts) > 1:
+        reader.refuse("groups of the channels of one value", f"groups of concatenated channels (`{name}`)", "split")
+    if is_centered and len(value.parts) > 1:
+        refuse(reader, kernel, "values of one part", "weights that are centered, times concatenated channels")
     check_wide(reader, value.dims[feature], f"`{name}` sums over")
     terms: list[tuple[float, Node]] = []
     first = 0
@@ -81,7 +95,37 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         count = fan if groups > 1 else n
         rows = entries.reshape(*sizes, fan, out)[..., first : first + count, :]
         weight = reader.weights.read(kernel.leaf, rows, reader.place)
-        product = reader.values.product(weight, [(count, node)], node_shape, geometry)
+        product = reader.values.product(weight, [(count, node)], node_shape, geometry, centered=is_centered)
         terms.append((kernel.scale, product))
         first += count
     return Rand(((out, reader.values.sum(terms)),), tuple(dims))
+
+
+def _depthwise(
+    reader: Reader,
+    value: Rand,
+    kernel: Par,
+    entries: np.ndarray,
+    geometry: Windows,
+    shape: tuple[int, ...],
+    dims: Dims,
+) -> Rand:
+    """Returns a convolution that keeps channels apart: a sum over the window of products of a weight and a pixel.
+
+    It is not Gaussian, but weights and pixels are independent, so that its second moments have a closed form.
+    """
+    terms: list[list[tuple[float, Node]]] = [[] for _ in value.parts]
+    starts = np.cumsum([0, *(n for n, _ in value.parts)])
+    for offset in itertools.product(*map(range, geometry.sizes)):
+        for part, (n, node) in enumerate(value.parts):
+            chosen = entries[offset][starts[part] : starts[part] + n].reshape(*(1,) * len(shape), n)
+            ones = (1,) * len(shape)
+            weight = reader.values.parameter(reader.weights.read(kernel.leaf, chosen, reader.place), ones)
+
+            def shifted(a: Any, offset: tuple[int, ...] = offset) -> Any:
+                return window_pixels(a, geometry, offset)
+
+            pixels = reader.values.linear(("pixels", geometry, offset), node, shape, shifted)
+            product = reader.values.times(broadcast(reader, weight, shape), pixels, reader.place)
+            terms[part].append((kernel.scale, product))
+    return Rand(tuple((n, reader.values.sum(t)) for (n, _), t in zip(value.parts, terms, strict=True)), dims)

@@ -1,6 +1,7 @@
 """Rules of elementwise operations: linear combinations stay linear, other functions need one Gaussian value."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
 from nngp_dag.tracing.rules.bases import Base, bases, common_base, constant
 from nngp_dag.tracing.rules.shapes import broadcast_to
+from nngp_dag.tracing.rules.standardization import centered, squared
 from nngp_dag.tracing.values import Fixed, Linear, Node, Number, Parameter, Sum, operands
 
 _UNARY = (
@@ -38,7 +40,7 @@ def elementwise(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     if any(isinstance(a, Rand) for a in arguments):
         return _of_random(reader, equation, arguments)
     if any(isinstance(a, Par) for a in arguments):
-        return _of_parameters(reader, name, arguments)
+        return _of_parameters(reader, name, equation.params.get("y", 2), arguments)
     return _of_numbers(reader, equation, arguments)
 
 
@@ -104,6 +106,12 @@ def _grown(reader: Reader, equation: Any, arguments: list[Num]) -> Any:
     if name in ("add", "sub", "max") and growth is not None and growth.positive and others[0].growth is None:
         # A small constant, such as the epsilon of a norm, does not grow.
         return growth if others[0].scalar is not None else None
+    if name == "div" and first.growth is not None and others[0].growth is not None and others[0].growth.positive:
+        below = others[0].growth
+        if below.size == first.growth.size and below.factor:
+            return first.growth._replace(
+                factor=first.growth.factor / below.factor, power=first.growth.power - below.power
+            )
     if name == "div" and first.growth is None and others[0].growth is not None and others[0].growth.positive:
         of = others[0].growth
         return of._replace(factor=1 / of.factor, power=-of.power) if of.factor else None
@@ -117,8 +125,14 @@ def _hashable(params: dict[str, Any]) -> Hashable:
 # Parameters alone.
 
 
-def _of_parameters(reader: Reader, name: str, arguments: list[Any]) -> Array:
+def _of_parameters(reader: Reader, name: str, power: int, arguments: list[Any]) -> Array:
     par, *more = [a for a in arguments if isinstance(a, Par)]
+    if name in ("integer_pow", "square") and power == 2:
+        return squared(reader, par)
+    if more and name == "mul" and more[0].leaf == par.leaf and np.array_equal(more[0].entries, par.entries):
+        return squared(reader, dataclasses.replace(par, scale=math.sqrt(par.scale * more[0].scale)))
+    if name == "sub" and more and more[0].sums is not None and arguments[0] is par:
+        return centered(reader, par, more[0])
     if more or len(arguments) > 2:
         names = " and ".join(f"`{reader.leaves[a.leaf].name}`" for a in (par, *more))
         reader.refuse(

@@ -1,14 +1,15 @@
 """The rule of gathers: rows of a table of parameters by tokens, and fixed places of a finite axis."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.arrays import Array, Axes, Num, Par, Rand, axes_of, is_finite
 from nngp_dag.tracing.reader import Reader, described, rule
-from nngp_dag.tracing.rules.products import Axes, weighted
+from nngp_dag.tracing.rules.products import weighted
 from nngp_dag.tracing.rules.shapes import finite_map
 
 
@@ -73,7 +74,7 @@ def _rows(reader: Reader, par: Par, index: Num, axis: int, first: int) -> Array:
         entries = np.take(par.entries, known, axis=axis)
         if len(np.unique(known)) == known.size and not par.repeated[axis]:
             repeated = (*par.repeated[:axis], *(False,) * known.ndim, *par.repeated[axis + 1 :])
-            return Par(par.leaf, entries, entries.shape, repeated, par.scale)
+            return dataclasses.replace(par, entries=entries, shape=entries.shape, repeated=repeated)
     if first != 0 or axis != 0:
         reader.refuse("rows of a table", "a gather along another axis", "transpose the table")
     shape = index.shape[:-1]

@@ -7,31 +7,39 @@ means over the infinite axis.
 import math
 import string
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Atom, Channels, Dims, Growth, Num, Par, Rand, axes_of, finite_of, is_finite
+from nngp_dag.tracing.arrays import (
+    Array,
+    Atom,
+    Axes,
+    Channels,
+    Dims,
+    Growth,
+    Num,
+    Outer,
+    Par,
+    Rand,
+    axes_of,
+    finite_of,
+    is_finite,
+)
 from nngp_dag.tracing.geometry import Matrix
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import bounds, check_not_fixed, repartitioned
+from nngp_dag.tracing.rules.bases import bases
 from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_to
-from nngp_dag.tracing.values import Node, Number
+from nngp_dag.tracing.rules.standardization import check_centered, check_norm, refuse
+from nngp_dag.tracing.values import Linear, Node, Number, Times
 
 
-class Axes(NamedTuple):
-    """The axes of one side of a product.
-
-    Attributes:
-      contracted: The axes that are summed over.
-      batch: The axes that both sides share.
-      free: The axes of this side alone.
-    """
-
-    contracted: tuple[int, ...]
-    batch: tuple[int, ...]
-    free: tuple[int, ...]
+# Entries up to which the coefficients of a linear map are looked at one by one.
+_MOST_COEFFICIENTS = 256
+# Points at which a function has to be positive, so that its mean is.
+_GRID = np.linspace(-3, 3, 31)
 
 
 @rule("dot_general")
@@ -56,10 +64,12 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         of_par, of_value = axes if isinstance(left, Par) else axes[::-1]
         return weighted(reader, value, par, of_value, of_par, par_first=isinstance(left, Par))
     if isinstance(left, Rand) and isinstance(right, Rand):
-        return _averaged(reader, left, right, *axes)
+        if any(not is_finite(left.dims[i]) for i in axes[0].free):
+            return Outer(left, right, *axes)
+        return averaged(reader, left, right, *axes)
     rand, num = (left, right) if isinstance(left, Rand) else (right, left)
     of_rand, of_num = axes if isinstance(left, Rand) else axes[::-1]
-    return _mixed(reader, rand, num, of_rand, of_num, rand_first=isinstance(left, Rand))
+    return mixed(reader, rand, num, of_rand, of_num, rand_first=isinstance(left, Rand))
 
 
 def weighted(reader: Reader, value: Num | Rand, par: Par, of_value: Axes, of_par: Axes, *, par_first: bool) -> Rand:
@@ -150,7 +160,7 @@ def check_gaussian(reader: Reader, par: Par) -> None:
     check_plain(reader, par)
     check_not_fixed(reader, par)
     spec = reader.leaves[par.leaf]
-    if spec.distribution.mean != 0:
+    if par.groups is None and spec.distribution.mean != 0:
         reader.refuse(
             "weights with mean 0",
             f"`{spec.name}` with entries of mean {spec.distribution.mean:.3g} ({spec.distribution.kind}), a constant "
@@ -178,7 +188,11 @@ def _of_number(
     weight = reader.weights.read(par.leaf, entries, reader.place)
 
     own = tuple(range(len(batch)))
-    node = reader.values.product(weight, [(1, number)], shape, Matrix((), order), own=own, features=contracted)
+    is_centered = check_centered(reader, par, entries, len(contracted))
+    check_norm(reader, par)
+    node = reader.values.product(
+        weight, [(1, number)], shape, Matrix((), order), own=own, features=contracted, centered=is_centered
+    )
     return reader.values.sum([(par.scale, node)])
 
 
@@ -212,6 +226,7 @@ def _of_value(
     kept = tuple(p for i in (*batch, *free) for p in own_axes[i])
     shape = tuple(rand.finite[p] for p in kept)
     own = tuple(range(sum(len(own_axes[i]) for i in batch)))
+    is_centered = check_centered(reader, par, entries, len(contracted))
     # Rows of the entries are in the order of the contracted axes; the channels of each part are some of them.
     order, sizes = [], []
     for i in contracted:
@@ -226,12 +241,16 @@ def _of_value(
     finite_sizes = [n for n, c in zip(sizes, order, strict=True) if not c]
     spread = spread.reshape(*finite_sizes, rand.channels, *tail)
     rand = _as_before(reader, rand, par.leaf)
+    if is_centered and len(rand.parts) > 1:
+        refuse(reader, par, "values of one part", "weights that are centered, times concatenated channels")
     terms, first = [], 0
     for n, node in rand.parts:
         rows = np.take(spread, np.arange(first, first + n), axis=len(finite_sizes))
         # The entries are read in parts, so that another operation may read some of the rows.
         weight = reader.weights.read(par.leaf, rows, reader.place)
-        product = reader.values.product(weight, [(n, node)], shape, Matrix(summed, kept), own=own)
+        product = reader.values.product(
+            weight, [(n, node)], shape, Matrix(summed, kept), own=own, centered=is_centered
+        )
         terms.append((par.scale, product))
         first += n
     return reader.values.sum(terms)
@@ -246,7 +265,7 @@ def _as_before(reader: Reader, rand: Rand, leaf: int) -> Rand:
     return rand
 
 
-def _mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *, rand_first: bool) -> Rand:
+def mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *, rand_first: bool) -> Rand:
     """Returns a random array times a number, summed over finite axes."""
     if any(not is_finite(rand.dims[i]) for i in of_rand.contracted):
         reader.refuse(
@@ -305,15 +324,8 @@ def _mixed(reader: Reader, rand: Rand, num: Num, of_rand: Axes, of_num: Axes, *,
     return Rand(parts, dims)
 
 
-def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: Axes) -> Num:
+def averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: Axes) -> Num:
     """Returns a sum over channels of products of two random values, n times their second moment."""
-    for rand, axes in ((left, of_left), (right, of_right)):
-        if any(not is_finite(rand.dims[i]) for i in axes.free):
-            reader.refuse(
-                "a product of two random values that sums over their channels",
-                "an outer product of channels",
-                "write linear attention as (q k') v, not q (k' v)",
-            )
     summed = math.prod(a.size for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels))
     part = summed != left.channels and any(
         a.wide is None for i in of_left.contracted for a in left.dims[i] if isinstance(a, Channels)
@@ -351,8 +363,9 @@ def _averaged(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: 
     shape = tuple(Rand(left.parts, (dim,)).shape[0] for dim in dims)
     stored = tuple(1 if c else n for n, c in zip(shape, constant, strict=True))
     number = reader.values.computed(("reshape", stored), lambda a: a.reshape(stored), total)
-    same = all(u is v for (_, u), (_, v) in zip(left.parts, right.parts, strict=True))
-    return Num(number, shape, constant, Growth(summed, positive=same))
+    pairs = zip(left.parts, right.parts, strict=True)
+    positive = all(u is v or (is_positive(reader, u) and is_positive(reader, v)) for (_, u), (_, v) in pairs)
+    return Num(number, shape, constant, Growth(summed, positive=positive))
 
 
 def _same_channels(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_right: Axes) -> tuple[Rand, Rand]:
@@ -367,3 +380,23 @@ def _same_channels(reader: Reader, left: Rand, right: Rand, of_left: Axes, of_ri
             reader.refuse("axes that are split alike", "two splits of channels", "reshape both alike")
     ends = sorted({*bounds(left), *bounds(right)})
     return repartitioned(reader, left, ends), repartitioned(reader, right, ends)
+
+
+def is_positive(reader: Reader, node: Node) -> bool:
+    """Whether the mean of a node is a mean of squares or of another function that is nowhere negative."""
+    if isinstance(node, Times):
+        return node.left is node.right
+    if isinstance(node, Linear):
+        # Such as sums over tokens.
+        return not node.numbers and is_positive(reader, node.node) and _keeps_signs(node)
+    base = next((b for b in bases(reader, node) if b.node is not None), None)
+    return base is not None and bool((np.asarray(base.function(jnp.asarray(_GRID))) >= 0).all())
+
+
+def _keeps_signs(node: Linear) -> bool:
+    """Whether a linear map has no negative coefficient."""
+    size = math.prod(node.node.shape)
+    if size > _MOST_COEFFICIENTS:
+        return False
+    units = np.eye(size).reshape(size, *node.node.shape)
+    return all(bool((np.asarray(node.map(jnp.asarray(unit))) >= 0).all()) for unit in units)

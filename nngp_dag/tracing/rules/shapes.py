@@ -24,7 +24,7 @@ def _moved(reader: Reader, array: Num | Par, key: Any, move: Move) -> Num | Par:
     function, shape, constant = move
     if isinstance(array, Par):
         check_plain(reader, array)
-        return Par(array.leaf, np.asarray(function(array.entries)), shape, constant, array.scale)
+        return dataclasses.replace(array, entries=np.asarray(function(array.entries)), shape=shape, repeated=constant)
     number = reader.values.computed((key, array.stored, shape, constant), function, array.number)
     return Num(number, shape, constant, array.growth)
 

@@ -8,13 +8,10 @@ from jax import lax
 
 from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
 from nngp_dag.tracing.reader import Reader, rule
-from nngp_dag.tracing.rules.products import check_wide, refuse_part
+from nngp_dag.tracing.rules.products import check_wide, is_positive, refuse_part
 from nngp_dag.tracing.rules.shapes import finite_map
-from nngp_dag.tracing.values import Node, Nonlinear, Times, heads
-
-# Points at which a function has to be positive, so that its mean is.
-_GRID = np.linspace(-3, 3, 31)
-
+from nngp_dag.tracing.rules.standardization import sum_of
+from nngp_dag.tracing.values import heads
 
 @rule("reduce_sum")
 def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
@@ -22,9 +19,7 @@ def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     (array,) = arguments
     axes = tuple(sorted(map(int, equation.params["axes"])))
     if isinstance(array, Par):
-        reader.refuse(
-            "a parameter to be multiplied or added", "a sum of its entries", "center weights at initialization"
-        )
+        return sum_of(reader, array, axes)
     if isinstance(array, Num):
         return _sum_of_numbers(reader, array, axes)
     finite = [axis for axis in axes if is_finite(array.dims[axis])]
@@ -69,7 +64,7 @@ def _sum_over_channels(reader: Reader, array: Rand, axes: list[int]) -> Num:
         count = n if whole else summed
         mean = reader.values.computed(("times", count), lambda a, count=count: a * count, reader.values.mean(node))
         total = mean if total is None else reader.values.computed("add", lambda a, b: a + b, total, mean)
-        positive = positive and _is_positive(node)
+        positive = positive and is_positive(reader, node)
     assert total is not None
     places = tuple(finite_places)
     # What is left of an axis of channels, such as heads, is the same for all of them.
@@ -78,13 +73,6 @@ def _sum_over_channels(reader: Reader, array: Rand, axes: list[int]) -> Num:
     stored = tuple(1 if c else n for n, c in zip(shape, constant, strict=True))
     number = reader.values.computed(("sum", places, stored), lambda a: jnp.reshape(a.sum(axis=places), stored), total)
     return Num(number, shape, constant, Growth(summed, positive=positive))
-
-
-def _is_positive(node: Node) -> bool:
-    """Whether the mean of a node is a mean of squares or of another function that is nowhere negative."""
-    if isinstance(node, Times):
-        return node.left is node.right
-    return isinstance(node, Nonlinear) and bool((np.asarray(node.function(jnp.asarray(_GRID))) >= 0).all())
 
 
 def _sum_of_numbers(reader: Reader, num: Num, axes: tuple[int, ...]) -> Num:
@@ -176,6 +164,13 @@ def largest(reader: Reader, equation: Any, arguments: list[Any]) -> Any:
     if all(isinstance(a, Num) for a in arguments):
         return reader.of_numbers(equation, arguments)
     name = equation.primitive.name
+    par = next((a for a in arguments if isinstance(a, Par)), None)
+    if par is not None:
+        reader.refuse(
+            "a parameter to be multiplied by or added to a random value",
+            f"`{name}` of `{reader.leaves[par.leaf].name}`",
+            "scale it by a constant, or by its norm",
+        )
     pooled = "max pooling" if "max" in name else f"`{name}`"
     return reader.refuse(
         "linear maps of pixels or tokens, or elementwise functions",
