@@ -43,15 +43,25 @@ def has_tails(node: Node) -> bool:
             return any(has_tails(child) for _, child in node.terms)
         case Linear():
             return has_tails(node.node)
+        case Times():
+            return any(has_tails(child) for _, child in _gained(node))
         case _:
             return False
+
+
+def _gained(node: Times) -> list[tuple[float, Node]]:
+    """Returns the factor of a product whose other factor is one known number, such as a gain, with that number."""
+    for one, other in ((node.left, node.right), (node.right, node.left)):
+        if not one.random and one.offset is not None:
+            return [(one.offset, other)]
+    return []
 
 
 def weights_with_tails(node: Node) -> list[str]:
     """Returns the names of the weights and parameters that `has_tails` finds."""
     if isinstance(node, (Product, Parameter)):
         return [node.weight.name] if has_tails(node) else []
-    children = operands(node) if isinstance(node, (Sum, Linear)) else []
+    children = operands(node) if isinstance(node, (Sum, Linear, Times)) else []
     return list(dict.fromkeys(name for child in children for name in weights_with_tails(child)))
 
 
@@ -62,7 +72,9 @@ def operands_with_tails(nodes: tuple[Node, ...]) -> list[tuple[Node, Node]]:
         if isinstance(node, Nonlinear):
             inner = [node.node]
         else:
-            inner = [node.left, node.right] if isinstance(node, Times) else []
+            # Of independent factors, second moments suffice.
+            dependent = isinstance(node, Times) and bool(node.left.sources & node.right.sources)
+            inner = [node.left, node.right] if isinstance(node, Times) and dependent else []
         found += [(node, one) for one in inner if one.gaussian and has_tails(one)]
     return found
 
@@ -83,13 +95,13 @@ def fourth_cumulant(node: Node, sums: Callable[[Product], Any]) -> Any:
 
 def _fourth_roots(node: Node, sums: Callable[[Product], Any]) -> dict[Hashable, Any]:
     match node:
-        case (Product() | Parameter()) if has_tails(node):
+        case Product() | Parameter() if has_tails(node):
             distribution = node.weight.distribution
             powers = sums(node) if isinstance(node, Product) else jnp.ones(node.shape)
             return {node.weight.key: distribution.std * (excess(distribution) * powers) ** 0.25}
-        case Sum():
+        case Sum() | Times():
             total: dict[Hashable, Any] = {}
-            for c, child in node.terms:
+            for c, child in node.terms if isinstance(node, Sum) else _gained(node):
                 for key, root in _fourth_roots(child, sums).items():
                     total[key] = total.get(key, 0.0) + abs(c) * root
             return total

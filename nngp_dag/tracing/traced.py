@@ -36,7 +36,7 @@ from nngp_dag.tracing.values import Node, Nonlinear, Product, heads
 _STATED, _REFUSED = 1e-6, 1e-2
 # Estimated errors of values that count as Gaussian and are not, relative to second moments, from which on they are
 # stated.
-_NOT_GAUSSIAN = 2e-3
+_NOT_GAUSSIAN = 5e-3
 # Bytes of temporary arrays that one block of kernels may take.
 _BUDGET = 2**30
 # Number of arrays of a block that live at the same time in a compiled program; an estimate.
@@ -261,8 +261,11 @@ class Traced(KernelSource, Described):
     def _check_tails(self, values: list[dict[str, jax.Array]]) -> None:
         worst, largest, place, names = 0.0, 0.0, "", ""
         for node, inner in self._tails:
-            kurtosis = np.concatenate([np.ravel(v[f"kurtosis {inner.id}"]) for v in values])
-            variance = np.concatenate([np.ravel(v[f"variance {inner.id}"]) for v in values])
+            # Of an input, the mean over its positions.
+            shape = (-1, math.prod(inner.shape))
+            kurtosis, variance = (
+                np.concatenate([np.reshape(v[name], shape).mean(axis=1) for v in values]) for name in _tail_names(inner)
+            )
             at = int(kurtosis.argmax())
             if isinstance(node, Nonlinear):
                 rate = sensitivity(self.program.functions[node.id], float(variance[at]))

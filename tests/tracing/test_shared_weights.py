@@ -281,4 +281,5 @@ def test_kernels_that_need_nothing_of_the_inputs_are_zero():
     traced = nd.trace(model, SQUARES, init=drawn(a=(3, N), q=(N, N), k=(N, N), v=(N, 1)))
     found = nd.kernel(traced, SQUARES, SQUARES[:1])
     assert found.nngp.shape == found.ntk.shape == (2, 1)
-    assert not np.any(found.nngp) and not np.any(found.ntk)
+    assert not np.any(found.nngp)
+    assert not np.any(found.ntk)

@@ -62,6 +62,19 @@ def test_few_features_warn(activation):
         nd.kernel(traced, x)
 
 
+def test_one_array_as_input_warns_too():
+    def model(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    def init(key):
+        one, other = jax.random.split(key)
+        return {"w": jax.random.uniform(one, (2, 64), minval=-1), "v": jax.random.normal(other, (64, 1)) / 8}
+
+    x = RNG.normal(size=(3, 2))
+    with pytest.warns(NumericalWarning, match="those of `w`, and have an excess kurtosis"):
+        nd.kernel(nd.trace(model, x, init=init, batch_axis=None), x)
+
+
 def test_the_kurtosis_is_that_of_the_sum():
     x = RNG.normal(size=(1, 5))
     traced = nd.trace(net(5), x)

@@ -72,7 +72,9 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         check_norm(reader, kernel)
         number = reader.whole(value)
         weight = reader.weights.read(kernel.leaf, entries.reshape(*sizes, fan, out), reader.place)
-        node = reader.values.product(weight, [(1, number)], node_shape, geometry, features=(feature,), centered=is_centered)
+        node = reader.values.product(
+            weight, [(1, number)], node_shape, geometry, features=(feature,), centered=is_centered
+        )
         return Rand(((out, reader.values.sum([(kernel.scale, node)])),), tuple(dims))
     if not all(is_finite(value.dims[i]) for i in finite) or len(axes_of(value.dims)[feature]) > 0:
         reader.refuse("images with channels on one axis", "an image whose pixels are channels", "reshape before it")

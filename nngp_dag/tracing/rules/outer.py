@@ -104,13 +104,11 @@ def _of_grown(reader: Reader, equation: Any, arguments: Sequence[Any]) -> Array:
     if isinstance(other, Num) and (name == "mul" or at == 0):
         if other.scalar:
             c = other.scalar if name == "mul" else 1 / other.scalar
-            return _released(
-                _times(reader, grown.rand, c), grown.growth._replace(factor=grown.growth.factor * c)
-            )
+            return _released(_times(reader, grown.rand, c), grown.growth._replace(factor=grown.growth.factor * c))
         below = other.growth
-        if name == "div" and below is not None and below.positive and below[0] == grown.growth.size:
-            if below.power == grown.growth.power:
-                return _divided(reader, grown.rand, other)
+        cancels = below is not None and below.positive and below.size == grown.growth.size
+        if name == "div" and cancels and below is not None and below.power == grown.growth.power:
+            return _divided(reader, grown.rand, other)
     reader.settle(Num(reader.values.known(0.0), (), (), grown.growth))
     raise AssertionError("a sum that grows is refused")
 

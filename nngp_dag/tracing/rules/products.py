@@ -35,7 +35,6 @@ from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_
 from nngp_dag.tracing.rules.standardization import check_centered, check_norm, refuse
 from nngp_dag.tracing.values import Linear, Node, Number, Times
 
-
 # Entries up to which the coefficients of a linear map are looked at one by one.
 _MOST_COEFFICIENTS = 256
 # Points at which a function has to be positive, so that its mean is.
@@ -248,9 +247,7 @@ def _of_value(
         rows = np.take(spread, np.arange(first, first + n), axis=len(finite_sizes))
         # The entries are read in parts, so that another operation may read some of the rows.
         weight = reader.weights.read(par.leaf, rows, reader.place)
-        product = reader.values.product(
-            weight, [(n, node)], shape, Matrix(summed, kept), own=own, centered=is_centered
-        )
+        product = reader.values.product(weight, [(n, node)], shape, Matrix(summed, kept), own=own, centered=is_centered)
         terms.append((par.scale, product))
         first += n
     return reader.values.sum(terms)

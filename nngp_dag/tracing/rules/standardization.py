@@ -7,7 +7,7 @@ an input it is not, which `check_norm` states.
 """
 
 import dataclasses
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from nngp_dag.tracing.reader import Reader
 
 def sum_of(reader: Reader, par: Par, axes: tuple[int, ...]) -> Num | Par:
     """Returns the sums over axes of a parameter, or of its squares."""
-    name = reader.leaves[par.leaf].name
     if par.sums is not None or par.factor is not None or any(par.repeated):
         refuse(reader, par, "sums of entries of a parameter", "a sum of something else made of it")
     kept = [i for i in range(len(par.shape)) if i not in axes]

@@ -13,6 +13,7 @@ from nngp_dag.tracing.rules.shapes import finite_map
 from nngp_dag.tracing.rules.standardization import sum_of
 from nngp_dag.tracing.values import heads
 
+
 @rule("reduce_sum")
 def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     """Sums over axes."""
