@@ -10,6 +10,9 @@ from flax import nnx
 
 import nngp_dag as nd
 
+# The four features of the input have truncated normal weights.
+pytestmark = pytest.mark.filterwarnings("ignore:values at:nngp_dag.errors.NumericalWarning")
+
 FILE = """
 import jax
 import jax.numpy as jnp
@@ -188,7 +191,7 @@ def test_compare_trains_the_model(capsys, folder):
         (("--model", "nowhere/model.py:Net"), "Expected --model to name a file, got no nowhere/model.py"),
         (("--model", "model.py:Nett"), "Expected model.py to define `Nett`, got no such name; did you mean 'Net'?"),
         (("--model", "model.py:zzz"), "got no such name; it defines Net, Linen, build"),
-        (("--model", "model.py:WIDTH"), "Expected `--model` to be an nnx, linen or equinox module"),
+        (("--model", "model.py:WIDTH"), "Expected `--model` to be a module of nnx, linen, equinox or PyTorch"),
         (
             ("--model", "bad.py:Net"),
             "Expected bad.py to run, got ModuleNotFoundError in line 2: No module named 'nowher'",

@@ -1,13 +1,16 @@
-"""Models of flax nnx, flax linen, equinox and plain JAX as pure functions of a list of parameters.
+"""Models of flax nnx, flax linen, equinox, PyTorch and plain JAX as pure functions of a list of parameters.
 
-Every model is opened in inference mode, on a copy: dropout is off, and batch norm uses its running statistics. Flax and
-equinox are imported only for a model that is theirs.
+Every model is opened in inference mode, on a copy: dropout is off, and batch norm uses its running statistics. Flax,
+equinox and torchax, by which models of PyTorch become functions of JAX, are imported only for a model that needs them.
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from nngp_dag.errors import InputError, shown
+from nngp_dag.errors import InputError, MissingLibraryError, shown
 
-__all__ = ["Opened", "framework", "init_linen", "name_of", "open_model", "open_tree", "streams"]
+__all__ = ["Opened", "framework", "init_linen", "name_of", "open_model", "open_tree", "streams", "torch_seed"]
 
 # Arguments and attributes by which models are told to train, and the value of each that means inference.
 _INFERENCE = {
@@ -39,7 +42,7 @@ class Opened:
       names: Names of the parameters, such as "layers.0.kernel".
       values: Their numbers, in the same order. They may be tracers.
       name: Name of the model's class or function.
-      output_first: Whether its matrices hold outputs first, as those of equinox do.
+      output_first: Whether its matrices hold outputs first, as those of equinox and PyTorch do.
     """
 
     fn: Callable[[Sequence[Any], Any], Any]
@@ -50,7 +53,7 @@ class Opened:
 
 
 def framework(model: Any) -> str:
-    """Returns "nnx", "linen" or "equinox" for a model of that library, else "function" or "other".
+    """Returns "nnx", "linen", "equinox" or "torch" for a model of that library, else "function" or "other".
 
     Examples:
       >>> framework(lambda params, x: x), framework(3)
@@ -64,6 +67,8 @@ def framework(model: Any) -> str:
     if any(name.partition(".")[0] == "equinox" and one == "Module" for name, one in modules):
         # Bound methods and wrapped functions of equinox are modules, too; they are models all the same.
         return "equinox"
+    if any(name.startswith("torch.nn") and one == "Module" for name, one in modules):
+        return "torch"
     return "function" if callable(model) else "other"
 
 
@@ -78,6 +83,8 @@ def open_model(model: Any, params: Any = None) -> Opened:
         return _open_nnx(model)
     if kind == "equinox":
         return _open_equinox(model)
+    if kind == "torch":
+        return _open_torch(model)
     if kind == "linen":
         return _open_linen(model, params)
     names, values, rebuild = open_tree(params)
@@ -181,13 +188,13 @@ def _open_nnx(model: Any) -> Opened:
 
     options = inference_options(model.__call__, 1)
     # A clone has variables of its own, so that the user's module stays in its mode.
-    copy = nnx.clone(model)
-    copy.eval()
-    for _, module in nnx.iter_modules(copy):
+    cloned = nnx.clone(model)
+    cloned.eval()
+    for _, module in nnx.iter_modules(cloned):
         for name, value in _INFERENCE.items():
             if isinstance(vars(module).get(name), bool):
                 setattr(module, name, value)
-    structure, parameters, rest = nnx.split(copy, nnx.Param, ...)
+    structure, parameters, rest = nnx.split(cloned, nnx.Param, ...)
     names, values, rebuild = open_tree(parameters)
     others, form = jax.tree_util.tree_flatten(rest)
 
@@ -268,3 +275,47 @@ def _open_equinox(model: Any) -> Opened:
         return jax.vmap(lambda one: network(one, **options))(x)
 
     return Opened(fn, names, values, type(model).__name__, output_first=True)
+
+
+@contextlib.contextmanager
+def torch_seed(key: Any) -> Iterator[None]:
+    """Lets PyTorch draw numbers of a key of JAX, if it is imported, and puts its own generator back afterwards."""
+    torch = sys.modules.get("torch")
+    if torch is None or isinstance(key, core.Tracer):
+        yield
+        return
+    with jax.ensure_compile_time_eval():
+        data = np.asarray(jax.random.key_data(key))
+    with torch.random.fork_rng(devices=[]):
+        # The generator takes 32 bits.
+        torch.manual_seed(int(np.random.SeedSequence(data.ravel().tolist()).generate_state(1)[0]))
+        yield
+
+
+def _open_torch(model: Any) -> Opened:
+    try:
+        import torchax
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torchax":
+            raise
+        raise MissingLibraryError(
+            "Expected `torchax` to be installed for a model of PyTorch, got no such library; install it by "
+            "pip install 'nngp-dag[torch]'"
+        ) from error
+    module = copy.deepcopy(model).eval()
+    with jax.ensure_compile_time_eval():
+        arrays, call = torchax.extract_jax(module)
+    names = tuple(name for name, _ in module.named_parameters())
+    buffers = {name: array for name, array in arrays.items() if name not in names}
+
+    def fn(leaves: Sequence[Any], x: Any) -> Any:
+        # Numbers of one type, in which PyTorch does not mix; running statistics take that of the weights.
+        dtype = jnp.result_type(*leaves) if leaves else x.dtype
+        whole = {
+            name: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            for name, array in buffers.items()
+        }
+        given = dict(zip(names, map(jnp.asarray, leaves), strict=True))
+        return call({**whole, **given}, (jnp.asarray(x),))
+
+    return Opened(fn, names, [arrays[name] for name in names], type(model).__name__, output_first=True)

@@ -121,12 +121,16 @@ def shapes_beside(narrow: Any, wide: Any, found: dict[int, list[tuple[int, ...]]
     return None
 
 
+# Folders whose lines say nothing about a model: JAX, its bridge to PyTorch, and this package's reader.
+_INNER = frozenset(("jax", "jaxlib", "torchax", "tracing"))
+
+
 def place(equation: Any) -> str:
     """Returns the model's file and line that made an equation, such as "model.py:12"."""
     traceback = equation.source_info.traceback
     paths = [] if traceback is None else [(Path(frame.file_name), frame.line_num) for frame in traceback.frames]
     own = [(path, line) for path, line in paths if not _of_library(path)]
-    own = own or [(path, line) for path, line in paths if not {"jax", "jaxlib", "tracing"} & set(path.parts)]
+    own = own or [(path, line) for path, line in paths if not _INNER & set(path.parts)]
     chosen = own[0] if own else None
     return "an unknown line" if chosen is None else f"{chosen[0].name}:{chosen[1]}"
 

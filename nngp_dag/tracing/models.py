@@ -20,7 +20,7 @@ import numpy as np
 from nngp_dag.errors import InputError, NngpDagError, did_you_mean, shorten, shown
 from nngp_dag.tracing import distributions as moments
 from nngp_dag.tracing.distributions import Distribution
-from nngp_dag.tracing.frontends import Opened, framework, init_linen, name_of, open_model, streams
+from nngp_dag.tracing.frontends import Opened, framework, init_linen, name_of, open_model, streams, torch_seed
 from nngp_dag.tracing.initializers import Reading, blocks_of, read_leaves
 
 __all__ = ["Leaf", "ModelFunction", "read_model"]
@@ -196,12 +196,14 @@ class _Source:
       trace: Function of a key and a width that draws the parameters, for the jaxpr; None if there is none.
       draws: Whether another seed gives another sample.
       width: Width of a factory.
+      reads: Whether the jaxpr of the draw tells the distributions.
     """
 
     open: Callable[[int], Opened]
     trace: Callable[[Any, int | None], Opened] | None
     draws: bool
     width: int | None = None
+    reads: bool = True
 
 
 def _source(model: Any, x: Any, params: Any, init: Any, width: int | None) -> _Source:
@@ -211,7 +213,7 @@ def _source(model: Any, x: Any, params: Any, init: Any, width: int | None) -> _S
     kind = framework(model)
     if kind == "other":
         raise InputError(
-            f"Expected `model` to be an nnx, linen or equinox module, a function f(params, x), or a factory of "
+            f"Expected `model` to be a module of nnx, linen, equinox or PyTorch, a function f(params, x), or a factory of "
             f"{', '.join(_FACTORY)}, got {shown(model)}"
         )
     if kind == "function" and params is None and init is None and (accepted := _factory_parameters(model)):
@@ -224,9 +226,9 @@ def _source(model: Any, x: Any, params: Any, init: Any, width: int | None) -> _S
     if init is not None and (kind != "function" or not callable(init)):
         what = shown(init) if kind == "function" else f"it with a module of {kind}"
         raise InputError(f"Expected `init` to be the function of a key that draws a function's parameters, got {what}")
-    if params is not None and kind in ("nnx", "equinox"):
+    if params is not None and kind in ("nnx", "equinox", "torch"):
         raise InputError(f"Expected no `params` for a module of {kind}, which holds its own, got {shown(params)}")
-    if kind in ("nnx", "equinox"):
+    if kind in ("nnx", "equinox", "torch"):
         opened = open_model(model)
         return _Source(lambda seed: opened, None, False)
     if kind == "linen":
@@ -281,9 +283,10 @@ def _factory(model: Callable[..., Any], x: Any, accepted: tuple[str, ...], width
             arguments["rngs"] = streams(key)
         if "key" in accepted:
             arguments["key"] = key
-        made = model(**arguments)
+        with torch_seed(key):
+            made = model(**arguments)
         kind = framework(made)
-        if kind in ("nnx", "equinox"):
+        if kind in ("nnx", "equinox", "torch"):
             return open_model(made)
         if kind == "linen":
             return open_model(made, init_linen(made, jax.random.fold_in(key, 1), x))
@@ -297,14 +300,17 @@ def _factory(model: Callable[..., Any], x: Any, accepted: tuple[str, ...], width
     def opened(seed: int) -> Opened:
         return draw(jax.random.key(seed), width)
 
+    if "rngs" in accepted or "key" in accepted:
+        return _Source(opened, draw, True, width)
     # A factory of the width alone returns the same numbers for each seed, unless its module is drawn here.
-    draws = "rngs" in accepted or "key" in accepted or framework(model(width=width)) == "linen"
-    return _Source(opened, draw, draws, width)
+    kind = framework(model(width=width))
+    # PyTorch draws outside of programs of JAX, where nothing can be read but the numbers.
+    return _Source(opened, draw, kind in ("linen", "torch"), width, reads=kind != "torch")
 
 
 def _readings(source: _Source, seed: int, opened: Opened) -> tuple[list[Reading] | None, str]:
     """Returns what the jaxpr of the draw says about each parameter; or None, with the reason."""
-    if source.trace is None:
+    if source.trace is None or not source.reads:
         return None, ""
     key = jax.random.key(seed)
     names: list[tuple[str, ...]] = []
@@ -497,7 +503,7 @@ def _check_call(opened: Opened, x: Any) -> None:
         text = shorten(" ".join(str(error).split()), 300)
         remedy = "call it with this `x` yourself to see the whole error"
         if opened.output_first:
-            remedy = "modules of equinox are called with one example each"
+            remedy = "modules of equinox are called with one example each, those of PyTorch with a batch"
         elif "collection" in text:
             remedy = "pass all variables of a linen module as `params`, its batch statistics too"
         raise InputError(

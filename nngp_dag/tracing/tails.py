@@ -65,18 +65,23 @@ def weights_with_tails(node: Node) -> list[str]:
     return list(dict.fromkeys(name for child in children for name in weights_with_tails(child)))
 
 
-def operands_with_tails(nodes: tuple[Node, ...]) -> list[tuple[Node, Node]]:
-    """Returns the values that count as Gaussian and are not, each with the node that takes a function of them."""
-    found = []
-    for node in nodes:
-        if isinstance(node, Nonlinear):
-            inner = [node.node]
-        else:
-            # Of independent factors, second moments suffice.
-            dependent = isinstance(node, Times) and bool(node.left.sources & node.right.sources)
-            inner = [node.left, node.right] if isinstance(node, Times) and dependent else []
-        found += [(node, one) for one in inner if one.gaussian and has_tails(one)]
-    return found
+def operands_with_tails(output: Node) -> list[tuple[Node, Node]]:
+    """Returns the values that count as Gaussian and are not, each with the node that takes a function of them.
+
+    Functions of which a program takes only the mean, such as the squares in a norm, are left out.
+    """
+    found, seen, waiting = [], set(), [output]
+    while waiting:
+        node = waiting.pop()
+        if node.id in seen:
+            continue
+        seen.add(node.id)
+        waiting += operands(node)
+        # Of independent factors, second moments suffice.
+        dependent = isinstance(node, Times) and bool(node.left.sources & node.right.sources)
+        if isinstance(node, Nonlinear) or dependent:
+            found += [(node, one) for one in operands(node) if one.gaussian and has_tails(one)]
+    return sorted(found, key=lambda pair: pair[0].id)
 
 
 def fourth_cumulant(node: Node, sums: Callable[[Product], Any]) -> Any:

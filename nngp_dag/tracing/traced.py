@@ -245,7 +245,7 @@ class Traced(KernelSource, Described):
     @functools.cached_property
     def _tails(self) -> list[tuple[Node, Node]]:
         """The values that count as Gaussian and are not, each with the node that takes a function of them."""
-        return operands_with_tails(self.program.nodes)
+        return operands_with_tails(self.program.output)
 
     def _check_tails_of(self, inputs: list[Any]) -> None:
         """Warns like `_check_tails`, for inputs whose kernels are those of the network."""

@@ -25,6 +25,8 @@ X = np.random.default_rng(0).normal(size=(6, 5))
 Y = np.random.default_rng(1).normal(size=(6, 2))
 LABELS = np.arange(6) % 2
 compare: Any = nd.compare
+# The five features of the input have truncated normal weights.
+pytestmark = pytest.mark.filterwarnings("ignore:values at:nngp_dag.errors.NumericalWarning")
 
 
 def dag_net(width=32, *, rngs):
