@@ -213,8 +213,8 @@ def _source(model: Any, x: Any, params: Any, init: Any, width: int | None) -> _S
     kind = framework(model)
     if kind == "other":
         raise InputError(
-            f"Expected `model` to be a module of nnx, linen, equinox or PyTorch, a function f(params, x), or a factory of "
-            f"{', '.join(_FACTORY)}, got {shown(model)}"
+            "Expected `model` to be a module of nnx, linen, equinox or PyTorch, a function f(params, x), or a factory "
+            f"of {', '.join(_FACTORY)}, got {shown(model)}"
         )
     if kind == "function" and params is None and init is None and (accepted := _factory_parameters(model)):
         return _factory(model, x, accepted, width)
