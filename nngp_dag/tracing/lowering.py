@@ -78,6 +78,8 @@ def network_of(
         raise NoNetworkError("it has several pixels or tokens")
     if any(isinstance(node, Product) and node.centered for node in nodes):
         raise NoNetworkError("its weights are centered")
+    if any(isinstance(node, Nonlinear) and node.tuned for node in nodes):
+        raise NoNetworkError("its activations have trained numbers")
     work = _Lowering(functions)
     for node in nodes:
         work.uses.update(o.id for o in operands(node))

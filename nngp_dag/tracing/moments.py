@@ -156,6 +156,7 @@ class Moments:
         with_tangents: bool,
         functions: dict[int, Function],
         gains: Mapping[int, Sequence[tuple[Hashable, float, Node]]] = MappingProxyType({}),
+        tuned: Mapping[int, Mapping[Hashable, tuple[float, Function]]] = MappingProxyType({}),
     ) -> None:
         """Takes the two inputs.
 
@@ -165,7 +166,10 @@ class Moments:
           with_tangents: Whether to compute T.
           functions: The functions of nodes that are functions of Gaussian ones, by the numbers of the nodes.
           gains: For the number of each operand, the keys of trained gains, their seeds, and the derivatives in them.
+          tuned: For the number of a node, the seeds of trained numbers on which its function depends, and the
+            derivatives of the function in them, by their keys.
         """
+        self.tuned = tuned
         self.sides = sides
         self.gains = gains
         self.seeds = seeds
@@ -329,11 +333,23 @@ class Moments:
             k = jnp.zeros((*u.shape, *v.shape))
         f, g = self.functions[u.id], self.functions[v.id]
         m, factor = _second_moment(f, g, k, q1, q2)
+        own = self._of_tuned(u, v, k, q1, q2) if self.with_tangents and side_u != side_v else None
         if t is None:
-            return m, None
+            return m, own
         # At variance 0 the slope of a kinked function is the one that gradients have there.
         at_zero = (q1 == 0) | (q2 == 0)
-        return m, t * jnp.where(at_zero, _slope_in_gradients(f, q1) * _slope_in_gradients(g, q2), factor)
+        t = t * jnp.where(at_zero, _slope_in_gradients(f, q1) * _slope_in_gradients(g, q2), factor)
+        return m, t if own is None else t + own
+
+    def _of_tuned(self, u: Nonlinear, v: Nonlinear, k: jax.Array, q1: jax.Array, q2: jax.Array) -> jax.Array | None:
+        """Returns the share of trained numbers on which both functions depend, such as the slope of PReLU."""
+        first, second = self.tuned.get(u.id, {}), self.tuned.get(v.id, {})
+        shares = [
+            seed * _second_moment(first[key][1], second[key][1], k, q1, q2)[0]
+            for key, (seed, _) in first.items()
+            if key in second
+        ]
+        return sum(shares[1:], shares[0]) if shares else None
 
     def _centered(self, u: Node, v: Node, side_u: int, side_v: int) -> Pair:
         """Returns the covariance of two Gaussian nodes, and T."""

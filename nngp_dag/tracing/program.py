@@ -1,5 +1,6 @@
 """A model's program at infinite width: the nodes on which its output depends, and their second moments."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from nngp_dag.tracing.arrays import Rand
 from nngp_dag.tracing.functions import Function, recognize
 from nngp_dag.tracing.gains import Gains, gains_of
 from nngp_dag.tracing.moments import Moments, OneInput, Recorded
-from nngp_dag.tracing.parameters import check_apart
+from nngp_dag.tracing.parameters import Weight, check_apart
 from nngp_dag.tracing.shared import without_ntk
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Values, operands
 
@@ -29,6 +30,7 @@ class Program:
       functions: The functions of the nodes that are functions of Gaussian ones, by the numbers of the nodes.
       gains: The derivatives of operands in trained gains, see `nngp_dag.tracing.gains`, by the numbers of the operands.
       own_gains: The keys of these gains.
+      tuned: The derivatives of functions in trained numbers on which they depend, by the numbers of the nodes.
       no_ntk: The reason for which there is no NTK, or "".
       approximate: The names of trained gains whose shares in the NTK are approximate, and of order 1 / width.
     """
@@ -39,6 +41,7 @@ class Program:
     functions: dict[int, Function]
     gains: Gains = field(default_factory=dict)
     own_gains: frozenset[Any] = frozenset()
+    tuned: dict[int, tuple[tuple[Weight, Function], ...]] = field(default_factory=dict)
     no_ntk: str = ""
     approximate: tuple[str, ...] = ()
 
@@ -57,6 +60,7 @@ class Program:
             with_tangents=ntk,
             functions=self.functions,
             gains={i: [(weight.key, seeds(weight), d) for weight, d in pairs] for i, pairs in self.gains.items()},
+            tuned={i: {w.key: (seeds(w), d) for w, d in pairs} for i, pairs in self.tuned.items()},
         )
         for operand in self._steps:
             moments.pair(operand, operand, 0, 1)
@@ -104,7 +108,8 @@ def program_of(output: Rand, values: Values, no_ntk: str = "") -> Program:
     reason = no_ntk or reason or without_ntk(nodes, numbers)
     shared: dict[Any, Function] = {}
     functions = {n.id: _function_of(n, shared) for n in nodes if isinstance(n, Nonlinear)}
-    return Program(node, nodes, numbers, functions, gains, own, reason, approximate)
+    tuned = {n.id: _derivatives_of(n, shared) for n in nodes if isinstance(n, Nonlinear) and n.tuned}
+    return Program(node, nodes, numbers, functions, gains, own, tuned, reason, approximate)
 
 
 def _reached(ends: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[Number, ...]]:
@@ -141,3 +146,21 @@ def _function_of(node: Nonlinear, shared: dict[Any, Function]) -> Function:
         except InputError as error:
             raise ModelError(f"{node.place}: {error}") from None
     return shared[key]
+
+
+def _derivatives_of(node: Nonlinear, shared: dict[Any, Function]) -> tuple[tuple[Weight, Function], ...]:
+    """Returns the derivatives of a node's function in trained numbers on which it depends."""
+    found = []
+    for parameter in node.tuned:
+        weight = parameter.weight
+        start = weight.distribution.mean
+
+        def derivative(t: Any, key: Any = weight.key, start: float = start) -> Any:
+            def at(value: Any) -> Any:
+                return node.apply(t, {key: value})
+
+            return jax.jvp(at, (jnp.asarray(start, t.dtype),), (jnp.ones((), t.dtype),))[1]
+
+        one = dataclasses.replace(node, function=derivative, key=("derivative", weight.key, node.key), tuned=())
+        found.append((weight, _function_of(dataclasses.replace(one, label=f"the derivative in {weight.name}"), shared)))
+    return tuple(found)

@@ -131,13 +131,20 @@ class Nonlinear(Node):
       key: A hashable value that stands for the function.
       place: The line of the model that applies it, for messages.
       label: The name of the library's function that applies it, or "".
+      tuned: Trained numbers on which the function depends. It then takes their values by their keys, too; None for
+        those at the start.
     """
 
     node: Node
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     key: Hashable
     place: str = ""
     label: str = ""
+    tuned: tuple["Parameter", ...] = ()
+
+    def apply(self, t: Any, p: Any = None) -> Any:
+        """Returns the function of an array, at given values of `tuned`."""
+        return self.function(t, p) if self.tuned else self.function(t)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -325,14 +332,32 @@ class Values:
             ),
         )
 
-    def nonlinear(self, key: Hashable, node: Node, function: Callable[[Any], Any], place: str, label: str = "") -> Node:
-        """Returns an elementwise function of a Gaussian node; the key stands for the function."""
+    def nonlinear(
+        self,
+        key: Hashable,
+        node: Node,
+        function: Callable[..., Any],
+        place: str,
+        label: str = "",
+        tuned: Sequence[Parameter] = (),
+    ) -> Node:
+        """Returns an elementwise function of a Gaussian node; the key stands for the function.
+
+        Args:
+          key: The key.
+          node: The Gaussian node.
+          function: The function, see `Nonlinear`.
+          place: The line of the model.
+          label: The name of the library's function, or "".
+          tuned: Trained numbers on which the function depends.
+        """
+        numbers = tuple({q.id: q for q in tuned}.values())
         return self._new(
             ("nonlinear", key, node.id),
             lambda i: Nonlinear(
                 id=i,
                 shape=node.shape,
-                sources=node.sources,
+                sources=node.sources | _union(numbers),
                 gaussian=False,
                 random=True,
                 offset=None,
@@ -341,6 +366,7 @@ class Values:
                 key=key,
                 place=place,
                 label=label,
+                tuned=numbers,
             ),
         )
 
@@ -391,8 +417,10 @@ def operands(node: Node) -> list[Node]:
             return [o for _, o in node.operands if isinstance(o, Node)]
         case Sum():
             return [o for _, o in node.terms]
-        case Linear() | Nonlinear():
+        case Linear():
             return [node.node]
+        case Nonlinear():
+            return [node.node, *node.tuned]
         case Times():
             return [node.left, node.right]
         case _:

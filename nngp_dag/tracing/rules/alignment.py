@@ -86,7 +86,7 @@ def columns(reader: Reader, node: Node, chosen: np.ndarray) -> Node:
         case Linear():
             return values.linear(("like", node.id), of(node.node), node.shape, node.map, node.numbers)
         case Nonlinear():
-            return values.nonlinear(node.key, of(node.node), node.function, node.place, node.label)
+            return values.nonlinear(node.key, of(node.node), node.function, node.place, node.label, node.tuned)
         case Times():
             return values.times(of(node.left), of(node.right), node.place)
         case Fixed():

@@ -265,7 +265,12 @@ def _product(reader: Reader, u: Node, v: Node) -> Node:
     f, g = base
     assert f.node is not None
     return reader.values.nonlinear(
-        ("mul", f.key, g.key), f.node, lambda t: f.function(t) * g.function(t), reader.place, reader.label
+        ("mul", f.key, g.key),
+        f.node,
+        lambda t, p=None: f.function(t, p) * g.function(t, p),
+        reader.place,
+        reader.label,
+        (*f.tuned, *g.tuned),
     )
 
 
@@ -307,7 +312,9 @@ def _function(reader: Reader, equation: Any, placed: Sequence[Any], one: Rand) -
             _refuse_function(reader, name, [a.parts[i][1] for a in placed if isinstance(a, Rand)])
         key = (name, _hashable(params), reader.label == "relu", tuple(b.key for b in chosen))
         function = _composed(equation, chosen, reader.label)
-        parts.append((n, reader.values.nonlinear(key, node, function, reader.place, reader.label)))  # type: ignore[arg-type]
+        tuned = tuple(q for b in chosen for q in b.tuned)
+        made = reader.values.nonlinear(key, node, function, reader.place, reader.label, tuned)  # type: ignore[arg-type]
+        parts.append((n, made))
     return Rand(tuple(parts), one.dims)
 
 
@@ -316,8 +323,8 @@ def _composed(equation: Any, chosen: Sequence[Base], label: str) -> Callable[[An
     # `jax.nn.relu` has the derivative 0 at 0, by a rule that its program does not show; that of `max` is 1/2.
     is_relu = label == "relu" and primitive.name == "max"
 
-    def composed(t: Any) -> Any:
-        arrays = [jnp.broadcast_to(jnp.asarray(b.function(t)), t.shape) for b in chosen]
+    def composed(t: Any, p: Any = None) -> Any:
+        arrays = [jnp.broadcast_to(jnp.asarray(b.function(t, p)), t.shape) for b in chosen]
         floats = [a.dtype for a in arrays if a.dtype.kind == "f"]
         if floats:
             arrays = [a.astype(t.dtype) if a.dtype.kind == "f" else a for a in arrays]
