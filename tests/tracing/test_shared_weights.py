@@ -217,32 +217,3 @@ def test_kernels_that_need_nothing_of_the_inputs_are_zero():
     assert found.nngp.shape == found.ntk.shape == (2, 1)
     assert not np.any(found.nngp)
     assert not np.any(found.ntk)
-
-
-def test_products_of_dependent_gaussians_are_those_of_isserlis():
-    """With a and c = a + b of covariances k, 2 k and k: E[a c a' c'] = q q' + 3 k^2, and the tangent adds 6 k^2."""
-
-    def model(p, x):
-        a, b = x @ p["a"] / 2, x @ p["b"] / 2
-        return (a * (a + b)) @ p["v"] / N**0.5
-
-    found = nd.kernel(nd.trace(model, FEATURES, init=drawn(a=(4, N), b=(4, N), v=(N, 1))), FEATURES)
-    k = FEATURES @ FEATURES.T / 4
-    expected = np.outer(k.diagonal(), k.diagonal()) + 3 * k**2
-    np.testing.assert_allclose(found.nngp, expected, rtol=1e-5)
-    np.testing.assert_allclose(found.ntk, expected + 6 * k**2, rtol=1e-5)
-
-
-def test_constant_biases_before_a_function_are_means():
-    """E[(a + c)^2 (a' + c)^2] by hand; the bias is trained, so that its gradient counts too."""
-
-    def model(p, x):
-        return jnp.square(x @ p["a"] / 2 + p["b"]) @ p["v"] / N**0.5
-
-    c = -0.7
-    found = nd.kernel(nd.trace(model, FEATURES, init=drawn({"b": ((N,), c)}, a=(4, N), v=(N, 1))), FEATURES)
-    k = FEATURES @ FEATURES.T / 4
-    q, z = k.diagonal()[:, None], k.diagonal()[None]
-    expected = q * z + 2 * k**2 + c**2 * (q + z) + 4 * c**2 * k + c**4
-    np.testing.assert_allclose(found.nngp, expected, rtol=1e-5)
-    np.testing.assert_allclose(found.ntk, expected + 4 * (k + c**2) * (k + 1), rtol=1e-5)
