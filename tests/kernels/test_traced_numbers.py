@@ -103,7 +103,13 @@ def check_gradient(net, x, tolerance=1e-6):
     along = jnp.asarray(np.random.default_rng(1).normal(size=flat.shape))
     of = both(net, x, join)
     _, slope = jax.jvp(of, (flat,), (along,))
-    difference = (of(flat + 1e-5 * along) - of(flat - 1e-5 * along)) / 2e-5
+
+    def over(step):
+        return (of(flat + step * along) - of(flat - step * along)) / (2 * step)
+
+    # Covariances of pixels carry no gap. Where inputs meet themselves, the angle is then wrong by the root of the
+    # rounding, which a short step would magnify. A long one has its error of second order extrapolated away.
+    difference = (4 * over(1e-3) - over(2e-3)) / 3 if net.image_operations else over(1e-5)
     assert bool(jnp.isfinite(slope).all())
     scale = np.abs(difference).max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(slope / scale, difference / scale, atol=tolerance)

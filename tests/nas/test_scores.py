@@ -30,7 +30,7 @@ from nngp_dag.nas import (
     register,
     score_cells,
 )
-from nngp_dag.nas.scores.gradients import synflow
+from nngp_dag.nas.scores.gradients import sum_of_norms, synflow
 from nngp_dag.nas.spaces.costs import _kernels
 
 NOTHING = Cell.from_index(0)
@@ -105,6 +105,15 @@ def test_degenerate_cells_say_why(gradient_scores):
         assert reason.startswith(f"{name} of {NOTHING}: Expected")
     assert not reasons[2]
     assert np.isfinite(list(found[2].values())).all()
+
+
+def test_norms_are_those_of_single_kernels_also_in_a_stack():
+    rng = np.random.default_rng(0)
+    shapes = [(2, 3, 3, 3, 2, 4), (3, 3, 2, 4), (4, 5)]
+    gradients = [rng.normal(size=shape) for shape in shapes]
+    kernels = [*gradients[0].reshape(6, -1), *gradients[1:]]
+    expected = sum(np.linalg.norm(kernel.ravel()) for kernel in kernels)
+    assert float(sum_of_norms(map(jnp.asarray, gradients))) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.nightly

@@ -17,6 +17,7 @@ from nngp_dag.errors import GraphError, InputError
 from nngp_dag.graph import AvgPool, Conv, Dag, Dense, Edge, EdgeOperation, Op, Scale, SumPool
 from nngp_dag.graph.operations import Window, name_of_class
 from nngp_dag.nets import DagNet, WeightedLayer, as_functions
+from nngp_dag.nets.layers import without_weights
 
 PARAMETERIZATIONS = ("ntk", "standard")
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
@@ -217,6 +218,14 @@ def apply(op, layer, x, parameterization):
     else:
         x = np.einsum("...c,cd->...d", x, weights)
     return PHI[op.activation if op.order == "linear-act" else None](x + biases)
+
+
+@pytest.mark.parametrize("normalize_edges", [True, False])
+def test_windows_over_the_edge_divide_by_the_pixels_inside_or_by_all(normalize_edges):
+    op = AvgPool((3, 2), strides=(2, 1), normalize_edges=normalize_edges)
+    x = np.random.default_rng(0).normal(size=(2, 4, 3, 2)).astype(np.float32)
+    expected = apply(op, None, x.astype(np.float64), "ntk")
+    np.testing.assert_allclose(without_weights(op, jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
 
 
 def forward(name, model, parameterization):

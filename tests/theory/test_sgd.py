@@ -51,6 +51,20 @@ def test_steps_are_those_of_a_plain_loop():
         f = f - 0.4 * velocity
 
 
+def test_the_last_batch_of_an_epoch_takes_the_mean_of_its_own_examples():
+    # With the NTK 1 every example moves by its own error alone. With eta = 1, the step on two of three examples halves
+    # their errors, and the step on the third sets its error to 0. Only which one is third depends on the order.
+    k = nd.Kernel(nngp=np.diag([1.0, 2.0, 3.0]), ntk=np.eye(3))
+    labels, draws = np.array([0, 1, 1]), 8
+    options: dict[str, Any] = {"loss": "squared", "momentum": 0.0, "draws": draws}
+    runs = nd.linearized_sgd(k, labels, 1.0, batch_size=2, epochs=2, **options)
+    f = np.sqrt([1.0, 2.0, 3.0])[:, None] * np.random.default_rng(0).standard_normal((3, draws * 2))
+    halves = 0.5 * ((f.reshape(3, draws, 2) - np.eye(2)[labels][:, None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(runs.losses[1], halves.mean(axis=0), rtol=1e-10)
+    third = (halves.sum(axis=0) - 4 * 3 * runs.losses[2]) / halves
+    np.testing.assert_allclose(np.abs(third - 1).min(axis=0), 0, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_wide_networks_train_as_predicted():
     # Mini-batches with a remainder in every epoch, and cross entropy, against networks of width 512.

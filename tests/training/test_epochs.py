@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,7 +17,7 @@ from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, train
 from nngp_dag.training.history import History
 from nngp_dag.training.networks import build
-from nngp_dag.training.program import Program, on_device
+from nngp_dag.training.program import Program, _metrics, on_device
 from nngp_dag.training.tasks import DagTask
 
 # No path leads on from node 1, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
@@ -48,6 +49,12 @@ def order_of(seed, epoch):
     """Returns the documented order: that of the second half of the seed's key, folded with the number of the epoch."""
     key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], epoch)
     return np.asarray(jax.random.permutation(key, len(DATA.train.labels)))
+
+
+def test_class_accuracy_is_the_mean_over_the_classes_that_occur():
+    # Six examples: one of four of class 0 is right, both of class 2, and class 1 does not occur.
+    found = _metrics(jnp.float32(3.0), jnp.array([1.0, 0.0, 2.0]), jnp.array([4.0, 0.0, 2.0]))
+    np.testing.assert_allclose(found, [3 / 6, 3 / 6, (1 / 4 + 1) / 2], rtol=1e-6)
 
 
 @pytest.mark.slow

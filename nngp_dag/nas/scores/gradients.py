@@ -3,7 +3,7 @@
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -128,6 +128,16 @@ def inner_products(gradients: Array) -> Array:
     return lax.fori_loop(0, stack, add, nothing)
 
 
+def sum_of_norms(gradients: Iterable[Array]) -> Array:
+    """Returns the sum of the Euclidean norms of kernels' gradients.
+
+    The last four axes are those of a kernel, and axes before them are a stack of kernels. An array with fewer axes is
+    one kernel, such as the classifier's.
+    """
+    squares = (jnp.square(value).sum(axis=tuple(range(-min(value.ndim, 4), 0))) for value in gradients)
+    return sum((jnp.sqrt(value).sum() for value in squares), jnp.zeros(()))
+
+
 def passes_at_once(images: int) -> int:
     """Returns how many backward passes run at the same time; on CPU two, because more do not fit into its caches."""
     return min(images, 2) if on_cpu() else images
@@ -250,11 +260,7 @@ def _gradient_norm(graph: Any, params: Any, x: Array, labels: Array, codes: Arra
         logits = nnx.merge(graph, _rejoined(params, kernels, fixed))(x, codes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    # Kernels of several edges lie in one array: norms over the last four axes, the classifier's over its two.
-    squares = (
-        jnp.square(value).sum(axis=tuple(range(-min(value.ndim, 4), 0))) for value in jax.grad(loss)(kernels).values()
-    )
-    return sum((jnp.sqrt(value).sum() for value in squares), jnp.zeros(()))
+    return sum_of_norms(jax.grad(loss)(kernels).values())
 
 
 @compiled
