@@ -197,23 +197,29 @@ class _Problem:
         self._x, self._y = x, y
         batch = max(1, _BUDGET // (_BYTES * len(x) ** 2))
 
-        def value(log_p: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            k = kernel(space.network, x, get=objective.get, dtype="float64", parameters=space.parameters(log_p))
-            return objective.value(k, y, settings)
+        def group(log_p: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            def kernel_at(one: jax.Array) -> Any:
+                return kernel(space.network, x, get=objective.get, dtype="float64", parameters=space.parameters(one))
 
-        def relaxed(logits: jax.Array, temperature: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            return value(jax.nn.log_softmax(logits / temperature, axis=-1), x, y)
+            # One by one: batched LAPACK calls that run at the same time wait for each other's threads forever (jaxlib
+            # 0.10.2 on two cores).
+            return jax.lax.map(lambda k: objective.value(k, y, settings), jax.vmap(kernel_at)(log_p))
 
-        def all_of(f: Callable[..., Any], many: jax.Array) -> Any:
-            return jax.vmap(f)(many) if len(many) <= batch else jax.lax.map(f, many, batch_size=batch)
+        def relaxed(logits: jax.Array, temperature: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+            values = group(jax.nn.log_softmax(logits / temperature, axis=-1), x, y)
+            return values.sum(), values
 
         @jax.jit
         def values(log_p: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            return all_of(lambda one: value(one, x, y), log_p)
+            return _in_groups(lambda some: group(some, x, y), log_p, batch)
 
         @jax.jit
         def gradients(logits: jax.Array, temperature: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-            return all_of(lambda one: jax.value_and_grad(relaxed)(one, temperature, x, y), logits)
+            def of_group(some: jax.Array) -> Any:
+                (_, found), gradient = jax.value_and_grad(relaxed, has_aux=True)(some, temperature, x, y)
+                return found, gradient
+
+            return _in_groups(of_group, logits, batch)
 
         self.values, self.gradients = values, gradients
 
@@ -246,6 +252,18 @@ class _Problem:
     def goodness(self, value: float) -> float:
         """Returns a number that is larger for better values, and -inf for one that is not finite."""
         return self.sign * value if np.isfinite(value) else -np.inf
+
+
+def _in_groups(f: Callable[[jax.Array], Any], many: jax.Array, size: int) -> Any:
+    """Returns a function of all networks, computed for groups of a size one after the other."""
+    if len(many) <= size:
+        return f(many)
+    whole = len(many) // size * size
+    found = jax.lax.map(f, many[:whole].reshape(-1, size, *many.shape[1:]))
+    found = jax.tree.map(lambda v: v.reshape(whole, *v.shape[2:]), found)
+    if whole == len(many):
+        return found
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, f(many[whole:]))
 
 
 def _descended(
