@@ -187,8 +187,10 @@ def width_spread(
     if networks == 1:
         raise InputError("Expected `networks` to be 0 or at least 2, got 1; the default is 400")
     recursion = recursion_of(network)
-    several = isinstance(x, (list, tuple)) and network.dag.num_inputs > 1
-    arrays = [host_array(f"x[{i}]", of) for i, of in enumerate(x)] if several else host_array("x", x)
+    if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
+        arrays: ArrayLike | list[np.ndarray] = [host_array(f"x[{i}]", of) for i, of in enumerate(x)]
+    else:
+        arrays = host_array("x", x)
     data = [np.asarray(of, np.float64) for of in check_inputs("x", arrays, network, "float64")]
     with precision_of(np.dtype(np.float64)):
         function = functional_of(functional, len(data[0]), index=index, y=y, noise=noise)

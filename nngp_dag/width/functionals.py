@@ -101,8 +101,8 @@ def _checked(functional: Functional, rows: int) -> Functional:
         found = jax.eval_shape(functional, jax.ShapeDtypeStruct((rows, rows), jnp.result_type(float)))
     except Exception as error:  # whatever the caller's function does
         raise InputError(
-            f"Expected `functional` to be a function of an (N, N) kernel that JAX can trace, got {type(error).__name__}: "
-            f"{shown(str(error))}; write it with `jax.numpy`"
+            "Expected `functional` to be a function of an (N, N) kernel that JAX can trace, got "
+            f"{type(error).__name__}: {shown(str(error))}; write it with `jax.numpy`"
         ) from error
     if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
         raise InputError(f"Expected `functional` to return one real number, got {shown(found)}")
@@ -129,7 +129,8 @@ def _targets(functional: str, y: ArrayLike | None, rows: int) -> np.ndarray:
 
 def _index(index: Sequence[int] | None, rows: int) -> tuple[int, int]:
     given = (0, 1) if index is None else index
-    if not (isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(i, (int, np.integer)) for i in given)):
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    if not pair or not all(isinstance(i, (int, np.integer)) for i in given):
         raise InputError(f"Expected `index` to be a row and a column, got {shown(given)}")
     i, j = map(int, given)
     if not (-rows <= i < rows and -rows <= j < rows):

@@ -13,6 +13,8 @@ A neuron has an index: skips pass values on to the same index, and weighted edge
 nodes at one index are one joint draw.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -105,21 +107,25 @@ def plan_of(network: Network) -> Plan:
         raise GraphError(f"Expected a graph with one output, got {len(dag.outputs)}; take the outputs one by one")
     network.check_gaussian(input_is_gaussian=True, reads_out=True)
     program = program_by_rows(network)
-    numbers = {op: number for number, op in enumerate(program.operations)}
-    edges: dict[Group, tuple[int, ...]] = {
-        (step.node, field.op): () for step in program.structure.steps if step.node is not None for field in step.fields
+    number_of = {op: number for number, op in enumerate(program.operations)}
+    edges: dict[Group, list[int]] = {
+        (step.node, operation): []
+        for step in program.structure.steps
+        if step.node is not None
+        for operation, _ in step.fields
     }
     draws, nodes = dag.num_inputs, [[Part(1.0, node)] if node < dag.num_inputs else [] for node in range(dag.num_nodes)]
     for edge in network.edges:
         factor = float(network.multiplicity(edge))
         if isinstance(edge.op, Dense):
-            edges[edge.source, numbers[edge.op]] += (draws,)
+            edges[edge.source, number_of[edge.op]].append(draws)
             nodes[edge.target].append(Part(factor, draws))
             draws += 1
         else:
             nodes[edge.target].append(Part(factor, node=edge.source))
     layers = layers_of(network, program.operations, reads_out=bool(network.readout))
-    return Plan(program, layers, tuple(map(tuple, nodes)), edges, draws, dag.outputs[0])
+    takers = {group: tuple(numbers) for group, numbers in edges.items()}
+    return Plan(program, layers, tuple(map(tuple, nodes)), takers, draws, dag.outputs[0])
 
 
 class HandedOn(NamedTuple):
@@ -164,8 +170,7 @@ class Neurons(Algebra):
 
     def add(self, of: Sum) -> jax.Array:
         """Adds up covariances of independent fields."""
-        parts = [weight * value for weight, value in zip(of.weights, of.values, strict=True)]
-        return sum(parts[1:], start=parts[0])
+        return functools.reduce(operator.add, map(operator.mul, of.weights, of.values))
 
     def at_node(self, step: Any, total: jax.Array, mean: jax.Array | None) -> jax.Array:
         """Keeps the mean."""
@@ -220,7 +225,7 @@ def _node(plan: Plan, fields: dict[int, jax.Array], nodes: dict[int, jax.Array],
             part.factor * (fields[part.draw] if part.node is None else _node(plan, fields, nodes, part.node))
             for part in plan.nodes[node]
         ]
-        nodes[node] = sum(parts[1:], start=parts[0])
+        nodes[node] = functools.reduce(operator.add, parts)
     return nodes[node]
 
 

@@ -117,7 +117,7 @@ def recursion_of(network: Network) -> Recursion:
 def batches(recursion: Recursion, rows: int, networks: int, width: int, seed: int) -> Iterator[jax.Array]:
     """Yields draws of networks, (networks, draws of an index, width, rows), in batches of bounded size."""
     vectors = recursion.plan.draws
-    most = max(1, _BATCH // (vectors * width * rows))
+    most = max(1, _BATCH // (rows * max(vectors * width, rows)))
     key = jax.random.key(seed)
     for start in range(0, networks, most):
         key, own = jax.random.split(key)
