@@ -175,7 +175,7 @@ def width_spread(
       >>> x = np.random.default_rng(0).normal(size=(4, 30))
       >>> spread = nd.width_spread("2_21_112", x, "log_det", width=256)
       >>> spread.width, spread.trusted, round(spread.std, 1)
-      (256, True, 0.5)
+      (256, True, 0.4)
 
     Reference: von Mises, Ann. Math. Stat. 1947 (expansion in the empirical distribution); Hampel, JASA 1974 (influence
     functions).

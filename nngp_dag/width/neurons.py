@@ -191,7 +191,7 @@ class Neurons(Algebra):
         layer = self._plan.layer(group)
         phi = _first_activation(layer)
         if phi is not None:
-            covariance, mean = evaluated_once(self._true, activated, phi, covariance)
+            covariance, mean = self._activated(phi, covariance)
         expected = covariance if mean is None else covariance + mean[:, None] * mean[None, :]
         values = None if self._draws is None else self.values(group)
         return self._hand_on(HandedOn(group, expected, values))
@@ -212,7 +212,12 @@ class Neurons(Algebra):
             factor = root(covariance)
             for number in draws:
                 self._fields[number] = drawn(phi, factor, self._draws[number])
-        return (covariance, None) if phi is None else evaluated_once(self._true, activated, phi, covariance)
+        return (covariance, None) if phi is None else self._activated(phi, covariance)
+
+    def _activated(self, phi: Activation, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self._true is None:
+            return activated(phi, covariance)
+        return evaluated_once(self._true, activated, phi, covariance)
 
     def _node(self, node: int) -> jax.Array:
         return _node(self._plan, self._fields, self._nodes, node)
@@ -259,6 +264,7 @@ def _first_activation(layer: Layer | None) -> Activation | None:
     return None if layer is None or layer.order == "linear-act" else layer.activation
 
 
+@jax.jit
 def activated(phi: Activation, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns covariance and mean of phi(u) for u ~ N(0, covariance), with derivatives of higher order."""
     v, own = jnp.diagonal(covariance), jnp.eye(len(covariance), dtype=bool)
@@ -275,6 +281,7 @@ def jitter(covariance: jax.Array) -> jax.Array:
     return 16 * len(covariance) * jnp.finfo(covariance.dtype).eps * rows + jnp.finfo(covariance.dtype).tiny
 
 
+@jax.jit
 def root(covariance: jax.Array) -> jax.Array:
     """Returns the lower Cholesky factor."""
     added = jax.lax.stop_gradient(jitter(covariance))
@@ -301,7 +308,8 @@ def propagate(
       k_in: Second moments of the data, x_i . x_j / d, of every input node, (N, N).
       hand_on: Returns the moments that are handed on in place of the expected ones.
       draws: Standard normal numbers, (draws of an index, M, N), or None if no neurons are drawn.
-      true: True in a form that XLA cannot know, see `evaluated_once`; None outside of compiled functions.
+      true: True in a form that XLA cannot know, see `evaluated_once`. None outside of compiled functions, where all
+        layers with one class of activations share their compiled functions and derivatives.
 
     Returns:
       The NNGP after the readout, (N, N), and the algebra with its neurons.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nngp_dag.architecture import Network
 from nngp_dag.width.neurons import Group, HandedOn, Plan, plan_of, propagate, root, values_at
@@ -40,7 +41,6 @@ class Recursion:
     def __init__(self, network: Network) -> None:
         """Plans the recursion, see `plan_of`."""
         self.plan: Plan = plan_of(network)
-        self._limit = jax.jit(self._of_limit)
         self._influences = jax.jit(self._of_influences)
         self._nngps = jax.jit(self._of_draws)
 
@@ -51,13 +51,29 @@ class Recursion:
           k_in: Second moments of the data, x_i . x_j / d, of every input node, (N, N).
           slope: The derivative of a functional in the NNGP, (N, N).
         """
-        return self._limit(k_in, slope, True)
+        plan = self.plan
 
-    def influences(self, limit: Limit, draws: jax.Array) -> jax.Array:
+        # Not compiled as a whole: the layers share compiled functions and derivatives, here and in other networks.
+        def of_deviations(deviations: dict[Group, jax.Array]) -> tuple[jax.Array, tuple]:
+            moments: dict[Group, jax.Array] = {}
+
+            def hand_on(handed: HandedOn) -> jax.Array:
+                moments[handed.group] = handed.expected
+                return handed.expected + deviations[handed.group]
+
+            nngp, algebra = propagate(plan, k_in, hand_on)
+            return nngp, (moments, {group: root(p) for group, p in algebra.covariances.items()})
+
+        zeros = {group: jnp.zeros_like(k_in[0]) for group in plan.groups}
+        nngp, pull, (moments, roots) = jax.vjp(of_deviations, zeros, has_aux=True)
+        (slopes,) = pull(slope)
+        return Limit(nngp, moments, roots, {group: (d + d.T) / 2 for group, d in slopes.items()})
+
+    def influences(self, limit: Limit, draws: np.ndarray) -> jax.Array:
         """Returns the influence h_s of every group and neuron, (groups, M), for draws (draws of an index, M, N)."""
         return self._influences(limit, draws)
 
-    def nngps(self, k_in: list[jax.Array], draws: jax.Array, t: Any) -> jax.Array:
+    def nngps(self, k_in: list[jax.Array], draws: np.ndarray, t: Any) -> jax.Array:
         """Returns the NNGPs of networks whose nodes hand on a mixture, (networks, N, N).
 
         Every node hands on (1 - t) times the expected moments plus t times those of M neurons. At t = 1 this is a
@@ -68,23 +84,7 @@ class Recursion:
           draws: Standard normal numbers, (networks, draws of an index, M, N).
           t: The share of the drawn neurons, a number.
         """
-        return self._nngps(k_in, draws, jnp.asarray(t, draws.dtype), True)
-
-    def _of_limit(self, k_in: list[jax.Array], slope: jax.Array, true: jax.Array) -> Limit:
-        def of_deviations(deviations: dict[Group, jax.Array]) -> tuple[jax.Array, tuple]:
-            moments: dict[Group, jax.Array] = {}
-
-            def hand_on(handed: HandedOn) -> jax.Array:
-                moments[handed.group] = handed.expected
-                return handed.expected + deviations[handed.group]
-
-            nngp, algebra = propagate(self.plan, k_in, hand_on, true=true)
-            return nngp, (moments, {group: root(p) for group, p in algebra.covariances.items()})
-
-        zeros = {group: jnp.zeros_like(k_in[0]) for group in self.plan.groups}
-        nngp, pull, (moments, roots) = jax.vjp(of_deviations, zeros, has_aux=True)
-        (slopes,) = pull(slope)
-        return Limit(nngp, moments, roots, {group: (d + d.T) / 2 for group, d in slopes.items()})
+        return self._nngps(k_in, draws, jnp.asarray(t, jnp.float64), True)
 
     def _of_influences(self, limit: Limit, draws: jax.Array) -> jax.Array:
         values = values_at(self.plan, limit.roots, draws)
@@ -114,11 +114,9 @@ def recursion_of(network: Network) -> Recursion:
     return Recursion(network)
 
 
-def batches(recursion: Recursion, rows: int, networks: int, width: int, seed: int) -> Iterator[jax.Array]:
+def batches(recursion: Recursion, rows: int, networks: int, width: int, seed: int) -> Iterator[np.ndarray]:
     """Yields draws of networks, (networks, draws of an index, width, rows), in batches of bounded size."""
-    vectors = recursion.plan.draws
+    vectors, rng = recursion.plan.draws, np.random.default_rng(seed)
     most = max(1, _BATCH // (rows * max(vectors * width, rows)))
-    key = jax.random.key(seed)
     for start in range(0, networks, most):
-        key, own = jax.random.split(key)
-        yield jax.random.normal(own, (min(most, networks - start), vectors, width, rows), jnp.float64)
+        yield rng.standard_normal((min(most, networks - start), vectors, width, rows))

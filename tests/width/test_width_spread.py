@@ -51,6 +51,7 @@ def test_one_hidden_layer_has_the_closed_form():
     assert_std(spread, np.sqrt(4 * variance / 100))
 
 
+@pytest.mark.sample(1, slow=7)
 @pytest.mark.parametrize(
     "activation", ["relu", "erf", "gelu", "tanh", "silu", "softplus", nd.activations.Sin(), nd.activations.Elu()]
 )
@@ -64,6 +65,7 @@ def test_one_neuron_of_any_activation(activation):
     assert_std(spread, 1.3**2 * np.sqrt((fourth - second**2) / 64))
 
 
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("activation", ["relu", "erf", "gelu"])
 def test_two_layers_in_the_order_act_linear(activation):
     # h = w^2 (phi(x1)^2 - F1) + w^2 F1' w^2 (phi(x0)^2 - F0), and the layers are independent.
@@ -88,6 +90,7 @@ def test_two_layers_in_the_order_act_linear(activation):
 LINEAR = Dense(activation=None, w_std=2**0.5)
 
 
+@pytest.mark.sample(2, slow=3)
 @pytest.mark.parametrize(
     ("edges", "variance"),
     [
@@ -110,6 +113,7 @@ def test_linear_networks_with_skips(edges, variance):
     assert_std(spread, np.sqrt(variance / 50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 3])
 def test_relu_chains_are_products_of_layers(depth):
     # K_00 is a product of depth + 1 independent factors 2 / n sum_k z_k+^2, of mean 1 and variance 5 / n.
@@ -129,6 +133,7 @@ def test_relu_chains_are_products_of_layers(depth):
     assert all(share == pytest.approx(1 / layers, abs=0.04) for share in spread.shares.values())
 
 
+@pytest.mark.slow
 def test_second_order_of_a_logarithm():
     # log K_00 is a sum of logarithms, of mean -Var / 2 = -5 / (2 n) each; its first order is 5 / n per layer.
     spread = first_order("2_02", lambda k: jnp.log(k[1, 1]), width=100)
@@ -137,6 +142,7 @@ def test_second_order_of_a_logarithm():
     assert spread.second_order_error < 0.04 * 0.075 * 2
 
 
+@pytest.mark.slow
 def test_second_order_where_a_skip_carries_the_same_neuron():
     # x1 = relu(u) + relu(v) with v ~ N(0, 2 G) and G = mean of relu(u)^2: beside the curvature of E relu(v) in G there
     # is the correlation of that slope with the same neuron. Simulated networks hold both.
@@ -145,6 +151,7 @@ def test_second_order_where_a_skip_carries_the_same_neuron():
     assert abs(spread.bias - spread.second_order) < 4 * np.hypot(spread.bias_error, spread.second_order_error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("functional", "expected"),
     # The standard deviations at width 64 of ../shared/probes/influence.py, which writes out this one graph by hand.
@@ -156,6 +163,7 @@ def test_agrees_with_a_derivation_for_one_graph(functional, expected):
     assert spread.std == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_flags_what_first_order_does_not_describe():
     with pytest.warns(NumericalWarning, match=r"standard deviation of lambda_min at width 64 within 5 %.*got -5"):
         spread = width_spread("2_21_112", inputs(), "lambda_min", width=64)
@@ -164,6 +172,7 @@ def test_flags_what_first_order_does_not_describe():
     assert spread.std * (1 + spread.departure) == pytest.approx(0.154, rel=0.09)
 
 
+@pytest.mark.slow
 def test_wider_networks_scale_the_same_numbers():
     narrow, wide = (width_spread("2_12", X, "log_det", width=n, neurons=8192) for n in (1024, 4096))
     assert wide.std == pytest.approx(narrow.std / 2, rel=1e-12)
@@ -172,6 +181,7 @@ def test_wider_networks_scale_the_same_numbers():
     assert wide.trusted
 
 
+@pytest.mark.slow
 def test_several_inputs_and_other_options():
     dag = Dag.from_edges([(0, 2, WEIGHTED), (1, 2, SKIP)], source=[0, 1])
     spread = first_order(dag, "trace", [X, X[:, :5]], aggregation="mean", activation="erf", b_std=0.1)
@@ -191,6 +201,7 @@ def test_result_as_text_and_table():
     assert not spread.trusted  # nothing was simulated
 
 
+@pytest.mark.sample(2, slow=5)
 @pytest.mark.parametrize("functional", FUNCTIONALS)
 def test_named_functionals(functional):
     y = np.array([1.0, -2.0, 0.5])
@@ -251,6 +262,7 @@ def test_refusals(network, functional, options, error, message):
         width_spread(network, X, functional, **options)
 
 
+@pytest.mark.slow
 def test_refuses_images_and_singular_kernels():
     images = np.random.default_rng(0).normal(size=(2, 4, 4, 1))
     with pytest.raises(InputError, match="fully connected layers, got Conv"):
