@@ -103,7 +103,8 @@ def plan_of(network: Network) -> Plan:
         )
     if normalized := [op for op in network.weighted_operations if op.layer_norm]:
         raise InputError(f"Expected layers without layer norm, got {normalized[0]!r}")
-    if len(dag.outputs) > 1:
+    output, *others = dag.outputs
+    if others:
         raise GraphError(f"Expected a graph with one output, got {len(dag.outputs)}; take the outputs one by one")
     network.check_gaussian(input_is_gaussian=True, reads_out=True)
     program = program_by_rows(network)
@@ -125,7 +126,7 @@ def plan_of(network: Network) -> Plan:
             nodes[edge.target].append(Part(factor, node=edge.source))
     layers = layers_of(network, program.operations, reads_out=bool(network.readout))
     takers = {group: tuple(numbers) for group, numbers in edges.items()}
-    return Plan(program, layers, tuple(map(tuple, nodes)), takers, draws, dag.outputs[0])
+    return Plan(program, layers, tuple(map(tuple, nodes)), takers, draws, output)
 
 
 class HandedOn(NamedTuple):
