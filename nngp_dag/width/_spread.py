@@ -50,10 +50,11 @@ class WidthSpread(Described):
       second_order: E d2g[h, h] / (2 n), the mean of g minus `value` to first order in 1 / n. It holds for activations
         without jumps.
       second_order_error: Standard error of `second_order`.
-      bias: The mean of g minus `value` over simulated networks, to every order; NaN if none were simulated.
+      bias: The mean of g minus `value` over simulated networks, to every order; NaN if none were simulated, or
+        if it is not finite for one of them.
       bias_error: Standard error of `bias`.
-      departure: Standard deviation of simulated networks, over `std`, minus 1, to every order; NaN if none were
-        simulated. So std * (1 + departure) is the simulated standard deviation.
+      departure: Standard deviation of simulated networks, over `std`, minus 1, to every order; NaN where `bias` is. So
+        std * (1 + departure) is the simulated standard deviation.
       departure_error: Standard error of `departure`.
       shares: The share of every node s in the variance, Cov(h_s, h) / Var h, {node: share}. They add up to 1. Nodes
         that share summands are correlated, so a share may be negative.
@@ -99,15 +100,11 @@ class WidthSpread(Described):
 
     def _facts(self) -> dict[str, str]:
         shares = ", ".join(f"{node}: {share:.0%}" for node, share in self.shares.items())
-        return {
-            "value": forms.number(self.value),
-            "std": f"{self.std:.4g}",
-            "width": str(self.width),
-            "bias": f"{self.second_order if math.isnan(self.bias) else self.bias:.3g}",
-            "departure": f"{self.departure:.1%}",
-            "trusted": str(self.trusted),
-            "shares": f"{{{shares}}}",
-        }
+        facts = {"value": forms.number(self.value), "std": f"{self.std:.4g}", "width": str(self.width)}
+        facts |= {"second_order": f"{self.second_order:.3g}"}
+        if not math.isnan(self.departure):
+            facts |= {"bias": f"{self.bias:.3g}", "departure": f"{self.departure:+.1%}"}
+        return facts | {"trusted": str(self.trusted), "shares": f"{{{shares}}}"}
 
 
 def width_spread(
@@ -249,6 +246,11 @@ def _check_rounding(rounding: float, size: float, value: float) -> None:
 
 def _message(functional: str | Functional, spread: WidthSpread) -> str:
     name = functional if isinstance(functional, str) else shown(functional)
+    if not math.isfinite(spread.departure):
+        return (
+            f"Expected {name} of simulated networks of width {min(spread.width, _WIDEST)} to be finite, got others; "
+            "take a wider network or fewer inputs, since the rank of kernels is at most the width, or add `noise`"
+        )
     return (
         f"Expected the standard deviation of {name} at width {spread.width} within 5 % of first order, got "
         f"{spread.departure:+.1%} ± {spread.departure_error:.1%} in simulated networks; use std * (1 + departure), a "

@@ -20,7 +20,7 @@ class Limit(NamedTuple):
 
     Attributes:
       nngp: The NNGP, (N, N).
-      moments: What every group hands on, (N, N).
+      moments: Second moments that every group hands on, (N, N).
       roots: Cholesky factors of the covariances of preactivations of every stem, (i, -1), and behind every group.
       slopes: The derivatives of a functional of the NNGP in these moments, (N, N).
     """

@@ -192,6 +192,15 @@ def test_wider_networks_scale_the_same_numbers():
 
 
 @pytest.mark.slow
+def test_flags_networks_narrower_than_the_inputs():
+    x = np.random.default_rng(0).normal(size=(12, 30))
+    with pytest.warns(NumericalWarning, match=r"log_det of simulated networks of width 8 to be finite.*`noise`"):
+        spread = width_spread("2_12", x, "log_det", width=8)
+    assert np.isnan(spread.departure)
+    assert not spread.trusted
+
+
+@pytest.mark.slow
 def test_several_inputs_and_other_options():
     dag = Dag.from_edges([(0, 2, WEIGHTED), (1, 2, SKIP)], source=[0, 1])
     spread = first_order(dag, "trace", [X, X[:, :5]], aggregation="mean", activation="erf", b_std=0.1)
