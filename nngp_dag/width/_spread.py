@@ -134,9 +134,9 @@ def width_spread(
     The values x_s of all nodes are one joint draw, since skips pass on the values of the same neuron. The matrices D_s
     come from one reverse pass, and Var h from drawn neurons. All is computed in float64.
 
-    The result is checked by networks of width n, up to 1,024, whose NNGPs are drawn exactly in law. Departures of wider
-    networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order is not enough, for
-    example for the smallest eigenvalue of a nearly singular kernel.
+    The result is checked by networks of width n, up to 1,024, whose NNGPs are drawn exactly in distribution. Departures
+    of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order is not
+    enough, for example for the smallest eigenvalue of a nearly singular kernel.
 
     The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3.
 

@@ -148,6 +148,7 @@ class Neurons(Algebra):
 
     Attributes:
       covariances: Covariances of the preactivations of every stem, (i, -1), and behind every group, (N, N).
+      means: Means of every node, (N,), or None for 0.
     """
 
     def __init__(
@@ -160,9 +161,9 @@ class Neurons(Algebra):
         """Takes the arguments of `propagate`."""
         self._plan, self._hand_on, self._draws, self._true = plan, hand_on, draws, true
         self.covariances: dict[Group, jax.Array] = {}
+        self.means: dict[int, jax.Array | None] = {}
         self._fields: dict[int, jax.Array] = {}
         self._nodes: dict[int, jax.Array] = {}
-        self.means: dict[int, Any] = {}
 
     def stem(self, number: int, k_in: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns covariance and mean of an input node's field, given the second moments of its data."""
@@ -226,12 +227,11 @@ class Neurons(Algebra):
 
 def _node(plan: Plan, fields: dict[int, jax.Array], nodes: dict[int, jax.Array], node: int) -> jax.Array:
     """Returns the neurons' values at a node from drawn fields, (M, N), and keeps those of nodes."""
-    if node not in nodes:
-        parts = [
-            part.factor * (fields[part.draw] if part.node is None else _node(plan, fields, nodes, part.node))
-            for part in plan.nodes[node]
-        ]
-        nodes[node] = functools.reduce(operator.add, parts)
+    # From the first node on, without recursion: a chain of skips may be long.
+    for t, parts in enumerate(plan.nodes[: node + 1]):
+        if t not in nodes and parts:
+            terms = (part.factor * (fields[part.draw] if part.node is None else nodes[part.node]) for part in parts)
+            nodes[t] = functools.reduce(operator.add, terms)
     return nodes[node]
 
 

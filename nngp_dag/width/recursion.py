@@ -77,7 +77,7 @@ class Recursion:
         """Returns the NNGPs of networks whose nodes hand on a mixture, (networks, N, N).
 
         Every node hands on (1 - t) times the expected moments plus t times those of M neurons. At t = 1 this is a
-        network of width M, exactly in law.
+        network of width M, exactly in distribution.
 
         Args:
           k_in: Second moments of the data, as in `limit`.

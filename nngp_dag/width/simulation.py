@@ -1,4 +1,4 @@
-"""Networks of finite width, drawn exactly in law from the recursion of second moments, as a check of first order.
+"""Networks of finite width, drawn exactly in distribution from the recursion of moments, as a check of first order.
 
 No weights are drawn: given what a group hands on, the preactivations of all n neurons behind it are independent draws
 of one Gaussian. So a network takes n N^2 operations per weighted edge, in place of n^2 N.

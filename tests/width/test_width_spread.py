@@ -293,3 +293,13 @@ def test_refuses_images_and_singular_kernels():
     with pytest.raises(InputError, match=r"rounding does not decide.*add `noise`"):
         width_spread("2", near, "log_det")
     assert width_spread("2", near, "log_det", noise=0.1, networks=0).std > 0
+
+
+@pytest.mark.slow
+def test_long_chains_of_skips_and_equal_networks():
+    # Nodes that only pass values on change nothing, however many they are.
+    skips = [(t, t + 1, SKIP) for t in range(1, 1200)]
+    long = Dag.from_edges([(0, 1, WEIGHTED), *skips, (1200, 1201, WEIGHTED)])
+    one, two = (first_order(dag, "trace", X[:2], width=64) for dag in (long, "2_02"))
+    assert one.std == pytest.approx(two.std, rel=1e-9)
+    assert one.shares[1200] == pytest.approx(two.shares[1], rel=1e-9)
