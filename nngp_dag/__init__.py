@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from nngp_dag.tracing import empirical, trace
     from nngp_dag.training import Recipe, evaluate, train
 
+    # Finite width
+    from nngp_dag.width import WidthSpread, width_spread
+
 __all__ = [
     "AvgPool",
     "Bracket",
@@ -77,6 +80,7 @@ __all__ = [
     "Scale",
     "Spectrum",
     "SumPool",
+    "WidthSpread",
     "activations",
     "classification_accuracy",
     "compare",
@@ -108,6 +112,7 @@ __all__ = [
     "sweep",
     "trace",
     "train",
+    "width_spread",
     "zoo",
 ]
 
@@ -129,6 +134,7 @@ _MODULES = frozenset(
         "theory",
         "tracing",
         "training",
+        "width",
     )
 )
 _HOME = {
@@ -138,6 +144,7 @@ _HOME = {
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
     **dict.fromkeys(("empirical", "trace"), "tracing"),
+    **dict.fromkeys(("WidthSpread", "width_spread"), "width"),
 }
 
 

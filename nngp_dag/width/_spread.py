@@ -1,0 +1,258 @@
+"""`width_spread`: the spread of whatever the NNGP determines over initializations of a network of finite width."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+from nngp_dag import forms
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
+from nngp_dag.errors import InputError, NumericalWarning, shown, warn
+from nngp_dag.forms import Described
+from nngp_dag.graph import Dag
+from nngp_dag.graph.operations import check_whole
+from nngp_dag.kernels import kernel
+from nngp_dag.kernels.inputs import check_inputs, host_array, precision_of
+from nngp_dag.width.functionals import Functional, functional_of
+from nngp_dag.width.influence import curvature_of, influence_of, rounding_of
+from nngp_dag.width.neurons import moments_of
+from nngp_dag.width.recursion import recursion_of
+from nngp_dag.width.simulation import departure_of, simulated
+
+if TYPE_CHECKING:
+    import pandas
+
+# First order is trusted if simulated networks depart from its standard deviation by at most the first number, and with
+# two standard errors by at most the second.
+_DEPARTURE, _WITH_ERROR = 0.05, 0.1
+
+# Numbers that are added for Cholesky factors may change the functional by this share of one neuron's influence.
+_ROUNDING = 1e-4
+
+# Wider networks are not simulated. Departures fall as 1 / width, so those of this width are scaled.
+_WIDEST = 1024
+
+
+@dataclass(frozen=True, repr=False)
+class WidthSpread(Described):
+    """The spread of a functional g of the NNGP over initializations of a network of finite width n.
+
+    Attributes:
+      value: g at infinite width.
+      std: Standard deviation of g over initializations to first order, sqrt(Var h / n) with the influence h of one
+        neuron.
+      std_error: Standard error of `std`, from the number of drawn neurons.
+      width: Neurons n of every node.
+      second_order: E d2g[h, h] / (2 n), the mean of g minus `value` to first order in 1 / n. It holds for activations
+        without jumps.
+      second_order_error: Standard error of `second_order`.
+      bias: The mean of g minus `value` over simulated networks, to every order; NaN if none were simulated, or
+        if it is not finite for one of them.
+      bias_error: Standard error of `bias`.
+      departure: Standard deviation of simulated networks, over `std`, minus 1, to every order; NaN where `bias` is. So
+        std * (1 + departure) is the simulated standard deviation.
+      departure_error: Standard error of `departure`.
+      shares: The share of every node s in the variance, Cov(h_s, h) / Var h, {node: share}. They add up to 1. Nodes
+        that share summands are correlated, so a share may be negative.
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> spread = nd.width_spread("2_02", np.eye(3), "trace", width=512)
+      >>> spread.trusted, sorted(spread.shares)
+      (True, [0, 1, 2])
+    """
+
+    value: float
+    std: float
+    std_error: float
+    width: int
+    second_order: float
+    second_order_error: float
+    bias: float
+    bias_error: float
+    departure: float
+    departure_error: float
+    shares: dict[int, float]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether `std` is within 5 % of simulated networks, and within 10 % with two standard errors."""
+        size = abs(self.departure)
+        error = math.hypot(self.departure_error, self.std_error / self.std if self.std else 0.0)
+        return bool(size <= _DEPARTURE and size + 2 * error <= _WITH_ERROR)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns the shares as a table with the columns `node`, `share` and `variance`.
+
+        Examples:
+          >>> import numpy as np, nngp_dag as nd
+          >>> nd.width_spread("2", np.eye(2), "trace", networks=0).to_frame().node.tolist()
+          [0, 1]
+        """
+        import pandas
+
+        rows = [(node, share, share * self.std**2) for node, share in self.shares.items()]
+        return pandas.DataFrame(rows, columns=["node", "share", "variance"])
+
+    def _facts(self) -> dict[str, str]:
+        shares = ", ".join(f"{node}: {share:.0%}" for node, share in self.shares.items())
+        facts = {"value": forms.number(self.value), "std": f"{self.std:.4g}", "width": str(self.width)}
+        facts |= {"second_order": f"{self.second_order:.3g}"}
+        if not math.isnan(self.departure):
+            facts |= {"bias": f"{self.bias:.3g}", "departure": f"{self.departure:+.1%}"}
+        return facts | {"trusted": str(self.trusted), "shares": f"{{{shares}}}"}
+
+
+def width_spread(
+    network: Network | Dag | str | NetworkSource,
+    x: ArrayLike | Sequence[ArrayLike],
+    functional: str | Functional,
+    *,
+    index: Sequence[int] | None = None,
+    y: ArrayLike | None = None,
+    noise: float = 0.0,
+    neurons: int = 100_000,
+    networks: int = 400,
+    seed: int = 0,
+    **architecture: Unpack[Architecture],
+) -> WidthSpread:
+    """Returns the spread over initializations of a number that the NNGP of a network of finite width determines.
+
+    The NNGP of a finite network is the covariance of its outputs, given the weights of all layers but the readout:
+
+        K = w_std^2 / n sum_k v_k v_k^T + b_std^2,    v = X(H), or phi(X(H)) in the order "act-linear"
+
+    for the n neurons k of the last node. Let G_s be the second moments that node s hands on to weighted edges, x_s the
+    values of one neuron on all inputs, and D_s = dg / dG_s for a functional g. Then, to first order,
+
+        Var g = Var h / n,    h = sum_s (x_s^T D_s x_s - <D_s, G_s>).
+
+    The values x_s of all nodes are one joint draw, since skips pass on the values of the same neuron. The matrices D_s
+    come from one reverse pass, and Var h from drawn neurons. All is computed in float64.
+
+    The result is checked by networks of width n, up to 1,024, whose NNGPs are drawn exactly in distribution. Departures
+    of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order is not
+    enough, for example for the smallest eigenvalue of a nearly singular kernel.
+
+    The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3.
+
+    Args:
+      network: The network, see `nngp_dag.kernel`; its layers are fully connected, without layer norm.
+      x: Inputs, (N, ...), or a list of such arrays, one per input node.
+      functional: A function of the NNGP, (N, N), that JAX can differentiate and that returns a number, or a name:
+        "entry"       K[i, j] for `index` (i, j)
+        "trace"       the sum of the diagonal
+        "log_det"     log det(K + noise I)
+        "data_fit"    y^T (K + noise I)^-1 y
+        "prediction"  kernel regression at the last input, from the targets y of all others
+        "alignment"   y^T K y / (||K||_F ||y||^2)
+        "lambda_min"  the smallest eigenvalue
+      index: The row and the column of "entry"; (0, 1) by default.
+      y: Targets of "data_fit" and "alignment", (N,), or of "prediction", (N - 1,).
+      noise: Noise variance of "log_det", "data_fit" and "prediction".
+      neurons: Number of drawn neurons, rounded up to a multiple of 4,096.
+      networks: Number of simulated networks; 0 for no check, and then the result is not trusted.
+      seed: Seed of all draws.
+      **architecture: Options of the network, see `nngp_dag.kernel`, among them `width`.
+
+    Returns:
+      A `WidthSpread`.
+
+    Raises:
+      InputError: `nngp_dag.kernel` refuses the network or the inputs, or an argument does not fit. The network has
+        convolutions, pooling or layer norm. The functional is not finite, or rounding decides its derivative.
+      GraphError: The network has several outputs, or `nngp_dag.kernel` refuses the graph.
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(4, 30))
+      >>> spread = nd.width_spread("2_21_112", x, "log_det", width=256)
+      >>> spread.width, spread.trusted, round(spread.std, 1)
+      (256, True, 0.4)
+
+    Reference: von Mises, Ann. Math. Stat. 1947 (expansion in the empirical distribution); Hampel, JASA 1974 (influence
+    functions).
+    """
+    network = as_network(network, "network", width_spread, **architecture)
+    check_whole("neurons", neurons, 2)
+    check_whole("networks", networks, 0)
+    check_whole("seed", seed, 0)
+    if networks == 1:
+        raise InputError("Expected `networks` to be 0 or at least 2, got 1; the default is 400")
+    recursion = recursion_of(network)
+    if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
+        arrays: ArrayLike | list[np.ndarray] = [host_array(f"x[{i}]", of) for i, of in enumerate(x)]
+    else:
+        arrays = host_array("x", x)
+    data = [np.asarray(of, np.float64) for of in check_inputs("x", arrays, network, "float64")]
+    with precision_of(np.dtype(np.float64)):
+        function = functional_of(functional, len(data[0]), index=index, y=y, noise=noise)
+        nngp = jax.numpy.asarray(kernel(network, arrays, get="nngp", dtype="float64").nngp)
+        value, slope = jax.value_and_grad(function)(nngp)
+        if not (np.isfinite(value) and np.isfinite(slope).all()):
+            raise InputError(
+                f"Expected a functional that is finite and smooth at the NNGP, got {float(value):.4g} and derivatives "
+                "up to "
+                f"{float(abs(slope).max()):.4g}; add `noise`, or drop inputs that are equal"
+            )
+        k_in = [moments_of(of) for of in data]
+        limit = recursion.limit(k_in, slope)
+        influence = influence_of(recursion, limit, neurons, seed)
+        _check_rounding(rounding_of(limit), influence.variance**0.5, abs(float(value)))
+        n = network.width
+        second = curvature_of(recursion, k_in, function, float(value), max(2, neurons // 25), seed + 1)
+        bias = bias_error = departure = departure_error = math.nan
+        if networks:
+            drawn = min(n, _WIDEST)
+            found = simulated(recursion, k_in, function, limit, drawn, networks, seed + 2)
+            of_drawn = departure_of(found, float(value), influence.variance / drawn)
+            departure, departure_error, bias, bias_error = (v * drawn / n for v in of_drawn)
+    std = (influence.variance / n) ** 0.5
+    result = WidthSpread(
+        value=float(value),
+        std=std,
+        std_error=influence.error / influence.variance / 2 * std,
+        width=n,
+        second_order=second.mean / n,
+        second_order_error=second.error / n,
+        bias=bias,
+        bias_error=bias_error,
+        departure=departure,
+        departure_error=departure_error,
+        shares={node: share / influence.variance for node, share in influence.covariances.items()},
+    )
+    if networks and not result.trusted:
+        warn(_message(functional, result), NumericalWarning)
+    return result
+
+
+def _check_rounding(rounding: float, size: float, value: float) -> None:
+    """Refuses functionals that do not vary, or whose derivative is so large that rounding decides it."""
+    if not size > 1e-12 * value:
+        raise InputError(
+            "Expected a functional that varies with the NNGP of a finite network, got one without derivative there; "
+            "take another one"
+        )
+    if not rounding <= _ROUNDING * size:
+        raise InputError(
+            "Expected a functional whose derivative rounding does not decide, got one that changes by "
+            f"{rounding / size:.1e} of a neuron's influence; add `noise`, or drop inputs that are nearly equal"
+        )
+
+
+def _message(functional: str | Functional, spread: WidthSpread) -> str:
+    name = functional if isinstance(functional, str) else shown(functional)
+    if not math.isfinite(spread.departure):
+        return (
+            f"Expected {name} of simulated networks of width {min(spread.width, _WIDEST)} to be finite, got others; "
+            "take a wider network or fewer inputs, since the rank of kernels is at most the width, or add `noise`"
+        )
+    return (
+        f"Expected the standard deviation of {name} at width {spread.width} within 5 % of first order, got "
+        f"{spread.departure:+.1%} ± {spread.departure_error:.1%} in simulated networks; use std * (1 + departure), a "
+        "wider network, or more `networks`"
+    )

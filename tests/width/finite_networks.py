@@ -1,0 +1,60 @@
+"""NNGPs of finite networks of this package: the covariance of their outputs, given all weights but the readout's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import nngp_dag as nd
+
+# The graphs of Chen et al. 2022, a chain of 6 layers, and a random graph of skips and weighted edges.
+GRAPHS = {
+    "dag1": "2_02_002",
+    "dag2": "2_01_222",
+    "dag3": "2_21_112",
+    "chain6": "2_02_002_0002_00002_000002",
+    "random": "2_12_021_2102_10221",
+}
+
+
+def inputs() -> np.ndarray:
+    """Returns 8 digits on the sphere of radius sqrt(64), as the probes have them."""
+    data = nd.data.load_dataset("digits", subset=8)
+    return np.asarray(nd.data.scale_to_sphere(nd.data.normalize(data)), np.float64).reshape(8, -1)
+
+
+def targets(rows: int) -> np.ndarray:
+    """Returns normal targets."""
+    return np.random.default_rng(1).normal(size=rows)
+
+
+# The functionals of the comparison, with their arguments.
+FUNCTIONALS = {
+    "entry": {},
+    "trace": {},
+    "log_det": {},
+    "prediction": {"y": targets(7)},
+    "alignment": {"y": targets(8)},
+}
+
+
+def nngps(network: nd.Network, x: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the NNGPs of `count` networks with weights of their own, (count, N, N), float64."""
+    readout, width = network.readout_op, network.width
+    with jax.enable_x64(True):
+        data = jnp.asarray(x, jnp.float64)
+
+        @functools.partial(jax.jit)
+        def sample(keys: jax.Array) -> jax.Array:
+            def one(key: jax.Array) -> jax.Array:
+                net = nd.nets.DagNet(network, x.shape[1], 1, rngs=nnx.Rngs(params=key))
+                values = net.features(data)
+                values = values if net.readout_activation is None else net.readout_activation(values)
+                return readout.w_std**2 * values @ values.T / width + (readout.b_std or 0.0) ** 2
+
+            return jax.lax.map(one, keys)
+
+        keys = jax.random.split(jax.random.key(seed), count)
+        return np.concatenate([np.asarray(sample(part)) for part in np.split(keys, max(1, count // 250))])
