@@ -123,6 +123,7 @@ SLOW_PAGES = {
             "theory",
             "trace",
             "training",
+            "width",
         )
     ),
 }
