@@ -10,10 +10,11 @@ import numpy as np
 
 from nngp_dag.errors import InputError, ModelError, shorten, shown
 from nngp_dag.tracing import jaxprs, rules
-from nngp_dag.tracing.arrays import Num, Rand, size_of
+from nngp_dag.tracing.arrays import Num, Par, Rand, size_of
 from nngp_dag.tracing.models import ModelFunction, read_model
 from nngp_dag.tracing.program import Program, program_of
-from nngp_dag.tracing.reader import Reader
+from nngp_dag.tracing.reader import Reader, described
+from nngp_dag.tracing.rules.standardization import check_norms
 from nngp_dag.tracing.traced import Traced
 from nngp_dag.tracing.values import Product, heads, operands
 
@@ -94,6 +95,7 @@ def trace(
         output = _checked_output(output, batch_axis, function.name)
         program = program_of(output, reader.values, reader.no_ntk)
         _check_averages(reader, program)
+        check_norms(reader)
     if batch_axis == 0:
         _check_batch(function, x)
     return Traced(function, program, one.shape, _is_discrete(one), batch_axis, output.channels, reader.infinite, digest)
@@ -185,7 +187,8 @@ def _checked_output(output: Any, batch_axis: int | None, name: str) -> Rand:
             f"Expected {name} to be random, got an output whose limit is a number, such as a mean over units"
         )
     if not isinstance(output, Rand):
-        raise ModelError(f"Expected {name} to return a value, got a parameter; apply it to the input")
+        got = "a parameter" if isinstance(output, Par) else described([output])
+        raise ModelError(f"Expected {name} to return a value, got {got}; apply a matrix to a value")
     if len(output.parts) > 1:
         raise ModelError(
             f"Expected the units of the output of {name} to be alike, got a concatenation; return one part"

@@ -92,18 +92,6 @@ class Groups(NamedTuple):
     size: int
 
 
-class Sums(NamedTuple):
-    """Sums of entries of a parameter.
-
-    Attributes:
-      members: The positions of the entries of every sum.
-      scale: The factor by which the program had multiplied the entries.
-    """
-
-    members: tuple[tuple[int, ...], ...]
-    scale: float
-
-
 @dataclass(frozen=True)
 class Par:
     """Entries of a parameter that no operation has used yet.
@@ -116,8 +104,6 @@ class Par:
       scale: The factor by which the program has multiplied the parameter.
       factor: The array of numbers by which it has, or None.
       groups: The entries over which the mean was subtracted, or None.
-      squared: Whether these are the squares of the entries.
-      sums: The sums of entries that these are, by the numbers in `entries`; None for entries themselves.
     """
 
     leaf: int
@@ -127,8 +113,46 @@ class Par:
     scale: float = 1.0
     factor: Num | None = None
     groups: Groups | None = None
-    squared: bool = False
-    sums: Sums | None = None
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squares of the entries of a parameter, to be summed.
+
+    Attributes:
+      par: The parameter.
+      scale: The factor by which the program has multiplied the squares.
+    """
+
+    par: Par
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.par.shape
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of entries of a parameter, from which its means are made.
+
+    Attributes:
+      leaf: The number of the parameter.
+      numbers: The numbers of the sums, moved like entries; see `Par`.
+      members: The positions of the entries of every sum, (sums, entries).
+      scale: The factor by which the program has multiplied the sums.
+    """
+
+    leaf: int
+    numbers: Par
+    members: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.numbers.shape
 
 
 @dataclass(frozen=True)
@@ -233,7 +257,7 @@ class Grown:
         return self.rand.shape
 
 
-Array = Num | Par | Rand | Outer | Grown
+Array = Num | Par | Rand | Squares | Sums | Outer | Grown
 
 
 def size_of(dim: Sequence[Atom]) -> int:

@@ -11,6 +11,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from nngp_dag.errors import InputError, MissingLibraryError, shown
+from nngp_dag.errors import InputError, MissingLibraryError, ModelError, shorten, shown
 
 __all__ = ["Opened", "framework", "init_linen", "name_of", "open_model", "open_tree", "streams", "torch_seed"]
 
@@ -43,6 +45,7 @@ class Opened:
       values: Their numbers, in the same order. They may be tracers.
       name: Name of the model's class or function.
       output_first: Whether its matrices hold outputs first, as those of equinox and PyTorch do.
+      fixed: Names of parameters that are not trained.
     """
 
     fn: Callable[[Sequence[Any], Any], Any]
@@ -50,6 +53,7 @@ class Opened:
     values: list[Any]
     name: str
     output_first: bool = False
+    fixed: frozenset[str] = frozenset()
 
 
 def framework(model: Any) -> str:
@@ -281,11 +285,13 @@ def _open_equinox(model: Any) -> Opened:
 def torch_seed(key: Any) -> Iterator[None]:
     """Lets PyTorch draw numbers of a key of JAX, if it is imported, and puts its own generator back afterwards."""
     torch = sys.modules.get("torch")
-    if torch is None or isinstance(key, core.Tracer):
+    if torch is None:
         yield
         return
-    with jax.ensure_compile_time_eval():
-        data = np.asarray(jax.random.key_data(key))
+    data = np.zeros(1, int)
+    if not isinstance(key, core.Tracer):
+        with jax.ensure_compile_time_eval():
+            data = np.asarray(jax.random.key_data(key))
     with torch.random.fork_rng(devices=[]):
         # The generator takes 32 bits.
         torch.manual_seed(int(np.random.SeedSequence(data.ravel().tolist()).generate_state(1)[0]))
@@ -302,20 +308,76 @@ def _open_torch(model: Any) -> Opened:
             "Expected `torchax` to be installed for a model of PyTorch, got no such library; install it by "
             "pip install 'nngp-dag[torch]'"
         ) from error
-    module = copy.deepcopy(model).eval()
-    with jax.ensure_compile_time_eval():
-        arrays, call = torchax.extract_jax(module)
-    names = tuple(name for name, _ in module.named_parameters())
-    buffers = {name: array for name, array in arrays.items() if name not in names}
+    environment = torchax.tensor.Environment()
+    # Arrays that the model makes itself, such as masks and first states, are arrays of JAX, too.
+    environment._should_use_torchax_tensor = lambda device: True  # type: ignore[method-assign]
+
+    def draws(*arguments: Any, **options: Any) -> Any:
+        raise ModelError(
+            f"Expected the model {type(model).__name__} to be a function of its parameters and its input in inference "
+            "mode, got one that draws random numbers; leave that out"
+        )
+
+    environment.get_and_rotate_prng_key = draws  # type: ignore[method-assign]
+    try:
+        module = copy.deepcopy(model).eval()
+        with jax.ensure_compile_time_eval():
+            arrays, call = torchax.extract_jax(module, environment)
+    except Exception as error:  # the model is the caller's code, and torchax does not know all of PyTorch
+        text = shorten(" ".join(str(error).split()), 200)
+        raise InputError(
+            f"Expected a model of PyTorch that torchax can read, got {type(error).__name__}: {text}; pass plain layers "
+            "whose sizes are known, without wrappers of several devices"
+        ) from error
+    parameters = dict(module.named_parameters())
+    names = tuple(parameters)
+    buffers = {name: array for name, array in arrays.items() if name not in parameters}
 
     def fn(leaves: Sequence[Any], x: Any) -> Any:
-        # Numbers of one type, in which PyTorch does not mix; running statistics take that of the weights.
+        # Numbers of one type, which PyTorch does not mix; running statistics take that of the weights.
         dtype = jnp.result_type(*leaves) if leaves else x.dtype
         whole = {
             name: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
             for name, array in buffers.items()
         }
         given = dict(zip(names, map(jnp.asarray, leaves), strict=True))
-        return call({**whole, **given}, (jnp.asarray(x),))
+        with _gradients_flow():
+            return call({**whole, **given}, (jnp.asarray(x),))
 
-    return Opened(fn, names, [arrays[name] for name in names], type(model).__name__, output_first=True)
+    fixed = frozenset(name for name, one in parameters.items() if not one.requires_grad)
+    values = [arrays[name] for name in names]
+    return Opened(fn, names, values, type(model).__name__, output_first=True, fixed=fixed)
+
+
+def _library(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]
+
+
+@contextlib.contextmanager
+def _gradients_flow() -> Iterator[None]:
+    """Refuses that a model of PyTorch turns gradients off for a part of itself, which torchax does not follow."""
+    torch = sys.modules["torch"]
+
+    def refused(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def enter(*arguments: Any, **options: Any) -> Any:
+            frame = sys._getframe(1)
+            # Between this function and its caller lie frames of decorators, and in tests those of type checkers.
+            while (library := _library(frame)) in ("jaxtyping", "beartype", "contextlib") and frame.f_back is not None:
+                frame = frame.f_back
+            if library not in ("torch", "torchax"):
+                raise ModelError(
+                    f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: Expected values through which gradients "
+                    "flow, got a part without them; set `requires_grad_(False)` on parameters that are not trained"
+                )
+            return original(*arguments, **options)
+
+        return enter
+
+    places = [(torch.no_grad, "__enter__"), (torch.inference_mode, "__enter__"), (torch.set_grad_enabled, "__init__")]
+    with contextlib.ExitStack() as stack:
+        for owner, name in places:
+            original = getattr(owner, name)
+            stack.callback(setattr, owner, name, original)
+            setattr(owner, name, refused(original))
+        yield

@@ -168,7 +168,7 @@ def read_model(
     _check_independence(opened, found, readings)
     wide = _wide_axes(source, opened)
     leaves = tuple(
-        Leaf(name, tuple(np.shape(value)), found[name], True, axes)
+        Leaf(name, tuple(np.shape(value)), found[name], name not in opened.fixed, axes)
         for name, value, axes in zip(names, values, wide, strict=True)
     )
     _check_call(opened, x)
@@ -303,7 +303,8 @@ def _factory(model: Callable[..., Any], x: Any, accepted: tuple[str, ...], width
     if "rngs" in accepted or "key" in accepted:
         return _Source(opened, draw, True, width)
     # A factory of the width alone returns the same numbers for each seed, unless its module is drawn here.
-    kind = framework(model(width=width))
+    with torch_seed(jax.random.key(0)):
+        kind = framework(model(width=width))
     # PyTorch draws outside of programs of JAX, where nothing can be read but the numbers.
     return _Source(opened, draw, kind in ("linen", "torch"), width, reads=kind != "torch")
 

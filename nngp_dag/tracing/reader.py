@@ -15,7 +15,7 @@ import numpy as np
 
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing import jaxprs
-from nngp_dag.tracing.arrays import Array, Grown, Num, Outer, Par, Rand
+from nngp_dag.tracing.arrays import Array, Grown, Num, Outer, Par, Rand, Squares, Sums
 from nngp_dag.tracing.models import Leaf
 from nngp_dag.tracing.parameters import Weights, entries_of
 from nngp_dag.tracing.values import Number, Product, Values
@@ -27,14 +27,8 @@ RULES: dict[str, Rule] = {}
 
 # The rule of all operations on outer products of channels; see `rules.outer`.
 OUTER = "outer product"
-
-# What a program may do with sums of a parameter's entries, and with their squares.
-_OF_SUMS = frozenset(
-    (
-        *("reduce_sum", "reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims"),
-        *("mul", "div", "sub", "convert_element_type", "real"),
-    )
-)
+# The rule of all operations on sums and squares of a parameter's entries; see `rules.standardization`.
+SUMS = "sums of a parameter"
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -62,7 +56,8 @@ class Reader:
       no_ntk: The reason for which the model has no NTK here, or "".
       averaged: The places of means over channels, with the products whose units they average, unless it is known that
         the units grow with the width.
-      norms: The numbers of entries over which norms of parameters were taken, by parameter.
+      norms: The entries over which norms of parameters were taken, (norms, entries), with the places, by parameter.
+      summed: The entries that products sum over, (rows, columns), and whether over channels, by parameter.
       rows: The channels at which the parts of a value ended that a parameter was multiplied with.
     """
 
@@ -75,7 +70,8 @@ class Reader:
     wider: dict[int, list[tuple[int, ...]]] | None = None
     no_ntk: str = ""
     averaged: list[tuple[str, set[Product]]] = field(default_factory=list)
-    norms: dict[int, int] = field(default_factory=dict)
+    norms: dict[int, list[tuple[str, np.ndarray]]] = field(default_factory=dict)
+    summed: dict[int, list[tuple[np.ndarray, bool]]] = field(default_factory=dict)
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -134,13 +130,8 @@ class Reader:
                     "rule, by `jax.custom_jvp` or `jax.custom_vjp`; ask for the NNGP alone (get='nngp')"
                 )
             return self.read(*called, arguments)
-        made = next((a for a in arguments if isinstance(a, Par) and (a.squared or a.sums is not None)), None)
-        if made is not None and name not in _OF_SUMS:
-            self.refuse(
-                "sums of weights or of their squares that standardize these weights",
-                f"`{name}` of them, of `{self.leaves[made.leaf].name}`",
-                "docs/guides/trace.md lists the operations that have a rule",
-            )
+        if any(isinstance(a, (Squares, Sums)) for a in arguments):
+            return [RULES[SUMS](self, equation, arguments)]
         if any(isinstance(a, (Outer, Grown)) for a in arguments):
             result = RULES[OUTER](self, equation, arguments)
         elif name in RULES:
@@ -211,5 +202,7 @@ def described(arguments: Sequence[Array]) -> str:
         Rand: "a random value",
         Outer: "an outer product of channels",
         Grown: "a sum over channels",
+        Squares: "squares of a parameter",
+        Sums: "sums of a parameter",
     }
     return " and ".join(words[type(a)] for a in arguments)

@@ -29,7 +29,7 @@ def summary(traced: "Traced") -> str:
     lines += _section("functions of Gaussian values", _functions(traced))
     others = Counter(_kind(node) for node in nodes if isinstance(node, (Sum, Linear, Times)))
     lines += _section("other operations", [", ".join(f"{kind}: {n}" for kind, n in sorted(others.items()))])
-    lines += _section("taken to be infinite", [f"{what} {n} channels" for what, n in traced.infinite.items()])
+    lines += _section("taken to be infinite", [f"{what} {n} entries" for what, n in traced.infinite.items()])
     lines += _section("assumed", _assumptions(traced))
     network = traced.network
     lowered = f"yes, {network}" if network is not None else f"no: {traced.reason}"

@@ -12,7 +12,7 @@ first order it changes the second moment of a function of v by
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 
 from nngp_dag.tracing.distributions import Distribution
 from nngp_dag.tracing.functions import Function
-from nngp_dag.tracing.values import Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times, operands
+from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times, operands
 
 _POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(100)
 _HERMITE = _POINTS**4 - 6 * _POINTS**2 + 3
@@ -65,23 +65,50 @@ def weights_with_tails(node: Node) -> list[str]:
     return list(dict.fromkeys(name for child in children for name in weights_with_tails(child)))
 
 
-def operands_with_tails(output: Node) -> list[tuple[Node, Node]]:
-    """Returns the values that count as Gaussian and are not, each with the node that takes a function of them.
+class Strayed(NamedTuple):
+    """A value that counts as Gaussian and is not.
 
-    Functions of which a program takes only the mean, such as the squares in a norm, are left out.
+    Attributes:
+      node: The node that takes a function of it.
+      inner: The value.
+      mean_only: Whether the program takes only the mean of that function, as of the squares in a norm.
     """
-    found, seen, waiting = [], set(), [output]
+
+    node: Node
+    inner: Node
+    mean_only: bool
+
+
+def strayed(output: Node) -> list[Strayed]:
+    """Returns the values of a program that count as Gaussian and are not."""
+    found: dict[tuple[int, int], Strayed] = {}
+    # Nodes whose second moments enter, and nodes whose means do.
+    seen: set[tuple[int, bool]] = set()
+    waiting: list[tuple[Node | Number, bool]] = [(output, False)]
     while waiting:
-        node = waiting.pop()
-        if node.id in seen:
+        node, mean_only = waiting.pop()
+        if (node.id, mean_only) in seen:
             continue
-        seen.add(node.id)
-        waiting += operands(node)
-        # Of independent factors, second moments suffice.
-        dependent = isinstance(node, Times) and bool(node.left.sources & node.right.sources)
+        seen.add((node.id, mean_only))
+        if isinstance(node, Number):
+            waiting += [(one, False) for one in (*node.arguments, *(node.pair or ()))]
+            waiting += [(node.mean, True)] if node.mean is not None else []
+            continue
+        # Means of sums are those of the summands; functions and products below them have second moments.
+        passes = mean_only and isinstance(node, (Sum, Linear))
+        waiting += [(one, passes) for one in operands(node)]
+        waiting += [(one, False) for one in node.numbers] if isinstance(node, Linear) else []
+        waiting += [(node.number, False)] if isinstance(node, Fixed) else []
+        if isinstance(node, Product):
+            waiting += [(one, False) for _, one in node.operands if isinstance(one, Number)]
+        # Of independent factors, second moments suffice; of a product of two, the mean is a second moment.
+        dependent = isinstance(node, Times) and not mean_only and bool(node.left.sources & node.right.sources)
         if isinstance(node, Nonlinear) or dependent:
-            found += [(node, one) for one in operands(node) if one.gaussian and has_tails(one)]
-    return sorted(found, key=lambda pair: pair[0].id)
+            for one in operands(node):
+                if one.gaussian and has_tails(one):
+                    old = found.get((node.id, one.id))
+                    found[node.id, one.id] = Strayed(node, one, mean_only and (old is None or old.mean_only))
+    return sorted(found.values(), key=lambda one: one.node.id)
 
 
 def fourth_cumulant(node: Node, sums: Callable[[Product], Any]) -> Any:
@@ -117,8 +144,13 @@ def _fourth_roots(node: Node, sums: Callable[[Product], Any]) -> dict[Hashable, 
 
 
 @functools.lru_cache(maxsize=1024)
-def sensitivity(function: Function, variance: float) -> float:
-    """Returns the relative change of E f(v)^2 for an excess kurtosis of 1, at least 1/24.
+def sensitivity(function: Function, variance: float, *, mean_only: bool = False) -> float:
+    """Returns the relative change of E f(v)^2 or E f'(v)^2, the larger one, for an excess kurtosis of 1; at least 1/24.
+
+    Args:
+      function: The function f.
+      variance: The variance of v.
+      mean_only: Whether to return the change of E f(v) instead, which may be 0.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -127,6 +159,14 @@ def sensitivity(function: Function, variance: float) -> float:
       0.333333
     """
     with jax.enable_x64(True):
-        squares = np.asarray(function.fn(jnp.asarray(math.sqrt(variance) * _POINTS))) ** 2
-    total = float(_WEIGHTS @ squares)
-    return max(abs(float(_WEIGHTS @ (squares * _HERMITE))) / total if total else 0.0, 1.0) / 24
+        at = jnp.asarray(math.sqrt(variance) * _POINTS)
+        values, slopes = (np.asarray(one) for one in jax.jvp(function.fn, (at,), (jnp.ones_like(at),)))
+    if mean_only:
+        return _change(values)
+    return max(_change(values**2), _change(slopes**2), 1 / 24)
+
+
+def _change(values: np.ndarray) -> float:
+    """Returns the relative change of the mean of values at the points for an excess kurtosis of 1."""
+    total, size = float(_WEIGHTS @ values), float(_WEIGHTS @ abs(values))
+    return abs(float(_WEIGHTS @ (values * _HERMITE))) / 24 / max(abs(total), 1e-3 * size) if size else 0.0

@@ -29,14 +29,14 @@ from nngp_dag.tracing.moments import Recorded
 from nngp_dag.tracing.parameters import Weight
 from nngp_dag.tracing.program import Program
 from nngp_dag.tracing.summary import summary
-from nngp_dag.tracing.tails import operands_with_tails, sensitivity, weights_with_tails
+from nngp_dag.tracing.tails import Strayed, sensitivity, strayed, weights_with_tails
 from nngp_dag.tracing.values import Node, Nonlinear, Product, heads
 
 # Errors of numerical expectations, relative to second moments, from which on they are stated and refused.
 _STATED, _REFUSED = 1e-6, 1e-2
 # Estimated errors of values that count as Gaussian and are not, relative to second moments, from which on they are
 # stated.
-_NOT_GAUSSIAN = 5e-3
+_NOT_GAUSSIAN = 1e-2
 # Bytes of temporary arrays that one block of kernels may take.
 _BUDGET = 2**30
 # Number of arrays of a block that live at the same time in a compiled program; an estimate.
@@ -243,9 +243,9 @@ class Traced(KernelSource, Described):
             )
 
     @functools.cached_property
-    def _tails(self) -> list[tuple[Node, Node]]:
-        """The values that count as Gaussian and are not, each with the node that takes a function of them."""
-        return operands_with_tails(self.program.output)
+    def _tails(self) -> list[Strayed]:
+        """The values that count as Gaussian and are not."""
+        return strayed(self.program.output)
 
     def _check_tails_of(self, inputs: list[Any]) -> None:
         """Warns like `_check_tails`, for inputs whose kernels are those of the network."""
@@ -255,20 +255,16 @@ class Traced(KernelSource, Described):
 
     @functools.cached_property
     def _tails_alone(self) -> Any:
-        names = tuple(sorted({name for _, inner in self._tails for name in _tail_names(inner)}))
+        names = tuple(sorted({name for one in self._tails for name in _tail_names(one.inner)}))
         return jax.jit(jax.vmap(lambda x: self.program.values(x[None], names)))
 
     def _check_tails(self, values: list[dict[str, jax.Array]]) -> None:
         worst, largest, place, names = 0.0, 0.0, "", ""
-        for node, inner in self._tails:
-            # Of an input, the mean over its positions.
-            shape = (-1, math.prod(inner.shape))
-            kurtosis, variance = (
-                np.concatenate([np.reshape(v[name], shape).mean(axis=1) for v in values]) for name in _tail_names(inner)
-            )
+        for node, inner, mean_only in self._tails:
+            kurtosis, variance = (np.concatenate([np.ravel(v[name]) for v in values]) for name in _tail_names(inner))
             at = int(kurtosis.argmax())
             if isinstance(node, Nonlinear):
-                rate = sensitivity(self.program.functions[node.id], float(variance[at]))
+                rate = sensitivity(self.program.functions[node.id], float(variance[at]), mean_only=mean_only)
             else:
                 rate = 1 / 3  # that of the square
             if kurtosis[at] * rate > worst:
@@ -368,7 +364,7 @@ class Traced(KernelSource, Described):
         names = self.program.needed(jax.ShapeDtypeStruct(self.shape, dtype), ntk=ntk)
         numerical = {node for pairs in self._numerical.values() for pair in pairs for node in pair}
         checked = {*(f"variance {node.node.id}" for node in numerical)}
-        checked |= {name for _, inner in self._tails for name in _tail_names(inner)}
+        checked |= {name for one in self._tails for name in _tail_names(one.inner)}
         names = tuple(sorted({*names, *checked}))
         seeds = self._seeds()
 

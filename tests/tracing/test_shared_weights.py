@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.errors import ModelError, NumericalWarning
+from nngp_dag.errors import ModelError
 
 N, DRAWS = 128, 900
 RNG = np.random.default_rng(0)
@@ -228,46 +228,6 @@ def test_fixed_arrays_are_refused(model, shape):
     init = drawn(w=(4, N), v=(N, 1))
     with pytest.raises(ModelError, match=r"^test_shared_weights.py:\d+: .*got `c`, a fixed array"):
         nd.trace(model, FEATURES, init=lambda key: {**init(key), "c": fixed}, distributions={"c": "fixed"})
-
-
-def test_centered_weights_act_on_centered_values():
-    """Closed form: weights minus their mean see the variance of relu(g), of which the mean is (2 pi)^-1/2 sd."""
-
-    def model(p, x):
-        w = p["w"] - p["w"].mean(0)
-        return jax.nn.relu(x @ p["a"] / 2) @ w @ p["v"] / N
-
-    x = FEATURES[:1]
-    found = nd.kernel(nd.trace(model, x, init=drawn(a=(4, N), w=(N, N), v=(N, 1))), x, get="nngp").nngp
-    square = float(np.sum(x**2)) / 4
-    np.testing.assert_allclose(found, [[square / 2 - square / (2 * np.pi)]], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w - w.mean(), "weights that are centered over the 128 entries that a product sums over"),
-        (lambda w: w - w.mean(1), "a parameter minus the mean of its own entries"),
-        (lambda w: w - 2 * w.mean(0), "a parameter minus the mean of its own entries"),
-        (lambda w: w / w.max(), "a parameter to be multiplied by or added to a random value, got `reduce_max`"),
-        (lambda w: w * w, "sums of weights or of their squares"),
-        (lambda w: w + w.mean(0), "sums of weights or of their squares"),
-    ],
-)
-def test_other_functions_of_weights_are_refused(change, message):
-    def model(p, x):
-        return jax.nn.relu(x @ p["a"]) @ change(p["w"]) @ p["v"]
-
-    with pytest.raises(ModelError, match=message):
-        nd.trace(model, FEATURES, init=drawn(a=(4, N), w=(N, N), v=(N, 1)))
-
-
-def test_norms_over_few_features_warn():
-    def model(p, x):
-        return jax.nn.relu(x @ (p["a"] / jnp.linalg.norm(p["a"], axis=0))) @ p["v"]
-
-    with pytest.warns(NumericalWarning, match="are divided by their norm over 4 entries only"):
-        nd.trace(model, FEATURES, init=drawn(a=(4, N), v=(N, 1)))
 
 
 def test_the_slope_of_prelu_has_its_share_in_the_ntk():

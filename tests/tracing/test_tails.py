@@ -75,10 +75,45 @@ def test_one_array_as_input_warns_too():
         nd.kernel(nd.trace(model, x, init=init, batch_axis=None), x)
 
 
+def test_values_that_enter_through_numbers_warn():
+    """Attention scores are means of products of functions of few uniform numbers."""
+
+    def model(p, x):
+        q = jnp.cos(3 * x @ p["a"])
+        scores = jnp.einsum("bsd,btd->bst", q, q) / q.shape[-1]
+        return (scores @ (x @ p["g"])).mean(1) @ p["v"]
+
+    def init(key):
+        one, two, three = jax.random.split(key, 3)
+        a = jax.random.uniform(one, (2, 64), minval=-1)
+        return {"a": a, "g": jax.random.normal(two, (2, 64)), "v": jax.random.normal(three, (64, 1))}
+
+    x = RNG.normal(size=(2, 3, 2))
+    with pytest.warns(NumericalWarning, match="those of `a`, and have an excess kurtosis"):
+        nd.kernel(nd.trace(model, x, init=init), x)
+
+
+def test_norms_take_the_mean_of_squares_only():
+    """The mean of squares is exact for weights of any distribution."""
+
+    def model(p, x):
+        h = x @ p["a"]
+        return h / jnp.sqrt((h**2).mean(-1, keepdims=True)) @ p["v"]
+
+    def init(key):
+        one, two = jax.random.split(key)
+        return {"a": jax.random.uniform(one, (2, 64), minval=-1), "v": jax.random.normal(two, (64, 1)) / 8}
+
+    x = RNG.normal(size=(2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nd.kernel(nd.trace(model, x, init=init), x, get="nngp")
+
+
 def test_the_kurtosis_is_that_of_the_sum():
     x = RNG.normal(size=(1, 5))
     traced = nd.trace(net(5), x)
-    node = traced._tails[0][1]
+    node = traced._tails[0].inner
     with jax.enable_x64(True):
         (found,) = OneInput(jnp.asarray(x), traced.program.functions).kurtosis(node).tolist()
     # All fourth cumulants are -1.2 s^4 z^4, with the input 1 for the bias.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.errors import MissingLibraryError, ModelError
+from nngp_dag.errors import InputError, MissingLibraryError, ModelError
 from nngp_dag.tracing.frontends import framework
 
 X = np.random.default_rng(0).normal(size=(4, 60)).astype(np.float32)
@@ -90,3 +90,65 @@ def test_refusals_name_the_line():
 
     with pytest.raises(ModelError, match=r"^test_torch.py:\d+: .*max pooling"):
         nd.trace(Pooled(), X)
+
+
+@with_torch
+def test_what_is_not_trained_has_no_share():
+    """A frozen first layer, and arrays that the model makes itself."""
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self, frozen):
+            super().__init__()
+            self.stem, self.readout = nn.Linear(60, 64, bias=False), nn.Linear(64, 1, bias=False)
+            self.stem.weight.requires_grad_(not frozen)
+
+        def forward(self, x):
+            return self.readout(torch.relu(self.stem(x)) * torch.ones(64) * 2)
+
+    whole, part = (nd.kernel(nd.trace(Model(frozen), X), X) for frozen in (False, True))
+    np.testing.assert_allclose(part.nngp, whole.nngp, rtol=1e-6)
+    # The readout's part of the NTK is the NNGP over the variance of its weights, 1 / (3 x 64).
+    np.testing.assert_allclose(part.ntk, 192 * np.asarray(part.nngp), rtol=1e-5)
+    assert (np.diag(whole.ntk) > 1.5 * np.diag(part.ntk)).all()
+
+
+@with_torch
+@pytest.mark.parametrize("kind", ["no_grad", "dropout", "lazy"])
+def test_models_that_cannot_be_read_say_why(kind):
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.LazyLinear(64) if kind == "lazy" else nn.Linear(60, 64)
+            self.readout = nn.Linear(64, 1)
+
+        def forward(self, x):
+            h = torch.relu(self.stem(x))
+            if kind == "dropout":
+                h = nn.functional.dropout(h, 0.5)
+            if kind == "no_grad":
+                with torch.no_grad():
+                    h = 2 * h
+            return self.readout(h)
+
+    messages = {
+        "no_grad": r"^test_torch.py:\d+: Expected values through which gradients flow",
+        "dropout": "got one that draws random numbers",
+        "lazy": "Expected a model of PyTorch that torchax can read",
+    }
+    with pytest.raises((ModelError, InputError), match=messages[kind]):
+        nd.trace(Model(), X)
+
+
+@with_torch
+def test_factories_leave_the_users_generator_alone():
+    import torch
+    from torch import nn
+
+    state = torch.random.get_rng_state()
+    nd.trace(lambda width: nn.Sequential(nn.Linear(60, width), nn.ReLU(), nn.Linear(width, 1)), X, width=64)
+    assert torch.equal(torch.random.get_rng_state(), state)

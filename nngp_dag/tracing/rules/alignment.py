@@ -214,6 +214,12 @@ def parameter_on(reader: Reader, par: Par, rand: Rand) -> Rand:
       ModelError: A random parameter is shared by all channels of an infinite axis.
     """
     check_not_fixed(reader, par)
+    if par.groups is not None:
+        reader.refuse(
+            "parameters that are added or multiplied as they are",
+            f"`{reader.leaves[par.leaf].name}` minus its mean",
+            "leave out the mean",
+        )
     dims = rand.dims
     shape: list[int] = []
     flags = par.repeated or (True,) * len(dims)

@@ -10,7 +10,7 @@ from nngp_dag.tracing.geometry import Windows, window_pixels
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import broadcast
 from nngp_dag.tracing.rules.products import check_gaussian, check_wide
-from nngp_dag.tracing.rules.standardization import check_centered, check_norm, refuse
+from nngp_dag.tracing.rules.standardization import read_rows
 from nngp_dag.tracing.values import Node
 
 
@@ -65,11 +65,12 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     plain = grows is not None and kernel.shape == reader.leaves[kernel.leaf].shape
     flag = grows[out_filter] if plain and grows is not None else None
     dims[out_feature] = (Channels(out, flag),)  # type: ignore[assignment]
-    is_centered = check_centered(reader, kernel, entries, len(sizes) + 1)
+    depthwise = fan == 1 and groups > 1
+    over_channels = not isinstance(value, Num)
+    is_centered = not depthwise and read_rows(reader, kernel, entries, len(sizes) + 1, channels=over_channels)
     if isinstance(value, Num):
         if groups != 1:
             reader.refuse("a convolution of all features of the input", f"{groups} groups", "use one group")
-        check_norm(reader, kernel)
         number = reader.whole(value)
         weight = reader.weights.read(kernel.leaf, entries.reshape(*sizes, fan, out), reader.place)
         node = reader.values.product(
@@ -78,18 +79,33 @@ def convolve(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         return Rand(((out, reader.values.sum([(kernel.scale, node)])),), tuple(dims))
     if not all(is_finite(value.dims[i]) for i in finite) or len(axes_of(value.dims)[feature]) > 0:
         reader.refuse("images with channels on one axis", "an image whose pixels are channels", "reshape before it")
-    if fan == 1 and groups > 1:
-        if groups != value.channels or groups != out or is_centered:
+    if depthwise:
+        if kernel.groups is not None:
+            reader.refuse(
+                "depthwise filters that are random or constant", f"`{name}` minus its mean", "leave out the mean"
+            )
+        if groups != value.channels or groups != out:
             reader.refuse(
                 "depthwise convolutions with one filter for each channel",
                 f"{groups} groups and {out} output channels (`{name}`)",
                 "use one filter for each channel",
             )
         return _depthwise(reader, value, kernel, entries.reshape(*sizes, out), geometry, node_shape, tuple(dims))
+    grows_in = grows[in_filter] if plain and grows is not None else None
+    if groups > 1 and not grows_in:
+        reader.refuse(
+            "groups whose number of channels grows with the width",
+            f"{groups} groups of {fan} channels" + ("" if grows_in is None else ", which does not"),
+            "pass a factory with `width`, which tells what grows" if grows_in is None else "use fewer groups",
+        )
     if groups > 1 and len(value.parts) > 1:
         reader.refuse("groups of the channels of one value", f"groups of concatenated channels (`{name}`)", "split")
     if is_centered and len(value.parts) > 1:
-        refuse(reader, kernel, "values of one part", "weights that are centered, times concatenated channels")
+        reader.refuse(
+            "weights that are centered to meet channels of one part",
+            f"`{name}` times concatenated channels",
+            "leave out the mean, or convolve each part with weights of its own",
+        )
     check_wide(reader, value.dims[feature], f"`{name}` sums over")
     terms: list[tuple[float, Node]] = []
     first = 0

@@ -1,7 +1,6 @@
 """Rules of elementwise operations: linear combinations stay linear, other functions need one Gaussian value."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
 from nngp_dag.tracing.rules.bases import Base, bases, common_base, constant
 from nngp_dag.tracing.rules.shapes import broadcast_to
-from nngp_dag.tracing.rules.standardization import centered, squared
+from nngp_dag.tracing.rules.standardization import squared
 from nngp_dag.tracing.values import Fixed, Linear, Node, Number, Parameter, Sum, operands
 
 _UNARY = (
@@ -128,11 +127,9 @@ def _hashable(params: dict[str, Any]) -> Hashable:
 def _of_parameters(reader: Reader, name: str, power: int, arguments: list[Any]) -> Array:
     par, *more = [a for a in arguments if isinstance(a, Par)]
     if name in ("integer_pow", "square") and power == 2:
-        return squared(reader, par)
-    if more and name == "mul" and more[0].leaf == par.leaf and np.array_equal(more[0].entries, par.entries):
-        return squared(reader, dataclasses.replace(par, scale=math.sqrt(par.scale * more[0].scale)))
-    if name == "sub" and more and more[0].sums is not None and arguments[0] is par:
-        return centered(reader, par, more[0])
+        return squared(reader, par, par)
+    if more and name == "mul" and more[0].leaf == par.leaf:
+        return squared(reader, par, more[0])
     if more or len(arguments) > 2:
         names = " and ".join(f"`{reader.leaves[a.leaf].name}`" for a in (par, *more))
         reader.refuse(

@@ -9,15 +9,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from nngp_dag.tracing.arrays import Array, Axes, Grown, Num, Outer, Rand
 from nngp_dag.tracing.reader import OUTER, RULES, Reader, rule
-from nngp_dag.tracing.rules.alignment import apply_to_parts, number_on
-from nngp_dag.tracing.rules.elementwise import scaled
+from nngp_dag.tracing.rules.alignment import apply_to_parts
 from nngp_dag.tracing.rules.products import averaged, mixed
-from nngp_dag.tracing.rules.shapes import broadcast_to
 
 # Operations on one array that move entries.
 _MOVES = frozenset(("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev"))
+# Operations that change at most the sign; types are not followed.
+_CASTS = frozenset(("convert_element_type", "real", "neg"))
 
 
 @rule(OUTER)
@@ -39,6 +41,8 @@ def outer_product(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     if name == "broadcast_in_dim" and math.prod(params["shape"]) == math.prod(outer.shape):
         places = dict(zip(params["broadcast_dimensions"], order, strict=True))
         return dataclasses.replace(outer, order=tuple(places.get(i, -1) for i in range(len(params["shape"]))))
+    if name == "neg" or (name in _CASTS and np.issubdtype(equation.outvars[0].aval.dtype, np.floating)):
+        return dataclasses.replace(outer, scale=-outer.scale if name == "neg" else outer.scale)
     if name in ("mul", "div") and len(arguments) == 2:
         number = next((a for a in arguments if isinstance(a, Num)), None)
         if number is not None and number.scalar and (name == "mul" or outer is arguments[0]):
@@ -98,28 +102,26 @@ def _of_grown(reader: Reader, equation: Any, arguments: Sequence[Any]) -> Array:
     name = equation.primitive.name
     at = next(i for i, a in enumerate(arguments) if isinstance(a, Grown))
     grown = arguments[at]
-    if name in _MOVES and len(arguments) == 1:
+    if len(arguments) == 1 and name in _MOVES | _CASTS:
         return _released(RULES[name](reader, equation, [grown.rand]), grown.growth)
     other = arguments[1 - at] if name in ("mul", "div") else None
     if isinstance(other, Num) and (name == "mul" or at == 0):
-        if other.scalar:
-            c = other.scalar if name == "mul" else 1 / other.scalar
-            return _released(_times(reader, grown.rand, c), grown.growth._replace(factor=grown.growth.factor * c))
-        below = other.growth
-        cancels = below is not None and below.positive and below.size == grown.growth.size
-        if name == "div" and cancels and below is not None and below.power == grown.growth.power:
-            return _divided(reader, grown.rand, other)
+        sign, of = (1, other.growth) if name == "mul" else (-1, other.growth)
+        factor = other.scalar if of is None else of.factor
+        bare = [grown.rand if i == at else dataclasses.replace(other, growth=None) for i in range(2)]
+        if of is None:
+            # Numbers that depend on the input do not grow with the width.
+            known = other.number.known
+            factor = factor or (1.0 if known is None else float(np.abs(known).max()) or 1.0)
+            growth = grown.growth._replace(factor=grown.growth.factor * factor**sign)
+            return _released(RULES[name](reader, equation, bare), growth)
+        if of.size == grown.growth.size and of.factor and (name == "mul" or of.positive):
+            growth = grown.growth._replace(
+                factor=grown.growth.factor * of.factor**sign, power=grown.growth.power + sign * of.power
+            )
+            return _released(RULES[name](reader, equation, bare), growth)
     reader.settle(Num(reader.values.known(0.0), (), (), grown.growth))
     raise AssertionError("a sum that grows is refused")
-
-
-def _divided(reader: Reader, rand: Rand, number: Num) -> Rand:
-    """Returns a random array divided by a number, as the norm of linear attention."""
-    bare = dataclasses.replace(number, growth=None)
-    wide = broadcast_to(reader, bare, rand.shape, range(len(rand.shape))) if bare.shape != rand.shape else bare
-    assert isinstance(wide, Num)
-    below = reader.values.computed("reciprocal", lambda a: 1 / a, number_on(reader, wide, rand.dims))
-    return scaled(reader, rand, below)
 
 
 def _times(reader: Reader, rand: Rand, c: float) -> Rand:

@@ -32,7 +32,7 @@ from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import bounds, check_not_fixed, repartitioned
 from nngp_dag.tracing.rules.bases import bases
 from nngp_dag.tracing.rules.shapes import broadcast_to, check_plain, transposed_to
-from nngp_dag.tracing.rules.standardization import check_centered, check_norm, refuse
+from nngp_dag.tracing.rules.standardization import read_rows
 from nngp_dag.tracing.values import Linear, Node, Number, Times
 
 # Entries up to which the coefficients of a linear map are looked at one by one.
@@ -187,8 +187,7 @@ def _of_number(
     weight = reader.weights.read(par.leaf, entries, reader.place)
 
     own = tuple(range(len(batch)))
-    is_centered = check_centered(reader, par, entries, len(contracted))
-    check_norm(reader, par)
+    is_centered = read_rows(reader, par, entries, len(contracted), channels=False)
     node = reader.values.product(
         weight, [(1, number)], shape, Matrix((), order), own=own, features=contracted, centered=is_centered
     )
@@ -225,7 +224,7 @@ def _of_value(
     kept = tuple(p for i in (*batch, *free) for p in own_axes[i])
     shape = tuple(rand.finite[p] for p in kept)
     own = tuple(range(sum(len(own_axes[i]) for i in batch)))
-    is_centered = check_centered(reader, par, entries, len(contracted))
+    is_centered = read_rows(reader, par, entries, len(contracted), channels=True)
     # Rows of the entries are in the order of the contracted axes; the channels of each part are some of them.
     order, sizes = [], []
     for i in contracted:
@@ -241,7 +240,11 @@ def _of_value(
     spread = spread.reshape(*finite_sizes, rand.channels, *tail)
     rand = _as_before(reader, rand, par.leaf)
     if is_centered and len(rand.parts) > 1:
-        refuse(reader, par, "values of one part", "weights that are centered, times concatenated channels")
+        reader.refuse(
+            "weights that are centered to meet channels of one part",
+            f"`{reader.leaves[par.leaf].name}` times concatenated channels",
+            "leave out the mean, or multiply each part by weights of its own",
+        )
     terms, first = [], 0
     for n, node in rand.parts:
         rows = np.take(spread, np.arange(first, first + n), axis=len(finite_sizes))
