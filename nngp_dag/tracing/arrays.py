@@ -257,7 +257,9 @@ class Grown:
         return self.rand.shape
 
 
-Array = Num | Par | Rand | Squares | Sums | Outer | Grown
+Array = Num | Par | Rand
+# Some values stand for what a program makes of several of them before it is an array again.
+Value = Array | Squares | Sums | Outer | Grown
 
 
 def size_of(dim: Sequence[Atom]) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -300,7 +301,7 @@ def torch_seed(key: Any) -> Iterator[None]:
 
 def _open_torch(model: Any) -> Opened:
     try:
-        import torchax
+        torchax: Any = importlib.import_module("torchax")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torchax":
             raise

@@ -15,7 +15,7 @@ import numpy as np
 
 from nngp_dag.errors import ModelError
 from nngp_dag.tracing import jaxprs
-from nngp_dag.tracing.arrays import Array, Grown, Num, Outer, Par, Rand, Squares, Sums
+from nngp_dag.tracing.arrays import Grown, Num, Outer, Par, Rand, Squares, Sums, Value
 from nngp_dag.tracing.models import Leaf
 from nngp_dag.tracing.parameters import Weights, entries_of
 from nngp_dag.tracing.values import Number, Product, Values
@@ -97,13 +97,13 @@ class Reader:
         """Raises a `ModelError` that names the line of the model."""
         raise ModelError(f"{self.place}: Expected {expected}, got {got}; {remedy}")
 
-    def read(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Array]) -> list[Array]:
+    def read(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Returns the outputs of a program for given arguments."""
         equations, used = jaxprs.needed(jaxpr)
-        known: dict[Any, Array] = {v: self.known(c) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in used}
+        known: dict[Any, Value] = {v: self.known(c) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in used}
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def value(variable: Any) -> Array:
+        def value(variable: Any) -> Value:
             if isinstance(variable, jax.extend.core.Literal):
                 return self.known(variable.val)
             return known[variable]
@@ -119,7 +119,7 @@ class Reader:
         self.place, self.label = outer, label
         return [value(v) for v in jaxpr.outvars]
 
-    def apply(self, equation: Any, arguments: list[Array]) -> list[Array]:
+    def apply(self, equation: Any, arguments: list[Value]) -> list[Value]:
         """Returns the results of one equation."""
         name = equation.primitive.name
         if (called := jaxprs.body(equation)) is not None:
@@ -146,12 +146,12 @@ class Reader:
             )
         return result if isinstance(result, list) else [result]
 
-    def of_numbers(self, equation: Any, arguments: list[Any]) -> list[Array]:
+    def of_numbers(self, equation: Any, arguments: list[Any]) -> list[Any]:
         """Keeps an equation whose arguments are all numbers; it is evaluated for every input."""
         if equation.effects or equation.primitive.name.startswith("random_"):
             self.refuse("a function of parameters and input alone", f"`{equation.primitive.name}`", "remove it")
         arrays = [self.whole(a) for a in arguments]
-        results: list[Array] = []
+        results: list[Num] = []
         for i, variable in enumerate(equation.outvars):
 
             def evaluate(*inputs: Any, i: int = i) -> Any:
@@ -194,7 +194,7 @@ class Reader:
             )
 
 
-def described(arguments: Sequence[Array]) -> str:
+def described(arguments: Sequence[Value]) -> str:
     """Returns the kinds of arguments in words, for messages."""
     words = {
         Num: "a number",

@@ -268,7 +268,7 @@ class Traced(KernelSource, Described):
             else:
                 rate = 1 / 3  # that of the square
             if kurtosis[at] * rate > worst:
-                worst, largest, place = float(kurtosis[at] * rate), float(kurtosis[at]), node.place
+                worst, largest, place = float(kurtosis[at] * rate), float(kurtosis[at]), getattr(node, "place", "")
                 names = " and ".join(f"`{name}`" for name in weights_with_tails(inner))
         if worst > _NOT_GAUSSIAN:
             warn(

@@ -4,6 +4,7 @@ Issues 84 (tied recurrent networks), 203 (transformer blocks without softmax) an
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ def test_issue_99_the_ntk_is_the_mean_of_empirical_ones():
         variables = model.init(key, jnp.zeros((1, 6, 6, 3)))
 
         def apply(p):
-            return model.apply({**variables, "params": p}, jnp.asarray(IMAGES, jnp.float32))[:, 0]
+            output: Any = model.apply({**variables, "params": p}, jnp.asarray(IMAGES, jnp.float32))
+            return output[:, 0]
 
         jacobian = jax.jacrev(apply)(variables["params"])
         return sum(jnp.einsum("i...,j...->ij", g, g) for g in jax.tree.leaves(jacobian))

@@ -35,7 +35,8 @@ def test_models_of_pytorch_need_torchax(monkeypatch):
 def test_a_sequential_model_is_a_network():
     """Its kernels are those of equinox's network, which has the same distributions."""
     import equinox as eqx
-    from torch import nn
+
+    nn = pytest.importorskip("torch").nn
 
     def model(width):
         layers = nn.Linear(60, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
@@ -52,8 +53,8 @@ def test_a_sequential_model_is_a_network():
 @with_torch
 def test_norms_ties_and_width():
     """Group norm of a tied network, whose axes are known from two widths, beside the empirical NTK."""
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     class Model(nn.Module):
         def __init__(self, width):
@@ -75,8 +76,8 @@ def test_norms_ties_and_width():
 
 @with_torch
 def test_refusals_name_the_line():
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     class Pooled(nn.Module):
         def __init__(self):
@@ -95,8 +96,8 @@ def test_refusals_name_the_line():
 @with_torch
 def test_what_is_not_trained_has_no_share():
     """A frozen first layer, and arrays that the model makes itself."""
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     class Model(nn.Module):
         def __init__(self, frozen):
@@ -117,8 +118,8 @@ def test_what_is_not_trained_has_no_share():
 @with_torch
 @pytest.mark.parametrize("kind", ["no_grad", "dropout", "lazy"])
 def test_models_that_cannot_be_read_say_why(kind):
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     class Model(nn.Module):
         def __init__(self):
@@ -146,8 +147,8 @@ def test_models_that_cannot_be_read_say_why(kind):
 
 @with_torch
 def test_factories_leave_the_users_generator_alone():
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     state = torch.random.get_rng_state()
     nd.trace(lambda width: nn.Sequential(nn.Linear(60, width), nn.ReLU(), nn.Linear(width, 1)), X, width=64)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Num, Par, Rand
+from nngp_dag.tracing.arrays import Num, Par, Rand, Value
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.shapes import joined, reshape_to, taken
 
@@ -14,14 +14,14 @@ _MOST_STEPS = 10_000
 
 
 @rule("scan")
-def scan(reader: Reader, equation: Any, arguments: list[Any]) -> list[Array]:
+def scan(reader: Reader, equation: Any, arguments: list[Any]) -> list[Value]:
     """Unrolls a loop of known length."""
     params = equation.params
     length, reverse, body = params["length"], params["reverse"], params["jaxpr"]
     if length > _MOST_STEPS:
         reader.refuse(f"a loop of at most {_MOST_STEPS:,} steps", f"{length:,}", "shorten the loop")
     consts, carry, columns = _split(arguments, params["num_consts"], params["num_carry"])
-    rows: list[list[Array]] = [[] for _ in range(len(body.jaxpr.outvars) - len(carry))]
+    rows: list[list[Value]] = [[] for _ in range(len(body.jaxpr.outvars) - len(carry))]
     for i in reversed(range(length)) if reverse else range(length):
         step = [taken(reader, array, 0, i) for array in columns]
         results = reader.read(body.jaxpr, body.consts, [*consts, *carry, *step])
@@ -37,7 +37,7 @@ def _split(arguments: list[Any], consts: int, carry: int) -> tuple[list[Any], li
     return arguments[:consts], arguments[consts : consts + carry], arguments[consts + carry :]
 
 
-def _stacked(reader: Reader, row: list[Array]) -> Array:
+def _stacked(reader: Reader, row: list[Value]) -> Value:
     if any(isinstance(a, Par) for a in row):
         reader.refuse("values to be stacked", "parameters", "stack values only")
     wide = [reshape_to(reader, a, (1, *a.shape)) for a in row]
@@ -51,7 +51,7 @@ def _stacked(reader: Reader, row: list[Array]) -> Array:
 
 
 @rule("cond")
-def cond(reader: Reader, equation: Any, arguments: list[Any]) -> list[Array]:
+def cond(reader: Reader, equation: Any, arguments: list[Any]) -> list[Value]:
     """Takes the branch that a known number chooses."""
     index, *operands = arguments
     chosen = index.scalar if isinstance(index, Num) else None

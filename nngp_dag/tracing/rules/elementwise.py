@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Num, Par, Rand, finite_of
+from nngp_dag.tracing.arrays import Num, Par, Rand, Value, finite_of
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.alignment import aligned, apply_to_parts, fixed_on, number_on, parameter_on
 from nngp_dag.tracing.rules.bases import Base, bases, common_base, constant
@@ -28,7 +28,7 @@ _LINEAR = ("add", "add_any", "convert_element_type", "div", "mul", "neg", "real"
 
 
 @rule(*_UNARY, *_BINARY, *_LINEAR)
-def elementwise(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+def elementwise(reader: Reader, equation: Any, arguments: list[Any]) -> Value:
     """Applies an elementwise operation."""
     name = equation.primitive.name
     shape = tuple(equation.outvars[0].aval.shape)
@@ -124,7 +124,7 @@ def _hashable(params: dict[str, Any]) -> Hashable:
 # Parameters alone.
 
 
-def _of_parameters(reader: Reader, name: str, power: int, arguments: list[Any]) -> Array:
+def _of_parameters(reader: Reader, name: str, power: int, arguments: list[Any]) -> Value:
     par, *more = [a for a in arguments if isinstance(a, Par)]
     if name in ("integer_pow", "square") and power == 2:
         return squared(reader, par, par)

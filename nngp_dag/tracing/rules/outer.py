@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from nngp_dag.tracing.arrays import Array, Axes, Grown, Num, Outer, Rand
+from nngp_dag.tracing.arrays import Axes, Grown, Num, Outer, Rand, Value
 from nngp_dag.tracing.reader import OUTER, RULES, Reader, rule
 from nngp_dag.tracing.rules.alignment import apply_to_parts
 from nngp_dag.tracing.rules.products import averaged, mixed
@@ -23,7 +23,7 @@ _CASTS = frozenset(("convert_element_type", "real", "neg"))
 
 
 @rule(OUTER)
-def outer_product(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+def outer_product(reader: Reader, equation: Any, arguments: list[Any]) -> Value:
     """Applies an operation to an outer product of channels, or to a value times a sum that still grows."""
     name = equation.primitive.name
     outer = next((a for a in arguments if isinstance(a, Outer)), None)
@@ -51,7 +51,7 @@ def outer_product(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
     return _refuse(reader, f"`{name}` of it")
 
 
-def _multiplied(reader: Reader, arguments: list[Any], contracted: Any, batch: Any) -> Array:
+def _multiplied(reader: Reader, arguments: list[Any], contracted: Any, batch: Any) -> Value:
     """Returns the product of an outer product with a random value, along the channels of one factor."""
     at = 0 if isinstance(arguments[0], Outer) else 1
     outer, value = arguments[at], arguments[1 - at]
@@ -97,7 +97,7 @@ def _multiplied(reader: Reader, arguments: list[Any], contracted: Any, batch: An
     return result if growth is None else _released(result, growth._replace(factor=growth.factor * outer.scale))
 
 
-def _of_grown(reader: Reader, equation: Any, arguments: Sequence[Any]) -> Array:
+def _of_grown(reader: Reader, equation: Any, arguments: Sequence[Any]) -> Value:
     """Applies an operation to a value times a sum over channels, until the program divides by their number."""
     name = equation.primitive.name
     at = next(i for i, a in enumerate(arguments) if isinstance(a, Grown))

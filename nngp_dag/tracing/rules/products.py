@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.tracing.arrays import (
-    Array,
     Atom,
     Axes,
     Channels,
@@ -23,6 +22,7 @@ from nngp_dag.tracing.arrays import (
     Outer,
     Par,
     Rand,
+    Value,
     axes_of,
     finite_of,
     is_finite,
@@ -42,7 +42,7 @@ _GRID = np.linspace(-3, 3, 31)
 
 
 @rule("dot_general")
-def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Value:
     """Multiplies arrays and sums over axes."""
     left, right = arguments
     (lc, rc), (lb, rb) = equation.params["dimension_numbers"]
@@ -64,7 +64,7 @@ def dot_general(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
         return weighted(reader, value, par, of_value, of_par, par_first=isinstance(left, Par))
     if isinstance(left, Rand) and isinstance(right, Rand):
         if any(not is_finite(left.dims[i]) for i in axes[0].free):
-            return Outer(left, right, *axes)
+            return Outer(left, right, of_left=axes[0], of_right=axes[1])
         return averaged(reader, left, right, *axes)
     rand, num = (left, right) if isinstance(left, Rand) else (right, left)
     of_rand, of_num = axes if isinstance(left, Rand) else axes[::-1]

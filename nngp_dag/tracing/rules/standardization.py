@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from nngp_dag.errors import NumericalWarning, warn
-from nngp_dag.tracing.arrays import Array, Groups, Num, Par, Squares, Sums
+from nngp_dag.tracing.arrays import Groups, Num, Par, Squares, Sums, Value
 from nngp_dag.tracing.reader import RULES, SUMS, Reader, rule
 from nngp_dag.tracing.rules.shapes import broadcast_to
 
@@ -21,7 +21,7 @@ _MOVES = frozenset(("reshape", "broadcast_in_dim", "transpose", "squeeze", "expa
 
 
 @rule(SUMS)
-def of_sums(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+def of_sums(reader: Reader, equation: Any, arguments: list[Any]) -> Value:
     """Applies an operation to sums of a parameter's entries, or to its squares."""
     name = equation.primitive.name
     array = next(a for a in arguments if isinstance(a, (Squares, Sums)))
@@ -61,8 +61,8 @@ def squared(reader: Reader, par: Par, other: Par) -> Squares:
     for one in (par, other):
         if one.factor is not None:
             _refuse(reader, par.leaf, "a parameter times itself", "one that was multiplied by an array before")
-    groups = [one.groups for one in (par, other)]
-    alike = groups[0] is groups[1] or (None not in groups and np.array_equal(groups[0].of, groups[1].of))  # type: ignore[union-attr]
+    both = [np.zeros(0) if one.groups is None else one.groups.of for one in (par, other)]
+    alike = np.array_equal(both[0], both[1])
     if not np.array_equal(par.entries, other.entries) or par.shape != other.shape or not alike:
         _refuse(reader, par.leaf, "a parameter times itself", "the product of two parts of it")
     return Squares(dataclasses.replace(par, scale=1.0), par.scale * other.scale)
@@ -91,9 +91,9 @@ def _norm(reader: Reader, squares: Squares, axes: tuple[int, ...]) -> Num:
 def _centered(reader: Reader, par: Par, sums: Sums) -> Par:
     """Returns a parameter minus the means of its entries over groups, such as the rows of a matrix."""
     size = sums.members.shape[1]
+    groups = _numbers_of_groups(reader, sums.leaf, sums.members)
     fits = par.leaf == sums.leaf and par.factor is None and not any(par.repeated)
     if fits:
-        groups = _numbers_of_groups(reader, par.leaf, sums.members)
         wanted = np.broadcast_to(sums.numbers.entries, par.shape)
         fits = np.array_equal(groups[par.entries], wanted) and (
             par.groups is None or np.array_equal(par.groups.of, groups)

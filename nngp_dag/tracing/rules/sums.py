@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, axes_of, is_finite
+from nngp_dag.tracing.arrays import Array, Channels, Growth, Num, Par, Rand, Value, axes_of, is_finite
 from nngp_dag.tracing.reader import Reader, rule
 from nngp_dag.tracing.rules.products import check_wide, is_positive, refuse_part
 from nngp_dag.tracing.rules.shapes import finite_map
@@ -15,7 +15,7 @@ from nngp_dag.tracing.values import heads
 
 
 @rule("reduce_sum")
-def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Array:
+def reduce_sum(reader: Reader, equation: Any, arguments: list[Any]) -> Value:
     """Sums over axes."""
     (array,) = arguments
     axes = tuple(sorted(map(int, equation.params["axes"])))
