@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nngp_dag.tracing.arrays import Num, Par, Rand, Value
-from nngp_dag.tracing.reader import Reader, rule
+from nngp_dag.tracing.arrays import Num, Rand, Value
+from nngp_dag.tracing.reader import Reader, described, rule
 from nngp_dag.tracing.rules.shapes import joined, reshape_to, taken
 
 # A loop is read step by step.
@@ -38,8 +38,8 @@ def _split(arguments: list[Any], consts: int, carry: int) -> tuple[list[Any], li
 
 
 def _stacked(reader: Reader, row: list[Value]) -> Value:
-    if any(isinstance(a, Par) for a in row):
-        reader.refuse("values to be stacked", "parameters", "stack values only")
+    if not all(isinstance(a, (Num, Rand)) for a in row):
+        reader.refuse("values to be stacked", described(row), "stack values only")
     wide = [reshape_to(reader, a, (1, *a.shape)) for a in row]
     if any(isinstance(a, Rand) for a in wide):
         return joined(reader, wide, 0)
