@@ -1,0 +1,168 @@
+"""Networks drawn at one width, and what becomes of each: linearized at infinite width, frozen, and trained.
+
+Every network starts from its own outputs f(0), with the error e(0) = f(0) - y. Three curves of the loss follow from it:
+
+    control    e(k + 1) = e(k) - eta NTK e(k), with the NTK of infinite width
+    frozen     e(k + 1) = e(k) - eta K e(k), with the network's empirical NTK K at initialization
+    trained    gradient descent in all parameters
+
+The mean of the control over initializations is `nngp_dag.loss_curve`, exactly up to the law of f(0). So frozen minus
+control is the part of the bias that the NTK at initialization explains; trained over frozen is the part of its motion.
+
+The response is the derivative of the frozen curve in the direction K - NTK, at K = NTK. It is bilinear in e(0), and of
+first order in the deviation of K, so that its mean is c / n with small corrections.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+from flax import nnx
+
+from nngp_dag.architecture import Network
+from nngp_dag.nets import DagNet, as_functions, descend_from
+from nngp_dag.nets.tangent import empirical_ntk
+
+# Largest number of parameters of the networks that train at once.
+_AT_ONCE = 1 << 25
+
+
+@dataclass(frozen=True)
+class Training:
+    """Data and descent, the same for all widths.
+
+    Attributes:
+      network: The network; its width is not used.
+      x: Inputs, (N, d), in float32.
+      y: Targets, (N, C), in float64.
+      ntk: The NTK at infinite width, (N, N).
+      learning_rate: Learning rate eta.
+      steps: Number of steps.
+    """
+
+    network: Network
+    x: np.ndarray
+    y: np.ndarray
+    ntk: np.ndarray
+    learning_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The loss curves of S networks of one width, (S, steps + 1) each.
+
+    Attributes:
+      width: Neurons of every node.
+      control: Linearized training at infinite width, from each network's f(0).
+      frozen: Linearized training of each network; infinite where it overflows.
+      response: Response of the frozen curve to the deviation of the NTK.
+      stable: Whether eta lambda_max of the network's NTK is below 2, (S,).
+      trained: Training of the stable networks, (stable networks, steps + 1); None if they were not trained.
+    """
+
+    width: int
+    control: np.ndarray
+    frozen: np.ndarray
+    response: np.ndarray
+    stable: np.ndarray
+    trained: np.ndarray | None = None
+
+
+def sample(
+    training: Training,
+    width: int,
+    networks: int,
+    seed: int,
+    *,
+    train: bool,
+    on_progress: Callable[[int, int], None],
+) -> Sample:
+    """Draws networks of one width, and follows them.
+
+    Networks beyond their own stability limit are not trained: their frozen curves grow without bound.
+
+    Args:
+      training: Data and descent.
+      width: Neurons of every node.
+      networks: Number S of networks.
+      seed: Seed of all draws.
+      train: Whether to train the networks.
+      on_progress: Function that is called with (networks done, networks), where a trained one counts again.
+
+    Raises:
+      InputError: Training diverged.
+    """
+    d, units = training.x.shape[1], training.y.shape[1]
+
+    def create(rngs: nnx.Rngs) -> DagNet:
+        return DagNet(training.network, d, units, width=width, rngs=rngs)
+
+    init, apply = as_functions(create)
+    # Not the draws of `compare` and `train`, whose networks must not be those that predict them.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), networks)
+    tangent = empirical_ntk(create)
+    at_start = jax.jit(lambda key: tangent(init(key), jnp.asarray(training.x)))
+    total, curves, stable = networks * (1 + train), [], []
+    for number, key in enumerate(keys):
+        f, ntk = (np.asarray(value, np.float64) for value in at_start(key))
+        curves.append(linear_curves(training, f, ntk))
+        stable.append(training.learning_rate * largest_eigenvalue(ntk) < 2)
+        on_progress(number + 1, total)
+    kept, trained = np.array(stable), None
+    if train:
+        chosen = np.flatnonzero(kept)
+        trained = np.empty((len(chosen), training.steps + 1))
+        per_network = sum(v.size for v in jax.tree.leaves(jax.eval_shape(init, keys[0])))
+        at_once = max(1, _AT_ONCE // per_network)
+        draw = jax.jit(jax.vmap(init))
+        for start in range(0, len(chosen), at_once):
+            group = chosen[start : start + at_once]
+            trained[start : start + at_once] = _trained(apply, draw(keys[group]), training, group.tolist())
+            on_progress(networks + start + len(group), total)
+    control, frozen, response = np.array(curves).transpose(1, 0, 2)
+    return Sample(width, control, frozen, response, kept, trained)
+
+
+def _trained(apply: Callable[..., Any], params: Any, training: Training, seeds: Sequence[int]) -> np.ndarray:
+    x, y = training.x, training.y.astype(np.float32)
+    options: dict[str, Any] = {"optimizer": optax.sgd(training.learning_rate), "steps": training.steps, "seeds": seeds}
+    return descend_from(apply, params, x, y, **options).curve.astype(np.float64)
+
+
+def largest_eigenvalue(ntk: np.ndarray) -> float:
+    """Returns lambda_max of an empirical NTK, (N, C, N, C)."""
+    size = ntk.shape[0] * ntk.shape[1]
+    matrix = ntk.reshape(size, size)
+    return float(scipy.linalg.eigvalsh(matrix, subset_by_index=[size - 1, size - 1])[0])
+
+
+def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns control, frozen curve and response of one network, (steps + 1,) each.
+
+    Args:
+      training: Data and descent.
+      f: Outputs at initialization, (N, C).
+      ntk: The empirical NTK, (N, C, N, C).
+    """
+    eta, steps, shape = training.learning_rate, training.steps, f.shape
+    matrix, limit = ntk.reshape(f.size, f.size), training.ntk
+    control = frozen = f - training.y
+    # The derivative of the frozen error in the direction of ntk - limit.
+    change = np.zeros_like(control)
+    curves = np.empty((3, steps + 1))
+    # The frozen error of an unstable network grows until float64 overflows.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(steps + 1):
+            curves[:, step] = 0.5 * np.sum(control**2), 0.5 * np.sum(frozen**2), np.sum(control * change)
+            moved = matrix @ np.stack([control.ravel(), frozen.ravel()], axis=1)
+            along, own = moved[:, 0].reshape(shape), moved[:, 1].reshape(shape)
+            change = change - eta * (limit @ (change - control) + along)
+            control, frozen = control - eta * (limit @ control), frozen - eta * own
+    control_curve, frozen_curve, response = curves
+    return control_curve, np.where(np.isfinite(frozen_curve), frozen_curve, np.inf), response
