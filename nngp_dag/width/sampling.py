@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.linalg
+import scipy.sparse.linalg
 from flax import nnx
 
 from nngp_dag.architecture import Network
@@ -30,6 +30,8 @@ from nngp_dag.nets.tangent import empirical_ntk
 
 # Largest number of parameters of the networks that train at once.
 _AT_ONCE = 1 << 25
+# Smaller matrices are decomposed.
+_SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -104,29 +106,35 @@ def sample(
         return DagNet(training.network, d, units, width=width, rngs=rngs)
 
     init, apply = as_functions(create)
-    # Not the draws of `compare` and `train`, whose networks must not be those that predict them.
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), networks)
-    tangent = empirical_ntk(create)
-    at_start = jax.jit(lambda key: tangent(init(key), jnp.asarray(training.x)))
-    total, curves, stable = networks * (1 + train), [], []
-    for number, key in enumerate(keys):
-        f, ntk = (np.asarray(value, np.float64) for value in at_start(key))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    at_once = max(1, _AT_ONCE // sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    at_start = jax.jit(empirical_ntk(create))
+    total, curves, stable, trained = networks * (1 + train), [], [], []
+    for number in range(networks):
+        f, ntk = (np.asarray(value, np.float64) for value in at_start(_drawn(shapes, seed, width, number), training.x))
         curves.append(linear_curves(training, f, ntk))
         stable.append(training.learning_rate * largest_eigenvalue(ntk) < 2)
         on_progress(number + 1, total)
-    kept, trained = np.array(stable), None
-    if train:
-        chosen = np.flatnonzero(kept)
-        trained = np.empty((len(chosen), training.steps + 1))
-        per_network = sum(v.size for v in jax.tree.leaves(jax.eval_shape(init, keys[0])))
-        at_once = max(1, _AT_ONCE // per_network)
-        draw = jax.jit(jax.vmap(init))
-        for start in range(0, len(chosen), at_once):
-            group = chosen[start : start + at_once]
-            trained[start : start + at_once] = _trained(apply, draw(keys[group]), training, group.tolist())
-            on_progress(networks + start + len(group), total)
+    kept = np.flatnonzero(stable).tolist()
+    for start in range(0, len(kept) if train else 0, at_once):
+        group = kept[start : start + at_once]
+        params = [_drawn(shapes, seed, width, number) for number in group]
+        trained.append(_trained(apply, jax.tree.map(lambda *of: jnp.stack(of), *params), training, group))
+        on_progress(networks + start + len(group), total)
     control, frozen, response = np.array(curves).transpose(1, 0, 2)
-    return Sample(width, control, frozen, response, kept, trained)
+    empty = np.empty((0, training.steps + 1))
+    return Sample(
+        width, control, frozen, response, np.array(stable), np.concatenate([empty, *trained]) if train else None
+    )
+
+
+def _drawn(shapes: Any, seed: int, width: int, number: int) -> Any:
+    """Returns the parameters of one network: in the parameterization "ntk", all are standard normal.
+
+    They are drawn by NumPy. JAX would compile a program for every width, which takes longer than all the rest.
+    """
+    rng = np.random.default_rng([seed, width, number])
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, leaf.dtype)), shapes)
 
 
 def _trained(apply: Callable[..., Any], params: Any, training: Training, seeds: Sequence[int]) -> np.ndarray:
@@ -139,7 +147,11 @@ def largest_eigenvalue(ntk: np.ndarray) -> float:
     """Returns lambda_max of an empirical NTK, (N, C, N, C)."""
     size = ntk.shape[0] * ntk.shape[1]
     matrix = ntk.reshape(size, size)
-    return float(scipy.linalg.eigvalsh(matrix, subset_by_index=[size - 1, size - 1])[0])
+    if size < _SMALL:
+        return float(np.linalg.eigvalsh(matrix)[-1])
+    # Lanczos iterations take a tenth of the time of a decomposition.
+    start = np.random.default_rng(0).normal(size=size)
+    return float(scipy.sparse.linalg.eigsh(matrix, 1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
 
 
 def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
