@@ -6,7 +6,7 @@ modes move most. So the logarithm of trained over frozen loss is taken to be
     q(n) = A u^-(p + s log(u) / 2),    u = n / m, with the geometric mean m of the small widths,
 
 whose local exponent is p at m, and p + s log(u) at n. The amplitude A is free, of either sign. The exponent p is uniform
-in [0.2, 1.2], the drift s uniform in [0, 0.15]. Means and variances over all such laws, each with the weight of its
+in [0.2, 1.5], the drift s uniform in [0, 0.15]. Means and variances over all such laws, each with the weight of its
 likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
 """
 
@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-EXPONENTS, DRIFTS = (0.2, 1.2), (0.0, 0.15)
-_GRID = 41, 7
+EXPONENTS, DRIFTS = (0.2, 1.5), (0.0, 0.15)
+_GRID = 53, 7
+_LAW_ERROR = 0.01
 
 
 class PowerLaw(NamedTuple):
@@ -25,7 +26,7 @@ class PowerLaw(NamedTuple):
       mean: Mean of q at the widths asked for, (widths, points).
       std: Standard deviation of q, (widths, points).
       exponent: Mean of p, (points,).
-      at_bound: Whether most of the posterior of p lies in the lowest or in the highest tenth of its range, (points,).
+      at_bound: Whether most of the posterior of p lies in the lowest or in the highest twentieth of its range, (points,).
     """
 
     mean: np.ndarray
@@ -57,9 +58,9 @@ def power_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, at: np
         log = np.log(n / center)[None, :]
         return np.exp(-p[:, None] * log - 0.5 * s[:, None] * log**2)
 
-    # Without noise the smallest errors decide nothing: relative ones of 1e-6 of the largest value are allowed.
-    scale = np.maximum(np.abs(values).max(axis=0), np.finfo(float).tiny)
-    weights = 1 / np.maximum(errors, 1e-6 * scale) ** 2
+    # No law is exact to more than a hundredth of the largest value, and the grid resolves no more.
+    scale = np.maximum(np.abs(values).max(axis=0), 1e-100)
+    weights = 1 / np.maximum(errors, _LAW_ERROR * scale) ** 2
     b, there = basis(np.asarray(widths, float)), basis(np.asarray(at, float))
     norm = b**2 @ weights
     amplitude = b @ (weights * values) / norm
@@ -71,8 +72,8 @@ def power_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, at: np
     q = amplitude[:, None, :] * there[:, :, None]
     mean = (weight[:, None] * q).sum(axis=0)
     variance = (weight[:, None] * ((q - mean) ** 2 + there[:, :, None] ** 2 / norm[:, None, :])).sum(axis=0)
-    tenth = 0.1 * (EXPONENTS[1] - EXPONENTS[0])
-    low, high = weight[p < EXPONENTS[0] + tenth].sum(axis=0), weight[p > EXPONENTS[1] - tenth].sum(axis=0)
+    edge = 0.05 * (EXPONENTS[1] - EXPONENTS[0])
+    low, high = weight[p < EXPONENTS[0] + edge].sum(axis=0), weight[p > EXPONENTS[1] - edge].sum(axis=0)
     return PowerLaw(mean, np.sqrt(variance), p @ weight, np.maximum(low, high) > 0.5)
 
 
