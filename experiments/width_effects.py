@@ -10,7 +10,7 @@ infinite width is compared, at a few steps:
 A prediction holds where the difference lies in the interval of both errors. The experiment writes width_effects.json,
 .csv and .png, and every finished case to width_effects-cases/. The same command continues after an interruption.
 
-    python experiments/width_effects.py [--graphs DAG#3 "chain of 2"] [--networks 24] [--out experiments/results/width_effects]
+    python experiments/width_effects.py [--graphs "DAG#3" "chain of 2"] [--networks 24] [--out OUT]
 """
 
 import argparse
@@ -69,7 +69,10 @@ def measured(network: nd.Network, x: np.ndarray, y: np.ndarray, eta: float, step
         del params
         data = {"x": x.astype(np.float32), "y": y.astype(np.float32), "seeds": [*seeds]}
         run = nd.nets.descend_from(apply, stacked, **data, optimizer=optax.sgd(eta), steps=steps)
-        found += [curve - nd.expected_loss(from_here, y - of_one, eta, steps) for curve, of_one in zip(run.curve, f)]
+        found += [
+            curve - nd.expected_loss(from_here, y - of_one, eta, steps)
+            for curve, of_one in zip(run.curve, f, strict=True)
+        ]
     return np.stack(found)
 
 
@@ -120,7 +123,8 @@ def summary(rows: Sequence[dict[str, Any]], cases: dict[str, dict[str, Any]]) ->
         "trusted": len(trusted),
         "trusted_hold": sum(row["holds"] for row in trusted),
         "trusted_within_3_points": sum(c for c, row in zip(close, rows, strict=True) if row["trusted"]),
-        "time": sum(c["seconds_predicted"] for c in cases.values()) / sum(c["seconds_measured"] for c in cases.values()),
+        "time": sum(c["seconds_predicted"] for c in cases.values())
+        / sum(c["seconds_measured"] for c in cases.values()),
     }
 
 
@@ -135,7 +139,9 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], title: str, path: Path) ->
     for i, (dataset, cases) in enumerate(found.items()):
         for j, (name, case) in enumerate(cases.items()):
             axes = figure.add_subplot(lines * len(found), columns, i * lines * columns + j + 1)
-            curves = {key: 100 * np.array(case[key]) for key in ("predicted", "low", "high", "frozen", "measured", "error")}
+            curves = {
+                key: 100 * np.array(case[key]) for key in ("predicted", "low", "high", "frozen", "measured", "error")
+            }
             steps, trusted = np.arange(len(curves["low"])), np.array(case["trusted"])
             axes.axhline(0, color="black", linewidth=1, label="infinite width")
             axes.fill_between(steps, curves["low"], curves["high"], color=style.BLUE, alpha=0.25, linewidth=0,
@@ -182,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="number of steps of gradient descent")
     parser.add_argument("--networks", type=int, default=24, help="number of networks to train at that width")
     parser.add_argument("--seed", type=int, default=0, help="seed of the prediction")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/width_effects"), help="path without suffix")
+    parser.add_argument(
+        "--out", type=Path, default=Path("experiments/results/width_effects"), help="path without suffix"
+    )
     options = parser.parse_args(arguments)
 
     found: dict[str, dict[str, dict[str, Any]]] = {}

@@ -58,7 +58,7 @@ def empirical_ntk(
     _check(model)
     graphdef, _ = nnx.split(model)
 
-    def observed(params: Params, x: Array, probes: list[Array] | None) -> tuple[Array, tuple[list[Array], list[Array]]]:
+    def observed(params: Params, x: Array, probes: list[Array] | None) -> tuple[Any, tuple[list[Array], list[Array]]]:
         """Returns the outputs with probes added to W a + b of every layer, the layers' inputs, and W a + b."""
         network = nnx.merge(graphdef, params, copy=True)
         inputs, affine = [], []

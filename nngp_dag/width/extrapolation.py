@@ -5,9 +5,9 @@ modes move most. So the logarithm of trained over frozen loss is taken to be
 
     q(n) = A u^-(p + s log(u) / 2),    u = n / m, with the geometric mean m of the small widths,
 
-whose local exponent is p at m, and p + s log(u) at n. The amplitude A is free, of either sign. The exponent p is uniform
-in [0.2, 1.5], the drift s uniform in [0, 0.15]. Means and variances over all such laws, each with the weight of its
-likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
+whose local exponent is p at m, and p + s log(u) at n. The amplitude A is free, of either sign. The exponent p is
+uniform in [0.2, 1.5], the drift s uniform in [0, 0.15]. Means and variances over all such laws, each with the weight of
+its likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,8 @@ class PowerLaw(NamedTuple):
       mean: Mean of q at the widths asked for, (widths, points).
       std: Standard deviation of q, (widths, points).
       exponent: Mean of p, (points,).
-      at_bound: Whether most of the posterior of p lies in the lowest or in the highest twentieth of its range, (points,).
+      at_bound: Whether most of the posterior of p lies in the lowest, or in the highest twentieth of its range,
+        (points,).
     """
 
     mean: np.ndarray
@@ -48,7 +49,7 @@ def power_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, at: np
       >>> widths = np.array([96, 128, 192, 256])
       >>> q = 3.0 * widths[:, None] ** -0.6
       >>> law = power_law(widths, q, 0.001 * q, np.array([1024]))
-      >>> abs(law.exponent[0] - 0.6) < 0.08, law.std[0, 0] / law.mean[0, 0] < 0.1
+      >>> bool(abs(law.exponent[0] - 0.6) < 0.08), bool(law.std[0, 0] < 0.15 * law.mean[0, 0])
       (True, True)
     """
     center = float(np.exp(np.log(widths).mean()))

@@ -151,7 +151,8 @@ def largest_eigenvalue(ntk: np.ndarray) -> float:
         return float(np.linalg.eigvalsh(matrix)[-1])
     # Lanczos iterations take a tenth of the time of a decomposition.
     start = np.random.default_rng(0).normal(size=size)
-    return float(scipy.sparse.linalg.eigsh(matrix, 1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
+    options: dict[str, Any] = {"which": "LA", "v0": start, "tol": 1e-6, "return_eigenvectors": False}
+    return float(scipy.sparse.linalg.eigsh(matrix, 1, **options)[0])
 
 
 def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

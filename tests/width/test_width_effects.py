@@ -12,7 +12,7 @@ from flax import nnx
 
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
-from nngp_dag.nets import DagNet, as_functions, descend
+from nngp_dag.nets import DagNet, as_functions
 from nngp_dag.width import WidthEffects
 from nngp_dag.width.sampling import Training, _drawn, largest_eigenvalue, linear_curves, sample
 
@@ -204,7 +204,13 @@ def test_same_seed_same_result(effects):
         warnings.simplefilter("ignore", NumericalWarning)
         stages = []
         again = nd.width_effects(
-            "2", X, Y, width=64, steps=6, networks=8, on_progress=lambda stage, done, total: stages.append((stage, done, total))
+            "2",
+            X,
+            Y,
+            width=64,
+            steps=6,
+            networks=8,
+            on_progress=lambda stage, done, total: stages.append((stage, done, total)),
         )
     np.testing.assert_array_equal(again.mean, effects.mean)
     assert stages[0] == ("kernels", 0, 1)
@@ -251,6 +257,14 @@ def test_refusals(network, options, match):
         nd.width_effects(network, given.pop("x"), given.pop("y"), **given)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_refuses_wrong_types():
+    with pytest.raises(InputError, match="`widths` to be a list of whole numbers, got 16"):
+        nd.width_effects("2", X, Y, widths=16)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`on_progress` to be"):
+        nd.width_effects("2", X, Y, on_progress=3)  # type: ignore[arg-type]
+
+
 def test_refuses_several_outputs():
     dag = nd.Dag(3, (nd.Edge(0, 1, nd.Op.WEIGHTED), nd.Edge(0, 2, nd.Op.WEIGHTED)), outputs=(1, 2))
     with pytest.raises(GraphError, match="one input and one output, got 1 and 2"):
@@ -275,11 +289,10 @@ def test_predicts_a_wider_network():
     gaps = networks.trained - networks.control
     measured, error = found.infinite + gaps.mean(axis=0), gaps.std(axis=0) / 100**0.5
     for step in (5, 10, 20, 30):
-        print(step, found.infinite[step], found.mean[step] , found.low[step], found.high[step], measured[step], error[step], found.std[step]/found.mean[step], networks.trained.std(axis=0)[step] / measured[step])
         miss = abs(found.mean[step] - measured[step])
         half = (found.high[step] - found.low[step]) / 2
         assert miss <= np.hypot(half, 1.645 * error[step]) * 1.2
         # With power: the bias is larger than what may be missed, at a late step.
     assert abs(measured[30] - found.infinite[30]) > 2 * np.hypot(half, 1.645 * error[30])
     relative = networks.trained.std(axis=0) / measured
-    assert found.std[20] / found.mean[20] == pytest.approx(relative[20], rel=0.3)
+    assert found.std[20] / found.mean[20] == pytest.approx(relative[20], rel=0.2)
