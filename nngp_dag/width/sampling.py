@@ -119,7 +119,7 @@ def sample(
     for start in range(0, len(kept) if train else 0, at_once):
         group = kept[start : start + at_once]
         params = [_drawn(shapes, seed, width, number) for number in group]
-        trained.append(_trained(apply, jax.tree.map(lambda *of: jnp.stack(of), *params), training, group))
+        trained.append(_trained(apply, jax.tree.map(lambda *of: jnp.asarray(np.stack(of)), *params), training, group))
         on_progress(networks + start + len(group), total)
     control, frozen, response = np.array(curves).transpose(1, 0, 2)
     empty = np.empty((0, training.steps + 1))
@@ -131,7 +131,7 @@ def sample(
 def _drawn(shapes: Any, seed: int, width: int, number: int) -> Any:
     """Returns the parameters of one network: in the parameterization "ntk", all are standard normal.
 
-    They are drawn by NumPy. JAX would compile a program for every width, which takes longer than all the rest.
+    They are drawn by NumPy. JAX would compile programs for every width, which takes longer than all the rest.
     """
     rng = np.random.default_rng([seed, width, number])
     return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, leaf.dtype)), shapes)

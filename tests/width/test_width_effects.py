@@ -64,6 +64,7 @@ def test_largest_eigenvalue(units):
     assert largest_eigenvalue(ntk) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_frozen_curves_follow_the_empirical_ntk():
     network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2))
     training = training_of(network, X, Y, 0.05, 4)
