@@ -1,5 +1,6 @@
 """`width_effects`: what gradient descent of networks of finite width does beside the exact expectation."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,8 +34,12 @@ _TOLERANCE = 0.05
 _CONFIDENCE = 0.9
 # The mean response falls as 1 / n up to this share of it.
 _RESPONSE_MODEL = 0.1
-# Of the networks of a width, no more than this share may lie beyond their stability limit.
-_MOST_UNSTABLE = 0.25
+# Of the networks of a width, no more than this share may be left out.
+_MOST_UNSTABLE = 0.4
+# Widths beside the default ones, as shares of the largest, where many networks of these are left out.
+_MORE = 0.875, 0.625
+# Small networks are left out from this eta lambda_max on, or from half way between that at infinite width and 2.
+_STABLE = 1.6
 # Fewer networks of a width tell no error.
 _FEWEST = 4
 # Exponents at a bound do not matter where the motion of the NTK changes the loss by less than this.
@@ -70,7 +75,8 @@ class WidthEffects(Described):
       trusted: Whether half the interval is at most 5 % of `mean` and the exponent is not at a bound, (K + 1,).
       drawn: Number of networks drawn at width n.
       trained: Number of trained networks by width.
-      left_out: Number of networks by width, of the small ones and at n, that lie beyond their own stability limit.
+      left_out: Number of networks by width whose NTK is too large for eta: eta lambda_max is 2 or more at n, and 1.6 or
+        more for the small ones. They were not trained.
       seconds: Time that all these networks took.
       law_widths: Widths that the fitted law is evaluated at, (W,).
       law_bias: Mean loss by the fitted law over `infinite`, minus 1, (W, K + 1).
@@ -216,6 +222,9 @@ def width_effects(
     The second factor comes from small networks that are trained: q is the logarithm of trained over frozen mean loss.
     It is extrapolated by a power law whose exponent may drift towards 1, the exponent of very large widths.
 
+    Small networks whose eta lambda_max at initialization is 1.6 or more, or nearer to 2 than at infinite width, are
+    left out of q: with a frozen NTK they would not train, while training shrinks their NTK at once.
+
     The interval holds the sampling errors of both factors, and the uncertainty of exponent and drift. It is widened
     where the law of all but the largest small width misses that one by more than a standard deviation.
 
@@ -229,7 +238,8 @@ def width_effects(
       steps: Number K of steps of gradient descent.
       learning_rate: Learning rate eta on L; "auto" for 1 / lambda_max of the NTK at infinite width.
       widths: Widths of the networks that are trained, at least 3 below `width`. By default 3/8, 1/2, 3/4 and 1 times a
-        quarter of `width`, but no more than 256, and 96 where a quarter is less.
+        quarter of `width`, but no more than 256, and 96 where a quarter is less; and one or two more, where many
+        networks of these are left out.
       networks: Number of networks drawn at `width`. Of a small width m, 3/4 of this number times M / m networks are
         trained, with the largest M of `widths`, but at least 8.
       seed: Seed of all draws. They differ from those of `nngp_dag.compare` and `nngp_dag.train`.
@@ -275,7 +285,8 @@ def width_effects(
     report("kernels", 0, 1)
     k = kernel(network, x, dtype="float64")
     ntk = np.asarray(k.ntk)
-    eta = _rate(learning_rate, float(np.linalg.eigvalsh(ntk)[-1]))
+    largest = float(np.linalg.eigvalsh(ntk)[-1])
+    eta = _rate(learning_rate, largest)
     exact = loss_curve(k, y, eta, steps)
     infinite, infinite_std = np.asarray(exact.mean), np.asarray(exact.std)
     report("kernels", 1, 1)
@@ -285,11 +296,19 @@ def width_effects(
 
     def draw(width: int, count: int, train: bool) -> Sample:
         stage = f"{'training' if train else 'drawing'} networks of width {width:,}"
-        return sample(
-            training, width, count, seed, train=train, on_progress=lambda done, all_: report(stage, done, all_)
-        )
+        limit = max(_STABLE, 1 + eta * largest / 2) if train else 2.0
+        progress = functools.partial(report, stage)
+        return sample(training, width, count, seed, limit=limit, train=train, on_progress=progress)
 
-    samples = [draw(m, max(8, round(0.75 * networks * small[-1] / m)), True) for m in small]
+    def trained(m: int) -> Sample:
+        return draw(m, max(8, round(0.75 * networks * small[-1] / m)), True)
+
+    samples = [trained(m) for m in small]
+    # Where narrow networks are left out, another width takes their place.
+    for m in () if widths is not None else _MORE:
+        if sum(map(_is_steady, samples)) < 3:
+            samples.append(trained(round(m * small[-1])))
+    samples.sort(key=lambda of: of.width)
     wide = draw(n, networks, False)
     seconds = time.perf_counter() - start
 
@@ -301,7 +320,7 @@ def width_effects(
             f"Expected networks within their stability limit at two of the widths {small} and at {n}, got "
             f"{stable} of them; lower `learning_rate`, or take wider networks"
         )
-    steady = [s for s in used if left_out[s.width] <= _MOST_UNSTABLE * len(s.stable)]
+    steady = [s for s in used if _is_steady(s)]
     reliable = len(steady) >= 3 and not left_out[n]
     used = steady if len(steady) >= 2 else used
 
@@ -345,6 +364,11 @@ def width_effects(
             NumericalWarning,
         )
     return result
+
+
+def _is_steady(drawn: Sample) -> bool:
+    """Whether few enough networks of a width are left out."""
+    return bool((~drawn.stable).mean() <= _MOST_UNSTABLE and drawn.stable.sum() >= _FEWEST)
 
 
 def _frozen_mean(wide: Sample, samples: Sequence[Sample], infinite: np.ndarray) -> Mean:

@@ -64,7 +64,7 @@ class Sample:
       control: Linearized training at infinite width, from each network's f(0).
       frozen: Linearized training of each network; infinite where it overflows.
       response: Response of the frozen curve to the deviation of the NTK.
-      stable: Whether eta lambda_max of the network's NTK is below 2, (S,).
+      stable: Whether eta lambda_max of the network's NTK is below a limit, (S,).
       trained: Training of the stable networks, (stable networks, steps + 1); None if they were not trained.
     """
 
@@ -82,18 +82,21 @@ def sample(
     networks: int,
     seed: int,
     *,
+    limit: float = 2.0,
     train: bool,
     on_progress: Callable[[int, int], None],
 ) -> Sample:
     """Draws networks of one width, and follows them.
 
-    Networks beyond their own stability limit are not trained: their frozen curves grow without bound.
+    Networks beyond the limit are not trained. Beyond 2 their frozen curves grow without bound, and somewhat below the
+    mode of lambda_max decays slowly, while training moves the NTK to smaller eigenvalues at once.
 
     Args:
       training: Data and descent.
       width: Neurons of every node.
       networks: Number S of networks.
       seed: Seed of all draws.
+      limit: Largest eta lambda_max of stable networks, at most 2.
       train: Whether to train the networks.
       on_progress: Function that is called with (networks done, networks), where a trained one counts again.
 
@@ -113,7 +116,7 @@ def sample(
     for number in range(networks):
         f, ntk = (np.asarray(value, np.float64) for value in at_start(_drawn(shapes, seed, width, number), training.x))
         curves.append(linear_curves(training, f, ntk))
-        stable.append(training.learning_rate * largest_eigenvalue(ntk) < 2)
+        stable.append(training.learning_rate * largest_eigenvalue(ntk) < limit)
         on_progress(number + 1, total)
     kept = np.flatnonzero(stable).tolist()
     for start in range(0, len(kept) if train else 0, at_once):

@@ -157,7 +157,7 @@ def test_unstable_networks_are_left_out():
 def effects():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
-        return nd.width_effects("2", X, Y, width=64, steps=6, networks=8)
+        return nd.width_effects("2", X, Y, width=64, steps=6, networks=8, learning_rate=0.04)
 
 
 def planted(effects, rate, trusted=True):
@@ -211,6 +211,7 @@ def test_same_seed_same_result(effects):
             width=64,
             steps=6,
             networks=8,
+            learning_rate=0.04,
             on_progress=lambda stage, done, total: stages.append((stage, done, total)),
         )
     np.testing.assert_array_equal(again.mean, effects.mean)
@@ -226,6 +227,16 @@ def test_unstable_networks_are_flagged():
     assert not found.trusted.any()
     assert sum(found.left_out.values()) > 0
     assert found.wide_enough(10.0, 0) is None
+
+
+def test_other_widths_take_the_place_of_unstable_ones():
+    eta = 1.3 / nd.spectrum(nd.kernel("2_02", X).ntk).lambda_max
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        found = nd.width_effects("2_02", X, Y, width=256, steps=3, networks=16, learning_rate=eta)
+    assert set(found.trained) > {36, 48, 72, 96}
+    assert set(found.trained) <= {36, 48, 60, 72, 84, 96}
+    assert found.left_out[36] > 0.4 * (found.trained[36] + found.left_out[36])
 
 
 CONV = nd.Conv(filter_shape=(3, 3))
