@@ -78,7 +78,10 @@ def measured(network: nd.Network, x: np.ndarray, y: np.ndarray, eta: float, step
 
 def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
     """Returns predicted and measured deviations at every step, as shares of the mean at infinite width."""
-    effects = nd.width_effects(network, x, y, steps=options.steps, seed=options.seed)
+    try:
+        effects = nd.width_effects(network, x, y, steps=options.steps, seed=options.seed)
+    except nd.errors.InputError as error:
+        return {"code": str(network.dag), "refused": str(error)}
     start = time.perf_counter()
     gaps = measured(network, x, y, effects.learning_rate, options.steps, options.networks) / effects.infinite
     seconds = time.perf_counter() - start
@@ -195,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     found: dict[str, dict[str, dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
     settings = {key: getattr(options, key) for key in ("n", "activation", "width", "steps", "networks", "seed")}
     steps = [step for step in STEPS if step <= options.steps] or [options.steps]
     for dataset in options.datasets:
@@ -206,12 +210,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file = options.out.parent / f"{options.out.name}-cases" / f"{slug}.json"
             of_case = {**settings, "code": str(network.dag)}
             case = case_of(file, of_case, lambda network=network, x=x, y=y: run_case(network, x, y, options))
+            if "refused" in case:
+                refused[f"{dataset}, {name}"] = case["refused"]
+                continue
             found[dataset][name] = case
             rows += rows_of(dataset, name, case, steps)
 
+    for name, message in refused.items():
+        Console().print(f"{name}: {message}", markup=False)
+    if not rows:
+        raise SystemExit("no prediction was made")
     of_all = summary(rows, {f"{d}, {name}": case for d, of in found.items() for name, case in of.items()})
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"settings": settings, "summary": of_all, "cases": found}
+    document = {"settings": settings, "summary": of_all, "refused": refused, "cases": found}
     options.out.with_suffix(".json").write_text(json.dumps(document) + "\n")
     with options.out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -6,16 +6,16 @@ modes move most. So the logarithm of trained over frozen loss is taken to be
     q(n) = A u^-(p + s log(u) / 2),    u = n / m, with the geometric mean m of the small widths,
 
 whose local exponent is p at m, and p + s log(u) at n. The amplitude A is free, of either sign. The exponent p is
-uniform in [0, 1.5], the drift s uniform in [0, 0.25]. Means and variances over all such laws, each with the weight of
-its likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
+uniform in [-0.2, 1.5], the drift s uniform in [-0.05, 0.2]. Means and variances over all such laws, each with the
+weight of its likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-EXPONENTS, DRIFTS = (0.0, 1.5), (0.0, 0.25)
-_GRID = 61, 9
+EXPONENTS, DRIFTS = (-0.2, 1.5), (-0.05, 0.2)
+_GRID = 69, 11
 _LAW_ERROR = 0.01
 
 

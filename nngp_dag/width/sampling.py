@@ -25,8 +25,7 @@ import scipy.sparse.linalg
 from flax import nnx
 
 from nngp_dag.architecture import Network
-from nngp_dag.nets import DagNet, as_functions, descend_from
-from nngp_dag.nets.tangent import empirical_ntk
+from nngp_dag.nets import DagNet, as_functions, descend_from, empirical_ntk
 
 # Largest number of parameters of the networks that train at once.
 _AT_ONCE = 1 << 25

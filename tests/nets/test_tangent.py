@@ -11,8 +11,7 @@ from flax import nnx
 import nngp_dag as nd
 from nngp_dag.errors import InputError
 from nngp_dag.graph import Conv
-from nngp_dag.nets import DagNet, as_functions
-from nngp_dag.nets.tangent import empirical_ntk
+from nngp_dag.nets import DagNet, as_functions, empirical_ntk
 
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 NETWORKS = {

@@ -26,7 +26,7 @@ def planted(amplitude, p, s, n):
 
 @pytest.mark.parametrize("amplitude", [0.3, -0.02])
 def test_recovers_a_planted_law(amplitude):
-    p, s = np.array([0.3, 0.6, 1.0]), 0.125
+    p, s = np.array([0.3, 0.6, 1.0]), 0.075
     q = planted(amplitude, p, s, WIDTHS)
     law = power_law(WIDTHS, q, 1e-4 * np.abs(q), np.array([256.0, 1024.0]))
     np.testing.assert_allclose(law.exponent, p, atol=0.04)
@@ -51,7 +51,7 @@ def test_intervals_cover():
 
 
 def test_exponents_at_a_bound_are_flagged():
-    q = planted(1.0, np.array([-0.2, 0.7, 1.9]), 0.0, WIDTHS)
+    q = planted(1.0, np.array([-0.4, 0.7, 1.9]), 0.0, WIDTHS)
     assert power_law(WIDTHS, q, 0.01 * q, WIDTHS).at_bound.tolist() == [True, False, True]
     # Where there is no motion at all, nothing is predicted, and nothing fails.
     law = power_law(WIDTHS, np.zeros((4, 1)), np.zeros((4, 1)), WIDTHS)
@@ -61,7 +61,7 @@ def test_exponents_at_a_bound_are_flagged():
 
 def test_left_out_width():
     rng, points = np.random.default_rng(1), 2000
-    q, error = planted(0.3, 0.6, 0.125, WIDTHS) * np.ones((1, points)), 0.01
+    q, error = planted(0.3, 0.6, 0.075, WIDTHS) * np.ones((1, points)), 0.01
     noisy = q + error * rng.normal(size=q.shape)
     calm = left_out_score(WIDTHS, noisy, np.full(q.shape, error))
     assert 0.4 < np.median(calm) < 1
