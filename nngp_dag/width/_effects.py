@@ -20,7 +20,7 @@ from nngp_dag.kernels import kernel
 from nngp_dag.kernels.inputs import check_inputs, host_array
 from nngp_dag.theory import loss_curve
 from nngp_dag.theory.symmetric import check_targets
-from nngp_dag.width.extrapolation import Mean, controlled, inverse_law, left_out_score, log_ratio, mean_of, power_law
+from nngp_dag.width.extrapolation import Mean, controlled, inverse_powers, left_out_score, log_ratio, mean_of, power_law
 from nngp_dag.width.sampling import Sample, Training, sample
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class WidthEffects(Described):
       left_out: Number of networks by width whose NTK is too large for eta: eta lambda_max is 2 or more at n, and 1.6 or
         more for the small ones. They were not trained.
       seconds: Time that all these networks took.
-      law_widths: Widths that the fitted law is evaluated at, (W,).
-      law_bias: Mean loss by the fitted law over `infinite`, minus 1, (W, K + 1).
+      fit_widths: Widths that the fitted law is evaluated at, (W,).
+      fit_bias: Mean loss by the fitted law over `infinite`, minus 1, (W, K + 1).
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -108,8 +108,8 @@ class WidthEffects(Described):
     trained: dict[int, int]
     left_out: dict[int, int]
     seconds: float
-    law_widths: Int[np.ndarray, " widths"]
-    law_bias: Float[np.ndarray, "widths points"]
+    fit_widths: Int[np.ndarray, " widths"]
+    fit_bias: Float[np.ndarray, "widths points"]
 
     @property
     def steps(self) -> Int[np.ndarray, " points"]:
@@ -156,14 +156,14 @@ class WidthEffects(Described):
             raise InputError(f"Expected `step` to be at most {last}, got {step}; take more `steps`")
         if not self.trusted[: step + 1].all():
             return None
-        worst = np.abs(self.law_bias[:, : step + 1]).max(axis=1)
+        worst = np.abs(self.fit_bias[:, : step + 1]).max(axis=1)
         above = np.flatnonzero(worst >= share)
         if not above.size:
-            return int(self.law_widths[0])
+            return int(self.fit_widths[0])
         if (first := above[-1]) == len(worst) - 1:
             return None
         # Between two widths of the grid, the worst bias is taken to be a power of the width.
-        n, w = np.log(self.law_widths[first : first + 2]), np.log(np.maximum(worst[first : first + 2], 1e-300))
+        n, w = np.log(self.fit_widths[first : first + 2]), np.log(np.maximum(worst[first : first + 2], 1e-300))
         return math.ceil(np.exp(n[0] + (n[1] - n[0]) * (math.log(share) - w[0]) / (w[1] - w[0])))
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -327,7 +327,7 @@ def width_effects(
     frozen = _frozen_mean(wide, samples, infinite)
     at = np.unique(np.geomspace(used[0].width, 4 * n, 65).round().astype(int))
     motion = _motion(used, np.array([n, *at]))
-    law = _frozen_law(used, frozen, n, infinite, at)
+    law = _frozen_fit(used, frozen, n, infinite, at)
     q, q_error = motion.mean[0], motion.error
     relative = np.hypot(frozen.error / frozen.mean, q_error)
     quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, stable[n] - 2))
@@ -353,8 +353,8 @@ def width_effects(
         trained={s.width: stable[s.width] for s in samples},
         left_out=left_out,
         seconds=seconds,
-        law_widths=at,
-        law_bias=(1 + law) * np.exp(motion.mean[1:]) - 1,
+        fit_widths=at,
+        fit_bias=(1 + law) * np.exp(motion.mean[1:]) - 1,
     )
     if not reliable:
         left = {width: count for width, count in left_out.items() if count}
@@ -404,14 +404,14 @@ def _motion(samples: Sequence[Sample], at: np.ndarray) -> _Motion:
     return _Motion(law.mean, law.std[0] * inflation, law.exponent, law.at_bound)
 
 
-def _frozen_law(
+def _frozen_fit(
     samples: Sequence[Sample], frozen: Mean, n: int, infinite: np.ndarray, at: np.ndarray
 ) -> Float[np.ndarray, "widths points"]:
     """Returns the relative bias of frozen networks at other widths; at n it is the measured one."""
     means = [mean_of((s.frozen - s.control)[s.stable]) for s in samples] + [Mean(frozen.mean - infinite, frozen.error)]
     widths = np.array([s.width for s in samples] + [n], float)
     values, errors = np.array([m.mean for m in means]) / infinite, np.array([m.error for m in means]) / infinite
-    first, second = inverse_law(widths, values, errors, terms=2)
+    first, second = inverse_powers(widths, values, errors, terms=2)
     miss = values[-1] - first / n - second / n**2
     return (first + n * miss) / at[:, None] + second / at[:, None] ** 2
 
@@ -421,7 +421,7 @@ def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np
     trained = [s.trained for s in samples if s.trained is not None]
     excess = np.array([curves.var(axis=0, ddof=1) / curves.mean(axis=0) ** 2 for curves in trained]) - infinite**2
     errors = np.array([np.full(len(infinite), len(curves) ** -0.5) for curves in trained])
-    (coefficient,) = inverse_law(np.array([s.width for s in samples]), excess, errors)
+    (coefficient,) = inverse_powers(np.array([s.width for s in samples]), excess, errors)
     # Where the spread of small networks is much smaller, its extrapolation by the law may not become negative.
     return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
 

@@ -91,7 +91,7 @@ def left_out_score(widths: np.ndarray, values: np.ndarray, errors: np.ndarray) -
     return np.divide(np.abs(law.mean[0] - values[-1]), spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-def inverse_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, terms: int = 1) -> np.ndarray:
+def inverse_powers(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, terms: int = 1) -> np.ndarray:
     """Returns the coefficients c of c_1 / n + c_2 / n^2 + ... by weighted least squares, (terms, points).
 
     Args:
@@ -102,7 +102,7 @@ def inverse_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, term
 
     Examples:
       >>> widths = np.array([64.0, 128.0])
-      >>> inverse_law(widths, 5 / widths[:, None], np.ones((2, 1))).round(6)
+      >>> inverse_powers(widths, 5 / widths[:, None], np.ones((2, 1))).round(6)
       array([[5.]])
     """
     inverse = 1 / np.asarray(widths, float)

@@ -8,7 +8,7 @@ from nngp_dag.width.extrapolation import (
     EXPONENTS,
     Mean,
     controlled,
-    inverse_law,
+    inverse_powers,
     left_out_score,
     log_ratio,
     mean_of,
@@ -69,15 +69,15 @@ def test_left_out_width():
     assert (left_out_score(WIDTHS, noisy, np.full(q.shape, error)) > 3).mean() > 0.9
 
 
-def test_inverse_law():
+def test_inverse_powers():
     coefficients = np.array([[3.0, -2.0], [100.0, 50.0]])
     values = coefficients[0] / WIDTHS[:, None] + coefficients[1] / WIDTHS[:, None] ** 2
-    np.testing.assert_allclose(inverse_law(WIDTHS, values, np.ones((4, 2)), terms=2), coefficients, rtol=1e-8)
+    np.testing.assert_allclose(inverse_powers(WIDTHS, values, np.ones((4, 2)), terms=2), coefficients, rtol=1e-8)
     # A width with a large error does not count.
     values[0] += 1
     errors = np.ones((4, 2))
     errors[0] = 1e6
-    np.testing.assert_allclose(inverse_law(WIDTHS, values, errors, terms=2), coefficients, rtol=1e-4)
+    np.testing.assert_allclose(inverse_powers(WIDTHS, values, errors, terms=2), coefficients, rtol=1e-4)
 
 
 def test_log_ratio_of_means():

@@ -164,7 +164,7 @@ def planted(effects, rate, trusted=True):
     """Returns effects whose bias is rate * step / n."""
     widths = np.unique(np.geomspace(24, 256, 40).round().astype(int))
     law = rate * np.arange(7)[None] / widths[:, None]
-    return dataclasses.replace(effects, law_widths=widths, law_bias=law, trusted=np.full(7, trusted))
+    return dataclasses.replace(effects, fit_widths=widths, fit_bias=law, trusted=np.full(7, trusted))
 
 
 def test_wide_enough(effects):
@@ -185,8 +185,8 @@ def test_result(effects):
     assert effects.mean[0] == effects.infinite[0] * (1 + effects.bias[0])
     # Before the first step nothing has moved, and the law agrees with the prediction at this width.
     assert effects.motion[0] == pytest.approx(0, abs=1e-6)
-    at = np.argmin(np.abs(effects.law_widths - 64))
-    np.testing.assert_allclose(effects.law_bias[at], effects.bias, atol=0.01)
+    at = np.argmin(np.abs(effects.fit_widths - 64))
+    np.testing.assert_allclose(effects.fit_bias[at], effects.bias, atol=0.01)
     assert (effects.low < effects.high).all()
     assert effects.drawn == 8
     assert list(effects.trained) == [18, 24, 36, 48]
@@ -236,7 +236,7 @@ def test_other_widths_take_the_place_of_unstable_ones():
         found = nd.width_effects("2_02", X, Y, width=256, steps=3, networks=10, learning_rate=eta)
     assert list(found.trained) == [36, 48, 60, 72, 84, 96]
     assert sum(count >= 6 for of, count in found.trained.items() if of not in (60, 84)) < 3
-    assert found.law_widths[0] == min(of for of, count in found.trained.items() if count >= 6)
+    assert found.fit_widths[0] == min(of for of, count in found.trained.items() if count >= 6)
 
 
 CONV = nd.Conv(filter_shape=(3, 3))
