@@ -27,8 +27,10 @@ Params = Any
 
 def empirical_ntk(
     create: Callable[[nnx.Rngs], DagNet],
-) -> Callable[[Params, Array], tuple[Float[Array, "n c"], Float[Array, "n c n c"]]]:
-    """Returns a function of parameters and inputs that returns outputs and their empirical NTK.
+) -> Callable[[Params, Array], tuple[Float[Array, "n c"], Float[Array, "n n"], Float[Array, "n c n c"]]]:
+    """Returns a function of parameters and inputs that returns outputs, their NNGP, and the empirical NTK.
+
+    The NNGP is the covariance of an output unit over the readout's weights, given those of all other layers.
 
     The NTK is that of the training inputs and of all pairs of output units, in the parameterization of the network.
     `nngp_dag.empirical` computes it for any model, by derivatives in single weights.
@@ -38,8 +40,8 @@ def empirical_ntk(
         and no convolutions, pooling or batch normalization.
 
     Returns:
-      A function of parameters, see `as_functions`, and inputs (N, d) that returns the outputs, (N, C), and the NTK,
-      (N, C, N, C). It can be compiled and vmapped.
+      A function of parameters, see `as_functions`, and inputs (N, d) that returns the outputs, (N, C), the NNGP,
+      (N, N), and the NTK, (N, C, N, C). It can be compiled and vmapped.
 
     Raises:
       InputError: The network is of another kind.
@@ -48,9 +50,9 @@ def empirical_ntk(
       >>> from nngp_dag.nets import as_functions
       >>> create = lambda rngs: DagNet("2", 3, 2, width=8, rngs=rngs)
       >>> init, _ = as_functions(create)
-      >>> f, ntk = empirical_ntk(create)(init(jax.random.key(0)), jnp.eye(3))
-      >>> f.shape, ntk.shape
-      ((3, 2), (3, 2, 3, 2))
+      >>> f, nngp, ntk = empirical_ntk(create)(init(jax.random.key(0)), jnp.eye(3))
+      >>> f.shape, nngp.shape, ntk.shape
+      ((3, 2), (3, 3), (3, 2, 3, 2))
 
     Reference: Novak, Sohl-Dickstein, Schoenholz, ICML 2022, Section 3.3 (structured derivatives).
     """
@@ -78,22 +80,24 @@ def empirical_ntk(
     # Layers are called in this order: stems, edges, readouts.
     scales = [of_scales(layer) for layer in _layers(model)]
 
-    def outputs_and_ntk(params: Params, x: Array) -> tuple[Array, Array]:
+    def outputs_and_kernels(params: Params, x: Array) -> tuple[Array, Array, Array]:
         _, (_, affine) = jax.eval_shape(lambda p, x: observed(p, x, None), params, x)
         probes = [jnp.zeros(y.shape, y.dtype) for y in affine]
         f, pull, (inputs, _) = jax.vjp(lambda probes: observed(params, x, probes), probes, has_aux=True)
         n, c = f.shape
         # An output depends on its own input alone, so one pass serves all inputs.
         (found,) = jax.vmap(lambda unit: pull(jnp.broadcast_to(unit, f.shape)))(jnp.eye(c, dtype=f.dtype))
+        read, op = inputs[-1], model.readout.op
+        nngp = op.w_std**2 / read.shape[1] * jnp.matmul(read, read.T, precision="highest") + (op.b_std or 0) ** 2
         total = jnp.zeros((n, c, n, c), f.dtype)
         for a, d, (weight, bias) in zip(inputs, found, scales, strict=True):
             rows = d.transpose(1, 0, 2).reshape(n * c, -1)
             products = jnp.matmul(rows, rows.T, precision="highest").reshape(n, c, n, c)
             moments = weight * jnp.matmul(a, a.T, precision="highest") + bias
             total = total + moments[:, None, :, None] * products
-        return f, total
+        return f, nngp, total
 
-    return outputs_and_ntk
+    return outputs_and_kernels
 
 
 def _layers(model: DagNet) -> Iterator[WeightedLayer]:

@@ -79,8 +79,8 @@ class WidthEffects(Described):
       left_out: Number of networks by width whose NTK is too large for eta: eta lambda_max is 2 or more at n, and 1.6 or
         more for the small ones. They were not trained.
       seconds: Time that all these networks took.
-      fit_widths: Widths that the fitted law is evaluated at, (W,).
-      fit_bias: Mean loss by the fitted law over `infinite`, minus 1, (W, K + 1).
+      fit_widths: Widths that the fit is evaluated at, (W,).
+      fit_bias: Mean loss by the fit over `infinite`, minus 1, (W, K + 1).
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -127,9 +127,9 @@ class WidthEffects(Described):
         return self.frozen / self.infinite - 1
 
     def wide_enough(self, share: float, step: int | None = None) -> int | None:
-        """Returns the smallest width whose bias stays below a share until a step, by the fitted law.
+        """Returns the smallest width whose bias stays below a share until a step, by the fit over widths.
 
-        The law holds the small networks and those of width n. It is evaluated from the smallest trained width to 4 n,
+        The fit holds the small networks and those of width n. It is evaluated from the smallest trained width to 4 n,
         so that no smaller width is returned.
 
         Args:
@@ -217,8 +217,8 @@ def width_effects(
         mean at width n = (mean with frozen NTKs at width n) * exp(q(n))
 
     The first factor comes from `networks` networks that are drawn at width n, but not trained. Each is compared with
-    linearized training at infinite width from its own f(0), whose mean is known. Its response to the deviation of the
-    NTK is a second control variate, whose mean falls as 1 / n and is known from the small networks.
+    linearized training at infinite width from its own f(0), whose mean over readouts is known. Its response to the
+    deviation of the NTK is a second control variate. Means of first order fall as 1 / n, and come from all networks.
 
     The second factor comes from small networks that are trained: q is the logarithm of trained over frozen mean loss.
     It is extrapolated by a power law whose exponent may drift towards 1, the exponent of very large widths.
@@ -227,7 +227,7 @@ def width_effects(
     left out of q: with a frozen NTK they would not train, while training shrinks their NTK at once.
 
     The interval holds the sampling errors of both factors, and the uncertainty of exponent and drift. It is widened
-    where the law of all but the largest small width misses that one by more than a standard deviation.
+    where the power law of all but the largest small width misses that one by more than a standard deviation.
 
     The cost grows as width^2 and with the square of the number N C of outputs. By default the small networks take about
     a twelfth of the time of training 24 networks of width 1,024, and those of width n half of that.
@@ -368,19 +368,24 @@ def width_effects(
 
 def _frozen_mean(wide: Sample, samples: Sequence[Sample], infinite: np.ndarray) -> Mean:
     """Returns the mean of the frozen curves at the width of `wide`."""
-    n, widths = wide.width, np.array([s.width for s in samples], float)
-    counts = np.array([len(s.stable) for s in samples])
-    means = [mean_of(s.response) for s in samples]
-    values, errors = np.array([m.mean for m in means]), np.array([m.error for m in means])
-    # A response varies as m^-1/2; these weights do not depend on the values, which have long tails in deep networks.
+    n, part = wide.width, wide.stable
+    found = controlled(
+        (wide.frozen - wide.control)[part], wide.response[part], _first_order(samples, n, [s.response for s in samples])
+    )
+    shift = _first_order([*samples, wide], n, [s.readouts - infinite for s in (*samples, wide)])
+    return Mean(infinite + found.mean + shift.mean, np.hypot(found.error, shift.error))
+
+
+def _first_order(samples: Sequence[Sample], n: int, values: Sequence[np.ndarray]) -> Mean:
+    """Returns the mean at width n of values of first order in the deviations of kernels, from several widths."""
+    widths, counts = np.array([s.width for s in samples], float), np.array([len(s.stable) for s in samples])
+    means = [mean_of(of_width) for of_width in values]
+    # They vary as m^-1/2; these weights do not depend on the values, which have long tails in deep networks.
     weights = counts / widths
     total = (weights / widths).sum()
-    coefficient = (weights[:, None] * values).sum(axis=0) / total
-    error = np.sqrt(((weights[:, None] * errors) ** 2).sum(axis=0)) / total
-    expected = Mean(coefficient / n, np.hypot(error, _RESPONSE_MODEL * np.abs(coefficient)) / n)
-    part = wide.stable
-    found = controlled((wide.frozen - wide.control)[part], wide.response[part], expected)
-    return Mean(infinite + found.mean, found.error)
+    size = (weights[:, None] * np.array([m.mean for m in means])).sum(axis=0) / total
+    error = np.sqrt(((weights[:, None] * np.array([m.error for m in means])) ** 2).sum(axis=0)) / total
+    return Mean(size / n, np.hypot(error, _RESPONSE_MODEL * np.abs(size)) / n)
 
 
 @dataclass(frozen=True)
@@ -408,7 +413,8 @@ def _frozen_fit(
     samples: Sequence[Sample], frozen: Mean, n: int, infinite: np.ndarray, at: np.ndarray
 ) -> Float[np.ndarray, "widths points"]:
     """Returns the relative bias of frozen networks at other widths; at n it is the measured one."""
-    means = [mean_of((s.frozen - s.control)[s.stable]) for s in samples] + [Mean(frozen.mean - infinite, frozen.error)]
+    gaps = [(s.frozen - s.control + s.readouts - infinite)[s.stable] for s in samples]
+    means = [*map(mean_of, gaps), Mean(frozen.mean - infinite, frozen.error)]
     widths = np.array([s.width for s in samples] + [n], float)
     values, errors = np.array([m.mean for m in means]) / infinite, np.array([m.error for m in means]) / infinite
     first, second = inverse_powers(widths, values, errors, terms=2)
@@ -422,7 +428,7 @@ def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np
     excess = np.array([curves.var(axis=0, ddof=1) / curves.mean(axis=0) ** 2 for curves in trained]) - infinite**2
     errors = np.array([np.full(len(infinite), len(curves) ** -0.5) for curves in trained])
     (coefficient,) = inverse_powers(np.array([s.width for s in samples]), excess, errors)
-    # Where the spread of small networks is much smaller, its extrapolation by the law may not become negative.
+    # Where the spread of small networks is much smaller, its extrapolation may not become negative.
     return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
 
 

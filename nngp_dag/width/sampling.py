@@ -6,13 +6,15 @@ Every network starts from its own outputs f(0), with the error e(0) = f(0) - y. 
     frozen     e(k + 1) = e(k) - eta K e(k), with the network's empirical NTK K at initialization
     trained    gradient descent in all parameters
 
-The mean of the control over initializations is `nngp_dag.loss_curve`, exactly up to the law of f(0). So frozen minus
-control is the part of the bias that the NTK at initialization explains; trained over frozen is the part of its motion.
+Frozen minus control is the part of the bias that the deviation of the NTK at initialization explains; trained over
+frozen is the part of its motion. The control itself has a bias, since the NNGP of a finite network deviates, too. Given
+the hidden weights, f(0) is Gaussian, so that the mean of the control over readouts has a closed form.
 
 The response is the derivative of the frozen curve in the direction K - NTK, at K = NTK. It is bilinear in e(0), and of
 first order in the deviation of K, so that its mean is c / n with small corrections.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +55,12 @@ class Training:
     learning_rate: float
     steps: int
 
+    @functools.cached_property
+    def modes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors of the NTK."""
+        eigenvalues, vectors = np.linalg.eigh(self.ntk)
+        return eigenvalues, vectors
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,6 +69,7 @@ class Sample:
     Attributes:
       width: Neurons of every node.
       control: Linearized training at infinite width, from each network's f(0).
+      readouts: Mean of the control over readouts, given the hidden weights.
       frozen: Linearized training of each network; infinite where it overflows.
       response: Response of the frozen curve to the deviation of the NTK.
       stable: Whether eta lambda_max of the network's NTK is below a limit, (S,).
@@ -69,6 +78,7 @@ class Sample:
 
     width: int
     control: np.ndarray
+    readouts: np.ndarray
     frozen: np.ndarray
     response: np.ndarray
     stable: np.ndarray
@@ -113,8 +123,10 @@ def sample(
     at_start = jax.jit(empirical_ntk(create))
     total, curves, stable, trained = networks * (1 + train), [], [], []
     for number in range(networks):
-        f, ntk = (np.asarray(value, np.float64) for value in at_start(_drawn(shapes, seed, width, number), training.x))
-        curves.append(linear_curves(training, f, ntk))
+        start = at_start(_drawn(shapes, seed, width, number), training.x)
+        f, nngp, ntk = (np.asarray(value, np.float64) for value in start)
+        control, frozen, response = linear_curves(training, f, ntk)
+        curves.append((control, mean_over_readouts(training, nngp), frozen, response))
         stable.append(training.learning_rate * largest_eigenvalue(ntk) < limit)
         on_progress(number + 1, total)
     kept = np.flatnonzero(stable).tolist()
@@ -123,10 +135,16 @@ def sample(
         params = [_drawn(shapes, seed, width, number) for number in group]
         trained.append(_trained(apply, jax.tree.map(lambda *of: jnp.asarray(np.stack(of)), *params), training, group))
         on_progress(networks + start + len(group), total)
-    control, frozen, response = np.array(curves).transpose(1, 0, 2)
+    control, readouts, frozen, response = np.array(curves).transpose(1, 0, 2)
     empty = np.empty((0, training.steps + 1))
     return Sample(
-        width, control, frozen, response, np.array(stable), np.concatenate([empty, *trained]) if train else None
+        width,
+        control,
+        readouts,
+        frozen,
+        response,
+        np.array(stable),
+        np.concatenate([empty, *trained]) if train else None,
     )
 
 
@@ -181,3 +199,11 @@ def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[n
             control, frozen = control - eta * (limit @ control), frozen - eta * own
     control_curve, frozen_curve, response = curves
     return control_curve, np.where(np.isfinite(frozen_curve), frozen_curve, np.inf), response
+
+
+def mean_over_readouts(training: Training, nngp: np.ndarray) -> np.ndarray:
+    """Returns the mean of the control over readouts, (steps + 1,), for the NNGP of hidden weights, (N, N)."""
+    eigenvalues, vectors = training.modes
+    units = training.y.shape[1]
+    sizes = np.sum((vectors.T @ training.y) ** 2, axis=1) + units * np.sum(vectors * (nngp @ vectors), axis=0)
+    return 0.5 * (1 - training.learning_rate * eigenvalues) ** (2 * np.arange(training.steps + 1)[:, None]) @ sizes

@@ -32,7 +32,7 @@ def test_ntk_of_all_pairs_of_outputs(name):
     create = create_of(dataclasses.replace(NETWORKS[name], width=8))
     init, apply = as_functions(create)
     params = init(jax.random.key(3))
-    f, ntk = empirical_ntk(create)(params, jnp.asarray(X))
+    f, _, ntk = empirical_ntk(create)(params, jnp.asarray(X))
     np.testing.assert_allclose(f, apply(params, jnp.asarray(X)), rtol=1e-5, atol=1e-6)
     net = create(nnx.Rngs(0))
     nnx.update(net, params)
@@ -56,3 +56,19 @@ def test_refusals():
 
     with pytest.raises(InputError, match="no parameters but weights and biases"):
         empirical_ntk(lambda rngs: Scaled(rngs))
+
+
+@pytest.mark.parametrize("name", ["mean", "standard"])
+def test_nngp_is_the_covariance_over_readouts(name):
+    # Of 4,000 output units with the same hidden weights, each has readout weights of its own.
+    create = create_of(dataclasses.replace(NETWORKS[name], width=8), units=4000)
+    init, apply = as_functions(create)
+    params = init(jax.random.key(1))
+    f = np.asarray(apply(params, jnp.asarray(X)), np.float64)
+    few = create_of(dataclasses.replace(NETWORKS[name], width=8), units=1)
+    smaller = jax.tree.map(
+        lambda a, b: a[tuple(map(slice, b.shape))], params, jax.eval_shape(as_functions(few)[0], jax.random.key(0))
+    )
+    _, nngp, _ = empirical_ntk(few)(smaller, jnp.asarray(X))
+    size = np.sqrt(np.outer(np.diag(nngp), np.diag(nngp)))
+    np.testing.assert_allclose(f @ f.T / 4000 / size, nngp / size, atol=4 * 2**0.5 / 4000**0.5)

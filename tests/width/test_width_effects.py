@@ -14,7 +14,14 @@ import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
 from nngp_dag.nets import DagNet, as_functions
 from nngp_dag.width import WidthEffects
-from nngp_dag.width.sampling import Training, _drawn, largest_eigenvalue, linear_curves, sample
+from nngp_dag.width.sampling import (
+    Training,
+    _drawn,
+    largest_eigenvalue,
+    linear_curves,
+    mean_over_readouts,
+    sample,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 6))
@@ -107,6 +114,21 @@ def test_mean_of_controls_is_the_exact_expectation():
     error = found.control.std(axis=0) / 800**0.5
     assert (np.abs(found.control.mean(axis=0) - exact) < 4 * error).all()
     assert (4 * error < 0.045 * exact).all()
+
+
+def test_mean_over_readouts():
+    network = nd.Network("2_02")
+    training = training_of(network, X, Y, 0.02, 4)
+    nngp = np.cov(RNG.normal(size=(4, 9)))
+    expected = nd.loss_curve(nd.Kernel(nngp=nngp, ntk=training.ntk), Y, 0.02, 4).mean
+    np.testing.assert_allclose(mean_over_readouts(training, nngp), expected, rtol=1e-10)
+    # The control's own bias is in it: this difference has mean 0 at any width, and depth.
+    found = of_sample(training, 8, 1000)
+    rest = found.control - found.readouts
+    error = rest.std(axis=0) / 1000**0.5
+    assert (np.abs(rest.mean(axis=0)) < 4 * error).all()
+    assert (4 * error < 0.15 * found.control.mean(axis=0)).all()
+    assert (np.corrcoef(found.control[:, 4], found.readouts[:, 4]) > 0.5).all()
 
 
 def test_linear_network_in_closed_form():
@@ -298,7 +320,7 @@ def test_predicts_a_wider_network():
     networks = of_sample(training, 256, 100, train=True, seed=77)
     assert networks.trained is not None
     assert networks.stable.all()
-    gaps = networks.trained - networks.control
+    gaps = networks.trained - networks.control + networks.readouts - found.infinite
     measured, error = found.infinite + gaps.mean(axis=0), gaps.std(axis=0) / 100**0.5
     for step in (5, 10, 20, 30):
         miss = abs(found.mean[step] - measured[step])
