@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from nngp_dag.training import Recipe, evaluate, train
 
     # Finite width
-    from nngp_dag.width import WidthSpread, width_spread
+    from nngp_dag.width import WidthEffects, WidthSpread, width_effects, width_spread
 
 __all__ = [
     "AvgPool",
@@ -80,6 +80,7 @@ __all__ = [
     "Scale",
     "Spectrum",
     "SumPool",
+    "WidthEffects",
     "WidthSpread",
     "activations",
     "classification_accuracy",
@@ -112,6 +113,7 @@ __all__ = [
     "sweep",
     "trace",
     "train",
+    "width_effects",
     "width_spread",
     "zoo",
 ]
@@ -144,7 +146,7 @@ _HOME = {
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
     **dict.fromkeys(("empirical", "trace"), "tracing"),
-    **dict.fromkeys(("WidthSpread", "width_spread"), "width"),
+    **dict.fromkeys(("WidthEffects", "WidthSpread", "width_effects", "width_spread"), "width"),
 }
 
 

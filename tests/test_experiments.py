@@ -56,6 +56,32 @@ def test_width_convergence(tmp_path, capsys):
     assert "slopes, erf: single networks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_width_effects(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "new" / "effects"
+    options = ["--graphs", "chain of 2", "DAG#3", "--datasets", "digits", "--n", "12", "--width", "256", "--steps", "5"]
+    module = run("width_effects", [*options, "--networks", "3", "--out", str(out)])
+    assert len(module.GRAPHS) == 10
+    document, rows = files_of(out)
+    assert [(row["dataset"], row["graph"], row["step"]) for row in rows] == [
+        ("digits", "chain of 2", "5"),
+        ("digits", "DAG#3", "5"),
+    ]
+    assert document["summary"]["cases"] == 2
+    assert document["refused"] == {}
+    for name, case in document["cases"]["digits"].items():
+        assert len(case["measured"]) == len(case["predicted"]) == 6, name
+        assert all(
+            low <= value <= high for low, value, high in zip(*map(case.get, ("low", "predicted", "high")), strict=True)
+        )
+    assert "predictions hold" in capsys.readouterr().out
+    # The same command takes finished cases from their files.
+    first = out.with_suffix(".csv").read_bytes()
+    monkeypatch.setattr(module, "run_case", None)
+    module.main([*options, "--networks", "3", "--out", str(out)])
+    assert out.with_suffix(".csv").read_bytes() == first
+
+
 @pytest.mark.nightly
 def test_figure3(tmp_path, capsys):
     out = tmp_path / "figure3"

@@ -4,6 +4,7 @@ from nngp_dag.nets.descent import Descent, chosen_seeds, descend, descend_from, 
 from nngp_dag.nets.layers import WeightedLayer
 from nngp_dag.nets.model import DagNet, as_functions, as_stateful_functions
 from nngp_dag.nets.summary import LayerSummary, ModelSummary, summarize
+from nngp_dag.nets.tangent import empirical_ntk
 
 __all__ = [
     "DagNet",
@@ -16,6 +17,7 @@ __all__ = [
     "chosen_seeds",
     "descend",
     "descend_from",
+    "empirical_ntk",
     "squared_loss",
     "summarize",
 ]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float
 from nngp_dag.activations import get_activation
 from nngp_dag.errors import InputError
 from nngp_dag.graph.operations import AvgPool, Dense, Operation, Pool
+
+Observer = Callable[["WeightedLayer", Array, Array], Array]
 
 
 class WeightedLayer(nnx.Module):
@@ -36,6 +39,8 @@ class WeightedLayer(nnx.Module):
       linear: Trained parameters, omega and beta or W and b. `linear.kernel` is (*filter_shape, channels in, channels
         out); `linear.bias` is (channels out,), or None where b_std is None.
       norm: The batch normalization, or None.
+      observer: None, or a function of the layer, its inputs x and W x + b that returns what takes the place of the
+        latter; see `empirical_ntk`.
 
     Raises:
       InputError: The activation is unknown.
@@ -81,6 +86,7 @@ class WeightedLayer(nnx.Module):
         )
         # These are PyTorch's defaults. Its momentum of 0.1 is the weight of the new value, flax's that of the old.
         self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-5, rngs=rngs) if batch_norm else None
+        self.observer: Observer | None = None
 
     def __call__(self, x: Float[Array, "n *pixels c_in"]) -> Float[Array, "n *pixels_out c_out"]:
         """Applies the layer."""
@@ -95,6 +101,8 @@ class WeightedLayer(nnx.Module):
 
     def _normalized(self, x: Array) -> Array:
         y = self._affine(x)
+        if self.observer is not None:
+            y = self.observer(self, x, y)
         return y if self.norm is None else self.norm(y)
 
     def _affine(self, x: Array) -> Array:

@@ -1,0 +1,485 @@
+"""`width_effects`: what gradient descent of networks of finite width does beside the exact expectation."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+import scipy.stats
+from jaxtyping import ArrayLike, Bool, Float, Int
+
+from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
+from nngp_dag.errors import GraphError, InputError, NumericalWarning, check_callable, shown, warn
+from nngp_dag.forms import Described
+from nngp_dag.graph import Dag
+from nngp_dag.graph.operations import as_number, check_whole
+from nngp_dag.kernels import kernel
+from nngp_dag.kernels.inputs import check_inputs, host_array
+from nngp_dag.theory import loss_curve
+from nngp_dag.theory.symmetric import check_targets
+from nngp_dag.width.extrapolation import Mean, controlled, inverse_powers, left_out_score, log_ratio, mean_of, power_law
+from nngp_dag.width.sampling import Sample, Training, sample
+
+if TYPE_CHECKING:
+    import pandas
+
+Progress = Callable[[str, int, int], None]
+
+# A predicted mean is trusted if half its interval is at most this share of it.
+_TOLERANCE = 0.05
+# Confidence of the interval.
+_CONFIDENCE = 0.9
+# The mean response falls as 1 / n up to this share of it.
+_RESPONSE_MODEL = 0.1
+# Of the networks of the largest small width, no more than this share may be left out.
+_MOST_UNSTABLE = 0.5
+# Widths beside the default ones, as shares of the largest, where many networks of these are left out.
+_MORE = 0.875, 0.625
+# Small networks are left out from this eta lambda_max on, or from half way between that at infinite width and 2.
+_STABLE = 1.6
+# Fewer networks of a width tell no error. How many were left out matters little: of those of one width, the calm third
+# has nearly the same q as all.
+_FEWEST = 6
+# Exponents at a bound do not matter where the motion of the NTK changes the loss by less than this.
+_NO_MOTION = 0.01
+# Losses that have fallen further are not resolved by training in float32.
+_RESOLVED = 1e-8
+# The empirical NTK has so many rows at most.
+_MOST_ROWS = 4096
+# The widest of the networks that are trained by default.
+_WIDEST = 256
+
+
+@dataclass(frozen=True, repr=False)
+class WidthEffects(Described):
+    """Gradient descent of networks of width n, predicted from small ones, for steps 0 to K.
+
+    Attributes:
+      width: Neurons n of every node.
+      learning_rate: Learning rate eta.
+      infinite: Mean loss at infinite width, `nngp_dag.loss_curve`, (K + 1,).
+      infinite_std: Standard deviation of the loss at infinite width, (K + 1,).
+      mean: Predicted mean loss at width n, (K + 1,).
+      low: Lower end of the 90 % interval of `mean`, (K + 1,).
+      high: Upper end, (K + 1,).
+      std: Predicted standard deviation over initializations, (K + 1,), from the trained networks. The
+        difference of their relative variance from that at infinite width is extrapolated as 1 / n.
+      frozen: Mean loss at width n if every network's NTK stayed at its initial value, (K + 1,), from networks drawn at
+        this width.
+      frozen_error: Standard error of `frozen`, (K + 1,).
+      motion: Logarithm of the mean loss over `frozen`, the effect of the NTK's motion, (K + 1,).
+      motion_error: Standard error of `motion`, (K + 1,).
+      exponent: Exponent with which `motion` falls among the small widths, (K + 1,).
+      trusted: Whether half the interval is at most 5 % of `mean` and the exponent is not at a bound, (K + 1,).
+      drawn: Number of networks drawn at width n.
+      trained: Number of trained networks by width.
+      left_out: Number of networks by width whose NTK is too large for eta: eta lambda_max is 2 or more at n, and 1.6 or
+        more for the small ones. They were not trained.
+      seconds: Time that all these networks took.
+      fit_widths: Widths that the fit is evaluated at, (W,).
+      fit_bias: Mean loss by the fit over `infinite`, minus 1, (W, K + 1).
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(4, 6))
+      >>> effects = nd.width_effects("2", x, np.eye(4), width=64, steps=5, networks=8, learning_rate=0.05)
+      >>> bool((effects.low <= effects.mean).all()), effects.bias.shape
+      (True, (6,))
+    """
+
+    width: int
+    learning_rate: float
+    infinite: Float[np.ndarray, " points"]
+    infinite_std: Float[np.ndarray, " points"]
+    mean: Float[np.ndarray, " points"]
+    low: Float[np.ndarray, " points"]
+    high: Float[np.ndarray, " points"]
+    std: Float[np.ndarray, " points"]
+    frozen: Float[np.ndarray, " points"]
+    frozen_error: Float[np.ndarray, " points"]
+    motion: Float[np.ndarray, " points"]
+    motion_error: Float[np.ndarray, " points"]
+    exponent: Float[np.ndarray, " points"]
+    trusted: Bool[np.ndarray, " points"]
+    drawn: int
+    trained: dict[int, int]
+    left_out: dict[int, int]
+    seconds: float
+    fit_widths: Int[np.ndarray, " widths"]
+    fit_bias: Float[np.ndarray, "widths points"]
+
+    @property
+    def steps(self) -> Int[np.ndarray, " points"]:
+        """Number of steps taken, 0, 1, ..., K, (K + 1,)."""
+        return np.arange(len(self.mean))
+
+    @property
+    def bias(self) -> Float[np.ndarray, " points"]:
+        """Predicted mean minus that at infinite width, as a share of the latter, (K + 1,)."""
+        return self.mean / self.infinite - 1
+
+    @property
+    def frozen_bias(self) -> Float[np.ndarray, " points"]:
+        """The part of `bias` that the NTK at initialization explains, (K + 1,); the rest is its motion."""
+        return self.frozen / self.infinite - 1
+
+    def wide_enough(self, share: float, step: int | None = None) -> int | None:
+        """Returns the smallest width whose bias stays below a share until a step, by the fit over widths.
+
+        The fit holds the small networks and those of width n. It is evaluated from the smallest trained width to 4 n,
+        so that no smaller width is returned.
+
+        Args:
+          share: Largest |bias|, as a share of the loss at infinite width.
+          step: Last step; K by default.
+
+        Returns:
+          The width, or None: a step is not trusted, or even width 4 n is not wide enough.
+
+        Raises:
+          InputError: `share` is not above 0, or `step` is beyond K.
+
+        Examples:
+          >>> import numpy as np, nngp_dag as nd
+          >>> x = np.random.default_rng(0).normal(size=(4, 6))
+          >>> effects = nd.width_effects("2", x, np.eye(4), width=128, steps=3, networks=32, learning_rate=0.05)
+          >>> 36 < effects.wide_enough(0.1, 1) < 128, effects.wide_enough(1e-9)
+          (True, None)
+        """
+        if (share := as_number("share", share)) <= 0:
+            raise InputError(f"Expected `share` to be above 0, got {share}; 0.05 stands for 5 %")
+        last = len(self.mean) - 1
+        if (step := last if step is None else check_whole("step", step, 0)) > last:
+            raise InputError(f"Expected `step` to be at most {last}, got {step}; take more `steps`")
+        if not self.trusted[: step + 1].all():
+            return None
+        worst = np.abs(self.fit_bias[:, : step + 1]).max(axis=1)
+        above = np.flatnonzero(worst >= share)
+        if not above.size:
+            return int(self.fit_widths[0])
+        if (first := above[-1]) == len(worst) - 1:
+            return None
+        # Between two widths of the grid, the worst bias is taken to be a power of the width.
+        n, w = np.log(self.fit_widths[first : first + 2]), np.log(np.maximum(worst[first : first + 2], 1e-300))
+        return math.ceil(np.exp(n[0] + (n[1] - n[0]) * (math.log(share) - w[0]) / (w[1] - w[0])))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns a table with a row for every step.
+
+        Examples:
+          >>> import numpy as np, nngp_dag as nd
+          >>> effects = nd.width_effects("2", np.eye(4), np.eye(4), width=64, steps=5, networks=8, learning_rate=0.05)
+          >>> list(effects.to_frame())[:6]
+          ['step', 'infinite', 'mean', 'low', 'high', 'std']
+        """
+        import pandas
+
+        names = ["infinite", "mean", "low", "high", "std", "frozen", "motion", "bias", "frozen_bias", "trusted"]
+        return pandas.DataFrame({"step": self.steps} | {name: getattr(self, name) for name in names})
+
+    def _facts(self) -> dict[str, str]:
+        half = (self.high[-1] - self.low[-1]) / 2
+        until = len(self.mean) - 1 if self.trusted.all() else int(np.argmin(self.trusted)) - 1
+        return {
+            "width": str(self.width),
+            "steps": str(len(self.mean) - 1),
+            "loss": f"{self.mean[0]:.4g} → {self.mean[-1]:.4g} ± {half:.2g}",
+            "bias": f"{self.bias[-1]:+.1%}",
+            "frozen_bias": f"{self.frozen_bias[-1]:+.1%}",
+            "trusted_until": str(until) if until >= 0 else "never",
+            "trained": ", ".join(f"{count} x {width}" for width, count in self.trained.items()),
+            "seconds": f"{self.seconds:.3g}",
+        }
+
+
+def width_effects(
+    network: Network | Dag | str | NetworkSource,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    steps: int = 100,
+    learning_rate: float | str = "auto",
+    widths: Sequence[int] | None = None,
+    networks: int = 16,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    **architecture: Unpack[Architecture],
+) -> WidthEffects:
+    """Predicts full-batch gradient descent of networks of finite width n, from networks that are smaller.
+
+    The loss is L = 0.5 ||y - f||^2, summed over samples and output columns. Its mean over initializations differs from
+    that at infinite width, `nngp_dag.loss_curve`, for two reasons. The NTK of a finite network deviates at
+    initialization, and it moves during training:
+
+        mean at width n = (mean with frozen NTKs at width n) * exp(q(n))
+
+    The first factor comes from `networks` networks that are drawn at width n, but not trained. Each is compared with
+    linearized training at infinite width from its own f(0), whose mean over readouts is known. Its response to the
+    deviation of the NTK is a second control variate. Means of first order fall as 1 / n, and come from all networks.
+
+    The second factor comes from small networks that are trained: q is the logarithm of trained over frozen mean loss.
+    It is extrapolated by a power law whose exponent may drift towards 1, the exponent of very large widths.
+
+    Small networks whose eta lambda_max at initialization is 1.6 or more, or nearer to 2 than at infinite width, are
+    left out of q: with a frozen NTK they would not train, while training shrinks their NTK at once.
+
+    The interval holds the sampling errors of both factors, and the uncertainty of exponent and drift. It is widened
+    where the power law of all but the largest small width misses that one by more than a standard deviation.
+
+    The cost grows as width^2 and with the square of the number N C of outputs. By default the small networks take about
+    a twelfth of the time of training 24 networks of width 1,024, and those of width n half of that.
+
+    Args:
+      network: The network, see `nngp_dag.kernel`; its layers are fully connected, in the parameterization "ntk".
+      x: Inputs, (N, d) with N >= 2.
+      y: Targets, (N, C) or (N,); `nngp_dag.data.one_hot` turns labels into targets. N C is at most 4,096.
+      steps: Number K of steps of gradient descent.
+      learning_rate: Learning rate eta on L; "auto" for 1 / lambda_max of the NTK at infinite width.
+      widths: Widths of the networks that are trained, at least 3 below `width`. By default 3/8, 1/2, 3/4 and 1 times a
+        quarter of `width`, but no more than 256, and 96 where a quarter is less; and one or two more, where many
+        networks of these are left out.
+      networks: Number of networks drawn at `width`. Of a small width m, 3/4 of this number times M / m networks are
+        trained, with the largest M of `widths`, but at least 8.
+      seed: Seed of all draws. They differ from those of `nngp_dag.compare` and `nngp_dag.train`.
+      on_progress: Function that is called with (name of the stage, networks done, networks in all).
+      **architecture: Options of the network, see `nngp_dag.kernel`, among them `width`, 1,024 by default.
+
+    Returns:
+      A `WidthEffects`. Steps that are not trusted are flagged. A `NumericalWarning` says that none is, where too many
+      small networks, or one of width n, lie beyond their own stability limit.
+
+    Raises:
+      InputError: The network has convolutions or pooling, lacks a readout, or is in another parameterization. Shapes
+        do not match, N C is too large, an option is out of range, or training diverges at the learning rate. Fewer than
+        2 of `widths` have networks within their stability limit.
+      GraphError: The network has several inputs or outputs.
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> x = np.random.default_rng(0).normal(size=(4, 6))
+      >>> effects = nd.width_effects("2", x, np.eye(4), width=128, steps=10, networks=8, learning_rate=0.05)
+      >>> effects.trained, bool(abs(effects.bias[10]) < 0.2)
+      ({36: 16, 48: 12, 72: 8, 96: 8}, True)
+
+    Reference: Jacot et al., NeurIPS 2018, and Lee et al., NeurIPS 2019 (the limit); Huang and Yau, ICML 2020 (motion of
+    the NTK of order 1 / n).
+    """
+    network = as_network(network, "network", width_effects, **architecture)
+    _check_network(network)
+    n, steps = network.width, check_whole("steps", steps, 1)
+    networks, seed = check_whole("networks", networks, 8), check_whole("seed", seed, 0)
+    small = _widths(widths, n)
+    check_callable("on_progress", on_progress)
+    report = on_progress or (lambda stage, done, total: None)
+    x = np.asarray(check_inputs("x", host_array("x", x), network, "float64")[0], np.float64)
+    x = x.reshape(len(x), -1)
+    if len(x) < 2:
+        raise InputError(f"Expected at least 2 inputs, got {len(x)}; take a larger subset")
+    y = np.asarray(check_targets("y", y, len(x)))
+    if y.size > _MOST_ROWS:
+        raise InputError(
+            f"Expected at most {_MOST_ROWS:,} outputs, N times C, got {y.size:,}; take a subset of the inputs"
+        )
+    report("kernels", 0, 1)
+    k = kernel(network, x, dtype="float64")
+    ntk = np.asarray(k.ntk)
+    largest = float(np.linalg.eigvalsh(ntk)[-1])
+    eta = _rate(learning_rate, largest)
+    exact = loss_curve(k, y, eta, steps)
+    infinite, infinite_std = np.asarray(exact.mean), np.asarray(exact.std)
+    report("kernels", 1, 1)
+
+    start = time.perf_counter()
+    training = Training(network, x.astype(np.float32), y, ntk, eta, steps)
+
+    def draw(width: int, count: int, train: bool) -> Sample:
+        stage = f"{'training' if train else 'drawing'} networks of width {width:,}"
+        limit = max(_STABLE, 1 + eta * largest / 2) if train else 2.0
+        progress = functools.partial(report, stage)
+        return sample(training, width, count, seed, limit=limit, train=train, on_progress=progress)
+
+    def trained(m: int) -> Sample:
+        return draw(m, max(8, round(0.75 * networks * small[-1] / m)), True)
+
+    samples = [trained(m) for m in small]
+    # Where narrow networks are left out, another width takes their place.
+    for m in () if widths is not None else _MORE:
+        if sum(s.stable.sum() >= _FEWEST for s in samples) < 3:
+            samples.append(trained(round(m * small[-1])))
+    samples.sort(key=lambda of: of.width)
+    wide = draw(n, networks, False)
+    seconds = time.perf_counter() - start
+
+    stable = {s.width: int(s.stable.sum()) for s in (*samples, wide)}
+    left_out = {s.width: len(s.stable) - stable[s.width] for s in (*samples, wide)}
+    used = [s for s in samples if stable[s.width] >= _FEWEST]
+    if len(used) < 2 or stable[n] < _FEWEST:
+        raise InputError(
+            f"Expected at least {_FEWEST} networks within their stability limit at two of the widths {small} and at "
+            f"{n}, got {stable} of them; lower `learning_rate`, or take wider networks"
+        )
+    most = _MOST_UNSTABLE * len(used[-1].stable)
+    reliable = len(used) >= 3 and left_out[used[-1].width] <= most and not left_out[n]
+
+    frozen = _frozen_mean(wide, samples, infinite)
+    at = np.unique(np.geomspace(used[0].width, 4 * n, 65).round().astype(int))
+    motion = _motion(used, np.array([n, *at]))
+    law = _frozen_fit(used, frozen, n, infinite, at)
+    q, q_error = motion.mean[0], motion.error
+    relative = np.hypot(frozen.error / frozen.mean, q_error)
+    quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, stable[n] - 2))
+    mean = frozen.mean * np.exp(q)
+    trusted = reliable & (quantile * relative <= _TOLERANCE) & ~(motion.at_bound & (np.abs(q) > _NO_MOTION))
+    trusted &= infinite > _RESOLVED * infinite[0]
+    result = WidthEffects(
+        width=n,
+        learning_rate=eta,
+        infinite=infinite,
+        infinite_std=infinite_std,
+        mean=mean,
+        low=mean * np.exp(-quantile * relative),
+        high=mean * np.exp(quantile * relative),
+        std=mean * _relative_std(used, infinite_std / infinite, n),
+        frozen=frozen.mean,
+        frozen_error=frozen.error,
+        motion=q,
+        motion_error=q_error,
+        exponent=motion.exponent,
+        trusted=trusted,
+        drawn=networks,
+        trained={s.width: stable[s.width] for s in samples},
+        left_out=left_out,
+        seconds=seconds,
+        fit_widths=at,
+        fit_bias=(1 + law) * np.exp(motion.mean[1:]) - 1,
+    )
+    if not reliable:
+        left = {width: count for width, count in left_out.items() if count}
+        warn(
+            f"Expected networks within their stability limit, got {left} beyond it by width; no step is trusted, lower "
+            "`learning_rate`",
+            NumericalWarning,
+        )
+    return result
+
+
+def _frozen_mean(wide: Sample, samples: Sequence[Sample], infinite: np.ndarray) -> Mean:
+    """Returns the mean of the frozen curves at the width of `wide`."""
+    n, part = wide.width, wide.stable
+    found = controlled(
+        (wide.frozen - wide.control)[part], wide.response[part], _first_order(samples, n, [s.response for s in samples])
+    )
+    shift = _first_order([*samples, wide], n, [s.readouts - infinite for s in (*samples, wide)])
+    return Mean(infinite + found.mean + shift.mean, np.hypot(found.error, shift.error))
+
+
+def _first_order(samples: Sequence[Sample], n: int, values: Sequence[np.ndarray]) -> Mean:
+    """Returns the mean at width n of values of first order in the deviations of kernels, from several widths."""
+    widths, counts = np.array([s.width for s in samples], float), np.array([len(s.stable) for s in samples])
+    means = [mean_of(of_width) for of_width in values]
+    # They vary as m^-1/2; these weights do not depend on the values, which have long tails in deep networks.
+    weights = counts / widths
+    total = (weights / widths).sum()
+    size = (weights[:, None] * np.array([m.mean for m in means])).sum(axis=0) / total
+    error = np.sqrt(((weights[:, None] * np.array([m.error for m in means])) ** 2).sum(axis=0)) / total
+    return Mean(size / n, np.hypot(error, _RESPONSE_MODEL * np.abs(size)) / n)
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """The logarithm of trained over frozen mean loss: at some widths, and its error at the first of them."""
+
+    mean: np.ndarray
+    error: np.ndarray
+    exponent: np.ndarray
+    at_bound: np.ndarray
+
+
+def _motion(samples: Sequence[Sample], at: np.ndarray) -> _Motion:
+    widths = np.array([s.width for s in samples], float)
+    ratios = [log_ratio(s.trained, s.frozen[s.stable]) for s in samples if s.trained is not None]
+    values, errors = np.array([r.mean for r in ratios]), np.array([r.error for r in ratios])
+    law = power_law(widths, values, errors, at)
+    inflation = np.ones(values.shape[1])
+    if len(samples) >= 3:
+        inflation = np.maximum(1, left_out_score(widths, values, errors))
+    return _Motion(law.mean, law.std[0] * inflation, law.exponent, law.at_bound)
+
+
+def _frozen_fit(
+    samples: Sequence[Sample], frozen: Mean, n: int, infinite: np.ndarray, at: np.ndarray
+) -> Float[np.ndarray, "widths points"]:
+    """Returns the relative bias of frozen networks at other widths; at n it is the measured one."""
+    gaps = [(s.frozen - s.control + s.readouts - infinite)[s.stable] for s in samples]
+    means = [*map(mean_of, gaps), Mean(frozen.mean - infinite, frozen.error)]
+    widths = np.array([s.width for s in samples] + [n], float)
+    values, errors = np.array([m.mean for m in means]) / infinite, np.array([m.error for m in means]) / infinite
+    first, second = inverse_powers(widths, values, errors, terms=2)
+    miss = values[-1] - first / n - second / n**2
+    return (first + n * miss) / at[:, None] + second / at[:, None] ** 2
+
+
+def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np.ndarray:
+    """Returns standard deviation over mean at width n, from trained networks; that at infinite width is known."""
+    trained = [s.trained for s in samples if s.trained is not None]
+    excess = np.array([curves.var(axis=0, ddof=1) / curves.mean(axis=0) ** 2 for curves in trained]) - infinite**2
+    errors = np.array([np.full(len(infinite), len(curves) ** -0.5) for curves in trained])
+    (coefficient,) = inverse_powers(np.array([s.width for s in samples]), excess, errors)
+    # Where the spread of small networks is much smaller, its extrapolation may not become negative.
+    return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
+
+
+def _widths(widths: Sequence[int] | None, n: int) -> list[int]:
+    if n < 32:
+        raise InputError(
+            f"Expected `width` to be at least 32, got {n}; train networks that small, by `nngp_dag.compare`"
+        )
+    if widths is None:
+        largest = min(_WIDEST, max(n // 4, min(96, 3 * n // 4)))
+        return [round(largest * share) for share in (0.375, 0.5, 0.75, 1)]
+    try:
+        chosen = sorted({check_whole("widths", width, 8) for width in widths})
+    except TypeError:
+        raise InputError(f"Expected `widths` to be a list of whole numbers, got {shown(widths)}") from None
+    if len(chosen) < 3 or chosen[-1] >= n:
+        raise InputError(
+            f"Expected `widths` to hold at least 3 widths below {n}, got {shown(widths)}; leave it out for the default"
+        )
+    return chosen
+
+
+def _rate(learning_rate: float | str, largest: float) -> float:
+    if largest <= 0:
+        raise InputError("Expected lambda_max(NTK) above 0, got 0, at which nothing trains; rescale the inputs")
+    if isinstance(learning_rate, str):
+        if learning_rate != "auto":
+            raise InputError(f"Expected `learning_rate` to be 'auto' or a number, got {shown(learning_rate)}")
+        return 1 / largest
+    eta = float(as_number("learning_rate", learning_rate))
+    if not 0 < eta < 2 / largest:
+        raise InputError(
+            f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / largest:.4g}, got {eta}; gradient "
+            "descent diverges beyond"
+        )
+    return eta
+
+
+def _check_network(network: Network) -> None:
+    inputs, outputs = network.dag.num_inputs, len(network.dag.outputs)
+    if inputs > 1 or outputs > 1:
+        raise GraphError(f"Expected a graph with one input and one output, got {inputs} and {outputs}")
+    if network.image_operations:
+        raise InputError(
+            "Expected a network without convolutions and pooling, got "
+            f"{network.image_operations[0].describe()}; no effects of the width are known for it"
+        )
+    if not network.readout:
+        raise InputError("Expected a network with a readout, got one without; leave `readout` True")
+    if network.parameterization != "ntk":
+        raise InputError(
+            f"Expected the parameterization 'ntk', got {network.parameterization!r}; in others the learning rates of "
+            "layers depend on the width"
+        )

@@ -1,0 +1,165 @@
+"""From small networks to a wider one: power laws whose exponent drifts, and means that fall as 1 / n.
+
+The effect of the NTK's motion falls as 1 / n at very large widths, and more slowly before: for dense spectra the last
+modes move most. So the logarithm of trained over frozen loss is taken to be
+
+    q(n) = A u^-(p + s log(u) / 2),    u = n / m, with the geometric mean m of the small widths,
+
+whose local exponent is p at m, and p + s log(u) at n. The amplitude A is free, of either sign. The exponent p is
+uniform in [-0.2, 1.5], the drift s uniform in [-0.05, 0.2]. Means and variances over all such laws, each with the
+weight of its likelihood, take the place of one fit: noise, exponents and the drift all enter the variance.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+EXPONENTS, DRIFTS = (-0.2, 1.5), (-0.05, 0.2)
+_GRID = 69, 11
+_LAW_ERROR = 0.01
+
+
+class PowerLaw(NamedTuple):
+    """The posterior of a power law per step.
+
+    Attributes:
+      mean: Mean of q at the widths asked for, (widths, points).
+      std: Standard deviation of q, (widths, points).
+      exponent: Mean of p, (points,).
+      at_bound: Whether most of the posterior of p lies in the lowest, or in the highest twentieth of its range,
+        (points,).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    exponent: np.ndarray
+    at_bound: np.ndarray
+
+
+def power_law(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, at: np.ndarray) -> PowerLaw:
+    """Fits the power law to measured values, and evaluates it at other widths.
+
+    Args:
+      widths: Small widths, (W,), at least 2.
+      values: Measured q, (W, points).
+      errors: Standard errors of `values`, (W, points).
+      at: Widths to evaluate at, (V,).
+
+    Examples:
+      >>> widths = np.array([96, 128, 192, 256])
+      >>> q = 3.0 * widths[:, None] ** -0.6
+      >>> law = power_law(widths, q, 0.001 * q, np.array([1024]))
+      >>> bool(abs(law.exponent[0] - 0.6) < 0.08), bool(law.std[0, 0] < 0.15 * law.mean[0, 0])
+      (True, True)
+    """
+    center = float(np.exp(np.log(widths).mean()))
+    p, s = (one.ravel() for one in np.meshgrid(np.linspace(*EXPONENTS, _GRID[0]), np.linspace(*DRIFTS, _GRID[1])))
+
+    def basis(n: np.ndarray) -> np.ndarray:
+        log = np.log(n / center)[None, :]
+        return np.exp(-p[:, None] * log - 0.5 * s[:, None] * log**2)
+
+    # No law is exact to more than a hundredth of the largest value, and the grid resolves no more.
+    scale = np.maximum(np.abs(values).max(axis=0), 1e-100)
+    weights = 1 / np.maximum(errors, _LAW_ERROR * scale) ** 2
+    b, there = basis(np.asarray(widths, float)), basis(np.asarray(at, float))
+    norm = b**2 @ weights
+    amplitude = b @ (weights * values) / norm
+    residual = ((values[None] - amplitude[:, None, :] * b[:, :, None]) ** 2 * weights[None]).sum(axis=1)
+    # The amplitude has a flat prior; its integral leaves 1 / sqrt(norm).
+    log_weight = -0.5 * (residual + np.log(norm))
+    weight = np.exp(log_weight - log_weight.max(axis=0))
+    weight /= weight.sum(axis=0)
+    q = amplitude[:, None, :] * there[:, :, None]
+    mean = (weight[:, None] * q).sum(axis=0)
+    variance = (weight[:, None] * ((q - mean) ** 2 + there[:, :, None] ** 2 / norm[:, None, :])).sum(axis=0)
+    edge = 0.05 * (EXPONENTS[1] - EXPONENTS[0])
+    low, high = weight[p < EXPONENTS[0] + edge].sum(axis=0), weight[p > EXPONENTS[1] - edge].sum(axis=0)
+    return PowerLaw(mean, np.sqrt(variance), p @ weight, np.maximum(low, high) > 0.5)
+
+
+def left_out_score(widths: np.ndarray, values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Returns how many standard deviations the largest width lies from the law of the others, (points,).
+
+    Args:
+      widths: Ascending widths, (W,), at least 3.
+      values: Measured q, (W, points).
+      errors: Standard errors of `values`, (W, points).
+    """
+    law = power_law(widths[:-1], values[:-1], errors[:-1], widths[-1:])
+    spread = np.hypot(law.std[0], errors[-1])
+    return np.divide(np.abs(law.mean[0] - values[-1]), spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def inverse_powers(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, terms: int = 1) -> np.ndarray:
+    """Returns the coefficients c of c_1 / n + c_2 / n^2 + ... by weighted least squares, (terms, points).
+
+    Args:
+      widths: Widths, (W,), at least `terms`.
+      values: Measured values, (W, points).
+      errors: Standard errors of `values`, (W, points).
+      terms: Number of powers.
+
+    Examples:
+      >>> widths = np.array([64.0, 128.0])
+      >>> inverse_powers(widths, 5 / widths[:, None], np.ones((2, 1))).round(6)
+      array([[5.]])
+    """
+    inverse = 1 / np.asarray(widths, float)
+    basis = np.stack([inverse**power for power in range(1, terms + 1)], axis=1)
+    # Columns of one size, so that the normal equations are well conditioned.
+    size = basis.max(axis=0)
+    weights = 1 / np.maximum(errors, 1e-9 * np.maximum(np.abs(values).max(), np.finfo(float).tiny)) ** 2
+    weights = weights / weights.max(axis=0)
+    scaled = basis / size
+    normal = np.einsum("wi,wj,wp->pij", scaled, scaled, weights)
+    right = np.einsum("wi,wp,wp->pi", scaled, weights, values)
+    return np.linalg.solve(normal, right[:, :, None])[:, :, 0].T / size[:, None]
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error, (points,) each."""
+
+    mean: np.ndarray
+    error: np.ndarray
+
+
+def mean_of(values: np.ndarray) -> Mean:
+    """Returns mean and standard error over the first axis."""
+    return Mean(values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)))
+
+
+def log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Mean:
+    """Returns the logarithm of the ratio of two means of paired values, (S, points) each, and its standard error."""
+    above, below = numerator.mean(axis=0), denominator.mean(axis=0)
+    influence = numerator / above - denominator / below
+    return Mean(np.log(above / below), influence.std(axis=0, ddof=1) / np.sqrt(len(numerator)))
+
+
+def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
+    """Returns the mean of some values by a control variate whose expectation is known up to an error.
+
+    Args:
+      values: Values, (S, points).
+      control: The control variate of every value, (S, points).
+      expected: Expectation of the control variate, known apart from these values.
+
+    Examples:
+      >>> z = np.array([[0.5], [1.0], [3.0]])
+      >>> found = controlled(2 * z + 1, z, Mean(np.array([1.0]), np.array([0.0])))
+      >>> found.mean.round(6), found.error.round(6)
+      (array([3.]), array([0.]))
+    """
+    count = len(values)
+    own = mean_of(control)
+    centered = control - own.mean
+    spread = (centered**2).sum(axis=0)
+    slope = np.divide((values * centered).sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
+    # Both estimates of the expectation, each with the weight of its inverse variance: an inexact one does no harm.
+    total = own.error**2 + expected.error**2
+    share = np.divide(own.error**2, total, out=np.zeros_like(total), where=total > 0)
+    target = own.mean + share * (expected.mean - own.mean)
+    rest = values - values.mean(axis=0) - slope * centered
+    own_error = np.sqrt((rest**2).sum(axis=0) / max(count - 2, 1) / count)
+    target_error = np.sqrt(share) * expected.error
+    return Mean(values.mean(axis=0) + slope * (target - own.mean), np.hypot(own_error, slope * target_error))

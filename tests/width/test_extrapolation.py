@@ -1,0 +1,111 @@
+"""Laws in the width against planted ones, and intervals against their coverage."""
+
+import numpy as np
+import pytest
+
+from nngp_dag.width.extrapolation import (
+    DRIFTS,
+    EXPONENTS,
+    Mean,
+    controlled,
+    inverse_powers,
+    left_out_score,
+    log_ratio,
+    mean_of,
+    power_law,
+)
+
+WIDTHS = np.array([96.0, 128.0, 192.0, 256.0])
+CENTER = np.exp(np.log(WIDTHS).mean())
+
+
+def planted(amplitude, p, s, n):
+    log = np.log(np.asarray(n)[:, None] / CENTER)
+    return amplitude * np.exp(-p * log - 0.5 * s * log**2)
+
+
+@pytest.mark.parametrize("amplitude", [0.3, -0.02])
+def test_recovers_a_planted_law(amplitude):
+    p, s = np.array([0.3, 0.6, 1.0]), 0.075
+    q = planted(amplitude, p, s, WIDTHS)
+    law = power_law(WIDTHS, q, 1e-4 * np.abs(q), np.array([256.0, 1024.0]))
+    np.testing.assert_allclose(law.exponent, p, atol=0.04)
+    np.testing.assert_allclose(law.mean[0], q[-1], rtol=0.01)
+    # The drift is not known, and costs a seventh at four times the largest width.
+    there = planted(amplitude, p, s, [1024.0])[0]
+    np.testing.assert_allclose(law.mean[1], there, rtol=0.04)
+    assert ((law.std[1] > 0.005 * np.abs(there)) & (law.std[1] < 0.2 * np.abs(there))).all()
+    assert not law.at_bound.any()
+
+
+def test_intervals_cover():
+    rng, points = np.random.default_rng(0), 4000
+    p, s, noise = rng.uniform(*EXPONENTS, points), rng.uniform(*DRIFTS, points), 0.04
+    q = planted(0.3, p, s, [*WIDTHS, 1024.0])
+    measured = q[:-1] + 0.3 * noise * rng.normal(size=(4, points))
+    law = power_law(WIDTHS, measured, np.full((4, points), 0.3 * noise), np.array([1024.0]))
+    inside = np.abs(q[-1] - law.mean[0]) < 1.645 * law.std[0]
+    assert 0.87 < inside.mean() < 0.94
+    # The intervals are not wide because they say nothing.
+    assert np.median(law.std[0] / q[-1]) < 0.2
+
+
+def test_exponents_at_a_bound_are_flagged():
+    q = planted(1.0, np.array([-0.4, 0.7, 1.9]), 0.0, WIDTHS)
+    assert power_law(WIDTHS, q, 0.01 * q, WIDTHS).at_bound.tolist() == [True, False, True]
+    # Where there is no motion at all, nothing is predicted, and nothing fails.
+    law = power_law(WIDTHS, np.zeros((4, 1)), np.zeros((4, 1)), WIDTHS)
+    assert (law.mean == 0).all()
+    assert np.isfinite(law.std).all()
+
+
+def test_left_out_width():
+    rng, points = np.random.default_rng(1), 2000
+    q, error = planted(0.3, 0.6, 0.075, WIDTHS) * np.ones((1, points)), 0.01
+    noisy = q + error * rng.normal(size=q.shape)
+    calm = left_out_score(WIDTHS, noisy, np.full(q.shape, error))
+    assert 0.4 < np.median(calm) < 1
+    noisy[-1] *= 2
+    assert (left_out_score(WIDTHS, noisy, np.full(q.shape, error)) > 3).mean() > 0.9
+
+
+def test_inverse_powers():
+    coefficients = np.array([[3.0, -2.0], [100.0, 50.0]])
+    values = coefficients[0] / WIDTHS[:, None] + coefficients[1] / WIDTHS[:, None] ** 2
+    np.testing.assert_allclose(inverse_powers(WIDTHS, values, np.ones((4, 2)), terms=2), coefficients, rtol=1e-8)
+    # A width with a large error does not count.
+    values[0] += 1
+    errors = np.ones((4, 2))
+    errors[0] = 1e6
+    np.testing.assert_allclose(inverse_powers(WIDTHS, values, errors, terms=2), coefficients, rtol=1e-4)
+
+
+def test_log_ratio_of_means():
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(3000, 20, 1))
+    above, below = np.exp(0.5 * z), np.exp(0.4 * z) * (1 + 0.2 * rng.uniform(-1, 1, z.shape))
+    found = [log_ratio(a, b) for a, b in zip(above, below, strict=True)]
+    scores = np.array([(f.mean - (0.125 - 0.08)) / f.error for f in found])
+    assert 0.85 < (np.abs(scores) < 1.73).mean() < 0.92
+    with_errors = np.array([f.error for f in found])
+    assert np.sqrt((with_errors**2).mean()) == pytest.approx(np.std([f.mean for f in found]), rel=0.05)
+
+
+@pytest.mark.parametrize("known", [0.0, 0.3, 1e6])
+def test_control_variate(known):
+    rng = np.random.default_rng(3)
+    z, rest = rng.normal(size=(4000, 16, 1)), rng.normal(size=(4000, 16, 1))
+    values = 1 + 2 * z + 0.5 * rest
+    # The control variate has mean 0; what is said of it is off by as much as is said, too.
+    said = known * rng.normal(size=(4000, 1)) if known < 10 else np.full((4000, 1), 7.0)
+    found = [controlled(v, c, Mean(m, np.array([known]))) for v, c, m in zip(values, z, said, strict=True)]
+    means, errors = np.array([f.mean for f in found]), np.array([f.error for f in found])
+    assert means.mean() == pytest.approx(1, abs=4 * means.std() / 4000**0.5)
+    expected = {0.0: 0.25 / 16, 0.3: 0.25 / 16 + 4 / (16 + 1 / 0.09), 1e6: 4.25 / 16}[known]
+    assert means.var() == pytest.approx(expected, rel=0.12)
+    assert (errors**2).mean() == pytest.approx(expected, rel=0.15)
+
+
+def test_mean_of():
+    found = mean_of(np.array([[1.0], [3.0]]))
+    np.testing.assert_allclose([found.mean, found.error], [[2.0], [1.0]])
