@@ -1,7 +1,8 @@
 """Networks of finite width: spread over initializations, and gradient descent beside the exact expectation."""
 
-from nngp_dag.width._effects import WidthEffects, width_effects
+from nngp_dag.width._effects import width_effects
 from nngp_dag.width._spread import WidthSpread, width_spread
+from nngp_dag.width.effects_result import WidthEffects
 from nngp_dag.width.functionals import FUNCTIONALS
 
 __all__ = ["FUNCTIONALS", "WidthEffects", "WidthSpread", "width_effects", "width_spread"]

@@ -1,30 +1,26 @@
 """`width_effects`: what gradient descent of networks of finite width does beside the exact expectation."""
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import numpy as np
 import scipy.stats
-from jaxtyping import ArrayLike, Bool, Float, Int
+from jaxtyping import ArrayLike, Float
 
 from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
 from nngp_dag.errors import GraphError, InputError, NumericalWarning, check_callable, shown, warn
-from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import as_number, check_whole
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels.inputs import check_inputs, host_array
 from nngp_dag.theory import loss_curve
 from nngp_dag.theory.symmetric import check_targets
+from nngp_dag.width.effects_result import WidthEffects
 from nngp_dag.width.extrapolation import Mean, controlled, inverse_powers, left_out_score, log_ratio, mean_of, power_law
 from nngp_dag.width.sampling import Sample, Training, sample
-
-if TYPE_CHECKING:
-    import pandas
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,148 +47,6 @@ _RESOLVED = 1e-8
 _MOST_ROWS = 4096
 # The widest of the networks that are trained by default.
 _WIDEST = 256
-
-
-@dataclass(frozen=True, repr=False)
-class WidthEffects(Described):
-    """Gradient descent of networks of width n, predicted from small ones, for steps 0 to K.
-
-    Attributes:
-      width: Neurons n of every node.
-      learning_rate: Learning rate eta.
-      infinite: Mean loss at infinite width, `nngp_dag.loss_curve`, (K + 1,).
-      infinite_std: Standard deviation of the loss at infinite width, (K + 1,).
-      mean: Predicted mean loss at width n, (K + 1,).
-      low: Lower end of the 90 % interval of `mean`, (K + 1,).
-      high: Upper end, (K + 1,).
-      std: Predicted standard deviation over initializations, (K + 1,), from the trained networks. The
-        difference of their relative variance from that at infinite width is extrapolated as 1 / n.
-      frozen: Mean loss at width n if every network's NTK stayed at its initial value, (K + 1,), from networks drawn at
-        this width.
-      frozen_error: Standard error of `frozen`, (K + 1,).
-      motion: Logarithm of the mean loss over `frozen`, the effect of the NTK's motion, (K + 1,).
-      motion_error: Standard error of `motion`, (K + 1,).
-      exponent: Exponent with which `motion` falls among the small widths, (K + 1,).
-      trusted: Whether half the interval is at most 5 % of `mean` and the exponent is not at a bound, (K + 1,).
-      drawn: Number of networks drawn at width n.
-      trained: Number of trained networks by width.
-      left_out: Number of networks by width whose NTK is too large for eta: eta lambda_max is 2 or more at n, and 1.6 or
-        more for the small ones. They were not trained.
-      seconds: Time that all these networks took.
-      fit_widths: Widths that the fit is evaluated at, (W,).
-      fit_bias: Mean loss by the fit over `infinite`, minus 1, (W, K + 1).
-
-    Examples:
-      >>> import numpy as np, nngp_dag as nd
-      >>> x = np.random.default_rng(0).normal(size=(4, 6))
-      >>> effects = nd.width_effects("2", x, np.eye(4), width=64, steps=5, networks=8, learning_rate=0.05)
-      >>> bool((effects.low <= effects.mean).all()), effects.bias.shape
-      (True, (6,))
-    """
-
-    width: int
-    learning_rate: float
-    infinite: Float[np.ndarray, " points"]
-    infinite_std: Float[np.ndarray, " points"]
-    mean: Float[np.ndarray, " points"]
-    low: Float[np.ndarray, " points"]
-    high: Float[np.ndarray, " points"]
-    std: Float[np.ndarray, " points"]
-    frozen: Float[np.ndarray, " points"]
-    frozen_error: Float[np.ndarray, " points"]
-    motion: Float[np.ndarray, " points"]
-    motion_error: Float[np.ndarray, " points"]
-    exponent: Float[np.ndarray, " points"]
-    trusted: Bool[np.ndarray, " points"]
-    drawn: int
-    trained: dict[int, int]
-    left_out: dict[int, int]
-    seconds: float
-    fit_widths: Int[np.ndarray, " widths"]
-    fit_bias: Float[np.ndarray, "widths points"]
-
-    @property
-    def steps(self) -> Int[np.ndarray, " points"]:
-        """Number of steps taken, 0, 1, ..., K, (K + 1,)."""
-        return np.arange(len(self.mean))
-
-    @property
-    def bias(self) -> Float[np.ndarray, " points"]:
-        """Predicted mean minus that at infinite width, as a share of the latter, (K + 1,)."""
-        return self.mean / self.infinite - 1
-
-    @property
-    def frozen_bias(self) -> Float[np.ndarray, " points"]:
-        """The part of `bias` that the NTK at initialization explains, (K + 1,); the rest is its motion."""
-        return self.frozen / self.infinite - 1
-
-    def wide_enough(self, share: float, step: int | None = None) -> int | None:
-        """Returns the smallest width whose bias stays below a share until a step, by the fit over widths.
-
-        The fit holds the small networks and those of width n. It is evaluated from the smallest trained width to 4 n,
-        so that no smaller width is returned.
-
-        Args:
-          share: Largest |bias|, as a share of the loss at infinite width.
-          step: Last step; K by default.
-
-        Returns:
-          The width, or None: a step is not trusted, or even width 4 n is not wide enough.
-
-        Raises:
-          InputError: `share` is not above 0, or `step` is beyond K.
-
-        Examples:
-          >>> import numpy as np, nngp_dag as nd
-          >>> x = np.random.default_rng(0).normal(size=(4, 6))
-          >>> effects = nd.width_effects("2", x, np.eye(4), width=128, steps=3, networks=32, learning_rate=0.05)
-          >>> 36 < effects.wide_enough(0.1, 1) < 128, effects.wide_enough(1e-9)
-          (True, None)
-        """
-        if (share := as_number("share", share)) <= 0:
-            raise InputError(f"Expected `share` to be above 0, got {share}; 0.05 stands for 5 %")
-        last = len(self.mean) - 1
-        if (step := last if step is None else check_whole("step", step, 0)) > last:
-            raise InputError(f"Expected `step` to be at most {last}, got {step}; take more `steps`")
-        if not self.trusted[: step + 1].all():
-            return None
-        worst = np.abs(self.fit_bias[:, : step + 1]).max(axis=1)
-        above = np.flatnonzero(worst >= share)
-        if not above.size:
-            return int(self.fit_widths[0])
-        if (first := above[-1]) == len(worst) - 1:
-            return None
-        # Between two widths of the grid, the worst bias is taken to be a power of the width.
-        n, w = np.log(self.fit_widths[first : first + 2]), np.log(np.maximum(worst[first : first + 2], 1e-300))
-        return math.ceil(np.exp(n[0] + (n[1] - n[0]) * (math.log(share) - w[0]) / (w[1] - w[0])))
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """Returns a table with a row for every step.
-
-        Examples:
-          >>> import numpy as np, nngp_dag as nd
-          >>> effects = nd.width_effects("2", np.eye(4), np.eye(4), width=64, steps=5, networks=8, learning_rate=0.05)
-          >>> list(effects.to_frame())[:6]
-          ['step', 'infinite', 'mean', 'low', 'high', 'std']
-        """
-        import pandas
-
-        names = ["infinite", "mean", "low", "high", "std", "frozen", "motion", "bias", "frozen_bias", "trusted"]
-        return pandas.DataFrame({"step": self.steps} | {name: getattr(self, name) for name in names})
-
-    def _facts(self) -> dict[str, str]:
-        half = (self.high[-1] - self.low[-1]) / 2
-        until = len(self.mean) - 1 if self.trusted.all() else int(np.argmin(self.trusted)) - 1
-        return {
-            "width": str(self.width),
-            "steps": str(len(self.mean) - 1),
-            "loss": f"{self.mean[0]:.4g} → {self.mean[-1]:.4g} ± {half:.2g}",
-            "bias": f"{self.bias[-1]:+.1%}",
-            "frozen_bias": f"{self.frozen_bias[-1]:+.1%}",
-            "trusted_until": str(until) if until >= 0 else "never",
-            "trained": ", ".join(f"{count} x {width}" for width, count in self.trained.items()),
-            "seconds": f"{self.seconds:.3g}",
-        }
 
 
 def width_effects(

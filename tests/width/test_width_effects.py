@@ -204,7 +204,7 @@ def test_wide_enough(effects):
 
 def test_result(effects):
     assert isinstance(effects, WidthEffects)
-    assert effects.mean[0] == effects.infinite[0] * (1 + effects.bias[0])
+    assert effects.mean[0] == pytest.approx(effects.infinite[0] * (1 + effects.bias[0]))
     # Before the first step nothing has moved, and the law agrees with the prediction at this width.
     assert effects.motion[0] == pytest.approx(0, abs=1e-6)
     at = np.argmin(np.abs(effects.fit_widths - 64))
