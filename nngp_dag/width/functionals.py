@@ -16,6 +16,7 @@ Functional = Callable[[jax.Array], jax.Array]
 """A function from a symmetric kernel, (N, N), to a number."""
 
 FUNCTIONALS = ("entry", "trace", "log_det", "data_fit", "prediction", "alignment", "lambda_min")
+"""The names of functionals that `nngp_dag.width_spread` knows."""
 _WITH_TARGETS = ("data_fit", "prediction", "alignment")
 _WITH_NOISE = ("log_det", "data_fit", "prediction")
 
