@@ -120,10 +120,13 @@ CASES = {
 }
 
 
+LONGEST = two_dilations_of_channels, standardized_weights, depthwise_block, trained_activations
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(m, marks=pytest.mark.nightly if m is two_dilations_of_channels else ()) for m in CASES],
+    [pytest.param(m, marks=pytest.mark.nightly if m in LONGEST else ()) for m in CASES],
     ids=lambda model: model.__name__,
 )
 def test_the_ntk_is_the_mean_of_empirical_ones(model):
@@ -228,6 +231,20 @@ def test_fixed_arrays_are_refused(model, shape):
     init = drawn(w=(4, N), v=(N, 1))
     with pytest.raises(ModelError, match=r"^test_shared_weights.py:\d+: .*got `c`, a fixed array"):
         nd.trace(model, FEATURES, init=lambda key: {**init(key), "c": fixed}, distributions={"c": "fixed"})
+
+
+def test_depthwise_filters_add_up_pixels_at_equal_offsets():
+    """Closed form: the second moments of a sum over the window; all three weights have equal shares in the NTK."""
+
+    def model(p, x):
+        return by_channel(x @ p["a"], p["d"]).mean(1) @ p["v"] / N**0.5
+
+    found = nd.kernel(nd.trace(model, IMAGES, init=drawn(a=(2, N), d=(3, 1, N), v=(N, 1))), IMAGES)
+    padded = np.pad(IMAGES, ((0, 0), (1, 1), (0, 0)))
+    sums = np.stack([padded[:, offset : offset + 6].mean(axis=1) for offset in range(3)])
+    expected = np.einsum("oic,ojc->ij", sums, sums)
+    np.testing.assert_allclose(found.nngp, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.ntk, 3 * expected, rtol=1e-6)
 
 
 def test_the_slope_of_prelu_has_its_share_in_the_ntk():
