@@ -84,7 +84,8 @@ def width_effects(
     where the power law of all but the largest small width misses that one by more than a standard deviation.
 
     The cost grows as width^2 and with the square of the number N C of outputs. By default the small networks take about
-    a twelfth of the time of training 24 networks of width 1,024, and those of width n half of that.
+    a twelfth of the operations of training 24 networks of width 1,024, and those of width n half of that. In time, with
+    all compilations, it was 5 to 22 % (docs/guides/width.md).
 
     Args:
       network: The network, see `nngp_dag.kernel`; its layers are fully connected, in the parameterization "ntk".

@@ -231,12 +231,7 @@ def check(program: tuple[Step, ...], width: int, draws: int, sigma: float = 4.0)
     )
 
 
-@pytest.fixture(autouse=True)
-def promotion():
-    """Lets programs promote ranks."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
+pytestmark = pytest.mark.usefixtures("promotion")
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
 

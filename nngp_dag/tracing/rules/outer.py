@@ -68,8 +68,9 @@ def _multiplied(reader: Reader, arguments: list[Any], contracted: Any, batch: An
     # Of the one factor, all own axes are summed over, and the axes of the batch are shared by all three arrays.
     if sorted(summed) != [(side, i) for i in range(len(of_one.free))] or side == "batch" or not summed:
         _refuse(reader, "a product along other axes")
-    if sorted(shared) != [("batch", i) for i in range(len(of_one.batch))] or free != sorted(free):
-        _refuse(reader, "a product along other axes")
+    whole = sorted(shared) == [("batch", i) for i in range(len(of_one.batch))]
+    if not whole or free != sorted(free) or ("none", 0) in free:
+        _refuse(reader, "a product along other axes, or axes of size 1 beside the channels")
     numbers = [i for _, i in shared]
     taken = (*contracted[1 - at], *batch[1 - at])
     of_value = Axes(
@@ -110,9 +111,12 @@ def _of_grown(reader: Reader, equation: Any, arguments: Sequence[Any]) -> Value:
         factor = other.scalar if of is None else of.factor
         bare = [grown.rand if i == at else dataclasses.replace(other, growth=None) for i in range(2)]
         if of is None:
-            # Numbers that depend on the input do not grow with the width.
+            # Numbers that depend on the input do not grow with the width. Of known ones the largest effect counts.
             known = other.number.known
-            factor = factor or (1.0 if known is None else float(np.abs(known).max()) or 1.0)
+            if factor is None and known is not None:
+                sizes = np.abs(known[known != 0])
+                factor = float(sizes.max() if name == "mul" else sizes.min()) if sizes.size else None
+            factor = factor or 1.0
             growth = grown.growth._replace(factor=grown.growth.factor * factor**sign)
             return _released(RULES[name](reader, equation, bare), growth)
         if of.size == grown.growth.size and of.factor and (name == "mul" or of.positive):
