@@ -85,15 +85,16 @@ def measured(network: nd.Network, x: np.ndarray, y: np.ndarray, eta: float, step
 
 
 def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns predicted and measured deviations at every step, as shares of the mean at infinite width."""
+    """Returns predicted and measured deviations at every step, and what they cost."""
     try:
         effects = nd.width_effects(network, x, y, steps=options.steps, seed=options.seed)
     except nd.errors.InputError as error:
         return {"code": str(network.dag), "refused": str(error)}
     start = time.perf_counter()
     losses = measured(network, x, y, effects.learning_rate, options.steps, options.networks)
-    gaps = losses / effects.infinite - 1
     seconds = time.perf_counter() - start
+    means, errors = losses.mean(axis=0), losses.std(axis=0, ddof=1) / len(losses) ** 0.5
+    found = [effects.deviation(*at) for at in zip(range(len(means)), means, errors, strict=True)]
     return {
         "code": str(network.dag),
         "seconds_predicted": effects.seconds,
@@ -101,27 +102,14 @@ def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argpars
         "trained": {str(width): count for width, count in effects.trained.items()},
         "left_out": {str(width): count for width, count in effects.left_out.items()},
         "wide_enough": effects.wide_enough(0.1, min(20, options.steps)),
-        "predicted": effects.bias.tolist(),
-        "low": (effects.low / effects.infinite - 1).tolist(),
-        "high": (effects.high / effects.infinite - 1).tolist(),
-        "frozen": effects.frozen_bias.tolist(),
-        "trusted": effects.trusted.tolist(),
         "relative_std": (effects.std / effects.mean).tolist(),
-        "measured": gaps.mean(axis=0).tolist(),
-        "error": (gaps.std(axis=0, ddof=1) / len(gaps) ** 0.5).tolist(),
+        "deviations": [{**one._asdict(), "holds": one.holds} for one in found],
     }
 
 
 def rows_of(dataset: str, name: str, case: dict[str, Any], steps: Sequence[int]) -> list[dict[str, Any]]:
     """Returns one row per step of the table."""
-    rows = []
-    for step in steps:
-        at = {key: case[key][step] for key in ("predicted", "low", "high", "frozen", "measured", "error", "trusted")}
-        miss = at["measured"] - at["predicted"]
-        side = at["high"] - at["predicted"] if miss > 0 else at["predicted"] - at["low"]
-        holds = abs(miss) <= float(np.hypot(side, _QUANTILE * at["error"]))
-        rows.append({"dataset": dataset, "graph": name, "code": case["code"], "step": step, **at, "holds": holds})
-    return rows
+    return [{"dataset": dataset, "graph": name, "code": case["code"], **case["deviations"][step]} for step in steps]
 
 
 def summary(rows: Sequence[dict[str, Any]], cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -151,10 +139,10 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], title: str, path: Path) ->
     for i, (dataset, cases) in enumerate(found.items()):
         for j, (name, case) in enumerate(cases.items()):
             axes = figure.add_subplot(lines * len(found), columns, i * lines * columns + j + 1)
-            curves = {
-                key: 100 * np.array(case[key]) for key in ("predicted", "low", "high", "frozen", "measured", "error")
-            }
-            steps, trusted = np.arange(len(curves["low"])), np.array(case["trusted"])
+            names_of = ("predicted", "low", "high", "frozen", "measured", "error")
+            curves = {key: 100 * np.array([at[key] for at in case["deviations"]]) for key in names_of}
+            trusted = np.array([at["trusted"] for at in case["deviations"]])
+            steps = np.arange(len(trusted))
             axes.axhline(0, color="black", linewidth=1, label="infinite width")
             axes.fill_between(steps, curves["low"], curves["high"], color=style.BLUE, alpha=0.25, linewidth=0,
                               label="90 % interval")  # fmt: skip

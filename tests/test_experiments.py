@@ -70,10 +70,9 @@ def test_width_effects(tmp_path, capsys, monkeypatch):
     assert document["summary"]["cases"] == 2
     assert document["refused"] == {}
     for name, case in document["cases"]["digits"].items():
-        assert len(case["measured"]) == len(case["predicted"]) == 6, name
-        assert all(
-            low <= value <= high for low, value, high in zip(*map(case.get, ("low", "predicted", "high")), strict=True)
-        )
+        assert len(case["deviations"]) == 6, name
+        assert all(at["low"] <= at["predicted"] <= at["high"] for at in case["deviations"])
+        assert {at["holds"] for at in case["deviations"]} <= {True, False}
     assert "predictions hold" in capsys.readouterr().out
     # The same command takes finished cases from their files.
     first = out.with_suffix(".csv").read_bytes()

@@ -59,6 +59,15 @@ def compare(
             "mean loss of a batch.)",
         ),
     ] = "auto",
+    predict_width: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict-width/--no-predict-width",
+            rich_help_panel=TRAINING,
+            show_default="for widths of at least 256",
+            help="Predict the mean loss at the network's width from smaller networks, which are trained for that.",
+        ),
+    ] = None,
     out: Annotated[Path | None, out_option("Folder for compare.json, curves.csv, compare.png.", _OUT)] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -110,6 +119,7 @@ def compare(
             seeds=seeds,
             steps=steps,
             learning_rate=eta,
+            predict_width=predict_width,
             out=out,
             resume=resume,
             overwrite=overwrite,

@@ -39,9 +39,14 @@ from nngp_dag.theory import (
 from nngp_dag.theory.symmetric import check_targets
 from nngp_dag.tracing import Traced
 from nngp_dag.tracing._finite import check_centered, readout_kernel, trainable
+from nngp_dag.width import WidthEffects, width_effects
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
+
+# From this width on, losses at finite width are predicted by default. Networks of smaller widths cost as little to
+# train as those that the prediction is made from.
+_WORTH_PREDICTING = 256
 
 
 def compare(
@@ -52,6 +57,7 @@ def compare(
     seeds: SupportsIndex | Sequence[int] = 5,
     steps: int = 100,
     learning_rate: LearningRate = "auto",
+    predict_width: bool | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -82,6 +88,8 @@ def compare(
       steps: Number of steps of gradient descent.
       learning_rate: Learning rate eta on L. "auto" takes 1 / lambda_max(NTK) of each network, and "shared" takes the
         smallest of these for all networks.
+      predict_width: Whether to predict the mean loss at the network's width from smaller networks, by `width_effects`.
+        None does so for widths of at least 256, where it can. For True, an error is raised where it cannot.
       out: Folder for compare.json, curves.csv and compare.png; None writes nothing. Its folder `dags` keeps finished
         networks until all are done.
       resume: Whether to resume the comparison in `out`, which must have the same arguments, device and versions. The
@@ -125,6 +133,7 @@ def compare(
     learning_rate = _rate(learning_rate)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     folder = None if out is None else as_path("out", out)
+    predict_width = predict_width if predict_width is None else check_flag("predict_width", predict_width)
     check_config(config)
     check_callable("on_progress", on_progress)
     check_exclusive(resume, overwrite)
@@ -142,6 +151,7 @@ def compare(
         "seeds": chosen,
         "steps": steps,
         "learning_rate": learning_rate,
+        "predict_width": predict_width,
         **environment(),
     }
     directory = None if folder is None else CompareDirectory(folder, settings["dags"])
@@ -152,7 +162,7 @@ def compare(
             opened = directory.opened({**settings, "sha256": digests}, resume=resume, overwrite=overwrite)
             kept = stack.enter_context(opened)
             found = {name: Comparison(network=given[name], **fields) for name, fields in kept.items()}
-        for result in _compared(given, found, x, y, chosen, steps, learning_rate, report):
+        for result in _compared(given, found, x, y, chosen, steps, learning_rate, predict_width, report):
             found[result.name] = result
             if directory is not None:
                 directory.add(result)
@@ -177,6 +187,7 @@ def _compared(
     seeds: list[int],
     steps: int,
     learning_rate: LearningRate,
+    predict_width: bool | None,
     report: Progress,
 ) -> Iterator[Comparison]:
     """Yields the comparisons of the networks that are not in `found`."""
@@ -218,6 +229,8 @@ def _compared(
         )
         report("bounds and expectations", i - 1, len(left))
         nngp_bracket, ntk_bracket = _brackets(network, inputs, hidden[name], outputs[name])
+        report("bounds and expectations", i, len(left))
+        effects, reason = _predicted(network, inputs, y, steps, eta, predict_width, report)
         yield Comparison(
             name=name,
             network=network,
@@ -231,8 +244,9 @@ def _compared(
             bound=rate_bound(lower_end(nngp), eta, steps, float(curves[:, 0].mean())),
             expected=loss_curve(outputs[name], y, eta, steps),
             curves=curves,
+            width_effects=effects,
+            unpredicted=reason,
         )
-        report("bounds and expectations", i, len(left))
 
 
 def _inputs_of(network: Network | Traced, x: np.ndarray) -> np.ndarray:
@@ -258,6 +272,35 @@ def _trained(
         run = descend_from(group.apply, group.params, x, y, **options, seeds=of_group, on_progress=report)
         curves[group.places] = run.curve
     return curves
+
+
+def _predicted(
+    network: Network | Traced,
+    x: np.ndarray,
+    y: np.ndarray,
+    steps: int,
+    eta: float,
+    wanted: bool | None,
+    report: Progress,
+) -> tuple[WidthEffects | None, str]:
+    """Returns the prediction at the network's width, or None with the reason."""
+    width = _width(network)
+    if wanted is False or (wanted is None and (width is None or width < _WORTH_PREDICTING)):
+        return None, ""
+    known = network if isinstance(network, Network) else network.network
+    if known is None:
+        if wanted:
+            raise InputError(
+                "Expected networks with a graph to predict their width, got a model; leave `predict_width`"
+            )
+        return None, "the model has no graph"
+    try:
+        flat = x.reshape(len(x), -1)
+        return width_effects(known, flat, y, steps=steps, learning_rate=eta, on_progress=report), ""
+    except InputError as error:
+        if wanted:
+            raise
+        return None, str(error)
 
 
 def _brackets(network: Network | Traced, x: np.ndarray, hidden: Any, output: Kernel) -> tuple[Bracket, Bracket]:

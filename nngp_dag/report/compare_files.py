@@ -23,6 +23,7 @@ from nngp_dag.storage import (
     write_sealed,
 )
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
+from nngp_dag.width import WidthEffects
 
 if TYPE_CHECKING:
     from nngp_dag.report.comparison import Comparison
@@ -37,6 +38,24 @@ _SPECTRUM = {field.name: float for field in dataclasses.fields(Spectrum) if fiel
 _BRACKET = {"lower": float, "upper": float}
 _PATH_BOUND = {"value": float, "violated_assumptions": [str]}
 _CURVE = {"steps": [int], "mean": [float], "std": [float], "learning_rate": float, "stable_learning_rate": float}
+_EFFECTS = {
+    **dict.fromkeys(("width", "drawn"), int),
+    **dict.fromkeys(("learning_rate", "seconds"), float),
+    **dict.fromkeys(("trained", "left_out"), dict),
+    "fit_widths": [int],
+    "fit_bias": [[float]],
+    "trusted": [bool],
+    **{name: [float] for name in ("infinite", "infinite_std", "mean", "low", "high", "std", "frozen", "frozen_error")},
+    **{name: [float] for name in ("motion", "motion_error", "exponent")},
+}
+
+
+def _effects(trained: dict[str, int], left_out: dict[str, int], **fields: Any) -> WidthEffects:
+    """Returns the prediction at a width; keys of JSON are texts."""
+    counts = {name: {int(w): n for w, n in of.items()} for name, of in (("trained", trained), ("left_out", left_out))}
+    return WidthEffects(**counts, **fields)
+
+
 _PARTS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "nngp": (Spectrum, _SPECTRUM),
     "ntk": (Spectrum, _SPECTRUM),
@@ -45,8 +64,16 @@ _PARTS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "path_bound?": (PathBound, _PATH_BOUND),
     "ntk_path_bound?": (PathBound, _PATH_BOUND),
     "expected": (LossCurve, _CURVE),
+    "width_effects?": (_effects, _EFFECTS),
 }
-_NUMBERS = {"name": str, "learning_rate": float, "conditions_met": bool, "bound": [float], "curves": [[float]]}
+_NUMBERS = {
+    "name": str,
+    "learning_rate": float,
+    "conditions_met": bool,
+    "unpredicted": str,
+    "bound": [float],
+    "curves": [[float]],
+}
 _DAG_SHAPE = {**_NUMBERS, "dag": str, **{name: shape for name, (_, shape) in _PARTS.items()}}
 
 
@@ -154,13 +181,14 @@ def write_json(path: Path, results: Sequence["Comparison"], config: Mapping[str,
 
 
 def write_curves(path: Path, results: Sequence["Comparison"]) -> None:
-    """Writes the curves as CSV: name, dag, step, bound, expected, empirical_mean, empirical_std, expected_std."""
+    """Writes the curves as CSV: name, dag, step, and the columns of `Comparison.curve_columns`; empty for NaN."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"])
+        writer.writerow(["name", "dag", "step", *results[0].curve_columns()])
         for result in results:
             for step, values in enumerate(zip(*result.curve_columns().values(), strict=True)):
-                writer.writerow([result.name, result.code, step, *(f"{value:.9g}" for value in values)])
+                numbers = ("" if np.isnan(value) else f"{value:.9g}" for value in values)
+                writer.writerow([result.name, result.code, step, *numbers])
 
 
 def _as_json(value: Any) -> Any:

@@ -14,6 +14,7 @@ from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 from nngp_dag.tracing import Traced
+from nngp_dag.width import Deviation, WidthEffects
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +47,8 @@ class Comparison(Described):
       bound: Rate bound from the mean initial loss, (steps + 1,).
       expected: Exact mean and standard deviation of the loss of linearized training at infinite width.
       curves: Measured losses before the first step and after each one, (S, steps + 1).
+      width_effects: Mean loss at the network's width, predicted from smaller networks; None if there is no prediction.
+      unpredicted: Reason why there is none; empty if there is one, or none was asked for.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Comparison(Described):
     bound: Float[np.ndarray, " steps"]
     expected: LossCurve
     curves: Float[np.ndarray, "seeds steps"]
+    width_effects: WidthEffects | None = None
+    unpredicted: str = ""
 
     @property
     def dag(self) -> Dag | None:
@@ -74,11 +79,20 @@ class Comparison(Described):
 
     @property
     def remark(self) -> str:
-        """A remark on a traced model, or an empty text."""
-        if isinstance(self.network, Network):
-            return ""
-        missing = "" if self.dag is not None else f"; no graph, since {self.network.reason}"
-        return f"{self.name}: a traced model; its K(H) is the part of the NTK from the readout's weights{missing}"
+        """A remark on a traced model, and on the prediction at the network's width, or an empty text."""
+        remarks = []
+        if isinstance(self.network, Traced):
+            missing = "" if self.dag is not None else f"; no graph, since {self.network.reason}"
+            remarks.append(f"a traced model; its K(H) is the part of the NTK from the readout's weights{missing}")
+        if self.unpredicted:
+            remarks.append(f"no prediction at its width: {self.unpredicted}")
+        if (effects := self.width_effects) is not None:
+            small = ", ".join(f"{count} of width {width}" for width, count in effects.trained.items())
+            remarks.append(
+                f"predicted from trained networks, {small}, and {effects.drawn} drawn at width {effects.width:,}, in "
+                f"{effects.seconds:.0f} s"
+            )
+        return f"{self.name}: {'; '.join(remarks)}" if remarks else ""
 
     @property
     def bound_rate(self) -> float:
@@ -127,6 +141,33 @@ class Comparison(Described):
         gap = f"largest gap to the expectation {self.gaps[worst]:+.1%} at step {worst} (sampling error {error:.1%})"
         return f"{conditions}, {violations}, {gap}"
 
+    def deviation(self, step: int) -> Deviation | None:
+        """Returns predicted and measured deviation from infinite width after some steps; None without a prediction.
+
+        The standard error of the measured mean is the predicted standard deviation over the square root of S.
+        """
+        if self.width_effects is None:
+            return None
+        error = float(self.width_effects.std[step]) / len(self.curves) ** 0.5
+        return self.width_effects.deviation(step, float(self.mean[step]), error)
+
+    @property
+    def width_verdict(self) -> str:
+        """Whether the prediction at the network's width holds, at the last trusted step."""
+        if self.width_effects is None:
+            return ""
+        last = self.width_effects.last_trusted
+        at = self.deviation(len(self.bound) - 1 if last is None else last)
+        assert at is not None
+        trusted = [self.deviation(step) for step in np.flatnonzero(self.width_effects.trusted).tolist()]
+        hold = sum(one is not None and one.holds for one in trusted)
+        outcome = "is not trusted" if last is None else "holds" if at.holds else "fails"
+        return (
+            f"at width {self.width_effects.width:,} the mean loss after step {at.step} deviates from infinite width by "
+            f"{at.predicted:+.1%} (90 % interval {at.low:+.1%} to {at.high:+.1%}), measured {at.measured:+.1%} ± "
+            f"{at.error:.1%}: the prediction {outcome}; it holds at {hold} of {len(trusted)} trusted steps"
+        )
+
     def curve_columns(self) -> dict[str, Float[np.ndarray, " steps"]]:
         """Returns the curves by the names that curves.csv gives them, one number for every step."""
         return {
@@ -135,7 +176,15 @@ class Comparison(Described):
             "empirical_mean": self.mean,
             "empirical_std": self.std,
             "expected_std": np.asarray(self.expected.std),
+            **{f"predicted_{name}": values for name, values in self._predicted().items()},
         }
+
+    def _predicted(self) -> dict[str, Float[np.ndarray, " steps"]]:
+        """Returns the prediction at the network's width; NaN without one."""
+        names = ("mean", "low", "high", "std", "frozen", "trusted")
+        if self.width_effects is None:
+            return dict.fromkeys(names, np.full(len(self.bound), math.nan))
+        return {name: np.asarray(getattr(self.width_effects, name), float) for name in names}
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns the curves as a table with the columns of curves.csv, a row for every step."""
@@ -189,6 +238,24 @@ class Comparison(Described):
             "loss_final_expected_std": float(self.expected.std[-1]),
             "largest_relative_gap": float(np.abs(self.gaps).max()),
             "verdict": self.verdict,
+            **self._width_row(),
+        }
+
+    def _width_row(self) -> dict[str, Any]:
+        """Returns the entries of compare.json on the prediction at the network's width."""
+        effects = self.width_effects
+        last = None if effects is None else effects.last_trusted
+        at = None if last is None else self.deviation(last)
+        return {
+            "predicted_step": last,
+            "predicted_deviation": at and at.predicted,
+            "predicted_deviation_low": at and at.low,
+            "predicted_deviation_high": at and at.high,
+            "measured_deviation": at and at.measured,
+            "measured_deviation_error": at and at.error,
+            "prediction_holds": at and at.holds,
+            "prediction_seconds": effects and effects.seconds,
+            "prediction_verdict": self.width_verdict or self.unpredicted or None,
         }
 
 

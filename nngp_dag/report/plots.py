@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from nngp_dag.kernels import Kernel
     from nngp_dag.report.comparison import Comparison
+    from nngp_dag.width import WidthEffects
 
 
 def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> None:
     """Draws one panel per network, with its graph above, and rate bound, expectation and measured losses below.
+
+    Below them are the deviations from infinite width, predicted and measured, if one network has a prediction.
 
     Args:
       results: The comparisons.
@@ -30,13 +33,15 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
     columns = min(len(results), 4)
     rows = -(-len(results) // columns)
     column_width = max(4.3, 8 / columns)
-    figure = style.new_figure(column_width * columns, 1.3 + 5.2 * rows, title)
-    grid = figure.add_gridspec(2 * rows, columns, height_ratios=[1, 2.6] * rows)
+    heights = [1, 2.6, 1.6] if any(result.width_effects is not None for result in results) else [1, 2.6]
+    figure = style.new_figure(column_width * columns, 1.3 + 1.45 * sum(heights) * rows, title)
+    grid = figure.add_gridspec(len(heights) * rows, columns, height_ratios=heights * rows)
     first: Axes | None = None
+    below: Axes | None = None
     kinds: dict[str, Any] = {}
     for i, result in enumerate(results):
         row, column = divmod(i, columns)
-        above = figure.add_subplot(grid[2 * row, column])
+        above = figure.add_subplot(grid[len(heights) * row, column])
         if (dag := result.dag) is None:
             above.set_axis_off()
             above.text(0.5, 0.5, "a model without graph", ha="center", va="center", transform=above.transAxes)
@@ -47,13 +52,19 @@ def plot_compare(results: "Sequence[Comparison]", path: Path, title: str) -> Non
             code = codes.shorten(code_or_size(dag), 32)
             name = code if result.name == result.code else f"{codes.shorten(result.name, 32)}   {code}"
         style.panel_title(above, name, 0.95 * column_width, size=12, fontweight="bold")
-        axes = figure.add_subplot(grid[2 * row + 1, column], sharey=first)
+        axes = figure.add_subplot(grid[len(heights) * row + 1, column], sharey=first)
         first = first or axes
         _draw_curves(axes, result, column_width)
         if column == 0:
             axes.set_ylabel("training loss  ½‖y − f‖², summed over inputs")
-    curves = first.get_legend_handles_labels()[0] if first else []
-    style.legend_below(figure, [*curves, *kinds.values()], 6 if columns > 2 else 3)
+        if result.width_effects is not None:
+            below = figure.add_subplot(grid[len(heights) * row + 2, column])
+            _draw_deviations(below, result, result.width_effects)
+    drawn = [handle for axes in (first, below) if axes is not None for handle in axes.get_legend_handles_labels()[0]]
+    curves = {str(handle.get_label()): handle for handle in drawn}
+    # The labels of deviations are long.
+    across = (6 if columns > 2 else 3) if below is None else (4 if columns > 2 else 2)
+    style.legend_below(figure, [*curves.values(), *kinds.values()], across)
     style.save(figure, path)
 
 
@@ -85,6 +96,36 @@ def _draw_curves(axes: "Axes", result: "Comparison", width: float) -> None:
     facts += f"{share:.1%} of its start" if np.isfinite(share) else "not finite"
     facts += f"\n{result.unmet}: it may not hold" if result.unmet else ""
     style.panel_title(axes, facts, 0.9 * width, size=9)
+
+
+def _draw_deviations(axes: "Axes", result: "Comparison", effects: "WidthEffects") -> None:
+    """Draws predicted and measured mean loss at the network's width, as deviations from infinite width in percent."""
+    from nngp_dag import style
+
+    steps = effects.steps
+    predicted, frozen = 100 * effects.bias, 100 * effects.frozen_bias
+    low, high = (100 * (edge / effects.infinite - 1) for edge in (effects.low, effects.high))
+    axes.axhline(0, color=style.BLACK, linewidth=1, linestyle="--")
+    axes.fill_between(steps, low, high, color=style.GREEN, alpha=0.25, linewidth=0, label="its 90 % interval")
+    axes.plot(steps, predicted, ":", color=style.GREEN, linewidth=1.8, label="the same where not trusted")
+    trusted = np.where(effects.trusted, predicted, np.nan)
+    axes.plot(steps, trusted, color=style.GREEN, linewidth=2, label="predicted from smaller networks")
+    axes.plot(steps, frozen, "-.", color=style.PURPLE, linewidth=1.2, label="its part with frozen NTKs")
+    marks = steps[:: max(1, len(steps) // 12)]
+    found = [one for step in marks.tolist() if (one := result.deviation(step)) is not None]
+    measured, errors = (100 * np.array([getattr(one, name) for one in found]) for name in ("measured", "error"))
+    axes.errorbar(marks, measured, errors, fmt="o", markersize=3.5, linewidth=1.2, color=style.BLUE,
+                  label="measured mean ± standard error")  # fmt: skip
+    # Intervals that are not trusted may be many times as wide as all the rest.
+    edges = np.concatenate([measured - errors, measured + errors, [0.0]])
+    sure = np.concatenate([low[effects.trusted], high[effects.trusted], predicted])
+    bottom, top = min(edges.min(), sure.min()), max(edges.max(), sure.max())
+    axes.set_ylim(bottom - 0.08 * (top - bottom), top + 0.08 * (top - bottom))
+    style.whole_axis(axes.xaxis)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.margins(x=0.02)
+    axes.set_xlabel("step of full-batch gradient descent")
+    axes.set_ylabel(f"mean loss at width {effects.width:,}\nagainst infinite width, %")
 
 
 # Smallest share of a heat map's rows that has room for a label.

@@ -45,6 +45,8 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         short = result.name if len(result.name) <= 12 or codes[code] > 1 or not code else code
         name = code if short == code else f"{short} {code}".strip()
         verdicts.append(f"{short}: {result.verdict}")
+        if result.width_verdict:
+            verdicts.append(f"{short}: {result.width_verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
             if formula is not None and not formula.is_bound:
                 flagged.setdefault("; ".join(formula.violated_assumptions), []).append(f"{name}, {kernel}")
@@ -69,10 +71,35 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
+    widths = [row for result in results for row in _deviation_rows(result)]
+    deviations = number_table(
+        "Mean loss against infinite width", ["DAG"],
+        ["width", "step", "predicted", "90 % interval", "frozen NTK", "measured", "prediction"],
+    )  # fmt: skip
+    for row in widths:
+        deviations.add_row(*row)
     notes = [f"* {'; '.join(where)}: the path formula may not be a bound: {why}" for why, where in flagged.items()]
     notes += [result.remark for result in results if result.remark]
     notes += [f"{mark} {reason} to be a theorem" for reason, mark in marks.items() if reason]
-    return Group(graphs, smallest, training, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
+    tables = [graphs, smallest, training, *([deviations] if widths else [])]
+    return Group(*tables, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
+
+
+def _deviation_rows(result: Comparison) -> list[tuple[str, ...]]:
+    """Returns the deviations at the last step whose prediction is trusted, and at the last step."""
+    if (effects := result.width_effects) is None:
+        return []
+    last = len(result.bound) - 1
+    rows = []
+    for step in dict.fromkeys([last if effects.last_trusted is None else effects.last_trusted, last]):
+        at = result.deviation(step)
+        assert at is not None
+        word = ("holds" if at.holds else "fails") if at.trusted else "not trusted"
+        rows.append(
+            (result.name, f"{effects.width:,}", str(step), f"{at.predicted:+.1%}", f"{at.low:+.1%} to {at.high:+.1%}",
+             f"{at.frozen:+.1%}", f"{at.measured:+.1%} ± {at.error:.1%}", word)
+        )  # fmt: skip
+    return rows
 
 
 def _shape(dag: Dag) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from nngp_dag.width._effects import width_effects
 from nngp_dag.width._spread import WidthSpread, width_spread
-from nngp_dag.width.effects_result import WidthEffects
+from nngp_dag.width.effects_result import Deviation, WidthEffects
 from nngp_dag.width.functionals import FUNCTIONALS
 
-__all__ = ["FUNCTIONALS", "WidthEffects", "WidthSpread", "width_effects", "width_spread"]
+__all__ = ["FUNCTIONALS", "Deviation", "WidthEffects", "WidthSpread", "width_effects", "width_spread"]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,41 @@ from nngp_dag.graph.operations import as_number, check_whole
 
 if TYPE_CHECKING:
     import pandas
+
+
+# Of a normal distribution, 90 % lie within so many standard deviations.
+_QUANTILE = 1.645
+
+
+class Deviation(NamedTuple):
+    """A predicted and a measured mean loss, as shares of the mean at infinite width, minus 1.
+
+    Attributes:
+      step: Number of steps taken.
+      predicted: The prediction.
+      low: Lower end of its 90 % interval.
+      high: Upper end.
+      frozen: The part of the prediction that NTKs at initialization explain.
+      measured: The measured deviation.
+      error: Standard error of `measured`.
+      trusted: Whether the prediction is trusted.
+    """
+
+    step: int
+    predicted: float
+    low: float
+    high: float
+    frozen: float
+    measured: float
+    error: float
+    trusted: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two differ by no more than their 90 % intervals together; one in ten does not by chance."""
+        miss = self.measured - self.predicted
+        side = self.high - self.predicted if miss > 0 else self.predicted - self.low
+        return abs(miss) <= math.hypot(side, _QUANTILE * self.error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,6 +123,39 @@ class WidthEffects(Described):
         """The part of `bias` that the NTK at initialization explains, (K + 1,); the rest is its motion."""
         return self.frozen / self.infinite - 1
 
+    @property
+    def last_trusted(self) -> int | None:
+        """The last step whose prediction is trusted; None if there is none."""
+        return int(np.flatnonzero(self.trusted)[-1]) if self.trusted.any() else None
+
+    def deviation(self, step: int, mean: float, error: float) -> Deviation:
+        """Returns prediction and measured mean loss after some steps, as deviations from infinite width.
+
+        Args:
+          step: Number of steps taken.
+          mean: Measured mean loss of networks of this width.
+          error: Its standard error.
+
+        Examples:
+          >>> import numpy as np, nngp_dag as nd
+          >>> x = np.random.default_rng(0).normal(size=(4, 6))
+          >>> effects = nd.width_effects("2", x, np.eye(4), width=64, steps=5, networks=8, learning_rate=0.05)
+          >>> far = effects.deviation(5, mean=2 * effects.infinite[5], error=0.0)
+          >>> round(far.measured, 12), far.holds
+          (1.0, False)
+        """
+        infinite = self.infinite[step]
+        return Deviation(
+            step=step,
+            predicted=float(self.bias[step]),
+            low=float(self.low[step] / infinite - 1),
+            high=float(self.high[step] / infinite - 1),
+            frozen=float(self.frozen_bias[step]),
+            measured=float(mean / infinite - 1),
+            error=float(error / infinite),
+            trusted=bool(self.trusted[step]),
+        )
+
     def wide_enough(self, share: float, step: int | None = None) -> int | None:
         """Returns the smallest width whose bias stays below a share until a step, by the fit over widths.
 
@@ -144,14 +212,13 @@ class WidthEffects(Described):
 
     def _facts(self) -> dict[str, str]:
         half = (self.high[-1] - self.low[-1]) / 2
-        until = len(self.mean) - 1 if self.trusted.all() else int(np.argmin(self.trusted)) - 1
         return {
             "width": str(self.width),
             "steps": str(len(self.mean) - 1),
             "loss": f"{self.mean[0]:.4g} → {self.mean[-1]:.4g} ± {half:.2g}",
             "bias": f"{self.bias[-1]:+.1%}",
             "frozen_bias": f"{self.frozen_bias[-1]:+.1%}",
-            "trusted_until": str(until) if until >= 0 else "never",
+            "trusted": f"{self.trusted.sum()} of {len(self.trusted)} steps",
             "trained": ", ".join(f"{count} x {width}" for width, count in self.trained.items()),
             "seconds": f"{self.seconds:.3g}",
         }

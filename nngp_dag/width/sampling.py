@@ -27,6 +27,7 @@ import scipy.sparse.linalg
 from flax import nnx
 
 from nngp_dag.architecture import Network
+from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.nets import DagNet, as_functions, descend_from, empirical_ntk
 
 # Largest number of parameters of the networks that train at once.
@@ -169,10 +170,19 @@ def largest_eigenvalue(ntk: np.ndarray) -> float:
     matrix = ntk.reshape(size, size)
     if size < _SMALL:
         return float(np.linalg.eigvalsh(matrix)[-1])
-    # Lanczos iterations take a tenth of the time of a decomposition.
-    start = np.random.default_rng(0).normal(size=size)
-    options: dict[str, Any] = {"which": "LA", "v0": start, "tol": 1e-6, "return_eigenvectors": False}
-    return float(scipy.sparse.linalg.eigsh(matrix, 1, **options)[0])
+    # Lanczos iterations take a hundredth of the time of a decomposition. Products by XLA do not wait for the threads of
+    # BLAS, which takes many times as long where other work shares the cores.
+    options: dict[str, Any] = {"which": "LA", "tol": 1e-4, "return_eigenvectors": False}
+    with precision_of(np.dtype(np.float64)):
+        on_device = jnp.asarray(matrix, jnp.float64)
+        product = scipy.sparse.linalg.LinearOperator(
+            matrix.shape, lambda v: np.asarray(_product(on_device, v.ravel())), dtype=np.float64
+        )
+        start = np.random.default_rng(0).normal(size=size)
+        return float(scipy.sparse.linalg.eigsh(product, 1, v0=start, **options)[0])
+
+
+_product = jax.jit(jnp.matmul)
 
 
 def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,22 +193,31 @@ def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[n
       f: Outputs at initialization, (N, C).
       ntk: The empirical NTK, (N, C, N, C).
     """
-    eta, steps, shape = training.learning_rate, training.steps, f.shape
-    matrix, limit = ntk.reshape(f.size, f.size), training.ntk
-    control = frozen = f - training.y
-    # The derivative of the frozen error in the direction of ntk - limit.
-    change = np.zeros_like(control)
-    curves = np.empty((3, steps + 1))
+    with precision_of(np.dtype(np.float64)):
+        arrays = (jnp.asarray(of, jnp.float64) for of in (training.y, training.ntk, f, ntk))
+        curves = np.asarray(_linear_curves(*arrays, training.learning_rate, training.steps))
+    control, frozen, response = curves
     # The frozen error of an unstable network grows until float64 overflows.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in range(steps + 1):
-            curves[:, step] = 0.5 * np.sum(control**2), 0.5 * np.sum(frozen**2), np.sum(control * change)
-            moved = matrix @ np.stack([control.ravel(), frozen.ravel()], axis=1)
-            along, own = moved[:, 0].reshape(shape), moved[:, 1].reshape(shape)
-            change = change - eta * (limit @ (change - control) + along)
-            control, frozen = control - eta * (limit @ control), frozen - eta * own
-    control_curve, frozen_curve, response = curves
-    return control_curve, np.where(np.isfinite(frozen_curve), frozen_curve, np.inf), response
+    return control, np.where(np.isfinite(frozen), frozen, np.inf), response
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _linear_curves(y: jax.Array, limit: jax.Array, f: jax.Array, ntk: jax.Array, eta: float, steps: int) -> jax.Array:
+    """Returns the three curves of `linear_curves`, (3, steps + 1); one program serves all widths."""
+    matrix = ntk.reshape(f.size, f.size)
+
+    def step(state: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        control, frozen, change = state
+        losses = jnp.stack([0.5 * jnp.sum(control**2), 0.5 * jnp.sum(frozen**2), jnp.sum(control * change)])
+        # One product for both errors reads the matrix once.
+        moved = matrix @ jnp.stack([control.ravel(), frozen.ravel()], axis=1)
+        along, own = moved[:, 0].reshape(f.shape), moved[:, 1].reshape(f.shape)
+        change = change - eta * (limit @ (change - control) + along)
+        return (control - eta * (limit @ control), frozen - eta * own, change), losses
+
+    # The last entry is the derivative of the frozen error in the direction of ntk - limit.
+    start = (f - y, f - y, jnp.zeros_like(f))
+    return jax.lax.scan(step, start, None, length=steps + 1)[1].T
 
 
 def mean_over_readouts(training: Training, nngp: np.ndarray) -> np.ndarray:

@@ -209,7 +209,10 @@ def test_files(results, tmp_path):
     assert [(next(iter(row)), row["name"]) for row in document["rows"]] == [("name", "DAG#1"), ("name", "DAG#3")]
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     columns = ["name", "dag", "step", "bound", "expected", "empirical_mean", "empirical_std", "expected_std"]
-    assert list(rows[0]) == columns
+    assert list(rows[0]) == columns + [
+        f"predicted_{name}" for name in ("mean", "low", "high", "std", "frozen", "trusted")
+    ]
+    assert not rows[0]["predicted_mean"]
     assert len(rows) == 2 * 5
     last = rows[-1]
     assert (last["name"], last["dag"], last["step"]) == ("DAG#3", "2_21_112", "4")

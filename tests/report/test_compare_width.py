@@ -1,0 +1,139 @@
+"""`compare` with the prediction at the networks' width: a verdict that can fail, files, table and picture."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from pictures import check, drawn
+from rich.console import Console
+
+import nngp_dag as nd
+from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
+from nngp_dag.errors import InputError
+from nngp_dag.report import plot_compare
+from nngp_dag.report.tables import compare_table
+from nngp_dag.width import WidthEffects
+
+DATA = load_dataset("digits", subset=10)
+X, Y = scale_to_sphere(normalize(DATA)), one_hot(DATA.labels, 10)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return nd.compare("2_02", X, Y, width=64, seeds=4, steps=3)[0]
+
+
+def with_effects(result, bias=0.1, trusted=(True, True, True, False)):
+    """Returns the comparison with a made prediction: a bias of the mean, intervals of 2 %, and a spread of 6 %."""
+    infinite = np.asarray(result.expected.mean)
+    mean = infinite * (1 + bias)
+    effects = WidthEffects(
+        width=64, learning_rate=result.learning_rate, infinite=infinite, infinite_std=infinite / 10, mean=mean,
+        low=mean - 0.02 * infinite, high=mean + 0.02 * infinite, std=0.06 * infinite, frozen=infinite * (1 + bias / 2),
+        frozen_error=infinite / 100, motion=0 * infinite, motion_error=0 * infinite, exponent=np.ones(4),
+        trusted=np.array(trusted), drawn=16, trained={24: 12, 48: 8}, left_out={24: 0, 48: 0, 64: 0}, seconds=3.0,
+        fit_widths=np.array([24, 64]), fit_bias=np.full((2, 4), bias),
+    )  # fmt: skip
+    return dataclasses.replace(result, width_effects=effects)
+
+
+def measured(result, share):
+    """Returns the comparison with measured losses that deviate from infinite width by a share."""
+    return dataclasses.replace(result, curves=np.tile(np.asarray(result.expected.mean) * (1 + share), (4, 1)))
+
+
+def text_of(renderable, width=110):
+    file = io.StringIO()
+    Console(width=width, file=file).print(renderable)
+    return file.getvalue()
+
+
+def test_the_verdict_can_fail(plain):
+    # The interval is 2 %, the standard error 6 % / sqrt(4): together sqrt(2^2 + (1.645 3)^2) = 5.3 %.
+    for share, holds in ((0.1, True), (0.152, True), (0.155, False), (0.048, True), (0.045, False)):
+        result = measured(with_effects(plain), share)
+        at = result.deviation(2)
+        assert at.predicted == pytest.approx(0.1)
+        assert (at.low, at.high, at.frozen) == pytest.approx((0.08, 0.12, 0.05))
+        assert (at.measured, at.error) == pytest.approx((share, 0.03))
+        assert at.holds is holds
+        assert ("the prediction holds" if holds else "the prediction fails") in result.width_verdict
+        assert f"it holds at {3 if holds else 0} of 3 trusted steps" in result.width_verdict
+    assert "after step 2 deviates from infinite width by +10.0%" in result.width_verdict
+    unsure = with_effects(plain, trusted=[False] * 4)
+    assert "the prediction is not trusted; it holds at 0 of 0 trusted steps" in unsure.width_verdict
+    assert unsure.width_effects.last_trusted is None
+    assert unsure.as_row()["prediction_holds"] is None
+
+
+def test_row_table_and_curves(plain):
+    result = measured(with_effects(plain), 0.2)
+    row = result.as_row()
+    assert (row["predicted_step"], row["prediction_holds"], row["prediction_seconds"]) == (2, False, 3.0)
+    assert row["predicted_deviation"] == pytest.approx(0.1)
+    assert row["measured_deviation"] == pytest.approx(0.2)
+    columns = result.curve_columns()
+    np.testing.assert_allclose(columns["predicted_low"], 1.08 * columns["expected"])
+    assert columns["predicted_trusted"].tolist() == [1, 1, 1, 0]
+    assert np.isnan(plain.curve_columns()["predicted_mean"]).all()
+    text = text_of(compare_table([result]))
+    assert [line.split()[-1] for line in text.splitlines() if line.split()[:2] == ["2_02", "64"]] == [
+        "fails",
+        "trusted",
+    ]
+    assert "predicted from trained networks, 12 of width 24, 8 of width 48, and 16 drawn at width 64, in 3 s" in (
+        " ".join(text.split())
+    )
+    assert "against infinite width" not in text_of(compare_table([plain]))
+
+
+def test_the_picture_shows_the_deviations(plain, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    plot_compare([measured(with_effects(plain), 0.1), plain], tmp_path / "compare.png", "a title")
+    check(figures[-1])
+    curves = [axes for axes in figures[-1].axes if axes.axison]
+    assert len(curves) == 3
+    assert sum("against infinite width" in axes.get_ylabel() for axes in curves) == 1
+
+
+@pytest.mark.slow
+def test_a_comparison_predicts_resumes_and_writes(tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(task, done, total):
+        if task == "training 2_21":
+            raise StoppedError
+
+    options = {"width": 256, "seeds": 2, "steps": 5, "out": tmp_path}
+    with pytest.raises(StoppedError):
+        nd.compare(["2", "2_21"], X, Y, **options, on_progress=stop)
+    stages = []
+    results = nd.compare(["2", "2_21"], X, Y, **options, resume=True, on_progress=lambda task, *_: stages.append(task))
+    assert "training 2" not in stages
+    for result in results:
+        effects = result.width_effects
+        assert effects.width == 256
+        np.testing.assert_allclose(effects.infinite, result.expected.mean, rtol=1e-6)
+        assert result.as_row()["prediction_verdict"] == result.width_verdict
+    alone = nd.width_effects("2", X, Y, width=256, steps=5, learning_rate=results[0].learning_rate)
+    np.testing.assert_allclose(results[0].width_effects.mean, alone.mean, rtol=1e-5)
+    assert results[0].width_effects.trained == alone.trained
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert float(rows[3]["predicted_mean"]) == pytest.approx(alone.mean[3], rel=1e-5)
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert document["config"]["predict_width"] is None
+    assert document["rows"][1]["prediction_verdict"] == results[1].width_verdict
+
+
+def test_no_prediction_says_why(plain):
+    assert plain.width_effects is None
+    assert plain.unpredicted == ""
+    with pytest.raises(InputError, match="parameterization 'ntk', got 'standard'"):
+        nd.compare("1", X, Y, width=32, seeds=1, steps=1, parameterization="standard", predict_width=True)
+    [result] = nd.compare("1", X, Y, width=256, seeds=1, steps=1, parameterization="standard")
+    assert "no prediction at its width: Expected the parameterization 'ntk'" in result.remark
+    assert result.as_row()["prediction_verdict"] == result.unpredicted
