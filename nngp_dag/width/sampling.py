@@ -202,7 +202,7 @@ def linear_curves(training: Training, f: np.ndarray, ntk: np.ndarray) -> tuple[n
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _linear_curves(y: jax.Array, limit: jax.Array, f: jax.Array, ntk: jax.Array, eta: float, steps: int) -> jax.Array:
+def _linear_curves(y: jax.Array, limit: jax.Array, f: jax.Array, ntk: jax.Array, eta: Any, steps: int) -> jax.Array:
     """Returns the three curves of `linear_curves`, (3, steps + 1); one program serves all widths."""
     matrix = ntk.reshape(f.size, f.size)
 

@@ -218,8 +218,8 @@ def test_result(effects):
     assert repr(effects).startswith("WidthEffects(width=64, steps=6, loss=")
     assert "<th" in effects._repr_html_()
     untrusted = dataclasses.replace(effects, trusted=np.zeros(7, bool))
-    assert "trusted_until=never" in repr(untrusted)
-    assert "trusted_until=2" in repr(dataclasses.replace(effects, trusted=np.arange(7) < 3))
+    assert "trusted=0 of 7 steps" in repr(untrusted)
+    assert "trusted=3 of 7 steps" in repr(dataclasses.replace(effects, trusted=np.arange(7) < 3))
 
 
 def test_same_seed_same_result(effects):
