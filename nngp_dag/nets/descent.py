@@ -56,6 +56,15 @@ def chosen_seeds(seeds: SupportsIndex | Sequence[int]) -> list[int]:
     return chosen
 
 
+def key_of(seed: int) -> Array:
+    """Returns the random key that a seed draws a network from.
+
+    `nngp_dag.training` splits the key of a seed, too, and draws weights from the first half and batches from the
+    second. A seed so names the same network in both.
+    """
+    return jax.random.split(jax.random.key(seed))[0]
+
+
 def squared_loss(f: Float[Array, "n c"], y: Float[Array, "n c"]) -> Float[Array, ""]:
     """Returns 0.5 ||y - f||^2, summed over samples and output columns, the loss of the theory.
 
@@ -136,9 +145,7 @@ def descend(
     """
     _check_steps(steps, seeds)
     init, apply = as_functions(create)
-    # `nngp_dag.training` splits the key of a seed, too, and draws weights from the first half and batches from the
-    # second. A seed so names the same network in both.
-    keys = jnp.stack([jax.random.split(jax.random.key(seed))[0] for seed in seeds])
+    keys = jnp.stack([key_of(seed) for seed in seeds])
     params = jax.jit(jax.vmap(init))(keys)
     options: Any = {"optimizer": optimizer, "steps": steps, "seeds": seeds, "loss": loss, "on_progress": on_progress}
     return descend_from(apply, params, x, y, **options)

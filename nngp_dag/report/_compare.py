@@ -40,6 +40,7 @@ from nngp_dag.theory.symmetric import check_targets
 from nngp_dag.tracing import Traced
 from nngp_dag.tracing._finite import check_centered, readout_kernel, trainable
 from nngp_dag.width import WidthEffects, width_effects
+from nngp_dag.width.sampling import Training, readout_noise
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
@@ -231,6 +232,11 @@ def _compared(
         nngp_bracket, ntk_bracket = _brackets(network, inputs, hidden[name], outputs[name])
         report("bounds and expectations", i, len(left))
         effects, reason = _predicted(network, inputs, y, steps, eta, predict_width, report)
+        noise = None
+        if effects is not None and isinstance(network, Network):
+            exact = np.asarray(outputs[name].ntk, np.float64)
+            training = Training(network, inputs.astype(np.float32), y, exact, eta, steps)
+            noise = readout_noise(training, network.width, seeds)
         yield Comparison(
             name=name,
             network=network,
@@ -246,6 +252,7 @@ def _compared(
             curves=curves,
             width_effects=effects,
             unpredicted=reason,
+            readout_noise=noise,
         )
 
 

@@ -74,7 +74,12 @@ _NUMBERS = {
     "bound": [float],
     "curves": [[float]],
 }
-_DAG_SHAPE = {**_NUMBERS, "dag": str, **{name: shape for name, (_, shape) in _PARTS.items()}}
+_DAG_SHAPE = {
+    **_NUMBERS,
+    "dag": str,
+    "readout_noise?": [[float]],
+    **{name: shape for name, (_, shape) in _PARTS.items()},
+}
 
 
 class CompareDirectory:
@@ -201,6 +206,8 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     for entry, (kind, _) in _PARTS.items():
         part = fields.get(name := entry.removesuffix("?"))
         found[name] = part and kind(**{key: _array(value) for key, value in part.items()})
+    noise = fields.get("readout_noise")
+    found["readout_noise"] = None if noise is None else np.asarray(noise)
     return found
 
 

@@ -49,6 +49,8 @@ class Comparison(Described):
       curves: Measured losses before the first step and after each one, (S, steps + 1).
       width_effects: Mean loss at the network's width, predicted from smaller networks; None if there is no prediction.
       unpredicted: Reason why there is none; empty if there is one, or none was asked for.
+      readout_noise: The part of every measured loss that the draw of the readout explains, with mean 0, (S, steps + 1).
+        Without it measured deviations are more precise. None without a prediction, and for traced models.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Comparison(Described):
     curves: Float[np.ndarray, "seeds steps"]
     width_effects: WidthEffects | None = None
     unpredicted: str = ""
+    readout_noise: Float[np.ndarray, "seeds steps"] | None = None
 
     @property
     def dag(self) -> Dag | None:
@@ -144,12 +147,17 @@ class Comparison(Described):
     def deviation(self, step: int) -> Deviation | None:
         """Returns predicted and measured deviation from infinite width after some steps; None without a prediction.
 
-        The standard error of the measured mean is the predicted standard deviation over the square root of S.
+        The measured one is that of the mean loss without `readout_noise`, with the standard error over networks. For
+        one network, or where that noise is not known, the error is the predicted standard deviation over the square
+        root of S.
         """
-        if self.width_effects is None:
+        effects, networks = self.width_effects, len(self.curves)
+        if effects is None:
             return None
-        error = float(self.width_effects.std[step]) / len(self.curves) ** 0.5
-        return self.width_effects.deviation(step, float(self.mean[step]), error)
+        if self.readout_noise is None or networks < 2:
+            return effects.deviation(step, float(self.mean[step]), float(effects.std[step]) / networks**0.5)
+        losses = self.curves[:, step] - self.readout_noise[:, step]
+        return effects.deviation(step, float(losses.mean()), float(losses.std(ddof=1)) / networks**0.5, networks)
 
     @property
     def width_verdict(self) -> str:

@@ -106,10 +106,10 @@ def _draw_deviations(axes: "Axes", result: "Comparison", effects: "WidthEffects"
     predicted, frozen = 100 * effects.bias, 100 * effects.frozen_bias
     low, high = (100 * (edge / effects.infinite - 1) for edge in (effects.low, effects.high))
     axes.axhline(0, color=style.BLACK, linewidth=1, linestyle="--")
-    axes.fill_between(steps, low, high, color=style.GREEN, alpha=0.25, linewidth=0, label="its 90 % interval")
-    axes.plot(steps, predicted, ":", color=style.GREEN, linewidth=1.8, label="the same where not trusted")
     trusted = np.where(effects.trusted, predicted, np.nan)
-    axes.plot(steps, trusted, color=style.GREEN, linewidth=2, label="predicted from smaller networks")
+    axes.plot(steps, trusted, color=style.GREEN, linewidth=2, zorder=3, label="predicted from smaller networks")
+    axes.plot(steps, predicted, ":", color=style.GREEN, linewidth=1.8, label="the same where not trusted")
+    axes.fill_between(steps, low, high, color=style.GREEN, alpha=0.25, linewidth=0, label="its 90 % interval")
     axes.plot(steps, frozen, "-.", color=style.PURPLE, linewidth=1.2, label="its part with frozen NTKs")
     marks = steps[:: max(1, len(steps) // 12)]
     found = [one for step in marks.tolist() if (one := result.deviation(step)) is not None]

@@ -34,6 +34,10 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
     training = _table(
         f"Training loss ½‖y − f‖² after {steps} steps", "start", "rate bound", "expected", "measured", "violations"
     )
+    deviations = number_table(
+        "Mean loss against infinite width, at the last trusted step and at the last one",
+        ["DAG"], ["step", "predicted", "90 % interval", "measured", "prediction"],
+    )  # fmt: skip
     verdicts = []
     flagged: dict[str, list[str]] = {}  # {why a path formula may not be a bound: where}
     codes = Counter(result.code for result in results)
@@ -45,6 +49,8 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
         short = result.name if len(result.name) <= 12 or codes[code] > 1 or not code else code
         name = code if short == code else f"{short} {code}".strip()
         verdicts.append(f"{short}: {result.verdict}")
+        for row in _deviation_rows(result):
+            deviations.add_row(short, *row)
         if result.width_verdict:
             verdicts.append(f"{short}: {result.width_verdict}")
         for kernel, formula in (("K(H)", result.path_bound), ("NTK", result.ntk_path_bound)):
@@ -71,17 +77,10 @@ def compare_table(results: Sequence[Comparison]) -> RenderableType:
             f"{format_loss(result.mean[-1])} ± {result.std[-1]:.2g}",
             str(result.bound_violations),
         )
-    widths = [row for result in results for row in _deviation_rows(result)]
-    deviations = number_table(
-        "Mean loss against infinite width", ["DAG"],
-        ["width", "step", "predicted", "90 % interval", "frozen NTK", "measured", "prediction"],
-    )  # fmt: skip
-    for row in widths:
-        deviations.add_row(*row)
     notes = [f"* {'; '.join(where)}: the path formula may not be a bound: {why}" for why, where in flagged.items()]
     notes += [result.remark for result in results if result.remark]
     notes += [f"{mark} {reason} to be a theorem" for reason, mark in marks.items() if reason]
-    tables = [graphs, smallest, training, *([deviations] if widths else [])]
+    tables = [graphs, smallest, training, *([deviations] if deviations.row_count else [])]
     return Group(*tables, *map(Text, verdicts), *(Text(note, style="dim") for note in notes))
 
 
@@ -96,8 +95,8 @@ def _deviation_rows(result: Comparison) -> list[tuple[str, ...]]:
         assert at is not None
         word = ("holds" if at.holds else "fails") if at.trusted else "not trusted"
         rows.append(
-            (result.name, f"{effects.width:,}", str(step), f"{at.predicted:+.1%}", f"{at.low:+.1%} to {at.high:+.1%}",
-             f"{at.frozen:+.1%}", f"{at.measured:+.1%} ± {at.error:.1%}", word)
+            (str(step), f"{at.predicted:+.1%}", f"{at.low:+.1%} to {at.high:+.1%}",
+             f"{at.measured:+.1%} ± {at.error:.1%}", word)
         )  # fmt: skip
     return rows
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 from nngp_dag.errors import InputError
@@ -31,6 +32,7 @@ class Deviation(NamedTuple):
       measured: The measured deviation.
       error: Standard error of `measured`.
       trusted: Whether the prediction is trusted.
+      quantile: Number of standard errors that hold 90 % of measurements.
     """
 
     step: int
@@ -41,13 +43,14 @@ class Deviation(NamedTuple):
     measured: float
     error: float
     trusted: bool
+    quantile: float = _QUANTILE
 
     @property
     def holds(self) -> bool:
         """Whether the two differ by no more than their 90 % intervals together; one in ten does not by chance."""
         miss = self.measured - self.predicted
         side = self.high - self.predicted if miss > 0 else self.predicted - self.low
-        return abs(miss) <= math.hypot(side, _QUANTILE * self.error)
+        return abs(miss) <= math.hypot(side, self.quantile * self.error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,13 +131,14 @@ class WidthEffects(Described):
         """The last step whose prediction is trusted; None if there is none."""
         return int(np.flatnonzero(self.trusted)[-1]) if self.trusted.any() else None
 
-    def deviation(self, step: int, mean: float, error: float) -> Deviation:
+    def deviation(self, step: int, mean: float, error: float, networks: int | None = None) -> Deviation:
         """Returns prediction and measured mean loss after some steps, as deviations from infinite width.
 
         Args:
           step: Number of steps taken.
           mean: Measured mean loss of networks of this width.
           error: Its standard error.
+          networks: Number of networks that the error was estimated from; None for very many.
 
         Examples:
           >>> import numpy as np, nngp_dag as nd
@@ -154,6 +158,7 @@ class WidthEffects(Described):
             measured=float(mean / infinite - 1),
             error=float(error / infinite),
             trusted=bool(self.trusted[step]),
+            quantile=_QUANTILE if networks is None else float(scipy.stats.t.ppf(0.95, networks - 1)),
         )
 
     def wide_enough(self, share: float, step: int | None = None) -> int | None:

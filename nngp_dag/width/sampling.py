@@ -29,6 +29,7 @@ from flax import nnx
 from nngp_dag.architecture import Network
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.nets import DagNet, as_functions, descend_from, empirical_ntk
+from nngp_dag.nets.descent import key_of
 
 # Largest number of parameters of the networks that train at once.
 _AT_ONCE = 1 << 25
@@ -222,7 +223,40 @@ def _linear_curves(y: jax.Array, limit: jax.Array, f: jax.Array, ntk: jax.Array,
 
 def mean_over_readouts(training: Training, nngp: np.ndarray) -> np.ndarray:
     """Returns the mean of the control over readouts, (steps + 1,), for the NNGP of hidden weights, (N, N)."""
-    eigenvalues, vectors = training.modes
+    _, vectors = training.modes
     units = training.y.shape[1]
     sizes = np.sum((vectors.T @ training.y) ** 2, axis=1) + units * np.sum(vectors * (nngp @ vectors), axis=0)
-    return 0.5 * (1 - training.learning_rate * eigenvalues) ** (2 * np.arange(training.steps + 1)[:, None]) @ sizes
+    return _loss_of_modes(training, sizes)
+
+
+def _loss_of_modes(training: Training, sizes: np.ndarray) -> np.ndarray:
+    """Returns the loss of linearized training, (steps + 1,), from the squared error in every mode of the NTK."""
+    factors = 1 - training.learning_rate * training.modes[0]
+    return 0.5 * factors ** (2 * np.arange(training.steps + 1)[:, None]) @ sizes
+
+
+def readout_noise(training: Training, width: int, seeds: Sequence[int]) -> np.ndarray:
+    """Returns the part of each network's loss that the draw of its readout explains, (S, steps + 1).
+
+    It is the control minus its mean over readouts, so its own mean is 0. Losses minus this part have the same mean, and
+    most of their spread is gone.
+
+    Args:
+      training: Data and descent.
+      width: Neurons of every node.
+      seeds: Seeds of the networks, as `nngp_dag.nets.descend` draws them.
+    """
+    d, units = training.x.shape[1], training.y.shape[1]
+
+    def create(rngs: nnx.Rngs) -> DagNet:
+        return DagNet(training.network, d, units, width=width, rngs=rngs)
+
+    init, start_of = as_functions(create)[0], empirical_ntk(create)
+    # Compiled, the NTK that is not asked for is not computed.
+    outputs_of = jax.jit(lambda key, x: start_of(init(key), x)[:2])
+    found = []
+    for seed in seeds:
+        f, nngp = (np.asarray(value, np.float64) for value in outputs_of(key_of(seed), training.x))
+        sizes = np.sum((training.modes[1].T @ (f - training.y)) ** 2, axis=1)
+        found.append(_loss_of_modes(training, sizes) - mean_over_readouts(training, nngp))
+    return np.array(found)

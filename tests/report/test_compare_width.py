@@ -42,7 +42,8 @@ def with_effects(result, bias=0.1, trusted=(True, True, True, False)):
 
 def measured(result, share):
     """Returns the comparison with measured losses that deviate from infinite width by a share."""
-    return dataclasses.replace(result, curves=np.tile(np.asarray(result.expected.mean) * (1 + share), (4, 1)))
+    curves = np.tile(np.asarray(result.expected.mean) * (1 + share), (4, 1))
+    return dataclasses.replace(result, curves=curves, readout_noise=None)
 
 
 def text_of(renderable, width=110):
@@ -69,6 +70,20 @@ def test_the_verdict_can_fail(plain):
     assert unsure.as_row()["prediction_holds"] is None
 
 
+def test_noise_of_readouts_is_taken_out(plain):
+    infinite = np.asarray(plain.expected.mean)
+    noise = np.array([[0.3], [-0.3], [0.1], [-0.1]]) * infinite
+    rest = np.array([[0.02], [-0.02], [0.01], [-0.01]]) * infinite
+    result = with_effects(dataclasses.replace(plain, curves=1.1 * infinite + noise + rest, readout_noise=noise))
+    at = result.deviation(1)
+    assert at.measured == pytest.approx(0.1)
+    assert at.error == pytest.approx(np.sqrt(0.001 / 3) / 2)
+    # Student's distribution with 3 degrees of freedom.
+    assert at.quantile == pytest.approx(2.353, abs=1e-3)
+    alone = dataclasses.replace(result, curves=result.curves[:1], readout_noise=noise[:1])
+    assert (alone.deviation(1).measured, alone.deviation(1).error) == pytest.approx((0.42, 0.06))
+
+
 def test_row_table_and_curves(plain):
     result = measured(with_effects(plain), 0.2)
     row = result.as_row()
@@ -80,10 +95,8 @@ def test_row_table_and_curves(plain):
     assert columns["predicted_trusted"].tolist() == [1, 1, 1, 0]
     assert np.isnan(plain.curve_columns()["predicted_mean"]).all()
     text = text_of(compare_table([result]))
-    assert [line.split()[-1] for line in text.splitlines() if line.split()[:2] == ["2_02", "64"]] == [
-        "fails",
-        "trusted",
-    ]
+    rows = [line.split() for line in text.splitlines()]
+    assert [row[-1] for row in rows if row[:2] in (["2_02", "2"], ["2_02", "3"])] == ["fails", "trusted"]
     assert "predicted from trained networks, 12 of width 24, 8 of width 48, and 16 drawn at width 64, in 3 s" in (
         " ".join(text.split())
     )
