@@ -1,8 +1,9 @@
 """The compiled functions of one network, which all functionals share."""
 
+import abc
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Limit(NamedTuple):
     slopes: dict[Group, jax.Array]
 
 
-class AnyRecursion(Protocol):
+class AnyRecursion(abc.ABC):
     """What the influence of neurons and the simulation of networks read of a recursion.
 
     Attributes:
@@ -46,13 +47,22 @@ class AnyRecursion(Protocol):
     spare: int
     nodes: tuple[int, ...]
 
+    @abc.abstractmethod
+    def limit(self, k_in: list[jax.Array], slope: jax.Array) -> Limit:
+        """Returns the network at infinite width.
+
+        Args:
+          k_in: Second moments of the data, x_i . x_j / d, of every input node, (N, N).
+          slope: The derivative of a functional in the kernel, (N, N).
+        """
+
+    @abc.abstractmethod
     def influences(self, limit: Limit, draws: np.ndarray) -> jax.Array:
         """Returns the influence of every neuron, (influences, M), for draws (vectors, M, N)."""
-        ...
 
+    @abc.abstractmethod
     def drawn(self, k_in: list[jax.Array], draws: np.ndarray) -> jax.Array:
         """Returns the kernels of networks, (networks, N, N), for draws (networks, vectors, width + spare, N)."""
-        ...
 
 
 def influences_of(limit: Limit, values: dict[Group, jax.Array]) -> jax.Array:
@@ -66,7 +76,7 @@ def influences_of(limit: Limit, values: dict[Group, jax.Array]) -> jax.Array:
     )
 
 
-class Recursion:
+class Recursion(AnyRecursion):
     """The recursion of a network's NNGP in compiled form; the data are arguments.
 
     Attributes:
@@ -86,12 +96,7 @@ class Recursion:
         self._nngps = jax.jit(self._of_draws)
 
     def limit(self, k_in: list[jax.Array], slope: jax.Array) -> Limit:
-        """Returns the network at infinite width.
-
-        Args:
-          k_in: Second moments of the data, x_i . x_j / d, of every input node, (N, N).
-          slope: The derivative of a functional in the NNGP, (N, N).
-        """
+        """Returns the network at infinite width; see `AnyRecursion`."""
         plan = self.plan
 
         # Not compiled as a whole: the layers share compiled functions and derivatives, here and in other networks.

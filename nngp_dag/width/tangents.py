@@ -8,15 +8,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nngp_dag.architecture import Network
 from nngp_dag.kernels.layer_rules import Layer
 from nngp_dag.width.backward import Behind, circuit_of, derivatives, expected_moments, network_message
 from nngp_dag.width.neurons import Group, HandedOn, Passed, Plan, passed, plan_of, propagate, root
-from nngp_dag.width.recursion import Limit, influences_of
+from nngp_dag.width.recursion import AnyRecursion, Limit, influences_of
 
 
-class TangentRecursion:
+class TangentRecursion(AnyRecursion):
     """The recursion of a network's NTK in compiled form; the data are arguments.
 
     Attributes:
@@ -36,16 +37,10 @@ class TangentRecursion:
         self.vectors = 2 * self.plan.draws + 1 - self.plan.inputs
         self.nodes = (*(s for s, _ in self.plan.groups), *(wire.target for wire in self.circuit.wires.values()))
         self._channels = channels
-        self.influences = jax.jit(self._of_influences)
-        self.drawn = jax.jit(self._of_draws)
+        self._influences, self._drawn = jax.jit(self._of_influences), jax.jit(self._of_draws)
 
     def limit(self, k_in: list[jax.Array], slope: jax.Array) -> Limit:
-        """Returns the network at infinite width.
-
-        Args:
-          k_in: Second moments of the data, x_i . x_j / d, of every input node, (N, N).
-          slope: The derivative of a functional in the NTK, (N, N).
-        """
+        """Returns the network at infinite width; see `AnyRecursion`."""
         plan, circuit, rows = self.plan, self.circuit, len(k_in[0])
 
         # Not compiled as a whole, see `Recursion.limit`.
@@ -74,6 +69,14 @@ class TangentRecursion:
         ntk, pull, (moments, roots) = jax.vjp(of_deviations, zeros, has_aux=True)
         (slopes,) = pull(slope)
         return Limit(ntk, moments, roots, {key: (d + d.T) / 2 for key, d in slopes.items()})
+
+    def influences(self, limit: Limit, draws: np.ndarray) -> jax.Array:
+        """Returns the influence of every neuron; see `AnyRecursion`."""
+        return self._influences(limit, draws)
+
+    def drawn(self, k_in: list[jax.Array], draws: np.ndarray) -> jax.Array:
+        """Returns the NTKs of networks; see `AnyRecursion`."""
+        return self._drawn(k_in, draws)
 
     def _ntk(
         self, k_in: list[jax.Array], forward: dict[Group, jax.Array], backward: dict[int, jax.Array]
