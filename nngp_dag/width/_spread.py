@@ -178,8 +178,8 @@ def width_spread(
 
     Raises:
       InputError: `nngp_dag.kernel` refuses the network or the inputs, or an argument does not fit. The network has
-        convolutions, pooling or layer norm, no stem, or for the NTK no readout. The functional is not finite, or
-        rounding decides its derivative.
+        convolutions, pooling or layer norm, or for the NTK no readout. The functional is not finite, or rounding
+        decides its derivative.
       GraphError: The network has several outputs, or `nngp_dag.kernel` refuses the graph.
 
     Examples:

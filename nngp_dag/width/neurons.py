@@ -98,7 +98,7 @@ def plan_of(network: Network) -> Plan:
 
     Raises:
       GraphError: The network has several outputs, or an activation acts on a node that is not Gaussian.
-      InputError: The network has convolutions, pooling or layer norm, or no stem.
+      InputError: The network has convolutions, pooling or layer norm.
     """
     dag = network.dag
     if network.image_operations:
@@ -108,8 +108,6 @@ def plan_of(network: Network) -> Plan:
         )
     if normalized := [op for op in network.weighted_operations if op.layer_norm]:
         raise InputError(f"Expected layers without layer norm, got {normalized[0]!r}")
-    if not network.has_stem:
-        raise InputError("Expected a network with a stem, got one whose data are node 0; give it a stem")
     output, *others = dag.outputs
     if others:
         raise GraphError(f"Expected a graph with one output, got {len(dag.outputs)}; take the outputs one by one")

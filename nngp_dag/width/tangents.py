@@ -78,9 +78,7 @@ class TangentRecursion(AnyRecursion):
         """Returns the NTKs of networks; see `AnyRecursion`."""
         return self._drawn(k_in, draws)
 
-    def _ntk(
-        self, k_in: list[jax.Array], forward: dict[Group, jax.Array], backward: dict[int, jax.Array]
-    ) -> jax.Array:
+    def _ntk(self, k_in: list[jax.Array], forward: dict[Group, jax.Array], backward: dict[int, jax.Array]) -> jax.Array:
         """Returns the NTK, given the moments that groups hand on and those of derivatives."""
         plan = self.plan
 

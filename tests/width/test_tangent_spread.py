@@ -34,6 +34,7 @@ def assert_std(spread: WidthSpread, expected: float) -> None:
 
 
 def chain(depth: int) -> str:
+    """Returns the code of a chain of weighted edges."""
     return "_".join("0" * t + "2" for t in range(depth))
 
 
@@ -83,6 +84,7 @@ def test_relu_chains_are_sums_of_products(depth):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
 def test_the_mean_of_relu_chains_is_not_shifted():
     # At critical initialization, the mean of a diagonal entry of the NTK has no correction in 1 / n (arXiv 2508.11522),
     # in fact none at all (Hanin and Nica 2020); entries of different inputs have one.
@@ -94,7 +96,7 @@ def test_the_mean_of_relu_chains_is_not_shifted():
     assert abs(other.bias) > 6 * other.bias_error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
 def test_spread_grows_exponentially_in_depth_over_width():
     # E K^2 / (E K)^2 is the mean over pairs of layers of (1 + 5 / n)^layers they share (1 + 1 / n)^others, to first
@@ -112,6 +114,7 @@ def test_spread_grows_exponentially_in_depth_over_width():
     assert abs(spread.departure - expected) < 4 * error + 2 / n
 
 
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize("activation", ["relu", "erf", "gelu", nd.activations.Sin()])
 def test_slopes_have_derivatives_on_the_diagonal(activation):
     phi = nd.activations.get_activation(activation)
@@ -122,10 +125,9 @@ def test_slopes_have_derivatives_on_the_diagonal(activation):
         step = 1e-5
         above, below = (traced_slope(phi, k + sign * step * change) for sign in (1, -1))
         quotients = (above - below) / (2 * step)
-        # Symmetric in the two inputs, and equal to the dual of one input on the diagonal.
         np.testing.assert_allclose(found, quotients, rtol=1e-6, atol=1e-8)
-        v = jax.numpy.diagonal(k)
-        own = [dual(phi, q, 0 * q, q, q).slope for q in v]
+        # The diagonal is the dual of one input.
+        own = [dual(phi, q, 0 * q, q, q).slope for q in jax.numpy.diagonal(k)]
         np.testing.assert_allclose(np.diagonal(traced_slope(phi, k)), own, rtol=1e-12)
 
 
@@ -140,6 +142,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.sample(1, slow=4)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_limit_is_the_ntk(name):
     recursion = TangentRecursion(NETWORKS[name], (20,))
@@ -161,14 +164,14 @@ def test_networks_are_drawn_exactly_in_distribution(name):
     rows, columns = np.triu_indices(2)
 
     def moments(of: np.ndarray) -> np.ndarray:
-        entries = of[:, rows, columns] / np.sqrt(real[:, [0, 0, 1], [0, 0, 1]].mean(axis=0) ** 2)
+        entries = of[:, rows, columns] / np.trace(real.mean(axis=0))
         products = entries[:, rows] * entries[:, columns]
-        # Products have long tails, so larger networks are cut off in both samples alike.
-        return np.concatenate([entries, np.minimum(products, 8)], axis=1)
+        # Products have long tails, so they are cut off in both samples alike.
+        return np.concatenate([entries, np.minimum(products, 4)], axis=1)
 
     (m1, s1), (m2, s2) = ((v.mean(axis=0), v.std(axis=0)) for v in map(moments, (drawn, real)))
     errors = np.hypot(s1, s2) / np.sqrt(count)
-    assert (errors[:3] < 0.012).all()
+    assert (errors[:3] < 0.008).all()
     np.testing.assert_array_less(abs(m1 - m2), 4 * errors)
 
 
@@ -190,14 +193,13 @@ def test_the_standard_parameterization_and_several_inputs():
 
 
 def test_result_as_text_and_refusals():
-    spread = width_spread("2", X, "trace", kind="ntk", width=64, neurons=4096, networks=50)
+    spread = width_spread("2", X, "trace", kind="ntk", width=512, neurons=8192)
+    assert spread.trusted
     assert ", kind=ntk, bias=" in repr(spread)
     assert np.isnan(spread.second_order)
     with pytest.raises(InputError, match="`kind` to be one of 'nngp', 'ntk'"):
         width_spread("2", X, "trace", kind="NTK")
     with pytest.raises(InputError, match="a readout for the spread of the NTK"):
         width_spread("2", X, "trace", kind="ntk", readout=False)
-    with pytest.raises(InputError, match="a network with a stem"):
-        width_spread(nd.Network("2", has_stem=False), X, "trace")
     with pytest.raises(InputError, match="without layer norm"):
         width_spread(nd.Network("2", layer=Dense(layer_norm=True)), X, "trace", kind="ntk")
