@@ -146,9 +146,9 @@ def width_spread(
     k of the edge, and D_e is 1 for the readout. Then h has a term of the same form for every D_e. Forward and backward
     draws at one index of neurons are independent.
 
-    The result is checked by networks of width n, up to 1,024, whose kernels are drawn exactly in distribution. Departures
-    of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order is not
-    enough, for example for the smallest eigenvalue of a nearly singular kernel.
+    The result is checked by networks of width n, up to 1,024, whose kernels are drawn exactly in distribution.
+    Departures of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order
+    is not enough, for example for the smallest eigenvalue of a nearly singular kernel.
 
     The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3. The NTK takes about
     three times as much.
@@ -190,7 +190,7 @@ def width_spread(
       (256, True, 0.4)
       >>> spread = nd.width_spread("2_21_112", x, "trace", kind="ntk", width=256)
       >>> spread.trusted, round(spread.std / spread.value, 2)
-      (True, 0.1)
+      (True, 0.11)
 
     Reference: von Mises, Ann. Math. Stat. 1947 (expansion in the empirical distribution); Hampel, JASA 1974 (influence
     functions).
