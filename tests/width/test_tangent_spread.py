@@ -77,7 +77,8 @@ def relative_variance(depth: int) -> float:
     return float((5 * (depth + 1 - apart) + apart).mean())
 
 
-@pytest.mark.parametrize("depth", [1, 8])
+@pytest.mark.sample(1, slow=1)
+@pytest.mark.parametrize("depth", [8, 1])
 def test_relu_chains_are_sums_of_products(depth):
     spread = first_order(chain(depth), "entry", X[:1], index=(0, 0), width=400)
     assert_std(spread, spread.value * np.sqrt(relative_variance(depth) / 400))
@@ -131,14 +132,14 @@ def test_slopes_have_derivatives_on_the_diagonal(activation):
         np.testing.assert_allclose(np.diagonal(traced_slope(phi, k)), own, rtol=1e-12)
 
 
-# Width 6, where every term counts.
+# Width 10, where every term counts.
 MIXED = [(0, 1, Dense(activation="gelu", b_std=0.3)), (0, 1, SKIP), (1, 2, WEIGHTED), (0, 2, WEIGHTED), (0, 2, SKIP)]
 NETWORKS = {
-    "linear-act": as_network("2_21_112", width=6),
-    "act-linear": as_network("2_12_021", order="act-linear", activation="erf", w_std=1.5, b_std=0.5, width=6),
-    "mixed": as_network(Dag.from_edges(MIXED), b_std=0.4, aggregation="mean", width=6),
-    "standard": as_network("2_12", parameterization="standard", b_std=0.4, width=6),
-    "no biases": as_network("2_12", parameterization="standard", activation="erf", b_std=None, width=6),
+    "standard": as_network("2_12", parameterization="standard", b_std=0.4, width=10),
+    "linear-act": as_network("2_21_112", width=10),
+    "act-linear": as_network("2_12_021", order="act-linear", activation="erf", w_std=1.5, b_std=0.5, width=10),
+    "mixed": as_network(Dag.from_edges(MIXED), b_std=0.4, aggregation="mean", width=10),
+    "no biases": as_network("2_12", parameterization="standard", activation="erf", b_std=None, width=10),
 }
 
 
@@ -158,20 +159,21 @@ def test_networks_are_drawn_exactly_in_distribution(name):
     network, x, count = NETWORKS[name], X[:2, :3], 30_000
     recursion = TangentRecursion(network, (3,))
     with jax.enable_x64(True):
-        draws = np.random.default_rng(1).standard_normal((count, recursion.vectors, 7, 2))
+        draws = np.random.default_rng(1).standard_normal((count, recursion.vectors, 11, 2))
         drawn = np.asarray(recursion.drawn([moments_of(x)], draws))
     real = ntks(network, x, count, seed=5)
+    own = np.diagonal(real.mean(axis=0))
     rows, columns = np.triu_indices(2)
 
     def moments(of: np.ndarray) -> np.ndarray:
-        entries = of[:, rows, columns] / np.trace(real.mean(axis=0))
+        entries = of[:, rows, columns] / np.sqrt(own[rows] * own[columns])
         products = entries[:, rows] * entries[:, columns]
         # Products have long tails, so they are cut off in both samples alike.
-        return np.concatenate([entries, np.minimum(products, 4)], axis=1)
+        return np.concatenate([entries, np.minimum(products, 8)], axis=1)
 
     (m1, s1), (m2, s2) = ((v.mean(axis=0), v.std(axis=0)) for v in map(moments, (drawn, real)))
     errors = np.hypot(s1, s2) / np.sqrt(count)
-    assert (errors[:3] < 0.008).all()
+    assert (errors[:3] < 0.0115).all()
     np.testing.assert_array_less(abs(m1 - m2), 4 * errors)
 
 
