@@ -150,8 +150,8 @@ def width_spread(
     Departures of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order
     is not enough, for example for the smallest eigenvalue of a nearly singular kernel.
 
-    The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3. The NTK takes about
-    three times as much.
+    The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3. The NTK takes up to
+    twice as long.
 
     Args:
       network: The network, see `nngp_dag.kernel`; its layers are fully connected, without layer norm.
