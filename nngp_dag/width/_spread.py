@@ -1,4 +1,4 @@
-"""`width_spread`: the spread of whatever the NNGP determines over initializations of a network of finite width."""
+"""`width_spread`: the spread of a number that NNGP or NTK determines, over initializations at finite width."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ from nngp_dag.architecture import Architecture, Network, NetworkSource, as_netwo
 from nngp_dag.errors import InputError, NumericalWarning, shown, warn
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
-from nngp_dag.graph.operations import check_whole
+from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels.inputs import check_inputs, host_array, precision_of
 from nngp_dag.width.functionals import Functional, functional_of
-from nngp_dag.width.influence import curvature_of, influence_of, rounding_of
+from nngp_dag.width.influence import Curvature, curvature_of, influence_of, rounding_of
 from nngp_dag.width.neurons import moments_of
 from nngp_dag.width.recursion import recursion_of
 from nngp_dag.width.simulation import departure_of, simulated
+from nngp_dag.width.tangents import tangent_recursion_of
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +40,7 @@ _WIDEST = 1024
 
 @dataclass(frozen=True, repr=False)
 class WidthSpread(Described):
-    """The spread of a functional g of the NNGP over initializations of a network of finite width n.
+    """The spread of a functional g of NNGP or NTK over initializations of a network of finite width n.
 
     Attributes:
       value: g at infinite width.
@@ -47,8 +48,8 @@ class WidthSpread(Described):
         neuron.
       std_error: Standard error of `std`, from the number of drawn neurons.
       width: Neurons n of every node.
-      second_order: E d2g[h, h] / (2 n), the mean of g minus `value` to first order in 1 / n. It holds for activations
-        without jumps.
+      second_order: E d2g[h, h] / (2 n), the mean of g minus `value` to first order in 1 / n. It holds for the NNGP, and
+        activations without jumps. NaN for the NTK, whose `bias` is simulated alone.
       second_order_error: Standard error of `second_order`.
       bias: The mean of g minus `value` over simulated networks, to every order; NaN if none were simulated, or
         if it is not finite for one of them.
@@ -58,6 +59,7 @@ class WidthSpread(Described):
       departure_error: Standard error of `departure`.
       shares: The share of every node s in the variance, Cov(h_s, h) / Var h, {node: share}. They add up to 1. Nodes
         that share summands are correlated, so a share may be negative.
+      kind: "nngp" or "ntk", the kernel of g.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -77,6 +79,7 @@ class WidthSpread(Described):
     departure: float
     departure_error: float
     shares: dict[int, float]
+    kind: str = "nngp"
 
     @property
     def trusted(self) -> bool:
@@ -101,7 +104,7 @@ class WidthSpread(Described):
     def _facts(self) -> dict[str, str]:
         shares = ", ".join(f"{node}: {share:.0%}" for node, share in self.shares.items())
         facts = {"value": forms.number(self.value), "std": f"{self.std:.4g}", "width": str(self.width)}
-        facts |= {"second_order": f"{self.second_order:.3g}"}
+        facts |= {"kind": self.kind} if self.kind != "nngp" else {"second_order": f"{self.second_order:.3g}"}
         if not math.isnan(self.departure):
             facts |= {"bias": f"{self.bias:.3g}", "departure": f"{self.departure:+.1%}"}
         return facts | {"trusted": str(self.trusted), "shares": f"{{{shares}}}"}
@@ -112,6 +115,7 @@ def width_spread(
     x: ArrayLike | Sequence[ArrayLike],
     functional: str | Functional,
     *,
+    kind: str = "nngp",
     index: Sequence[int] | None = None,
     y: ArrayLike | None = None,
     noise: float = 0.0,
@@ -120,7 +124,7 @@ def width_spread(
     seed: int = 0,
     **architecture: Unpack[Architecture],
 ) -> WidthSpread:
-    """Returns the spread over initializations of a number that the NNGP of a network of finite width determines.
+    """Returns the spread over initializations of a number that NNGP or NTK of a network of finite width determine.
 
     The NNGP of a finite network is the covariance of its outputs, given the weights of all layers but the readout:
 
@@ -134,16 +138,25 @@ def width_spread(
     The values x_s of all nodes are one joint draw, since skips pass on the values of the same neuron. The matrices D_s
     come from one reverse pass, and Var h from drawn neurons. All is computed in float64.
 
-    The result is checked by networks of width n, up to 1,024, whose NNGPs are drawn exactly in distribution. Departures
-    of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order is not
-    enough, for example for the smallest eigenvalue of a nearly singular kernel.
+    The NTK of a finite network with one output unit is a sum over its weighted edges e,
 
-    The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3.
+        NTK = sum_e (w_std^2 G_e + b_std^2) D_e,    D_e = 1/n sum_k d_k d_k^T
+
+    elementwise, in the parameterization "ntk". Here d_k is sqrt(n) times the derivative of the output in preactivation
+    k of the edge, and D_e is 1 for the readout. Then h has a term of the same form for every D_e. Forward and backward
+    draws at one index of neurons are independent.
+
+    The result is checked by networks of width n, up to 1,024, whose kernels are drawn exactly in distribution.
+    Departures of wider networks are those of width 1,024, scaled as 1 / n. A `NumericalWarning` says where first order
+    is not enough, for example for the smallest eigenvalue of a nearly singular kernel.
+
+    The time of a drawn neuron is N^2 per weighted edge, that of a simulated network n N^2 + N^3. The NTK takes up to
+    twice as long.
 
     Args:
       network: The network, see `nngp_dag.kernel`; its layers are fully connected, without layer norm.
       x: Inputs, (N, ...), or a list of such arrays, one per input node.
-      functional: A function of the NNGP, (N, N), that JAX can differentiate and that returns a number, or a name:
+      functional: A function of the kernel K, (N, N), that JAX can differentiate and that returns a number, or a name:
         "entry"       K[i, j] for `index` (i, j)
         "trace"       the sum of the diagonal
         "log_det"     log det(K + noise I)
@@ -151,6 +164,7 @@ def width_spread(
         "prediction"  kernel regression at the last input, from the targets y of all others
         "alignment"   y^T K y / (||K||_F ||y||^2)
         "lambda_min"  the smallest eigenvalue
+      kind: "nngp", or "ntk" for the NTK of one output unit in the network's parameterization.
       index: The row and the column of "entry"; (0, 1) by default.
       y: Targets of "data_fit" and "alignment", (N,), or of "prediction", (N - 1,).
       noise: Noise variance of "log_det", "data_fit" and "prediction".
@@ -164,7 +178,8 @@ def width_spread(
 
     Raises:
       InputError: `nngp_dag.kernel` refuses the network or the inputs, or an argument does not fit. The network has
-        convolutions, pooling or layer norm. The functional is not finite, or rounding decides its derivative.
+        convolutions, pooling or layer norm, or for the NTK no readout. The functional is not finite, or rounding
+        decides its derivative.
       GraphError: The network has several outputs, or `nngp_dag.kernel` refuses the graph.
 
     Examples:
@@ -173,6 +188,9 @@ def width_spread(
       >>> spread = nd.width_spread("2_21_112", x, "log_det", width=256)
       >>> spread.width, spread.trusted, round(spread.std, 1)
       (256, True, 0.4)
+      >>> spread = nd.width_spread("2_21_112", x, "trace", kind="ntk", width=256)
+      >>> spread.trusted, round(spread.std / spread.value, 2)
+      (True, 0.11)
 
     Reference: von Mises, Ann. Math. Stat. 1947 (expansion in the empirical distribution); Hampel, JASA 1974 (influence
     functions).
@@ -181,30 +199,33 @@ def width_spread(
     check_whole("neurons", neurons, 2)
     check_whole("networks", networks, 0)
     check_whole("seed", seed, 0)
+    check_option("kind", kind, ("nngp", "ntk"))
     if networks == 1:
         raise InputError("Expected `networks` to be 0 or at least 2, got 1; the default is 400")
-    recursion = recursion_of(network)
+    of_nngp = recursion_of(network)
     if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
         arrays: ArrayLike | list[np.ndarray] = [host_array(f"x[{i}]", of) for i, of in enumerate(x)]
     else:
         arrays = host_array("x", x)
     data = [np.asarray(of, np.float64) for of in check_inputs("x", arrays, network, "float64")]
+    recursion = of_nngp if kind == "nngp" else tangent_recursion_of(network, tuple(of.shape[1] for of in data))
     with precision_of(np.dtype(np.float64)):
         function = functional_of(functional, len(data[0]), index=index, y=y, noise=noise)
-        nngp = jax.numpy.asarray(kernel(network, arrays, get="nngp", dtype="float64").nngp)
-        value, slope = jax.value_and_grad(function)(nngp)
+        exact = jax.numpy.asarray(getattr(kernel(network, arrays, get=kind, dtype="float64"), kind))
+        value, slope = jax.value_and_grad(function)(exact)
         if not (np.isfinite(value) and np.isfinite(slope).all()):
             raise InputError(
-                f"Expected a functional that is finite and smooth at the NNGP, got {float(value):.4g} and derivatives "
-                "up to "
-                f"{float(abs(slope).max()):.4g}; add `noise`, or drop inputs that are equal"
+                f"Expected a functional that is finite and smooth at the {kind.upper()}, got {float(value):.4g} and "
+                f"derivatives up to {float(abs(slope).max()):.4g}; add `noise`, or drop inputs that are equal"
             )
         k_in = [moments_of(of) for of in data]
         limit = recursion.limit(k_in, slope)
         influence = influence_of(recursion, limit, neurons, seed)
         _check_rounding(rounding_of(limit), influence.variance**0.5, abs(float(value)))
         n = network.width
-        second = curvature_of(recursion, k_in, function, float(value), max(2, neurons // 25), seed + 1)
+        second = Curvature(math.nan, math.nan)
+        if kind == "nngp":
+            second = curvature_of(of_nngp, k_in, function, float(value), max(2, neurons // 25), seed + 1)
         bias = bias_error = departure = departure_error = math.nan
         if networks:
             drawn = min(n, _WIDEST)
@@ -224,6 +245,7 @@ def width_spread(
         departure=departure,
         departure_error=departure_error,
         shares={node: share / influence.variance for node, share in influence.covariances.items()},
+        kind=kind,
     )
     if networks and not result.trusted:
         warn(_message(functional, result), NumericalWarning)
@@ -234,7 +256,7 @@ def _check_rounding(rounding: float, size: float, value: float) -> None:
     """Refuses functionals that do not vary, or whose derivative is so large that rounding decides it."""
     if not size > 1e-12 * value:
         raise InputError(
-            "Expected a functional that varies with the NNGP of a finite network, got one without derivative there; "
+            "Expected a functional that varies with the kernel of a finite network, got one without derivative there; "
             "take another one"
         )
     if not rounding <= _ROUNDING * size:

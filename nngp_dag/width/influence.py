@@ -21,7 +21,7 @@ import numpy as np
 
 from nngp_dag.width.functionals import Functional
 from nngp_dag.width.neurons import jitter
-from nngp_dag.width.recursion import Limit, Recursion, batches
+from nngp_dag.width.recursion import AnyRecursion, Limit, Recursion, batches
 
 # Neurons of one batch.
 _NEURONS = 4096
@@ -44,10 +44,10 @@ class Influence(NamedTuple):
     covariances: dict[int, float]
 
 
-def influence_of(recursion: Recursion, limit: Limit, neurons: int, seed: int) -> Influence:
+def influence_of(recursion: AnyRecursion, limit: Limit, neurons: int, seed: int) -> Influence:
     """Estimates the variance of the influence from drawn neurons; its mean is known to be 0."""
-    groups, rows = recursion.plan.groups, len(limit.nngp)
-    found, second, fourth = np.zeros(len(groups)), 0.0, 0.0
+    rows = len(limit.kernel)
+    found, second, fourth = np.zeros(len(recursion.nodes)), 0.0, 0.0
     for draws in batches(recursion, rows, -(-neurons // _NEURONS), _NEURONS, seed):
         for one in draws:
             h = np.asarray(recursion.influences(limit, one))
@@ -58,7 +58,7 @@ def influence_of(recursion: Recursion, limit: Limit, neurons: int, seed: int) ->
     drawn = -(-neurons // _NEURONS) * _NEURONS
     second, fourth = second / drawn, fourth / drawn
     covariances: dict[int, float] = {}
-    for (node, _), share in zip(groups, found / drawn, strict=True):
+    for node, share in zip(recursion.nodes, found / drawn, strict=True):
         covariances[node] = covariances.get(node, 0.0) + float(share)
     return Influence(second, float(np.sqrt(max(fourth - second**2, 0.0) / drawn)), covariances)
 

@@ -74,6 +74,11 @@ class Plan(NamedTuple):
     output: int
 
     @property
+    def inputs(self) -> int:
+        """Number of input nodes, whose stems have the first draws."""
+        return self.program.structure.num_inputs
+
+    @property
     def readout(self) -> Group:
         """The group of the readout."""
         return self.output, len(self.program.operations)
@@ -148,6 +153,7 @@ class Neurons(Algebra):
 
     Attributes:
       covariances: Covariances of the preactivations of every stem, (i, -1), and behind every group, (N, N).
+      arguments: Covariances of what the activation of every stem and group acts on, (N, N).
       means: Means of every node, (N,), or None for 0.
     """
 
@@ -161,6 +167,7 @@ class Neurons(Algebra):
         """Takes the arguments of `propagate`."""
         self._plan, self._hand_on, self._draws, self._true = plan, hand_on, draws, true
         self.covariances: dict[Group, jax.Array] = {}
+        self.arguments: dict[Group, jax.Array] = {}
         self.means: dict[int, jax.Array | None] = {}
         self._fields: dict[int, jax.Array] = {}
         self._nodes: dict[int, jax.Array] = {}
@@ -191,8 +198,9 @@ class Neurons(Algebra):
     def handed_on(self, group: Group, covariance: jax.Array, mean: jax.Array | None) -> jax.Array:
         """Returns the second moments that a group hands on."""
         layer = self._plan.layer(group)
-        phi = _first_activation(layer)
+        phi = first_activation(layer)
         if phi is not None:
+            self.arguments[group] = covariance
             covariance, mean = self._activated(phi, covariance)
         expected = covariance if mean is None else covariance + mean[:, None] * mean[None, :]
         values = None if self._draws is None else self.values(group)
@@ -200,21 +208,23 @@ class Neurons(Algebra):
 
     def values(self, group: Group) -> jax.Array:
         """Returns the drawn neurons' values whose products a group hands on, (M, N)."""
-        phi = _first_activation(self._plan.layer(group))
-        node = self._node(group[0])
-        return node if phi is None else phi(node)
+        phi = first_activation(self._plan.layer(group))
+        return activate(phi, self._node(group[0]))
 
     def _field(
         self, group: Group, layer: Layer, moments: jax.Array, draws: Sequence[int]
     ) -> tuple[jax.Array, jax.Array | None]:
         covariance = layer.variance * moments + (0.0 if layer.bias is None else layer.bias)
         self.covariances[group] = covariance
-        phi = layer.activation if layer.order == "linear-act" else None
+        phi = last_activation(layer)
         if self._draws is not None:
             factor = root(covariance)
             for number in draws:
-                self._fields[number] = drawn(phi, factor, self._draws[number])
-        return (covariance, None) if phi is None else self._activated(phi, covariance)
+                self._fields[number] = activate(phi, self._draws[number] @ factor.T)
+        if phi is None:
+            return covariance, None
+        self.arguments[group] = covariance
+        return self._activated(phi, covariance)
 
     def _activated(self, phi: Activation, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self._true is None:
@@ -235,34 +245,60 @@ def _node(plan: Plan, fields: dict[int, jax.Array], nodes: dict[int, jax.Array],
     return nodes[node]
 
 
-def values_at(plan: Plan, roots: dict[Group, jax.Array], draws: jax.Array) -> dict[Group, jax.Array]:
-    """Returns the neurons' values whose products every group hands on, (M, N), at given covariances.
+class Passed(NamedTuple):
+    """Drawn neurons, (M, N) each.
+
+    Attributes:
+      affine: Preactivations of the fields, by the numbers of their draws.
+      nodes: Values at the nodes.
+      values: Values whose products every group hands on.
+    """
+
+    affine: dict[int, jax.Array]
+    nodes: dict[int, jax.Array]
+    values: dict[Group, jax.Array]
+
+
+def passed(plan: Plan, draws: jax.Array, root_of: Callable[[Group, jax.Array | None], jax.Array]) -> Passed:
+    """Returns neurons with given covariances.
 
     Args:
       plan: The network.
-      roots: Cholesky factors of the covariances of preactivations.
       draws: Standard normal numbers, (draws of an index, M, N).
+      root_of: Function of a stem, (i, -1), and None, or of a group and its neurons' values. It returns the Cholesky
+        factor of the covariance of the preactivations behind it, (N, N).
     """
+    found, fields = Passed({}, {}, {}), {}
+
+    def take(layer: Layer, factor: jax.Array, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            found.affine[number] = draws[number] @ factor.T
+            fields[number] = activate(last_activation(layer), found.affine[number])
+
     assert plan.layers.stem is not None
-    fields: dict[int, jax.Array] = {}
-    for group, factor in roots.items():
-        node, operation = group
-        layer, numbers = (
-            (plan.layers.stem, (node,)) if operation < 0 else (plan.layers.edges[operation], plan.edges[group])
-        )
-        phi = layer.activation if layer.order == "linear-act" else None
-        fields |= {number: drawn(phi, factor, draws[number]) for number in numbers}
-    nodes: dict[int, jax.Array] = {}
-    values = {}
+    for number in range(plan.inputs):
+        take(plan.layers.stem, root_of((number, -1), None), [number])
     for group in plan.groups:
-        phi, node = _first_activation(plan.layer(group)), _node(plan, fields, nodes, group[0])
-        values[group] = node if phi is None else phi(node)
-    return values
+        layer, node = plan.layer(group), _node(plan, fields, found.nodes, group[0])
+        found.values[group] = activate(first_activation(layer), node)
+        if layer is not None and group != plan.readout:
+            take(layer, root_of(group, found.values[group]), plan.edges[group])
+    return found
 
 
-def _first_activation(layer: Layer | None) -> Activation | None:
+def first_activation(layer: Layer | None) -> Activation | None:
     """Returns the activation that a layer applies before its weights, or None."""
     return None if layer is None or layer.order == "linear-act" else layer.activation
+
+
+def last_activation(layer: Layer | None) -> Activation | None:
+    """Returns the activation that a layer applies after its weights, or None."""
+    return None if layer is None or layer.order != "linear-act" else layer.activation
+
+
+def activate(phi: Activation | None, u: jax.Array) -> jax.Array:
+    """Returns phi(u), or u if there is no activation."""
+    return u if phi is None else phi(u)
 
 
 @jax.jit
@@ -276,6 +312,17 @@ def activated(phi: Activation, covariance: jax.Array) -> tuple[jax.Array, jax.Ar
     return jnp.where(own, traced_variance(phi, v)[:, None], c), _mean(phi, v)
 
 
+@jax.jit
+def traced_slope(phi: Activation, covariance: jax.Array) -> jax.Array:
+    """Returns E[phi'(u) phi'(v)] for (u, v) ~ N(0, covariance), with first derivatives, as `activated` does."""
+    v, own = jnp.diagonal(covariance), jnp.eye(len(covariance), dtype=bool)
+    k = jnp.where(own, 0, covariance)
+    v1, v2 = v[:, None], v[None, :]
+    # The diagonal has one number, too: its derivative is that along k = v1 = v2, and the gap stays 0.
+    of_own = _dual(phi, v, jnp.zeros_like(v), v, v).slope
+    return jnp.where(own, of_own[:, None], _dual(phi, k, gap_of(k, v1, v2), v1, v2).slope)
+
+
 def jitter(covariance: jax.Array) -> jax.Array:
     """Returns the number that is added to the diagonal, so that a singular matrix has a Cholesky factor."""
     rows = abs(covariance).sum(axis=1).max()
@@ -287,12 +334,6 @@ def root(covariance: jax.Array) -> jax.Array:
     """Returns the lower Cholesky factor."""
     added = jax.lax.stop_gradient(jitter(covariance))
     return jnp.linalg.cholesky(covariance + added * jnp.eye(len(covariance), dtype=covariance.dtype))
-
-
-def drawn(phi: Activation | None, factor: jax.Array, normals: jax.Array) -> jax.Array:
-    """Returns neurons' values of a field, (M, N), from standard normal draws, (M, N)."""
-    u = normals @ factor.T
-    return u if phi is None else phi(u)
 
 
 def propagate(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from nngp_dag.width.functionals import Functional
-from nngp_dag.width.recursion import Limit, Recursion, batches
+from nngp_dag.width.recursion import AnyRecursion, Limit, batches
 
 
 class Simulated(NamedTuple):
@@ -30,7 +30,7 @@ class Simulated(NamedTuple):
 
 
 def simulated(
-    recursion: Recursion,
+    recursion: AnyRecursion,
     k_in: list[jax.Array],
     functional: Functional,
     limit: Limit,
@@ -41,9 +41,9 @@ def simulated(
     """Draws networks of one width."""
     of_each = jax.jit(jax.vmap(functional))
     values, first_order = [], []
-    for draws in batches(recursion, len(limit.nngp), networks, width, seed):
-        values.append(np.asarray(of_each(recursion.nngps(k_in, draws, 1.0))))
-        first_order += [float(recursion.influences(limit, one).sum()) / width for one in draws]
+    for draws in batches(recursion, len(limit.kernel), networks, width + recursion.spare, seed):
+        values.append(np.asarray(of_each(recursion.drawn(k_in, draws))))
+        first_order += [float(recursion.influences(limit, one[:, :width]).sum()) / width for one in draws]
     return Simulated(np.concatenate(values), np.array(first_order))
 
 

@@ -1,4 +1,4 @@
-"""NNGPs of finite networks of this package: the covariance of their outputs, given all weights but the readout's."""
+"""Kernels of finite networks of this package: NNGPs, given all weights but the readout's, and NTKs of one output."""
 
 import functools
 
@@ -58,3 +58,22 @@ def nngps(network: nd.Network, x: np.ndarray, count: int, seed: int) -> np.ndarr
 
         keys = jax.random.split(jax.random.key(seed), count)
         return np.concatenate([np.asarray(sample(part)) for part in np.split(keys, max(1, count // 250))])
+
+
+def ntks(network: nd.Network, x: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the NTKs of `count` networks with weights of their own and one output, (count, N, N), float64."""
+
+    def create(rngs: nnx.Rngs) -> nd.nets.DagNet:
+        return nd.nets.DagNet(network, x.shape[1], 1, rngs=rngs)
+
+    init, _ = nd.nets.as_functions(create)
+    of_params = nd.nets.empirical_ntk(create)
+    with jax.enable_x64(True):
+        data = jnp.asarray(x, jnp.float64)
+
+        @jax.jit
+        def sample(keys: jax.Array) -> jax.Array:
+            return jax.lax.map(lambda key: of_params(init(key), data)[2][:, 0, :, 0], keys)
+
+        keys = jax.random.split(jax.random.key(seed), count)
+        return np.concatenate([np.asarray(sample(part)) for part in np.split(keys, max(1, count // 1000))])

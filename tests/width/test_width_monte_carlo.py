@@ -6,7 +6,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from finite_networks import FUNCTIONALS, GRAPHS, inputs, nngps
+from finite_networks import FUNCTIONALS, GRAPHS, inputs, nngps, ntks
 
 import nngp_dag as nd
 from nngp_dag import width_spread
@@ -18,15 +18,18 @@ WIDTH, DRAWS = 256, 8000
 ORDERS = ("linear-act", "act-linear")
 
 
-def check(network: nd.Network, x: np.ndarray, nngp: np.ndarray, functional: str, options: dict) -> None:
+def check(
+    network: nd.Network, x: np.ndarray, kernels: np.ndarray, functional: str, options: dict, kind: str = "nngp"
+) -> None:
     """Asserts that networks have the predicted spread and mean, two-sided; a factor of 1.05 on the spread fails."""
     with jax.enable_x64(True):
-        values = np.asarray(jax.vmap(functional_of(functional, len(x), **options))(jax.numpy.asarray(nngp)))
+        values = np.asarray(jax.vmap(functional_of(functional, len(x), **options))(jax.numpy.asarray(kernels)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
-        spread = width_spread(network, x, functional, networks=3000, neurons=200_000, **options)
+        options = options | {"kind": kind, "neurons": 200_000}
+        spread = width_spread(network, x, functional, networks=3000, **options)
         if spread.departure_error > 0.008:  # values of deep ReLU networks have long tails
-            spread = width_spread(network, x, functional, networks=12_000, neurons=200_000, **options)
+            spread = width_spread(network, x, functional, networks=12_000, **options)
     std = values.std(ddof=1)
     squares = (values - values.mean()) ** 2
     error = squares.std() / np.sqrt(len(values)) / 2 / std**2
@@ -42,19 +45,20 @@ def check(network: nd.Network, x: np.ndarray, nngp: np.ndarray, functional: str,
 
 
 @functools.lru_cache(maxsize=1)
-def drawn(network: nd.Network) -> np.ndarray:
-    return nngps(network, inputs(), DRAWS, seed=7)
+def drawn(network: nd.Network, kind: str) -> np.ndarray:
+    return (nngps if kind == "nngp" else ntks)(network, inputs(), DRAWS, seed=7)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("activation", ["relu", "erf"])
-def test_finite_networks_have_the_predicted_spread(activation, order, graph):
+@pytest.mark.parametrize("kind", ["nngp", "ntk"])
+def test_finite_networks_have_the_predicted_spread(kind, activation, order, graph):
     network = nd.Network(GRAPHS[graph], layer=Dense(activation=activation, order=order), width=WIDTH)
-    nngp = drawn(network)
+    kernels = drawn(network, kind)
     for functional, options in FUNCTIONALS.items():
-        check(network, inputs(), nngp, functional, options)
+        check(network, inputs(), kernels, functional, options, kind)
 
 
 MIXED = Dag.from_edges(
@@ -75,6 +79,7 @@ def test_networks_of_several_operations():
     network = nd.Network(MIXED, layer=Dense(activation="relu", b_std=0.2), aggregation="mean", width=64)
     x = np.random.default_rng(3).normal(size=(4, 6))
     check(network, x, nngps(network, x, 8000, seed=2), "trace", {})
+    check(network, x, ntks(network, x, 8000, seed=2), "trace", {}, "ntk")
 
 
 @pytest.mark.nightly
@@ -85,3 +90,4 @@ def test_networks_of_several_operations_in_the_order_act_linear():
     network = nd.Network(dag, layer=ops["relu"], width=64)
     x = np.random.default_rng(3).normal(size=(4, 6))
     check(network, x, nngps(network, x, 8000, seed=2), "trace", {})
+    check(network, x, ntks(network, x, 8000, seed=2), "trace", {}, "ntk")

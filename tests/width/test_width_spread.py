@@ -271,7 +271,7 @@ CONV = Conv(filter_shape=(3, 3))
         ("2", "trace", {"networks": 1}, InputError, "`networks` to be 0 or at least 2"),
         ("2", "trace", {"neurons": 0}, InputError, "neurons"),
         ("2", "trace", {"sede": 0}, InputError, "did you mean 'seed'"),
-        ("2", lambda k: 0.0 * k[0, 0], {}, InputError, "varies with the NNGP"),
+        ("2", lambda k: 0.0 * k[0, 0], {}, InputError, "varies with the kernel"),
         (nd.Network("2", layer=Dense(layer_norm=True)), "trace", {}, InputError, "without layer norm"),
         (Dag.from_edges([(0, 1, 2), (0, 2, 2)], output=[1, 2]), "trace", {}, GraphError, "one output, got 2"),
     ],
