@@ -5,6 +5,7 @@ all devices hold are made by `replicated`, batches by `spread`. Process 0 alone 
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ AXIS = "devices"
 """Name of the only axis of a mesh of all devices."""
 
 _JOIN_SECONDS = 120
+_NEVER_SECONDS = 100_000
 # A process that is gone is missed after this time, and the others end. JAX's default is 100 seconds.
 _MISSED_SECONDS = 30
 
@@ -81,14 +83,7 @@ def join(
 
 def _initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int) -> None:
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            initialization_timeout=timeout,
-            heartbeat_timeout_seconds=_MISSED_SECONDS,
-            shutdown_timeout_seconds=_MISSED_SECONDS,
-        )
+        _initialize_within(timeout, coordinator, processes, process_id)
     # JAX raises errors of several types, some of them from C++.
     except Exception as error:
         text = " ".join(str(error).split())
@@ -103,12 +98,38 @@ def _initialize(coordinator: str | None, processes: int | None, process_id: int 
         if coordinator is None and isinstance(error, ValueError):
             return
         where = f"{processes} processes at {coordinator}" if coordinator else "the processes of the cluster"
-        late = "DEADLINE" in text or "timed out" in text.lower()
+        late = isinstance(error, TimeoutError)
         reason = f"not all of them within {timeout} s" if late else f"an error: {text[:200]}"
         raise DistributedError(
             f"Expected {where} to join, got {reason}; start each with its own `process_id`, and check that all of them "
             "reach that address"
         ) from None
+
+
+def _initialize_within(timeout: int, *arguments: Any) -> None:
+    """Calls `jax.distributed.initialize`; raises a `TimeoutError` if that takes longer."""
+    errors: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                *arguments,
+                initialization_timeout=_NEVER_SECONDS,
+                heartbeat_timeout_seconds=_MISSED_SECONDS,
+                shutdown_timeout_seconds=_MISSED_SECONDS,
+            )
+        except Exception as error:
+            errors.append(error)
+
+    # At its own time limit JAX aborts the process from C++, with a stack trace in place of a message. So it has none,
+    # and this thread waits instead.
+    thread = threading.Thread(target=initialize, daemon=True, name="nngp-dag join")
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise TimeoutError
+    if errors:
+        raise errors[0]
 
 
 def mesh() -> Mesh:

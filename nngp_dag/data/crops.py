@@ -40,8 +40,8 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
     Reference: Szegedy et al., CVPR 2015, Section 6; `torchvision.transforms.RandomResizedCrop`.
     """
     for _ in range(_ATTEMPTS):
-        area = width * height * rng.uniform(*AREA)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
+        area = width * height * rng.uniform(AREA[0], AREA[1])
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < high <= height:
             left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
@@ -53,7 +53,7 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
 
 def randomly_cropped(image: "Image", size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
     """Returns a random box of an image, scaled to a square, and mirrored with probability 1/2."""
-    found = np.asarray(_scaled(image, size, size, random_box(rng, *image.size)))
+    found = np.asarray(_scaled(image.crop(random_box(rng, *image.size)), size, size))
     return found[:, ::-1] if rng.random() < 0.5 else found
 
 
@@ -69,8 +69,8 @@ def centrally_cropped(image: "Image", size: int) -> UInt8[np.ndarray, "size size
     return np.asarray(_scaled(image, wide, high))[top : top + size, left : left + size]
 
 
-def _scaled(image: "Image", width: int, height: int, box: Box | None = None) -> "Image":
+def _scaled(image: "Image", width: int, height: int) -> "Image":
     from PIL.Image import Resampling
 
-    # The filter grows with the reduction, so that nothing is aliased, and reads no pixel outside the box.
-    return image.resize((width, height), Resampling.BILINEAR, box=box)
+    # The filter grows with the reduction, so that nothing is aliased.
+    return image.resize((width, height), Resampling.BILINEAR)

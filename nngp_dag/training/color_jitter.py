@@ -48,9 +48,11 @@ def color_jittered(
     def one(key: Key[Array, ""], image: Image) -> Image:
         order_key, amount_key = jax.random.split(key)
         amounts = center + strengths * jax.random.uniform(amount_key, (4,), images.dtype, -1, 1)
-        for change in jax.random.permutation(order_key, 4):
-            image = lax.switch(change, _CHANGES, image, amounts[change])
-        return image
+
+        def changed(image: Image, change: Array) -> tuple[Image, None]:
+            return lax.switch(change, _CHANGES, image, amounts[change]), None
+
+        return lax.scan(changed, image, jax.random.permutation(order_key, 4))[0]
 
     return jax.vmap(one)(jax.random.split(key, len(images)), images)
 

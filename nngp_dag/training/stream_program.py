@@ -120,7 +120,7 @@ class StreamProgram(Program):
 
             def one(state: State, sums: Any, images: Array, labels: Array, key: Array, _: None) -> Any:
                 # The keys of all steps of an epoch are those of data in memory; the order is left to the stream.
-                (_, step_keys), _ = self.task.batches(key, epoch)
+                _, step_keys = self.task.batches(key, epoch)[0]
                 # The smaller last batch, if there is one, has no key.
                 step_key = None if step_keys is None else step_keys[at]
                 state, seen, loss = self._step(state, (images, labels), lambda chosen: chosen, step_key, epoch)

@@ -36,11 +36,11 @@ class AuxiliaryHead(nnx.Module):
     def __call__(self, x: Array, normalize: Normalize) -> Array:
         """Returns the logits of the auxiliary head, (n, classes)."""
         x = self.first(nnx.avg_pool(nnx.relu(x), (5, 5), strides=(self.stride, self.stride)), normalize)
-        normed = isinstance(self.second, ConvNorm)
-        kernel = (self.second.kernel if normed else self.second)[...]
+        norm = self.second if isinstance(self.second, ConvNorm) else None
+        kernel = (self.second if norm is None else norm.kernel)[...]  # type: ignore[index]
         layout = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(nnx.relu(x), kernel, (1, 1), "VALID", dimension_numbers=layout)
-        x = nnx.relu(normalize(x, self.second.scale[...], self.second.shift[...]) if normed else x)
+        x = nnx.relu(x if norm is None else normalize(x, norm.scale[...], norm.shift[...]))
         return classified(x.mean(axis=(1, 2)), self.kernel[...], self.bias[...])
 
 
