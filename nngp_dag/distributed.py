@@ -5,6 +5,8 @@ all devices hold are made by `replicated`, batches by `spread`. Process 0 alone 
 """
 
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -78,6 +80,9 @@ def join(
             )
     if not jax.distributed.is_initialized():
         _initialize(coordinator, processes, process_id, timeout)
+        # The first message between processes, during which gloo prints a line of its own.
+        with _output_as_errors():
+            from_first(np.zeros(1))
     return mesh()
 
 
@@ -130,6 +135,19 @@ def _initialize_within(timeout: int, *arguments: Any) -> None:
         raise TimeoutError
     if errors:
         raise errors[0]
+
+
+@contextlib.contextmanager
+def _output_as_errors() -> Iterator[None]:
+    """Sends what C++ prints on the output stream to the error stream, since results are read from the former."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def mesh() -> Mesh:

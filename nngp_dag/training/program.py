@@ -175,7 +175,7 @@ class Program:
         )
         return State(params, stats, jax.vmap(self._optimizer.init)(params)), best
 
-    def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
+    def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device | None) -> Any:
         """Maps a function over the leading axis of seeds."""
         # One seed goes without vmap, whose batched products are slower by a third.
         if self.num_seeds > 1:

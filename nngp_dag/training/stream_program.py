@@ -126,7 +126,7 @@ class StreamProgram(Program):
                 state, seen, loss = self._step(state, (images, labels), lambda chosen: chosen, step_key, epoch)
                 return state, jax.tree.map(jnp.add, sums, seen), loss
 
-            return self._over_seeds(one, state, sums, images, labels, keys, data=None)  # type: ignore[arg-type]
+            return self._over_seeds(one, state, sums, images, labels, keys, data=None)
 
         return self._jit(step, donate_argnums=(0, 1))
 
@@ -143,7 +143,7 @@ class StreamProgram(Program):
                 seen = self._sums(outputs, labels, jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen)
 
-            return self._over_seeds(one, params, stats, sums, data=None)  # type: ignore[arg-type]
+            return self._over_seeds(one, params, stats, sums, data=None)
 
         return self._jit(add)
 
@@ -153,6 +153,6 @@ class StreamProgram(Program):
             def one(state: State, best: Best, measured: Array, _: None) -> Best:
                 return better(state, best, measured, epoch)
 
-            return self._over_seeds(one, state, best, measured, data=None)  # type: ignore[arg-type]
+            return self._over_seeds(one, state, best, measured, data=None)
 
         return self._jit(update)
