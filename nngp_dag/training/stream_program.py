@@ -118,9 +118,9 @@ class StreamProgram(Program):
         ) -> Any:
             keys = jax.random.wrap_key_data(keys)
 
-            def one(state: State, sums: Any, images: Array, labels: Array, key: Array, _: None) -> Any:
+            def one(state: State, sums: Any, images: Array, labels: Array, key: Array, no_data: None) -> Any:
                 # The keys of all steps of an epoch are those of data in memory; the order is left to the stream.
-                _, step_keys = self.task.batches(key, epoch)[0]
+                step_keys: Array | None = self.task.batches(key, epoch)[0][1]
                 # The smaller last batch, if there is one, has no key.
                 step_key = None if step_keys is None else step_keys[at]
                 state, seen, loss = self._step(state, (images, labels), lambda chosen: chosen, step_key, epoch)

@@ -20,7 +20,7 @@ GENOTYPE = Genotype.from_pairs(
     [("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("skip_connect", 0), ("max_pool_3x3", 1)] * 2,
     [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)] + [("max_pool_3x3", 0), ("skip_connect", 2)] * 3,
 )
-SMALL = {"channels": 2, "layers": 3, "epochs": 2, "batch_size": 8, "learning_rate": 0.02, "auxiliary": 0.0}
+SMALL = {"channels": 2, "layers": 3, "epochs": 6, "batch_size": 6, "learning_rate": 0.005, "auxiliary": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_a_streamed_run_resumes_to_the_same_bits_and_is_evaluated_from_its_check
     stream = load_stream("shapes", data_dir=folder, size=32)
     recipe = CellRecipe.imagenet(**SMALL)
     whole = train_cell(GENOTYPE, stream, recipe, out=tmp_path / "whole", mesh=distributed.mesh())
-    assert whole.history.steps_per_epoch == 36 // 8
-    assert whole.history.of("train", "loss")[2, 0] < whole.history.of("train", "loss")[0, 0]
+    assert whole.history.steps_per_epoch == 36 // 6
+    assert whole.history.of("train", "loss")[-1, 0] < 0.7 * whole.history.of("train", "loss")[1, 0]
 
     def stop(_, done, *__):
         if done == 1:
