@@ -18,6 +18,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nngp_dag.errors import DistributedError, InputError, shown
 
+__all__ = [
+    "AXIS",
+    "check_mesh",
+    "first_does",
+    "from_first",
+    "is_first",
+    "join",
+    "leave",
+    "mesh",
+    "replicated",
+    "rows_here",
+    "rows_spec",
+    "spread",
+    "together",
+]
+
 AXIS = "devices"
 """Name of the only axis of a mesh of all devices."""
 
