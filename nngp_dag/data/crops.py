@@ -34,8 +34,8 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
       The box as (left, top, right, bottom).
 
     Examples:
-      >>> random_box(np.random.default_rng(0), 10, 1)
-      (4, 0, 5, 1)
+      >>> random_box(np.random.default_rng(0), 1000, 10)
+      (493, 0, 506, 10)
 
     Reference: Szegedy et al., CVPR 2015, Section 6; `torchvision.transforms.RandomResizedCrop`.
     """
