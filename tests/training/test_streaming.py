@@ -65,9 +65,9 @@ def test_two_processes_stream_to_the_curves_of_one(folder, tmp_path):
     genotype.write_text(GENOTYPE.to_json())
     options = ["nas", "train", genotype, "--recipe", "imagenet", "--dataset", "shapes", "--data-dir", folder]
     options += ["--image-size", "32", "--channels", "2", "--layers", "3", "--epochs", "3", "--batch-size", "8"]
-    options += ["--lr", "0.02", "--auxiliary", "0", "--accumulate", "2", "--seeds", "2"]
-    found = ended(start([*options, "--out", tmp_path / "one"], 1), 300)
-    found += ended(start([*options, "--out", tmp_path / "two"], 2), 300)
+    options += ["--lr", "0.005", "--auxiliary", "0", "--accumulate", "2"]
+    found = ended(start([*options, "--out", tmp_path / "one"], 1), 600)
+    found += ended(start([*options, "--out", tmp_path / "two"], 2), 600)
     assert [code for code, *_ in found] == [0, 0, 0], found
     np.testing.assert_allclose(curves(tmp_path / "two"), curves(tmp_path / "one"), rtol=5e-3, atol=1e-3)
 
