@@ -18,6 +18,7 @@ from typing import Any
 __all__ = [
     "CheckpointError",
     "DataError",
+    "DistributedError",
     "DivergenceError",
     "GraphError",
     "InputError",
@@ -72,6 +73,10 @@ class OutputError(NngpDagError):
 
 class CheckpointError(NngpDagError):
     """Error for a checkpoint that is absent, damaged, or from another run."""
+
+
+class DistributedError(NngpDagError):
+    """Error for processes that should work together and do not."""
 
 
 class DivergenceError(NngpDagError):

@@ -180,3 +180,17 @@ def test_graph_search(tmp_path, capsys, tfds_dir):
         assert summary["codes"] == 22
         assert 0 <= summary["by_gradient"] <= summary["after_descent"] <= 6
     assert "after the descent" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_shapes(tmp_path, capsys):
+    module = run("shapes", ["--data-dir", str(tmp_path), "--train", "20", "--test", "10", "--size", "32"])
+    assert f"wrote {tmp_path / 'shapes'}" in capsys.readouterr().out
+    assert nd.data.load_stream("shapes", data_dir=tmp_path, size=16).sizes == {"train": 18, "validation": 2, "test": 10}
+    # Shapes cover between a hundredth and half of an image, and differ from the ground by more than the noise.
+    rng = np.random.default_rng(0)
+    for shape in module.SHAPES:
+        image = module.draw(shape, rng, 224).astype(float)
+        corner = np.median(image.reshape(-1, 3), axis=0)
+        share = (np.linalg.norm(image - corner, axis=2) > 65).mean()
+        assert 0.01 < share < 0.5

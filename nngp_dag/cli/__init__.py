@@ -205,4 +205,6 @@ def _run(arguments: Sequence[str]) -> NoReturn:
         interrupt.on_interrupt(lambda: "the command had ended")
         sys.exit(status if isinstance(status, int) else 0)
     print(f"nngp-dag: error: {' '.join(_with_options(message, arguments).split())}", file=sys.stderr)
+    if "nngp_dag.distributed" in sys.modules:
+        sys.modules["nngp_dag.distributed"].leave(2)
     sys.exit(2)

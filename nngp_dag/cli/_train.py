@@ -12,22 +12,27 @@ from nngp_dag.cli.options import (
     NETWORK,
     OUTPUT,
     TRAINING,
+    AccumulateOption,
     DagsOption,
     DataDirOption,
     DataOption,
     EvalSubsetOption,
+    HeldOutOption,
+    ImageSizeOption,
     JsonOption,
     OrderOption,
     OverwriteOption,
     QuietOption,
     ResumeRunOption,
     SplitsOption,
+    StreamOption,
     TrainSubsetOption,
     count,
     out_option,
     output,
     parse_dag,
 )
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
 from nngp_dag.cli.resumed import Context, as_path, as_stored, command_that_resumes, given, options_of
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
@@ -47,6 +52,9 @@ def train(
     data_dir: DataDirOption = None,
     subset: TrainSubsetOption = None,
     eval_subset: EvalSubsetOption = None,
+    stream: StreamOption = False,
+    image_size: ImageSizeOption = None,
+    held_out: HeldOutOption = None,
     scale_inputs: Annotated[
         bool,
         typer.Option(
@@ -115,6 +123,7 @@ def train(
         Literal["cross-entropy", "squared"],
         typer.Option(rich_help_panel=TRAINING, help="Loss of one example. squared: ½‖y − f‖² with y one-hot."),
     ] = "cross-entropy",
+    accumulate: AccumulateOption = 1,
     seeds: Annotated[
         int, count("Number of networks per DAG, with seeds 0, 1, 2, ..., trained as one program.", TRAINING)
     ] = 1,
@@ -128,6 +137,10 @@ def train(
             help="Checkpoint to evaluate on the data of its run, without training: OUT/checkpoints/NAME/best or last.",
         ),
     ] = None,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -140,6 +153,7 @@ def train(
     """
     from nngp_dag import training
     from nngp_dag.architecture import as_network
+    from nngp_dag.distributed import first_does
     from nngp_dag.graph import zoo
     from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import (
@@ -159,6 +173,7 @@ def train(
         show(evaluation_table(found))
         result(found.rows())
         return
+    mesh = joined(distributed, coordinator, processes, process_id)
     check_exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)
     options = options_of(context, out, resume=resume)
@@ -170,7 +185,7 @@ def train(
         raise InputError(f"Expected every --dag once, got {', '.join(names)}")
     dags = {name: parse_dag(name) for name in names}
     seeds = options.pop("seeds")
-    keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir")
+    keys = ("data", "dataset", "subset", "eval_subset", "scale_inputs", "data_dir", "stream", "image_size", "held_out")
     source = {name: options.pop(name) for name in keys}
     milestones, every = options.pop("milestone"), options.pop("checkpoint_every")
     # A resumed run reads the order from its config.json, as a text.
@@ -179,19 +194,12 @@ def train(
     recipe = training.Recipe(**options, milestones=tuple(milestones) if milestones else None)
     kept = epochs_in(out, recipe.epochs * len(dags))
     Resumable(out / "config.json", kept, command_that_resumes(context, out))
-    load = choose_splits(
-        as_path(source["data"]),
-        source["dataset"],
-        as_path(source["data_dir"]),
-        subset=source["subset"],
-        eval_subset=source["eval_subset"],
-        scale_inputs=source["scale_inputs"],
-    )
-    run_folder(out).check_free(resume=resume, overwrite=overwrite)
+    load = choose_splits(**{**source, "data": as_path(source["data"]), "data_dir": as_path(source["data_dir"])})
+    first_does(lambda: run_folder(out).check_free(resume=resume, overwrite=overwrite))
     splits = load()
     say(splits.statement)
     check_batch_size(recipe.batch_size, splits)
-    shape, batch_norm = splits.train.x.shape[1:], recipe.batch_norm
+    shape, batch_norm = splits.input_shape, recipe.batch_norm
     networks = {name: as_network(dag, **architecture) for name, dag in dags.items()}
     # Only the first few tables are printed; config.json has the sizes of all networks. A resumed run has printed its
     # tables before, and whether it has these networks is not known yet.
@@ -209,6 +217,7 @@ def train(
             checkpoint_every=every,
             config={"options": stored},
             on_progress=on_progress,
+            mesh=mesh,
         )
     show(training_table(runs))
     files = [out / name for name in ("curves.csv", "curves.png", "config.json", "tensorboard", "checkpoints")]

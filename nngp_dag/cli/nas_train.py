@@ -1,7 +1,7 @@
 """The command nas train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,20 +9,25 @@ from nngp_dag.cli.last_words import Resumable, epochs_in
 from nngp_dag.cli.options import (
     NETWORK,
     TRAINING,
+    AccumulateOption,
     CifarOption,
     DataDirOption,
     DataOption,
     EvalSubsetOption,
+    HeldOutOption,
+    ImageSizeOption,
     JsonOption,
     OverwriteOption,
     QuietOption,
     ResumeRunOption,
+    StreamOption,
     TrainSubsetOption,
     count,
     out_option,
     output,
 )
-from nngp_dag.cli.resumed import Context, as_path, as_stored, command_that_resumes, options_of
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
+from nngp_dag.cli.resumed import Context, as_path, as_stored, command_that_resumes, given, options_of
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_splits
 from nngp_dag.errors import InputError
@@ -46,6 +51,24 @@ def train_cell_command(
     data_dir: DataDirOption = None,
     subset: TrainSubsetOption = None,
     eval_subset: EvalSubsetOption = None,
+    stream: StreamOption = False,
+    image_size: ImageSizeOption = None,
+    held_out: HeldOutOption = None,
+    recipe: Annotated[
+        Literal["usual", "imagenet"],
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Values of all options that are not given. imagenet: those of DARTS cells on ImageNet, streamed: "
+            "--stem imagenet, C = 48, 14 cells, 250 epochs of batch 768, rate 0.5, smoothing 0.1, color jitter.",
+        ),
+    ] = "usual",
+    stem: Annotated[
+        Literal["cifar", "imagenet"],
+        typer.Option(
+            rich_help_panel=NETWORK,
+            help="First layers: one convolution, or for DARTS the three that reduce images of ImageNet eightfold.",
+        ),
+    ] = "cifar",
     channels: Annotated[
         int | None,
         count("Number of channels C of the first cells. Default: 36 for DARTS, 16 for NAS-Bench-201.", NETWORK),
@@ -116,9 +139,22 @@ def train_cell_command(
             help="Side, in pixels, of a random square of zeros in training images. It is 16 in DARTS; 0 for none.",
         ),
     ] = 0,
+    color_jitter: Annotated[
+        bool,
+        typer.Option(
+            "--color-jitter",
+            rich_help_panel=TRAINING,
+            help="Change brightness, contrast, saturation and hue of streamed training images at random.",
+        ),
+    ] = False,
+    accumulate: AccumulateOption = 1,
     seeds: Annotated[int, count("Number of networks, with seeds 0, 1, 2, ..., trained as one program.", TRAINING)] = 1,
     out: Annotated[Path | None, out_option("Folder of the run.", _OUT)] = None,
     resume: ResumeRunOption = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -127,8 +163,10 @@ def train_cell_command(
 
     A run may be interrupted at any time; --resume continues it.
     """
+    mesh = joined(distributed, coordinator, processes, process_id)
+    from nngp_dag.distributed import first_does
     from nngp_dag.nas.spaces.any_cell import read_cell
-    from nngp_dag.training.cell_recipe import CellRecipe
+    from nngp_dag.training.cell_recipe import IMAGENET, CellRecipe
     from nngp_dag.training.cells import train_cell
     from nngp_dag.training.rundir import run_folder
     from nngp_dag.training.tables import training_rows, training_table
@@ -136,6 +174,10 @@ def train_cell_command(
     check_exclusive(resume, overwrite)
     out = output(_OUT, out, again=resume or overwrite)
     options = options_of(context, out, resume=resume)
+    # A resumed run has stored the values of its recipe.
+    if options["recipe"] == "imagenet" and not resume:
+        preset = {**IMAGENET, "stream": True, "dataset": "imagenet2012"}
+        options |= {name: value for name, value in preset.items() if not given(context, name)}
     text = options.pop("cell")
     if text is None:
         raise InputError("Expected a cell of NAS-Bench-201, a genotype or a file with one, got none; pass it as CELL")
@@ -143,7 +185,9 @@ def train_cell_command(
     # The cell itself is stored, because a file with it may change.
     stored = as_stored({**options, "cell": str(parsed)})
     seeds = options.pop("seeds")
-    source = {name: options.pop(name) for name in ("data", "dataset", "data_dir", "subset", "eval_subset")}
+    del options["recipe"]
+    keys = ("data", "dataset", "data_dir", "subset", "eval_subset", "stream", "image_size", "held_out")
+    source = {name: options.pop(name) for name in keys}
     # The defaults of options that are not given depend on the cell; `CellRecipe.of` has them.
     options = {name: value for name, value in options.items() if value is not None}
     # Checks all options that do not depend on the images, before the images are read.
@@ -151,21 +195,22 @@ def train_cell_command(
     source |= {name: as_path(source[name]) for name in ("data", "data_dir")}
     load = choose_splits(**source, default="cifar10")
     Resumable(out / "config.json", epochs_in(out, epochs), command_that_resumes(context, out))
-    run_folder(out).check_free(resume=resume, overwrite=overwrite)
+    first_does(lambda: run_folder(out).check_free(resume=resume, overwrite=overwrite))
     splits = load()
-    recipe = CellRecipe.of(parsed, splits.train.x.shape[1:], **options)
+    cell_recipe = CellRecipe.of(parsed, splits.input_shape, **options)
     say(splits.statement)
     with progress() as on_progress:
         found = train_cell(
             parsed,
             splits,
-            recipe,
+            cell_recipe,
             seeds=seeds,
             out=out,
             resume=resume,
             overwrite=overwrite,
             config={"options": stored},
             on_progress=on_progress,
+            mesh=mesh,
         )
     show(training_table([found]))
     show(f"{found.parameters:,} parameters")

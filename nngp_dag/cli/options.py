@@ -112,6 +112,19 @@ EvalSubsetOption = Annotated[
     int | None,
     count("Use at most the first N examples of the validation part and of the test part. Default: all.", DATA),
 ]
+StreamOption = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        rich_help_panel=DATA,
+        help="Read the images of --dataset batch by batch, scaled to --image-size, instead of all into memory.",
+    ),
+]
+ImageSizeOption = Annotated[int | None, count("Side, in pixels, of images that are streamed. Default: 224.", DATA)]
+HeldOutOption = Annotated[
+    int | None,
+    count("Number of training images of a streamed set for validation. Default: a tenth.", DATA),
+]
 ScaleOption = Annotated[
     bool,
     typer.Option(
@@ -137,6 +150,16 @@ DagsOption = Annotated[
 ]
 ReadoutOption = Annotated[
     bool, typer.Option(rich_help_panel=NETWORK, help="Compute kernels after the readout, or at the last node.")
+]
+
+# Training.
+AccumulateOption = Annotated[
+    int,
+    count(
+        "Number of parts of a batch whose gradients are averaged one after another, for batches that do not fit into "
+        "memory. Batch norm takes the statistics of a part.",
+        TRAINING,
+    ),
 ]
 
 # Computation and output.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import typer
 
+from nngp_dag.cli import processes
 from nngp_dag.errors import CheckpointError, InputError, shown
 from nngp_dag.interrupt import program
 from nngp_dag.storage import misfit
@@ -19,7 +20,7 @@ else:
     Context = typer.Context.__base__
 
 # Options that do not affect the result of a run, and are never read from its folder.
-_CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet")
+_CONTROLS = ("resume", "evaluate", "out", "overwrite", "json", "quiet", *processes.NAMES)
 
 
 def options_of(context: Context, out: Path, *, resume: bool) -> dict[str, Any]:

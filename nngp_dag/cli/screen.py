@@ -27,14 +27,16 @@ class Screen:
     Attributes:
       quiet: Whether to print results and errors only.
       json: Whether to print results as JSON, and nothing else on the output stream.
+      silent: Whether to print errors only, as all processes of a distributed command do but the first.
     """
 
     quiet: bool = False
     json: bool = False
+    silent: bool = False
 
     def reset(self) -> None:
         """Restores the defaults, for the next command in the same process."""
-        self.quiet = self.json = False
+        self.quiet = self.json = self.silent = False
 
 
 screen = Screen()
@@ -49,7 +51,7 @@ def console() -> Any:
 
 def show(*tables: Any) -> None:
     """Prints results, unless they are wanted as JSON."""
-    if not screen.json:
+    if not (screen.json or screen.silent):
         for table in tables:
             # Texts bypass rich, which would wrap a path or a cell that people copy.
             print(table) if isinstance(table, str) else console().print(table)
@@ -57,7 +59,7 @@ def show(*tables: Any) -> None:
 
 def result(document: Any) -> None:
     """Prints the result as JSON, if that is wanted, with null for numbers that are not finite."""
-    if screen.json:
+    if screen.json and not screen.silent:
         print(json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=False))
 
 
@@ -77,7 +79,7 @@ def _plain(value: Any) -> Any:
 def say(text: str) -> None:
     """Prints a line that is not part of the result."""
     # Not through rich, which would wrap a path that people copy. Flushed, because an interruption flushes nothing.
-    if not (screen.quiet or screen.json):
+    if not (screen.quiet or screen.json or screen.silent):
         print(text, flush=True)
 
 
@@ -93,7 +95,7 @@ def progress() -> Iterator[Update]:
 
     latest_progress.clear()
     console = Console(stderr=True)
-    shown = _silence() if screen.quiet else _bars(console) if console.is_terminal else _lines()
+    shown = _silence() if screen.quiet or screen.silent else _bars(console) if console.is_terminal else _lines()
     with shown as show:
 
         def update(task: str, done: int, total: int, loss: float | None = None) -> None:

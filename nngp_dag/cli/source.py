@@ -9,7 +9,7 @@ from nngp_dag.cli.screen import note, say
 from nngp_dag.errors import InputError
 
 if TYPE_CHECKING:
-    from nngp_dag.data import Samples, Splits
+    from nngp_dag.data import ImageStream, Samples, Splits
 
 
 def choose_samples(
@@ -59,15 +59,30 @@ def choose_splits(
     eval_subset: int | None,
     scale_inputs: bool = False,
     default: str = "digits",
-) -> "Callable[[], Splits]":
+    stream: bool = False,
+    image_size: int | None = None,
+    held_out: int | None = None,
+) -> "Callable[[], Splits | ImageStream]":
     """Returns a function that loads the data of a training; wrong options and files are found before it is called."""
-    from nngp_dag.data import load_file, load_splits
+    from nngp_dag.data import load_file, load_splits, load_stream
 
+    if stream:
+        for option, value in (("--data", data), ("--scale-inputs", scale_inputs or None)):
+            if value is not None:
+                raise InputError(f"Expected --stream or {option}, got both; leave one of them out")
+    else:
+        for option, value in (("--image-size", image_size), ("--held-out", held_out)):
+            if value is not None:
+                raise InputError(f"Expected {option} beside --stream, got it alone; add --stream")
     name = _check(data, dataset, data_dir, default)
-    options = {"subset": subset, "eval_subset": eval_subset, "scale_inputs": scale_inputs}
+    options = {"subset": subset, "eval_subset": eval_subset}
+    if stream:
+        options |= {"size": image_size or 224, "held_out": held_out}
+        return lambda: load_stream(name, data_dir=data_dir, **options)  # type: ignore[arg-type]
+    options["scale_inputs"] = scale_inputs
     if data is None:
-        return lambda: load_splits(name, data_dir=data_dir, **options)
-    splits = load_file(data).splits(**options)
+        return lambda: load_splits(name, data_dir=data_dir, **options)  # type: ignore[arg-type]
+    splits = load_file(data).splits(**options)  # type: ignore[arg-type]
     return lambda: splits
 
 

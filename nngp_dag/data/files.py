@@ -12,6 +12,7 @@ import numpy as np
 from nngp_dag.data.paths import found_at
 from nngp_dag.data.preprocessing import one_hot, scale_to_sphere
 from nngp_dag.data.splits import Part, Splits, load_splits, with_eval_subset
+from nngp_dag.data.stream import ImageStream, load_stream
 from nngp_dag.errors import DataError, InputWarning, as_path, did_you_mean, shorten, warn
 
 TARGET_NAMES: Final = ("y", "label", "labels", "target", "class")
@@ -196,11 +197,12 @@ def load_file(path: str | Path) -> Samples:
     return Samples(path.name, x, numbered["y"], classes, x_test, numbered.get("y_test"), path.absolute(), target)
 
 
-def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None) -> Splits:
-    """Loads again the data that `Splits.source` describes.
+def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None) -> Splits | ImageStream:
+    """Loads again the data that `Splits.source` or `ImageStream.source` describes.
 
     Args:
-      source: Arguments of `load_splits`, or of `Samples.splits` with the path as "file".
+      source: Arguments of `load_splits`, or of `Samples.splits` with the path as "file", or of `load_stream` under
+        "stream".
       data_dir: Folder of tensorflow-datasets, see `load_splits`.
 
     Returns:
@@ -213,6 +215,8 @@ def load_source(source: Mapping[str, Any], *, data_dir: str | Path | None = None
       >>> load_source({"name": "digits", "subset": 50, "scale_inputs": False}).train.x.shape
       (50, 8, 8, 1)
     """
+    if "stream" in source:
+        return load_stream(**source["stream"], data_dir=data_dir)
     if "file" not in source:
         return load_splits(**source, data_dir=data_dir)
     options = {name: value for name, value in source.items() if name != "file"}

@@ -118,6 +118,16 @@ class Splits(Described):
         """The three parts by name."""
         return {name: Part(*getattr(self, name)) for name in ("train", "validation", "test")}
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples of each part."""
+        return {name: len(part.labels) for name, part in self.parts.items()}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.train[0].shape[1:]
+
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Name, sizes and SHA-256 of the data, which tell them from other data, and their source."""
@@ -125,8 +135,7 @@ class Splits(Described):
         for x, labels in self.parts.values():
             found.update(np.ascontiguousarray(x).data)
             found.update(np.ascontiguousarray(labels.astype(np.int64)).data)
-        sizes = {name: len(part.labels) for name, part in self.parts.items()}
-        return {"name": self.name, **sizes, "sha256": found.hexdigest(), "source": dict(self.source)}
+        return {"name": self.name, **self.sizes, "sha256": found.hexdigest(), "source": dict(self.source)}
 
 
 def load_splits(

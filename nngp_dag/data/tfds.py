@@ -27,7 +27,7 @@ def load(name: str, split: str, subset: int | None, data_dir: str | Path | None)
         tfds = _import_tfds()
         folder = Path(builder.data_path)
         with _readable(name, folder):
-            _check_features(name, builder.info.features, tfds.features.Image)
+            check_features(name, builder.info.features, tfds.features.Image)
             if builder.info.splits:
                 check_split(name, split, builder.info.splits)
             available = builder.info.splits[split].num_examples
@@ -59,6 +59,18 @@ def split_names(name: str, data_dir: str | Path | None) -> tuple[str, ...]:
     """Returns the names of the splits of a set, after a download if the set is not on disk."""
     with _quiet_tensorflow():
         return tuple(_builder(name, data_dir).info.splits)
+
+
+@contextlib.contextmanager
+def opened(name: str, data_dir: str | Path | None) -> Iterator[tuple[Any, Any]]:
+    """Yields the library and the builder of a set, after a download if the set is not on disk.
+
+    Errors of the library inside the block become a `DataError`.
+    """
+    with _quiet_tensorflow():
+        builder = _builder(name, data_dir)
+        with _readable(name, Path(builder.data_path)):
+            yield _import_tfds(), builder
 
 
 def known_names() -> list[str]:
@@ -193,13 +205,13 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     return builder
 
 
-def _check_features(name: str, features: Any, image_kind: Any) -> None:
-    """Refuses a set unless it holds labeled images of 8 bits and one size."""
+def check_features(name: str, features: Any, image_kind: Any, *, one_size: bool = True) -> None:
+    """Refuses a set unless it holds labeled images of 8 bits, and by default of one size."""
     known: dict[str, Any] = {"image": None, "label": None} | dict(features)
     image, label = known["image"], known["label"]
     if not isinstance(image, image_kind):
         got = "no `image`"
-    elif None in image.shape:
+    elif one_size and None in image.shape:
         got = f"images of varying size {image.shape}"
     elif image.np_dtype != np.uint8:
         got = f"images of {np.dtype(image.np_dtype)}"
@@ -207,9 +219,10 @@ def _check_features(name: str, features: Any, image_kind: Any) -> None:
         got = "no class `label`"
     else:
         return
+    kind = "8 bits and one size" if one_size else "8 bits"
     raise DataError(
-        f"Expected `name` to be a set with an `image` of 8 bits and one size and a class `label`, got {name} with "
-        f"{got}; choose another, or put arrays of your own into `Dataset`"
+        f"Expected `name` to be a set with an `image` of {kind} and a class `label`, got {name} with {got}; "
+        "choose another, or put arrays of your own into `Dataset`"
     )
 
 

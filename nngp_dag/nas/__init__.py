@@ -3,7 +3,7 @@
 from nngp_dag.nas.networks.bench_net import BenchNet
 from nngp_dag.nas.networks.cell_supernet import CellSupernet
 from nngp_dag.nas.networks.darts_macro_net import DartsMacroNet
-from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.networks.darts_net import DartsImageNetNet, DartsNet
 from nngp_dag.nas.networks.darts_supernet import DartsSupernet
 from nngp_dag.nas.networks.macro_net import MacroNet
 from nngp_dag.nas.networks.state_dict import load_state_dict
@@ -55,6 +55,7 @@ __all__ = [
     "BenchNet",
     "Cell",
     "CellSupernet",
+    "DartsImageNetNet",
     "DartsMacroNet",
     "DartsNet",
     "DartsSupernet",

@@ -148,9 +148,13 @@ def _manager(folder: Path, *, read_only: bool = False) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
     with _quiet():
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else 1,
-            create=not read_only,
+            create=False,
+            # Of several processes only the first one writes; by default orbax waits for all of them.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
             # A killed process may have left temporary folders behind.
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,

@@ -1,6 +1,7 @@
 """The recipe for training a cell."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,13 +11,33 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nngp_dag.errors import InputError, check_known
-from nngp_dag.graph.operations import as_number, check_flag, check_whole
+from nngp_dag.graph.operations import as_number, check_flag, check_option, check_whole
 from nngp_dag.nas import Cell
 from nngp_dag.nas.networks.bench_net import BenchNet
-from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.networks.darts_net import DartsImageNetNet, DartsNet
 from nngp_dag.nas.spaces.any_cell import as_cell
+from nngp_dag.nas.spaces.costs import STEMS
 from nngp_dag.nas.spaces.darts import CELL_TYPES, Genotype
-from nngp_dag.training.recipe import AnyRecipe
+from nngp_dag.training.recipe import AnyRecipe, check_accumulate
+
+IMAGENET: Mapping[str, Any] = {
+    "stem": "imagenet",
+    "channels": 48,
+    "layers": 14,
+    "epochs": 250,
+    "batch_size": 768,
+    "learning_rate": 0.5,
+    "momentum": 0.9,
+    "weight_decay": 3e-5,
+    "label_smoothing": 0.1,
+    "gradient_clip": 5.0,
+    "auxiliary": 0.4,
+    "drop_path": 0.0,
+    "augment": True,
+    "color_jitter": True,
+    "cutout": 0,
+}
+"""Fields of `CellRecipe.imagenet`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +60,15 @@ class CellRecipe(AnyRecipe):
       gradient_clip: Largest Euclidean norm of all gradients together; 0 for no clipping.
       auxiliary: Weight of the auxiliary head's loss, 0.4 in DARTS; 0 for no head. Only DARTS networks have one.
       drop_path: Largest probability p of drop path. Epoch e, counted from 0, drops a path with probability p e / E.
-      augment: Whether images are padded by 4 zero pixels, cropped at random and mirrored at random.
+      augment: Whether images are padded by 4 zero pixels, cropped at random and mirrored at random. Of images that are
+        streamed, random boxes are scaled to the size of images, see `nngp_dag.data.ImageStream`.
       cutout: Side of a square of zeros at a random place; 16 in DARTS on CIFAR-10, 0 for none.
+      color_jitter: Whether brightness, contrast, saturation and hue change at random, see `color_jittered`. It needs
+        images that are streamed, whose colors are known before normalization.
+      stem: "cifar", or "imagenet" for `DartsImageNetNet`, whose stem reduces images eightfold. Only DARTS networks have
+        the latter.
+      accumulate: Number K of parts of a batch whose gradients are computed one after another and averaged, for batches
+        that do not fit into memory. Batch norm takes the statistics of a part.
 
     Raises:
       InputError: A value is out of range.
@@ -61,12 +89,18 @@ class CellRecipe(AnyRecipe):
     drop_path: float = 0.0
     augment: bool = True
     cutout: int = 0
+    color_jitter: bool = False
+    stem: str = "cifar"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Refuses values that are out of range."""
-        for name in ("channels", "layers", "epochs", "batch_size", "cutout"):
+        for name in ("channels", "layers", "epochs", "batch_size", "cutout", "accumulate"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), int(name != "cutout")))
-        object.__setattr__(self, "augment", check_flag("augment", self.augment))
+        for name in ("augment", "color_jitter"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        check_option("stem", self.stem, STEMS)
+        check_accumulate(self.accumulate, self.batch_size)
         below_one = ("momentum", "label_smoothing", "drop_path")
         for name in ("learning_rate", "weight_decay", "auxiliary", "gradient_clip", *below_one):
             number = float(as_number(name, getattr(self, name)))
@@ -102,6 +136,30 @@ class CellRecipe(AnyRecipe):
         check_known(choices, FIELDS, "fields of `CellRecipe`")
         return cls(**{**usual, **choices})
 
+    @classmethod
+    def imagenet(cls, **choices: Any) -> "CellRecipe":
+        """Returns the recipe for a DARTS cell on ImageNet, whose network is `DartsImageNetNet` with C = 48 and L = 14.
+
+        It trains 250 epochs in batches of 768, by a learning rate that falls from 0.5 on half a cosine, with momentum
+        0.9, weight decay 3e-5, labels smoothed by 0.1, gradients clipped at norm 5, and an auxiliary head of weight
+        0.4. Crops are random, and colors change at random.
+
+        Args:
+          **choices: Fields with other values.
+
+        Raises:
+          InputError: A value is out of range, or a name is not a field.
+
+        Examples:
+          >>> CellRecipe.imagenet(batch_size=384, accumulate=2).learning_rate
+          0.5
+
+        Reference: Chen et al., NeurIPS 2022, Section 5 (rate, decay, batches); Liu, Simonyan, Yang, DARTS, ICLR 2019,
+        and its `train_imagenet.py` (augmentation, smoothing, clipping, auxiliary head).
+        """
+        check_known(choices, FIELDS, "fields of `CellRecipe`")
+        return cls(**{**IMAGENET, **choices})
+
     def network(self, cell: Cell | Genotype, image_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> Any:
         """Returns the network of a cell.
 
@@ -122,7 +180,12 @@ class CellRecipe(AnyRecipe):
         height, width, channels = image_shape
         shape, sizes = (height, width, channels), {"channels": self.channels, "classes": classes, "rngs": rngs}
         if isinstance(cell, Genotype):
-            return DartsNet(cell, shape, layers=self.layers, auxiliary=self.auxiliary > 0, **sizes)
+            kind = DartsImageNetNet if self.stem == "imagenet" else DartsNet
+            return kind(cell, shape, layers=self.layers, auxiliary=self.auxiliary > 0, **sizes)
+        if self.stem != "cifar":
+            raise InputError(
+                f"Expected `stem` to be 'cifar' for a cell of NAS-Bench-201, got {self.stem!r}; pass a genotype"
+            )
         if self.auxiliary:
             raise InputError(
                 f"Expected `auxiliary` to be 0 for a cell of NAS-Bench-201, whose network has no such head, got "

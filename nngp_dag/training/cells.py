@@ -6,7 +6,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, SupportsIndex
 
-from nngp_dag.data import Splits
+from jax.sharding import Mesh
+
+from nngp_dag.data import ImageStream, Splits
 from nngp_dag.errors import InputError, check_known
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.any_cell import as_cell
@@ -34,7 +36,7 @@ class TrainedCell(Outcome):
 
 def train_cell(
     cell: Cell | Genotype | str,
-    data: Splits,
+    data: Splits | ImageStream,
     recipe: CellRecipe | None = None,
     *,
     seeds: SupportsIndex | Sequence[int] = 1,
@@ -44,6 +46,7 @@ def train_cell(
     checkpoint_every: int = 1,
     config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    mesh: Mesh | None = None,
     **choices: Any,
 ) -> TrainedCell:
     """Trains the network of a cell by stochastic gradient descent, several seeds as one program.
@@ -52,7 +55,7 @@ def train_cell(
 
     Args:
       cell: The cell, or a text that `read_cell` reads.
-      data: The data, whose inputs are images.
+      data: The data, whose inputs are images, or an `nngp_dag.data.ImageStream`.
       recipe: Size of the network and recipe of its training; by default `CellRecipe.of` the cell.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves. A seed determines weights, order of images,
         augmentation and drop path.
@@ -62,6 +65,8 @@ def train_cell(
       checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
       config: Entries to add to config.json.
       on_progress: Function that is called with ("cell", epochs done, epochs, training loss), a mean over seeds.
+      mesh: Devices among which every batch is divided, see `nngp_dag.train`. Batch norm takes the statistics of the
+        whole batch.
       **choices: Fields of `CellRecipe` to replace.
 
     Returns:
@@ -91,10 +96,15 @@ def train_cell(
             "train_cell(cell, data, epochs=5)"
         )
     check_known(choices, FIELDS, "fields of `CellRecipe`", train_cell)
-    recipe = recipe or CellRecipe.of(cell, data.train.x.shape[1:])
+    recipe = recipe or CellRecipe.of(cell, data.input_shape)
     recipe = dataclasses.replace(recipe, **choices)
     tasks = {"cell": CellTask(cell, recipe, data)}
-    if recipe.cutout > min(data.train.x.shape[1:3]):
+    if recipe.color_jitter and not isinstance(data, ImageStream):
+        raise InputError(
+            "Expected `color_jitter` to be False for images in memory, which are normalized, got True; pass images of "
+            "`nngp_dag.data.load_stream`"
+        )
+    if recipe.cutout > min(data.input_shape[:2]):
         raise InputError(f"Expected `cutout` to be at most the side of images, got {recipe.cutout}")
-    [found] = train_tasks(tasks, seeds, out, resume, overwrite, checkpoint_every, config, on_progress)
+    [found] = train_tasks(tasks, seeds, out, resume, overwrite, checkpoint_every, config, on_progress, mesh)
     return TrainedCell(**vars(found), cell=cell)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from nngp_dag import forms
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.architecture.document import from_document, to_document
-from nngp_dag.data import Splits, load_source
+from nngp_dag.data import ImageStream, Splits, load_source
 from nngp_dag.errors import CheckpointError, as_path
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
@@ -22,8 +22,9 @@ from nngp_dag.storage import reason_of
 from nngp_dag.training import checkpoints
 from nngp_dag.training.cell_recipe import CellRecipe
 from nngp_dag.training.history import METRICS, PARTS
-from nngp_dag.training.program import Best, Program, State, on_device
+from nngp_dag.training.program import Best, Program, State
 from nngp_dag.training.recipe import Recipe
+from nngp_dag.training.stream_program import StreamProgram
 from nngp_dag.training.tasks import CellTask, DagTask
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Evaluation(Described):
 
 def evaluate(
     checkpoint: str | Path,
-    data: Splits | None = None,
+    data: Splits | ImageStream | None = None,
     *,
     network: Network | Dag | str | None = None,
     data_dir: str | Path | None = None,
@@ -153,7 +154,7 @@ def evaluate(
             )
     built = _built(folder, about["network"], network)
     task = CellTask(built, recipe, data) if isinstance(recipe, CellRecipe) else DagTask(built, recipe, data)  # type: ignore[arg-type]
-    program = Program(task, len(seeds))
+    program = (StreamProgram if isinstance(data, ImageStream) else Program)(task, len(seeds))
     abstract_state, abstract_best = program.abstract_state
     if about["kind"] == "best":
         found: Best | State = checkpoints.restore(folder, abstract_best)[0]
@@ -162,7 +163,7 @@ def evaluate(
         curves = np.empty((recipe.epochs + 1, len(PARTS), len(METRICS), len(seeds)))
         (found, _), document = checkpoints.restore(folder, (abstract_state, curves))
         epochs = [document["epoch"]] * len(seeds)
-    values = program.evaluate(found.params, found.stats, on_device(data))
+    values = program.evaluate(found.params, found.stats, program.load(data))
     return Evaluation(about["name"], tuple(seeds), tuple(epochs), values)
 
 

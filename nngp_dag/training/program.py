@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from nngp_dag import distributed
 from nngp_dag.data import Splits
 from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
@@ -58,13 +60,14 @@ class Program:
     Args:
       task: The task that is trained.
       num_seeds: Number S of seeds.
+      mesh: Devices among which every batch is divided; None for one device. All of them hold the same states, and
+        batch norm takes the statistics of the whole batch.
     """
 
-    def __init__(self, task: Task, num_seeds: int):
+    def __init__(self, task: Task, num_seeds: int, mesh: Mesh | None = None):
         """Stores the task; compilation waits for `compile` or the first use."""
-        self.task, self.num_seeds, self.num_classes = task, num_seeds, task.data.num_classes
+        self.task, self.num_seeds, self.num_classes, self.mesh = task, num_seeds, task.data.num_classes, mesh
         self._optimizer = task.recipe.optimizer(task.steps_per_epoch)
-        self._device = jax.eval_shape(lambda: on_device(task.data))
         self._epoch: Callable[..., Any] | None = None
         self._evaluation: Callable[..., Any] | None = None
 
@@ -78,15 +81,48 @@ class Program:
         self._compile_evaluation()
         if self._epoch is None:
             state, best = self.abstract_state
-            keys, epoch = self._keys(range(self.num_seeds)), jax.ShapeDtypeStruct((), jnp.int32)
+            keys, epoch = self._key_data(range(self.num_seeds)), jax.ShapeDtypeStruct((), jnp.int32)
             # The new state takes the memory of the old one, so that only one of each is held.
-            train = jax.jit(self._run_epoch, donate_argnums=(0, 1))
-            self._epoch = train.lower(state, best, keys, epoch, self._device).compile()
+            train = self._jit(self._run_epoch, donate_argnums=(0, 1))
+            self._epoch = train.lower(*self._abstract((state, best, keys, epoch, self._data()))).compile()
 
     def _compile_evaluation(self) -> None:
         if self._evaluation is None:
             state, _ = self.abstract_state
-            self._evaluation = jax.jit(self._evaluate_all).lower(state.params, state.stats, self._device).compile()
+            arguments = self._abstract((state.params, state.stats, self._data()))
+            self._evaluation = self._jit(self._evaluate_all).lower(*arguments).compile()
+
+    def _data(self) -> PyTree:
+        """Returns shapes and dtypes of the data."""
+        return jax.eval_shape(lambda: on_device(self.task.data))  # type: ignore[arg-type]
+
+    def _jit(self, function: Callable[..., Any], **options: Any) -> Any:
+        """Returns a function under `jax.jit`, whose results all devices hold."""
+        if self.mesh is not None:
+            options["out_shardings"] = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(function, **options)
+
+    def _abstract(self, tree: PyTree) -> PyTree:
+        """Returns shapes and dtypes of arrays that all devices hold."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    def placed(self, tree: PyTree) -> PyTree:
+        """Returns arrays that all devices of the mesh hold; those given if there is no mesh."""
+        return tree if self.mesh is None else distributed.replicated(tree, self.mesh)
+
+    def _divided(self, rows: Array, axis: int = 0) -> Array:
+        """Divides the rows of an array among the devices, inside a compiled program."""
+        if self.mesh is None:
+            return rows
+        sharding = NamedSharding(self.mesh, distributed.rows_spec(self.mesh, rows.shape[axis], axis))
+        return jax.lax.with_sharding_constraint(rows, sharding)
+
+    def load(self, data: Any) -> Any:
+        """Copies the data of the task to all devices."""
+        return self.placed(on_device(data))
 
     def draw(self, seeds: Sequence[int]) -> tuple[State, Best]:
         """Draws the networks of all seeds, with a best state of accuracy -1."""
@@ -109,7 +145,8 @@ class Program:
         """
         self.compile()
         assert self._epoch is not None
-        state, best, metrics, losses = self._epoch(state, best, self._keys(seeds), jnp.asarray(epoch, jnp.int32), data)
+        keys, number = self.placed((self._key_data(seeds), np.asarray(epoch, np.int32)))
+        state, best, metrics, losses = self._epoch(state, best, keys, number, data)
         return state, best, np.asarray(metrics, np.float64), np.asarray(losses)
 
     def evaluate(self, params: Params, stats: nnx.State, data: Device) -> np.ndarray:
@@ -120,6 +157,10 @@ class Program:
 
     def _keys(self, seeds: Sequence[int]) -> Key[Array, " seeds"]:
         return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+    def _key_data(self, seeds: Sequence[int]) -> np.ndarray:
+        """Returns the keys as numbers, since typed keys cannot be placed on the devices of other processes."""
+        return np.asarray(jax.random.key_data(self._keys(seeds)))
 
     def _draw(self, keys: Key[Array, " seeds"]) -> tuple[State, Best]:
         # The operations run one by one, and each compiles once for all networks. One program for all would take seconds
@@ -134,7 +175,7 @@ class Program:
         )
         return State(params, stats, jax.vmap(self._optimizer.init)(params)), best
 
-    def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device) -> Any:
+    def _over_seeds(self, function: Callable[..., Any], *arguments: Any, data: Device | None) -> Any:
         """Maps a function over the leading axis of seeds."""
         # One seed goes without vmap, whose batched products are slower by a third.
         if self.num_seeds > 1:
@@ -143,18 +184,15 @@ class Program:
         return jax.tree.map(lambda a: a[None], outputs)
 
     def _run_epoch(
-        self, state: State, best: Best, keys: Key[Array, " seeds"], epoch: Int[Array, ""], data: Device
+        self, state: State, best: Best, keys: Array, epoch: Int[Array, ""], data: Device
     ) -> tuple[State, Best, Array, Array]:
+        keys = jax.random.wrap_key_data(keys)
+
         def run(state: State, best: Best, key: Array, data: Device) -> tuple[State, Best, Array, Array]:
             state, sums, losses = self._train(state, key, epoch, data)
             metrics = self._evaluate(state.params, state.stats, data, skip_train=True)
-            metrics = metrics.at[PARTS.index("train")].set(_metrics(*sums))
-            accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
-            # Only a strictly better epoch replaces the best one, so that the first of equal ones stays.
-            better = accuracy > best.accuracy
-            found = Best(state.params, state.stats, accuracy, epoch)
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
-            return state, best, metrics, losses
+            metrics = metrics.at[PARTS.index("train")].set(metrics_of(*sums))
+            return state, better(state, best, metrics, epoch), metrics, losses
 
         state, best, metrics, losses = self._over_seeds(run, state, best, keys, data=data)
         return state, best, jnp.moveaxis(metrics, 0, -1), losses.T
@@ -172,24 +210,79 @@ class Program:
 
         def step(carry: tuple[State, tuple[Array, ...]], batch: Batch) -> tuple[Any, Array]:
             (state, sums), (chosen, step_key) = carry, batch
-            inputs, targets = x[chosen], labels[chosen]
-
-            def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, nnx.State]]:
-                net = self.task.net(params, state.stats)
-                total, loss, outputs = self.task.loss(net, inputs, targets, step_key, epoch)
-                return total, (loss, outputs, nnx.state(net, nnx.BatchStat))
-
-            gradient, (loss, outputs, stats) = jax.grad(loss_of, has_aux=True)(state.params)
-            updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
-            params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
-            seen = self._sums(outputs, targets, loss * len(targets))
-            return (State(params, stats, optimizer), jax.tree.map(jnp.add, sums, seen)), loss
+            examples = lambda chosen: (self._divided(x[chosen]), labels[chosen])  # noqa: E731
+            state, seen, loss = self._step(state, self._divided(chosen), examples, step_key, epoch)
+            return (state, jax.tree.map(jnp.add, sums, seen)), loss
 
         carry, losses = jax.lax.scan(step, (state, self._no_sums), batches)
         if last is not None:
             carry, loss = step(carry, last)
             losses = jnp.append(losses, loss)
         return *carry, losses
+
+    def _step(
+        self, state: State, chosen: Any, examples: Callable[[Any], tuple[Array, Array]], key: Any, epoch: Array
+    ) -> tuple[State, tuple[Array, ...], Array]:
+        """Takes one step.
+
+        Args:
+          state: The state before.
+          chosen: Arrays with a row for every example of the batch.
+          examples: Function that turns rows of `chosen` into inputs and labels.
+          key: Key of the step, or None.
+          epoch: Number of the epoch.
+
+        Returns:
+          The state after, the sums of `_sums`, and the loss of the batch.
+        """
+
+        def gradient_of(stats: nnx.State, chosen: Any, key: Any) -> tuple[Any, nnx.State, tuple[Array, ...], Array]:
+            inputs, targets = examples(chosen)
+
+            def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, nnx.State]]:
+                net = self.task.net(params, stats)
+                total, loss, outputs = self.task.loss(net, inputs, targets, key, epoch)
+                return total, (loss, outputs, nnx.state(net, nnx.BatchStat))
+
+            gradient, (loss, outputs, stats_after) = jax.grad(loss_of, has_aux=True)(state.params)
+            return gradient, stats_after, self._sums(outputs, targets, loss * len(targets)), loss
+
+        count = len(jax.tree.leaves(chosen)[0])
+        part = self.task.recipe.batch_size // self.task.recipe.accumulate
+        if count <= part:
+            gradient, stats, seen, loss = gradient_of(state.stats, chosen, key)
+        else:
+            gradient, stats, seen = self._accumulated(gradient_of, state, chosen, key, part)
+            loss = seen[0] / count
+        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
+        params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
+        return State(params, stats, optimizer), seen, loss
+
+    def _accumulated(
+        self, gradient_of: Callable[..., Any], state: State, chosen: Any, key: Any, part: int
+    ) -> tuple[Any, nnx.State, tuple[Array, ...]]:
+        """Returns the mean gradient, the running averages and the sums of a batch, part by part."""
+        count = len(jax.tree.leaves(chosen)[0])
+        whole, rest = divmod(count, part)
+        keys = None if key is None else jax.random.split(key, whole + bool(rest))
+
+        def split(rows: Array) -> Array:
+            # Every whole-th row belongs to one part, so that no row leaves its device.
+            return jnp.moveaxis(rows[: whole * part].reshape(part, whole, *rows.shape[1:]), 1, 0)
+
+        def add(carry: Any, one: Any, size: int = part) -> tuple[Any, None]:
+            total, stats, sums = carry
+            gradient, stats, seen, _ = gradient_of(stats, *one)
+            total = jax.tree.map(lambda a, b: a + size / count * b, total, gradient)
+            return (total, stats, jax.tree.map(jnp.add, sums, seen)), None
+
+        carry = (jax.tree.map(jnp.zeros_like, state.params), state.stats, self._no_sums)
+        parts = jax.tree.map(lambda rows: self._divided(split(rows), 1), chosen)
+        carry, _ = jax.lax.scan(add, carry, (parts, None if keys is None else keys[:whole]))
+        if rest:
+            last = jax.tree.map(lambda rows: rows[whole * part :], chosen)
+            carry, _ = add(carry, (last, None if keys is None else keys[whole]), rest)
+        return carry
 
     def _evaluate_all(self, params: Params, stats: nnx.State, data: Device) -> Array:
         return jnp.moveaxis(self._over_seeds(self._evaluate, params, stats, data=data), 0, -1)
@@ -202,16 +295,17 @@ class Program:
         def of(x: Array, labels: Array) -> Array:
             def add(sums: tuple[Array, ...], block: Int[Array, " b"]) -> tuple[tuple[Array, ...], None]:
                 # The last block is padded with examples that do not count, so that all blocks have one shape.
+                block = self._divided(block)
                 counts, block = block < len(x), jnp.minimum(block, len(x) - 1)
-                outputs = net(x[block])
+                outputs = net(self.task.inputs(self._divided(x[block])))
                 losses = self.task.recipe.losses(outputs, labels[block])
                 seen = self._sums(outputs, labels[block], jnp.where(counts, losses, 0).sum(), counts)
                 return jax.tree.map(jnp.add, sums, seen), None
 
-            size = min(self.task.evaluation_batch, len(x))
+            size = self._evaluated_at_once(len(x))
             blocks = jnp.arange(-(-len(x) // size) * size).reshape(-1, size)
             sums, _ = jax.lax.scan(add, self._no_sums, blocks)
-            return _metrics(*sums)
+            return metrics_of(*sums)
 
         return jnp.stack(
             [
@@ -219,6 +313,11 @@ class Program:
                 for part in PARTS
             ]
         )
+
+    def _evaluated_at_once(self, examples: int) -> int:
+        """Returns the number of examples of a block, a multiple of the number of devices."""
+        devices = 1 if self.mesh is None else self.mesh.size
+        return -(-min(self.task.evaluation_batch, examples) // devices) * devices
 
     @property
     def _no_sums(self) -> tuple[Array, Array, Array]:
@@ -232,7 +331,16 @@ class Program:
         return loss, zeros.at[labels].add(hits * counts), zeros.at[labels].add(ones * counts)
 
 
-def _metrics(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
+def better(state: State, best: Best, metrics: Float[Array, "3 3"], epoch: Int[Array, ""]) -> Best:
+    """Returns the best state after an epoch with these metrics."""
+    accuracy = metrics[PARTS.index("validation"), METRICS.index("accuracy")]
+    # Only a strictly better epoch replaces the best one, so that the first of equal ones stays.
+    better = accuracy > best.accuracy
+    found = Best(state.params, state.stats, accuracy, epoch)
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+
+
+def metrics_of(loss: Float[Array, ""], hits: Float[Array, " c"], examples: Float[Array, " c"]) -> Float[Array, " 3"]:
     """Returns the mean loss, the accuracy, and the mean accuracy of the classes that occur."""
     of_class = hits / jnp.maximum(examples, 1)
     occurs = (examples > 0).sum()

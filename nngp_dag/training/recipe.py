@@ -41,6 +41,14 @@ class AnyRecipe:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
+def check_accumulate(accumulate: int, batch_size: int) -> None:
+    """Refuses numbers of parts that do not divide a batch."""
+    if batch_size % accumulate:
+        raise InputError(
+            f"Expected `batch_size` to be a multiple of `accumulate`, {accumulate}, got {batch_size}; change one"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe(AnyRecipe):
     """Recipe of stochastic gradient descent for a network; `nngp_dag.Network` describes the network itself.
@@ -58,6 +66,8 @@ class Recipe(AnyRecipe):
       milestones: Epochs at which "multistep" divides the learning rate by 10, counted from the start; by default half
         and three quarters of `epochs`.
       loss: Loss of one example: "cross-entropy", or "squared", 0.5 ||y - f||^2 with one-hot y.
+      accumulate: Number K of parts of a batch whose gradients are computed one after another and averaged, for batches
+        that do not fit into memory. Batch normalization takes the statistics of a part.
       batch_norm: Whether batch normalization with live batch statistics follows the weights of stem and edges. No
         kernel here describes such networks.
 
@@ -85,10 +95,11 @@ class Recipe(AnyRecipe):
     milestones: Sequence[int] | None = None
     loss: str = "cross-entropy"
     batch_norm: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Refuses values that are out of range."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("accumulate", 1)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         for name in ("nesterov", "batch_norm"):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
@@ -118,8 +129,12 @@ class Recipe(AnyRecipe):
             if milestones[-1] >= self.epochs:
                 raise InputError(f"Expected `milestones` below the {self.epochs} epochs, got {milestones[-1]}")
             object.__setattr__(self, "milestones", milestones)
-        if self.batch_norm and self.batch_size == 1:
-            raise InputError("Expected `batch_size` above 1 with `batch_norm`, got 1: one example has no variance")
+        check_accumulate(self.accumulate, self.batch_size)
+        if self.batch_norm and self.batch_size == self.accumulate:
+            raise InputError(
+                f"Expected `batch_size` above {self.accumulate} with `batch_norm`, got {self.batch_size}: one example "
+                "has no variance"
+            )
 
     def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
         """Returns the learning rate as a function of the number of steps already taken."""

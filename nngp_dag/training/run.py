@@ -6,9 +6,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, SupportsIndex, Unpack
 
+from jax.sharding import Mesh
+
 from nngp_dag.architecture import Architecture, Network
 from nngp_dag.architecture.named import Given, named_networks
-from nngp_dag.data import Splits
+from nngp_dag.data import ImageStream, Splits
 from nngp_dag.errors import InputError, shown
 from nngp_dag.graph import Dag
 from nngp_dag.nets import ModelSummary
@@ -42,7 +44,7 @@ class Trained(Outcome):
 
 def train(
     networks: Given | Iterable[Given] | Mapping[str, Given],
-    data: Splits,
+    data: Splits | ImageStream,
     recipe: Recipe | None = None,
     *,
     seeds: SupportsIndex | Sequence[int] = 1,
@@ -52,6 +54,7 @@ def train(
     checkpoint_every: int = 1,
     config: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    mesh: Mesh | None = None,
     **architecture: Unpack[Architecture],
 ) -> list[Trained]:
     """Trains finite networks by stochastic gradient descent, several seeds of each as one program.
@@ -66,7 +69,8 @@ def train(
       networks: One network, several, or several by name. Each is a `Network`, or its graph as a `Dag`, or as a code,
         name or cell that `Dag.parse` reads. Networks without names are named by their texts. A traced model that is a
         network stands for that network, a `DagNet` of the same kernel and not the model's own code.
-      data: The data, such as `nngp_dag.data.load_splits("mnist")`.
+      data: The data, such as `nngp_dag.data.load_splits("mnist")`, or an `nngp_dag.data.ImageStream`, whose images are
+        read batch by batch.
       recipe: The recipe of training; by default `Recipe()`.
       seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves.
       out: Folder for configuration, log, curves (CSV, PNG, TensorBoard) and checkpoints; None writes nothing.
@@ -75,6 +79,8 @@ def train(
       checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
       config: Entries to add to config.json.
       on_progress: Function that is called with (network, epochs done, epochs, training loss), a mean over seeds.
+      mesh: Devices among which every batch is divided, such as `nngp_dag.distributed.mesh()`; None for one device. The
+        batch size is a multiple of their number. Curves depend on it by rounding only.
       **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `activation`, `layer`, ...
 
     Returns:
@@ -108,11 +114,12 @@ def train(
     if not isinstance(recipe, (Recipe, NoneType)):
         raise InputError(f"Expected `recipe` to be a `Recipe`, got {shown(recipe)}; pass Recipe(epochs=5), for example")
     recipe = recipe or Recipe()
-    if recipe.batch_norm and (examples := len(data.train.labels)) % recipe.batch_size == 1:
+    examples, part = data.sizes["train"], recipe.batch_size // recipe.accumulate
+    if recipe.batch_norm and examples % recipe.batch_size % part == 1:
         raise InputError(
             f"Expected every batch to hold several examples with `batch_norm`, got {examples} examples in batches of "
-            f"{recipe.batch_size}, which leave one; choose another `batch_size`"
+            f"{part}, which leave one; choose another `batch_size`"
         )
     tasks = {name: DagTask(network, recipe, data) for name, network in named.items()}
-    found = train_tasks(tasks, seeds, out, resume, overwrite, checkpoint_every, config, on_progress)
+    found = train_tasks(tasks, seeds, out, resume, overwrite, checkpoint_every, config, on_progress, mesh)
     return [Trained(**vars(one), network=named[one.name], summary=tasks[one.name].summary) for one in found]

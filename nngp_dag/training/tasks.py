@@ -12,14 +12,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from nngp_dag.architecture import Network
 from nngp_dag.architecture.document import to_document
-from nngp_dag.data import Splits
+from nngp_dag.data import ImageStream, Splits
 from nngp_dag.errors import NngpDagError
 from nngp_dag.nas import Cell
 from nngp_dag.nas.spaces.darts import Genotype
 from nngp_dag.nets import summarize
+from nngp_dag.nets.abstract import abstract
 from nngp_dag.nets.model import Params
 from nngp_dag.training.advice import stable_learning_rate
 from nngp_dag.training.cell_recipe import CellRecipe
+from nngp_dag.training.color_jitter import color_jittered
 from nngp_dag.training.networks import build
 from nngp_dag.training.recipe import Recipe
 
@@ -41,6 +43,7 @@ class Task(abc.ABC):
       model: The network in abstract form, without weights.
       steps_per_epoch: Number of updates in an epoch.
       evaluation_batch: Number of examples that are evaluated at once.
+      crops: Whether images that are streamed are cropped at random in training.
       key: Key of the compiled programs; tasks of one run with equal keys share them.
       document: Description of the network that JSON can hold.
       sizes: Number of parameters, and other sizes, by name.
@@ -59,11 +62,12 @@ class Task(abc.ABC):
     sizes: dict[str, int]
     about: str
     size_option: ClassVar[str]
+    crops: bool = False
 
-    def __init__(self, data: Splits, create: Callable[[nnx.Rngs], Any]):
+    def __init__(self, data: Splits | ImageStream, create: Callable[[nnx.Rngs], Any]):
         """Traces the network; draws no weights."""
         self.data, self._create = data, create
-        self.model = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
+        self.model = abstract(create)
         self._graph, _ = nnx.split(self.model)
 
     def draw(self, key: Key[Array, ""]) -> tuple[Params, nnx.State]:
@@ -75,6 +79,10 @@ class Task(abc.ABC):
         """Returns the network with these parameters and running averages."""
         # A transformation of JAX may not write to captured variables, so running averages need a copy.
         return nnx.merge(self._graph, params, stats, copy=True)
+
+    def inputs(self, x: Array) -> Array:
+        """Returns the inputs of the network for examples of the data, whose images have 8 bits if they are streamed."""
+        return self.data.normalized(x.astype(jnp.float32) / 255) if isinstance(self.data, ImageStream) else x
 
     @abc.abstractmethod
     def batches(self, key: Key[Array, ""], epoch: Int[Array, ""]) -> tuple[Batch, Batch | None]:
@@ -99,12 +107,12 @@ class DagTask(Task):
     recipe: Recipe
     size_option = "width"
 
-    def __init__(self, network: Network, recipe: Recipe, data: Splits):
+    def __init__(self, network: Network, recipe: Recipe, data: Splits | ImageStream):
         """Traces the network."""
-        shape, classes, batch_norm = data.train.x.shape[1:], data.num_classes, recipe.batch_norm
+        shape, classes, batch_norm = data.input_shape, data.num_classes, recipe.batch_norm
         super().__init__(data, lambda rngs: build(network, shape, classes, batch_norm=batch_norm, rngs=rngs))
         self.network, self.recipe = network, recipe
-        self.steps_per_epoch = -(-len(data.train.labels) // recipe.batch_size)
+        self.steps_per_epoch = -(-data.sizes["train"] // recipe.batch_size)
         self.evaluation_batch = recipe.batch_size if network.image_operations else _EVALUATION_BATCH
         # Networks that differ only in dead edges, which do not affect the computation, share their programs.
         self.key = dataclasses.replace(network, dag=dataclasses.replace(network.dag, edges=network.dag.live_edges))
@@ -118,7 +126,7 @@ class DagTask(Task):
 
     def batches(self, key: Key[Array, ""], epoch: Int[Array, ""]) -> tuple[Batch, Batch | None]:
         """As in `Task`."""
-        examples, size = len(self.data.train.labels), self.recipe.batch_size
+        examples, size = self.data.sizes["train"], self.recipe.batch_size
         order = jax.random.permutation(jax.random.fold_in(jax.random.split(key)[1], epoch), examples)
         whole = examples // size * size
         return (order[:whole].reshape(-1, size), None), (order[whole:], None) if whole < examples else None
@@ -126,12 +134,14 @@ class DagTask(Task):
     def loss(self, net: Any, x: Array, labels: Array, key: Any, epoch: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """As in `Task`."""
         net.train()
-        outputs = net(x)
+        outputs = net(self.inputs(x))
         loss = self.recipe.losses(outputs, labels).mean()
         return loss, loss, outputs
 
     def advice(self, rate: float) -> str:
         """As in `Task`."""
+        if isinstance(self.data, ImageStream):
+            return "lower `learning_rate`"
         try:
             stable = stable_learning_rate(self.network, self.recipe, self.data)
         except NngpDagError as error:
@@ -155,12 +165,13 @@ class CellTask(Task):
     recipe: CellRecipe
     size_option = "channels"
 
-    def __init__(self, cell: Cell | Genotype, recipe: CellRecipe, data: Splits):
+    def __init__(self, cell: Cell | Genotype, recipe: CellRecipe, data: Splits | ImageStream):
         """Traces the network."""
-        shape = data.train.x.shape[1:]
+        shape = data.input_shape
         super().__init__(data, lambda rngs: recipe.network(cell, shape, data.num_classes, rngs))
-        self.recipe, self.evaluation_batch = recipe, recipe.batch_size
-        self.steps_per_epoch = len(data.train.labels) // recipe.batch_size
+        self.recipe, self.crops = recipe, recipe.augment
+        self.evaluation_batch = recipe.batch_size // recipe.accumulate
+        self.steps_per_epoch = data.sizes["train"] // recipe.batch_size
         self.key, self.document = cell, {"cell": str(cell)}
         self.about = f"{recipe.channels} channels, {recipe.layers} layers"
         # The auxiliary head is used only in training, so its parameters are not counted.
@@ -172,18 +183,28 @@ class CellTask(Task):
         """As in `Task`."""
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch - 1))
         steps, size = self.steps_per_epoch, self.recipe.batch_size
-        order = jax.random.permutation(order_key, len(self.data.train.labels))[: steps * size]
+        order = jax.random.permutation(order_key, self.data.sizes["train"])[: steps * size]
         return (order.reshape(steps, size), jax.random.split(step_key, steps)), None
 
     def loss(self, net: Any, x: Array, labels: Array, key: Any, epoch: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """As in `Task`."""
         recipe, (image_key, path_key) = self.recipe, jax.random.split(key)
-        images = augmented(image_key, x, recipe.cutout) if recipe.augment else x
+        images = self._augmented(image_key, x)
         outputs, auxiliary = net.train_step(images, path_key, recipe.drop_path * (epoch - 1) / recipe.epochs)
         loss = total = recipe.losses(outputs, labels).mean()
         if auxiliary is not None:
             total = loss + recipe.auxiliary * recipe.losses(auxiliary, labels).mean()
         return total, loss, outputs
+
+    def _augmented(self, key: Key[Array, ""], x: Array) -> Array:
+        """Returns the images to train on; those that are streamed are cropped already."""
+        recipe = self.recipe
+        if not isinstance(self.data, ImageStream):
+            return augmented(key, x, recipe.cutout) if recipe.augment else x
+        color_key, square_key = jax.random.split(key)
+        images = x.astype(jnp.float32) / 255
+        images = self.data.normalized(color_jittered(color_key, images) if recipe.color_jitter else images)
+        return cut_out(square_key, images, recipe.cutout) if recipe.cutout and recipe.augment else images
 
     def advice(self, rate: float) -> str:
         """As in `Task`."""
@@ -200,10 +221,14 @@ def augmented(key: Key[Array, ""], images: Float[Array, "n h w c"], cutout: int)
     images = cut(padded, corners)
     mirrored = jax.random.bernoulli(mirror_key, 0.5, (n, 1, 1, 1))
     images = jnp.where(mirrored, images[:, :, ::-1], images)
-    if cutout:
-        inside = []
-        for side, side_key in zip((height, width), jax.random.split(square_key), strict=True):
-            distance = jnp.arange(side)[None] - jax.random.randint(side_key, (n, 1), 0, side)
-            inside.append((distance >= -(cutout // 2)) & (distance < cutout - cutout // 2))
-        images = jnp.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], 0, images)
-    return images
+    return cut_out(square_key, images, cutout) if cutout else images
+
+
+def cut_out(key: Key[Array, ""], images: Float[Array, "n h w c"], cutout: int) -> Float[Array, "n h w c"]:
+    """Sets a random square of every image to zero; it may reach beyond the image."""
+    n, height, width, _ = images.shape
+    inside = []
+    for side, side_key in zip((height, width), jax.random.split(key), strict=True):
+        distance = jnp.arange(side)[None] - jax.random.randint(side_key, (n, 1), 0, side)
+        inside.append((distance >= -(cutout // 2)) & (distance < cutout - cutout // 2))
+    return jnp.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], 0, images)

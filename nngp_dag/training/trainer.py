@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from nngp_dag import forms
-from nngp_dag.data import Splits
+from nngp_dag import distributed, forms
+from nngp_dag.data import ImageStream, Splits
 from nngp_dag.errors import (
     CheckpointError,
     DivergenceError,
@@ -30,8 +31,9 @@ from nngp_dag.storage import check_config, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS, History
 from nngp_dag.training.plots import plot_training
-from nngp_dag.training.program import Best, Device, Program, State, on_device
+from nngp_dag.training.program import Best, Program, State
 from nngp_dag.training.rundir import RunDirectory
+from nngp_dag.training.stream_program import StreamProgram
 from nngp_dag.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -82,9 +84,9 @@ class Outcome(Described):
         return facts | ({} if self.folder is None else {"folder": repr(str(self.folder))})
 
 
-def check_batch_size(batch_size: int, data: Splits) -> None:
+def check_batch_size(batch_size: int, data: Splits | ImageStream) -> None:
     """Refuses batches that are larger than the training part."""
-    if batch_size > (examples := len(data.train.labels)):
+    if batch_size > (examples := data.sizes["train"]):
         raise InputError(
             f"Expected `batch_size` to be at most the {examples} training examples, got {batch_size}; lower it "
             "or take more data"
@@ -100,6 +102,7 @@ def train_tasks(
     checkpoint_every: int,
     config: Mapping[str, Any] | None,
     on_progress: Progress | None,
+    mesh: Mesh | None,
 ) -> list[Outcome]:
     """Trains networks of one recipe on one data set, one after another; see `nngp_dag.train` for the arguments."""
     first = next(iter(tasks.values()))
@@ -111,6 +114,13 @@ def train_tasks(
     if resume and out is None:
         raise InputError("Expected `out` to name the run to resume, got None; pass the folder of the run")
     check_batch_size(recipe.batch_size, data)
+    if mesh is not None:
+        part = recipe.batch_size // recipe.accumulate
+        if part % (devices := distributed.check_mesh(mesh).size):
+            divided = "" if recipe.accumulate == 1 else f" divided by `accumulate`, {recipe.accumulate},"
+            raise InputError(
+                f"Expected `batch_size`{divided} to be a multiple of the {devices} devices, got {part}; change it"
+            )
     for name, task in tasks.items():
         if (parameters := task.sizes["parameters"]) * len(chosen) > _MOST_PARAMETERS:
             raise InputError(
@@ -118,7 +128,9 @@ def train_tasks(
                 f"with {parameters:,} each; lower `{task.size_option}` or `seeds`"
             )
     check_callable("on_progress", on_progress)
-    directory = None if out is None else RunDirectory(as_path("out", out), list(tasks))
+    first_of_all = distributed.is_first()
+    # Process 0 writes all files.
+    directory = RunDirectory(as_path("out", out), list(tasks)) if out is not None and first_of_all else None
     about = {"recipe": recipe.as_dict(), "seeds": chosen, "data": data.fingerprint}
     document = {
         **(config or {}),
@@ -129,18 +141,21 @@ def train_tasks(
     opened = contextlib.nullcontext()
     if directory is not None:
         opened = directory.opened(document, resume=resume, overwrite=overwrite)
-    with opened:
+    with contextlib.ExitStack() as stack:
+        distributed.first_does(lambda: stack.enter_context(opened))
         programs: dict[Hashable, Program] = {}
         for task in tasks.values():
             if task.key not in programs:
-                programs[task.key] = Program(task, len(chosen))
+                kind = StreamProgram if isinstance(data, ImageStream) else Program
+                programs[task.key] = kind(task, len(chosen), mesh)
         runs = [
             Run(name, task, programs[task.key], chosen, directory, checkpoint_every, about)
             for name, task in tasks.items()
         ]
         if resume:
+            distributed.first_does(lambda: [run.load() for run in runs])
             for run in runs:
-                run.load()
+                run.history.values[:] = distributed.from_first(run.history.values)
         if directory is not None:
             sizes = [
                 f"{name}: " + ", ".join(f"{size:,} {what.replace('_', ' ')}" for what, size in task.sizes.items())
@@ -149,8 +164,8 @@ def train_tasks(
             directory.begin([run.history for run in runs], [data.statement, *sizes])
         kinds = "; ".join(dict.fromkeys(task.about for task in tasks.values()))
         remedy = f"lower `{first.size_option}`, `seeds` or `batch_size`"
-        with within_memory(f"{len(chosen)} networks of {kinds}", remedy):
-            trained = _train_all(runs, on_device(data), on_progress)
+        with within_memory(f"{len(chosen)} networks of {kinds}", remedy), distributed.together():
+            trained = _train_all(runs, on_progress)
         if directory is not None:
             histories = [run.history for run in trained]
             directory.finish(histories)
@@ -161,8 +176,8 @@ def train_tasks(
     return trained
 
 
-def _train_all(runs: "Sequence[Run]", device: Device, on_progress: Progress | None) -> list[Outcome]:
-    trained = []
+def _train_all(runs: "Sequence[Run]", on_progress: Progress | None) -> list[Outcome]:
+    trained, device = [], runs[0].program.load(runs[0].task.data)
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(1)
         # An error or an interruption must not wait for the compilation of the next network.
@@ -237,11 +252,12 @@ class Run:
         self.history.values[: len(values)] = values
 
     def draw(self) -> None:
-        """Draws the networks, unless a checkpoint was read."""
+        """Draws the networks, unless a checkpoint was read; all processes take the networks of process 0."""
         if self.states is None:
             self.states = self.program.draw(self.seeds)
+        self.states = self.program.placed(distributed.from_first(self.states))
 
-    def train(self, device: Device, on_progress: Progress | None) -> tuple[State, Best]:
+    def train(self, device: Any, on_progress: Progress | None) -> tuple[State, Best]:
         """Trains the remaining epochs."""
         assert self.states is not None
         # An epoch reuses the memory of the states that it starts from, so no reference may stay.
@@ -302,8 +318,8 @@ class Run:
 
 
 def check_data(data: object) -> None:
-    """Raises an `InputError` unless an argument is `Splits`."""
-    if not isinstance(data, Splits):
+    """Raises an `InputError` unless an argument is `Splits` or an `ImageStream`."""
+    if not isinstance(data, (Splits, ImageStream)):
         got = f"an array of shape {data.shape}" if isinstance(data, (np.ndarray, jax.Array)) else shown(data)
         raise InputError(
             f"Expected `data` to be `nngp_dag.data.Splits`, got {got}; build them from arrays x and labels, "

@@ -21,7 +21,9 @@ def _compiled():
 def shared_programs(_compiled):
     """Lets `train` and `evaluate` compile equal programs once for all modules that use this fixture."""
 
-    def build(task, num_seeds):
+    def build(task, num_seeds, mesh=None):
+        if mesh is not None:
+            return Program(task, num_seeds, mesh)
         shapes = tuple((part.x.shape, len(part.labels)) for part in task.data.parts.values())
         key = (task.key, task.recipe, shapes, task.data.num_classes, num_seeds, task.evaluation_batch)
         if key not in _compiled:

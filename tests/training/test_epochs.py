@@ -17,7 +17,7 @@ from nngp_dag.nets import as_stateful_functions
 from nngp_dag.training import Recipe, train
 from nngp_dag.training.history import History
 from nngp_dag.training.networks import build
-from nngp_dag.training.program import Program, _metrics, on_device
+from nngp_dag.training.program import Program, metrics_of, on_device
 from nngp_dag.training.tasks import DagTask
 
 # No path leads on from node 1, so that both have the same live edges: 0 -> 2, 0 -> 3, 2 -> 3 (a skip).
@@ -53,7 +53,7 @@ def order_of(seed, epoch):
 
 def test_class_accuracy_is_the_mean_over_the_classes_that_occur():
     # Six examples: one of four of class 0 is right, both of class 2, and class 1 does not occur.
-    found = _metrics(jnp.float32(3.0), jnp.array([1.0, 0.0, 2.0]), jnp.array([4.0, 0.0, 2.0]))
+    found = metrics_of(jnp.float32(3.0), jnp.array([1.0, 0.0, 2.0]), jnp.array([4.0, 0.0, 2.0]))
     np.testing.assert_allclose(found, [3 / 6, 3 / 6, (1 / 4 + 1) / 2], rtol=1e-6)
 
 

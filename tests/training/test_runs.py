@@ -452,7 +452,7 @@ def test_who_stops_does_not_wait_for_the_next_program(shared_programs):
     first, second = NETWORKS["one"], authors_network("2_12")
     released, waited = threading.Event(), []
 
-    def build(task, num_seeds):
+    def build(task, num_seeds, mesh=None):
         program = shared_programs(task, num_seeds)
         if task.network == second:
             patch.setattr(program, "compile", lambda: waited.append(released.wait(60)))

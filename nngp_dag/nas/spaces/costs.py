@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from math import prod
 
+from nngp_dag.errors import InputError
+from nngp_dag.graph.operations import check_option
 from nngp_dag.nas.spaces.any_cell import AnyCell
 from nngp_dag.nas.spaces.cells import Cell
 from nngp_dag.nas.spaces.darts import Genotype
+
+STEMS = ("cifar", "imagenet")
+"""The stems of networks: one convolution for small images, or three that halve the sides of images."""
 
 _SIDES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
@@ -13,7 +18,15 @@ _SIDES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 _Kernel = tuple[tuple[int, int, int, int], bool, int]
 
 
-def parameters(cell: AnyCell, *, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3) -> int:
+def parameters(
+    cell: AnyCell,
+    *,
+    channels: int = 16,
+    cells: int = 5,
+    classes: int = 10,
+    in_channels: int = 3,
+    stem: str = "cifar",
+) -> int:
     """Returns the number of parameters of a network.
 
     Those on dead edges of a cell of NAS-Bench-201, which do not affect the output, do not count. The network of a
@@ -25,22 +38,31 @@ def parameters(cell: AnyCell, *, channels: int = 16, cells: int = 5, classes: in
       cells: Number N of cells per stage.
       classes: Number of outputs.
       in_channels: Channels of the images.
+      stem: "cifar", or "imagenet" for the network of a genotype that is `DartsImageNetNet`.
+
+    Raises:
+      InputError: The stem is unknown, or is "imagenet" for a cell of NAS-Bench-201.
 
     Examples:
       >>> from nngp_dag.nas import Cell
       >>> parameters(Cell.from_index(0)), parameters(Cell(("nor_conv_3x3",) * 6))
       (73306, 1531546)
     """
-    count = sum(
-        prod(kernel) + 2 * kernel[-1] * normed for kernel, normed, _ in _kernels(cell, channels, cells, in_channels)
-    )
+    kernels = _kernels(cell, channels, cells, in_channels, stem)
+    count = sum(prod(kernel) + 2 * kernel[-1] * normed for kernel, normed, _ in kernels)
     # The networks of NAS-Bench-201 end in a batch norm of their own.
     last = _last(cell, channels)
     return count + (2 * last if isinstance(cell, Cell) else 0) + (last + 1) * classes
 
 
 def flops(
-    cell: AnyCell, image_shape: tuple[int, ...] = (32, 32, 3), *, channels: int = 16, cells: int = 5, classes: int = 10
+    cell: AnyCell,
+    image_shape: tuple[int, ...] = (32, 32, 3),
+    *,
+    channels: int = 16,
+    cells: int = 5,
+    classes: int = 10,
+    stem: str = "cifar",
 ) -> int:
     """Returns the FLOPs of the forward pass of one image: two for every weight at every pixel that it is applied to.
 
@@ -53,6 +75,10 @@ def flops(
       channels: Channels C of the first stage.
       cells: Number N of cells per stage.
       classes: Number of outputs.
+      stem: See `parameters`.
+
+    Raises:
+      InputError: See `parameters`.
 
     Examples:
       >>> from nngp_dag.nas import Cell
@@ -60,8 +86,9 @@ def flops(
       [7.78, 220.12]
     """
     height, width, in_channels = image_shape
-    kernels = _kernels(cell, channels, cells, in_channels)
-    convolutions = sum(prod(kernel) * (height >> halved) * (width >> halved) for kernel, _, halved in kernels)
+    kernels = _kernels(cell, channels, cells, in_channels, stem)
+    # A halved side is rounded up.
+    convolutions = sum(prod(kernel) * -(-height >> halved) * -(-width >> halved) for kernel, _, halved in kernels)
     return 2 * (convolutions + _last(cell, channels) * classes) + classes
 
 
@@ -70,11 +97,14 @@ def _last(cell: AnyCell, channels: int) -> int:
     return 4 * channels * (1 if isinstance(cell, Cell) else 4)
 
 
-def _kernels(cell: AnyCell, channels: int, cells: int, in_channels: int) -> Iterator[_Kernel]:
+def _kernels(cell: AnyCell, channels: int, cells: int, in_channels: int, stem: str) -> Iterator[_Kernel]:
     """Yields, for each convolution, its kernel shape, whether batch norm follows, and the halvings of the image."""
+    check_option("stem", stem, STEMS)
     if isinstance(cell, Genotype):
-        yield from _darts_kernels(cell, channels, cells, in_channels)
+        yield from _darts_kernels(cell, channels, cells, in_channels, stem)
         return
+    if stem != "cifar":
+        raise InputError(f"Expected `stem` to be 'cifar' for a cell of NAS-Bench-201, got {stem!r}; leave it out")
     yield (3, 3, in_channels, channels), True, 0
     sides = [_SIDES[name] for name in cell.live.operations if name in _SIDES]
     for stage in range(3):
@@ -87,9 +117,15 @@ def _kernels(cell: AnyCell, channels: int, cells: int, in_channels: int) -> Iter
             yield (side, side, wide, wide), True, stage
 
 
-def _darts_kernels(genotype: Genotype, channels: int, cells: int, in_channels: int) -> Iterator[_Kernel]:
-    yield (3, 3, in_channels, 3 * channels), True, 0
-    before, wide, halved, late = (3 * channels, 3 * channels), channels, 0, False
+def _darts_kernels(genotype: Genotype, channels: int, cells: int, in_channels: int, stem: str) -> Iterator[_Kernel]:
+    wide = channels
+    if stem == "imagenet":
+        for halved, ends in enumerate(((in_channels, channels // 2), (channels // 2, channels), (channels, channels))):
+            yield (3, 3, *ends), True, halved + 1
+        before, halved, late = (channels, channels), 3, True
+    else:
+        yield (3, 3, in_channels, 3 * channels), True, 0
+        before, halved, late = (3 * channels, 3 * channels), 0, False
 
     def reduced(c_in: int, c_out: int, halved: int) -> Iterator[_Kernel]:
         for half in (c_out // 2, c_out - c_out // 2):
