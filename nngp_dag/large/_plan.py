@@ -291,7 +291,7 @@ def planned(
     if landmarks is not None:
         landmarks = min(check_whole("landmarks", landmarks, 1), rows)
     kernel = BlockKernel(network, kind, shape, dtype, memory=max(2**20, (budget - RESERVE) // 4))
-    size = _Sizes(rows, math.prod(shape), outputs, dtype.itemsize, kernel.bytes_of_block(), budget, team.size)
+    size = _Sizes(rows, math.prod(shape), outputs, dtype.itemsize, kernel.bytes_of_block, budget, team.size)
     per_entry = numbers_per_column(network, shape[:-1])
     choices = {
         "dense": (0, 0, _dense(size)),
@@ -300,10 +300,10 @@ def planned(
     }
     obstacles = {name: cost.obstacle for name, (_, _, cost) in choices.items()}
     for name, (_, _, cost) in choices.items():
-        if not obstacles[name] and cost.memory > budget:
-            obstacles[name] = f"takes {in_bytes(cost.memory)}, above the budget of {in_bytes(budget)}"
         if not obstacles[name] and streamed and name != "landmarks":
             obstacles[name] = "needs all rows in memory, and batches are read in passes"
+        if not obstacles[name] and cost.memory > budget:
+            obstacles[name] = f"takes {in_bytes(cost.memory)}, above the budget of {in_bytes(budget)}"
     chosen, reason = _chosen(method, rows, budget, obstacles)
     costs = {name: dataclasses.replace(of, obstacle=obstacles[name]) for name, (_, _, of) in choices.items()}
     m, candidates, _ = choices[chosen]
@@ -362,7 +362,7 @@ def _dense(size: _Sizes) -> Cost:
         "pixels": size.pixels,
     }
     obstacle = "runs on one device" if size.devices > 1 else ""
-    return Cost("dense", sum(parts.values()), parts, n * n / 2, 0, n**3 / 3, obstacle)
+    return Cost("dense", sum(parts.values()), parts, n * n / 2, 0.0, n**3 / 3, obstacle)
 
 
 def _selection(size: _Sizes, m: int, candidates: int) -> int:
@@ -384,7 +384,7 @@ def _iterative(size: _Sizes, landmarks: int | None) -> tuple[int, int, Cost]:
     }
     entries = candidates * (m + 1) + n * m + n * n * (_ITERATIONS + 2)
     products = 2 * n * n * (size.outputs + _PROBES) * (_ITERATIONS + 2) + 2 * n * m**2
-    return m, candidates, Cost("iterative", sum(parts.values()), parts, entries, products, m**3)
+    return m, candidates, Cost("iterative", sum(parts.values()), parts, float(entries), float(products), float(m**3))
 
 
 def _block(size: _Sizes, m: int, per_entry: int) -> int:
@@ -426,7 +426,7 @@ def _cost_of_landmarks(size: _Sizes, m: int, per_entry: int) -> tuple[int, int, 
     entries = candidates * (m + 1) + n * m
     # Panels on and above the diagonal take a little more than half of the product.
     products = n * m * m + candidates * m * m
-    return m, candidates, Cost("landmarks", sum(parts.values()), parts, entries, products, 9.0 * m**3)
+    return m, candidates, Cost("landmarks", sum(parts.values()), parts, float(entries), float(products), 9.0 * m**3)
 
 
 def _rates(kernel: BlockKernel) -> Rates:
@@ -434,10 +434,10 @@ def _rates(kernel: BlockKernel) -> Rates:
     random = np.random.default_rng(0)
     dtype = kernel.dtype
     with precision_of(np.dtype(np.float64)):
-        rows = 2048 if not kernel.bytes_of_block() else 2
-        columns = min(2048, 4 * kernel.columns) if not kernel.bytes_of_block() else kernel.columns
+        rows = 2048 if not kernel.bytes_of_block else 2
+        columns = min(2048, 4 * kernel.entries.columns) if not kernel.bytes_of_block else kernel.entries.columns
         x, z = (jnp.asarray(random.normal(size=(n, *kernel.shape)), dtype) for n in (rows, columns))
-        entries = _repeated(jax.jit(kernel.between), (kernel.weights, x, z)) * rows * columns
+        entries = _repeated(jax.jit(kernel.entries.between), (kernel.weights, x, z)) * rows * columns
         wide = jnp.asarray(random.normal(size=(2048, 1024)), dtype)
         product = jax.jit(lambda v: jnp.matmul(v.T, v, precision=jax.lax.Precision.HIGHEST))
         products = _repeated(product, (wide,)) * 2 * 2048 * 1024**2

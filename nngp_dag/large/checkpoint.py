@@ -102,7 +102,7 @@ def opened(out: Path | None, settings: Mapping[str, Any], overwrite: bool, team:
         team.wait("opened")
         yield Store(out, team)
         return
-    fresh = overwrite and directory.check_free(overwrite=True) is False and _differs(directory, document)
+    fresh = overwrite and _differs(directory, document)
     with directory.opened(document, resume=False if fresh else None, overwrite=fresh):
         directory.begin()
         directory.begun = True

@@ -8,6 +8,7 @@ The preconditioner is (F F^T + ridge I)^-1 for the partial Cholesky factor F = K
 identity of Woodbury (Diaz, Epperly, Frangella, Tropp and Webber 2023).
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from nngp_dag.errors import InputError, NumericalWarning, warn
 from nngp_dag.kernels._kernel import kernel as exact_kernel
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.blocks import BlockKernel, Entries
 from nngp_dag.large.checkpoint import Store
 from nngp_dag.large.landmarks import chosen
 from nngp_dag.large.mesh import ROWS, Team, padded
@@ -56,101 +57,143 @@ class _State(NamedTuple):
     rz: Any
 
 
-class _Operator:
-    """Products with the kernel and with the preconditioner, on all devices."""
+class _Programs:
+    """The compiled products of every device with the rows."""
 
-    def __init__(
-        self, team: Team, kernel: BlockKernel, x: np.ndarray, landmarks: np.ndarray, ridge: float, outputs: int
-    ) -> None:
-        self._team, self._ridge, count = team, ridge, len(x)
-        share = -(-count // team.size)
-        tile = min(share, _TILE if not kernel.bytes_of_block() else kernel.columns)
-        share = -(-share // tile) * tile
-        self.rows, self.entries = share * team.size, 0
-        self._of_product = self.rows**2
-        self._x, self._weights = team.dealt(padded(x, self.rows)), jax.tree.map(team.everywhere, kernel.weights)
-        self._mask = team.dealt((np.arange(self.rows) < count).astype(np.float64)[:, None])
-        starts = jnp.arange(0, share, tile)
+    def __init__(self, team: Team, kernel: Entries, dtype: np.dtype, share: int, tile: int) -> None:
+        starts = np.arange(0, share, tile)
+        # Tiles below the diagonal are those above it, transposed.
+        upper = np.stack(np.triu_indices(len(starts)), axis=1) * tile
+        every = np.stack(np.meshgrid(starts, starts, indexing="ij"), axis=-1).reshape(-1, 2)
         ring = [(j, (j + 1) % team.size) for j in range(team.size)]
 
-        def product(weights: Any, x: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        def at(values: jax.Array, i: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(values, i, tile)
+
+        def added(sums: jax.Array, i: jax.Array, more: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(sums, at(sums, i) + more, i, 0)
+
+        def own(weights: Any, x: jax.Array, v: jax.Array) -> jax.Array:
+            pairs = jnp.asarray(upper)
+
+            def pair(k: jax.Array, sums: jax.Array) -> jax.Array:
+                i, j = pairs[k, 0], pairs[k, 1]
+                left = at(x, i)
+                # Inputs have angle 0 with themselves, whatever the rounding of their products.
+                found = lax.cond(
+                    i == j, lambda: kernel.within(weights, left), lambda: kernel.between(weights, left, at(x, j))
+                ).astype(jnp.float64)
+                sums = added(sums, i, found @ at(v, j))
+                return lax.cond(i == j, lambda: sums, lambda: added(sums, j, found.T @ at(v, i)))
+
+            return lax.fori_loop(0, len(upper), pair, jnp.zeros_like(v))
+
+        def others(weights: Any, x: jax.Array, x2: jax.Array, v2: jax.Array) -> jax.Array:
+            pairs = jnp.asarray(every)
+
+            def pair(k: jax.Array, sums: jax.Array) -> jax.Array:
+                i, j = pairs[k, 0], pairs[k, 1]
+                found = kernel.between(weights, at(x, i), at(x2, j)).astype(jnp.float64)
+                return added(sums, i, found @ at(v2, j))
+
+            return lax.fori_loop(0, len(every), pair, jnp.zeros_like(v2))
+
+        def product(weights: Any, ridge: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
             v = v * mask
-
-            def tiles(x2: jax.Array, v2: jax.Array, own: bool) -> jax.Array:
-                def row(i: jax.Array) -> jax.Array:
-                    left = lax.dynamic_slice_in_dim(x, i, tile)
-
-                    def column(k: jax.Array, sums: jax.Array) -> jax.Array:
-                        j = k * tile
-                        right = lax.dynamic_slice_in_dim(x2, j, tile)
-
-                        def between() -> jax.Array:
-                            return kernel.between(weights, left, right)
-
-                        # Inputs have angle 0 with themselves, whatever the rounding of their products.
-                        found = lax.cond(i == j, lambda: kernel.within(weights, left), between) if own else between()
-                        return sums + found.astype(jnp.float64) @ lax.dynamic_slice_in_dim(v2, j, tile)
-
-                    return lax.fori_loop(0, len(starts), column, jnp.zeros((tile, outputs)))
-
-                return lax.map(row, starts).reshape(share, outputs)
 
             def turn(_: jax.Array, passed: tuple) -> tuple:
                 sums, x2, v2 = passed
                 x2, v2 = (lax.ppermute(of, ROWS, ring) for of in (x2, v2))
-                return sums + tiles(x2, v2, own=False), x2, v2
+                return sums + others(weights, x, x2, v2), x2, v2
 
-            sums = tiles(x, v, own=True)
+            sums = own(weights, x, v)
             if team.size > 1:
                 sums, *_ = lax.fori_loop(1, team.size, turn, (sums, x, v))
             return (sums + ridge * v) * mask
 
         def factor(weights: Any, x: jax.Array, mask: jax.Array, z: jax.Array, lower: jax.Array) -> jax.Array:
-            found = kernel.between(weights, x, z) * mask.astype(kernel.dtype)
+            found = kernel.between(weights, x, z) * mask.astype(dtype)
             return jax.scipy.linalg.solve_triangular(lower, found.T, lower=True).T
 
         def gram(f: jax.Array) -> jax.Array:
             wide = f.astype(jnp.float64)
             return lax.psum(wide.T @ wide, ROWS)
 
-        def inverse(f: jax.Array, lower: jax.Array, r: jax.Array) -> jax.Array:
+        def inverse(ridge: jax.Array, f: jax.Array, lower: jax.Array, r: jax.Array) -> jax.Array:
             wide = f.astype(jnp.float64)
             inner = jax.scipy.linalg.cho_solve((lower, True), lax.psum(wide.T @ r, ROWS))
             return (r - wide @ inner) / ridge
 
         local, all_ = P(ROWS), P()
-        self._product = team.shard(product, (all_, local, local, local), local)
-        self._inverse = team.shard(inverse, (local, all_, local), local)
+        self.product = team.shard(product, (all_, all_, local, local, local), local)
+        self.factor = team.shard(factor, (all_, local, local, all_, all_), local)
+        self.gram = team.shard(gram, (local,), all_)
+        self.inverse = team.shard(inverse, (all_, local, all_, local), local)
+        self.sums = jax.jit(lambda u, v: jnp.sum(u * v, axis=0), out_shardings=team.whole)
+
+
+_programs = functools.lru_cache(maxsize=16)(_Programs)
+
+
+class _Operator:
+    """Products with the kernel of some rows, and with the preconditioner.
+
+    Attributes:
+      rows: Number of rows of vectors, with those that fill up the shares of devices.
+      entries: Number of kernel entries that were computed.
+      dimension: tr(F F^T (F F^T + ridge I)^-1), the effective dimension of the preconditioner's kernel.
+    """
+
+    def __init__(self, team: Team, kernel: BlockKernel, x: np.ndarray, landmarks: np.ndarray, ridge: float) -> None:
+        self._team, count = team, len(x)
+        share = -(-count // team.size)
+        tile = min(share, kernel.entries.columns if kernel.bytes_of_block else _TILE)
+        share = -(-share // tile) * tile
+        self.rows, self.entries, parts = share * team.size, 0, share // tile
+        self._of_product = share**2 * team.size * (team.size - 1) + team.size * tile**2 * parts * (parts + 1) // 2
+        self._programs = _programs(team, kernel.entries, kernel.dtype, share, tile)
+        self._x, self._weights = team.dealt(padded(x, self.rows)), jax.tree.map(team.everywhere, kernel.weights)
+        self._mask = team.dealt((np.arange(self.rows) < count).astype(np.float64)[:, None])
+        self._ridge = team.everywhere(np.float64(ridge))
         inside: Any = exact_kernel(kernel.network, landmarks, get=kernel.kind, dtype="float64")
         lower = lower_factor(np.asarray(getattr(inside, kernel.kind)))
-        made = team.shard(factor, (all_, local, local, all_, all_), local)
-        self._f = made(
-            self._weights,
-            self._x,
-            self._mask,
-            team.everywhere(landmarks.astype(kernel.dtype)),
-            team.everywhere(lower.astype(kernel.dtype)),
-        )
-        squares = team.fetched(team.shard(gram, (local,), all_)(self._f))
-        whole = squares + ridge * np.eye(len(squares))
+        marks, triangle = (team.everywhere(v.astype(kernel.dtype)) for v in (landmarks, lower))
+        self._f = self._programs.factor(self._weights, self._x, self._mask, marks, triangle)
+        whole = team.fetched(self._programs.gram(self._f)) + ridge * np.eye(len(landmarks))
         self._lower = team.everywhere(scipy.linalg.cholesky(whole, lower=True))
         self.entries += self.rows * len(landmarks)
-        # tr(F F^T (F F^T + ridge I)^-1), the effective dimension of the preconditioner's kernel.
         self.dimension = len(whole) - ridge * float(np.trace(scipy.linalg.inv(whole)))
 
     def product(self, v: jax.Array) -> jax.Array:
         """Returns (K + ridge I) V."""
         self.entries += self._of_product
-        return self._product(self._weights, self._x, v, self._mask)
+        return self._programs.product(self._weights, self._ridge, self._x, v, self._mask)
 
     def inverse(self, r: jax.Array) -> jax.Array:
         """Returns the preconditioner times R."""
-        return self._inverse(self._f, self._lower, r)
+        return self._programs.inverse(self._ridge, self._f, self._lower, r)
+
+    def sums(self, u: jax.Array, v: jax.Array) -> jax.Array:
+        """Returns the sums over rows of U V, (C,)."""
+        return self._programs.sums(u, v)
 
     def dealt(self, values: np.ndarray) -> jax.Array:
         """Returns columns (N, C) with zeros in the rows that fill up the shares."""
         missing = self.rows - len(values)
         return self._team.dealt(np.concatenate([values, np.zeros((missing, values.shape[1]))]))
+
+
+@jax.jit
+def _stepped(state: _State, kp: jax.Array, pkp: jax.Array, active: jax.Array) -> _State:
+    # A column that has converged stays; its step of 0 / 0 would be NaN.
+    step = jnp.where(active, state.rz / jnp.where(active, pkp, 1), 0)[None]
+    return state._replace(a=state.a + step * state.p, r=state.r - step * kp)
+
+
+@jax.jit
+def _turned(state: _State, z: jax.Array, rz: jax.Array) -> _State:
+    ratio = jnp.where(state.rz > 0, rz / jnp.where(state.rz > 0, state.rz, 1), 0)[None]
+    return state._replace(p=z + ratio * state.p, rz=rz)
 
 
 def solve_by_iterations(
@@ -190,7 +233,7 @@ def solve_by_iterations(
     signs = np.random.default_rng([seed, 2]).choice([-1.0, 1.0], (len(x), _PROBES))
     right = np.concatenate([y, signs], axis=1)
     with precision_of(np.dtype(np.float64)):
-        operator = _Operator(team, kernel, x, marks.x, ridge, right.shape[1])
+        operator = _Operator(team, kernel, x, marks.x, ridge)
         seconds["preconditioner"], start = time.monotonic() - start, time.monotonic()
         b = operator.dealt(right)
         sizes = np.linalg.norm(right, axis=0)
@@ -247,22 +290,10 @@ def _descended(
 ) -> tuple[jax.Array, int, np.ndarray]:
     """Returns solutions, the number of iterations, and recomputed relative residuals."""
     scale = np.where(sizes > 0, sizes, 1)
-    sums = jax.jit(lambda u, v: jnp.sum(u * v, axis=0), out_shardings=team.whole)
-
-    @jax.jit
-    def stepped(state: _State, kp: jax.Array, pkp: jax.Array, active: jax.Array) -> _State:
-        # A column that has converged stays; its step of 0 / 0 would be NaN.
-        step = jnp.where(active, state.rz / jnp.where(active, pkp, 1), 0)[None]
-        return state._replace(a=state.a + step * state.p, r=state.r - step * kp)
-
-    @jax.jit
-    def turned(state: _State, z: jax.Array, rz: jax.Array) -> _State:
-        ratio = jnp.where(state.rz > 0, rz / jnp.where(state.rz > 0, state.rz, 1), 0)[None]
-        return state._replace(p=z + ratio * state.p, rz=rz)
 
     def begun(a: jax.Array, r: jax.Array) -> _State:
         z = operator.inverse(r)
-        return _State(a, r, z, sums(r, z))
+        return _State(a, r, z, operator.sums(r, z))
 
     done, restarts = 0, 0
     if (saved := store.load("iteration")) is None:
@@ -274,20 +305,20 @@ def _descended(
     # The recursion's residual drifts from the true one, so it aims lower.
     aim = tolerance / 4
     while True:
-        squares = team.fetched(sums(state.r, state.r))
+        squares = team.fetched(operator.sums(state.r, state.r))
         active = np.sqrt(squares) / scale > aim
         if not active.any() or done >= most:
             true = b - operator.product(state.a)
-            residuals = np.sqrt(team.fetched(sums(true, true))) / scale
+            residuals = np.sqrt(team.fetched(operator.sums(true, true))) / scale
             if (residuals <= tolerance).all() or done >= most or restarts == _RESTARTS:
                 return state.a, done, residuals
             restarts += 1
             state = begun(state.a, true)
             continue
         kp = operator.product(state.p)
-        state = stepped(state, kp, sums(state.p, kp), team.everywhere(active))
+        state = _stepped(state, kp, operator.sums(state.p, kp), team.everywhere(active))
         z = operator.inverse(state.r)
-        state, done = turned(state, z, sums(state.r, z)), done + 1
+        state, done = _turned(state, z, operator.sums(state.r, z)), done + 1
         report("iterations", done, most)
         if store.several_due(team):
             arrays = {name: team.fetched(getattr(state, name)) for name in state._fields}

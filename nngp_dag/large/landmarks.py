@@ -25,7 +25,7 @@ from nngp_dag.large.mesh import Team, padded
 from nngp_dag.large.result import HeldOut, Solution, held_out_errors
 from nngp_dag.large.rows import Rows, Sampled
 from nngp_dag.large.selection import Landmarks, choose_landmarks, lower_factor
-from nngp_dag.large.sums import FLUSH, Pass, Sums, directions, products, zeros
+from nngp_dag.large.sums import FLUSH, Sums, compiled, directions, products, zeros
 
 Report = Callable[[str, int, int], None]
 
@@ -135,7 +135,7 @@ def _summed(
     """Returns the sums over all rows but those held out; continues where a checkpoint ends."""
     whole = block * team.size
     with precision_of(np.dtype(np.float64)):
-        steps = Pass(team, kernel, len(marks.x), v.shape[1], rows.columns)
+        steps = compiled(team, kernel.entries, kernel.dtype, len(marks.x), v.shape[1])
         saved, done = store.load("sums"), 0
         if saved is not None:
             done = int(saved.pop("done"))

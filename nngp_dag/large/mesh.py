@@ -48,6 +48,14 @@ class Team:
         self.whole = NamedSharding(self.mesh, P())
         self.is_first, self.several = jax.process_index() == processes[0], len(processes) > 1
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same devices."""
+        return isinstance(other, Team) and self.mesh == other.mesh
+
+    def __hash__(self) -> int:
+        """Returns a hash of the mesh."""
+        return hash(self.mesh)
+
     def shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate: Sequence[int] = ()) -> Any:
         """Returns the compiled function of what every device holds."""
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +16,7 @@ from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError
 from nngp_dag.forms import Described
 from nngp_dag.kernels.inputs import check_inputs, precision_of
-from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.blocks import BlockKernel, Entries
 
 if TYPE_CHECKING:
     import pandas
@@ -167,11 +168,6 @@ class Solution(Described):
 def predicted(kernel: BlockKernel, test: np.ndarray, basis: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """Returns the kernel of test inputs and a basis, times coefficients, in float64, (Nt, C)."""
     with precision_of(np.dtype(np.float64)):
-
-        @jax.jit
-        def part(weights: Any, x: jax.Array, z: jax.Array, a: jax.Array) -> jax.Array:
-            return kernel.between(weights, x, z).astype(jnp.float64) @ a
-
         size, outputs = min(_ROWS, len(test)), coefficients.shape[1]
         result = np.zeros((len(test), outputs))
         parts = -(-len(basis) // _COLUMNS)
@@ -184,9 +180,16 @@ def predicted(kernel: BlockKernel, test: np.ndarray, basis: np.ndarray, coeffici
             a = jnp.asarray(np.concatenate([a, np.zeros((missing, outputs))]))
             for i in range(0, len(test), size):
                 taken = np.minimum(np.arange(i, i + size), len(test) - 1)
-                found = np.asarray(part(kernel.weights, jnp.asarray(test[taken], kernel.dtype), z, a))
+                found = np.asarray(
+                    _part(kernel.weights, jnp.asarray(test[taken], kernel.dtype), z, a, kernel=kernel.entries)
+                )
                 result[i : i + size] += found[: len(test) - i]
     return result
+
+
+@partial(jax.jit, static_argnames="kernel")
+def _part(weights: Any, x: jax.Array, z: jax.Array, a: jax.Array, *, kernel: Entries) -> jax.Array:
+    return kernel.between(weights, x, z).astype(jnp.float64) @ a
 
 
 def held_out_errors(outputs: np.ndarray, targets: np.ndarray) -> HeldOut:

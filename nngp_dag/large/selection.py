@@ -7,6 +7,7 @@ each of them is then accepted with the ratio of its residual now to that at the 
 exactly the distribution of single pivots, with matrix products (Epperly, Tropp and Webber 2024, Algorithm 2.1).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from nngp_dag.errors import InputError
 from nngp_dag.kernels.inputs import precision_of
-from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.blocks import BlockKernel, Entries
 from nngp_dag.large.mesh import ROWS, Team, padded
 
 # Pivots that are drawn at once.
@@ -70,7 +71,7 @@ def choose_landmarks(
     block = min(_BLOCK, count)
     held = -(-rows // team.size)
     with precision_of(np.dtype(np.float64)):
-        programs = _Programs(team, kernel, held, block)
+        programs = _programs(team, kernel.entries, kernel.dtype, held, block)
         data = team.dealt(padded(x, held * team.size))
         # The factor has room for a whole block behind the last landmark.
         width = (-(-count // block) + 1) * block
@@ -147,9 +148,7 @@ def _accepted(
 class _Programs:
     """The compiled steps of the choice."""
 
-    def __init__(self, team: Team, kernel: BlockKernel, held: int, block: int) -> None:
-        dtype = kernel.dtype
-
+    def __init__(self, team: Team, kernel: Entries, dtype: np.dtype, held: int, block: int) -> None:
         def gathered(values: jax.Array, at: jax.Array) -> jax.Array:
             """Returns rows, which one device holds, on all devices."""
             own = at - lax.axis_index(ROWS) * held
@@ -194,6 +193,9 @@ class _Programs:
         self.grown = team.shard(
             grown, (all_, local, local, all_, all_, all_, all_, all_, all_), (local, local), donate=(2,)
         )
+
+
+_programs = functools.lru_cache(maxsize=16)(_Programs)
 
 
 def lower_factor(matrix: np.ndarray) -> np.ndarray:

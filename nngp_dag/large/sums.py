@@ -9,6 +9,7 @@ C^T C carries the square of the mean kernel. So these directions, V, are taken o
 and only E^T E, whose entries are small, is a product in float32.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.blocks import Entries
 from nngp_dag.large.mesh import ROWS, Team
 
 # Directions that are taken out of float32 blocks.
@@ -73,14 +74,15 @@ class Pass:
 
     Args:
       team: The devices.
-      kernel: The kernel.
-      outputs: Number of outputs C.
+      kernel: The structure of the kernel.
+      dtype: Precision of the entries.
+      m: Number of landmarks.
+      r: Number of directions that are taken out.
     """
 
-    def __init__(self, team: Team, kernel: BlockKernel, m: int, r: int, outputs: int) -> None:
+    def __init__(self, team: Team, kernel: Entries, dtype: np.dtype, m: int, r: int) -> None:
         """Compiles nothing yet."""
         self._team = team
-        dtype = kernel.dtype
         panels = [(i, min(_PANEL, m - i)) for i in range(0, m, _PANEL)]
         exact = {"precision": lax.Precision.HIGHEST}
 
@@ -122,6 +124,9 @@ class Pass:
         size = self._team.size
         own = [self._team.zeros((size, *np.shape(v)), np.float64) for v in total]
         return Sums(*map(self._team.everywhere, total)), Sums(*own)
+
+
+compiled = functools.lru_cache(maxsize=16)(Pass)
 
 
 def products(sums: Sums, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ def test_more_landmarks_than_a_block_are_chosen():
 
 def test_landmarks_are_chosen_until_the_kernel_is_explained():
     # The kernel of a linear network has the rank of its inputs.
-    kernel = BlockKernel(nd.Network("1", activation="identity"), "nngp", (5,), np.dtype(np.float64))
+    kernel = BlockKernel(nd.Network("1", layer=nd.Dense(activation="identity")), "nngp", (5,), np.dtype(np.float64))
     found = choose_landmarks(Team(), kernel, _X, 40, seed=0)
     assert len(found.rows) == 5
     assert found.unexplained < 1e-13
