@@ -145,7 +145,8 @@ class _Operator:
     """
 
     def __init__(self, team: Team, kernel: BlockKernel, x: np.ndarray, landmarks: np.ndarray, ridge: float) -> None:
-        self._team, count = team, len(x)
+        self._team, self._count = team, len(x)
+        count = self._count
         share = -(-count // team.size)
         tile = min(share, kernel.entries.columns if kernel.bytes_of_block else _TILE)
         share = -(-share // tile) * tile
@@ -181,6 +182,11 @@ class _Operator:
         """Returns columns (N, C) with zeros in the rows that fill up the shares."""
         missing = self.rows - len(values)
         return self._team.dealt(np.concatenate([values, np.zeros((missing, values.shape[1]))]))
+
+    def fetched(self, values: jax.Array) -> np.ndarray:
+        """Returns columns (N, C), or sums over rows, on the host."""
+        found = self._team.fetched(values)
+        return found[: self._count] if found.ndim > 1 else found
 
 
 @jax.jit
@@ -239,8 +245,8 @@ def solve_by_iterations(
         sizes = np.linalg.norm(right, axis=0)
         a, iterations, residuals = _descended(team, operator, b, sizes, tolerance, most, store, report)
         # One more product proves the residual, and gives the outputs on the training inputs.
-        solution = team.fetched(a)[: len(x)]
-        estimates = _dimensions(team, operator, signs, solution[:, outputs:], ridge)
+        solution = operator.fetched(a)
+        estimates = _dimensions(operator, signs, solution[:, outputs:], ridge)
     seconds["iterations"] = time.monotonic() - start
     largest = float(residuals[:outputs].max())
     if largest > tolerance:
@@ -269,12 +275,12 @@ def solve_by_iterations(
     )
 
 
-def _dimensions(team: Team, operator: _Operator, signs: np.ndarray, solved: np.ndarray, ridge: float) -> np.ndarray:
+def _dimensions(operator: _Operator, signs: np.ndarray, solved: np.ndarray, ridge: float) -> np.ndarray:
     """Returns estimates of tr(K (K + ridge I)^-1), one for every random vector.
 
     Each is that of the preconditioner's kernel, which is known, plus an estimate of the difference.
     """
-    known = team.fetched(operator.inverse(operator.dealt(signs)))[: len(signs)]
+    known = operator.fetched(operator.inverse(operator.dealt(signs)))
     return operator.dimension - ridge * np.sum(signs * (solved - known), axis=0)
 
 
@@ -321,7 +327,7 @@ def _descended(
         state, done = _turned(state, z, operator.sums(state.r, z)), done + 1
         report("iterations", done, most)
         if store.several_due(team):
-            arrays = {name: team.fetched(getattr(state, name)) for name in state._fields}
+            arrays = {name: operator.fetched(getattr(state, name)) for name in state._fields}
             store.save("iteration", {**arrays, "done": done, "restarts": restarts})
 
 
