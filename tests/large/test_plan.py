@@ -67,6 +67,7 @@ def test_several_devices_leave_out_the_dense_method():
     assert _plan(5000).to_frame()["obstacle"][0] == ""
 
 
+@pytest.mark.slow
 def test_rates_are_measured():
     found = nd.plan(_NET, 10_000, 64)
     assert found.seconds > 0

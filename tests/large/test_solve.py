@@ -34,7 +34,14 @@ _OTHER = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.1))
 
 
 @pytest.mark.parametrize("method", ["dense", "iterative"])
-@pytest.mark.parametrize(("net", "kind"), [(_NET, "ntk"), (_NET, "nngp"), (_OTHER, "ntk")])
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [
+        (_NET, "ntk"),
+        pytest.param(_NET, "nngp", marks=pytest.mark.slow),
+        pytest.param(_OTHER, "ntk", marks=pytest.mark.slow),
+    ],
+)
 def test_exact_methods_equal_the_formula(method, net, kind):
     found = nd.solve(net, _X, _Y, _RIDGE, kind=kind, method=method, tolerance=1e-9)
     outputs, a, dimension = _exact(kind, net)
@@ -77,6 +84,7 @@ def test_landmarks_solve_the_regression_on_their_kernels(dtype, tolerance):
     assert "60 landmarks" in found.approximated
 
 
+@pytest.mark.slow
 def test_all_rows_as_landmarks_solve_the_whole_problem():
     # Held-out rows are no candidates, so that all the others are landmarks, and predictions are nearly the exact ones.
     found = nd.solve(_NET, _X, _Y, _RIDGE, method="landmarks", landmarks=300)
@@ -104,6 +112,7 @@ def test_held_out_errors_are_those_of_a_solution_without_these_rows():
     assert held.accuracy == pytest.approx(agree.mean())
 
 
+@pytest.mark.slow
 def test_convolutions_and_pooling():
     net = nd.Network("2", layer=nd.Conv(filter_shape=(3, 3)), image_readout="global-average")
     x, t = _RNG.normal(size=(24, 4, 4, 2)), _RNG.normal(size=(3, 4, 4, 2))
@@ -188,6 +197,7 @@ def test_iterations_that_end_too_early_are_said():
     assert found.residual == pytest.approx((np.linalg.norm(left, axis=0) / np.linalg.norm(_Y, axis=0)).max(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_columns_that_converge_early_and_columns_of_zeros():
     y = np.stack([np.zeros(300), _Y[:, 0]], axis=1)
     found = nd.solve(_NET, _X, y, _RIDGE, method="iterative", landmarks=20)
