@@ -40,7 +40,7 @@ BATCH = 4096
 
 def offsets(most: int = 2) -> list[tuple[int, int]]:
     """Returns shifts of up to `most` pixels each way, the shortest first."""
-    every = itertools.product(range(-most, most + 1), repeat=2)
+    every = itertools.product(range(-most, most + 1), range(-most, most + 1))
     return sorted(every, key=lambda shift: (shift[0] ** 2 + shift[1] ** 2, shift))
 
 

@@ -139,7 +139,7 @@ def solve(
     rows = rows_of(network, x, y, dtype)
     made = _planned(rows, kind, method, landmarks, memory_budget, team)
     sampled = _sampled(rows, made, seed, report)
-    if rows.count is None or made.rows != sampled.count:
+    if rows.count is None or made.rows != sampled.total:
         made = _planned(rows, kind, method, landmarks, memory_budget, team)
     kernel = BlockKernel(network, kind, rows.shape, rows.dtype, memory=made.budget // 4)
     settings = {
@@ -149,7 +149,7 @@ def solve(
         "ridge": ridge,
         "seed": seed,
         "dtype": str(rows.dtype),
-        "rows": sampled.count,
+        "rows": sampled.total,
         "landmarks": made.landmarks,
         "candidates": len(sampled.x),
         "data": sampled.digest,

@@ -306,8 +306,8 @@ def _descended(
         state = begun(jnp.zeros_like(b), b)
     else:
         done, restarts = int(saved["done"]), int(saved["restarts"])
-        columns = (operator.dealt(saved[name]) for name in ("a", "r", "p"))
-        state = _State(*columns, team.everywhere(saved["rz"]))
+        a, r, p = (operator.dealt(saved[name]) for name in ("a", "r", "p"))
+        state = _State(a, r, p, team.everywhere(saved["rz"]))
     # The recursion's residual drifts from the true one, so it aims lower.
     aim = tolerance / 4
     while True:

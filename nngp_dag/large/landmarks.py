@@ -99,24 +99,24 @@ def solve_by_landmarks(
         squares = squares + np.sum(sampled.y_held_out**2)
     fitted = _fitted(lower, gram, cross, squares, ridge)
     seconds["solution"] = time.monotonic() - start
-    count, share = len(marks.rows), "" if len(sampled.x) == sampled.count else f" among {len(sampled.x):,} rows"
+    count, share = len(marks.rows), "" if len(sampled.x) == sampled.total else f" among {len(sampled.x):,} rows"
     return Solution(
         method="landmarks",
         kind=kernel.kind,
         ridge=ridge,
         network=kernel.network,
-        rows=sampled.count,
+        rows=sampled.total,
         basis=marks.x,
         coefficients=fitted.coefficients,
         residual=fitted.residual,
         effective_dimension=fitted.dimension,
         effective_dimension_std=0.0,
-        training_rmse=float(np.sqrt(max(0, fitted.squared_error) / (sampled.count * rows.columns))),
+        training_rmse=float(np.sqrt(max(0, fitted.squared_error) / (sampled.total * rows.columns))),
         approximated=f"predictions are combinations of the kernels of {count:,} landmarks, chosen{share}, which leave "
         f"{marks.unexplained:.2g} of the trace of the kernel unexplained",
         unexplained=marks.unexplained,
         held_out=held_out,
-        entries=marks.entries + sampled.count * count,
+        entries=marks.entries + sampled.total * count,
         seconds=seconds,
     )
 
@@ -143,9 +143,9 @@ def _summed(
         weights, landmarks, vectors = (
             jax.tree.map(team.everywhere, of) for of in (kernel.weights, marks.x.astype(kernel.dtype), v)
         )
-        out, waiting = np.zeros(sampled.count, bool), 0
+        out, waiting = np.zeros(sampled.total, bool), 0
         out[sampled.held_out] = True
-        report("rows", done, sampled.count)
+        report("rows", done, sampled.total)
         for first, x, y in rows.blocks(whole, done):
             given, targets = rows.checked(first, x, y)
             kernel.check(given)
@@ -161,11 +161,11 @@ def _summed(
                 total, own, waiting = *steps.flush(total, own), 0
                 if store.due():
                     store.save("sums", {**_fetched(team, total)._asdict(), "done": done})
-            report("rows", done, sampled.count)
+            report("rows", done, sampled.total)
         if waiting:
             total, own = steps.flush(total, own)
         found = _fetched(team, total)
-    wanted = sampled.count - len(sampled.held_out)
+    wanted = sampled.total - len(sampled.held_out)
     if int(found.rows) != wanted:
         raise InputError(f"Expected {wanted:,} rows in the pass over the data, got {int(found.rows):,}")
     if saved is None or waiting:
@@ -199,10 +199,11 @@ def _fitted(lower: np.ndarray, gram: np.ndarray, cross: np.ndarray, squares: flo
     sizes = np.linalg.norm(right, axis=0)
     wrong = np.linalg.norm(system @ b - right, axis=0)
     residual = float(np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0)))
-    inverse, _ = scipy.linalg.lapack.dtrtri(factor, lower=1)
+    (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (factor,))
+    inverse, _ = trtri(factor, lower=1)
     dimension = len(w) - ridge * float(np.sum(np.tril(inverse) ** 2))
     squared_error = float(squares - 2 * np.sum(b * right) + np.sum(b * (w @ b)))
-    a = scipy.linalg.solve_triangular(lower, b, lower=True, trans="T", check_finite=False)
+    a = scipy.linalg.solve_triangular(lower.T, b, lower=False, check_finite=False)
     return _Fitted(a, residual, dimension, squared_error)
 
 

@@ -25,7 +25,7 @@ class Sampled(NamedTuple):
     """Rows that were drawn at random, without repetition.
 
     Attributes:
-      count: Number of all rows.
+      total: Number of all rows.
       held_out: Numbers of the rows that are held out, ascending, (H,).
       x_held_out: Their inputs, (H, features...).
       y_held_out: Their targets, (H, C).
@@ -34,7 +34,7 @@ class Sampled(NamedTuple):
       digest: SHA-256 of all of these, by which a resumed call recognizes its data.
     """
 
-    count: int
+    total: int
     held_out: np.ndarray
     x_held_out: np.ndarray
     y_held_out: np.ndarray

@@ -84,7 +84,7 @@ class Pass:
         """Compiles nothing yet."""
         self._team = team
         panels = [(i, min(_PANEL, m - i)) for i in range(0, m, _PANEL)]
-        exact = {"precision": lax.Precision.HIGHEST}
+        exact = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
         def add(
             sums: Sums, weights: Any, x: jax.Array, y: jax.Array, mask: jax.Array, landmarks: jax.Array, v: jax.Array
@@ -92,19 +92,19 @@ class Pass:
             sums = jax.tree.map(lambda s: s[0], sums)
             block = kernel.between(weights, x, landmarks) * mask[:, None].astype(dtype)
             targets = y * mask[:, None]
-            p = jnp.matmul(block, v, **exact)
-            rest = block - jnp.matmul(p, v.T, **exact) if r else block
+            p = exact(block, v)
+            rest = block - exact(p, v.T) if r else block
             wide = p.astype(jnp.float64)
             ee = sums.ee
             for start, size in panels:
                 left = rest[:, start : start + size]
-                part = jnp.matmul(left.T, rest[:, start:], **exact)
+                part = exact(left.T, rest[:, start:])
                 ee = ee.at[start : start + size, start:].add(part.astype(jnp.float64))
             found = Sums(
                 ee,
                 sums.pe + wide.T @ rest.astype(jnp.float64) if r else sums.pe,
                 sums.pp + wide.T @ wide,
-                sums.ey + jnp.matmul(rest.T, targets.astype(dtype), **exact),
+                sums.ey + exact(rest.T, targets.astype(dtype)),
                 sums.py + wide.T @ targets,
                 sums.yy + jnp.sum(targets**2, axis=0),
                 sums.rows + jnp.sum(mask),

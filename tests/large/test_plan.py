@@ -1,5 +1,7 @@
 """Plans: the chosen method and its reason, memory, and kernel entries."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from nngp_dag.large._plan import in_time
 _NET = nd.Network("2_21_112")
 
 
-def _plan(rows, features=784, **options):
+def _plan(rows, features=784, **options: Any):
     return nd.plan(_NET, rows, features, calibrate=False, **options)
 
 
@@ -51,7 +53,7 @@ def test_the_dense_memory_is_that_of_the_kernel_and_its_factor():
 
 
 def test_covariances_of_pixels_count():
-    options = {"layer": nd.Conv(filter_shape=(3, 3)), "calibrate": False, "memory_budget": "4 GiB"}
+    options: dict[str, Any] = {"layer": nd.Conv(filter_shape=(3, 3)), "calibrate": False, "memory_budget": "4 GiB"}
     flat, average = (
         nd.plan("2", 10_000, (32, 32, 3), image_readout=readout, method="landmarks", landmarks=512, **options)
         for readout in ("flatten", "global-average")
@@ -64,21 +66,23 @@ def test_covariances_of_pixels_count():
 
 
 def test_several_devices_leave_out_the_dense_method():
-    assert _plan(5000).to_frame()["obstacle"][0] == ""
+    assert _plan(5000).to_frame()["obstacle"].tolist()[0] == ""
 
 
 @pytest.mark.slow
 def test_rates_are_measured():
     found = nd.plan(_NET, 10_000, 64)
+    assert found.seconds is not None
+    assert found.rates is not None
     assert found.seconds > 0
     frame = found.to_frame()
     assert frame["method"].tolist() == ["dense", "iterative", "landmarks"]
-    assert (frame["seconds"] > 0).all()
+    assert min(frame["seconds"].tolist()) > 0
     # The expected time is that of the counts and the rates.
     cost = found.costs["landmarks"]
     rates = found.rates
     expected = cost.entries / rates.entries + cost.products / rates.products + cost.algebra / rates.algebra
-    assert frame["seconds"][2] == pytest.approx(expected)
+    assert frame["seconds"].tolist()[2] == pytest.approx(expected)
     assert "time=" in repr(found)
 
 
@@ -87,8 +91,9 @@ def test_rates_are_measured():
     [({"features": 0}, "`features`"), ({"rows": 0}, "`rows`"), ({"dtype": "float16"}, "`dtype`")],
 )
 def test_refusals(options, message):
+    given: dict[str, Any] = {"rows": 10, "features": 3, "calibrate": False, **options}
     with pytest.raises(InputError, match=message):
-        nd.plan(_NET, **{"rows": 10, "features": 3, "calibrate": False, **options})
+        nd.plan(_NET, **given)
 
 
 def test_times_are_written_for_people():

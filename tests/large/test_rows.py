@@ -56,7 +56,7 @@ def test_samples_of_arrays_and_batches_are_equal(tmp_path):
             rows_of(_NETWORK, *_files(tmp_path)),
         )
     )
-    assert (first.count, len(first.candidates), len(first.held_out)) == (103, 30, 10)
+    assert (first.total, len(first.candidates), len(first.held_out)) == (103, 30, 10)
     assert not set(first.candidates) & set(first.held_out)
     np.testing.assert_array_equal(first.x, _X[first.candidates])
     np.testing.assert_array_equal(first.y_held_out, _Y[first.held_out])
@@ -114,6 +114,6 @@ def test_a_bad_row_is_named():
 
 def test_batches_must_be_the_same_in_every_pass():
     rows = rows_of(_NETWORK, Batches(lost=2), None)
-    assert rows.sampled(10, 0.1, 10, 0).count == 103
+    assert rows.sampled(10, 0.1, 10, 0).total == 103
     with pytest.raises(InputError, match="103 rows in every pass, got 101"):
         list(rows.blocks(20))

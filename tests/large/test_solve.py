@@ -1,6 +1,7 @@
 """Three methods against posteriors and formulas of NumPy; resuming; what is refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def _held_out():
 def test_landmarks_solve_the_regression_on_their_kernels(dtype, tolerance):
     found = nd.solve(_NET, _X.astype(dtype), _Y, _RIDGE, method="landmarks", landmarks=60)
     k, _ = _kernels()
-    at = [int(np.argmin(np.abs(_X.astype(dtype) - mark).sum(axis=1))) for mark in found.basis]
+    at = np.array([np.argmin(np.abs(_X.astype(dtype) - mark).sum(axis=1)) for mark in found.basis])
     c, inside = k[:, at], k[np.ix_(at, at)]
     a = np.linalg.solve(c.T @ c + _RIDGE * inside, c.T @ _Y)
     np.testing.assert_allclose(found.predict(_T), _kernels()[1][:, at] @ a, atol=tolerance * np.abs(_Y).max())
@@ -96,11 +97,12 @@ def test_all_rows_as_landmarks_solve_the_whole_problem():
 def test_held_out_errors_are_those_of_a_solution_without_these_rows():
     found = nd.solve(_NET, _X, _Y, _RIDGE, method="landmarks", landmarks=60)
     held = found.held_out
+    assert held is not None
     assert held.rows == 30
     out = _held_out()
     rest = np.setdiff1d(np.arange(300), out)
     k, _ = _kernels()
-    at = [int(np.argmin(np.abs(_X - mark).sum(axis=1))) for mark in found.basis]
+    at = np.array([np.argmin(np.abs(_X - mark).sum(axis=1)) for mark in found.basis])
     assert not set(at) & set(out)
     c = k[np.ix_(rest, at)]
     a = np.linalg.solve(c.T @ c + _RIDGE * k[np.ix_(at, at)], c.T @ _Y[rest])
@@ -118,7 +120,7 @@ def test_convolutions_and_pooling():
     x, t = _RNG.normal(size=(24, 4, 4, 2)), _RNG.normal(size=(3, 4, 4, 2))
     y = x.mean(axis=(1, 2, 3))
     outputs = [nd.solve(net, x, y, 1e-2, method=method, landmarks=24).predict(t) for method in ("dense", "iterative")]
-    np.testing.assert_allclose(*outputs, atol=1e-5)
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
     np.testing.assert_allclose(outputs[0], _exact("ntk", net, x, t, y[:, None], 1e-2)[0], atol=1e-9)
     fewer = nd.solve(net, x, y, 1e-2, method="landmarks", landmarks=20)
     assert fewer.predict(t).shape == (3, 1)
@@ -128,7 +130,7 @@ def test_batches_and_files_give_the_bits_of_arrays(tmp_path):
     np.save(tmp_path / "x.npy", _X)
     np.save(tmp_path / "y.npy", _Y)
     batches = [(_X[i : i + 64], _Y[i : i + 64]) for i in range(0, 300, 64)]
-    options = {"method": "landmarks", "landmarks": 40}
+    options: dict[str, Any] = {"method": "landmarks", "landmarks": 40}
     expected = nd.solve(_NET, _X, _Y, _RIDGE, **options).coefficients
     for x, y in ((batches, None), (tmp_path / "x.npy", str(tmp_path / "y.npy"))):
         np.testing.assert_array_equal(nd.solve(_NET, x, y, _RIDGE, **options).coefficients, expected)
@@ -154,7 +156,7 @@ def test_a_stopped_call_goes_on_to_the_same_bits(method, task, number, tmp_path,
     monkeypatch.setattr("nngp_dag.large.checkpoint.EVERY", 0.0)
     monkeypatch.setattr("nngp_dag.large.landmarks.FLUSH", 1)
     monkeypatch.setattr("nngp_dag.large._plan._BLOCK", 64)
-    call = {"method": method, "landmarks": 40, "tolerance": 1e-10}
+    call: dict[str, Any] = {"method": method, "landmarks": 40, "tolerance": 1e-10}
     expected = nd.solve(_NET, _X, _Y, _RIDGE, **call)
     with pytest.raises(Stop):
         nd.solve(_NET, _X, _Y, _RIDGE, **call, out=tmp_path / "out", on_progress=_stopping_at(task, number))
@@ -218,8 +220,9 @@ def test_columns_that_converge_early_and_columns_of_zeros():
     ],
 )
 def test_refused_options(options, message):
+    given: dict[str, Any] = {"ridge": _RIDGE, **options}
     with pytest.raises(InputError, match=message):
-        nd.solve(_NET, _X, _Y, **{"ridge": _RIDGE, **options})
+        nd.solve(_NET, _X, _Y, **given)
 
 
 def test_other_refusals():
@@ -241,4 +244,4 @@ def test_the_result_is_shown():
     assert repr(found).startswith("Solution(landmarks, rows=300, outputs=2, kind='ntk', ridge=0.5")
     assert "held_out_accuracy" in repr(found)
     frame = found.to_frame()
-    assert (frame.shape[0], frame["basis"][0], frame["held_out_rows"][0]) == (1, 40, 30)
+    assert (len(frame), *frame[["basis", "held_out_rows"]].iloc[0]) == (1, 40, 30)

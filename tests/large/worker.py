@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 import nngp_dag as nd
-import nngp_dag.large.checkpoint
-import nngp_dag.large.landmarks
+from nngp_dag.large import _plan, checkpoint, landmarks
 
 
 def data():
@@ -32,9 +31,9 @@ def main(methods, out, result, coordinator="", processes="1", number="0"):
 
 def run(method, out, result, several=False):
     # Checkpoints come as often as they can, so that a killed process leaves one.
-    nngp_dag.large.checkpoint.EVERY, nngp_dag.large.landmarks.FLUSH = 0.0, 2
+    checkpoint.EVERY, landmarks.FLUSH = 0.0, 2
     mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
-    nngp_dag.large._plan._BLOCK = 64 // len(jax.devices())
+    _plan._BLOCK = 64 // len(jax.devices())
     x, y, t = data()
     seen = Path(f"{result}.seen")
 
