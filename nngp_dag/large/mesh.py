@@ -1,11 +1,10 @@
 """The devices that share the rows: a mesh with one axis, on one process or on several."""
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -68,7 +67,11 @@ class Team:
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Returns zeros, whose first axis is dealt to the devices."""
-        return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=NamedSharding(self.mesh, P(ROWS)))()
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return np.zeros([len(range(*at.indices(size))) for at, size in zip(index, shape, strict=True)], dtype)
+
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, P(ROWS)), part)
 
     def everywhere(self, array: Any) -> jax.Array:
         """Returns an array of which every device has a copy."""
@@ -80,7 +83,7 @@ class Team:
         if array.is_fully_addressable:
             return np.asarray(array)
         if not array.is_fully_replicated:
-            array = jax.jit(lambda v: v, out_shardings=self.whole)(array)
+            array = _copied(self.whole)(array)
         return np.asarray(array.addressable_data(0))
 
     def wait(self, name: str) -> None:
@@ -89,6 +92,11 @@ class Team:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _copied(to: NamedSharding) -> Any:
+    return jax.jit(lambda v: v, out_shardings=to)
 
 
 def padded(array: np.ndarray, rows: int) -> np.ndarray:
