@@ -109,7 +109,7 @@ def row_of(solution: nd.Solution, test: nd.data.Dataset, seconds: float) -> dict
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     """Returns the table that is printed."""
     table = Table(title="Kernel regression on shifted digits, NTK of DAG#3")
-    columns = ("rows", "landmarks", "test accuracy", "held-out RMSE", "unexplained", "eff. dimension", "time", "peak")
+    columns = ("rows", "landmarks", "test accuracy", "held-out RMSE", "unexplained", "time", "peak")
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
@@ -119,9 +119,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['test_accuracy']:.2%}",
             f"{row['held_out_rmse']:.4f}",
             f"{row['unexplained']:.2%}",
-            f"{row['effective_dimension']:,.0f}",
             f"{row['seconds']:.0f} s",
-            f"{row['peak_gib']:.2f} GiB",
+            f"{row['peak_gib']:.1f} GiB",
         )
     return table
 

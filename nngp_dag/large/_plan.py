@@ -52,7 +52,7 @@ class Cost:
     Attributes:
       method: Its name.
       memory: Bytes that one process needs.
-      parts: What takes them, by name.
+      parts: Bytes of every part, by name.
       entries: Number of kernel entries.
       products: Operations of matrix products on the kernel, in float32 or the precision of the inputs.
       algebra: Operations of factorizations in float64.
@@ -109,7 +109,7 @@ class Plan(Described):
       >>> import nngp_dag as nd
       >>> found = nd.plan("2_21_112", 1_000_000, 784, landmarks=4096, calibrate=False)
       >>> found.method, f"{found.cost.entries:.3g}"
-      ('landmarks', '4.38e+09')
+      ('landmarks', '4.36e+09')
     """
 
     method: str
@@ -170,7 +170,7 @@ def in_time(seconds: float) -> str:
     """Writes a time.
 
     Examples:
-      >>> in_time(0.5), in_time(90), in_time(7200), in_time(1e6)
+      >>> in_time(0.5), in_time(90.0), in_time(7200.0), in_time(1e6)
       ('0.5 s', '90 s', '2 h', '11.6 days')
     """
     if seconds < 120:

@@ -22,7 +22,7 @@ from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.checkpoint import Store
 from nngp_dag.large.mesh import Team, padded
-from nngp_dag.large.result import HeldOut, Solution, held_out_errors
+from nngp_dag.large.result import Solution, held_out_errors
 from nngp_dag.large.rows import Rows, Sampled
 from nngp_dag.large.selection import Landmarks, choose_landmarks, lower_factor
 from nngp_dag.large.sums import FLUSH, Sums, compiled, directions, products, zeros
@@ -33,7 +33,7 @@ Report = Callable[[str, int, int], None]
 class _Fitted(NamedTuple):
     """The solution of the system of the landmarks."""
 
-    coefficients: np.ndarray
+    solution: np.ndarray
     residual: float
     dimension: float
     squared_error: float
@@ -91,13 +91,22 @@ def solve_by_landmarks(
     if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
         raise InputError("Expected sums of kernels that float64 can hold, got infinity; rescale the inputs")
     lower = lower_factor(inside)
-    held_out, squares = None, total.yy.sum()
+
+    def whitened(matrix: np.ndarray) -> np.ndarray:
+        return scipy.linalg.solve_triangular(lower, matrix, lower=True, check_finite=False)
+
+    w, right = whitened(whitened(gram).T), whitened(cross)
+    held_out, squares = None, float(total.yy.sum())
     if len(sampled.held_out):
-        held_out, outside = _held_out(kernel, lower, gram, cross, squares, ridge, marks, sampled)
-        # The result itself may see all rows.
-        gram, cross = gram + outside.T @ outside, cross + outside.T @ sampled.y_held_out
-        squares = squares + np.sum(sampled.y_held_out**2)
-    fitted = _fitted(lower, gram, cross, squares, ridge)
+        found: Any = exact_kernel(kernel.network, sampled.x_held_out, marks.x, get=kernel.kind, dtype=str(kernel.dtype))
+        outside = whitened(np.asarray(getattr(found, kernel.kind), np.float64).T)
+        # The result itself sees all rows; only its error is that of a solution without these.
+        outputs = outside.T @ _fitted(w, right, squares, ridge).solution
+        held_out = held_out_errors(outputs, sampled.y_held_out)
+        w, right = w + outside @ outside.T, right + outside @ sampled.y_held_out
+        squares += float(np.sum(sampled.y_held_out**2))
+    fitted = _fitted(w, right, squares, ridge)
+    coefficients = scipy.linalg.solve_triangular(lower.T, fitted.solution, lower=False, check_finite=False)
     seconds["solution"] = time.monotonic() - start
     count, share = len(marks.rows), "" if len(sampled.x) == sampled.total else f" among {len(sampled.x):,} rows"
     return Solution(
@@ -107,7 +116,7 @@ def solve_by_landmarks(
         network=kernel.network,
         rows=sampled.total,
         basis=marks.x,
-        coefficients=fitted.coefficients,
+        coefficients=coefficients,
         residual=fitted.residual,
         effective_dimension=fitted.dimension,
         effective_dimension_std=0.0,
@@ -177,16 +186,13 @@ def _fetched(team: Team, total: Sums) -> Sums:
     return jax.tree.map(team.fetched, total)
 
 
-def _fitted(lower: np.ndarray, gram: np.ndarray, cross: np.ndarray, squares: float, ridge: float) -> _Fitted:
-    """Solves the system of the landmarks, and says how well."""
+def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _Fitted:
+    """Solves (W + ridge I) b = c, and says how well.
 
-    def whitened(matrix: np.ndarray) -> np.ndarray:
-        return scipy.linalg.solve_triangular(lower, matrix, lower=True, check_finite=False)
-
-    w = whitened(whitened(gram).T)
-    w = (w + w.T) / 2
-    right = whitened(cross)
-    system = w.copy()
+    Raises:
+      InputError: The system is not positive definite, since W has rounding errors.
+    """
+    system = (w + w.T) / 2
     system[np.diag_indices_from(system)] += ridge
     try:
         factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
@@ -196,29 +202,12 @@ def _fitted(lower: np.ndarray, gram: np.ndarray, cross: np.ndarray, squares: flo
             "or pass inputs of float64"
         ) from None
     b = scipy.linalg.cho_solve((factor, True), right, check_finite=False)
-    sizes = np.linalg.norm(right, axis=0)
-    wrong = np.linalg.norm(system @ b - right, axis=0)
+    applied = system @ b
+    sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(applied - right, axis=0)
     residual = float(np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0)))
     (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (factor,))
     inverse, _ = trtri(factor, lower=1)
     dimension = len(w) - ridge * float(np.sum(np.tril(inverse) ** 2))
-    squared_error = float(squares - 2 * np.sum(b * right) + np.sum(b * (w @ b)))
-    a = scipy.linalg.solve_triangular(lower.T, b, lower=False, check_finite=False)
-    return _Fitted(a, residual, dimension, squared_error)
-
-
-def _held_out(
-    kernel: BlockKernel,
-    lower: np.ndarray,
-    gram: np.ndarray,
-    cross: np.ndarray,
-    squares: float,
-    ridge: float,
-    marks: Landmarks,
-    sampled: Sampled,
-) -> tuple[HeldOut, np.ndarray]:
-    """Returns the errors of the solution without the held-out rows on these, and their kernel with the landmarks."""
-    found: Any = exact_kernel(kernel.network, sampled.x_held_out, marks.x, get=kernel.kind, dtype=str(kernel.dtype))
-    outside = np.asarray(getattr(found, kernel.kind), np.float64)
-    fitted = _fitted(lower, gram, cross, squares, ridge)
-    return held_out_errors(outside @ fitted.coefficients, sampled.y_held_out), outside
+    # |y - C a|^2 = |y|^2 - 2 b^T c + b^T W b.
+    squared_error = squares - 2 * np.sum(b * right) + np.sum(b * applied) - ridge * np.sum(b**2)
+    return _Fitted(b, residual, dimension, float(squared_error))

@@ -68,7 +68,7 @@ class Team:
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Returns zeros, whose first axis is dealt to the devices."""
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return np.zeros([len(range(*at.indices(size))) for at, size in zip(index, shape, strict=True)], dtype)
 
         return jax.make_array_from_callback(shape, NamedSharding(self.mesh, P(ROWS)), part)
