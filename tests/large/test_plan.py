@@ -7,7 +7,8 @@ import pytest
 
 import nngp_dag as nd
 from nngp_dag.errors import InputError
-from nngp_dag.large._plan import in_time
+from nngp_dag.large._plan import in_time, planned
+from nngp_dag.large.mesh import Team
 
 _NET = nd.Network("2_21_112")
 
@@ -66,7 +67,13 @@ def test_covariances_of_pixels_count():
 
 
 def test_several_devices_leave_out_the_dense_method():
-    assert _plan(5000).to_frame()["obstacle"].tolist()[0] == ""
+    team = Team()
+    team.size = 4
+    given = (None, "4 GiB", team, np.dtype(np.float32))
+    found = planned(_NET, 5000, (784,), 1, "ntk", "auto", *given)
+    assert (found.method, found.reason) == ("iterative", "exact, and the dense method runs on one device")
+    with pytest.raises(InputError, match="'dense', which runs on one device; pass arrays, one device"):
+        planned(_NET, 5000, (784,), 1, "ntk", "dense", *given)
 
 
 @pytest.mark.slow
