@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     # Kernels
     from nngp_dag.kernels import Kernel, explain, gram, kernel
 
+    # Regression on many rows
+    from nngp_dag.large import Plan, Solution, plan, solve
+
     # Theory, sweeps, searches, comparisons, and training of finite networks
     from nngp_dag.report import GraphSearch, compare, search_graph, sweep
     from nngp_dag.theory import (
@@ -75,9 +78,11 @@ __all__ = [
     "Network",
     "Op",
     "PathBound",
+    "Plan",
     "Posterior",
     "Recipe",
     "Scale",
+    "Solution",
     "Spectrum",
     "SumPool",
     "WidthEffects",
@@ -103,11 +108,13 @@ __all__ = [
     "modes",
     "ntk_path_bound",
     "path_bound",
+    "plan",
     "posterior",
     "principal_minor_bound",
     "rate_bound",
     "rate_bound_holds_for",
     "search_graph",
+    "solve",
     "spectra",
     "spectrum",
     "sweep",
@@ -129,6 +136,7 @@ _MODULES = frozenset(
         "estimators",
         "graph",
         "kernels",
+        "large",
         "nas",
         "nets",
         "report",
@@ -143,6 +151,7 @@ _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "SumPool", "zoo"), "graph"),
     "Network": "architecture",
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
+    **dict.fromkeys(("Plan", "Solution", "plan", "solve"), "large"),
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
     **dict.fromkeys(("empirical", "trace"), "tracing"),

@@ -190,6 +190,8 @@ SMALL = {
     "list": (),
     "kernel": ("--subset", "16"),
     "gram": ("--subset", "40"),
+    "plan": ("--no-calibrate",),
+    "solve": ("--subset", "200", "--landmarks", "30"),
     "compare": ("--subset", "8", "--width", "16", "--seeds", "2", "--steps", "3"),
     "sweep": ("--subset", "8"),
     "search": ("--subset", "8", "--num-nodes", "3", "--starts", "2", "--steps", "3"),

@@ -81,6 +81,22 @@ def test_width_effects(tmp_path, capsys, monkeypatch):
     assert out.with_suffix(".csv").read_bytes() == first
 
 
+@pytest.mark.slow
+def test_large_mnist(tmp_path, capsys):
+    out = tmp_path / "new" / "large"
+    options = ["--dataset", "digits", "--rows", "500", "4000", "--landmarks", "100", "--work", str(tmp_path / "work")]
+    module = run("large_mnist", [*options, "--out", str(out)])
+    assert [module.offsets()[i] for i in (0, 1, 24)] == [(0, 0), (-1, 0), (2, 2)]
+    document, rows = files_of(out)
+    assert [(row["rows"], row["landmarks"]) for row in rows] == [("500", "100"), ("4000", "100")]
+    assert document["images"] == 1500
+    assert all(float(row["test_accuracy"]) > 0.8 for row in rows)
+    assert "Kernel regression on shifted digits" in capsys.readouterr().out
+    image = np.arange(12.0, dtype=np.float32).reshape(1, 3, 4, 1)
+    moved = module.shifted(image, (1, -2))[0, :, :, 0]
+    np.testing.assert_array_equal(moved, [[0, 0, 0, 0], [2, 3, 0, 0], [6, 7, 0, 0]])
+
+
 @pytest.mark.nightly
 def test_figure3(tmp_path, capsys):
     out = tmp_path / "figure3"

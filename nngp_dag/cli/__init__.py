@@ -20,6 +20,7 @@ from nngp_dag.cli._sweep import sweep
 from nngp_dag.cli._train import train
 from nngp_dag.cli.catalog import list_command
 from nngp_dag.cli.kernels import gram_command, kernel_command, show_command
+from nngp_dag.cli.large import plan_command, solve_command
 from nngp_dag.cli.nas import plot, score, search
 from nngp_dag.cli.nas_tenas import tenas
 from nngp_dag.cli.nas_train import train_cell_command
@@ -73,6 +74,20 @@ _add(
     gram_command,
     "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist",
     "--dag 2_21_112 --dataset mnist --subset 20000 --memory-budget '6 GiB' --out mnist --resume",
+)
+_add(
+    app,
+    "plan",
+    plan_command,
+    "--dag 2_21_112 --shape 1000000x784 --landmarks 4096 --memory-budget '6 GiB'",
+    "--dag 2_12 --conv 3 --shape 50000x32x32x3",
+)
+_add(
+    app,
+    "solve",
+    solve_command,
+    "--dag 2_21_112 --dataset mnist --ridge 0.01 --method landmarks --landmarks 2048 --out mnist-solution",
+    "--dag 2_12 --data my.npz --ridge 0.1 --memory-budget '6 GiB' --json",
 )
 _add(
     app,

@@ -25,7 +25,7 @@ from nngp_dag.kernels.source import KernelSource
 
 # Measured: the interpreter with JAX takes 160 MB, the compiler up to 240 MB for both programs, and temporaries of
 # `kernel` tens of MB. The rest is a margin.
-_RESERVE = 512 * 2**20
+RESERVE = 512 * 2**20
 # Tiles of more than 2048 rows are no faster, and more work is lost when the process is killed.
 _TILES = (2048, 1024, 512, 256, 128, 64)
 # Covariances of all pairs of pixels take so much memory that only tiles of few rows may fit.
@@ -169,7 +169,7 @@ def gram(
     arrays2 = None if x2 is None else _arrays("x2", x2, network)
     precision = compute_dtype(*arrays1, *(arrays2 or ()), dtype=dtype)
     if isinstance(network, Network):
-        per_column = _numbers_per_column(network, arrays1[0].shape[1:-1])
+        per_column = numbers_per_column(network, arrays1[0].shape[1:-1])
     else:
         per_column = network.covariances
     plan = _plan(arrays1, arrays2, precision, tile, budget, in_memory=path is None, per_column=per_column)
@@ -302,7 +302,7 @@ def _plan(
 
     def needed(size: int) -> int:
         rows = max(parts(size))
-        return _RESERVE + matrices + dtype.itemsize * (6 * rows**2 + (8 * features + per_column) * rows)
+        return RESERVE + matrices + dtype.itemsize * (6 * rows**2 + (8 * features + per_column) * rows)
 
     sizes = (*_TILES, *(_SMALL_TILES if per_column else ())) if tile is None else (tile,)
     fitting = [size for size in sizes if needed(size) <= budget]
@@ -316,7 +316,7 @@ def _plan(
     return _Plan(shape, parts(fitting[0]), arrays2 is None, dtype)
 
 
-def _numbers_per_column(network: Network, pixels: Sequence[int]) -> int:
+def numbers_per_column(network: Network, pixels: Sequence[int]) -> int:
     """Returns the number of pixel covariances that exist at once, for each column and one row of a tile."""
     dag = network.dag
     if not network.image_operations:

@@ -125,7 +125,7 @@ def kernel(
     inputs1, inputs2, problem = _checked(network, x1, x2, "ntk" in wanted, dtype, numbers=numbers)
     precision = problem.dtype
     with precision_of(precision):
-        plan, weights = _planned(network, problem, numbers)
+        plan, weights = planned(network, problem, numbers)
     rows, columns = len(inputs1[0]), len((inputs2 or inputs1)[0])
     pixels = " and the covariances of all pairs of pixels" if plan.layout.full else ""
     needed = f"{len(wanted)} x {rows * columns * precision.itemsize / 2**30:.3g} GiB of kernels{pixels}"
@@ -254,7 +254,7 @@ def _checked(
     return inputs1, inputs2, problem
 
 
-def _planned(network: Network, problem: Problem, numbers: Mapping[str, Any] | None) -> tuple[Plan, Weights]:
+def planned(network: Network, problem: Problem, numbers: Mapping[str, Any] | None) -> tuple[Plan, Weights]:
     """Returns the plan for a kernel, and the numbers of its program; `numbers` are those that JAX traces."""
     if numbers is not None:
         return parametric(network, problem, numbers)

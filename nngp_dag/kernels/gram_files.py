@@ -69,7 +69,7 @@ def describe(
       dtype: Dtype of the results.
     """
     return {
-        **(network.description() if isinstance(network, KernelSource) else _describe_network(network)),
+        **(network.description() if isinstance(network, KernelSource) else describe_network(network)),
         "x1": [_describe_array(array) for array in arrays1],
         "x2": None if arrays2 is None else [_describe_array(array) for array in arrays2],
         "shape": list(shape),
@@ -81,7 +81,8 @@ def describe(
     }
 
 
-def _describe_network(network: Network) -> dict[str, Any]:
+def describe_network(network: Network) -> dict[str, Any]:
+    """Returns everything that the kernels of a network depend on beside the inputs, in a form that JSON can hold."""
     return {
         "dag": str(network.dag),
         "graph": {field.name: repr(getattr(network.dag, field.name)) for field in dataclasses.fields(network.dag)},

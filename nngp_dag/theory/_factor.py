@@ -54,7 +54,13 @@ def factorized(
 
 
 def checked_cholesky(
-    what: str, name: str, values: np.ndarray, noise: Any, algebra: Algebra, duplicates: str = "duplicate inputs"
+    what: str,
+    name: str,
+    values: np.ndarray,
+    noise: Any,
+    algebra: Algebra,
+    duplicates: str = "duplicate inputs",
+    argument: str = "noise",
 ) -> np.ndarray:
     """Returns the lower Cholesky factor of a known kernel with noise, in float64, after a check of its condition.
 
@@ -65,6 +71,7 @@ def checked_cholesky(
       noise: Noise on the diagonal, a number or (N,).
       algebra: The algebra for known values.
       duplicates: Name of inputs that occur twice, for the remedy.
+      argument: Name of the argument for the noise, for messages.
 
     Returns:
       The factor, (N, N); entries above the diagonal are arbitrary. A `NumericalWarning` is issued where the condition
@@ -82,20 +89,20 @@ def checked_cholesky(
     # 2-norm, hence the factor 4.
     enough = 4 * n * eps * norm
     wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
-    remedy = f"pass a `noise` of about {enough:.1g} or more{wider}, or drop {duplicates}"
+    remedy = f"pass a `{argument}` of about {enough:.1g} or more{wider}, or drop {duplicates}"
     stated = f"{noise:.3g}" if np.ndim(noise) == 0 else f"{np.min(noise):.3g} to {np.max(noise):.3g}"
     try:
         factor = algebra.cholesky(with_noise)
     except np.linalg.LinAlgError:
         raise InputError(
-            f"Expected {name} with `noise` {stated} on its diagonal to be positive definite, got a singular "
+            f"Expected {name} with `{argument}` {stated} on its diagonal to be positive definite, got a singular "
             f"{n} x {n} matrix; {remedy}"
         ) from None
     (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
     reciprocal, _ = pocon(factor, norm, uplo="L")
     if reciprocal < n * eps:
         warn(
-            f"{what} is not resolved: {name} with noise {stated} has reciprocal condition number "
+            f"{what} is not resolved: {name} with {argument} {stated} has reciprocal condition number "
             f"{reciprocal:.1e}, below {n} eps of {values.dtype}; {remedy}",
             NumericalWarning,
         )

@@ -1,0 +1,117 @@
+"""Unfinished and finished work in a result directory: named arrays, each file complete or absent.
+
+A file .npz holds a checksum of every array, which is checked when it is read. One process writes; the others read.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nngp_dag.errors import CheckpointError
+from nngp_dag.large.mesh import Team
+from nngp_dag.storage import ResultDirectory, output_file, reason_of, sync
+
+# Seconds between two checkpoints: they cost a second or two where there are thousands of landmarks.
+EVERY = 20.0
+
+_FILES = ("landmarks.npz", "sums.npz", "iteration.npz", "solution.npz")
+
+
+class Store:
+    """The files of one call, or nothing where the call has no output directory."""
+
+    def __init__(self, folder: Path | None, team: Team) -> None:
+        """Reads and writes no file."""
+        self._folder, self._team, self._saved = folder, team, time.monotonic()
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of a file, or None where there is none.
+
+        Raises:
+          CheckpointError: The file is damaged.
+        """
+        if self._folder is None:
+            return None
+        path = self._folder / f"{name}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {key: found[key] for key in found.files}
+        # Broad, because NumPy and zipfile raise many types of errors for damaged files.
+        except Exception as error:
+            raise CheckpointError(
+                f"Expected {path} to hold what was written there, got {reason_of(error)}; delete it, or start anew "
+                "with `overwrite=True`"
+            ) from None
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is long enough ago."""
+        return self._folder is not None and time.monotonic() - self._saved > EVERY
+
+    def several_due(self, team: Team) -> bool:
+        """Whether a checkpoint that all processes must prepare is due; the first process decides."""
+        if self._folder is None or not team.several:
+            return self.due()
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(self.due()), is_source=team.is_first))
+
+    def save(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Replaces a file."""
+        self._saved = time.monotonic()
+        if self._folder is None or not self._team.is_first:
+            return
+        with output_file(self._folder / f"{name}.npz", overwrite=True) as path:
+            with path.open("wb") as file:
+                np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+            sync(path)
+
+    def remove(self, *names: str) -> None:
+        """Removes files that a finished result no longer needs."""
+        if self._folder is not None and self._team.is_first:
+            for name in names:
+                (self._folder / f"{name}.npz").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened(out: Path | None, settings: Mapping[str, Any], overwrite: bool, team: Team) -> Iterator[Store]:
+    """Yields the files of a call; unfinished work of a call with the same settings is there to go on with.
+
+    Args:
+      out: The directory, or None.
+      settings: Everything that the result depends on.
+      overwrite: Whether the result of another call is replaced.
+      team: The devices, whose first process writes.
+
+    Raises:
+      OutputError: The directory is not free, or cannot be written.
+      CheckpointError: It holds the work of another call.
+    """
+    if out is None:
+        yield Store(None, team)
+        return
+    document = {"solve": json.loads(json.dumps(settings))}
+    directory = ResultDirectory(out, "a solution", {"solve": dict}, _FILES)
+    if not team.is_first:
+        team.wait("opened")
+        yield Store(out, team)
+        return
+    fresh = overwrite and _differs(directory, document)
+    with directory.opened(document, resume=False if fresh else None, overwrite=fresh):
+        directory.begin()
+        directory.begun = True
+        team.wait("opened")
+        yield Store(out, team)
+
+
+def _differs(directory: ResultDirectory, document: Mapping[str, Any]) -> bool:
+    """Whether there is a readable result of another call; that of the same call is continued."""
+    with contextlib.suppress(CheckpointError):
+        return directory.read()["solve"] != document["solve"]
+    return True

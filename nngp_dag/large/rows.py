@@ -1,0 +1,308 @@
+"""Where rows of inputs and targets come from: arrays, memory maps of files, or batches that are read once per pass.
+
+Everything large reads rows in blocks, so that their number is bounded by the disk and not by memory.
+"""
+
+import abc
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nngp_dag.architecture import Network
+from nngp_dag.errors import InputError, as_path, shown
+from nngp_dag.kernels.inputs import check_inputs, compute_dtype
+from nngp_dag.theory.symmetric import check_targets
+
+# Random keys are drawn for so many rows at once.
+_KEYS = 1 << 20
+
+
+class Sampled(NamedTuple):
+    """Rows that were drawn at random, without repetition.
+
+    Attributes:
+      total: Number of all rows.
+      held_out: Numbers of the rows that are held out, ascending, (H,).
+      x_held_out: Their inputs, (H, features...).
+      y_held_out: Their targets, (H, C).
+      candidates: Numbers of other rows, ascending, (M,).
+      x: Their inputs, (M, features...).
+      digest: SHA-256 of all of these, by which a resumed call recognizes its data.
+    """
+
+    total: int
+    held_out: np.ndarray
+    x_held_out: np.ndarray
+    y_held_out: np.ndarray
+    candidates: np.ndarray
+    x: np.ndarray
+    digest: str
+
+
+class Rows(abc.ABC):
+    """Rows of inputs and targets.
+
+    Attributes:
+      network: The network that the inputs are for.
+      shape: Shape of one input, flattened for networks without convolutions and pooling.
+      columns: Number of outputs C.
+      dtype: Precision in which kernels of these inputs are computed.
+      count: Number of rows; None until the first pass over batches has ended.
+    """
+
+    network: Network
+    shape: tuple[int, ...]
+    columns: int
+    dtype: np.dtype
+    count: int | None
+
+    @abc.abstractmethod
+    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
+        """Yields (first row, inputs, targets) of blocks of `size` rows from row `start` on; the last may be shorter."""
+
+    @abc.abstractmethod
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
+        """Draws candidates, and a share of the rows that is held out.
+
+        Args:
+          candidates: Largest number of candidates.
+          held_out: Share of rows that are held out.
+          most_held_out: Largest number of rows that are held out.
+          seed: Seed of the draws.
+        """
+
+    def checked(self, first: int, x: Any, y: Any, among: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Returns inputs in the precision of kernels, and targets in float64, (n, C), after a check of both.
+
+        Args:
+          first: Number of the first row.
+          x: Inputs, (n, features...).
+          y: Targets, (n,) or (n, C).
+          among: Place of the rows, for messages; empty for a block of consecutive rows.
+
+        Raises:
+          InputError: A row does not fit the network or the other rows, or is not finite.
+        """
+        y = np.asarray(y)
+        try:
+            inputs = np.asarray(check_inputs("x", np.asarray(x), self.network)[0], self.dtype)
+            if inputs.shape[1:] != self.shape:
+                raise InputError(f"Expected `x` to have rows of shape {self.shape}, got {inputs.shape[1:]}")
+            targets = check_targets("y", y, len(inputs), self.columns)
+        except InputError as error:
+            if first == 0 and not among:
+                raise
+            place = f"among {among}" if among else f"in the block that begins with row {first}"
+            raise InputError(f"{error} ({place})") from error
+        return inputs, targets
+
+    def _read_first(self, x: Any, y: Any, dtype: str | None) -> None:
+        """Learns shapes and precision from the first rows."""
+        given = np.asarray(x)
+        inputs = check_inputs("x", given, self.network, dtype)[0]
+        self.shape, self.dtype = inputs.shape[1:], compute_dtype(inputs, dtype=dtype)
+        self.columns = check_targets("y", np.asarray(y), len(inputs)).shape[1]
+
+
+class ArrayRows(Rows):
+    """Rows of arrays: of NumPy or JAX, memory maps, or anything else with a shape whose rows can be sliced."""
+
+    def __init__(self, network: Network, x: Any, y: Any, dtype: str | None = None) -> None:
+        """Checks shapes, and the first row; the other rows are checked when they are read."""
+        if len(np.shape(x)) < 2 or not len(x):
+            raise InputError(f"Expected `x` to have shape (N, features...) with N >= 1, got {np.shape(x)}")
+        if len(x) != len(y):
+            raise InputError(f"Expected `y` to have one row per input, {len(x):,}, got {len(y):,}")
+        self.network, self.count, self._x, self._y = network, len(x), x, y
+        self._read_first(x[:1], y[:1], dtype)
+        if np.dtype(getattr(y, "dtype", float)).kind in "biu":
+            # Whether integers look like classes shows in all of them, not in the first.
+            check_targets("y", np.asarray(y), len(y))
+
+    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
+        """Yields slices."""
+        assert self.count is not None
+        for i in range(start, self.count, size):
+            yield i, self._x[i : i + size], self._y[i : i + size]
+
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
+        """Draws rows by their numbers alone, and reads these."""
+        assert self.count is not None
+        count, pool = self.count, _Pool(candidates + most_held_out, seed)
+        for i in range(0, count, _KEYS):
+            pool.offer(i, min(_KEYS, count - i))
+        out, others = pool.split(count, candidates, held_out, most_held_out)
+
+        def taken(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            # The numbers of rows in messages would be those of the sample. The pass over all rows names them.
+            return self.checked(0, _gathered(self._x, rows), _gathered(self._y, rows), "the rows drawn at random")
+
+        (x_out, y_out), (x, _) = taken(out) if len(out) else self._none(), taken(others)
+        return _sampled(count, out, x_out, y_out, others, x)
+
+    def _none(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((0, *self.shape), self.dtype), np.zeros((0, self.columns))
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all inputs and targets."""
+        return self.checked(0, self._x[:], self._y[:])
+
+
+class BatchRows(Rows):
+    """Rows of an iterable of batches (inputs, targets), which is read from its start in every pass."""
+
+    def __init__(self, network: Network, batches: Iterable[Any], dtype: str | None = None) -> None:
+        """Reads the first batch."""
+        if iter(batches) is batches:
+            raise InputError(
+                f"Expected `x` to be an array, or batches that can be read several times, got {shown(batches)}, which "
+                "ends after one pass; pass a list, a data set of tfds or grain, or a class with `__iter__`"
+            )
+        self.network, self.count, self._batches = network, None, batches
+        first = next(self._pairs(), None)
+        if first is None:
+            raise InputError("Expected `x` to hold at least one batch, got none")
+        self._read_first(*first, dtype)
+
+    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in self._batches:
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                raise InputError(f"Expected every batch of `x` to be a pair (inputs, targets), got {shown(batch)}")
+            x, y = map(np.asarray, batch)
+            if len(x) != len(y):
+                raise InputError(
+                    f"Expected a batch to have one target per input, got {len(x)} inputs, {len(y)} targets"
+                )
+            if len(x):
+                yield x, y
+
+    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
+        """Yields blocks that are put together from batches."""
+        skip, first, held = start, start, []
+        have = 0
+        for x, y in self._pairs():
+            if skip >= len(x):
+                skip -= len(x)
+                continue
+            x, y, skip = x[skip:], y[skip:], 0
+            held.append((x, y))
+            have += len(x)
+            while have >= size:
+                x, y = _joined(held)
+                yield first, x[:size], y[:size]
+                first, have, held = first + size, have - size, [(x[size:], y[size:])] if len(x) > size else []
+        if have:
+            yield first, *_joined(held)
+        if self.count is not None and first + have != self.count:
+            raise InputError(
+                f"Expected `x` to have {self.count:,} rows in every pass, got {first + have:,}; make its batches the "
+                "same in every pass"
+            )
+
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
+        """Draws rows in one pass, in which only those that may still be drawn are kept."""
+        pool, first = _Pool(candidates + most_held_out, seed), 0
+        self.count = None
+        for _, x, y in self.blocks(1 << 13):
+            pool.offer(first, len(x), *self.checked(first, x, y))
+            first += len(x)
+        self.count = first
+        out, others = pool.split(first, candidates, held_out, most_held_out)
+        x, y = pool.arrays
+        order = np.argsort(pool.rows)
+        at = [order[np.searchsorted(pool.rows, rows, sorter=order)] for rows in (out, others)]
+        return _sampled(first, out, x[at[0]], y[at[0]], others, x[at[1]])
+
+
+def rows_of(network: Network, x: Any, y: Any, dtype: str | None = None) -> Rows:
+    """Returns the rows that the arguments `x` and `y` of `solve` stand for.
+
+    Args:
+      network: The network that the inputs are for.
+      x: Inputs, (N, features...), or the path of a file .npy; or with `y` None, an iterable of batches (inputs,
+        targets).
+      y: Targets, (N,) or (N, C), or the path of a file .npy; or None.
+      dtype: Precision of kernels, or None for that of the inputs.
+
+    Raises:
+      InputError: An argument has another form, or the first row is refused.
+    """
+    if y is None:
+        if hasattr(x, "shape") or isinstance(x, (str, Path)):
+            raise InputError("Expected `y` beside an array `x`, got none; pass one target per input")
+        if not isinstance(x, Iterable):
+            raise InputError(f"Expected `x` to be an array or an iterable of batches, got {shown(x)}")
+        return BatchRows(network, x, dtype)
+    x, y = (_opened(name, v) for name, v in (("x", x), ("y", y)))
+    return ArrayRows(network, x, y, dtype)
+
+
+def _opened(name: str, value: Any) -> Any:
+    """Returns an array, a memory map for a path, or what else has rows."""
+    if isinstance(value, (str, Path)):
+        path = as_path(name, value)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"Expected `{name}` to be a file .npy, got {path}: {shown(str(error))}") from None
+    if hasattr(value, "shape") and hasattr(value, "__getitem__"):
+        return np.asarray(value) if isinstance(value, jax.Array) else value
+    return np.asarray(value)
+
+
+def _gathered(values: Any, rows: np.ndarray) -> np.ndarray:
+    # A memory map is read in the order of its rows, which `rows` have.
+    return np.asarray(values[rows])
+
+
+def _joined(held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(held) == 1:
+        return held[0]
+    x, y = zip(*held, strict=True)
+    return np.concatenate(x), np.concatenate(y)
+
+
+class _Pool:
+    """The rows with the smallest of independent uniform keys: a uniform sample of rows whose number is not known."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._random = size, np.random.default_rng([seed, 0])
+        self._keys, self.rows = np.zeros(0), np.zeros(0, np.int64)
+        self.arrays: list[np.ndarray] = []
+
+    def offer(self, first: int, count: int, *arrays: np.ndarray) -> None:
+        """Draws keys for rows, and keeps those of the smallest keys, with their parts of the arrays."""
+        keys = self._random.random(count)
+        # Few of many rows have a key below the largest one kept; only their data are copied.
+        limit = self._keys.max() if len(self._keys) >= self._size else np.inf
+        below = np.flatnonzero(keys < limit)
+        if not len(below):
+            return
+        keys = np.concatenate([self._keys, keys[below]])
+        kept = np.argsort(keys, kind="stable")[: self._size]
+        self._keys, self.rows = keys[kept], np.concatenate([self.rows, first + below])[kept]
+        if arrays:
+            old = self.arrays or [array[:0] for array in arrays]
+            both = zip(old, arrays, strict=True)
+            self.arrays = [np.concatenate([before, array[below]])[kept] for before, array in both]
+
+    def split(self, count: int, candidates: int, held_out: float, most_held_out: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of the rows held out and of the candidates, both ascending."""
+        # At least two rows, or none: one row says nothing about the others.
+        wanted = min(most_held_out, int(count * held_out))
+        wanted = wanted if wanted > 1 else 0
+        return np.sort(self.rows[:wanted]), np.sort(self.rows[wanted : wanted + candidates])
+
+
+def _sampled(count: int, out: Any, x_out: np.ndarray, y_out: np.ndarray, others: Any, x: np.ndarray) -> Sampled:
+    digest = hashlib.sha256(str(count).encode())
+    for array in (out, x_out, y_out, others, x):
+        digest.update(np.ascontiguousarray(array).data)
+    return Sampled(count, out, x_out, y_out, others, x, digest.hexdigest())
+
+
+__all__ = ["ArrayRows", "BatchRows", "Rows", "Sampled", "rows_of"]

@@ -1,0 +1,94 @@
+"""Real processes: several devices, two processes by gloo, and one that is killed in the middle of its work."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from large import worker
+
+import nngp_dag as nd
+
+_WORKER = Path(__file__).with_name("worker.py")
+_ROOT = Path(__file__).parents[2]
+
+
+def _started(result, method, devices=1, out="-", *distributed):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, str(_WORKER), method, str(out), str(result), *map(str, distributed)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finished(*processes):
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+
+
+def _outputs(result):
+    with np.load(f"{result}.npz") as found:
+        return found["outputs"]
+
+
+def _address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Undoes what the worker sets, where it runs in this process."""
+    for name in ("checkpoint.EVERY", "landmarks.FLUSH", "_plan._BLOCK"):
+        of, _, constant = name.partition(".")
+        module = sys.modules[f"nngp_dag.large.{of}"]
+        monkeypatch.setattr(module, constant, getattr(module, constant))
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_agree_with_one(tmp_path):
+    address, out = _address(), tmp_path / "out"
+    results = [tmp_path / f"result{i}" for i in range(2)]
+    started = [_started(r, "landmarks,iterative", 2, out, address, 2, i) for i, r in enumerate(results)]
+    _finished(*started)
+    x, y, t = worker.data()
+    for method in ("landmarks", "iterative"):
+        first, second = (_outputs(f"{result}-{method}") for result in results)
+        np.testing.assert_array_equal(first, second)
+        one = nd.solve("2_21_112", x, y, 1.0, method=method, landmarks=100, tolerance=1e-7)
+        np.testing.assert_allclose(first, one.predict(t), atol=1e-5)
+        assert Path(f"{out}-{method}", "solution.npz").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["landmarks", "iterative"])
+def test_a_killed_process_is_resumed(method, tmp_path, restored):
+    out, seen = tmp_path / f"out-{method}", tmp_path / f"killed-{method}.seen"
+    process = _started(tmp_path / "killed", method, 1, tmp_path / "out")
+    while not (seen.exists() and (out / f"{'sums' if method == 'landmarks' else 'iteration'}.npz").exists()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "solution.npz").exists()
+    # Copies of the unfinished work go on: here to the bits of an unbroken run, elsewhere on four devices.
+    shutil.copytree(out, tmp_path / f"elsewhere-{method}")
+    started = [_started(tmp_path / "resumed", method, 1, tmp_path / "out")]
+    started.append(_started(tmp_path / "four", method, 4, tmp_path / "elsewhere"))
+    _finished(*started)
+    worker.run(method, "-", tmp_path / f"unbroken-{method}")
+    resumed, four, unbroken = (_outputs(tmp_path / f"{name}-{method}") for name in ("resumed", "four", "unbroken"))
+    np.testing.assert_array_equal(resumed, unbroken)
+    np.testing.assert_allclose(four, unbroken, atol=1e-5)
