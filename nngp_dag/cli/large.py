@@ -25,6 +25,7 @@ from nngp_dag.cli.options import (
     out_option,
     parse_dag,
 )
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -96,6 +97,10 @@ def solve_command(
         Path | None, out_option("Folder for checkpoints, solution.npz and config.json.", _OUT, fresh=False)
     ] = None,
     overwrite: OverwriteOption = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     *,
@@ -109,6 +114,7 @@ def solve_command(
     from nngp_dag.kernels._gram import bytes_of
     from nngp_dag.large import solve
 
+    mesh = joined(distributed, coordinator, processes, process_id)
     graph = parse_dag(dag)
     bytes_of(memory_budget)
     images = isinstance(architecture["layer"], Conv)
@@ -129,6 +135,7 @@ def solve_command(
             method=method.value,
             landmarks=landmarks,
             memory_budget=memory_budget,
+            mesh=mesh,
             out=out,
             overwrite=overwrite,
             seed=seed,
