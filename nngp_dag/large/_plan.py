@@ -419,7 +419,8 @@ def _cost_of_landmarks(size: _Sizes, m: int, per_entry: int) -> tuple[int, int, 
         "choice, pass or solution": max(
             _selection(size, m, candidates),
             8 * m * m * (2 + 2 * local) + 4 * b * local * block * (m + size.features),
-            8 * 6 * m * m,
+            # The sums, their factors and the system, and copies at work; measured.
+            8 * 9 * m * m,
         ),
         "pixels": size.pixels,
     }

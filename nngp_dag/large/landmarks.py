@@ -87,23 +87,27 @@ def solve_by_landmarks(
     v = directions(inside, kernel.dtype).astype(kernel.dtype)
     total = _summed(team, kernel, rows, sampled, marks, v, block, store, report)
     seconds["pass over the rows"], start = time.monotonic() - start, time.monotonic()
-    gram, cross = products(total, v.astype(np.float64))
-    if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
+    (w, cross), squares = products(total, v.astype(np.float64)), float(total.yy.sum())
+    del total
+    if not (np.isfinite(w).all() and np.isfinite(cross).all()):
         raise InputError("Expected sums of kernels that float64 can hold, got infinity; rescale the inputs")
     lower = lower_factor(inside)
+    del inside
 
     def whitened(matrix: np.ndarray) -> np.ndarray:
         return scipy.linalg.solve_triangular(lower, matrix, lower=True, check_finite=False)
 
-    w, right = whitened(whitened(gram).T), whitened(cross)
-    held_out, squares = None, float(total.yy.sum())
+    # Each of these matrices has m^2 numbers, so that none is kept longer than it is needed.
+    w = whitened(w)
+    w, right, held_out = whitened(w.T), whitened(cross), None
     if len(sampled.held_out):
         found: Any = exact_kernel(kernel.network, sampled.x_held_out, marks.x, get=kernel.kind, dtype=str(kernel.dtype))
         outside = whitened(np.asarray(getattr(found, kernel.kind), np.float64).T)
         # The result itself sees all rows; only its error is that of a solution without these.
         outputs = outside.T @ _fitted(w, right, squares, ridge).solution
         held_out = held_out_errors(outputs, sampled.y_held_out)
-        w, right = w + outside @ outside.T, right + outside @ sampled.y_held_out
+        w += outside @ outside.T
+        right += outside @ sampled.y_held_out
         squares += float(np.sum(sampled.y_held_out**2))
     fitted = _fitted(w, right, squares, ridge)
     coefficients = scipy.linalg.solve_triangular(lower.T, fitted.solution, lower=False, check_finite=False)
@@ -192,7 +196,8 @@ def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _
     Raises:
       InputError: The system is not positive definite, since W has rounding errors.
     """
-    system = (w + w.T) / 2
+    system = w + w.T
+    system /= 2
     system[np.diag_indices_from(system)] += ridge
     try:
         factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
@@ -206,8 +211,8 @@ def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _
     sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(applied - right, axis=0)
     residual = float(np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0)))
     (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (factor,))
-    inverse, _ = trtri(factor, lower=1)
-    dimension = len(w) - ridge * float(np.sum(np.tril(inverse) ** 2))
+    inverse = np.tril(trtri(factor, lower=1, overwrite_c=1)[0])
+    dimension = len(w) - ridge * float(np.einsum("ij,ij->", inverse, inverse))
     # |y - C a|^2 = |y|^2 - 2 b^T c + b^T W b.
     squared_error = squares - 2 * np.sum(b * right) + np.sum(b * applied) - ridge * np.sum(b**2)
     return _Fitted(b, residual, dimension, float(squared_error))

@@ -131,8 +131,11 @@ compiled = functools.lru_cache(maxsize=16)(Pass)
 
 def products(sums: Sums, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns C^T C, (m, m), and C^T y, (m, C), in float64."""
-    ee = np.triu(sums.ee)
-    whole = ee + np.triu(ee, 1).T
+    # In place: thousands of landmarks make each of these matrices large.
+    whole = np.triu(sums.ee)
+    whole += np.triu(whole, 1).T
     cross = v @ sums.pe
-    whole += cross + cross.T + v @ sums.pp @ v.T
+    whole += cross
+    whole += cross.T
+    whole += v @ sums.pp @ v.T
     return whole, sums.ey + v @ sums.py
