@@ -43,8 +43,6 @@ GRAPHS = {
 STEPS = [5, 20, 50, 100]
 # Largest number of parameters of all networks that train at once.
 _AT_ONCE = 1 << 25
-# Of a normal distribution, 90 % lie within so many standard deviations.
-_QUANTILE = 1.645
 
 
 def inputs(dataset: str, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +92,7 @@ def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argpars
     losses = measured(network, x, y, effects.learning_rate, options.steps, options.networks)
     seconds = time.perf_counter() - start
     means, errors = losses.mean(axis=0), losses.std(axis=0, ddof=1) / len(losses) ** 0.5
-    found = [effects.deviation(*at) for at in zip(range(len(means)), means, errors, strict=True)]
+    found = [effects.deviation(*at, len(losses)) for at in zip(range(len(means)), means, errors, strict=True)]
     return {
         "code": str(network.dag),
         "seconds_predicted": effects.seconds,
@@ -139,7 +137,7 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], title: str, path: Path) ->
     for i, (dataset, cases) in enumerate(found.items()):
         for j, (name, case) in enumerate(cases.items()):
             axes = figure.add_subplot(lines * len(found), columns, i * lines * columns + j + 1)
-            names_of = ("predicted", "low", "high", "frozen", "measured", "error")
+            names_of = ("predicted", "low", "high", "frozen", "measured", "error", "quantile")
             curves = {key: 100 * np.array([at[key] for at in case["deviations"]]) for key in names_of}
             trusted = np.array([at["trusted"] for at in case["deviations"]])
             steps = np.arange(len(trusted))
@@ -151,7 +149,8 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], title: str, path: Path) ->
                       label="predicted")  # fmt: skip
             axes.plot(steps, curves["frozen"], "--", color=style.GREEN, linewidth=1.4, label="predicted, NTK frozen")
             marks = steps[:: max(1, len(steps) // 10)]
-            axes.errorbar(marks, curves["measured"][marks], _QUANTILE * curves["error"][marks], fmt="o", markersize=3.5,
+            errors = curves["quantile"] / 100 * curves["error"]
+            axes.errorbar(marks, curves["measured"][marks], errors[marks], fmt="o", markersize=3.5,
                           color=style.VERMILION, linewidth=1.2, label="measured, 90 % interval")  # fmt: skip
             style.panel_title(axes, f"{dataset}: {name}", 3.2)
             axes.grid(True, alpha=0.3)

@@ -292,17 +292,14 @@ def _predicted(
 ) -> tuple[WidthEffects | None, str]:
     """Returns the prediction at the network's width, or None with the reason."""
     width = _width(network)
-    if wanted is False or (wanted is None and (width is None or width < _WORTH_PREDICTING)):
+    if wanted is False or (wanted is None and width is not None and width < _WORTH_PREDICTING):
         return None, ""
     known = network if isinstance(network, Network) else network.network
-    if known is None:
-        if wanted:
-            raise InputError(
-                "Expected networks with a graph to predict their width, got a model; leave `predict_width`"
-            )
-        return None, "the model has no graph"
     try:
-        flat = x.reshape(len(x), -1)
+        if known is None or width is None:
+            lacks = "a graph" if known is None else "layers of one width"
+            raise InputError(f"Expected models with {lacks}, got one without; leave `predict_width` out")
+        known, flat = dataclasses.replace(known, width=width), x.reshape(len(x), -1)
         return width_effects(known, flat, y, steps=steps, learning_rate=eta, on_progress=report), ""
     except InputError as error:
         if wanted:

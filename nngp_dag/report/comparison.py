@@ -15,6 +15,7 @@ from nngp_dag.graph import Dag
 from nngp_dag.theory import Bracket, LossCurve, PathBound, Spectrum
 from nngp_dag.tracing import Traced
 from nngp_dag.width import Deviation, WidthEffects
+from nngp_dag.width.effects_result import resolved
 
 if TYPE_CHECKING:
     import pandas
@@ -120,8 +121,12 @@ class Comparison(Described):
 
     @property
     def gaps(self) -> Float[np.ndarray, " steps"]:
-        """Relative gap of the measured mean to the expectation, mean / expectation - 1, (steps + 1,)."""
-        return self.mean / self.expected.mean - 1
+        """Relative gap of the measured mean to the expectation, mean / expectation - 1, (steps + 1,).
+
+        It is NaN where the expectation has fallen below 1e-8 of its start, which float32 does not resolve.
+        """
+        mean = np.asarray(self.expected.mean)
+        return np.divide(self.mean, mean, out=np.full(len(mean), math.nan), where=resolved(mean)) - 1
 
     @property
     def unmet(self) -> str:
@@ -139,7 +144,7 @@ class Comparison(Described):
         """Summary in one line: conditions of the bound, number of its violations, largest gap to the expectation."""
         conditions = self.unmet or "conditions of the rate bound met"
         violations = f"{self.bound_violations} violation{'' if self.bound_violations == 1 else 's'}"
-        worst = int(np.abs(self.gaps).argmax())
+        worst = int(np.nanargmax(np.abs(self.gaps)))
         error = self.expected.std[worst] / len(self.curves) ** 0.5 / self.expected.mean[worst]
         gap = f"largest gap to the expectation {self.gaps[worst]:+.1%} at step {worst} (sampling error {error:.1%})"
         return f"{conditions}, {violations}, {gap}"
@@ -167,13 +172,18 @@ class Comparison(Described):
         last = self.width_effects.last_trusted
         at = self.deviation(len(self.bound) - 1 if last is None else last)
         assert at is not None
-        trusted = [self.deviation(step) for step in np.flatnonzero(self.width_effects.trusted).tolist()]
-        hold = sum(one is not None and one.holds for one in trusted)
-        outcome = "is not trusted" if last is None else "holds" if at.holds else "fails"
+        trusted = [self.deviation(int(step)) for step in np.flatnonzero(self.width_effects.trusted) if step]
+        verdicts = [one.verdict for one in trusted if one is not None]
+        if math.isnan(at.predicted):
+            return (
+                f"at width {self.width_effects.width:,} nothing is predicted: the loss falls to rounding level at once"
+            )
+        outcome = f"{'is ' if at.verdict.startswith('not') else ''}{at.verdict}"
         return (
             f"at width {self.width_effects.width:,} the mean loss after step {at.step} deviates from infinite width by "
             f"{at.predicted:+.1%} (90 % interval {at.low:+.1%} to {at.high:+.1%}), measured {at.measured:+.1%} ± "
-            f"{at.error:.1%}: the prediction {outcome}; it holds at {hold} of {len(trusted)} trusted steps"
+            f"{at.error:.1%}: the prediction {outcome}; of {len(verdicts)} trusted steps it holds at "
+            f"{verdicts.count('holds')} and fails at {verdicts.count('fails')}"
         )
 
     def curve_columns(self) -> dict[str, Float[np.ndarray, " steps"]]:
@@ -244,7 +254,7 @@ class Comparison(Described):
             "loss_initial_expected": float(self.expected.mean[0]),
             "loss_final_expected": float(self.expected.mean[-1]),
             "loss_final_expected_std": float(self.expected.std[-1]),
-            "largest_relative_gap": float(np.abs(self.gaps).max()),
+            "largest_relative_gap": float(np.nanmax(np.abs(self.gaps))),
             "verdict": self.verdict,
             **self._width_row(),
         }
@@ -261,7 +271,7 @@ class Comparison(Described):
             "predicted_deviation_high": at and at.high,
             "measured_deviation": at and at.measured,
             "measured_deviation_error": at and at.error,
-            "prediction_holds": at and at.holds,
+            "prediction": at and at.verdict,
             "prediction_seconds": effects and effects.seconds,
             "prediction_verdict": self.width_verdict or self.unpredicted or None,
         }

@@ -104,7 +104,10 @@ def _draw_deviations(axes: "Axes", result: "Comparison", effects: "WidthEffects"
 
     steps = effects.steps
     predicted, frozen = 100 * effects.bias, 100 * effects.frozen_bias
-    low, high = (100 * (edge / effects.infinite - 1) for edge in (effects.low, effects.high))
+    found = [one for step in steps.tolist() if (one := result.deviation(step)) is not None]
+    low, high, measured, errors = (
+        100 * np.array([getattr(one, name) for one in found]) for name in ("low", "high", "measured", "error")
+    )
     axes.axhline(0, color=style.BLACK, linewidth=1, linestyle="--")
     trusted = np.where(effects.trusted, predicted, np.nan)
     axes.plot(steps, trusted, color=style.GREEN, linewidth=2, zorder=3, label="predicted from smaller networks")
@@ -112,14 +115,11 @@ def _draw_deviations(axes: "Axes", result: "Comparison", effects: "WidthEffects"
     axes.fill_between(steps, low, high, color=style.GREEN, alpha=0.25, linewidth=0, label="its 90 % interval")
     axes.plot(steps, frozen, "-.", color=style.PURPLE, linewidth=1.2, label="its part with frozen NTKs")
     marks = steps[:: max(1, len(steps) // 12)]
-    found = [one for step in marks.tolist() if (one := result.deviation(step)) is not None]
-    measured, errors = (100 * np.array([getattr(one, name) for one in found]) for name in ("measured", "error"))
-    axes.errorbar(marks, measured, errors, fmt="o", markersize=3.5, linewidth=1.2, color=style.BLUE,
+    axes.errorbar(marks, measured[marks], errors[marks], fmt="o", markersize=3.5, linewidth=1.2, color=style.BLUE,
                   label="measured mean ± standard error")  # fmt: skip
     # Intervals that are not trusted may be many times as wide as all the rest.
-    edges = np.concatenate([measured - errors, measured + errors, [0.0]])
-    sure = np.concatenate([low[effects.trusted], high[effects.trusted], predicted])
-    bottom, top = min(edges.min(), sure.min()), max(edges.max(), sure.max())
+    parts = [measured - errors, measured + errors, low[effects.trusted], high[effects.trusted], predicted, [0.0]]
+    bottom, top = np.nanmin(np.concatenate(parts)), np.nanmax(np.concatenate(parts))
     axes.set_ylim(bottom - 0.08 * (top - bottom), top + 0.08 * (top - bottom))
     style.whole_axis(axes.xaxis)
     axes.grid(True, which="major", alpha=0.3)

@@ -1,5 +1,6 @@
 """Tables of results for the screen."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,10 +94,11 @@ def _deviation_rows(result: Comparison) -> list[tuple[str, ...]]:
     for step in dict.fromkeys([last if effects.last_trusted is None else effects.last_trusted, last]):
         at = result.deviation(step)
         assert at is not None
-        word = ("holds" if at.holds else "fails") if at.trusted else "not trusted"
+        if math.isnan(at.predicted):
+            continue
         rows.append(
             (str(step), f"{at.predicted:+.1%}", f"{at.low:+.1%} to {at.high:+.1%}",
-             f"{at.measured:+.1%} ± {at.error:.1%}", word)
+             f"{at.measured:+.1%} ± {at.error:.1%}", at.verdict)
         )  # fmt: skip
     return rows
 

@@ -403,7 +403,8 @@ def _training_moments(basis: Eigenbasis, p: np.ndarray) -> tuple[np.ndarray, np.
     Equation (18) of docs/mathematics.md, with S = diag(p) V^T NNGP V diag(p) and m = -diag(p) V^T y.
     """
     columns, outer = basis.targets.shape[1], basis.targets @ basis.targets.T
-    of_mean = 0.5 * (columns * np.diag(basis.nngp) + np.diag(outer))
+    # Rounding may make a variance of 0 negative.
+    of_mean = 0.5 * (columns * np.maximum(np.diag(basis.nngp), 0.0) + np.diag(outer))
     of_variance = basis.nngp * (0.5 * columns * basis.nngp + outer)
     # The variance holds fourth powers of p and would overflow long before the mean, hence the unit max |p|.
     scale = np.maximum(1.0, np.abs(p).max(axis=1))

@@ -18,18 +18,16 @@ from nngp_dag.kernels import kernel
 from nngp_dag.kernels.inputs import check_inputs, host_array
 from nngp_dag.theory import loss_curve
 from nngp_dag.theory.symmetric import check_targets
-from nngp_dag.width.effects_result import WidthEffects
+from nngp_dag.width.effects_result import TOLERANCE, WidthEffects, resolved
 from nngp_dag.width.extrapolation import Mean, controlled, inverse_powers, left_out_score, log_ratio, mean_of, power_law
 from nngp_dag.width.sampling import Sample, Training, sample
 
 Progress = Callable[[str, int, int], None]
 
-# A predicted mean is trusted if half its interval is at most this share of it.
-_TOLERANCE = 0.05
 # Confidence of the interval.
 _CONFIDENCE = 0.9
-# The mean response falls as 1 / n up to this share of it.
-_RESPONSE_MODEL = 0.1
+# Means of first order fall as 1 / n up to this share of them. Small networks near their stability limit miss most.
+_FIRST_ORDER = 0.25
 # Of the networks of the largest small width, no more than this share may be left out.
 _MOST_UNSTABLE = 0.5
 # Widths beside the default ones, as shares of the largest, where many networks of these are left out.
@@ -41,8 +39,6 @@ _STABLE = 1.6
 _FEWEST = 6
 # Exponents at a bound do not matter where the motion of the NTK changes the loss by less than this.
 _NO_MOTION = 0.01
-# Losses that have fallen further are not resolved by training in float32.
-_RESOLVED = 1e-8
 # The empirical NTK has so many rows at most.
 _MOST_ROWS = 4096
 # The widest of the networks that are trained by default.
@@ -173,22 +169,25 @@ def width_effects(
     used = [s for s in samples if stable[s.width] >= _FEWEST]
     if len(used) < 2 or stable[n] < _FEWEST:
         raise InputError(
-            f"Expected at least {_FEWEST} networks within their stability limit at two of the widths {small} and at "
-            f"{n}, got {stable} of them; lower `learning_rate`, or take wider networks"
+            f"Expected at least {_FEWEST} networks within their stability limit at two of the small widths and at {n}, "
+            f"got {stable} by width; lower `learning_rate`, now {eta:.3g}, or take wider networks"
         )
     most = _MOST_UNSTABLE * len(used[-1].stable)
     reliable = len(used) >= 3 and left_out[used[-1].width] <= most and not left_out[n]
 
-    frozen = _frozen_mean(wide, samples, infinite)
-    at = np.unique(np.geomspace(used[0].width, 4 * n, 65).round().astype(int))
-    motion = _motion(used, np.array([n, *at]))
-    law = _frozen_fit(used, frozen, n, infinite, at)
-    q, q_error = motion.mean[0], motion.error
-    relative = np.hypot(frozen.error / frozen.mean, q_error)
-    quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, stable[n] - 2))
-    mean = frozen.mean * np.exp(q)
-    trusted = reliable & (quantile * relative <= _TOLERANCE) & ~(motion.at_bound & (np.abs(q) > _NO_MOTION))
-    trusted &= infinite > _RESOLVED * infinite[0]
+    # Losses that have fallen to 0 are left out below.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        frozen = _frozen_mean(wide, samples, infinite)
+        at = np.unique(np.geomspace(used[0].width, 4 * n, 65).round().astype(int))
+        motion = _motion(used, np.array([n, *at]))
+        law = _frozen_fit(used, frozen, n, infinite, at)
+        q, q_error = motion.mean[0], motion.error
+        relative = np.hypot(frozen.error / frozen.mean, q_error)
+        quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, stable[n] - 2))
+        mean = frozen.mean * np.exp(q)
+        std = mean * _relative_std(used, infinite_std / infinite, n)
+        trusted = reliable & (quantile * relative <= TOLERANCE) & ~(motion.at_bound & (np.abs(q) > _NO_MOTION))
+        trusted &= resolved(infinite)
     result = WidthEffects(
         width=n,
         learning_rate=eta,
@@ -197,7 +196,7 @@ def width_effects(
         mean=mean,
         low=mean * np.exp(-quantile * relative),
         high=mean * np.exp(quantile * relative),
-        std=mean * _relative_std(used, infinite_std / infinite, n),
+        std=std,
         frozen=frozen.mean,
         frozen_error=frozen.error,
         motion=q,
@@ -235,12 +234,13 @@ def _first_order(samples: Sequence[Sample], n: int, values: Sequence[np.ndarray]
     """Returns the mean at width n of values of first order in the deviations of kernels, from several widths."""
     widths, counts = np.array([s.width for s in samples], float), np.array([len(s.stable) for s in samples])
     means = [mean_of(of_width) for of_width in values]
-    # They vary as m^-1/2; these weights do not depend on the values, which have long tails in deep networks.
-    weights = counts / widths
+    # Values of one network vary as m^-1/2 about c / m, so that each network tells c equally well. These weights do not
+    # depend on the values, which have long tails in deep networks.
+    weights = counts
     total = (weights / widths).sum()
     size = (weights[:, None] * np.array([m.mean for m in means])).sum(axis=0) / total
     error = np.sqrt(((weights[:, None] * np.array([m.error for m in means])) ** 2).sum(axis=0)) / total
-    return Mean(size / n, np.hypot(error, _RESPONSE_MODEL * np.abs(size)) / n)
+    return Mean(size / n, np.hypot(error, _FIRST_ORDER * np.abs(size)) / n)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     import pandas
 
 
+TOLERANCE = 0.05
+"""Largest half of an interval, as a share of the mean, with which a predicted mean is trusted."""
+
+# Losses that have fallen further are not resolved by training in float32.
+_RESOLVED = 1e-8
+
 # Of a normal distribution, 90 % lie within so many standard deviations.
 _QUANTILE = 1.645
+
+
+def resolved(mean: Float[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
+    """Returns whether a mean loss lies above what training in float32 resolves, (points,)."""
+    return mean > _RESOLVED * mean[0]
 
 
 class Deviation(NamedTuple):
@@ -52,6 +63,20 @@ class Deviation(NamedTuple):
         side = self.high - self.predicted if miss > 0 else self.predicted - self.low
         return abs(miss) <= math.hypot(side, self.quantile * self.error)
 
+    @property
+    def verdict(self) -> str:
+        """One of "holds", "fails", "not trusted" and "not tested".
+
+        A prediction is not tested if it holds only because the measurement is less precise than an interval that is
+        trusted may be.
+        """
+        if not self.trusted:
+            return "not trusted"
+        if not self.holds:
+            return "fails"
+        precise = self.quantile * self.error <= max(TOLERANCE, (self.high - self.low) / 2)
+        return "holds" if precise else "not tested"
+
 
 @dataclass(frozen=True, repr=False)
 class WidthEffects(Described):
@@ -68,8 +93,9 @@ class WidthEffects(Described):
       std: Predicted standard deviation over initializations, (K + 1,), from the trained networks. The
         difference of their relative variance from that at infinite width is extrapolated as 1 / n.
       frozen: Mean loss at width n if every network's NTK stayed at its initial value, (K + 1,), from networks drawn at
-        this width.
-      frozen_error: Standard error of `frozen`, (K + 1,).
+        this width. It is that of networks with eta lambda_max below 2: with a frozen NTK the others diverge, so that
+        the mean over all networks is infinite after many steps, at any width.
+      frozen_error: Standard error of `frozen`, (K + 1,), by the jackknife.
       motion: Logarithm of the mean loss over `frozen`, the effect of the NTK's motion, (K + 1,).
       motion_error: Standard error of `motion`, (K + 1,).
       exponent: Exponent with which `motion` falls among the small widths, (K + 1,).
@@ -118,18 +144,26 @@ class WidthEffects(Described):
 
     @property
     def bias(self) -> Float[np.ndarray, " points"]:
-        """Predicted mean minus that at infinite width, as a share of the latter, (K + 1,)."""
-        return self.mean / self.infinite - 1
+        """Predicted mean minus that at infinite width, as a share of the latter, (K + 1,).
+
+        It is NaN where the latter has fallen below 1e-8 of its start.
+        """
+        return self._deviations(self.mean)
 
     @property
     def frozen_bias(self) -> Float[np.ndarray, " points"]:
         """The part of `bias` that the NTK at initialization explains, (K + 1,); the rest is its motion."""
-        return self.frozen / self.infinite - 1
+        return self._deviations(self.frozen)
+
+    def _deviations(self, losses: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+        found = np.full(len(losses), math.nan)
+        return np.divide(losses, self.infinite, out=found, where=resolved(self.infinite)) - 1
 
     @property
     def last_trusted(self) -> int | None:
-        """The last step whose prediction is trusted; None if there is none."""
-        return int(np.flatnonzero(self.trusted)[-1]) if self.trusted.any() else None
+        """The last step after the start whose prediction is trusted; None if there is none."""
+        steps = np.flatnonzero(self.trusted[1:])
+        return int(steps[-1]) + 1 if len(steps) else None
 
     def deviation(self, step: int, mean: float, error: float, networks: int | None = None) -> Deviation:
         """Returns prediction and measured mean loss after some steps, as deviations from infinite width.
@@ -148,13 +182,13 @@ class WidthEffects(Described):
           >>> round(far.measured, 12), far.holds
           (1.0, False)
         """
-        infinite = self.infinite[step]
+        infinite = self.infinite[step] if resolved(self.infinite)[step] else math.nan
         return Deviation(
             step=step,
-            predicted=float(self.bias[step]),
+            predicted=float(self.mean[step] / infinite - 1),
             low=float(self.low[step] / infinite - 1),
             high=float(self.high[step] / infinite - 1),
-            frozen=float(self.frozen_bias[step]),
+            frozen=float(self.frozen[step] / infinite - 1),
             measured=float(mean / infinite - 1),
             error=float(error / infinite),
             trusted=bool(self.trusted[step]),

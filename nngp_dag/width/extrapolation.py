@@ -139,8 +139,12 @@ def log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Mean:
 def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
     """Returns the mean of some values by a control variate whose expectation is known up to an error.
 
+    The error is that of the jackknife: the regression on the control variate is repeated without each of the values.
+    The scatter about one regression would leave out the error of its slope, which matters for few values with long
+    tails.
+
     Args:
-      values: Values, (S, points).
+      values: Values, (S, points), at least 3.
       control: The control variate of every value, (S, points).
       expected: Expectation of the control variate, known apart from these values.
 
@@ -151,6 +155,15 @@ def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
       (array([3.]), array([0.]))
     """
     count = len(values)
+    mean, target_error = _regressed(values, control, expected)
+    rest = [np.arange(count) != i for i in range(count)]
+    others = np.array([_regressed(values[i], control[i], expected)[0] for i in rest])
+    own_error = np.sqrt((count - 1) / count * ((others - others.mean(axis=0)) ** 2).sum(axis=0))
+    return Mean(mean, np.hypot(own_error, target_error))
+
+
+def _regressed(values: np.ndarray, control: np.ndarray, expected: Mean) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean by the regression on a control variate, and the part of its error that `expected` causes."""
     own = mean_of(control)
     centered = control - own.mean
     spread = (centered**2).sum(axis=0)
@@ -159,7 +172,4 @@ def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
     total = own.error**2 + expected.error**2
     share = np.divide(own.error**2, total, out=np.zeros_like(total), where=total > 0)
     target = own.mean + share * (expected.mean - own.mean)
-    rest = values - values.mean(axis=0) - slope * centered
-    own_error = np.sqrt((rest**2).sum(axis=0) / max(count - 2, 1) / count)
-    target_error = np.sqrt(share) * expected.error
-    return Mean(values.mean(axis=0) + slope * (target - own.mean), np.hypot(own_error, slope * target_error))
+    return values.mean(axis=0) + slope * (target - own.mean), np.abs(slope) * share * expected.error

@@ -27,6 +27,7 @@ import scipy.sparse.linalg
 from flax import nnx
 
 from nngp_dag.architecture import Network
+from nngp_dag.errors import InputError
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.nets import DagNet, as_functions, descend_from, empirical_ntk
 from nngp_dag.nets.descent import key_of
@@ -135,7 +136,14 @@ def sample(
     for start in range(0, len(kept) if train else 0, at_once):
         group = kept[start : start + at_once]
         params = [_drawn(shapes, seed, width, number) for number in group]
-        trained.append(_trained(apply, jax.tree.map(lambda *of: jnp.asarray(np.stack(of)), *params), training, group))
+        stacked = jax.tree.map(lambda *of: jnp.asarray(np.stack(of)), *params)
+        try:
+            trained.append(_trained(apply, stacked, training, group))
+        except InputError:
+            raise InputError(
+                f"Expected small networks, of width {width}, to train, got losses that are not finite; lower "
+                "`learning_rate`, scale the targets down, or pass wider `widths`"
+            ) from None
         on_progress(networks + start + len(group), total)
     control, readouts, frozen, response = np.array(curves).transpose(1, 0, 2)
     empty = np.empty((0, training.steps + 1))

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from pictures import check, drawn
@@ -12,13 +13,25 @@ from rich.console import Console
 
 import nngp_dag as nd
 from nngp_dag.data import load_dataset, normalize, one_hot, scale_to_sphere
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, NumericalWarning
 from nngp_dag.report import plot_compare
 from nngp_dag.report.tables import compare_table
 from nngp_dag.width import WidthEffects
 
 DATA = load_dataset("digits", subset=10)
 X, Y = scale_to_sphere(normalize(DATA)), one_hot(DATA.labels, 10)
+
+
+def uneven(params, x):
+    """Two hidden layers of 24 and 16 neurons, in the parameterization "ntk"."""
+    for w in params[:-1]:
+        x = jax.nn.relu(x @ w * (2 / len(w)) ** 0.5)
+    return x @ params[-1] * (2 / len(params[-1])) ** 0.5
+
+
+def uneven_params(key):
+    sizes = ((64, 24), (24, 16), (16, 10))
+    return [jax.random.normal(k, size) for k, size in zip(jax.random.split(key, 3), sizes, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +73,36 @@ def test_the_verdict_can_fail(plain):
         assert at.predicted == pytest.approx(0.1)
         assert (at.low, at.high, at.frozen) == pytest.approx((0.08, 0.12, 0.05))
         assert (at.measured, at.error) == pytest.approx((share, 0.03))
-        assert at.holds is holds
-        assert ("the prediction holds" if holds else "the prediction fails") in result.width_verdict
-        assert f"it holds at {3 if holds else 0} of 3 trusted steps" in result.width_verdict
+        assert (at.holds, at.verdict) == (holds, "holds" if holds else "fails")
+        assert (
+            f"the prediction {at.verdict}; of 2 trusted steps it holds at {2 * holds} and fails at {2 - 2 * holds}"
+            in (result.width_verdict)
+        )
     assert "after step 2 deviates from infinite width by +10.0%" in result.width_verdict
-    unsure = with_effects(plain, trusted=[False] * 4)
-    assert "the prediction is not trusted; it holds at 0 of 0 trusted steps" in unsure.width_verdict
+    # Nothing has been predicted before the first step, and one network alone tests nothing.
+    unsure = with_effects(plain, trusted=[True, False, False, False])
+    assert "the prediction is not trusted; of 0 trusted steps" in unsure.width_verdict
     assert unsure.width_effects.last_trusted is None
-    assert unsure.as_row()["prediction_holds"] is None
+    assert unsure.as_row()["prediction"] is None
+    one = measured(with_effects(plain), 0.12)
+    one = dataclasses.replace(one, curves=one.curves[:1])
+    assert one.deviation(2).verdict == "not tested"
+    assert "the prediction is not tested; of 2 trusted steps it holds at 0 and fails at 0" in one.width_verdict
+
+
+def test_losses_at_rounding_level_are_left_out(tmp_path):
+    """All modes but the first have targets and variances of 0, so that one step leaves nothing."""
+    options = {"width": 64, "seeds": 2, "predict_width": True}
+    with pytest.warns(NumericalWarning, match="lambda_min is not resolved"):
+        [result] = nd.compare("2", np.ones((2, 3)), np.ones((2, 1)), steps=3, out=tmp_path, **options)
+    assert (result.expected.mean >= 0).all()
+    assert np.isnan(result.width_effects.bias[2:]).all()
+    assert not result.width_effects.trusted[1:].any()
+    assert np.isnan(result.gaps[2:]).all()
+    assert "nan" not in text_of(compare_table([result])) + result.verdict
+    row = json.loads((tmp_path / "compare.json").read_text())["rows"][0]
+    assert row["prediction"] is None
+    assert row["largest_relative_gap"] < 1
 
 
 def test_noise_of_readouts_is_taken_out(plain):
@@ -87,7 +122,7 @@ def test_noise_of_readouts_is_taken_out(plain):
 def test_row_table_and_curves(plain):
     result = measured(with_effects(plain), 0.2)
     row = result.as_row()
-    assert (row["predicted_step"], row["prediction_holds"], row["prediction_seconds"]) == (2, False, 3.0)
+    assert (row["predicted_step"], row["prediction"], row["prediction_seconds"]) == (2, "fails", 3.0)
     assert row["predicted_deviation"] == pytest.approx(0.1)
     assert row["measured_deviation"] == pytest.approx(0.2)
     columns = result.curve_columns()
@@ -145,6 +180,9 @@ def test_a_comparison_predicts_resumes_and_writes(tmp_path):
 def test_no_prediction_says_why(plain):
     assert plain.width_effects is None
     assert plain.unpredicted == ""
+    model = nd.trace(uneven, X, init=uneven_params)
+    with pytest.raises(InputError, match="models with layers of one width"):
+        nd.compare(model, X, Y, seeds=1, steps=1, predict_width=True)
     with pytest.raises(InputError, match="parameterization 'ntk', got 'standard'"):
         nd.compare("1", X, Y, width=32, seeds=1, steps=1, parameterization="standard", predict_width=True)
     [result] = nd.compare("1", X, Y, width=256, seeds=1, steps=1, parameterization="standard")

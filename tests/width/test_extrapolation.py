@@ -103,7 +103,8 @@ def test_control_variate(known):
     assert means.mean() == pytest.approx(1, abs=4 * means.std() / 4000**0.5)
     expected = {0.0: 0.25 / 16, 0.3: 0.25 / 16 + 4 / (16 + 1 / 0.09), 1e6: 4.25 / 16}[known]
     assert means.var() == pytest.approx(expected, rel=0.12)
-    assert (errors**2).mean() == pytest.approx(expected, rel=0.15)
+    # The jackknife of 16 values errs upwards.
+    assert 0.92 < (errors**2).mean() / expected < 1.25
 
 
 def test_mean_of():
