@@ -139,7 +139,7 @@ def log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Mean:
 def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
     """Returns the mean of some values by a control variate whose expectation is known up to an error.
 
-    The error is that of the jackknife: the regression on the control variate is repeated without each of the values.
+    Mean and error are those of the jackknife: the regression on the control variate is repeated without each value.
     The scatter about one regression would leave out the error of its slope, which matters for few values with long
     tails.
 
@@ -159,7 +159,8 @@ def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
     rest = [np.arange(count) != i for i in range(count)]
     others = np.array([_regressed(values[i], control[i], expected)[0] for i in rest])
     own_error = np.sqrt((count - 1) / count * ((others - others.mean(axis=0)) ** 2).sum(axis=0))
-    return Mean(mean, np.hypot(own_error, target_error))
+    # The relation is convex for networks near their stability limit, where a regression is biased at order 1 / S.
+    return Mean(count * mean - (count - 1) * others.mean(axis=0), np.hypot(own_error, target_error))
 
 
 def _regressed(values: np.ndarray, control: np.ndarray, expected: Mean) -> tuple[np.ndarray, np.ndarray]:
