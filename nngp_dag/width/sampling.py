@@ -184,9 +184,9 @@ def largest_eigenvalue(ntk: np.ndarray) -> float:
     options: dict[str, Any] = {"which": "LA", "tol": 1e-4, "return_eigenvectors": False}
     with precision_of(np.dtype(np.float64)):
         on_device = jnp.asarray(matrix, jnp.float64)
-        product = scipy.sparse.linalg.LinearOperator(
-            matrix.shape, lambda v: np.asarray(_product(on_device, v.ravel())), dtype=np.float64
-        )
+        # Its type stubs do not know its arguments.
+        operator: Any = scipy.sparse.linalg.LinearOperator
+        product = operator(matrix.shape, lambda v: np.asarray(_product(on_device, v.ravel())), dtype=np.float64)
         start = np.random.default_rng(0).normal(size=size)
         return float(scipy.sparse.linalg.eigsh(product, 1, v0=start, **options)[0])
 

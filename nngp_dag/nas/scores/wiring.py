@@ -142,12 +142,13 @@ def paths_and_costs(cells: Sequence[AnyCell], setting: Setting) -> Measured:
 
     The depth and width of a genotype are those of its normal cell.
     """
+    sizes: dict[str, Any] = {**setting.sizes}
     for cell in cells:
         yield {
             "effective_depth": cell.dag.effective_depth,
             "effective_width": cell.dag.effective_width,
-            "parameters": float(parameters(cell, in_channels=setting.images.shape[-1], **setting.sizes)),
-            "flops": float(flops(cell, setting.images.shape[1:], **setting.sizes)),
+            "parameters": float(parameters(cell, in_channels=setting.images.shape[-1], **sizes)),
+            "flops": float(flops(cell, setting.images.shape[1:], **sizes)),
         }
 
 
