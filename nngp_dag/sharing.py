@@ -22,11 +22,11 @@ from nngp_dag.errors import DistributedError, InputError
 __all__ = ["Crew", "at_work", "check_equal", "gather", "gather_json", "place"]
 
 _SIGN_SECONDS = 0.3
-# A process without a sign of life for this time is gone. JAX itself ends all processes somewhat later, with a stack
-# trace in place of a message.
-_GONE_SECONDS = 40
-# A process that is busy with one item for longer is ended from its thread.
-_GRACE_SECONDS = 5
+# A process without a sign of life for this time is gone. JAX itself ends all processes after 28 to 56 seconds, with a
+# stack trace in place of a message.
+_GONE_SECONDS = 25
+# A process that is busy with one item for longer is then ended from its thread.
+_GRACE_SECONDS = 2
 
 _blocks = 0
 
@@ -207,7 +207,7 @@ def at_work(on_progress: Callable[[int], None] = lambda done: None) -> Iterator[
     """Yields the processes that share the work of the block; it ends when all of them have finished theirs.
 
     All processes must enter the block. An error in one of them becomes a `DistributedError` in the others, within a
-    second after their current item, or ends them 5 seconds later. The loss of a process is noticed within 40 seconds.
+    second after their current item, or ends them 2 seconds later. The loss of a process is noticed within 26 seconds.
 
     Args:
       on_progress: Function that is called with the number of items that all processes have finished.
@@ -240,8 +240,8 @@ def at_work(on_progress: Callable[[int], None] = lambda done: None) -> Iterator[
         else:
             # The end of process 0 would abort the others before their message.
             crew._on_progress = lambda done: None
-            crew._wait(f"error: {' '.join(str(error).split())[:200] or type(error).__name__}", 2 * _GRACE_SECONDS)
+            crew._wait(f"error: {' '.join(str(error).split())[:200] or type(error).__name__}", 5 * _GRACE_SECONDS)
         raise
     finally:
         crew._stop.set()
-        thread.join(_GRACE_SECONDS)
+        thread.join(5 * _GRACE_SECONDS)
