@@ -107,12 +107,13 @@ class Crew:
     Attributes:
       process: Number of this process.
       processes: Number of processes.
+      on_progress: Function that is called with the number of items that all processes have finished.
     """
 
     def __init__(self, on_progress: Callable[[int], None]) -> None:
         """Starts before the first item."""
         self.process, self.processes = place()
-        self._on_progress = on_progress
+        self.on_progress = on_progress
         self._next = 0
         self._states: dict[int, list[Any]] = {}
         self._own: list[Any] = ["work", 0]
@@ -141,7 +142,17 @@ class Crew:
 
     def _report(self) -> None:
         others = [done for number, (_, done) in [*self._states.items()] if number != self.process]
-        self._on_progress(self._own[1] + sum(others))
+        self.on_progress(self._own[1] + sum(others))
+
+    def wait(self) -> None:
+        """Waits until all processes have finished their items.
+
+        Raises:
+          DistributedError: Another process ended.
+        """
+        if self.processes > 1:
+            self._wait("done")
+            self.check()
 
     def check(self) -> None:
         """Raises a `DistributedError` if another process ended."""
@@ -232,14 +243,13 @@ def at_work(on_progress: Callable[[int], None] = lambda done: None) -> Iterator[
     thread.start()
     try:
         yield crew
-        crew._wait("done")
-        crew.check()
+        crew.wait()
     except BaseException as error:
         if crew._lost is not None:
             crew._own[0] = "stopped"
         else:
             # The end of process 0 would abort the others before their message.
-            crew._on_progress = lambda done: None
+            crew.on_progress = lambda done: None
             crew._wait(f"error: {' '.join(str(error).split())[:200] or type(error).__name__}", 5 * _GRACE_SECONDS)
         raise
     finally:

@@ -93,6 +93,10 @@ class Rows:
                 found.setdefault(next(iter(row.values())), row)
         return list(found.values())
 
+    def has_parts(self) -> bool:
+        """Returns whether other processes have left parts."""
+        return bool(self._parts())
+
     def remove_parts(self) -> None:
         """Removes the parts, whose rows must be in this file.
 
