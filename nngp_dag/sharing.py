@@ -151,7 +151,7 @@ class Crew:
           DistributedError: Another process ended.
         """
         if self.processes > 1:
-            self._wait("done")
+            self._wait("done", ("done",))
             self.check()
 
     def check(self) -> None:
@@ -201,12 +201,13 @@ class Crew:
                 print(f"nngp-dag: error: {self._lost}", file=sys.stderr, flush=True)
                 os._exit(2)
 
-    def _wait(self, state: str, seconds: float = float("inf")) -> None:
-        """Tells the others a new state, and waits until none of them is at work."""
+    def _wait(self, state: str, until: tuple[str, ...], seconds: float = float("inf")) -> None:
+        """Tells the others a new state, and waits until the states of all of them begin with one of `until`."""
         self._own[0] = state
-        until = time.monotonic() + seconds
-        while any(self._states.get(number, ["work"])[0] == "work" for number in range(self.processes)):
-            if time.monotonic() > until or (state == "done" and self._lost is not None):
+        end = time.monotonic() + seconds
+        others = [number for number in range(self.processes) if number != self.process]
+        while not all(self._states.get(number, ["work"])[0].startswith(until) for number in others):
+            if time.monotonic() > end or (state == "done" and self._lost is not None):
                 break
             self._changed.wait(_SIGN_SECONDS)
             self._changed.clear()
@@ -250,7 +251,11 @@ def at_work(on_progress: Callable[[int], None] = lambda done: None) -> Iterator[
         else:
             # The end of process 0 would abort the others before their message.
             crew.on_progress = lambda done: None
-            crew._wait(f"error: {' '.join(str(error).split())[:200] or type(error).__name__}", 5 * _GRACE_SECONDS)
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            crew._wait(f"error: {text}", ("error", "stopped"), 5 * _GRACE_SECONDS)
+            if crew.process == 0:
+                # Its end aborts the others, which may be about to print their message.
+                time.sleep(_GRACE_SECONDS)
         raise
     finally:
         crew._stop.set()
