@@ -78,8 +78,8 @@ def sweep(
       memory_budget: Memory in bytes, or a text such as "6 GiB".
       out: Directory for sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
       resume: Whether to resume the sweep in `out`, without computing the classes in its classes.csv again. Data,
-        options and versions must be the same; the networks may differ. If they and `memory_budget` are the same, the
-        results are equal in every bit to those of an uninterrupted sweep.
+        options and versions must be the same; the networks may differ. If they, `memory_budget` and the number of
+        processes are the same, the results are equal in every bit to those of an uninterrupted sweep.
       overwrite: Whether to replace the sweep in `out`.
       on_progress: Function that is called with (name of the stage, classes done, classes in all).
       **architecture: Options of all networks, see `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`,
