@@ -28,6 +28,7 @@ from nngp_dag.cli.options import (
     output,
 )
 from nngp_dag.cli.outputs import hold
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -87,6 +88,10 @@ def sweep(
     ] = False,
     out: Annotated[Path | None, out_option("Folder for the tables, sweep.csv and others.", _OUT)] = None,
     resume: ResumeOption = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -97,6 +102,8 @@ def sweep(
 
     Exactly one of --dag, --nodes, --file and --space names the graphs.
     """
+    joined(distributed, coordinator, processes, process_id)
+    from nngp_dag.distributed import first_does
     from nngp_dag.graph import Conv
     from nngp_dag.report import output_file
     from nngp_dag.report._sweep import sweep as sweep_dags
@@ -118,7 +125,7 @@ def sweep(
     )
     out = output(_OUT, out, again=resume or overwrite)
     Resumable(out / "config.json", counted("kernel classes"))
-    hold(out)
+    first_does(lambda: hold(out))
     samples = load()
     with progress() as on_progress:
         table = sweep_dags(
@@ -142,13 +149,17 @@ def sweep(
     )
     show(sweep_table(table), *([bounds_table(table)] if bounds else []), correlation_table(found))
     say(sweep_summary(table))
-    with output_file(out / "correlations.csv", overwrite=True) as path:
-        found.to_csv(path, index=False)
     files = ["sweep.csv", "sweep.parquet", "classes.csv", "correlations.csv", "config.json"]
-    if plot:
-        with output_file(out / "sweep.png", overwrite=True) as path:
-            plot_sweep(table, path, f"{what} on {len(samples.x):,} inputs of {samples.name}")
-        files.append("sweep.png")
+    files += ["sweep.png"] if plot else []
+
+    def write() -> None:
+        with output_file(out / "correlations.csv", overwrite=True) as path:
+            found.to_csv(path, index=False)
+        if plot:
+            with output_file(out / "sweep.png", overwrite=True) as path:
+                plot_sweep(table, path, f"{what} on {len(samples.x):,} inputs of {samples.name}")
+
+    first_does(write)
     say(f"wrote {', '.join(files)} to {out}")
     result(
         {

@@ -30,6 +30,7 @@ from nngp_dag.cli.options import (
     output,
     parse_dag,
 )
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
 from nngp_dag.cli.resumed import Context
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
@@ -200,6 +201,10 @@ def gram_command(
     ] = None,
     out: Annotated[Path | None, out_option("Folder for nngp.npy, ntk.npy and gram.json.", _GRAM, fresh=False)] = None,
     resume: ResumeOption = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -211,6 +216,7 @@ def gram_command(
     An interrupted computation continues when the same command is given again. With --resume, the command fails if there
     is nothing to continue.
     """
+    joined(distributed, coordinator, processes, process_id)
     from nngp_dag.graph import Conv
     from nngp_dag.kernels import gram
     from nngp_dag.kernels._gram import bytes_of

@@ -21,6 +21,7 @@ from nngp_dag.cli.options import (
     out_option,
 )
 from nngp_dag.cli.outputs import hold
+from nngp_dag.cli.processes import CoordinatorOption, DistributedOption, ProcessesOption, ProcessIdOption, joined
 from nngp_dag.cli.screen import progress, result, say, show
 from nngp_dag.cli.source import choose_samples
 from nngp_dag.errors import InputError
@@ -142,6 +143,10 @@ def score(
         out_option("Folder for the scores. Scores that it already has are not computed again.", _SCORES, fresh=False),
     ] = None,
     resume: ResumeOption = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -153,12 +158,14 @@ def score(
     An interrupted computation continues when the same command is given again. With --resume, the command fails if there
     is nothing to continue.
     """
+    joined(distributed, coordinator, processes, process_id)
     same_command(
         lambda: (
             ", ".join(f"{done} of {total} cells by {name}" for name, (done, total) in latest_progress.items())
             or "nothing new"
         )
     )
+    from nngp_dag.distributed import first_does
     from nngp_dag.nas import AccuracyTable, Setting
     from nngp_dag.nas.scores.files import ScoreDirectory, read_scores, score_folder
     from nngp_dag.nas.scores.registry import measures_of
@@ -182,7 +189,7 @@ def score(
     out = Path(_SCORES) if out is None else out
     if resume:
         score_folder(out).read()
-    hold(out)
+    first_does(lambda: hold(out))
     samples = choose_samples(data, dataset, data_dir, batch, usual=_BATCH, images=True, default="cifar10")()
     sizes = {"channels": channels, "cells": cells, "seed": seed, "cells_at_once": cells_at_once, "space": space}
     if samples.classes:

@@ -85,7 +85,8 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """Prints a note on the error stream."""
-    print(f"nngp-dag: note: {text}", file=sys.stderr)
+    if not screen.silent:
+        print(f"nngp-dag: note: {text}", file=sys.stderr)
 
 
 @contextmanager

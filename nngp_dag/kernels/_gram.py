@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, SupportsIndex, Unpack
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag import sharing
 from nngp_dag.architecture import Architecture, Network, as_network
+from nngp_dag.distributed import first_does
 from nngp_dag.errors import InputError, InputWarning, as_path, check_callable, shown, within_memory
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_flag, check_whole
@@ -68,16 +70,15 @@ class _Plan(NamedTuple):
 class _Memory:
     """Both matrices in memory, with the same methods for filling them as `GramFiles`."""
 
-    tiles_done = 0
-
     def __init__(self, shape: tuple[int, int], dtype: np.dtype) -> None:
+        self.done: set[int] = set()
         self.matrices = {name: np.empty(shape, dtype) for name in ("nngp", "ntk")}
 
     def put(self, name: str, i: int, j: int, block: np.ndarray) -> None:
         self.matrices[name][i : i + block.shape[0], j : j + block.shape[1]] = block
 
-    def commit(self) -> None:
-        self.tiles_done += 1
+    def commit(self, number: int) -> None:
+        self.done.add(number)
 
 
 def gram(
@@ -119,6 +120,10 @@ def gram(
     A call for which `out` is finished returns its content. In both cases all finished tiles are read first, and a tile
     whose checksum differs is refused. Reading takes about 3 s for 20,000 inputs in float32 if the files are cached.
 
+    Where `jax.distributed` connects several processes, a call with `out` must be made by all of them. They share the
+    tiles, on the devices of each, and `out` must be on a file system that all of them see. The files are those of one
+    process. If a process is killed, any number of processes goes on. Without `out`, each process computes alone.
+
     Args:
       network: The network, as in `kernel`; it must have one output.
       x1: Inputs, (N1, features...). For a graph with several inputs, a list of such arrays.
@@ -142,6 +147,7 @@ def gram(
       OutputError: `out` cannot be written, another process computes it, or it holds other files or damaged tiles. Or
         the unfinished result of another call is in the way.
       OutOfMemoryError: The matrices do not fit into memory.
+      DistributedError: Another process that shares the tiles failed, or ended.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -180,12 +186,28 @@ def gram(
         return Kernel(memory.matrices["nngp"], memory.matrices["ntk"], network=network)
     configuration = describe(network, arrays1, arrays2, plan.shape, plan.tile, plan.dtype)
     tiles = plan.tiles()
-    done = load_finished(path, configuration, overwrite, tiles)
-    if done is None:
-        with unfinished(path, configuration, overwrite, tiles) as files:
-            _fill(files, plan, network, arrays1, arrays2, dtype, progress, on_progress)
-            files.finish()
-        done = load_finished(path, configuration)
+    process, processes = sharing.place()
+    if processes == 1:
+        done = load_finished(path, configuration, overwrite, tiles)
+        if done is None:
+            with unfinished(path, configuration, overwrite, tiles) as files:
+                _fill(files, plan, network, arrays1, arrays2, dtype, progress, on_progress)
+                files.finish(tiles)
+    else:
+        sharing.check_equal("kernels", configuration)
+        known: list[bool] = []
+        first_does(lambda: known.append(load_finished(path, configuration, overwrite, tiles) is not None))
+        if sharing.gather_json(known)[0] == [False]:
+            with contextlib.ExitStack() as stack:
+                opened = unfinished(path, configuration, overwrite, tiles, process)
+                entered: list[GramFiles] = []
+                # The others open the files that process 0 has made.
+                first_does(lambda: entered.append(stack.enter_context(opened)))
+                files = entered[0] if entered else stack.enter_context(opened)
+                with sharing.at_work() as crew:
+                    _fill(files, plan, network, arrays1, arrays2, dtype, progress and process == 0, on_progress, crew)
+                first_does(lambda: files.finish(tiles))
+    done = load_finished(path, configuration)
     assert done is not None
     nngp, ntk = done
     return Kernel(nngp, ntk, network=network)
@@ -200,20 +222,36 @@ def _fill(
     dtype: str | None,
     progress: bool,
     on_progress: Callable[[str, int, int], None] | None,
+    crew: sharing.Crew | None = None,
 ) -> None:
-    """Computes the tiles that are not yet among the results."""
+    """Computes the tiles that are not yet among the results; those of a crew are shared by several processes."""
     corners = plan.corners()
     report = on_progress or (lambda task, done, total: None)
-    report("tiles", results.tiles_done, len(corners))
-    with _progress_bar(len(corners), results.tiles_done, progress and on_progress is None) as advance:
-        for i, j in corners[results.tiles_done :]:
+    before = len(results.done)
+    report("tiles", before, len(corners))
+    with _progress_bar(len(corners), before, progress and on_progress is None) as show:
+
+        def count(new: int) -> None:
+            show(before + new)
+            report("tiles", before + new, len(corners))
+
+        if crew is not None:
+            crew.on_progress = count
+        for number in sorted(set(range(len(corners))) - results.done):
+            if crew is not None and not crew.takes_next():
+                continue
+            i, j = corners[number]
             for name, block in _compute(network, arrays1, arrays2, i, j, plan, dtype).items():
                 results.put(name, i, j, block)
                 if plan.symmetric and i != j:
                     results.put(name, j, i, block.T)
-            results.commit()
-            advance()
-            report("tiles", results.tiles_done, len(corners))
+            results.commit(number)
+            if crew is None:
+                count(len(results.done) - before)
+            else:
+                crew.finished()
+        if crew is not None:
+            crew.wait()
 
 
 def _compute(
@@ -352,10 +390,10 @@ def bytes_of(memory_budget: Any) -> int:
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int, done: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Shows tiles and the time left if the error stream is a terminal; yields a function that counts one more tile."""
+def _progress_bar(total: int, done: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """Shows tiles and the time left if the error stream is a terminal; yields a function of the tiles done."""
     if not (progress and sys.stderr.isatty()):
-        yield lambda: None
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -369,4 +407,4 @@ def _progress_bar(total: int, done: int, progress: bool) -> Iterator[Callable[[]
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("gram", total=total, completed=done)
-        yield lambda: bars.advance(task)
+        yield lambda done: bars.update(task, completed=done)

@@ -1,6 +1,6 @@
 """Kernels of many networks on the same data, in batches: nodes with equal kernels are evaluated once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ def kernels_of_classes(
     *,
     batch: int,
     known: frozenset[str] = frozenset(),
+    takes: Callable[[Sequence[str]], bool] = lambda part: True,
 ) -> Iterator[Stack]:
     """Computes the kernels of networks without convolutions and pooling, in batches.
 
@@ -69,6 +70,8 @@ def kernels_of_classes(
       batch: The number of kernels of a batch.
       known: Outputs that are already known. A batch is left out if it holds no other outputs. The remaining batches do
         not depend on this argument, so their kernels have the same bits with and without it.
+      takes: Function of the outputs of a batch that is not known. It returns whether the batch is computed here; other
+        batches are left out, in several processes that share them.
 
     Yields:
       A `Stack` for each batch, in the order of `outputs`; batches of networks without series come last.
@@ -88,13 +91,14 @@ def kernels_of_classes(
     if with_series:
         all_series, size = together([series[digest] for digest in with_series]), _size(with_series, batch, data)
         for part in _parts(range(len(with_series)), batch):
-            if all(with_series[i] in known for i in part):
+            digests = [with_series[i] for i in part]
+            if known.issuperset(digests) or not takes(digests):
                 continue
             with precision_of(dtype), _fitting(part, data):
                 spec = spec_of_stacked_series(size)
                 weights = weights_of_series(all_series[_filled(part, size)], spec, dtype)
                 found = kernel_of_inputs(weights, [inputs], None, spec=spec, layout=PixelLayout())
-            yield _stack([with_series[i] for i in part], found)
+            yield _stack(digests, found)
             del found
 
     without = [digest for digest in outputs if digest not in series]
@@ -104,7 +108,7 @@ def kernels_of_classes(
     programs = [kernel_classes.program(tuple(_filled(part, size)), operation) for part in _parts(without, batch)]
     least = Sizes(*map(max, *(sizes_of(program) for program in programs), Sizes()))
     for part, program in zip(_parts(without, batch), programs, strict=True):
-        if known.issuperset(part):
+        if known.issuperset(part) or not takes(part):
             continue
         plan = plan_of_stack(program, network)
         with precision_of(dtype), _fitting(part, data):

@@ -3,6 +3,9 @@
 A directory holds nngp.npy, ntk.npy, gram.json, and tiles.crc, a journal with a checksum of each finished tile. While
 tiles are missing, the directory has another name, and a lock. Tiles are written by system calls and not through memory
 maps. Pages of a map would count as memory of the process, and a full disk would kill the process.
+
+Several processes may share the tiles. Each then notes its own in a file part-NUMBER-tiles.crc; the next process that
+opens the directory moves these notes into the journal, where tiles that are missing have a line of dashes.
 """
 
 import contextlib
@@ -39,12 +42,17 @@ from nngp_dag.storage import (
 
 MATRICES = ("nngp", "ntk")
 _DESCRIPTION, _JOURNAL = "gram.json", "tiles.crc"
-_OURS = {_DESCRIPTION, _JOURNAL, LOCK, *(f"{name}.npy" for name in MATRICES)}
+_MERGED = f"{_JOURNAL}.merged"
+_OURS = {_DESCRIPTION, _JOURNAL, _MERGED, LOCK, *(f"{name}.npy" for name in MATRICES)}
 
 # Number of rows that are hashed at once.
 _CHUNK = 4096
 # Bytes of a line of the journal. CRC-32 detects every flipped byte, and is much faster than SHA-256.
 _LINE = 9
+# The line of a tile that is missing, before others that are not. Without a shared run there is none.
+_MISSING = b"--------\n"
+# Bytes of a line of a part of the journal: number of the tile, and checksum.
+_PART_LINE = 22
 
 # The blocks of both matrices that a tile fills: first row, first column, number of rows, number of columns.
 Tile = Sequence[tuple[int, int, int, int]]
@@ -136,7 +144,8 @@ def _check_alone(directory: Path) -> None:
     Raises:
       OutputError: It holds other files.
     """
-    if others := {file.name for file in directory.iterdir()} - _OURS:
+    parts = {file.name for file in _parts(directory)}
+    if others := {file.name for file in directory.iterdir()} - _OURS - parts:
         raise OutputError(
             f"Expected {directory} to hold results of `gram` alone, got {', '.join(sorted(others)[:3])}; move other "
             "files away, or choose another `out`"
@@ -175,10 +184,36 @@ def _is_of(
     return True
 
 
-def _tiles_done(directory: Path) -> int:
-    """Returns the number of tiles in the journal; an incomplete last line does not count."""
+def _lines(directory: Path) -> list[bytes]:
+    """Returns the lines of the journal; an incomplete last line does not count."""
     journal = directory / _JOURNAL
-    return journal.stat().st_size // _LINE if journal.exists() else 0
+    text = journal.read_bytes() if journal.exists() else b""
+    return [text[i : i + _LINE] for i in range(0, len(text) - _LINE + 1, _LINE)]
+
+
+def _parts(directory: Path) -> list[Path]:
+    """Returns the journals of single processes."""
+    return sorted(directory.glob(f"part-[0-9]*-{_JOURNAL}"))
+
+
+def _merge_parts(directory: Path) -> None:
+    """Moves the notes of single processes into the journal."""
+    parts = _parts(directory)
+    if not parts:
+        return
+    found = {number: line for number, line in enumerate(_lines(directory)) if line != _MISSING}
+    for part in parts:
+        text = part.read_bytes()
+        for i in range(0, len(text) - _PART_LINE + 1, _PART_LINE):
+            number, line = text[i : i + _PART_LINE].split(b" ")
+            found[int(number)] = line
+    merged = directory / _MERGED
+    merged.write_bytes(b"".join(found.get(i, _MISSING) for i in range(max(found, default=-1) + 1)))
+    sync(merged)
+    os.replace(merged, directory / _JOURNAL)
+    for part in parts:
+        part.unlink()
+    sync(directory)
 
 
 def _damage(directory: Path, description: Mapping[str, Any], tiles: Sequence[Tile] | None, finished: bool) -> str:
@@ -192,20 +227,26 @@ def _damage(directory: Path, description: Mapping[str, Any], tiles: Sequence[Til
         return "damaged files"
     if tiles is None:
         return ""
-    done = _tiles_done(directory)
-    if done > len(tiles):
+    try:
+        _merge_parts(directory)
+    except ValueError:
         return "a damaged journal"
-    lines = (directory / _JOURNAL).read_bytes() if done else b""
+    lines = _lines(directory)
+    if len(lines) > len(tiles):
+        return "a damaged journal"
+    done = len(lines) - lines.count(_MISSING)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context((directory / f"{name}.npy").open("rb")) for name in MATRICES]
-        for number, tile in enumerate(tiles[:done]):
+        for number, tile in enumerate(tiles[: len(lines)]):
+            if lines[number] == _MISSING:
+                continue
             found = 0
             for file, whole in zip(opened, matrices, strict=True):
                 for i, j, height, width in tile:
                     for row in range(i, i + height):
                         start = whole.offset + row * whole.strides[0] + j * whole.strides[1]  # type: ignore[attr-defined]
                         found = zlib.crc32(os.pread(file.fileno(), width * whole.itemsize, start), found)
-            if lines[_LINE * number :][:_LINE] != _line(found):
+            if lines[number] != _line(found):
                 return f"a damaged tile, number {number}"
     return f"checksums of {done} of {len(tiles)} tiles" if finished and done < len(tiles) else ""
 
@@ -218,13 +259,19 @@ class GramFiles:
     """The unfinished directory of one call, open for writing.
 
     Attributes:
-      tiles_done: Number of finished tiles on disk.
+      done: Numbers of the tiles on disk, of those that this process knows.
     """
 
     def __init__(
-        self, path: Path, partial: Path, configuration: Mapping[str, Any], overwrite: bool, stack: contextlib.ExitStack
+        self,
+        path: Path,
+        partial: Path,
+        configuration: Mapping[str, Any],
+        overwrite: bool,
+        stack: contextlib.ExitStack,
+        process: int | None = None,
     ) -> None:
-        """Opens the existing files; the stack closes them."""
+        """Opens the existing files; the stack closes them. `process` is the number among those that share the tiles."""
         self._path, self._partial, self._configuration, self._overwrite = path, partial, configuration, overwrite
 
         def opened(name: str, flags: int) -> int:
@@ -233,9 +280,16 @@ class GramFiles:
             return descriptor
 
         self._files = {name: (opened(f"{name}.npy", os.O_RDWR), _load(partial, name)) for name in MATRICES}
-        self.tiles_done, self._checksum = _tiles_done(partial), 0
-        self._journal = opened(_JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.ftruncate(self._journal, _LINE * self.tiles_done)
+        lines = _lines(partial)
+        self.done, self._checksum = {i for i, line in enumerate(lines) if line != _MISSING}, 0
+        # Only a process that is alone and finds no gaps can add its lines at the end of the journal.
+        self._in_part = process is not None or len(self.done) < len(lines)
+        if self._in_part:
+            self._journal = opened(f"part-{process or 0}-{_JOURNAL}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            UNFINISHED.pop(self._partial, None)
+        else:
+            self._journal = opened(_JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.ftruncate(self._journal, _LINE * len(lines))
 
     def put(self, name: str, i: int, j: int, block: np.ndarray) -> None:
         """Writes a block of the matrix `name` from row i and column j on."""
@@ -246,18 +300,33 @@ class GramFiles:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._checksum = zlib.crc32(row.data, self._checksum)
 
-    def commit(self) -> None:
+    def commit(self, number: int) -> None:
         """Notes one more tile in the journal, after its data have reached the disk."""
         for descriptor, _ in self._files.values():
             os.fsync(descriptor)
-        os.write(self._journal, _line(self._checksum))
+        line = _line(self._checksum)
+        os.write(self._journal, b"%012d %s" % (number, line) if self._in_part else line)
         os.fsync(self._journal)
         # The directory now holds a finished tile, so an interruption must no longer remove it.
         UNFINISHED.pop(self._partial, None)
-        self.tiles_done, self._checksum = self.tiles_done + 1, 0
+        self.done.add(number)
+        self._checksum = 0
 
-    def finish(self) -> None:
-        """Gives the directory its final name; with `overwrite` it replaces an older result."""
+    def holds_tiles(self) -> bool:
+        """Whether a tile is on disk, of this process or of another."""
+        return bool(self.done) or any(part.stat().st_size for part in _parts(self._partial))
+
+    def finish(self, tiles: Sequence[Tile]) -> None:
+        """Gives the directory its final name; with `overwrite` it replaces an older result.
+
+        Raises:
+          OutputError: A tile of another process is not there as it was written.
+        """
+        if self._in_part and (damage := _damage(self._partial, self._configuration, tiles, finished=True)):
+            raise OutputError(
+                f"Expected all processes to write to {self._partial}, got {damage}; use a file system that all of them "
+                "share"
+            )
         if self._partial.exists():
             load_finished(self._path, self._configuration, self._overwrite)
         rename_claimed(self._partial, self._path)
@@ -265,17 +334,33 @@ class GramFiles:
 
 @contextlib.contextmanager
 def unfinished(
-    path: Path, configuration: Mapping[str, Any], overwrite: bool, tiles: Sequence[Tile]
+    path: Path,
+    configuration: Mapping[str, Any],
+    overwrite: bool,
+    tiles: Sequence[Tile],
+    process: int | None = None,
 ) -> Iterator[GramFiles]:
     """Yields the directory that will become `path`: the one that an earlier call left, or a new one.
 
     After an error the directory stays if it holds a finished tile.
+
+    Args:
+      path: The directory.
+      configuration: The description of the call, see `describe`.
+      overwrite: Whether results of another call may be replaced.
+      tiles: All tiles.
+      process: Number of this process among those that share the tiles; None for one that works alone. Process 0 must
+        enter before the others do.
 
     Raises:
       OutputError: The directory cannot be written, or another process writes to it. Or it belongs to another call or is
         damaged, and `overwrite` is false.
     """
     partial = path.with_name(f".{path.name}.partial")
+    if process:
+        with as_output_error(path), contextlib.ExitStack() as stack:
+            yield GramFiles(path, partial, configuration, overwrite, stack, process)
+        return
     new = [folder for folder in path.parents if not folder.exists()]
     with as_output_error(path), claimed(partial), contextlib.ExitStack() as stack:
         fresh = not (partial / _DESCRIPTION).exists()
@@ -291,10 +376,10 @@ def unfinished(
             if not goes_on:
                 UNFINISHED[partial] = new
                 _create(partial, configuration)
-            files = GramFiles(path, partial, configuration, overwrite, stack)
+            files = GramFiles(path, partial, configuration, overwrite, stack, process)
             yield files
         except BaseException:
-            if files is None or files.tiles_done == 0:
+            if files is None or not files.holds_tiles():
                 shutil.rmtree(partial, ignore_errors=True)
                 UNFINISHED.pop(partial, None)
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from jaxtyping import ArrayLike
 
+from nngp_dag import sharing
 from nngp_dag.architecture import Architecture, Network, as_network
 from nngp_dag.architecture.named import Given, named
+from nngp_dag.distributed import first_does
 from nngp_dag.errors import InputError, NngpDagError, as_path, check_callable, shown
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import IMAGE_READOUTS, check_flag, check_option
@@ -60,6 +63,11 @@ def sweep(
     agree to 1e-12 of the largest one. Networks with two layers whose activation jumps (`sign` or a step) are an
     exception. They turn a rounding error of eps in the inputs into one of sqrt(eps).
 
+    Where `jax.distributed` connects several processes, all of them must call this function, with equal arguments. They
+    share the classes, on the devices of each, and all return the whole table. `out` must then be a folder that all of
+    them see. Process 0 writes the files, and the rows of others are in files part-NUMBER-classes.csv until the end. A
+    sweep of which a process was killed resumes on any number of processes.
+
     Args:
       networks: Networks, or their graphs in a form that `nngp_dag.kernel` takes, in a list or by name. A network that
         is not valid, or has no kernel, has a row with the reason, and so has a traced model that is no network.
@@ -70,8 +78,8 @@ def sweep(
       memory_budget: Memory in bytes, or a text such as "6 GiB".
       out: Directory for sweep.csv, sweep.parquet, classes.csv and config.json; None writes nothing.
       resume: Whether to resume the sweep in `out`, without computing the classes in its classes.csv again. Data,
-        options and versions must be the same; the networks may differ. If they and `memory_budget` are the same, the
-        results are equal in every bit to those of an uninterrupted sweep.
+        options and versions must be the same; the networks may differ. If they, `memory_budget` and the number of
+        processes are the same, the results are equal in every bit to those of an uninterrupted sweep.
       overwrite: Whether to replace the sweep in `out`.
       on_progress: Function that is called with (name of the stage, classes done, classes in all).
       **architecture: Options of all networks, see `nngp_dag.kernel`: `activation`, `order`, `layer`, `aggregation`,
@@ -87,6 +95,7 @@ def sweep(
       InputError: The inputs, an option or the budget is out of range.
       OutputError: `out` holds other files, cannot be written, or another process writes it.
       CheckpointError: There is no sweep to resume, it has other data, options or versions, or it is damaged.
+      DistributedError: Another process failed, or ended.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -141,49 +150,89 @@ def sweep(
     directory = None if out is None else SweepDirectory(as_path("out", out), class_fields(bounds))
     check_callable("on_progress", on_progress)
     report = on_progress or (lambda task, done, total: None)
+    named_classes = json.dumps([[row.name, row.kernel_class] for row in rows]).encode()
+    sharing.check_equal("a sweep", settings | {"networks": hashlib.sha256(named_classes).hexdigest()})
     with contextlib.ExitStack() as stack:
-        found: dict[str, dict[str, Any]] = {}
-        if directory is not None:
-            found = stack.enter_context(directory.opened(settings, resume=resume, overwrite=overwrite))
+        found = {} if directory is None else _opened(directory, stack, settings, resume, overwrite)
         known = frozenset(found)
-        alone = {key for key, network in classes.items() if is_alone(network)}
-
-        def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
-            for kernel_classes, group in spaces.groups(key for key in classes if key not in alone):
-                if known.issuperset(group.values()):
-                    continue
-                network = classes[next(iter(group.values()))]
-                for stack in kernels_of_classes(
-                    kernel_classes,
-                    list(group),
-                    network,
-                    data,
-                    batch=batch,
-                    known=frozenset(digest for digest, key in group.items() if key in known),
-                ):
-                    for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
-                        yield group[digest], matrices
-            for key in (key for key in classes if key in alone and key not in known):
-                yield key, one_kernel(classes[key], data)
-
         done = sum(key in known for key in classes)
+        alone = {key for key, network in classes.items() if is_alone(network)}
+        # The classes that all processes together compute, in the order of a single process.
+        order: list[str] = []
+        computed: dict[str, dict[str, Any]] = {}
         report("kernels and spectra", done, len(classes))
-        for key, matrices in pairs():
-            if key in known:
-                continue
-            result = {"reason": matrices} if isinstance(matrices, str) else spectra_of(matrices)
-            if bounds:
-                result |= bounds_of(classes[key], data)
-            found[key] = result
-            if directory is not None:
-                directory.add(key, result)
-            done += 1
-            report("kernels and spectra", done, len(classes))
+        with sharing.at_work(lambda new: report("kernels and spectra", done + new, len(classes))) as crew:
+            if directory is not None and crew.process > 0:
+                directory.share(crew.process)
 
+            def pairs() -> Iterator[tuple[str, Sequence[np.ndarray] | str]]:
+                for kernel_classes, group in spaces.groups(key for key in classes if key not in alone):
+                    if known.issuperset(group.values()):
+                        continue
+                    network = classes[next(iter(group.values()))]
+
+                    def takes(digests: Sequence[str], group: Mapping[str, str] = group) -> bool:
+                        order.extend(group[digest] for digest in digests)
+                        return crew.takes_next()
+
+                    for stack in kernels_of_classes(
+                        kernel_classes,
+                        list(group),
+                        network,
+                        data,
+                        batch=min(batch, -(-len(group) // crew.processes)),
+                        known=frozenset(digest for digest, key in group.items() if key in known),
+                        takes=takes,
+                    ):
+                        for digest, *matrices in zip(stack.digests, stack.nngp, stack.ntk, strict=True):
+                            yield group[digest], matrices
+                for key in (key for key in classes if key in alone and key not in known):
+                    order.append(key)
+                    if crew.takes_next():
+                        yield key, one_kernel(classes[key], data)
+
+            for key, matrices in pairs():
+                if key in known:
+                    continue
+                result = {"reason": matrices} if isinstance(matrices, str) else spectra_of(matrices)
+                if bounds:
+                    result |= bounds_of(classes[key], data)
+                computed[key] = result
+                if directory is not None:
+                    directory.add(key, result)
+                crew.finished()
+
+        if crew.processes > 1:
+            computed = {key: row for part in sharing.gather_json(computed) for key, row in part.items()}
+        found |= {key: computed[key] for key in order if key not in known}
         table = table_of(rows, found, bounds)
-        if directory is not None:
+
+        def finish() -> None:
+            assert directory is not None
+            if crew.processes > 1:
+                directory.merge(found)
             directory.finish(table)
+
+        if directory is not None:
+            first_does(finish)
     return table
+
+
+def _opened(
+    directory: SweepDirectory,
+    stack: contextlib.ExitStack,
+    settings: Mapping[str, Any],
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, dict[str, Any]]:
+    """Opens the folder of a sweep in process 0, and returns its rows by class in all processes."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def opened() -> None:
+        found.update(stack.enter_context(directory.opened(settings, resume=resume, overwrite=overwrite)))
+
+    first_does(opened)
+    return found if sharing.place()[1] == 1 else sharing.gather_json(found)[0]
 
 
 def _common(architecture: Architecture) -> tuple[Network, Options]:

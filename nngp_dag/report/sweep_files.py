@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     import pandas
 
 _SETTINGS = {"settings": {"options": dict, "inputs": dict, "bounds": bool}}
-_FILES = ("classes.csv", "sweep.csv", "sweep.parquet", "sweep.png", "correlations.csv")
+_FILES = ("classes.csv", "part-*-classes.csv", "sweep.csv", "sweep.parquet", "sweep.png", "correlations.csv")
 
 
 class SweepDirectory:
     """The folder of a sweep.
 
     The settings are in config.json. A row is added to classes.csv for every finished class of networks with equal
-    kernels. The table at the end is in sweep.csv and sweep.parquet.
+    kernels. The table at the end is in sweep.csv and sweep.parquet. Where several processes share the work, process 0
+    opens the folder, and each of the others adds rows to a file part-NUMBER-classes.csv.
 
     Args:
       path: Path of the folder.
@@ -47,16 +48,32 @@ class SweepDirectory:
           CheckpointError: There is nothing to resume, it has other settings or versions, or it is damaged.
         """
         with self._folder.opened({"settings": settings}, resume=resume, overwrite=overwrite):
-            rows = self._rows.read()
+            rows = self._rows.read_with_parts()
             self._folder.begin()
             # This removes an incomplete last line.
             self._rows.write(rows)
-            yield {row.pop("kernel_class"): _parsed(row) for row in rows}
+            self._rows.remove_parts()
+            try:
+                yield {row.pop("kernel_class"): _parsed(row) for row in rows}
+            except BaseException:
+                # Other processes may have finished classes, while this one has not.
+                self._folder.begun = self._folder.begun or bool(self._rows.read_with_parts())
+                raise
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
         """Adds the row of a finished class."""
         self._folder.begun = True
         self._rows.add({"kernel_class": name, **row})
+
+    def share(self, process: int) -> None:
+        """Prepares the file of another process than the first, to which `add` then adds its rows."""
+        self._rows = self._rows.part(process)
+        self._rows.write([])
+
+    def merge(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replaces classes.csv by the rows of all processes, by class, and removes the files of the others."""
+        self._rows.write({"kernel_class": name, **row} for name, row in found.items())
+        self._rows.remove_parts()
 
     def finish(self, table: "pandas.DataFrame") -> None:
         """Writes the table, and removes the plot and the correlations of an earlier one."""

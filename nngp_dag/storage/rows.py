@@ -76,6 +76,44 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
 
+    def part(self, number: int) -> "Rows":
+        """Returns the file beside this one to which another process adds its rows."""
+        return Rows(self.path.with_name(f"part-{number}-{self.path.name}"), self._fields)
+
+    def read_with_parts(self) -> list[dict[str, str]]:
+        """Returns the rows of this file, and after them those of all parts whose first column has new values.
+
+        Raises:
+          CheckpointError: A file cannot be read, has other columns, or holds a damaged row.
+        """
+        tables = [self, *(Rows(path, self._fields) for path in self._parts())]
+        found: dict[str, dict[str, str]] = {}
+        for table in tables:
+            for row in table.read():
+                found.setdefault(next(iter(row.values())), row)
+        return list(found.values())
+
+    def has_parts(self) -> bool:
+        """Returns whether other processes have left parts."""
+        return bool(self._parts())
+
+    def remove_parts(self) -> None:
+        """Removes the parts, whose rows must be in this file.
+
+        Raises:
+          OutputError: A part cannot be removed.
+        """
+        for path in self._parts():
+            with as_output_error(path):
+                path.unlink(missing_ok=True)
+
+    def _parts(self) -> list[Path]:
+        with as_output_error(self.path):
+            found = list(self.path.parent.glob(f"part-*-{self.path.name}"))
+        numbers = {path: path.name.removeprefix("part-").removesuffix(f"-{self.path.name}") for path in found}
+        # Files of other names, such as part-1-of-classes.csv, are none of ours.
+        return sorted((p for p in found if numbers[p].isdecimal()), key=lambda path: int(numbers[path]))
+
     def _line(self, row: Mapping[str, Any]) -> list[str]:
         values = ["" if (value := row.get(field)) is None else str(value) for field in self._fields]
         return [*values, _checksum(self._fields, values)]

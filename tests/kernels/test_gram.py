@@ -414,10 +414,10 @@ def test_interrupted_anywhere(function, call, after, unbroken, tmp_path, monkeyp
 
 
 def interrupt_second_tile(monkeypatch, path, **options):
-    def interrupted(self):
-        if self.tiles_done == 1:
+    def interrupted(self, number):
+        if number == 1:
             raise KeyboardInterrupt
-        commit(self)
+        commit(self, number)
 
     commit = gram_files.GramFiles.commit
     with monkeypatch.context() as patched:
@@ -435,10 +435,10 @@ def test_an_unfinished_result_of_another_call_is_overwritten_when_asked(unbroken
 def test_a_result_that_appears_meanwhile_is_not_deleted(tmp_path, monkeypatch):
     path = tmp_path / "out"
 
-    def appearing(self):
+    def appearing(self, number):
         path.mkdir(exist_ok=True)
         (path / "mine.txt").touch()
-        commit(self)
+        commit(self, number)
 
     commit = gram_files.GramFiles.commit
     monkeypatch.setattr(gram_files.GramFiles, "commit", appearing)
@@ -550,9 +550,9 @@ def test_a_journal_that_is_cut_off_counts_whole_lines(unbroken, tmp_path, monkey
 
 
 def test_a_directory_that_is_deleted_meanwhile(tmp_path, monkeypatch):
-    def deleted(self):
+    def deleted(self, number):
         shutil.rmtree(partial_of(tmp_path / "out"), ignore_errors=True)
-        commit(self)
+        commit(self, number)
 
     commit = gram_files.GramFiles.commit
     monkeypatch.setattr(gram_files.GramFiles, "commit", deleted)

@@ -1,12 +1,15 @@
 """Scores of cells on disk: one file per measure, which gains a line with every scored cell."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nngp_dag import sharing
+from nngp_dag.distributed import first_does
 from nngp_dag.errors import CheckpointError
 from nngp_dag.fingerprint import known_fingerprint
 from nngp_dag.nas.scores.registry import SCORES, Scored, measures_for, score_cells
@@ -27,6 +30,10 @@ class ScoreDirectory:
     config.json holds the setting: a digest of the images, and the sizes of the networks. scores-MEASURE.csv holds one
     line per cell: its scores, the seconds that they took, the reason of missing scores, and a digest of the code of the
     measure. The digest is empty where the measure depends on objects that have none.
+
+    Where `jax.distributed` connects several processes, all of them must make the same calls. They share the cells, and
+    must all see the folder. Process 0 writes the files. Until the end of a measure, the rows of others are in files
+    part-NUMBER-scores-MEASURE.csv. If a process is killed, any number of processes goes on.
 
     Args:
       path: The folder.
@@ -50,9 +57,15 @@ class ScoreDirectory:
     def __init__(self, path: str | Path, setting: Setting) -> None:
         """Makes the folder, or checks one that exists."""
         self.path, self._setting = Path(path), setting
-        folder = score_folder(self.path)
-        with folder.opened({"settings": settings_of(setting)}):
-            folder.begin()
+        settings = settings_of(setting)
+        sharing.check_equal("scores", settings)
+
+        def begin() -> None:
+            folder = score_folder(self.path)
+            with folder.opened({"settings": settings}):
+                folder.begin()
+
+        first_does(begin)
 
     def score(
         self, cells: Sequence[AnyCell], scores: Sequence[str], *, timed: bool = False
@@ -66,36 +79,72 @@ class ScoreDirectory:
 
         Yields:
           (name of the measure, number of scored cells, number of all cells) for every measure: before it starts, and
-          after every cell.
+          after every cell. Where several processes share the cells, the number counts those of all.
 
         Raises:
           InputError: A score is unknown, or the setting lacks something that it needs.
           CheckpointError: The stored scores are damaged, or come from another version of a measure.
           OutputError: The folder cannot be written, or another process writes it.
+          DistributedError: Another process that shares the cells failed, or ended.
         """
         cells = list(dict.fromkeys(cells))
-        with claimed(self.path):
+        names_of_cells = hashlib.sha256(" ".join(map(str, cells)).encode()).hexdigest()
+        sharing.check_equal("scores", {"cells": names_of_cells, "scores": list(scores)})
+        with contextlib.ExitStack() as stack:
+            first_does(lambda: stack.enter_context(claimed(self.path)))
             for measure, wanted in measures_for(scores, self._setting).items():
                 # All scores of a measure are stored, because they come at no further cost.
                 names = [name for name, score in SCORES.items() if score.measure is wanted[0].measure]
                 path, digest = self.path / f"scores-{measure.__name__}.csv", known_fingerprint(measure) or ""
                 table = Rows(path, ["cell", *names, "seconds", "reason", "measure"])
-                known = table.read()
-                if any(row["measure"] != digest for row in known):
-                    raise CheckpointError(
-                        f"Expected scores of `{measure.__name__}` as it is now in {path}, got some of another "
-                        "version of it; delete that file, or use another folder"
-                    )
-                done = {row["cell"] for row in known}
+                known: list[dict[str, str]] = []
+                first_does(lambda table=table, known=known, digest=digest: known.extend(_known(table, digest)))
+                done = set(sharing.gather_json([row["cell"] for row in known])[0])
                 left = [cell for cell in cells if str(cell) not in done]
-                yield measure.__name__, len(cells) - len(left), len(cells)
+                before = len(cells) - len(left)
+                yield measure.__name__, before, len(cells)
                 if not left:
                     continue
                 # Written again, because an interruption may have cut off the last line.
-                table.write(known)
-                for number, scored in enumerate(score_cells(left, names, self._setting, timed=timed), start=1):
-                    table.add(_row(scored, names) | {"measure": digest})
-                    yield measure.__name__, len(cells) - len(left) + number, len(cells)
+                first_does(lambda table=table, known=known: table.write(known))
+                counted: list[int] = [0]
+                found: dict[str, dict[str, Any]] = {}
+                with sharing.at_work(lambda count, counted=counted: counted.append(count)) as crew:
+                    own = table if crew.process == 0 else table.part(crew.process)
+                    if crew.process > 0:
+                        own.write([])
+                    for scored in self._scored([cell for cell in left if crew.takes_next()], names, timed):
+                        row = _row(scored, names) | {"measure": digest}
+                        own.add(row)
+                        found[row["cell"]] = row
+                        crew.finished()
+                        yield measure.__name__, before + counted[-1], len(cells)
+                if crew.processes > 1:
+                    found = {name: row for part in sharing.gather_json(found) for name, row in part.items()}
+                    rows = [*known, *(found[str(cell)] for cell in left)]
+                    first_does(lambda table=table, rows=rows: _merge(table, rows))
+                    yield measure.__name__, len(cells), len(cells)
+
+    def _scored(self, cells: Sequence[AnyCell], names: Sequence[str], timed: bool) -> Iterator[Scored]:
+        return score_cells(cells, names, self._setting, timed=timed) if cells else iter(())
+
+
+def _known(table: Rows, digest: str) -> list[dict[str, str]]:
+    """Returns the rows of a measure that are on disk, after those of several processes are in one file."""
+    found = table.read_with_parts()
+    if any(row["measure"] != digest for row in found):
+        raise CheckpointError(
+            f"Expected scores of `{table.path.stem.removeprefix('scores-')}` as it is now in {table.path}, got some of "
+            "another version of it; delete that file, or use another folder"
+        )
+    if table.has_parts():
+        _merge(table, found)
+    return found
+
+
+def _merge(table: Rows, rows: Sequence[Mapping[str, Any]]) -> None:
+    table.write(rows)
+    table.remove_parts()
 
 
 def settings_of(setting: Setting) -> dict[str, Any]:
@@ -163,4 +212,4 @@ def _row(scored: Scored, names: Sequence[str]) -> dict[str, Any]:
     if others:
         reason = f"{reason} (and {len(others)} more scores of it)"
     values = {name: float(scored.values[name]) for name in names}
-    return {"cell": scored.cell, **values, "seconds": f"{scored.seconds:.6f}", "reason": reason}
+    return {"cell": str(scored.cell), **values, "seconds": f"{scored.seconds:.6f}", "reason": reason}

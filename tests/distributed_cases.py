@@ -1,4 +1,4 @@
-"""Real processes that work on one command, for the tests of distributed training."""
+"""Real processes that work on one command, for tests."""
 
 import os
 import socket
