@@ -278,3 +278,23 @@ def test_two_processes_write_the_files_of_one(tmp_path):
                 assert_same_numbers(two, one)
             elif name.endswith((".npy", ".crc")):
                 assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
+@pytest.mark.nightly
+def test_a_sweep_without_a_folder_has_the_same_table_in_all_processes():
+    code = f"""
+import sys
+import numpy as np
+import nngp_dag as nd
+from nngp_dag import distributed
+if "--processes" in sys.argv:
+    distributed.join(sys.argv[-5], 2, int(sys.argv[-1]))
+x = np.random.default_rng(0).normal(size=(6, 5))
+print(nd.sweep({CODES}, x).to_csv(index=False))
+"""
+    [(status, alone, err)] = ended(start([], 1, code=code))
+    assert status == 0, err
+    found = ended(start([], 2, code=code))
+    assert [status for status, *_ in found] == [0, 0], found
+    assert found[0][1] == found[1][1]
+    assert_same_numbers(*(list(csv.DictReader(text.strip().splitlines())) for text in (found[0][1], alone)))
