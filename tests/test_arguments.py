@@ -506,7 +506,6 @@ def test_dense_layers_beside_convolutions_are_named():
         (lambda v: nd.sweep([DAG], X, resume=v), "resume"),
         (lambda v: nd.compare(DAG, X, np.eye(6), width=2, steps=1, seeds=1, resume=v), "resume"),
         (lambda v: nd.compare(DAG, X, np.eye(6), width=2, steps=1, seeds=1, overwrite=v), "overwrite"),
-        (lambda v: nd.compare(DAG, X, np.eye(6), width=2, steps=1, seeds=1, predict_width=v), "predict_width"),
         (lambda v: nd.spectrum(np.eye(2), eigenvalues=v), "eigenvalues"),
         (lambda v: nd.largest_stable_learning_rate(np.eye(2), nesterov=v), "nesterov"),
         (lambda v: nd.expected_loss(nd.Kernel(np.eye(2), np.eye(2)), np.ones(2), 0.1, 1, flow=v), "flow"),

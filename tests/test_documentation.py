@@ -116,6 +116,7 @@ SLOW_PAGES = {
             "gaussian_processes",
             "graph_search",
             "kernels",
+            "large",
             "networks",
             "prediction",
             "scikit_learn",
@@ -132,7 +133,10 @@ SLOW_PAGES = {
 # Pages that take longest.
 NIGHTLY_PAGES = {
     "migrating.md",
-    *(f"guides/{name}.md" for name in ("gaussian_processes", "graph_search", "prediction", "scikit_learn", "training")),
+    *(
+        f"guides/{name}.md"
+        for name in ("gaussian_processes", "graph_search", "kernels", "prediction", "scikit_learn", "training")
+    ),
 }
 
 

@@ -177,7 +177,7 @@ def network_message(behind: Behind, d: jax.Array, root_of_moments: jax.Array, fr
     and biases on the span of Q = F R^-T, where they are `normals`. The rest is fresh.
 
     Args:
-      behind: What the forward pass knows.
+      behind: Facts of the forward pass.
       d: The derivatives d, (n, N).
       root_of_moments: Cholesky factor of D.
       fresh: Standard normal numbers, (n + 1, N).

@@ -154,23 +154,26 @@ def controlled(values: np.ndarray, control: np.ndarray, expected: Mean) -> Mean:
       >>> found.mean.round(6), found.error.round(6)
       (array([3.]), array([0.]))
     """
-    count = len(values)
-    mean, target_error = _regressed(values, control, expected)
+    count, own_error = len(values), mean_of(control).error
+    # Two estimates of the control variate's expectation, each with the weight of its inverse variance: an inexact one
+    # does no harm.
+    total = own_error**2 + expected.error**2
+    share = np.divide(own_error**2, total, out=np.zeros_like(total), where=total > 0)
+    mean, slope = _regressed(values, control, expected.mean, share)
     rest = [np.arange(count) != i for i in range(count)]
-    others = np.array([_regressed(values[i], control[i], expected)[0] for i in rest])
-    own_error = np.sqrt((count - 1) / count * ((others - others.mean(axis=0)) ** 2).sum(axis=0))
+    others = np.array([_regressed(values[i], control[i], expected.mean, share)[0] for i in rest])
+    error = np.sqrt((count - 1) / count * ((others - others.mean(axis=0)) ** 2).sum(axis=0))
     # The relation is convex for networks near their stability limit, where a regression is biased at order 1 / S.
-    return Mean(count * mean - (count - 1) * others.mean(axis=0), np.hypot(own_error, target_error))
+    unbiased = count * mean - (count - 1) * others.mean(axis=0)
+    return Mean(unbiased, np.hypot(error, slope * share * expected.error))
 
 
-def _regressed(values: np.ndarray, control: np.ndarray, expected: Mean) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean by the regression on a control variate, and the part of its error that `expected` causes."""
-    own = mean_of(control)
-    centered = control - own.mean
+def _regressed(
+    values: np.ndarray, control: np.ndarray, expected: np.ndarray, share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean by the regression on a control variate, and its slope; `share` is the weight of `expected`."""
+    own = control.mean(axis=0)
+    centered = control - own
     spread = (centered**2).sum(axis=0)
     slope = np.divide((values * centered).sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
-    # Both estimates of the expectation, each with the weight of its inverse variance: an inexact one does no harm.
-    total = own.error**2 + expected.error**2
-    share = np.divide(own.error**2, total, out=np.zeros_like(total), where=total > 0)
-    target = own.mean + share * (expected.mean - own.mean)
-    return values.mean(axis=0) + slope * (target - own.mean), np.abs(slope) * share * expected.error
+    return values.mean(axis=0) + slope * share * (expected - own), slope

@@ -73,7 +73,7 @@ def test_two_processes_of_two_devices_agree_with_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["landmarks", "iterative"])
+@pytest.mark.parametrize("method", ["landmarks", pytest.param("iterative", marks=pytest.mark.nightly)])
 def test_a_killed_process_is_resumed(method, tmp_path, restored):
     out, seen = tmp_path / f"out-{method}", tmp_path / f"killed-{method}.seen"
     process = _started(tmp_path / "killed", method, 1, tmp_path / "out")

@@ -122,7 +122,7 @@ def plain(net, x):
     return logits, x @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_layers_are_those_of_the_published_network():
     net = shaken(
         DartsImageNetNet(MIXED, (200, 200, 3), channels=2, layers=3, classes=5, auxiliary=True, rngs=nnx.Rngs(0))

@@ -75,7 +75,7 @@ def test_costs_of_the_smallest_and_the_largest_network_are_those_of_nasbench201(
     assert flops(NOTHING, (4, 4, 2), channels=1, cells=1, classes=7) == 2 * (convolutions + 4 * 7) + 7
     dead = Cell(("nor_conv_3x3", "none", "none", "skip_connect", "none", "none"))
     assert parameters(dead) == parameters(NOTHING)
-    assert sum(1 for _ in _kernels(RICH, 4, 2, 3)) == 1 + 6 + 3 * 2 * 2
+    assert sum(1 for _ in _kernels(RICH, 4, 2, 3, "cifar")) == 1 + 6 + 3 * 2 * 2
 
 
 @pytest.mark.slow

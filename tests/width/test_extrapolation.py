@@ -93,13 +93,13 @@ def test_log_ratio_of_means():
 
 @pytest.mark.parametrize("known", [0.0, 0.3, 1e6])
 def test_control_variate(known):
+    # One point for each of 4,000 samples of 16 values.
     rng = np.random.default_rng(3)
-    z, rest = rng.normal(size=(4000, 16, 1)), rng.normal(size=(4000, 16, 1))
+    z, rest = rng.normal(size=(16, 4000)), rng.normal(size=(16, 4000))
     values = 1 + 2 * z + 0.5 * rest
     # The control variate has mean 0; what is said of it is off by as much as is said, too.
-    said = known * rng.normal(size=(4000, 1)) if known < 10 else np.full((4000, 1), 7.0)
-    found = [controlled(v, c, Mean(m, np.array([known]))) for v, c, m in zip(values, z, said, strict=True)]
-    means, errors = np.array([f.mean for f in found]), np.array([f.error for f in found])
+    said = known * rng.normal(size=4000) if known < 10 else np.full(4000, 7.0)
+    means, errors = controlled(values, z, Mean(said, np.full(4000, known)))
     assert means.mean() == pytest.approx(1, abs=4 * means.std() / 4000**0.5)
     expected = {0.0: 0.25 / 16, 0.3: 0.25 / 16 + 4 / (16 + 1 / 0.09), 1e6: 4.25 / 16}[known]
     # With a slope from 16 values the variance is larger by 1 / 13 at least, and the jackknife adds a little.

@@ -49,12 +49,12 @@ def random_ntk(limit, units, size, rng):
 def test_noise_of_readouts_has_mean_zero_and_is_that_of_descent():
     """Against `descend`: without the noise of readouts, losses before training vary as the NNGPs alone do."""
     network = nd.Network("2", width=256)
-    training = training_of(network, X, Y, 0.05, 3)
-    seeds = list(range(400))
+    training = training_of(network, X, Y, 0.05, 1)
+    seeds = list(range(100))
     noise = readout_noise(training, 256, seeds)
-    assert noise.shape == (400, 4)
-    assert (abs(noise.mean(axis=0)) < 4 * noise.std(axis=0) / 20).all()
-    options = {"optimizer": optax.sgd(0.05), "steps": 3, "seeds": seeds}
+    assert noise.shape == (100, 2)
+    assert (abs(noise.mean(axis=0)) < 4 * noise.std(axis=0) / 10).all()
+    options = {"optimizer": optax.sgd(0.05), "steps": 1, "seeds": seeds}
     curves = nd.nets.descend(lambda rngs: DagNet(network, 6, 3, rngs=rngs), X, Y, **options).curve
     assert np.corrcoef(curves[:, 0], noise[:, 0])[0, 1] > 0.96
     assert (curves - noise)[:, 0].std() < 0.3 * curves[:, 0].std()
