@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,12 +93,14 @@ def test_the_verdict_can_fail(plain):
 
 def test_losses_at_rounding_level_are_left_out(tmp_path):
     """All modes but the first have targets and variances of 0, so that one step leaves nothing."""
-    options = {"width": 64, "seeds": 2, "predict_width": True}
+    options: Any = {"width": 64, "seeds": 2, "predict_width": True}
     with pytest.warns(NumericalWarning, match="lambda_min is not resolved"):
         [result] = nd.compare("2", np.ones((2, 3)), np.ones((2, 1)), steps=3, out=tmp_path, **options)
     assert (result.expected.mean >= 0).all()
-    assert np.isnan(result.width_effects.bias[2:]).all()
-    assert not result.width_effects.trusted[1:].any()
+    effects = result.width_effects
+    assert effects is not None
+    assert np.isnan(effects.bias[2:]).all()
+    assert not effects.trusted[1:].any()
     assert np.isnan(result.gaps[2:]).all()
     assert "nan" not in text_of(compare_table([result])) + result.verdict
     row = json.loads((tmp_path / "compare.json").read_text())["rows"][0]
@@ -156,7 +159,7 @@ def test_a_comparison_predicts_resumes_and_writes(tmp_path):
         if task == "training 2_21":
             raise StoppedError
 
-    options = {"width": 256, "seeds": 2, "steps": 5, "out": tmp_path}
+    options: Any = {"width": 256, "seeds": 2, "steps": 5, "out": tmp_path}
     with pytest.raises(StoppedError):
         nd.compare(["2", "2_21"], X, Y, **options, on_progress=stop)
     stages = []
@@ -164,12 +167,15 @@ def test_a_comparison_predicts_resumes_and_writes(tmp_path):
     assert "training 2" not in stages
     for result in results:
         effects = result.width_effects
+        assert effects is not None
         assert effects.width == 256
         np.testing.assert_allclose(effects.infinite, result.expected.mean, rtol=1e-6)
         assert result.as_row()["prediction_verdict"] == result.width_verdict
     alone = nd.width_effects("2", X, Y, width=256, steps=5, learning_rate=results[0].learning_rate)
-    np.testing.assert_allclose(results[0].width_effects.mean, alone.mean, rtol=1e-5)
-    assert results[0].width_effects.trained == alone.trained
+    first = results[0].width_effects
+    assert first is not None
+    np.testing.assert_allclose(first.mean, alone.mean, rtol=1e-5)
+    assert first.trained == alone.trained
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     assert float(rows[3]["predicted_mean"]) == pytest.approx(alone.mean[3], rel=1e-5)
     document = json.loads((tmp_path / "compare.json").read_text())
