@@ -97,6 +97,7 @@ def reference(x, **options):
     return nd.trace(Net, x, **options)
 
 
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize(
     ("name", "width"),
     [

@@ -72,7 +72,7 @@ def changed(net, seed=0):
     return moved
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_traced_numbers_have_the_kernels_of_a_network_with_these_numbers(name):
     net = NETWORKS[name]

@@ -65,6 +65,7 @@ def _held_out():
     return rows_of(_NET, _X, _Y).sampled(300, 0.1, 2048, seed=0).held_out
 
 
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 1e-3)])
 def test_landmarks_solve_the_regression_on_their_kernels(dtype, tolerance):
     found = nd.solve(_NET, _X.astype(dtype), _Y, _RIDGE, method="landmarks", landmarks=40)
@@ -149,6 +150,7 @@ def _stopping_at(task, number):
     return report
 
 
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize(
     ("method", "task", "number"), [("landmarks", "rows", 200), ("iterative", "iterations", 4), ("landmarks", "rows", 0)]
 )

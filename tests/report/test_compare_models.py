@@ -78,6 +78,7 @@ def test_a_traced_network_has_the_theory_of_the_network():
     assert twin.path_bound is None
 
 
+@pytest.mark.slow
 def test_the_finite_networks_are_draws_of_the_model_itself():
     twin = results()[1]
     run = descend(lambda rngs: dag_net(rngs=rngs), X, Y, optimizer=optax.sgd(1.0), steps=1, seeds=[0])

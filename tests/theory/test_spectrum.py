@@ -130,7 +130,7 @@ SPECTRA = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3, slow=2)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_both_methods_find_prescribed_ends(name):
     """The tolerance is 1e-9 relative, or the rounding error of an eigenvalue in float64, with that of the matrix."""
@@ -147,7 +147,7 @@ def test_both_methods_find_prescribed_ends(name):
     assert iterative.lambda_max == pytest.approx(dense.lambda_max, rel=1e-9)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3, slow=2)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_each_end_is_within_its_residual_of_an_eigenvalue(name):
     """This is the residual theorem, up to rounding of the residual itself."""
@@ -487,7 +487,7 @@ def test_a_mapped_file_and_any_layout_are_read(tmp_path, method, dtype, monkeypa
     np.testing.assert_array_equal(mapped, matrix)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("singular", [False, True])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_iteration_holds_one_matrix_in_float64(singular, dtype, monkeypatch):
@@ -512,6 +512,7 @@ def test_the_iteration_holds_one_matrix_in_float64(singular, dtype, monkeypatch)
     np.testing.assert_array_equal(matrix, before)
 
 
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_methods_agree_on_a_larger_matrix(dtype):
     matrix = prescribed(np.geomspace(1e-3, 1, 600)).astype(dtype)

@@ -113,7 +113,7 @@ def traced(call, inputs):
 CASES = [(call, inputs) for call in CALLS for inputs in INPUTS if (call, inputs) != ("spectrum", "degenerate")]
 
 
-@pytest.mark.sample(5, slow=6)
+@pytest.mark.sample(3, slow=4)
 @pytest.mark.parametrize(("call", "inputs"), CASES)
 def test_values_and_first_derivatives(call, inputs):
     value, jacobian = traced(call, inputs)

@@ -266,6 +266,7 @@ def test_unstable_networks_are_flagged():
     assert found.wide_enough(10.0, 0) is None
 
 
+@pytest.mark.slow
 def test_other_widths_take_the_place_of_unstable_ones():
     eta = 1.3 / nd.spectrum(nd.kernel("2_02", X).ntk).lambda_max
     with warnings.catch_warnings():
