@@ -46,6 +46,9 @@ _MISSED_SECONDS = 56
 # Parts of the messages of gloo, NCCL and JAX's coordination service when a process is gone.
 _LOST = ("gloo", "nccl", "connection", "socket", "heartbeat", "unavailable", "barrier", "coordination")
 
+# Whether this process has asked for others that have not all joined.
+_joining = False
+
 Tree = TypeVar("Tree")
 
 
@@ -96,8 +99,11 @@ def join(
             raise InputError(
                 f"Expected `process_id` from 0 to {processes - 1}, for {processes} processes, got {process_id}"
             )
+    global _joining
     if not jax.distributed.is_initialized():
+        _joining = True
         _initialize(coordinator, processes, process_id, timeout)
+        _joining = False
         # The first message between processes, during which gloo prints a line of its own.
         with _output_as_errors():
             from_first(np.zeros(1))
@@ -236,11 +242,12 @@ def leave(status: int) -> None:
     Examples:
       >>> leave(2)  # alone
     """
-    if jax.distributed.is_initialized():
+    if _joining or jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
-        # The end of process 0 aborts the others, which may be about to print their message.
-        if is_first():
+        # The end of process 0 aborts the others, which may be about to print their message. Where not all have joined,
+        # JAX aborts this process before long.
+        if not _joining and is_first():
             time.sleep(1)
         os._exit(status)
 

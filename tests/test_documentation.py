@@ -135,7 +135,7 @@ NIGHTLY_PAGES = {
     "migrating.md",
     *(
         f"guides/{name}.md"
-        for name in ("gaussian_processes", "graph_search", "kernels", "prediction", "scikit_learn", "training")
+        for name in ("gaussian_processes", "graph_search", "kernels", "prediction", "scikit_learn", "trace", "training")
     ),
 }
 

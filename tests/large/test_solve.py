@@ -115,7 +115,7 @@ def test_held_out_errors_are_those_of_a_solution_without_these_rows():
     assert held.accuracy == pytest.approx(agree.mean())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_convolutions_and_pooling():
     net = nd.Network("2", layer=nd.Conv(filter_shape=(3, 3)), image_readout="global-average")
     x, t = _RNG.normal(size=(24, 4, 4, 2)), _RNG.normal(size=(3, 4, 4, 2))

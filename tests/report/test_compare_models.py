@@ -194,7 +194,7 @@ def test_results_are_written_and_resumed(tmp_path):
         compare(other, X, Y, seeds=2, steps=3, out=tmp_path / "two", resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_of_a_model_are_flat_for_a_network():
     images = np.random.default_rng(2).normal(size=(4, 3, 3, 2))
 

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_streamed_run_resumes_to_the_same_bits_and_is_evaluated_from_its_checkpoint(folder, tmp_path):
     stream = load_stream("shapes", data_dir=folder, size=32)
     recipe = CellRecipe.imagenet(**SMALL)
