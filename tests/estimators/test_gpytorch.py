@@ -118,30 +118,6 @@ def test_an_acquisition_function_of_botorch_is_optimized():
     assert ((point >= -2) & (point <= 2)).all()
 
 
-@pytest.mark.nightly
-def test_bayesian_optimization_finds_a_maximum():
-    """Twelve evaluations find the maximum of a function of two numbers, which 12 random ones miss by far."""
-    models = pytest.importorskip("botorch.models", reason="BoTorch is not installed")
-    acquisition, optim, fits = (pytest.importorskip(f"botorch.{name}") for name in ("acquisition", "optim", "fit"))
-
-    def height(points):
-        return -((points[:, :1] - 0.7) ** 2) - (points[:, 1:] + 0.4) ** 2
-
-    rng, bounds = np.random.default_rng(0), tensor([[-2.0] * 2, [2.0] * 2])
-    points = tensor(rng.uniform(-2, 2, size=(5, 2)))
-    for _ in range(7):
-        values = height(points)
-        model = models.SingleTaskGP(points, values, covar_module=NNGP("2", **OPTIONS))
-        fits.fit_gpytorch_mll(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model))
-        best = acquisition.LogExpectedImprovement(model, best_f=model.outcome_transform(values)[0].max())
-        options = {"num_restarts": 2, "raw_samples": 16, "options": {"maxiter": 20}}
-        points = torch.cat([points, optim.optimize_acqf(best, bounds, q=1, **options)[0]])
-    found = -height(points).max().item()
-    random = -height(tensor(rng.uniform(-2, 2, size=(1000, 12, 2))).reshape(-1, 2)).reshape(1000, 12).max(dim=1).values
-    assert found < 0.03
-    assert found < random.quantile(0.1).item()
-
-
 def test_parameters_are_those_of_a_module():
     kernel = NNGP("2", b_std=0.5, b_std_prior=gpytorch.priors.GammaPrior(2.0, 2.0))
     assert {name for name, _ in kernel.named_parameters()} == {"raw_w_std", "raw_b_std"}
