@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     # Kernels
     from nngp_dag.kernels import Kernel, explain, gram, kernel
 
-    # Regression on many rows
-    from nngp_dag.large import Plan, Solution, plan, solve
+    # Many rows
+    from nngp_dag.large import LeadingEigenvalues, Plan, Solution, leading_eigenvalues, plan, sharded_kernel, solve
 
     # Theory, sweeps, searches, comparisons, and training of finite networks
     from nngp_dag.report import GraphSearch, compare, search_graph, sweep
@@ -71,6 +71,7 @@ __all__ = [
     "Fit",
     "GraphSearch",
     "Kernel",
+    "LeadingEigenvalues",
     "LeaveOneOut",
     "LinearizedRuns",
     "LossCurve",
@@ -100,6 +101,7 @@ __all__ = [
     "kernel_regression_accuracy",
     "lambda_min_bracket",
     "largest_stable_learning_rate",
+    "leading_eigenvalues",
     "leave_one_out",
     "linearized_prediction",
     "linearized_sgd",
@@ -114,6 +116,7 @@ __all__ = [
     "rate_bound",
     "rate_bound_holds_for",
     "search_graph",
+    "sharded_kernel",
     "solve",
     "spectra",
     "spectrum",
@@ -132,6 +135,7 @@ _MODULES = frozenset(
         "activations",
         "architecture",
         "data",
+        "distributed",
         "errors",
         "estimators",
         "graph",
@@ -151,7 +155,9 @@ _HOME = {
     **dict.fromkeys(("AvgPool", "Conv", "Dag", "Dense", "Edge", "Op", "Scale", "SumPool", "zoo"), "graph"),
     "Network": "architecture",
     **dict.fromkeys(("Kernel", "explain", "gram", "kernel"), "kernels"),
-    **dict.fromkeys(("Plan", "Solution", "plan", "solve"), "large"),
+    **dict.fromkeys(
+        ("LeadingEigenvalues", "Plan", "Solution", "leading_eigenvalues", "plan", "sharded_kernel", "solve"), "large"
+    ),
     **dict.fromkeys(("GraphSearch", "compare", "search_graph", "sweep"), "report"),
     **dict.fromkeys(("Recipe", "evaluate", "train"), "training"),
     **dict.fromkeys(("empirical", "trace"), "tracing"),

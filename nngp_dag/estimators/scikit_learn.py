@@ -13,7 +13,9 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from nngp_dag.architecture import Network, as_network
 from nngp_dag.errors import InputError, within_memory
 from nngp_dag.estimators._matrices import check_noise, check_shape, diagonal, factorized, matrix
-from nngp_dag.graph.operations import check_flag, check_whole
+from nngp_dag.graph.operations import check_flag, check_option, check_whole
+from nngp_dag.large import plan, solve
+from nngp_dag.large._plan import METHODS
 
 OPTIONS = ("activation", "order", "w_std", "b_std", "aggregation")
 
@@ -28,6 +30,9 @@ class _KernelEstimator(BaseEstimator):
     image_shape: Any
     dtype: Any
     block_size: Any
+    method: Any
+    landmarks: Any
+    memory_budget: Any
 
     def _network(self) -> Network:
         given = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
@@ -47,17 +52,33 @@ class _KernelEstimator(BaseEstimator):
         return X
 
     def _solve(self, X: np.ndarray, targets: np.ndarray) -> None:
-        """Stores what predictions need: the inputs, the Cholesky factor, and the solution of the targets, (N, C)."""
+        """Stores what predictions need: inputs and their coefficients, and where there is one, the Cholesky factor."""
         check_whole("block_size", self.block_size, 1)
+        check_option("method", self.method, METHODS)
         network, noise = self._network(), check_noise(self.noise)
         inputs = self._inputs(X, network)
         rows = len(inputs)
-        with within_memory(
-            f"the kernel of {rows:,} inputs and its factor, {2 * rows**2 * 8 / 2**30:.3g} GiB,", "take fewer inputs"
-        ):
-            self.factor_ = factorized(matrix(network, inputs, None, self._kind, self.dtype), noise)
-            self.dual_coef_ = scipy.linalg.cho_solve((self.factor_, True), targets, check_finite=False)
-        self.network_, self.X_fit_ = network, inputs
+        options = {"kind": self._kind, "landmarks": self.landmarks, "memory_budget": self.memory_budget}
+        method, self.solution_ = self.method, None
+        if method == "auto":
+            shape, outputs = inputs.shape[1:], targets.shape[1]
+            dtype = str(inputs.dtype) if self.dtype is None else self.dtype
+            method = plan(network, rows, shape, outputs=outputs, dtype=dtype, calibrate=False, **options).method
+        if method == "dense":
+            with within_memory(
+                f"the kernel of {rows:,} inputs and its factor, {2 * rows**2 * 8 / 2**30:.3g} GiB,",
+                "pass `method='auto'`, or take fewer inputs",
+            ):
+                self.factor_ = factorized(matrix(network, inputs, None, self._kind, self.dtype), noise)
+                self.dual_coef_ = scipy.linalg.cho_solve((self.factor_, True), targets, check_finite=False)
+            self.X_fit_ = inputs
+        else:
+            if not noise:
+                raise InputError(f"Expected `noise` to be above 0 for the method {method!r}, got 0; raise it")
+            self.factor_ = None
+            self.solution_ = solve(network, inputs, targets, noise, method=method, dtype=self.dtype, **options)
+            self.X_fit_, self.dual_coef_ = self.solution_.basis, self.solution_.coefficients
+        self.network_ = network
 
     def _blocks(self, X: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields the rows of a block of test inputs, and these inputs."""
@@ -96,6 +117,9 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         image_shape: Any = None,
         dtype: Any = "float64",
         block_size: Any = 1024,
+        method: Any = "dense",
+        landmarks: Any = None,
+        memory_budget: Any = "4 GiB",
     ) -> None:
         """Keeps the parameters; `fit` validates them."""
         self.network = network
@@ -109,6 +133,9 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         self.image_shape = image_shape
         self.dtype = dtype
         self.block_size = block_size
+        self.method = method
+        self.landmarks = landmarks
+        self.memory_budget = memory_budget
 
     def fit(self, X: Any, y: Any) -> Any:
         """Computes the kernel of the training inputs, its Cholesky factor, and the solution of the targets.
@@ -135,7 +162,7 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         scaled = (targets - self._y_mean) / self._y_std
         self._solve(X, scaled)
         self._one_column = y.ndim == 1
-        if self._kind == "nngp":
+        if self._kind == "nngp" and self.factor_ is not None:
             fits = -0.5 * np.sum(scaled * self.dual_coef_)
             volume = np.log(np.diag(self.factor_)).sum() + 0.5 * len(X) * math.log(2 * math.pi)
             self.log_marginal_likelihood_ = float(fits - scaled.shape[1] * volume)
@@ -164,6 +191,12 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         if check_flag("return_std", return_std) and check_flag("return_cov", return_cov):
             raise InputError("Expected `return_std` or `return_cov`, got both; the covariance holds the variances")
         X = self._checked(X)
+        if (return_std or return_cov) and (solution := self.solution_) is not None:
+            asked = "return_std" if return_std else "return_cov"
+            raise InputError(
+                f"Expected `{asked}` after a fit by a Cholesky factor, got one by {solution.method!r}, which has "
+                "none; fit with `method='dense'`"
+            )
         mean = self._shaped(self._outputs(X) * self._y_std + self._y_mean)
         if return_std:
             return mean, self._shaped(np.sqrt(self._variance(X))[:, None] * self._y_std)
@@ -224,7 +257,7 @@ class NNGPRegressor(_Regressor):
 
     With K the NNGP, the mean is K_tx (K + noise I)^-1 y and the covariance K_tt - K_tx (K + noise I)^-1 K_xt, as in
     `nngp_dag.posterior` with kind="nngp". The Cholesky factor of `fit` serves all predictions. `fit` takes O(N^3) time
-    and memory for two matrices of N^2 numbers; it keeps one of them.
+    and memory for two matrices of N^2 numbers; it keeps one of them. Other methods serve more inputs.
 
     Args:
       network: The network: a text such as "2_21_112", a `Dag` or a `Network`.
@@ -241,13 +274,20 @@ class NNGPRegressor(_Regressor):
         pooling need it. They are passed as a `Network`.
       dtype: Precision of the kernels, "float64" or "float32". The factor is in float64.
       block_size: Largest number of test inputs that are predicted at once.
+      method: "dense" for the Cholesky factor of all inputs; "iterative" or "landmarks" for many inputs, as in
+        `nngp_dag.solve`, without standard deviations; "auto" for the first of them that fits into `memory_budget`.
+      landmarks: Number of landmarks, as in `nngp_dag.solve`.
+      memory_budget: Largest memory for other methods than "dense", in bytes or as a text such as "6 GiB".
 
     Attributes:
       network_: The `Network` whose kernel is used.
-      X_fit_: The training inputs, (N, d), or as images.
+      X_fit_: The training inputs, (N, d), or as images; the landmarks for that method.
+      solution_: The `nngp_dag.Solution` of other methods than "dense", with its errors; else None.
       factor_: The lower Cholesky factor of the kernel with noise, (N, N); entries above the diagonal are arbitrary.
+        None for other methods than "dense".
       dual_coef_: The solution (K + noise I)^-1 y of the normalized targets, (N, C).
-      log_marginal_likelihood_: Log density of the normalized targets under the prior with noise, summed over columns.
+      log_marginal_likelihood_: Log density of the normalized targets under the prior with noise, summed over columns;
+        for the method "dense".
       n_features_in_: Number of features d.
 
     Raises:
@@ -287,11 +327,16 @@ class NTKRegressor(_Regressor):
       image_shape: The shape (height, width, channels) of the image in a row of `X`, as in `NNGPRegressor`.
       dtype: Precision of the kernels, "float64" or "float32".
       block_size: Largest number of test inputs that are predicted at once.
+      method: "dense", "iterative", "landmarks" or "auto", as in `NNGPRegressor`.
+      landmarks: Number of landmarks, as in `nngp_dag.solve`.
+      memory_budget: Largest memory for other methods than "dense".
 
     Attributes:
       network_: The `Network` whose kernel is used.
-      X_fit_: The training inputs, (N, d), or as images.
+      X_fit_: The training inputs, (N, d), or as images; the landmarks for that method.
+      solution_: The `nngp_dag.Solution` of other methods than "dense", with its errors; else None.
       factor_: The lower Cholesky factor of the NTK with noise, (N, N); entries above the diagonal are arbitrary.
+        None for other methods than "dense".
       dual_coef_: The solution (Theta + noise I)^-1 y of the normalized targets, (N, C).
       n_features_in_: Number of features d.
 
@@ -327,6 +372,9 @@ class _Classifier(ClassifierMixin, _KernelEstimator):
         image_shape: Any = None,
         dtype: Any = "float64",
         block_size: Any = 1024,
+        method: Any = "dense",
+        landmarks: Any = None,
+        memory_budget: Any = "4 GiB",
     ) -> None:
         """Keeps the parameters; `fit` validates them."""
         self.network = network
@@ -339,6 +387,9 @@ class _Classifier(ClassifierMixin, _KernelEstimator):
         self.image_shape = image_shape
         self.dtype = dtype
         self.block_size = block_size
+        self.method = method
+        self.landmarks = landmarks
+        self.memory_budget = memory_budget
 
     def fit(self, X: Any, y: Any) -> Any:
         """Computes the kernel of the training inputs, its Cholesky factor, and the solution of the one-hot targets.
@@ -410,12 +461,17 @@ class NNGPClassifier(_Classifier):
         pooling need it.
       dtype: Precision of the kernels, "float64" or "float32". The factor is in float64.
       block_size: Largest number of test inputs that are predicted at once.
+      method: "dense", "iterative", "landmarks" or "auto", as in `NNGPRegressor`.
+      landmarks: Number of landmarks, as in `nngp_dag.solve`.
+      memory_budget: Largest memory for other methods than "dense".
 
     Attributes:
       classes_: The classes, sorted, (C,).
       network_: The `Network` whose kernel is used.
-      X_fit_: The training inputs, (N, d), or as images.
+      X_fit_: The training inputs, (N, d), or as images; the landmarks for that method.
+      solution_: The `nngp_dag.Solution` of other methods than "dense", with its errors; else None.
       factor_: The lower Cholesky factor of the kernel with noise, (N, N); entries above the diagonal are arbitrary.
+        None for other methods than "dense".
       dual_coef_: The solution of the centered one-hot targets, (N, C).
       n_features_in_: Number of features d.
 
@@ -453,12 +509,17 @@ class NTKClassifier(_Classifier):
       image_shape: The shape (height, width, channels) of the image in a row of `X`.
       dtype: Precision of the kernels, "float64" or "float32".
       block_size: Largest number of test inputs that are predicted at once.
+      method: "dense", "iterative", "landmarks" or "auto", as in `NNGPRegressor`.
+      landmarks: Number of landmarks, as in `nngp_dag.solve`.
+      memory_budget: Largest memory for other methods than "dense".
 
     Attributes:
       classes_: The classes, sorted, (C,).
       network_: The `Network` whose kernel is used.
-      X_fit_: The training inputs, (N, d), or as images.
+      X_fit_: The training inputs, (N, d), or as images; the landmarks for that method.
+      solution_: The `nngp_dag.Solution` of other methods than "dense", with its errors; else None.
       factor_: The lower Cholesky factor of the NTK with noise, (N, N); entries above the diagonal are arbitrary.
+        None for other methods than "dense".
       dual_coef_: The solution of the centered one-hot targets, (N, C).
       n_features_in_: Number of features d.
 

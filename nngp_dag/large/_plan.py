@@ -316,8 +316,8 @@ def _chosen(method: str, rows: int, budget: int, obstacles: dict[str, str]) -> t
     if method != "auto":
         if obstacles[method]:
             remedy = "raise `memory_budget`, lower `landmarks`, or pass `method='auto'`"
-            if "memory, and" in obstacles[method] or "device" in obstacles[method]:
-                remedy = "pass arrays, one device, or `method='auto'`"
+            if "memory, and" in obstacles[method]:
+                remedy = "pass arrays, or `method='auto'`"
             raise InputError(f"Expected a method that is possible, got {method!r}, which {obstacles[method]}; {remedy}")
         return method, "asked for"
     free = [name for name, obstacle in obstacles.items() if not obstacle]
@@ -353,16 +353,17 @@ class _Sizes:
 
 
 def _dense(size: _Sizes) -> Cost:
-    n = size.rows
+    n, several = size.rows, size.devices > 1
+    local = max(1, round(size.devices * size.share))
+    # Several devices compute the kernel in float64 at once, and once more for the residual. Each has all inputs.
     parts = {
         "interpreter and compiler": RESERVE,
-        "inputs": 3 * size.itemsize * n * size.features,
-        "kernel": size.itemsize * n * n,
-        "factor in float64": 8 * n * n,
+        "inputs": size.itemsize * n * size.features * (1 + (2 * local if several else 2)),
+        "kernel": 0 if several else size.itemsize * n * n,
+        "factor in float64": int(8 * n * n * size.share),
         "pixels": size.pixels,
     }
-    obstacle = "runs on one device" if size.devices > 1 else ""
-    return Cost("dense", sum(parts.values()), parts, n * n / 2, 0.0, n**3 / 3, obstacle)
+    return Cost("dense", sum(parts.values()), parts, n * n * (1.0 if several else 0.5), 0.0, n**3 / 3 * size.share)
 
 
 def _selection(size: _Sizes, m: int, candidates: int) -> int:

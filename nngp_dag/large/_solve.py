@@ -64,6 +64,7 @@ def solve(
     three methods:
 
     - "dense": the whole kernel and its Cholesky factor, (8 + b) N^2 bytes for entries of b bytes, N^3 / 3 operations.
+      Several devices of `mesh` share blocks of rows, 8 N^2 bytes in all.
     - "iterative": preconditioned conjugate gradients on the same kernel, whose entries are computed anew in every
       iteration: N^2 of them, and memory in proportion to N. The residual is recomputed at the end. The devices of
       `mesh` share the rows, and pass inputs around in a ring.
@@ -165,7 +166,7 @@ def solve(
             assert isinstance(rows, ArrayRows)
             inputs, targets = rows.whole()
             if made.method == "dense":
-                result = solve_dense(kernel, inputs, targets, ridge, seed, report)
+                result = solve_dense(team, kernel, inputs, targets, ridge, seed, report)
             else:
                 m = made.landmarks
                 result = solve_by_iterations(

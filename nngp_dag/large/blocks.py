@@ -73,6 +73,12 @@ class Entries(NamedTuple):
             return self.between(weights, rows, rows)
         return self._pair(weights, rows, None)
 
+    def tile(self, weights: Any, rows: jax.Array, columns: jax.Array, same: jax.Array) -> jax.Array:
+        """Returns the entries for rows and equally many columns, or for rows with themselves if `same`, in float64."""
+        # Inputs have angle 0 with themselves, whatever the rounding of their products.
+        found = lax.cond(same, lambda: self.within(weights, rows), lambda: self.between(weights, rows, columns))
+        return found.astype(jnp.float64)
+
     def diagonal(self, weights: Any, rows: jax.Array) -> jax.Array:
         """Returns the entries of rows with themselves, (n,); for use in compiled functions."""
         count = len(rows)

@@ -1,25 +1,48 @@
-"""The method "dense": the whole kernel and its Cholesky factor, on one device."""
+"""The method "dense": the whole kernel and its Cholesky factor, on one device or dealt to several."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
 
 from nngp_dag.errors import within_memory
 from nngp_dag.kernels._kernel import kernel as exact_kernel
+from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.large.blocked import BlockedFactor
 from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import Solution
+from nngp_dag.large.ring import Ring
 from nngp_dag.theory._algebra import Algebra
-from nngp_dag.theory._factor import checked_cholesky
+from nngp_dag.theory._factor import Condition, checked_cholesky
 
 # The trace of the inverse takes twice the time of the factor, so it is estimated for more rows than these.
 _EXACT = 4096
 _PROBES = 64
 
 
+class _Solved(NamedTuple):
+    """What a factorization gives.
+
+    Attributes:
+      a: Solutions, (N, C).
+      left: Residuals, (N, C).
+      dimension: The effective dimension.
+      std: Its standard error.
+      entries: Number of kernel entries that were computed.
+    """
+
+    a: np.ndarray
+    left: np.ndarray
+    dimension: float
+    std: float
+    entries: int
+
+
 def solve_dense(
+    team: Team,
     kernel: BlockKernel,
     x: np.ndarray,
     y: np.ndarray,
@@ -30,6 +53,7 @@ def solve_dense(
     """Solves a regression by a Cholesky factor in float64.
 
     Args:
+      team: The devices.
       kernel: The kernel.
       x: All inputs, (N, ...).
       y: All targets, (N, C).
@@ -37,23 +61,11 @@ def solve_dense(
       seed: Seed of the random vectors that estimate the effective dimension.
       report: Function of (task, done, total).
     """
-    seconds, start, algebra = {}, time.monotonic(), Algebra()
+    seconds, method = _Seconds(), _on_several if team.size > 1 else _on_one
     with within_memory(f"the kernel of {len(x):,} inputs and its factor", "pass `method='iterative'` or 'landmarks'"):
-        report("parts", 0, 3)
-        found: Any = exact_kernel(kernel.network, x, get=kernel.kind, dtype=str(kernel.dtype))
-        matrix = np.asarray(getattr(found, kernel.kind))
-        seconds["kernel"], start = time.monotonic() - start, time.monotonic()
-        report("parts", 1, 3)
-        name = f"the {kernel.kind.upper()} of the inputs"
-        factor = checked_cholesky("the solution", name, matrix, ridge, algebra, argument="ridge")
-        seconds["factor"], start = time.monotonic() - start, time.monotonic()
-        report("parts", 2, 3)
-        a = algebra.solve(factor, y)
-        left = y - algebra.applied(matrix, a, ridge)
-    sizes, wrong = np.linalg.norm(y, axis=0), np.linalg.norm(left, axis=0)
+        found = method(team, kernel, x, y, ridge, seed, seconds, report)
+    sizes, wrong = np.linalg.norm(y, axis=0), np.linalg.norm(found.left, axis=0)
     residual = np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0))
-    dimension, std = _dimension(factor, ridge, algebra, seed)
-    seconds["solution"] = time.monotonic() - start
     report("parts", 3, 3)
     return Solution(
         method="dense",
@@ -62,14 +74,91 @@ def solve_dense(
         network=kernel.network,
         rows=len(x),
         basis=x,
-        coefficients=a,
+        coefficients=found.a,
         residual=float(residual),
-        effective_dimension=dimension,
-        effective_dimension_std=std,
-        training_rmse=float(np.sqrt(np.mean((ridge * a + left) ** 2))),
-        entries=len(x) ** 2,
-        seconds=seconds,
+        effective_dimension=found.dimension,
+        effective_dimension_std=found.std,
+        training_rmse=float(np.sqrt(np.mean((ridge * found.a + found.left) ** 2))),
+        entries=found.entries,
+        seconds=dict(seconds),
     )
+
+
+class _Seconds(dict[str, float]):
+    """The times of the parts of the work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Takes the time since the last part."""
+        now = time.monotonic()
+        self[name], self._start = now - self._start, now
+
+
+def _on_one(
+    team: Team,
+    kernel: BlockKernel,
+    x: np.ndarray,
+    y: np.ndarray,
+    ridge: float,
+    seed: int,
+    seconds: _Seconds,
+    report: Callable[[str, int, int], None],
+) -> _Solved:
+    """Solves by LAPACK, on the host."""
+    algebra = Algebra()
+    report("parts", 0, 3)
+    found: Any = exact_kernel(kernel.network, x, get=kernel.kind, dtype=str(kernel.dtype))
+    matrix = np.asarray(getattr(found, kernel.kind))
+    seconds.end("kernel")
+    report("parts", 1, 3)
+    factor = checked_cholesky("the solution", _name(kernel), matrix, ridge, algebra, argument="ridge")
+    seconds.end("factor")
+    report("parts", 2, 3)
+    a = algebra.solve(factor, y)
+    left = y - algebra.applied(matrix, a, ridge)
+    dimension, std = _dimension(factor, ridge, algebra, seed)
+    seconds.end("solution")
+    return _Solved(a, left, dimension, std, len(x) ** 2)
+
+
+def _on_several(
+    team: Team,
+    kernel: BlockKernel,
+    x: np.ndarray,
+    y: np.ndarray,
+    ridge: float,
+    seed: int,
+    seconds: _Seconds,
+    report: Callable[[str, int, int], None],
+) -> _Solved:
+    """Solves by a factor that is dealt to the devices. The residual is that of a kernel computed anew."""
+    kernel.check(x)
+    n = len(x)
+    with precision_of(np.dtype(np.float64)):
+        report("parts", 0, 3)
+        factor = BlockedFactor(team, kernel, x, ridge)
+        condition = Condition("the solution", _name(kernel), n, kernel.dtype, factor.norm, ridge, argument="ridge")
+        if not factor.exists:
+            raise condition.singular()
+        condition.check(factor.reciprocal_condition(seed))
+        seconds.end("kernel and factor")
+        report("parts", 1, 3)
+        a = factor.solve(y)
+        dimension, std = _estimated(factor.half, n, ridge, seed)
+        seconds.end("solution")
+        report("parts", 2, 3)
+        del factor
+        ring = Ring(team, kernel, x, ridge)
+        left = y - ring.fetched(ring.product(ring.dealt(a)))
+        seconds.end("residual")
+    return _Solved(a, left, dimension, std, n * (n + 1) // 2 + ring.entries)
+
+
+def _name(kernel: BlockKernel) -> str:
+    return f"the {kernel.kind.upper()} of the inputs"
 
 
 def _dimension(factor: np.ndarray, ridge: float, algebra: Algebra, seed: int) -> tuple[float, float]:
@@ -77,7 +166,15 @@ def _dimension(factor: np.ndarray, ridge: float, algebra: Algebra, seed: int) ->
     n = len(factor)
     if n <= _EXACT:
         return n - ridge * float(algebra.inverse_diagonal(factor).sum()), 0.0
+
+    def half(signs: np.ndarray) -> np.ndarray:
+        return scipy.linalg.solve_triangular(factor, signs, lower=True, check_finite=False)
+
+    return _estimated(half, n, ridge, seed)
+
+
+def _estimated(half: Callable[[np.ndarray], np.ndarray], n: int, ridge: float, seed: int) -> tuple[float, float]:
+    """Returns an estimate of tr(K (K + ridge I)^-1) from L^-1 V for random vectors V, and its standard error."""
     signs = np.random.default_rng([seed, 2]).choice([-1.0, 1.0], (n, _PROBES))
-    half = scipy.linalg.solve_triangular(factor, signs, lower=True, check_finite=False)
-    values = n - ridge * np.sum(half**2, axis=0)
+    values = n - ridge * np.sum(half(signs) ** 2, axis=0)
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(_PROBES))

@@ -1,9 +1,5 @@
 """The method "iterative": conjugate gradients on the exact kernel, which is computed anew in every iteration.
 
-Every device holds its share of the inputs. In a product K V the inputs and vectors of the columns pass around a ring of
-devices, so that no device holds more than two shares. Entries have the precision of the inputs; vectors are
-float64.
-
 The preconditioner is (F F^T + ridge I)^-1 for the partial Cholesky factor F = K_Nm L^-T of some landmarks, by the
 identity of Woodbury (Diaz, Epperly, Frangella, Tropp and Webber 2023).
 """
@@ -27,13 +23,12 @@ from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.large.blocks import BlockKernel, Entries
 from nngp_dag.large.checkpoint import Store
 from nngp_dag.large.landmarks import chosen
-from nngp_dag.large.mesh import ROWS, Team, padded
+from nngp_dag.large.mesh import ROWS, Team
 from nngp_dag.large.result import Solution
+from nngp_dag.large.ring import Ring
 from nngp_dag.large.rows import Sampled
 from nngp_dag.large.selection import lower_factor
 
-# Rows and columns of a tile of the kernel.
-_TILE = 512
 # Random vectors that estimate the effective dimension. They are right-hand sides like the targets, and take little
 # time beside the kernel.
 _PROBES = 8
@@ -57,60 +52,10 @@ class _State(NamedTuple):
     rz: Any
 
 
-class _Programs:
-    """The compiled products of every device with the rows."""
+class _Preconditioner:
+    """The compiled parts of the preconditioner."""
 
-    def __init__(self, team: Team, kernel: Entries, dtype: np.dtype, share: int, tile: int) -> None:
-        starts = np.arange(0, share, tile)
-        # Tiles below the diagonal are those above it, transposed.
-        upper = np.stack(np.triu_indices(len(starts)), axis=1) * tile
-        every = np.stack(np.meshgrid(starts, starts, indexing="ij"), axis=-1).reshape(-1, 2)
-        ring = [(j, (j + 1) % team.size) for j in range(team.size)]
-
-        def at(values: jax.Array, i: jax.Array) -> jax.Array:
-            return lax.dynamic_slice_in_dim(values, i, tile)
-
-        def added(sums: jax.Array, i: jax.Array, more: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice_in_dim(sums, at(sums, i) + more, i, 0)
-
-        def own(weights: Any, x: jax.Array, v: jax.Array) -> jax.Array:
-            pairs = jnp.asarray(upper)
-
-            def pair(k: jax.Array, sums: jax.Array) -> jax.Array:
-                i, j = pairs[k, 0], pairs[k, 1]
-                left = at(x, i)
-                # Inputs have angle 0 with themselves, whatever the rounding of their products.
-                found = lax.cond(
-                    i == j, lambda: kernel.within(weights, left), lambda: kernel.between(weights, left, at(x, j))
-                ).astype(jnp.float64)
-                sums = added(sums, i, found @ at(v, j))
-                return lax.cond(i == j, lambda: sums, lambda: added(sums, j, found.T @ at(v, i)))
-
-            return lax.fori_loop(0, len(upper), pair, jnp.zeros_like(v))
-
-        def others(weights: Any, x: jax.Array, x2: jax.Array, v2: jax.Array) -> jax.Array:
-            pairs = jnp.asarray(every)
-
-            def pair(k: jax.Array, sums: jax.Array) -> jax.Array:
-                i, j = pairs[k, 0], pairs[k, 1]
-                found = kernel.between(weights, at(x, i), at(x2, j)).astype(jnp.float64)
-                return added(sums, i, found @ at(v2, j))
-
-            return lax.fori_loop(0, len(every), pair, jnp.zeros_like(v2))
-
-        def product(weights: Any, ridge: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-            v = v * mask
-
-            def turn(_: jax.Array, passed: tuple) -> tuple:
-                sums, x2, v2 = passed
-                x2, v2 = (lax.ppermute(of, ROWS, ring) for of in (x2, v2))
-                return sums + others(weights, x, x2, v2), x2, v2
-
-            sums = own(weights, x, v)
-            if team.size > 1:
-                sums, *_ = lax.fori_loop(1, team.size, turn, (sums, x, v))
-            return (sums + ridge * v) * mask
-
+    def __init__(self, team: Team, kernel: Entries, dtype: np.dtype) -> None:
         def factor(weights: Any, x: jax.Array, mask: jax.Array, z: jax.Array, lower: jax.Array) -> jax.Array:
             found = kernel.between(weights, x, z) * mask.astype(dtype)
             return jax.scipy.linalg.solve_triangular(lower, found.T, lower=True).T
@@ -125,68 +70,36 @@ class _Programs:
             return (r - wide @ inner) / ridge
 
         local, all_ = P(ROWS), P()
-        self.product = team.shard(product, (all_, all_, local, local, local), local)
         self.factor = team.shard(factor, (all_, local, local, all_, all_), local)
         self.gram = team.shard(gram, (local,), all_)
         self.inverse = team.shard(inverse, (all_, local, all_, local), local)
-        self.sums = jax.jit(lambda u, v: jnp.sum(u * v, axis=0), out_shardings=team.whole)
 
 
-_programs = functools.lru_cache(maxsize=16)(_Programs)
+_preconditioner = functools.lru_cache(maxsize=16)(_Preconditioner)
 
 
-class _Operator:
+class _Operator(Ring):
     """Products with the kernel of some rows, and with the preconditioner.
 
     Attributes:
-      rows: Number of rows of vectors, with those that fill up the shares of devices.
-      entries: Number of kernel entries that were computed.
       dimension: tr(F F^T (F F^T + ridge I)^-1), the effective dimension of the preconditioner's kernel.
     """
 
     def __init__(self, team: Team, kernel: BlockKernel, x: np.ndarray, landmarks: np.ndarray, ridge: float) -> None:
-        self._team, self._count = team, len(x)
-        count = self._count
-        share = -(-count // team.size)
-        tile = min(share, kernel.entries.columns if kernel.bytes_of_block else _TILE)
-        share = -(-share // tile) * tile
-        self.rows, self.entries, parts = share * team.size, 0, share // tile
-        self._of_product = share**2 * team.size * (team.size - 1) + team.size * tile**2 * parts * (parts + 1) // 2
-        self._programs = _programs(team, kernel.entries, kernel.dtype, share, tile)
-        self._x, self._weights = team.dealt(padded(x, self.rows)), jax.tree.map(team.everywhere, kernel.weights)
-        self._mask = team.dealt((np.arange(self.rows) < count).astype(np.float64)[:, None])
-        self._ridge = team.everywhere(np.float64(ridge))
+        super().__init__(team, kernel, x, ridge)
+        self._programs = _preconditioner(team, kernel.entries, kernel.dtype)
         inside: Any = exact_kernel(kernel.network, landmarks, get=kernel.kind, dtype="float64")
         lower = lower_factor(np.asarray(getattr(inside, kernel.kind)))
         marks, triangle = (team.everywhere(v.astype(kernel.dtype)) for v in (landmarks, lower))
-        self._f = self._programs.factor(self._weights, self._x, self._mask, marks, triangle)
+        self._f = self._programs.factor(self.weights, self.x, self.mask, marks, triangle)
         whole = team.fetched(self._programs.gram(self._f)) + ridge * np.eye(len(landmarks))
         self._lower = team.everywhere(scipy.linalg.cholesky(whole, lower=True))
         self.entries += self.rows * len(landmarks)
         self.dimension = len(whole) - ridge * float(np.trace(scipy.linalg.inv(whole)))
 
-    def product(self, v: jax.Array) -> jax.Array:
-        """Returns (K + ridge I) V."""
-        self.entries += self._of_product
-        return self._programs.product(self._weights, self._ridge, self._x, v, self._mask)
-
     def inverse(self, r: jax.Array) -> jax.Array:
         """Returns the preconditioner times R."""
-        return self._programs.inverse(self._ridge, self._f, self._lower, r)
-
-    def sums(self, u: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns the sums over rows of U V, (C,)."""
-        return self._programs.sums(u, v)
-
-    def dealt(self, values: np.ndarray) -> jax.Array:
-        """Returns columns (N, C) with zeros in the rows that fill up the shares."""
-        missing = self.rows - len(values)
-        return self._team.dealt(np.concatenate([values, np.zeros((missing, values.shape[1]))]))
-
-    def fetched(self, values: jax.Array) -> np.ndarray:
-        """Returns columns (N, C), or sums over rows, on the host."""
-        found = self._team.fetched(values)
-        return found[: self._count] if found.ndim > 1 else found
+        return self._programs.inverse(self.ridge, self._f, self._lower, r)
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike
 
 from nngp_dag.errors import InputError, NumericalWarning, warn
 from nngp_dag.theory._algebra import Algebra
-from nngp_dag.theory.symmetric import check_noise, check_outputs, check_symmetric, check_targets, eps_of, row_blocks
+from nngp_dag.theory.symmetric import check_noise, check_outputs, check_symmetric, check_targets, row_blocks
 
 
 class Factored(NamedTuple):
@@ -83,30 +83,71 @@ def checked_cholesky(
     n, with_noise = len(values), algebra.with_noise(values, noise)
     # The matrix is in Fortran order, and symmetric: the sums of its columns are those of its rows.
     norm = max(float(np.abs(with_noise.T[rows]).sum(axis=1).max()) for rows in row_blocks(with_noise))
-    # The factor is in float64, but the entries carry the rounding error of the dtype that they were given in.
-    eps = eps_of(values)
-    # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
-    # 2-norm, hence the factor 4.
-    enough = 4 * n * eps * norm
-    wider = "" if values.dtype == np.float64 else ", compute the kernels with dtype='float64'"
-    remedy = f"pass a `{argument}` of about {enough:.1g} or more{wider}, or drop {duplicates}"
-    stated = f"{noise:.3g}" if np.ndim(noise) == 0 else f"{np.min(noise):.3g} to {np.max(noise):.3g}"
+    condition = Condition(what, name, n, values.dtype, norm, noise, duplicates, argument)
     try:
         factor = algebra.cholesky(with_noise)
     except np.linalg.LinAlgError:
-        raise InputError(
-            f"Expected {name} with `{argument}` {stated} on its diagonal to be positive definite, got a singular "
-            f"{n} x {n} matrix; {remedy}"
-        ) from None
+        raise condition.singular() from None
     (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
-    reciprocal, _ = pocon(factor, norm, uplo="L")
-    if reciprocal < n * eps:
-        warn(
-            f"{what} is not resolved: {name} with {argument} {stated} has reciprocal condition number "
-            f"{reciprocal:.1e}, below {n} eps of {values.dtype}; {remedy}",
-            NumericalWarning,
-        )
+    condition.check(pocon(factor, norm, uplo="L")[0])
     return factor
+
+
+class Condition(NamedTuple):
+    """What says whether a kernel with noise can be factorized, and how well it is resolved.
+
+    Attributes:
+      what: Name of the result, for the warning.
+      name: Name of the matrix, for messages.
+      n: Number of rows.
+      dtype: Precision of the entries. The factor is in float64, but they carry the rounding error of this one.
+      norm: Largest sum of the absolute entries of a row, with the noise.
+      noise: Noise on the diagonal, a number or (N,).
+      duplicates: Name of inputs that occur twice, for the remedy.
+      argument: Name of the argument for the noise, for messages.
+    """
+
+    what: str
+    name: str
+    n: int
+    dtype: np.dtype
+    norm: float
+    noise: Any
+    duplicates: str = "duplicate inputs"
+    argument: str = "noise"
+
+    @property
+    def _eps(self) -> float:
+        return float(np.finfo(self.dtype).eps)
+
+    @property
+    def _stated(self) -> str:
+        noise = self.noise
+        return f"{noise:.3g}" if np.ndim(noise) == 0 else f"{np.min(noise):.3g} to {np.max(noise):.3g}"
+
+    @property
+    def _remedy(self) -> str:
+        # LAPACK estimates the condition number in the 1-norm. There the inverse may be a few times as large as in the
+        # 2-norm, hence the factor 4.
+        enough = 4 * self.n * self._eps * self.norm
+        wider = "" if self.dtype == np.float64 else ", compute the kernels with dtype='float64'"
+        return f"pass a `{self.argument}` of about {enough:.1g} or more{wider}, or drop {self.duplicates}"
+
+    def singular(self) -> InputError:
+        """Returns the error that the matrix is not positive definite. It names a noise that is enough."""
+        return InputError(
+            f"Expected {self.name} with `{self.argument}` {self._stated} on its diagonal to be positive definite, got "
+            f"a singular {self.n} x {self.n} matrix; {self._remedy}"
+        )
+
+    def check(self, reciprocal: float) -> None:
+        """Warns where the reciprocal condition number is too small for the precision of the entries."""
+        if reciprocal < self.n * self._eps:
+            warn(
+                f"{self.what} is not resolved: {self.name} with {self.argument} {self._stated} has reciprocal "
+                f"condition number {reciprocal:.1e}, below {self.n} eps of {self.dtype}; {self._remedy}",
+                NumericalWarning,
+            )
 
 
 def scalar(value: Any) -> Any:

@@ -99,6 +99,29 @@ def test_predictions_are_in_units_of_the_targets_and_shaped_like_them():
     np.testing.assert_allclose(model.fit(X, np.full(16, 0.1)).predict(Z), 0.1, rtol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "method"), [("nngp", "iterative"), ("ntk", "landmarks")])
+def test_other_methods_solve_the_same_regression(kind, method):
+    model = REGRESSORS[kind](noise=0.5, method=method, landmarks=8).fit(X, Y)
+    mean, std = Y.mean(axis=0), Y.std(axis=0)
+    wanted = nd.solve("2_21_112", X, (Y - mean) / std, 0.5, kind=kind, method=method, landmarks=8)
+    np.testing.assert_allclose(model.predict(Z), wanted.predict(Z) * std + mean, rtol=1e-6)
+    assert model.solution_.method == method
+    with pytest.raises(InputError, match=f"`return_std` after a fit by a Cholesky factor, got one by '{method}'"):
+        model.predict(Z, return_std=True)
+
+
+def test_the_method_of_few_inputs_is_a_cholesky_factor():
+    found, wanted = (
+        REGRESSORS["nngp"](method=method).fit(X, Y[:, 0]).predict(Z, return_std=True) for method in ("auto", "dense")
+    )
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(InputError, match="`noise` to be above 0 for the method 'iterative', got 0"):
+        REGRESSORS["nngp"](noise=0, method="iterative").fit(X, Y)
+    with pytest.raises(InputError, match="did you mean 'iterative'"):
+        REGRESSORS["nngp"](method="iterativ").fit(X, Y)
+
+
 def test_integers_are_numbers_for_a_regressor():
     numbers = np.arange(16)
     model = REGRESSORS["ntk"]("2")

@@ -66,14 +66,13 @@ def test_covariances_of_pixels_count():
         nd.plan("2", 10_000, (256, 256, 3), image_readout="global-average", method="landmarks", **options)
 
 
-def test_several_devices_leave_out_the_dense_method():
+def test_several_devices_share_the_dense_factor():
     team = Team()
     team.size = 4
-    given = (None, "4 GiB", team, np.dtype(np.float32))
-    found = planned(_NET, 5000, (784,), 1, "ntk", "auto", *given)
-    assert (found.method, found.reason) == ("iterative", "exact, and the dense method runs on one device")
-    with pytest.raises(InputError, match="'dense', which runs on one device; pass arrays, one device"):
-        planned(_NET, 5000, (784,), 1, "ntk", "dense", *given)
+    found = planned(_NET, 5000, (784,), 1, "ntk", "auto", None, "4 GiB", team, np.dtype(np.float32))
+    assert (found.method, found.cost.parts["factor in float64"]) == ("dense", 8 * 5000**2)
+    # The kernel goes into the factor, and is computed once more for the residual.
+    assert (found.cost.parts["kernel"], found.cost.entries) == (0, 5000**2)
 
 
 @pytest.mark.slow

@@ -37,6 +37,14 @@ def _finished(*processes):
         assert process.returncode == 0, said
 
 
+def _agree(found, wanted):
+    """Whether each of the processes found what one device finds, in all of its numbers."""
+    for result in found:
+        with np.load(f"{result}.npz") as numbers:
+            for name, value in wanted.items():
+                np.testing.assert_allclose(numbers[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
 def _outputs(result):
     with np.load(f"{result}.npz") as found:
         return found["outputs"]
@@ -51,7 +59,7 @@ def _address():
 @pytest.fixture
 def restored(monkeypatch):
     """Undoes what the worker sets, where it runs in this process."""
-    for name in ("checkpoint.EVERY", "landmarks.FLUSH", "_plan._BLOCK"):
+    for name in ("checkpoint.EVERY", "landmarks.FLUSH", "blocked._BLOCK", "_plan._BLOCK"):
         of, _, constant = name.partition(".")
         module = sys.modules[f"nngp_dag.large.{of}"]
         monkeypatch.setattr(module, constant, getattr(module, constant))
@@ -61,15 +69,21 @@ def restored(monkeypatch):
 def test_two_processes_of_two_devices_agree_with_one(tmp_path):
     address, out = _address(), tmp_path / "out"
     results = [tmp_path / f"result{i}" for i in range(2)]
-    started = [_started(r, "landmarks,iterative", 2, out, address, 2, i) for i, r in enumerate(results)]
+    started = [_started(r, "landmarks,iterative,dense,kernels", 2, out, address, 2, i) for i, r in enumerate(results)]
     _finished(*started)
     x, y, t = worker.data()
-    for method in ("landmarks", "iterative"):
+    x32 = x.astype(np.float32)
+    largest = nd.leading_eigenvalues("2_21_112", x32, 3).eigenvalues
+    wanted = {"kernel": nd.kernel("2_21_112", x32).ntk, "eigenvalues": largest}
+    _agree([f"{result}-kernels" for result in results], wanted)
+    for method in ("landmarks", "iterative", "dense"):
         first, second = (_outputs(f"{result}-{method}") for result in results)
         np.testing.assert_array_equal(first, second)
         one = nd.solve("2_21_112", x, y, 1.0, method=method, landmarks=100, tolerance=1e-7)
         np.testing.assert_allclose(first, one.predict(t), atol=1e-5)
         assert Path(f"{out}-{method}", "solution.npz").exists()
+        if method == "dense":
+            wanted = {"coefficients": one.coefficients, "effective_dimension": one.effective_dimension}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """One process of a regression, for the tests of several devices and processes.
 
-Arguments: methods, output directory or "-", file for the result, and for several processes the coordinator, their
-number and the number of this one.
+Arguments: methods, or "kernels" for a sharded kernel and its largest eigenvalues; output directory or "-"; file for the
+result; and for several processes the coordinator, their number and the number of this one.
 """
 
 import sys
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import nngp_dag as nd
-from nngp_dag.large import _plan, checkpoint, landmarks
+from nngp_dag.large import _plan, blocked, checkpoint, landmarks
 
 
 def data():
@@ -31,10 +31,18 @@ def main(methods, out, result, coordinator="", processes="1", number="0"):
 
 def run(method, out, result, several=False):
     # Checkpoints come as often as they can, so that a killed process leaves one.
-    checkpoint.EVERY, landmarks.FLUSH = 0.0, 2
+    checkpoint.EVERY, landmarks.FLUSH, blocked._BLOCK = 0.0, 2, 64
     mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
     _plan._BLOCK = 64 // len(jax.devices())
     x, y, t = data()
+    if method == "kernels":
+        x = x.astype(np.float32)
+        rows = nd.sharded_kernel("2_21_112", x, mesh=mesh)
+        assert {part.data.shape for part in rows.addressable_shards} == {(len(x) // mesh.size, len(x))}
+        leading = nd.leading_eigenvalues("2_21_112", x, 3, mesh=mesh)
+        whole = jax.jit(lambda v: v, out_shardings=jax.NamedSharding(mesh, jax.P()))(rows)
+        np.savez(result, kernel=np.asarray(whole), eigenvalues=leading.eigenvalues, vectors=leading.vectors)
+        return
     seen = Path(f"{result}.seen")
 
     def report(task, done, total):
@@ -55,7 +63,8 @@ def run(method, out, result, several=False):
         tolerance=1e-7,
         on_progress=report,
     )
-    np.savez(result, outputs=found.predict(t), coefficients=found.coefficients, residual=found.residual)
+    numbers = {name: getattr(found, name) for name in ("coefficients", "residual", "effective_dimension")}
+    np.savez(result, outputs=found.predict(t), **numbers)
 
 
 if __name__ == "__main__":
