@@ -1,4 +1,4 @@
-"""Claims: on P devices a product with the kernel takes 1 / P of the entries, and sends as many bytes as a formula says.
+"""Claims: on P devices a product computes 1 / P of the kernel each, and sends as many bytes as a formula says.
 
 1. Bytes that the compiled programs send between devices, against the formulas of docs/guides/large.md.
 2. Kernel entries per second of all devices, and rows per second of the streamed pass, over those of one device. The
@@ -38,7 +38,7 @@ def ring_bytes(n: int, features: int, columns: int, devices: int) -> float:
     share, turns, facing = n / devices, (devices - 1) // 2, devices % 2 == 0
     with_sums = share * (4 * features + 16 * columns)
     back = 8 * share * columns if turns else 0
-    return turns * with_sums + back + facing * share * (4 * features + 8 * columns)
+    return turns * with_sums + back + facing * share * (4 * features + 16 * columns)
 
 
 def pass_bytes(m: int, directions: int, columns: int) -> float:
@@ -113,7 +113,7 @@ def on_paper(n: int, m: int, entry_rate: float, flops: float, wire: float, readi
     rows = []
     alone = n * n / 2 / entry_rate, n * (m * m + 2 * FEATURES * m) / flops
     for devices in (1, 2, 4, 8, 16, 32, 64):
-        entries = (devices // 2 * (n / devices) ** 2 + (n / devices) ** 2 / 2) / entry_rate
+        entries = n * n / 2 / devices / entry_rate
         ring = ring_bytes(n, FEATURES, OUTPUTS + 8, devices) / wire if devices > 1 else 0.0
         work = alone[1] / devices
         flushes = n / (devices * FLUSH * 4096)
@@ -191,7 +191,7 @@ def main() -> None:
     shown = dict.fromkeys(paper[0], "{:.3g}")
     show(f"On paper: an iteration of {iteration:,} rows, a pass over {streamed:,} rows, in seconds", paper, shown)
     rates = {name: getattr(given, name) for name in ("entry_rate", "flops", "wire", "reading")}
-    claim = "On P devices a product takes 1 / P of the entries, and sends the bytes of its formula"
+    claim = "On P devices a product computes 1 / P of the entries, and sends the bytes of its formula"
     save(given.out, claim, rows, findings, network="2_21_112", n=n, on_paper=paper, paper_rates=rates)
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
+from nngp_dag.distributed import rows_here, spread
 from nngp_dag.errors import InputError
 from nngp_dag.kernels._kernel import kernel as exact_kernel
 from nngp_dag.kernels.inputs import precision_of
@@ -146,7 +147,9 @@ def _summed(
     report: Report,
 ) -> Sums:
     """Returns the sums over all rows but those held out; continues where a checkpoint ends."""
+    # Each process reads the rows of its own devices.
     whole = block * team.size
+    here = rows_here(team.mesh, whole)
     with precision_of(np.dtype(np.float64)):
         steps = compiled(team, kernel.entries, kernel.dtype, len(marks.x), v.shape[1])
         saved, done = store.load("sums"), 0
@@ -159,17 +162,19 @@ def _summed(
         out, waiting = np.zeros(sampled.total, bool), 0
         out[sampled.held_out] = True
         report("rows", done, sampled.total)
-        for first, x, y in rows.blocks(whole, done):
-            given, targets = rows.checked(first, x, y)
-            kernel.check(given)
-            mask = ~out[first : first + len(given)]
-            filled = np.zeros(whole)
-            filled[: len(mask)] = mask
-            dealt = [team.dealt(array) for array in (padded(given, whole), padded(targets, whole), filled)]
+        for first, x, y in rows.blocks(whole, done, here):
+            given, targets = np.zeros((0, *rows.shape), rows.dtype), np.zeros((0, rows.columns))
+            at, local = first + here.start, here.stop - here.start
+            if len(x):
+                given, targets = rows.checked(at, x, y)
+                kernel.check(given)
+            mask = np.zeros(local)
+            mask[: len(given)] = ~out[at : at + len(given)]
+            dealt = [spread(v, team.mesh, whole) for v in (padded(given, local), padded(targets, local), mask)]
             # The devices work while the next block is read, but not further ahead than that.
             jax.block_until_ready(own.rows)
             own = steps.add(own, weights, *dealt, landmarks, vectors)
-            waiting, done = waiting + 1, first + len(given)
+            waiting, done = waiting + 1, min(first + whole, sampled.total)
             if waiting == FLUSH:
                 total, own, waiting = *steps.flush(total, own), 0
                 if store.due():

@@ -96,5 +96,7 @@ def _copied(to: NamedSharding) -> Any:
 
 
 def padded(array: np.ndarray, rows: int) -> np.ndarray:
-    """Returns an array with copies of its last row at the end, (rows, ...)."""
+    """Returns an array with copies of its last row at the end, (rows, ...), or with zeros if it has no row."""
+    if not len(array):
+        return np.zeros((rows, *array.shape[1:]), array.dtype)
     return array[np.minimum(np.arange(rows), len(array) - 1)]

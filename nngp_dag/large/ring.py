@@ -30,9 +30,10 @@ class _Products:
         # Tiles below the diagonal are those above it, transposed.
         upper = np.stack(np.triu_indices(len(starts)), axis=1) * tile
         every = np.stack(np.meshgrid(starts, starts, indexing="ij"), axis=-1).reshape(-1, 2)
-        # Shares up to half of the ring ahead. Where their number is even, the two devices that face each other compute
-        # the same entries, each for its own rows.
-        turns, facing = (team.size - 1) // 2, team.size % 2 == 0
+        # Shares come from up to half of the ring ahead. Where their number is even, two devices face each other at last:
+        # one takes the tiles of the first half of its rows, and the other the rest.
+        turns, facing, half = (team.size - 1) // 2, team.size % 2 == 0, len(starts) // 2 * tile
+        first, rest = every[every[:, 0] < half], every[every[:, 1] >= half]
 
         def passed(by: int, *values: jax.Array) -> list[jax.Array]:
             ring = [(j, (j + by) % team.size) for j in range(team.size)]
@@ -55,28 +56,24 @@ class _Products:
 
             return lax.fori_loop(0, len(upper), pair, jnp.zeros_like(v))
 
-        def others(
-            weights: Any, x: jax.Array, v: jax.Array, x2: jax.Array, v2: jax.Array, both: bool
-        ) -> tuple[jax.Array, jax.Array]:
-            """Returns the sums for the own rows, and if `both` those for the rows of `x2`."""
-            pairs = jnp.asarray(every)
+        def others(weights: Any, at_hand: tuple, pairs: jax.Array, count: Any) -> tuple[jax.Array, jax.Array]:
+            """Returns the sums of the first tiles for the own rows, and for those at hand."""
+            x, v, x2, v2 = at_hand
 
             def pair(k: jax.Array, sums: tuple) -> tuple:
                 i, j = pairs[k, 0], pairs[k, 1]
                 found = kernel.between(weights, at(x, i), at(x2, j)).astype(jnp.float64)
-                own, theirs = sums
-                own = added(own, i, found @ at(v2, j))
-                return own, added(theirs, j, found.T @ at(v, i)) if both else theirs
+                return added(sums[0], i, found @ at(v2, j)), added(sums[1], j, found.T @ at(v, i))
 
-            return lax.fori_loop(0, len(every), pair, (jnp.zeros_like(v), jnp.zeros_like(v2)))
+            return lax.fori_loop(0, count, pair, (jnp.zeros_like(v), jnp.zeros_like(v2)))
 
         def product(weights: Any, ridge: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
             v = v * mask
 
             def turn(_: jax.Array, state: tuple) -> tuple:
-                sums, *at_hand = state
-                x2, v2, sums2 = passed(1, *at_hand)
-                more, more2 = others(weights, x, v, x2, v2, both=True)
+                sums, *passing = state
+                x2, v2, sums2 = passed(1, *passing)
+                more, more2 = others(weights, (x, v, x2, v2), jnp.asarray(every), len(every))
                 return sums + more, x2, v2, sums2 + more2
 
             sums, x2, v2 = own(weights, x, v), x, v
@@ -84,7 +81,11 @@ class _Products:
                 sums, x2, v2, sums2 = lax.fori_loop(0, turns, turn, (sums, x, v, jnp.zeros_like(v)))
                 sums += passed(-turns, sums2)[0]
             if facing:
-                sums += others(weights, x, v, *passed(1, x2, v2), both=False)[0]
+                x2, v2 = passed(1, x2, v2)
+                one = lax.axis_index(ROWS) < team.size // 2
+                pairs = jnp.where(one, np.resize(first, rest.shape), rest)
+                more, more2 = others(weights, (x, v, x2, v2), pairs, jnp.where(one, len(first), len(rest)))
+                sums += more + passed(team.size // 2, more2)[0]
             return (sums + ridge * v) * mask
 
         local, all_ = P(ROWS), P()
@@ -117,7 +118,9 @@ class Ring:
         tile = min(share, kernel.entries.columns if kernel.bytes_of_block else _TILE)
         share = -(-share // tile) * tile
         self.rows, self.entries, parts = share * team.size, 0, share // tile
-        self._of_product = team.size * (share**2 * (team.size // 2) + tile**2 * parts * (parts + 1) // 2)
+        # Every pair of shares once, and the tiles of every share on and above its diagonal.
+        pairs = team.size * (team.size - 1) // 2
+        self._of_product = pairs * share**2 + team.size * tile**2 * parts * (parts + 1) // 2
         self._products = _products(team, kernel.entries, share, tile)
         self.x, self.weights = team.dealt(padded(x, self.rows)), jax.tree.map(team.everywhere, kernel.weights)
         self.mask = team.dealt((np.arange(self.rows) < len(x)).astype(np.float64)[:, None])

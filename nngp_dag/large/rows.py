@@ -19,6 +19,7 @@ from nngp_dag.theory.symmetric import check_targets
 
 # Random keys are drawn for so many rows at once.
 _KEYS = 1 << 20
+_ALL = slice(None)
 
 
 class Sampled(NamedTuple):
@@ -61,8 +62,14 @@ class Rows(abc.ABC):
     count: int | None
 
     @abc.abstractmethod
-    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
-        """Yields (first row, inputs, targets) of blocks of `size` rows from row `start` on; the last may be shorter."""
+    def blocks(self, size: int, start: int = 0, part: slice = _ALL) -> Iterator[tuple[int, Any, Any]]:
+        """Yields (first row, inputs, targets) of blocks of `size` rows from row `start` on; the last may be shorter.
+
+        Args:
+          size: Rows of a block.
+          start: The first row.
+          part: The rows of each block that are read, which another process may not need; there may be none in the last.
+        """
 
     @abc.abstractmethod
     def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
@@ -123,11 +130,12 @@ class ArrayRows(Rows):
             # Whether integers look like classes shows in all of them, not in the first.
             check_targets("y", np.asarray(y), len(y))
 
-    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
+    def blocks(self, size: int, start: int = 0, part: slice = _ALL) -> Iterator[tuple[int, Any, Any]]:
         """Yields slices."""
         assert self.count is not None
         for i in range(start, self.count, size):
-            yield i, self._x[i : i + size], self._y[i : i + size]
+            first, last, _ = part.indices(min(size, self.count - i))
+            yield i, self._x[i + first : i + last], self._y[i + first : i + last]
 
     def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
         """Draws rows by their numbers alone, and reads these."""
@@ -180,8 +188,8 @@ class BatchRows(Rows):
             if len(x):
                 yield x, y
 
-    def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, Any, Any]]:
-        """Yields blocks that are put together from batches."""
+    def blocks(self, size: int, start: int = 0, part: slice = _ALL) -> Iterator[tuple[int, Any, Any]]:
+        """Yields blocks that are put together from batches, all of which are read."""
         skip, first, held = start, start, []
         have = 0
         for x, y in self._pairs():
@@ -193,10 +201,11 @@ class BatchRows(Rows):
             have += len(x)
             while have >= size:
                 x, y = _joined(held)
-                yield first, x[:size], y[:size]
+                yield first, x[:size][part], y[:size][part]
                 first, have, held = first + size, have - size, [(x[size:], y[size:])] if len(x) > size else []
         if have:
-            yield first, *_joined(held)
+            x, y = _joined(held)
+            yield first, x[part], y[part]
         if self.count is not None and first + have != self.count:
             raise InputError(
                 f"Expected `x` to have {self.count:,} rows in every pass, got {first + have:,}; make its batches the "

@@ -195,6 +195,7 @@ def test_a_running_tensorflow_keeps_its_devices(tfds_dir, monkeypatch):
     assert len(load_dataset("mnist", subset=1, data_dir=tfds_dir).labels) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize(("before", "during"), [(None, "3"), ("1", "3"), ("0", "0")])
 def test_log_level_is_restored(tfds_dir, monkeypatch, before, during):

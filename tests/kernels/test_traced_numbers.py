@@ -151,7 +151,7 @@ def test_gradients_are_those_of_differences(activation, order, back_end, inputs,
     check_gradient(nd.Network("2_12", layer=layer, aggregation="scaled-sum"), X if inputs == "plain" else SPECIAL)
 
 
-@pytest.mark.sample(0, slow=3)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_other_networks(name):
     check_gradient(NETWORKS[name], inputs_of(NETWORKS[name]))

@@ -44,6 +44,11 @@ def test_batches_are_put_together_to_the_blocks_of_an_array(size, start, tmp_pat
         assert [(first, len(x)) for first, x, _ in found] == expected
         np.testing.assert_array_equal(np.concatenate([x for _, x, _ in found]), _X[start:])
         np.testing.assert_array_equal(np.concatenate([y for _, _, y in found]), _Y[start:])
+        # The parts of two processes are the blocks, also where the last one has rows for the first process alone.
+        parts = [list(rows.blocks(size, start, part)) for part in (slice(0, size // 2), slice(size // 2, size))]
+        for (first, x, _), *halves in zip(found, *parts, strict=True):
+            assert [half[0] for half in halves] == [first, first]
+            np.testing.assert_array_equal(np.concatenate([half[1] for half in halves]), x)
 
 
 def test_samples_of_arrays_and_batches_are_equal(tmp_path):

@@ -62,6 +62,7 @@ def test_darts_v2_has_the_published_size():
     assert (found - 1000) / 2 == closed_counts()[1] == 529_911_552
 
 
+@pytest.mark.slow
 def test_multiply_adds_are_those_of_the_convolutions_that_run(monkeypatch):
     counted = []
 

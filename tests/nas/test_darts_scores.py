@@ -270,6 +270,7 @@ def scored(setting, tmp_path):
     return table, AccuracyTable(tuple(GENOTYPES), {"c10": 90 + accuracy / accuracy.max()})
 
 
+@pytest.mark.slow
 def test_searches_and_pictures_of_genotypes(scored, tmp_path):
     table, accuracies = scored
     assert list(table.cell) == list(map(str, GENOTYPES))

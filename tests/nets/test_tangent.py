@@ -27,7 +27,7 @@ def create_of(network, units=3, **options):
     return lambda rngs: DagNet(network, X.shape[1], units, rngs=rngs, **options)
 
 
-@pytest.mark.sample(3, slow=2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_ntk_of_all_pairs_of_outputs(name):
     create = create_of(dataclasses.replace(NETWORKS[name], width=8))

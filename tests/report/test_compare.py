@@ -89,6 +89,7 @@ def test_every_flagged_formula_has_its_reason_in_table_and_row():
     assert "2_12, K(H)" not in text
 
 
+@pytest.mark.slow
 def test_equal_reasons_are_one_note(results):
     formulas = [formula for r in results for formula in (r.path_bound, r.ntk_path_bound) if not formula.is_bound]
     reasons = {"; ".join(formula.violated_assumptions) for formula in formulas}
@@ -390,6 +391,7 @@ def test_a_stopped_comparison_resumes_to_the_same_files(whole, cut):
     assert files_in(cut) == files_in(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -147,6 +147,7 @@ def test_descent_in_the_ntk_parameterization_is_that_in_units_of_the_standard_de
         np.testing.assert_allclose(np.asarray(second), std * np.asarray(first), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_without_a_graph_leave_what_needs_one_empty(tmp_path):
     net, twin, tied = results()
     assert tied.dag is None
@@ -164,6 +165,7 @@ def test_models_without_a_graph_leave_what_needs_one_empty(tmp_path):
     assert set(tied.to_frame()["dag"]) == {""}
 
 
+@pytest.mark.slow
 def test_results_are_written_and_resumed(tmp_path):
     models = {"net": nd.Network("2_12", width=32), "tied": traced()}
     folder, stops = tmp_path / "out", []

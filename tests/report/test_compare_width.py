@@ -91,6 +91,7 @@ def test_the_verdict_can_fail(plain):
     assert "the prediction is not tested; of 2 trusted steps it holds at 0 and fails at 0" in one.width_verdict
 
 
+@pytest.mark.slow
 def test_losses_at_rounding_level_are_left_out(tmp_path):
     """All modes but the first have targets and variances of 0, so that one step leaves nothing."""
     options: Any = {"width": 64, "seeds": 2, "predict_width": True}

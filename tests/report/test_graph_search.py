@@ -347,6 +347,7 @@ def test_a_start_without_a_finite_gradient_stays_and_is_counted(problem, monkeyp
     np.testing.assert_allclose(path[:, 1, 0, 0], [0, 0.1, 0.2, 0.2], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.unit
 def test_an_objective_that_is_nowhere_finite_is_refused(problem, monkeypatch):
     monkeypatch.setattr(problem, "scored", lambda codes, report=None: dict.fromkeys(codes, np.nan))

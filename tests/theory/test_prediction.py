@@ -130,7 +130,7 @@ def test_the_end_of_training_is_the_posterior_of_the_ntk(optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", ["2", "2_02"])
+@pytest.mark.parametrize("code", [pytest.param("2", marks=pytest.mark.nightly), "2_02"])
 def test_gradient_flow_is_that_of_neural_tangents(code):
     x, z = np.random.default_rng(2).normal(size=(N, 4)), np.random.default_rng(3).normal(size=(NT, 4))
     of = nd.kernel(code, x), nd.kernel(code, z, x), nd.kernel(code, z)

@@ -208,7 +208,7 @@ def test_long_training_keeps_few_states():
     assert float(found) == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.sample(0, slow=3)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("quantity", ["likelihood", "leave one out", "loss", "prediction", "spectrum"])
 def test_gradients_reach_the_inputs_of_networks(quantity):
     x, z = np.random.default_rng(5).normal(size=(N, 3)), np.random.default_rng(6).normal(size=(NT, 3))

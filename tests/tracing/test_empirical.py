@@ -178,7 +178,7 @@ def test_draws_are_averaged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parameterization", ["own", "ntk"])
+@pytest.mark.parametrize("parameterization", ["own", pytest.param("ntk", marks=pytest.mark.nightly)])
 def test_the_mean_over_draws_is_the_kernel_of_the_traced_model(parameterization):
     # 1/width is 0.4 %, the standard errors are below 1 %, so that a factor of 1.05 fails in both directions.
     width, draws = 256, 300

@@ -71,6 +71,7 @@ def norm_of_the_scores(q, k, v, n):
     return (scores / scores.sum(-1, keepdims=True)) @ v
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize(
     ("one", "others"),

@@ -51,7 +51,9 @@ def test_kernels_of_one_kind():
         np.testing.assert_array_equal(getattr(found, get), getattr(both, get))
 
 
-@pytest.mark.parametrize("activation", [jax.nn.relu, lambda t: t * jnp.cos(t)], ids=["relu", "own"])
+@pytest.mark.parametrize(
+    "activation", [jax.nn.relu, pytest.param(lambda t: t * jnp.cos(t), marks=pytest.mark.slow)], ids=["relu", "own"]
+)
 def test_few_features_warn(activation):
     """With a network and without one."""
     x = RNG.normal(size=(3, 2))

@@ -151,7 +151,7 @@ def test_the_limit_is_the_ntk(name):
     np.testing.assert_allclose(limit.kernel, exact, rtol=1e-10)
 
 
-@pytest.mark.sample(1, slow=5)
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_are_drawn_exactly_in_distribution(name):
     network, x, count = NETWORKS[name], X[:2, :3], 30_000

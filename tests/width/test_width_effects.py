@@ -237,6 +237,7 @@ def test_result(effects):
     assert "trusted=3 of 7 steps" in repr(dataclasses.replace(effects, trusted=np.arange(7) < 3))
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(effects):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)
@@ -257,6 +258,7 @@ def test_same_seed_same_result(effects):
     assert stages[-1] == ("drawing networks of width 64", 8, 8)
 
 
+@pytest.mark.slow
 def test_unstable_networks_are_flagged():
     eta = 1.5 / nd.spectrum(nd.kernel("2_02", X).ntk).lambda_max
     with pytest.warns(NumericalWarning, match="within their stability limit, got .* no step is trusted"):
