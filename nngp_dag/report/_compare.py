@@ -298,7 +298,8 @@ def _predicted(
     try:
         if known is None or width is None:
             lacks = "a graph" if known is None else "layers of one width"
-            raise InputError(f"Expected models with {lacks}, got one without; leave `predict_width` out")
+            why = f" ({network.reason})" if isinstance(network, Traced) and known is None else ""
+            raise InputError(f"Expected models with {lacks}, got one without{why}; leave `predict_width` out")
         known, flat = dataclasses.replace(known, width=width), x.reshape(len(x), -1)
         return width_effects(known, flat, y, steps=steps, learning_rate=eta, on_progress=report), ""
     except InputError as error:
