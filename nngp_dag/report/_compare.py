@@ -40,7 +40,7 @@ from nngp_dag.theory.symmetric import check_targets
 from nngp_dag.tracing import Traced
 from nngp_dag.tracing._finite import check_centered, readout_kernel, trainable
 from nngp_dag.width import WidthEffects, width_effects
-from nngp_dag.width.sampling import Training, readout_noise
+from nngp_dag.width.sampling import Training, noise_of_readouts
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
@@ -236,7 +236,7 @@ def _compared(
         if effects is not None and isinstance(network, Network):
             exact = np.asarray(outputs[name].ntk, np.float64)
             training = Training(network, inputs.astype(np.float32), y, exact, eta, steps)
-            noise = readout_noise(training, network.width, seeds)
+            noise = noise_of_readouts(training, network.width, seeds)
         yield Comparison(
             name=name,
             network=network,
