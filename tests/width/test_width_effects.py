@@ -91,7 +91,7 @@ def test_largest_eigenvalue(units):
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_frozen_curves_follow_the_empirical_ntk(layer_norm):
     network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2, layer_norm=layer_norm), stem=nd.Dense())
-    training = training_of(network, X, Y, 0.05, 4)
+    training = training_of(network, X, Y, 0.02, 4)
     found = of_sample(training, 16, 2, train=True, seed=5)
 
     def create(rngs):
@@ -105,7 +105,7 @@ def test_frozen_curves_follow_the_empirical_ntk(layer_norm):
     e = np.asarray(apply(params, jnp.asarray(X, jnp.float32)), np.float64) - Y
     for step in range(5):
         assert found.frozen[1, step] == pytest.approx(0.5 * np.sum(e**2), rel=1e-4)
-        e = e - 0.05 * np.einsum("ijcd,jd->ic", ntk, e)
+        e = e - 0.02 * np.einsum("ijcd,jd->ic", ntk, e)
     # The trained network is the same one.
     assert found.trained is not None
     assert found.trained[1, 0] == pytest.approx(found.frozen[1, 0], rel=1e-5)
@@ -114,7 +114,7 @@ def test_frozen_curves_follow_the_empirical_ntk(layer_norm):
         jax.tree.map(lambda leaf: leaf[None], params),
         X.astype(np.float32),
         Y.astype(np.float32),
-        optimizer=optax.sgd(0.05),
+        optimizer=optax.sgd(0.02),
         steps=4,
         seeds=[0],
     )
