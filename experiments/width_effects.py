@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -32,6 +30,7 @@ from rich.table import Table
 
 import nngp_dag as nd
 from nngp_dag.graph import zoo
+from nngp_dag.width import readout_noise
 
 GRAPHS = {
     **{name: zoo.named(name) for name in zoo.FIGURE3},
@@ -41,8 +40,8 @@ GRAPHS = {
     **{f"random {seed}": zoo.random_dag(6, seed) for seed in (0, 1)},
 }
 STEPS = [5, 20, 50, 100]
-# Largest number of parameters of all networks that train at once.
-_AT_ONCE = 1 << 25
+# Networks that train at once.
+_AT_ONCE = 4
 
 
 def inputs(dataset: str, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,32 +53,13 @@ def inputs(dataset: str, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def measured(network: nd.Network, x: np.ndarray, y: np.ndarray, eta: float, steps: int, count: int) -> np.ndarray:
     """Returns losses of trained networks without the noise of the readouts' weights, (count, steps + 1)."""
-    ntk = np.asarray(nd.kernel(network, x).ntk)
-
-    def create(rngs: Any) -> Any:
-        return nd.nets.DagNet(network, x.shape[1], y.shape[1], rngs=rngs)
-
-    init, apply = nd.nets.as_functions(create)
-    kernels = nd.nets.empirical_ntk(create)
-    # Compiled, the NTK that is not asked for is not computed.
-    draw, start_of = jax.jit(init), jax.jit(lambda params, x: kernels(params, x)[:2])
-    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
-    at_once, found = max(1, _AT_ONCE // size), []
-    inputs_, targets = x.astype(np.float32), y.astype(np.float32)
-    for start in range(0, count, at_once):
-        seeds = [*range(start, min(count, start + at_once))]
-        params = [draw(jax.random.key(seed)) for seed in seeds]
-        starts = [start_of(of_one, inputs_) for of_one in params]
-        stacked = jax.tree.map(lambda *of: jnp.stack(of), *params)
-        del params
-        options: dict[str, Any] = {"optimizer": optax.sgd(eta), "steps": steps, "seeds": seeds}
-        run = nd.nets.descend_from(apply, stacked, inputs_, targets, **options)
-        for curve, of_one in zip(run.curve, starts, strict=True):
-            f, nngp = (np.asarray(value, np.float64) for value in of_one)
-            # A kernel with NNGP zero has no spread at the start: its expected loss is the exact curve from f(0).
-            own = nd.expected_loss(nd.Kernel(nngp=np.zeros_like(ntk), ntk=ntk), y - f, eta, steps)
-            found.append(curve - own + nd.expected_loss(nd.Kernel(nngp=nngp, ntk=ntk), y, eta, steps))
-    return np.stack(found)
+    found = []
+    for start in range(0, count, _AT_ONCE):
+        options: dict[str, Any] = {"steps": steps, "seeds": [*range(start, min(count, start + _AT_ONCE))]}
+        create = lambda rngs: nd.nets.DagNet(network, x.shape[1], y.shape[1], rngs=rngs)  # noqa: E731
+        run = nd.nets.descend(create, x.astype(np.float32), y.astype(np.float32), optimizer=optax.sgd(eta), **options)
+        found.append(run.curve - readout_noise(network, x, y, learning_rate=eta, **options))
+    return np.concatenate(found)
 
 
 def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
@@ -99,7 +79,7 @@ def run_case(network: nd.Network, x: np.ndarray, y: np.ndarray, options: argpars
         "seconds_measured": seconds,
         "trained": {str(width): count for width, count in effects.trained.items()},
         "left_out": {str(width): count for width, count in effects.left_out.items()},
-        "wide_enough": effects.wide_enough(0.1, min(20, options.steps)),
+        "wide_enough": effects.wide_enough(0.1, min(20, options.steps))._asdict(),
         "relative_std": (effects.std / effects.mean).tolist(),
         "deviations": [{**one._asdict(), "holds": one.holds} for one in found],
     }

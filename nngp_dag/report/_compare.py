@@ -40,7 +40,7 @@ from nngp_dag.theory.symmetric import check_targets
 from nngp_dag.tracing import Traced
 from nngp_dag.tracing._finite import check_centered, readout_kernel, trainable
 from nngp_dag.width import WidthEffects, width_effects
-from nngp_dag.width.sampling import Training, readout_noise
+from nngp_dag.width.sampling import Training, noise_of_readouts
 
 LearningRate = float | str
 Progress = Callable[[str, int, int], None]
@@ -236,7 +236,7 @@ def _compared(
         if effects is not None and isinstance(network, Network):
             exact = np.asarray(outputs[name].ntk, np.float64)
             training = Training(network, inputs.astype(np.float32), y, exact, eta, steps)
-            noise = readout_noise(training, network.width, seeds)
+            noise = noise_of_readouts(training, network.width, seeds)
         yield Comparison(
             name=name,
             network=network,
@@ -298,7 +298,8 @@ def _predicted(
     try:
         if known is None or width is None:
             lacks = "a graph" if known is None else "layers of one width"
-            raise InputError(f"Expected models with {lacks}, got one without; leave `predict_width` out")
+            why = f" ({network.reason})" if isinstance(network, Traced) and known is None else ""
+            raise InputError(f"Expected models with {lacks}, got one without{why}; leave `predict_width` out")
         known, flat = dataclasses.replace(known, width=width), x.reshape(len(x), -1)
         return width_effects(known, flat, y, steps=steps, learning_rate=eta, on_progress=report), ""
     except InputError as error:

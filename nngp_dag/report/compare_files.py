@@ -43,7 +43,7 @@ _EFFECTS = {
     **dict.fromkeys(("learning_rate", "seconds"), float),
     **dict.fromkeys(("trained", "left_out"), dict),
     "fit_widths": [int],
-    "fit_bias": [[float]],
+    **{name: [[float]] for name in ("fit_bias", "fit_low", "fit_high")},
     "trusted": [bool],
     **{name: [float] for name in ("infinite", "infinite_std", "mean", "low", "high", "std", "frozen", "frozen_error")},
     **{name: [float] for name in ("motion", "motion_error", "exponent")},

@@ -16,7 +16,11 @@ from nngp_dag.tracing.functions import Function
 from nngp_dag.tracing.values import Fixed, Linear, Node, Nonlinear, Number, Parameter, Product, Sum, Times, operands
 
 # Kinds of nodes that no network has, in words.
-_NAMES = {Times: "products of values", Linear: "norms, or scalings by numbers", Fixed: "numbers that are added"}
+_NAMES = {
+    Times: "products of values, such as attention or the trained scale of a layer norm",
+    Linear: "a layer norm or another norm, or scalings by numbers",
+    Fixed: "numbers that are added",
+}
 
 
 class NoNetworkError(Exception):

@@ -1,10 +1,11 @@
-"""`width_effects`: what gradient descent of networks of finite width does beside the exact expectation."""
+"""Gradient descent of networks of finite width beside the exact expectation: `width_effects`, `readout_noise`."""
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
 import scipy.stats
@@ -16,11 +17,21 @@ from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import as_number, check_whole
 from nngp_dag.kernels import kernel
 from nngp_dag.kernels.inputs import check_inputs, host_array
+from nngp_dag.nets import chosen_seeds
 from nngp_dag.theory import loss_curve
 from nngp_dag.theory.symmetric import check_targets
 from nngp_dag.width.effects_result import TOLERANCE, WidthEffects, resolved
-from nngp_dag.width.extrapolation import Mean, controlled, inverse_powers, left_out_score, log_ratio, mean_of, power_law
-from nngp_dag.width.sampling import Sample, Training, sample
+from nngp_dag.width.extrapolation import (
+    Mean,
+    anchored,
+    controlled,
+    inverse_powers,
+    left_out_score,
+    log_ratio,
+    mean_of,
+    power_law,
+)
+from nngp_dag.width.sampling import Sample, Training, noise_of_readouts, sample
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,8 +50,12 @@ _STABLE = 1.6
 _FEWEST = 6
 # Exponents at a bound do not matter where the motion of the NTK changes the loss by less than this.
 _NO_MOTION = 0.01
+# Laws that are evaluated far from their data may become negative, which no loss is. Then their interval is huge.
+_LEAST, _MOST_HALF = 1e-6, 50.0
 # The empirical NTK has so many rows at most.
 _MOST_ROWS = 4096
+# Each network is trained, and each width has networks of its own.
+_MOST_NETWORKS, _MOST_WIDTHS = 100_000, 100
 # The widest of the networks that are trained by default.
 _WIDEST = 256
 
@@ -107,6 +122,7 @@ def width_effects(
         do not match, N C is too large, an option is out of range, or training diverges at the learning rate. Fewer than
         2 of `widths` have networks within their stability limit.
       GraphError: The network has several inputs or outputs.
+      ModelError: A traced model is no `Network`, for example since it has a layer norm.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -122,18 +138,12 @@ def width_effects(
     _check_network(network)
     n, steps = network.width, check_whole("steps", steps, 1)
     networks, seed = check_whole("networks", networks, 8), check_whole("seed", seed, 0)
+    if networks > _MOST_NETWORKS:
+        raise InputError(f"Expected `networks` to be at most {_MOST_NETWORKS:,}, got {networks}; take fewer networks")
     small = _widths(widths, n)
     check_callable("on_progress", on_progress)
     report = on_progress or (lambda stage, done, total: None)
-    x = np.asarray(check_inputs("x", host_array("x", x), network, "float64")[0], np.float64)
-    x = x.reshape(len(x), -1)
-    if len(x) < 2:
-        raise InputError(f"Expected at least 2 inputs, got {len(x)}; take a larger subset")
-    y = np.asarray(check_targets("y", y, len(x)))
-    if y.size > _MOST_ROWS:
-        raise InputError(
-            f"Expected at most {_MOST_ROWS:,} outputs, N times C, got {y.size:,}; take a subset of the inputs"
-        )
+    x, y = _data(network, x, y)
     report("kernels", 0, 1)
     k = kernel(network, x, dtype="float64")
     ntk = np.asarray(k.ntk)
@@ -181,10 +191,14 @@ def width_effects(
         at = np.unique(np.geomspace(used[0].width, 4 * n, 65).round().astype(int))
         motion = _motion(used, np.array([n, *at]))
         law = _frozen_fit(used, frozen, n, infinite, at)
-        q, q_error = motion.mean[0], motion.error
+        q, q_error = motion.mean[0], motion.error[0]
         relative = np.hypot(frozen.error / frozen.mean, q_error)
         quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, stable[n] - 2))
         mean = frozen.mean * np.exp(q)
+        # The same at the other widths, as shares of the mean at infinite width.
+        base = np.maximum(1 + law.mean, _LEAST)
+        fit = base * np.exp(motion.mean[1:])
+        half = np.minimum(_MOST_HALF, quantile * np.hypot(law.error / base, motion.error[1:]))
         std = mean * _relative_std(used, infinite_std / infinite, n)
         trusted = reliable & (quantile * relative <= TOLERANCE) & ~(motion.at_bound & (np.abs(q) > _NO_MOTION))
         trusted &= resolved(infinite)
@@ -208,7 +222,9 @@ def width_effects(
         left_out=left_out,
         seconds=seconds,
         fit_widths=at,
-        fit_bias=(1 + law) * np.exp(motion.mean[1:]) - 1,
+        fit_bias=fit - 1,
+        fit_low=fit * np.exp(-half) - 1,
+        fit_high=fit * np.exp(half) - 1,
     )
     if not reliable:
         left = {width: count for width, count in left_out.items() if count}
@@ -218,6 +234,59 @@ def width_effects(
             NumericalWarning,
         )
     return result
+
+
+def readout_noise(
+    network: Network | Dag | str | NetworkSource,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    steps: int,
+    learning_rate: float | str,
+    seeds: SupportsIndex | Sequence[int],
+    **architecture: Unpack[Architecture],
+) -> Float[np.ndarray, "seeds points"]:
+    """Returns the part of each network's loss that the draw of its readout explains, after 0 to K steps.
+
+    It is linearized training at infinite width from the network's own f(0), minus its mean over readouts, which has a
+    closed form. So its own mean is 0 at every width. Losses minus this part have the same mean, and much less spread.
+
+    Args:
+      network: The network, as for `nngp_dag.width_effects`.
+      x: Inputs, (N, d) with N >= 2.
+      y: Targets, (N, C) or (N,).
+      steps: Number K of steps of gradient descent.
+      learning_rate: Learning rate eta on L = 0.5 ||y - f||^2; "auto" for 1 / lambda_max of the NTK.
+      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves. They name the same networks as in
+        `nngp_dag.nets.descend` and `nngp_dag.compare`.
+      **architecture: Options of the network, see `nngp_dag.kernel`, among them `width`.
+
+    Returns:
+      The noise, (S, K + 1).
+
+    Raises:
+      InputError: `nngp_dag.width_effects` would refuse the network, the data, or an option, or `seeds` are not distinct
+        whole numbers.
+      GraphError: The network has several inputs or outputs.
+      ModelError: A traced model is no `Network`.
+
+    Examples:
+      >>> import numpy as np, nngp_dag as nd
+      >>> from nngp_dag.width import readout_noise
+      >>> x = np.random.default_rng(0).normal(size=(4, 6))
+      >>> result = nd.compare("2", x, np.eye(4), width=256, seeds=16, steps=3)[0]
+      >>> noise = readout_noise("2", x, np.eye(4), width=256, seeds=16, steps=3, learning_rate=result.learning_rate)
+      >>> noise.shape, bool((result.curves - noise)[:, 0].std() < 0.5 * result.curves[:, 0].std())
+      ((16, 4), True)
+    """
+    network = as_network(network, "network", readout_noise, **architecture)
+    _check_network(network)
+    steps, chosen = check_whole("steps", steps, 1), chosen_seeds(seeds)
+    x, y = _data(network, x, y)
+    ntk = np.asarray(kernel(network, x, get="ntk", dtype="float64").ntk)
+    eta = _rate(learning_rate, float(np.linalg.eigvalsh(ntk)[-1]))
+    training = Training(network, x.astype(np.float32), y, ntk, eta, steps)
+    return noise_of_readouts(training, network.width, chosen)
 
 
 def _frozen_mean(wide: Sample, samples: Sequence[Sample], infinite: np.ndarray) -> Mean:
@@ -245,7 +314,7 @@ def _first_order(samples: Sequence[Sample], n: int, values: Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class _Motion:
-    """The logarithm of trained over frozen mean loss: at some widths, and its error at the first of them."""
+    """The logarithm of trained over frozen mean loss at some widths, (widths, points), and its errors."""
 
     mean: np.ndarray
     error: np.ndarray
@@ -261,20 +330,16 @@ def _motion(samples: Sequence[Sample], at: np.ndarray) -> _Motion:
     inflation = np.ones(values.shape[1])
     if len(samples) >= 3:
         inflation = np.maximum(1, left_out_score(widths, values, errors))
-    return _Motion(law.mean, law.std[0] * inflation, law.exponent, law.at_bound)
+    return _Motion(law.mean, law.std * inflation, law.exponent, law.at_bound)
 
 
-def _frozen_fit(
-    samples: Sequence[Sample], frozen: Mean, n: int, infinite: np.ndarray, at: np.ndarray
-) -> Float[np.ndarray, "widths points"]:
-    """Returns the relative bias of frozen networks at other widths; at n it is the measured one."""
+def _frozen_fit(samples: Sequence[Sample], frozen: Mean, n: int, infinite: np.ndarray, at: np.ndarray) -> Mean:
+    """Returns the relative bias of frozen networks at other widths, (widths, points); at n it is the measured one."""
     gaps = [(s.frozen - s.control + s.readouts - infinite)[s.stable] for s in samples]
     means = [*map(mean_of, gaps), Mean(frozen.mean - infinite, frozen.error)]
     widths = np.array([s.width for s in samples] + [n], float)
     values, errors = np.array([m.mean for m in means]) / infinite, np.array([m.error for m in means]) / infinite
-    first, second = inverse_powers(widths, values, errors, terms=2)
-    miss = values[-1] - first / n - second / n**2
-    return (first + n * miss) / at[:, None] + second / at[:, None] ** 2
+    return anchored(widths, values, errors, at)
 
 
 def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np.ndarray:
@@ -287,6 +352,20 @@ def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np
     return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
 
 
+def _data(network: Network, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs, (N, d), and targets, (N, C), in float64."""
+    x = np.asarray(check_inputs("x", host_array("x", x), network, "float64")[0], np.float64)
+    x = x.reshape(len(x), -1)
+    if len(x) < 2:
+        raise InputError(f"Expected at least 2 inputs, got {len(x)}; take a larger subset")
+    y = np.asarray(check_targets("y", y, len(x)))
+    if y.size > _MOST_ROWS:
+        raise InputError(
+            f"Expected at most {_MOST_ROWS:,} outputs, N times C, got {y.size:,}; take a subset of the inputs"
+        )
+    return x, y
+
+
 def _widths(widths: Sequence[int] | None, n: int) -> list[int]:
     if n < 32:
         raise InputError(
@@ -295,15 +374,30 @@ def _widths(widths: Sequence[int] | None, n: int) -> list[int]:
     if widths is None:
         largest = min(_WIDEST, max(n // 4, min(96, 3 * n // 4)))
         return [round(largest * share) for share in (0.375, 0.5, 0.75, 1)]
-    try:
-        chosen = sorted({check_whole("widths", width, 8) for width in widths})
-    except TypeError:
-        raise InputError(f"Expected `widths` to be a list of whole numbers, got {shown(widths)}") from None
-    if len(chosen) < 3 or chosen[-1] >= n:
+    # Texts and bytes have elements, too, which would be blamed one by one.
+    listed = isinstance(widths, Iterable) and not isinstance(widths, (str, bytes)) and getattr(widths, "ndim", 1)
+    given = list(itertools.islice(widths, _MOST_WIDTHS + 1)) if listed else []
+    if not given or len(given) > _MOST_WIDTHS or not all(map(_is_whole, given)):
         raise InputError(
-            f"Expected `widths` to hold at least 3 widths below {n}, got {shown(widths)}; leave it out for the default"
+            f"Expected `widths` to be a list of at most {_MOST_WIDTHS} whole numbers, got {shown(widths)}; leave it "
+            "out for the default"
+        )
+    chosen = sorted({int(width) for width in given})
+    if len(chosen) < 3 or chosen[0] < 8 or chosen[-1] >= n:
+        raise InputError(
+            f"Expected `widths` to hold at least 3 different widths from 8 to {n - 1}, got {shown(widths)}; leave it "
+            "out for the default"
         )
     return chosen
+
+
+def _is_whole(value: Any) -> bool:
+    """Returns whether a value is a whole number; those of NumPy and JAX are such, and booleans are not."""
+    try:
+        check_whole("widths", value, 0)
+    except InputError:
+        return False
+    return True
 
 
 def _rate(learning_rate: float | str, largest: float) -> float:

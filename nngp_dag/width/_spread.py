@@ -34,6 +34,9 @@ _DEPARTURE, _WITH_ERROR = 0.05, 0.1
 # Numbers that are added for Cholesky factors may change the functional by this share of one neuron's influence.
 _ROUNDING = 1e-4
 
+# More draws tell nothing more.
+_MOST_NEURONS, _MOST_NETWORKS = 10**9, 10**6
+
 # Wider networks are not simulated. Departures fall as 1 / width, so those of this width are scaled.
 _WIDEST = 1024
 
@@ -169,7 +172,8 @@ def width_spread(
       y: Targets of "data_fit" and "alignment", (N,), or of "prediction", (N - 1,).
       noise: Noise variance of "log_det", "data_fit" and "prediction".
       neurons: Number of drawn neurons, rounded up to a multiple of 4,096.
-      networks: Number of simulated networks; 0 for no check, and then the result is not trusted.
+      networks: Number of simulated networks; 0 for no check. Less than 8 tell no errors, so that the result is not
+        trusted.
       seed: Seed of all draws.
       **architecture: Options of the network, see `nngp_dag.kernel`, among them `width`.
 
@@ -181,6 +185,7 @@ def width_spread(
         convolutions, pooling or layer norm, or for the NTK no readout. The functional is not finite, or rounding
         decides its derivative.
       GraphError: The network has several outputs, or `nngp_dag.kernel` refuses the graph.
+      ModelError: A traced model is no `Network`, for example since it has a layer norm.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -196,12 +201,15 @@ def width_spread(
     functions).
     """
     network = as_network(network, "network", width_spread, **architecture)
-    check_whole("neurons", neurons, 2)
-    check_whole("networks", networks, 0)
-    check_whole("seed", seed, 0)
+    neurons, networks = check_whole("neurons", neurons, 2), check_whole("networks", networks, 0)
+    # Streams that overlap with none of another seed.
+    streams = np.random.SeedSequence(check_whole("seed", seed, 0)).spawn(3)
     check_option("kind", kind, ("nngp", "ntk"))
     if networks == 1:
         raise InputError("Expected `networks` to be 0 or at least 2, got 1; the default is 400")
+    for name, count, most in (("neurons", neurons, _MOST_NEURONS), ("networks", networks, _MOST_NETWORKS)):
+        if count > most:
+            raise InputError(f"Expected `{name}` to be at most {most:,}, got {shown(count)}; draw fewer")
     of_nngp = recursion_of(network)
     if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
         arrays: ArrayLike | list[np.ndarray] = [host_array(f"x[{i}]", of) for i, of in enumerate(x)]
@@ -220,16 +228,16 @@ def width_spread(
             )
         k_in = [moments_of(of) for of in data]
         limit = recursion.limit(k_in, slope)
-        influence = influence_of(recursion, limit, neurons, seed)
+        influence = influence_of(recursion, limit, neurons, streams[0])
         _check_rounding(rounding_of(limit), influence.variance**0.5, abs(float(value)))
         n = network.width
         second = Curvature(math.nan, math.nan)
         if kind == "nngp":
-            second = curvature_of(of_nngp, k_in, function, float(value), max(2, neurons // 25), seed + 1)
+            second = curvature_of(of_nngp, k_in, function, float(value), max(2, neurons // 25), streams[1])
         bias = bias_error = departure = departure_error = math.nan
         if networks:
             drawn = min(n, _WIDEST)
-            found = simulated(recursion, k_in, function, limit, drawn, networks, seed + 2)
+            found = simulated(recursion, k_in, function, limit, drawn, networks, streams[2])
             of_drawn = departure_of(found, float(value), influence.variance / drawn)
             departure, departure_error, bias, bias_error = (v * drawn / n for v in of_drawn)
     std = (influence.variance / n) ** 0.5

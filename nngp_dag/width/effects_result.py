@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
-from nngp_dag.errors import InputError
+from nngp_dag.errors import InputError, shown
 from nngp_dag.forms import Described
 from nngp_dag.graph.operations import as_number, check_whole
 
@@ -78,6 +78,48 @@ class Deviation(NamedTuple):
         return "holds" if precise else "not tested"
 
 
+# The share of the bias that tables and texts speak of.
+_SHARE = 0.1
+
+
+class WideEnough(NamedTuple):
+    """The smallest width whose bias stays below a share until a step, and the widths that the bias's interval allows.
+
+    A number is None if no width up to 4 n will do, and all are if a step is not trusted. No width below the smallest
+    trained one is looked at, so a number that is equal to it is an upper end.
+
+    Attributes:
+      share: Largest |bias|, as a share of the loss at infinite width.
+      step: Last step.
+      width: The smallest width whose predicted bias is below the share at all steps, from it to 4 n.
+      low: The smallest width whose 90 % intervals of the bias reach below the share at all steps, from it to 4 n.
+      high: The smallest width whose 90 % intervals lie below the share at all steps, from it to 4 n. If it is None, the
+        intervals do not exclude that a wider network is needed.
+      trusted: Whether the bias at width n is trusted at all steps.
+
+    Examples:
+      >>> found = WideEnough(share=0.1, step=20, width=512, low=400, high=None, trusted=True)
+      >>> str(found)
+      '512 (90 % interval from 400, no upper end)'
+    """
+
+    share: float
+    step: int
+    width: int | None
+    low: int | None
+    high: int | None
+    trusted: bool
+
+    def __str__(self) -> str:
+        """Returns width and interval."""
+        if not self.trusted:
+            return "not trusted"
+        if self.low is None:
+            return "none up to 4 times the width"
+        interval = f"from {self.low}, no upper end" if self.high is None else f"{self.low} to {self.high}"
+        return f"{'none up to 4 times the width' if self.width is None else self.width} (90 % interval {interval})"
+
+
 @dataclass(frozen=True, repr=False)
 class WidthEffects(Described):
     """Gradient descent of networks of width n, predicted from small ones, for steps 0 to K.
@@ -107,6 +149,8 @@ class WidthEffects(Described):
       seconds: Time that all these networks took.
       fit_widths: Widths that the fit is evaluated at, (W,).
       fit_bias: Mean loss by the fit over `infinite`, minus 1, (W, K + 1).
+      fit_low: Lower end of the 90 % interval of `fit_bias`, (W, K + 1).
+      fit_high: Upper end, (W, K + 1).
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -136,6 +180,8 @@ class WidthEffects(Described):
     seconds: float
     fit_widths: Int[np.ndarray, " widths"]
     fit_bias: Float[np.ndarray, "widths points"]
+    fit_low: Float[np.ndarray, "widths points"]
+    fit_high: Float[np.ndarray, "widths points"]
 
     @property
     def steps(self) -> Int[np.ndarray, " points"]:
@@ -174,6 +220,9 @@ class WidthEffects(Described):
           error: Its standard error.
           networks: Number of networks that the error was estimated from; None for very many.
 
+        Raises:
+          InputError: `step` is beyond K, `mean` or `error` is not finite, `error` is below 0, or `networks` below 2.
+
         Examples:
           >>> import numpy as np, nngp_dag as nd
           >>> x = np.random.default_rng(0).normal(size=(4, 6))
@@ -182,6 +231,11 @@ class WidthEffects(Described):
           >>> round(far.measured, 12), far.holds
           (1.0, False)
         """
+        step = self._step(step)
+        mean, error = as_number("mean", mean), as_number("error", error)
+        if error < 0:
+            raise InputError(f"Expected `error` to be a standard error, at least 0, got {shown(error)}")
+        networks = None if networks is None else check_whole("networks", networks, 2)
         infinite = self.infinite[step] if resolved(self.infinite)[step] else math.nan
         return Deviation(
             step=step,
@@ -195,18 +249,22 @@ class WidthEffects(Described):
             quantile=_QUANTILE if networks is None else float(scipy.stats.t.ppf(0.95, networks - 1)),
         )
 
-    def wide_enough(self, share: float, step: int | None = None) -> int | None:
+    def wide_enough(self, share: float, step: int | None = None) -> WideEnough:
         """Returns the smallest width whose bias stays below a share until a step, by the fit over widths.
 
         The fit holds the small networks and those of width n. It is evaluated from the smallest trained width to 4 n,
         so that no smaller width is returned.
+
+        The range holds the widths that the 90 % intervals of the bias allow, step by step: sampling errors of all
+        networks, and the uncertainty of exponent, drift, and of the law of frozen networks. It is not known where a
+        step is not trusted, and then neither is the width.
 
         Args:
           share: Largest |bias|, as a share of the loss at infinite width.
           step: Last step; K by default.
 
         Returns:
-          The width, or None: a step is not trusted, or even width 4 n is not wide enough.
+          A `WideEnough`, the width with its range.
 
         Raises:
           InputError: `share` is not above 0, or `step` is beyond K.
@@ -215,28 +273,47 @@ class WidthEffects(Described):
           >>> import numpy as np, nngp_dag as nd
           >>> x = np.random.default_rng(0).normal(size=(4, 6))
           >>> effects = nd.width_effects("2", x, np.eye(4), width=128, steps=3, networks=32, learning_rate=0.05)
-          >>> 36 < effects.wide_enough(0.1, 1) < 128, effects.wide_enough(1e-9)
+          >>> found = effects.wide_enough(0.1, 1)
+          >>> 36 <= found.low < found.width < found.high, effects.wide_enough(1e-9).width
           (True, None)
         """
-        if (share := as_number("share", share)) <= 0:
+        if (share := float(as_number("share", share))) <= 0:
             raise InputError(f"Expected `share` to be above 0, got {share}; 0.05 stands for 5 %")
-        last = len(self.mean) - 1
-        if (step := last if step is None else check_whole("step", step, 0)) > last:
-            raise InputError(f"Expected `step` to be at most {last}, got {step}; take more `steps`")
+        step = len(self.mean) - 1 if step is None else self._step(step)
         if not self.trusted[: step + 1].all():
-            return None
-        worst = np.abs(self.fit_bias[:, : step + 1]).max(axis=1)
-        above = np.flatnonzero(worst >= share)
+            return WideEnough(share, step, None, None, None, trusted=False)
+        bias, low, high = (of[:, : step + 1] for of in (self.fit_bias, self.fit_low, self.fit_high))
+        # Of all biases in an interval, the one nearest to 0 allows the smallest width, the farthest the largest one.
+        nearest = np.maximum(0, np.maximum(low, -high))
+        sizes = np.abs(bias), nearest, np.maximum(np.abs(low), np.abs(high))
+        width, least, most = (self._smallest(size.max(axis=1), share) for size in sizes)
+        return WideEnough(share, step, width, least, most, trusted=True)
+
+    def _smallest(self, worst: Float[np.ndarray, " widths"], share: float) -> int | None:
+        """Returns the smallest width from which on a size stays below a share; None if it does not."""
+        # What is not a number is not below.
+        above = np.flatnonzero(~(worst < share))
         if not above.size:
             return int(self.fit_widths[0])
         if (first := above[-1]) == len(worst) - 1:
             return None
-        # Between two widths of the grid, the worst bias is taken to be a power of the width.
+        # Between two widths of the grid, the size is taken to be a power of the width.
         n, w = np.log(self.fit_widths[first : first + 2]), np.log(np.maximum(worst[first : first + 2], 1e-300))
+        if not np.isfinite(w[0]):
+            return int(self.fit_widths[first + 1])
         return math.ceil(np.exp(n[0] + (n[1] - n[0]) * (math.log(share) - w[0]) / (w[1] - w[0])))
+
+    def _step(self, step: int) -> int:
+        last = len(self.mean) - 1
+        if (step := check_whole("step", step, 0)) > last:
+            raise InputError(f"Expected `step` to be at most {last}, got {shown(step)}; take more `steps`")
+        return step
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns a table with a row for every step.
+
+        The columns `wide_enough`, `wide_low` and `wide_high` are those of `wide_enough` for a share of 10 % until that
+        step, and NaN where it has None.
 
         Examples:
           >>> import numpy as np, nngp_dag as nd
@@ -247,10 +324,18 @@ class WidthEffects(Described):
         import pandas
 
         names = ["infinite", "mean", "low", "high", "std", "frozen", "motion", "bias", "frozen_bias", "trusted"]
-        return pandas.DataFrame({"step": self.steps} | {name: getattr(self, name) for name in names})
+        table = pandas.DataFrame({"step": self.steps} | {name: getattr(self, name) for name in names})
+        found = [self.wide_enough(_SHARE, step) for step in range(len(table))]
+        for name, field in (("wide_enough", "width"), ("wide_low", "low"), ("wide_high", "high")):
+            table[name] = np.array([getattr(one, field) for one in found], float)
+        return table
 
     def _facts(self) -> dict[str, str]:
         half = (self.high[-1] - self.low[-1]) / 2
+        # Until the last step up to which all are trusted.
+        untrusted = np.flatnonzero(~self.trusted)
+        until = int(untrusted[0]) - 1 if len(untrusted) else len(self.trusted) - 1
+        wide = self.wide_enough(_SHARE, max(until, 0))
         return {
             "width": str(self.width),
             "steps": str(len(self.mean) - 1),
@@ -258,6 +343,7 @@ class WidthEffects(Described):
             "bias": f"{self.bias[-1]:+.1%}",
             "frozen_bias": f"{self.frozen_bias[-1]:+.1%}",
             "trusted": f"{self.trusted.sum()} of {len(self.trusted)} steps",
+            "wide_enough": f"{_SHARE:.0%} until step {wide.step}: {wide}" if wide.trusted else str(wide),
             "trained": ", ".join(f"{count} x {width}" for width, count in self.trained.items()),
             "seconds": f"{self.seconds:.3g}",
         }

@@ -1,4 +1,4 @@
-"""From small networks to a wider one: power laws whose exponent drifts, and means that fall as 1 / n.
+"""From small networks to other widths: power laws whose exponent drifts, and means that fall as 1 / n.
 
 The effect of the NTK's motion falls as 1 / n at very large widths, and more slowly before: for dense spectra the last
 modes move most. So the logarithm of trained over frozen loss is taken to be
@@ -16,6 +16,7 @@ import numpy as np
 
 EXPONENTS, DRIFTS = (-0.2, 1.5), (-0.05, 0.2)
 _GRID = 69, 11
+_POWERS, _POWER_GRID = (0.3, 2.5), 23
 _LAW_ERROR = 0.01
 
 
@@ -109,7 +110,7 @@ def inverse_powers(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, t
     basis = np.stack([inverse**power for power in range(1, terms + 1)], axis=1)
     # Columns of one size, so that the normal equations are well conditioned.
     size = basis.max(axis=0)
-    weights = 1 / np.maximum(errors, 1e-9 * np.maximum(np.abs(values).max(), np.finfo(float).tiny)) ** 2
+    weights = 1 / np.maximum(errors, 1e-9 * _largest(values)) ** 2
     weights = weights / weights.max(axis=0)
     scaled = basis / size
     normal = np.einsum("wi,wj,wp->pij", scaled, scaled, weights)
@@ -127,6 +128,77 @@ class Mean(NamedTuple):
 def mean_of(values: np.ndarray) -> Mean:
     """Returns mean and standard error over the first axis."""
     return Mean(values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)))
+
+
+def anchored(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, at: np.ndarray) -> Mean:
+    """Returns the law a / n + b / n^r at other widths, shifted to pass through the value at the last width.
+
+    The coefficients are free, of either sign, and r is uniform in [0.3, 2.5]: means of first order may fall more slowly
+    than 1 / n before they turn to it. As in `power_law`, means and variances over all such laws take the place of one
+    fit. The shift falls as 1 / n beyond the last width, fades towards
+    the first one, and counts as an error.
+
+    Args:
+      widths: Widths, (W,), at least 3; the last one is that of the anchor.
+      values: Measured values, (W, points).
+      errors: Standard errors of `values`, (W, points), independent.
+      at: Widths to evaluate at, (V,).
+
+    Returns:
+      A `Mean`, (V, points) each. At the last width it is the measured value, with an error that is not below its own.
+
+    Examples:
+      >>> widths = np.array([64.0, 128.0, 256.0, 512.0])
+      >>> law = anchored(widths, 5 / widths[:, None], 0.1 / widths[:, None], np.array([512.0, 2048.0]))
+      >>> (law.mean * [[512], [2048]]).round(1).ravel().tolist(), bool(law.error[0, 0] * 512 < 0.11)
+      ([5.0, 5.0], True)
+    """
+    n = float(widths[-1])
+    bend = 1 - np.linspace(*_POWERS, _POWER_GRID)[:, None]
+    scale = np.abs(values).max(axis=0)
+    inexact = np.where(np.arange(len(widths)) < len(widths) - 1, _LAW_ERROR, 0)[:, None] * scale
+    sigma = np.maximum(np.hypot(errors, inexact), max(1e-9 * _largest(values), 1e-12))
+    weights = 1 / sigma**2
+
+    def basis(width: np.ndarray) -> np.ndarray:
+        """Returns n / m, and a mixture of powers that is 0 at n and 1 at the smallest width, (powers, widths, 2)."""
+        # The smallest width comes first, for the scale.
+        u = np.append(widths[0], width)[None, :] / n
+        # (u^(1 - r) - 1) / (1 - r), which is log u at r = 1.
+        straight = np.abs(bend) < 1e-9
+        safe = np.where(straight, 1, bend)
+        mixed = np.where(straight, np.log(u), np.expm1(safe * np.log(u)) / safe) / u
+        return np.stack([np.broadcast_to(1 / u, mixed.shape), mixed / mixed[:, :1]], axis=2)[:, 1:]
+
+    b, there = basis(widths), basis(at)
+    # Normal equations of two coefficients, in closed form.
+    one, cross, two = (np.einsum("ru,up->rp", b[..., i] * b[..., j], weights) for i, j in ((0, 0), (0, 1), (1, 1)))
+    right = [np.einsum("ru,up->rp", b[..., i], weights * values) for i in (0, 1)]
+    determinant = one * two - cross**2
+    first, second = (two * right[0] - cross * right[1]) / determinant, (one * right[1] - cross * right[0]) / determinant
+
+    def law_at(terms: np.ndarray) -> np.ndarray:
+        return terms[:, :, None, 0] * first[:, None] + terms[:, :, None, 1] * second[:, None]
+
+    misfit = ((values - law_at(b)) ** 2 * weights).sum(axis=1)
+    # Coefficients have flat priors; their integral leaves one over the root of the determinant.
+    log_weight = -0.5 * (misfit + np.log(determinant))
+    weight = np.exp(log_weight - log_weight.max(axis=0))
+    weight /= weight.sum(axis=0)
+    law, (t1, t2) = law_at(there), there.transpose(2, 0, 1)[..., None]
+    mean = (weight[:, None] * law).sum(axis=0)
+    noise = (t1**2 * two[:, None] - 2 * t1 * t2 * cross[:, None] + t2**2 * one[:, None]) / determinant[:, None]
+    variance = (weight[:, None] * ((law - mean) ** 2 + noise)).sum(axis=0)
+    # Below n the shift fades, since the small widths were measured, too.
+    m = np.asarray(at, float)[:, None]
+    part = np.where(m >= n, n / m, np.maximum(0, np.log(m / widths[0]) / np.log(n / widths[0])))
+    shift = (values[-1] - (weight * first).sum(axis=0)) * part
+    return Mean(mean + shift, np.maximum(np.sqrt(variance + shift**2), errors[-1] * part))
+
+
+def _largest(values: np.ndarray) -> float:
+    """Returns the largest size of the values that are finite: points without one spoil no others."""
+    return float(np.abs(values).max(initial=np.finfo(float).tiny, where=np.isfinite(values)))
 
 
 def log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Mean:

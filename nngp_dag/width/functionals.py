@@ -44,19 +44,21 @@ def functional_of(
     Raises:
       InputError: The name is unknown, an argument is missing, has no meaning for it, or does not fit the kernel.
     """
+    if (variance := as_number("noise", noise)) < 0:
+        raise InputError(f"Expected `noise` to be a variance, at least 0, got {shown(noise)}; leave it out for none")
     if not isinstance(functional, str):
         if not callable(functional):
-            raise InputError(f"Expected `functional` to be a name or a function of the kernel, got {shown(functional)}")
-        _check_unused("a function of your own", index=index, y=y, noise=noise or None)
+            raise InputError(
+                f"Expected `functional` to be a name or a function of the kernel, got {shown(functional)}; known names "
+                f"are {', '.join(FUNCTIONALS)}"
+            )
+        _check_unused("a function of your own", index=index, y=y, noise=variance or None)
         return _checked(functional, rows)
     if functional not in FUNCTIONALS:
         raise InputError(
             f"Expected `functional` to be one of {', '.join(FUNCTIONALS)}, or a function of the kernel, got "
             f"{shown(functional)}{did_you_mean(functional, FUNCTIONALS)}"
         )
-    variance = as_number("noise", noise)
-    if variance < 0:
-        raise InputError(f"Expected `noise` to be a variance, at least 0, got {shown(noise)}")
     if functional not in _WITH_TARGETS:
         _check_unused(repr(functional), y=y)
     if functional not in _WITH_NOISE:
@@ -118,22 +120,28 @@ def _check_unused(what: str, **given: Any) -> None:
 def _targets(functional: str, y: ArrayLike | None, rows: int) -> np.ndarray:
     count = rows - (functional == "prediction")
     if y is None:
-        raise InputError(f"Expected `y`, {count} targets, for the functional '{functional}', got None")
+        raise InputError(f"Expected `y`, {count} targets, for the functional '{functional}', got None; pass them")
     targets = host_array("y", y).astype(np.float64)
-    if targets.shape != (count,) or count < 1:
+    if count < 1:
+        raise InputError(f"Expected at least 2 inputs for 'prediction', got {rows}; the last one is predicted")
+    if targets.shape != (count,):
         last = ": the last input is the one that is predicted" if functional == "prediction" else ""
-        raise InputError(f"Expected `y` to have shape ({count},), got {targets.shape}{last}")
+        raise InputError(f"Expected `y` to have shape ({count},), got {targets.shape}{last}; pass {count} numbers")
     if not np.isfinite(targets).all() or not targets.any():
-        raise InputError("Expected `y` to be finite and not all 0, got other targets")
+        raise InputError("Expected `y` to be finite and not all 0, got other targets; drop samples without one")
     return targets
 
 
 def _index(index: Sequence[int] | None, rows: int) -> tuple[int, int]:
     given = (0, 1) if index is None else index
-    pair = isinstance(given, (tuple, list)) and len(given) == 2
-    if not pair or not all(isinstance(i, (int, np.integer)) for i in given):
-        raise InputError(f"Expected `index` to be a row and a column, got {shown(given)}")
-    i, j = map(int, given)
+    pair = list(given) if isinstance(given, (tuple, list)) or getattr(given, "ndim", 0) == 1 else []
+    if len(pair) != 2 or not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in pair):
+        raise InputError(f"Expected `index` to be a row and a column, got {shown(index)}; (0, 1) is the default")
+    i, j = map(int, pair)
     if not (-rows <= i < rows and -rows <= j < rows):
-        raise InputError(f"Expected `index` inside a kernel of {rows} x {rows}, got {shown(given)}")
+        hint = "" if index is not None else ", the default"
+        raise InputError(
+            f"Expected `index` inside a kernel of {rows} x {rows}, got {shown(given)}{hint}; pass row and column, from "
+            f"0 to {rows - 1}"
+        )
     return i, j

@@ -21,7 +21,7 @@ import numpy as np
 
 from nngp_dag.width.functionals import Functional
 from nngp_dag.width.neurons import jitter
-from nngp_dag.width.recursion import AnyRecursion, Limit, Recursion, batches
+from nngp_dag.width.recursion import AnyRecursion, Limit, Recursion, Seed, batches
 
 # Neurons of one batch.
 _NEURONS = 4096
@@ -44,7 +44,7 @@ class Influence(NamedTuple):
     covariances: dict[int, float]
 
 
-def influence_of(recursion: AnyRecursion, limit: Limit, neurons: int, seed: int) -> Influence:
+def influence_of(recursion: AnyRecursion, limit: Limit, neurons: int, seed: Seed) -> Influence:
     """Estimates the variance of the influence from drawn neurons; its mean is known to be 0."""
     rows = len(limit.kernel)
     found, second, fourth = np.zeros(len(recursion.nodes)), 0.0, 0.0
@@ -71,7 +71,7 @@ class Curvature(NamedTuple):
 
 
 def curvature_of(
-    recursion: Recursion, k_in: list[jax.Array], functional: Functional, value: float, neurons: int, seed: int
+    recursion: Recursion, k_in: list[jax.Array], functional: Functional, value: float, neurons: int, seed: Seed
 ) -> Curvature:
     """Estimates the second-order size from drawn neurons, by difference quotients in t."""
     of_each = jax.jit(jax.vmap(functional))

@@ -107,7 +107,10 @@ def plan_of(network: Network) -> Plan:
             "pooled networks is not known here"
         )
     if normalized := [op for op in network.weighted_operations if op.layer_norm]:
-        raise InputError(f"Expected layers without layer norm, got {normalized[0]!r}")
+        raise InputError(
+            f"Expected layers without layer norm, got {normalized[0].describe()}: their spread is not known here; "
+            "set `layer_norm` False, or take the spread of networks that you draw, by `nngp_dag.empirical`"
+        )
     output, *others = dag.outputs
     if others:
         raise GraphError(f"Expected a graph with one output, got {len(dag.outputs)}; take the outputs one by one")

@@ -12,6 +12,9 @@ import numpy as np
 from nngp_dag.architecture import Network
 from nngp_dag.width.neurons import Group, HandedOn, Plan, passed, plan_of, propagate, root
 
+Seed = int | np.random.SeedSequence
+"""A seed, or one of the streams that `np.random.SeedSequence.spawn` makes of a seed."""
+
 # Numbers that a batch of draws may hold.
 _BATCH = 1 << 22
 
@@ -157,7 +160,7 @@ def recursion_of(network: Network) -> Recursion:
     return Recursion(network)
 
 
-def batches(recursion: AnyRecursion, rows: int, networks: int, width: int, seed: int) -> Iterator[np.ndarray]:
+def batches(recursion: AnyRecursion, rows: int, networks: int, width: int, seed: Seed) -> Iterator[np.ndarray]:
     """Yields draws of networks, (networks, vectors, width, rows), in batches of bounded size."""
     vectors, rng = recursion.vectors, np.random.default_rng(seed)
     most = max(1, _BATCH // (rows * max(vectors * width, rows)))

@@ -243,7 +243,7 @@ def _loss_of_modes(training: Training, sizes: np.ndarray) -> np.ndarray:
     return 0.5 * factors ** (2 * np.arange(training.steps + 1)[:, None]) @ sizes
 
 
-def readout_noise(training: Training, width: int, seeds: Sequence[int]) -> np.ndarray:
+def noise_of_readouts(training: Training, width: int, seeds: Sequence[int]) -> np.ndarray:
     """Returns the part of each network's loss that the draw of its readout explains, (S, steps + 1).
 
     It is the control minus its mean over readouts, so its own mean is 0. Losses minus this part have the same mean, and

@@ -8,13 +8,17 @@ E h^2 / n, and is a control variate: only the rest, which is of second order, is
 networks tell mean and variance to every order in 1 / n.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from nngp_dag.width.functionals import Functional
-from nngp_dag.width.recursion import AnyRecursion, Limit, batches
+from nngp_dag.width.recursion import AnyRecursion, Limit, Seed, batches
+
+# Fewer networks tell no error: two lie on a line with any control variate.
+_FEWEST = 8
 
 
 class Simulated(NamedTuple):
@@ -36,7 +40,7 @@ def simulated(
     limit: Limit,
     width: int,
     networks: int,
-    seed: int,
+    seed: Seed,
 ) -> Simulated:
     """Draws networks of one width."""
     of_each = jax.jit(jax.vmap(functional))
@@ -93,4 +97,5 @@ def _controlled(values: np.ndarray, control: np.ndarray) -> _Mean:
     centered = control - control.mean()
     slope = (values @ centered) / max(centered @ centered, np.finfo(float).tiny)
     rest = values - slope * control
-    return _Mean(float(rest.mean()), float(rest.std(ddof=min(2, len(rest) - 1)) / np.sqrt(len(rest))))
+    error = float(rest.std(ddof=2) / np.sqrt(len(rest))) if len(rest) >= _FEWEST else math.nan
+    return _Mean(float(rest.mean()), error)

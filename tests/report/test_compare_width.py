@@ -50,6 +50,7 @@ def with_effects(result, bias=0.1, trusted=(True, True, True, False)):
         frozen_error=infinite / 100, motion=0 * infinite, motion_error=0 * infinite, exponent=np.ones(4),
         trusted=np.array(trusted), drawn=16, trained={24: 12, 48: 8}, left_out={24: 0, 48: 0, 64: 0}, seconds=3.0,
         fit_widths=np.array([24, 64]), fit_bias=np.full((2, 4), bias),
+        fit_low=np.full((2, 4), bias), fit_high=np.full((2, 4), bias),
     )  # fmt: skip
     return dataclasses.replace(result, width_effects=effects)
 

@@ -7,6 +7,7 @@ from nngp_dag.width.extrapolation import (
     DRIFTS,
     EXPONENTS,
     Mean,
+    anchored,
     controlled,
     inverse_powers,
     left_out_score,
@@ -78,6 +79,58 @@ def test_inverse_powers():
     errors = np.ones((4, 2))
     errors[0] = 1e6
     np.testing.assert_allclose(inverse_powers(WIDTHS, values, errors, terms=2), coefficients, rtol=1e-4)
+
+
+N = 1024.0
+AT = np.array([128.0, 512.0, N, 4096.0])
+
+
+def test_anchored_law_passes_through_the_last_value():
+    widths = np.append(WIDTHS, N)
+    values = 50 / widths[:, None] ** np.array([0.5, 1.0, 1.5])
+    values[-1] *= 1.1
+    errors = 0.01 * values
+    found = anchored(widths, values, errors, AT)
+    np.testing.assert_allclose(found.mean[2], values[-1], rtol=1e-10)
+    # A shift by 10 % is an error of 10 %, and counts in proportion at other widths.
+    assert (found.error[2] >= errors[-1]).all()
+    # Values that are not finite, or all 0, spoil no others.
+    values[:, 0], values[:, 2], errors[:, 2] = np.nan, 0.0, 0.0
+    again = anchored(widths, values, errors, AT)
+    np.testing.assert_allclose([again.mean[:, 1], again.error[:, 1]], [found.mean[:, 1], found.error[:, 1]])
+    assert (again.mean[:, 2] == 0).all()
+    assert (again.error[:, 2] < 1e-9).all()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 1.0])
+def test_anchored_intervals_know_that_laws_differ(p):
+    # Biases of frozen networks may fall more slowly than 1 / n before they turn to it.
+    rng, points = np.random.default_rng(5), 1000
+    widths = np.append(WIDTHS, N)
+    truth = 0.3 * (WIDTHS[0] / widths[:, None]) ** p
+    there = 0.3 * (WIDTHS[0] / AT[:, None]) ** p
+    errors = 0.05 * truth * np.ones(points)
+    found = anchored(widths, truth + errors * rng.normal(size=errors.shape), errors, AT)
+    inside = (np.abs(found.mean - there) < 1.645 * found.error).mean(axis=1)
+    assert (inside > 0.86).all()
+    # A law that is tied to 1 / n would miss by 30 to 100 %.
+    assert (np.abs(found.mean.mean(axis=1) / there[:, 0] - 1) < 0.03).all()
+    assert (found.error.mean(axis=1) < 0.2 * there[:, 0]).all()
+
+
+def test_anchored_intervals_cover():
+    rng, points = np.random.default_rng(4), 2000
+    widths, c, r = np.append(WIDTHS, N), rng.normal(size=(2, points)), rng.uniform(0.3, 2.5, points)
+
+    def law(n):
+        u = n[:, None] / WIDTHS[0]
+        return 0.2 * (c[0] / u + c[1] / u**r)
+
+    errors = np.array([0.02, 0.02, 0.015, 0.01, 0.004])[:, None] * np.ones(points)
+    found = anchored(widths, law(widths) + errors * rng.normal(size=errors.shape), errors, AT)
+    scores = (found.mean - law(AT)) / found.error
+    inside = (np.abs(scores) < 1.645).mean(axis=1)
+    assert ((inside > 0.87) & (inside < 0.97)).all()
 
 
 def test_log_ratio_of_means():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,14 @@ from flax import nnx
 import nngp_dag as nd
 from nngp_dag.errors import GraphError, InputError, NumericalWarning
 from nngp_dag.nets import DagNet, as_functions
-from nngp_dag.width import WidthEffects
+from nngp_dag.width import WideEnough, WidthEffects, readout_noise
 from nngp_dag.width.sampling import (
     Training,
     _drawn,
     largest_eigenvalue,
     linear_curves,
     mean_over_readouts,
-    readout_noise,
+    noise_of_readouts,
     sample,
 )
 
@@ -51,7 +52,7 @@ def test_noise_of_readouts_has_mean_zero_and_is_that_of_descent():
     network = nd.Network("2", width=256)
     training = training_of(network, X, Y, 0.05, 1)
     seeds = list(range(100))
-    noise = readout_noise(training, 256, seeds)
+    noise = noise_of_readouts(training, 256, seeds)
     assert noise.shape == (100, 2)
     assert (abs(noise.mean(axis=0)) < 4 * noise.std(axis=0) / 10).all()
     options = {"optimizer": optax.sgd(0.05), "steps": 1, "seeds": seeds}
@@ -87,9 +88,10 @@ def test_largest_eigenvalue(units):
 
 
 @pytest.mark.slow
-def test_frozen_curves_follow_the_empirical_ntk():
-    network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2))
-    training = training_of(network, X, Y, 0.05, 4)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_frozen_curves_follow_the_empirical_ntk(layer_norm):
+    network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2, layer_norm=layer_norm), stem=nd.Dense())
+    training = training_of(network, X, Y, 0.02, 4)
     found = of_sample(training, 16, 2, train=True, seed=5)
 
     def create(rngs):
@@ -103,7 +105,7 @@ def test_frozen_curves_follow_the_empirical_ntk():
     e = np.asarray(apply(params, jnp.asarray(X, jnp.float32)), np.float64) - Y
     for step in range(5):
         assert found.frozen[1, step] == pytest.approx(0.5 * np.sum(e**2), rel=1e-4)
-        e = e - 0.05 * np.einsum("ijcd,jd->ic", ntk, e)
+        e = e - 0.02 * np.einsum("ijcd,jd->ic", ntk, e)
     # The trained network is the same one.
     assert found.trained is not None
     assert found.trained[1, 0] == pytest.approx(found.frozen[1, 0], rel=1e-5)
@@ -112,7 +114,7 @@ def test_frozen_curves_follow_the_empirical_ntk():
         jax.tree.map(lambda leaf: leaf[None], params),
         X.astype(np.float32),
         Y.astype(np.float32),
-        optimizer=optax.sgd(0.05),
+        optimizer=optax.sgd(0.02),
         steps=4,
         seeds=[0],
     )
@@ -197,24 +199,67 @@ def effects():
         return nd.width_effects("2", X, Y, width=64, steps=6, networks=8, learning_rate=0.04)
 
 
-def planted(effects, rate, trusted=True):
-    """Returns effects whose bias is rate * step / n."""
+def planted(effects, rate, trusted=True, half=0.0):
+    """Returns effects whose bias is rate * step / n, with an interval of a relative half, up to 4 n = 256."""
     widths = np.unique(np.geomspace(24, 256, 40).round().astype(int))
     law = rate * np.arange(7)[None] / widths[:, None]
-    return dataclasses.replace(effects, fit_widths=widths, fit_bias=law, trusted=np.full(7, trusted))
+    edges = np.sort([(1 - half) * law, (1 + half) * law], axis=0)
+    made = {"fit_bias": law, "fit_low": edges[0], "fit_high": edges[1], "trusted": np.full(7, trusted)}
+    return dataclasses.replace(effects, fit_widths=widths, **made)
 
 
 def test_wide_enough(effects):
     of = planted(effects, 2.0)
-    assert of.wide_enough(0.1) == pytest.approx(120, abs=1)
-    assert planted(effects, -2.0).wide_enough(0.1, 4) == pytest.approx(80, abs=1)
-    assert of.wide_enough(0.1, 0) == 24
-    assert of.wide_enough(0.01) is None
-    assert planted(effects, 2.0, trusted=False).wide_enough(0.1) is None
+    assert of.wide_enough(0.1).width == pytest.approx(120, abs=1)
+    assert planted(effects, -2.0).wide_enough(0.1, 4).width == pytest.approx(80, abs=1)
+    assert of.wide_enough(0.1, 0).width == 24
+    none = of.wide_enough(0.01)
+    assert none == WideEnough(0.01, 6, None, None, None, trusted=True)
+    assert str(none) == "none up to 4 times the width"
     with pytest.raises(InputError, match="`share` to be above 0"):
         of.wide_enough(0.0)
     with pytest.raises(InputError, match="`step` to be at most 6, got 7"):
         of.wide_enough(0.1, 7)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_widths_that_the_interval_allows(effects, sign):
+    # The bias is 12 / n after 6 steps, or anything from 9 to 15 over n.
+    found = planted(effects, 2.0 * sign, half=0.25).wide_enough(0.1)
+    assert (found.low, found.width, found.high) == pytest.approx((90, 120, 150), abs=1)
+    assert str(found) == f"{found.width} (90 % interval {found.low} to {found.high})"
+    # Width 256 may have a bias of 15 / 256 = 5.9 %, which 5 % is below: no upper end.
+    found = planted(effects, 2.0 * sign, half=0.25).wide_enough(0.05)
+    assert (found.low, found.width) == pytest.approx((180, 240), abs=1)
+    assert found.high is None
+    assert str(found).endswith("(90 % interval from 180, no upper end)")
+    # Nor is it known that width 256 is wide enough where only the interval reaches below.
+    found = planted(effects, 2.0 * sign, half=0.25).wide_enough(0.04)
+    assert found.width is None
+    assert found.low == pytest.approx(225, abs=1)
+    # An interval that holds 0 excludes no small width.
+    assert planted(effects, 2.0 * sign, half=1.5).wide_enough(0.1).low == 24
+
+
+def test_wide_enough_is_refused_where_a_step_is_not_trusted(effects):
+    of = planted(effects, 2.0, trusted=False)
+    found = of.wide_enough(0.1)
+    assert found == WideEnough(0.1, 6, None, None, None, trusted=False)
+    assert str(found) == "not trusted"
+    assert "wide_enough=not trusted" in repr(of)
+    early = dataclasses.replace(planted(effects, 2.0, half=0.25), trusted=np.arange(7) < 5)
+    assert not early.wide_enough(0.1, 5).trusted
+    assert early.wide_enough(0.1, 4).trusted
+    # Text and table show the last step up to which all are trusted.
+    wide = early.wide_enough(0.1, 4)
+    assert f"wide_enough=10% until step 4: {wide}" in " ".join(repr(early).split())
+    frame = early.to_frame()
+    assert frame.wide_enough[4] == wide.width
+    assert (frame.wide_low[4], frame.wide_high[4]) == (wide.low, wide.high)
+    assert frame.loc[5:, ["wide_enough", "wide_low", "wide_high"]].isna().all(axis=None)
+    # Biases that are not numbers are never small.
+    holes = dataclasses.replace(planted(effects, 2.0), fit_bias=np.full((40, 7), np.nan))
+    assert holes.wide_enough(0.1).width is None
 
 
 def test_result(effects):
@@ -224,11 +269,15 @@ def test_result(effects):
     assert effects.motion[0] == pytest.approx(0, abs=1e-6)
     at = np.argmin(np.abs(effects.fit_widths - 64))
     np.testing.assert_allclose(effects.fit_bias[at], effects.bias, atol=0.01)
+    # So does its interval.
+    assert abs(effects.fit_widths[at] - 64) <= 1
+    np.testing.assert_allclose(effects.fit_low[at], effects.low / effects.infinite - 1, atol=0.012)
+    np.testing.assert_allclose(effects.fit_high[at], effects.high / effects.infinite - 1, atol=0.012)
     assert (effects.low < effects.high).all()
     assert effects.drawn == 8
     assert list(effects.trained) == [18, 24, 36, 48]
     frame = effects.to_frame()
-    assert frame.shape == (7, 11)
+    assert frame.shape == (7, 14)
     np.testing.assert_array_equal(frame.bias, effects.bias)
     assert repr(effects).startswith("WidthEffects(width=64, steps=6, loss=")
     assert "<th" in effects._repr_html_()
@@ -265,7 +314,7 @@ def test_unstable_networks_are_flagged():
         found = nd.width_effects("2_02", X, Y, width=256, steps=6, networks=32, learning_rate=eta, widths=[64, 96, 128])
     assert not found.trusted.any()
     assert sum(found.left_out.values()) > 0
-    assert found.wide_enough(10.0, 0) is None
+    assert not found.wide_enough(10.0, 0).trusted
 
 
 @pytest.mark.slow
@@ -288,8 +337,12 @@ CONV = nd.Conv(filter_shape=(3, 3))
         (nd.Network("2", parameterization="standard"), {}, "parameterization 'ntk', got 'standard'"),
         (nd.Network("2", readout=False), {}, "with a readout"),
         ("2", {"width": 31}, "`width` to be at least 32, got 31"),
-        ("2", {"widths": [16, 32]}, "at least 3 widths below 64"),
-        ("2", {"widths": [16, 32, 64]}, "at least 3 widths below 64"),
+        ("2", {"widths": [16, 32]}, "at least 3 different widths from 8 to 63"),
+        ("2", {"widths": [16, 16, 32]}, "at least 3 different widths from 8 to 63"),
+        ("2", {"widths": [16, 32, 64]}, "at least 3 different widths from 8 to 63"),
+        ("2", {"widths": [7, 16, 32]}, "at least 3 different widths from 8 to 63"),
+        ("2", {"widths": range(8, 10**9)}, "list of at most 100 whole numbers"),
+        ("2", {"networks": 10**6}, "`networks` to be at most 100,000"),
         ("2", {"learning_rate": "shared"}, "'auto' or a number, got 'shared'"),
         ("2", {"learning_rate": 100.0}, "gradient descent diverges beyond"),
         ("2", {"steps": 0}, "`steps` to be a whole number, at least 1"),
@@ -311,10 +364,44 @@ def test_refusals(network, options, match):
 
 @pytest.mark.usefixtures("unchecked")
 def test_refuses_wrong_types():
-    with pytest.raises(InputError, match="`widths` to be a list of whole numbers, got 16"):
-        nd.width_effects("2", X, Y, widths=16)  # type: ignore[arg-type]
+    wrong: list[Any] = [16, "abc", b"16", "", [], {}, [16, 24, "32"], [16, 24.5, 32], [16, 24, True], [[16, 24, 32]]]
+    wrong += [np.array(16), np.array([[16, 24], [32, 48]]), [16, 24, np.nan], [16, 24, None], object(), 1j]
+    for widths in wrong:
+        with pytest.raises(InputError, match=r"^Expected `widths` to be a list .* whole numbers, got .*; leave it out"):
+            nd.width_effects("2", X, Y, widths=widths)
     with pytest.raises(InputError, match="`on_progress` to be"):
         nd.width_effects("2", X, Y, on_progress=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_result_refuses_wrong_arguments(effects):
+    steps: list[Any] = [7, -1, 1.5, "1", None, [1], np.nan, 10**400]
+    for step in steps:
+        with pytest.raises(InputError, match=r"^Expected `step` to be .*, got "):
+            effects.deviation(step, 1.0, 0.1)
+    numbers: list[Any] = ["1", None, [1.0], np.nan, np.inf, 1j, np.zeros(2)]
+    for number in numbers:
+        with pytest.raises(InputError, match=r"^Expected `mean` to be a finite number, got "):
+            effects.deviation(1, number, 0.1)
+        with pytest.raises(InputError, match=r"^Expected `error` to be a finite number, got "):
+            effects.deviation(1, 1.0, number)
+        with pytest.raises(InputError, match=r"^Expected `share` to be a finite number, got "):
+            effects.wide_enough(number)
+    with pytest.raises(InputError, match=r"^Expected `error` to be a standard error, at least 0, got -0.1"):
+        effects.deviation(1, 1.0, -0.1)
+    with pytest.raises(InputError, match=r"^Expected `networks` to be a whole number, at least 2, got 1"):
+        effects.deviation(1, 1.0, 0.1, 1)
+
+
+def test_readout_noise_is_that_of_a_comparison():
+    result = nd.compare("2", X, Y, width=64, seeds=[3, 5], steps=2, learning_rate=0.04, predict_width=True)[0]
+    found = readout_noise("2", X, Y, width=64, seeds=[3, 5], steps=2, learning_rate=0.04)
+    assert result.readout_noise is not None
+    np.testing.assert_allclose(found, result.readout_noise, rtol=1e-6)
+    with pytest.raises(InputError, match="at least one seed, all distinct"):
+        readout_noise("2", X, Y, seeds=[1, 1], steps=2, learning_rate=0.04)
+    with pytest.raises(InputError, match="with a readout"):
+        readout_noise("2", X, Y, seeds=2, steps=2, learning_rate=0.04, readout=False)
 
 
 def test_refuses_several_outputs():

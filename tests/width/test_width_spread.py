@@ -1,5 +1,10 @@
 """The spread at finite width against second derivations: closed forms, products of layers, Gaussian networks."""
 
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -8,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finite_networks import inputs, targets
+from flax import nnx
 
 import nngp_dag as nd
 from nngp_dag import width_spread
-from nngp_dag.errors import GraphError, InputError, NumericalWarning
+from nngp_dag.errors import GraphError, InputError, ModelError, NumericalWarning
 from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
 from nngp_dag.width import FUNCTIONALS, WidthSpread
 
@@ -269,16 +275,127 @@ CONV = Conv(filter_shape=(3, 3))
         ("2", "prediction", {"y": X[:, 0]}, InputError, r"`y` to have shape \(2,\), got \(3,\): the last input"),
         ("2", "log_det", {"noise": -1.0}, InputError, "`noise` to be a variance"),
         ("2", "trace", {"networks": 1}, InputError, "`networks` to be 0 or at least 2"),
+        ("2", "trace", {"networks": 1e30}, InputError, "`networks` to be at most 1,000,000"),
+        ("2", "trace", {"neurons": 10**12}, InputError, "`neurons` to be at most 1,000,000,000"),
+        ("2", "trace", {"seed": -1}, InputError, "`seed` to be a whole number, at least 0, got -1"),
+        ("2", "entry", {"index": (True, 0)}, InputError, "`index` to be a row and a column, got .True, 0."),
+        ("2", "entry", {"index": (0, 1.0)}, InputError, "`index` to be a row and a column"),
+        ("2", "entry", {"index": [[0], [1, 2]]}, InputError, "`index` to be a row and a column"),
+        ("2", "entry", {"index": range(10**9)}, InputError, "`index` to be a row and a column"),
+        ("2", "entry", {"index": (-4, 0)}, InputError, "`index` inside a kernel of 3 x 3, got .-4, 0.; pass row"),
+        ("2", jnp.trace, {"noise": np.zeros(2)}, InputError, "`noise` to be a finite number"),
         ("2", "trace", {"neurons": 0}, InputError, "neurons"),
         ("2", "trace", {"sede": 0}, InputError, "did you mean 'seed'"),
         ("2", lambda k: 0.0 * k[0, 0], {}, InputError, "varies with the kernel"),
-        (nd.Network("2", layer=Dense(layer_norm=True)), "trace", {}, InputError, "without layer norm"),
+        (
+            nd.Network("2", layer=Dense(layer_norm=True)),
+            "trace",
+            {},
+            InputError,
+            "without layer norm, got .*layer_norm.*set `layer_norm` False, or take .*`nngp_dag.empirical`",
+        ),
         (Dag.from_edges([(0, 1, 2), (0, 2, 2)], output=[1, 2]), "trace", {}, GraphError, "one output, got 2"),
     ],
 )
 def test_refusals(network, functional, options, error, message):
     with pytest.raises(error, match=message):
         width_spread(network, X, functional, **options)
+
+
+class Normalized(nnx.Module):
+    """A traced network with a layer norm, with or without trained scale and shift."""
+
+    def __init__(self, rngs: nnx.Rngs, *, trained: bool) -> None:
+        sizes, options = (20, 16, 16, 1), {"use_bias": False, "rngs": rngs}
+        self.layers = nnx.List([nnx.Linear(*of, **options) for of in itertools.pairwise(sizes)])
+        self.norm = nnx.LayerNorm(16, use_bias=trained, use_scale=trained, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, second, readout = self.layers
+        return readout(jax.nn.relu(second(self.norm(jax.nn.relu(first(x))))))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_traced_layer_norm_is_named(trained):
+    model = nd.trace(lambda rngs: Normalized(rngs, trained=trained), X[:1])
+    for call in (lambda: width_spread(model, X, "trace"), lambda: nd.width_effects(model, X, np.ones((3, 1)))):
+        with pytest.raises(ModelError, match=r"which is none: it holds .*layer norm.*; its kernels"):
+            call()
+    with pytest.raises(InputError, match=r"models with a graph, got one .*layer norm.*; leave `predict_width` out"):
+        nd.compare(model, X, np.ones((3, 1)), steps=1, seeds=1, predict_width=True)
+
+
+def test_one_input_has_no_prediction_and_no_second_column():
+    with pytest.raises(InputError, match="at least 2 inputs for 'prediction', got 1"):
+        width_spread("2", X[:1], "prediction", y=np.zeros(0))
+    with pytest.raises(InputError, match=r"inside a kernel of 1 x 1, got .0, 1., the default; pass row and column"):
+        width_spread("2", X[:1], "entry")
+
+
+@pytest.mark.parametrize("networks", [2, 7, 8])
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
+def test_few_networks_are_not_trusted(networks):
+    # Two lie on one line with any control variate, so that no error would be seen.
+    spread = width_spread("2", X, "trace", width=1024, neurons=4096, networks=networks)
+    assert np.isfinite(spread.departure)
+    assert np.isnan(spread.departure_error) == (networks < 8)
+    assert not spread.trusted or networks == 8
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
+def test_whole_numbers_of_other_types():
+    plain = width_spread("2", X, "entry", index=(0, 1), width=64, neurons=4096, networks=8, seed=3)
+    other = {"index": np.array([0, 1]), "neurons": 4096.0, "networks": np.int64(8), "seed": 3.0}
+    assert width_spread("2", X, "entry", width=64, **other) == plain  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
+def test_no_two_seeds_share_a_stream(monkeypatch):
+    default_rng, states = np.random.default_rng, []
+
+    def recording(seed):
+        rng = default_rng(seed)
+        states.append(rng.bit_generator.state["state"]["state"])
+        return rng
+
+    monkeypatch.setattr(np.random, "default_rng", recording)
+    for seed in (0, 1, 2, 2**32, 0):
+        width_spread("2", X, "trace", width=8, neurons=4096, networks=2, seed=seed)
+    # Neurons, second order and networks have streams of their own, and the same seed the same ones.
+    assert len(states) == 15
+    assert len(set(states)) == 12
+    assert states[12:] == states[:3]
+
+
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
+def test_the_order_of_edges_changes_no_draw():
+    edges = [(0, 1, WEIGHTED), (0, 2, SKIP), (1, 2, WEIGHTED), (0, 2, Dense(activation="erf")), (1, 2, SKIP)]
+    for kind in ("nngp", "ntk"):
+        one, other = (
+            width_spread(Dag.from_edges(of), X, "trace", kind=kind, width=64, neurons=4096, networks=8)
+            for of in (edges, edges[::-1])
+        )
+        np.testing.assert_equal(dataclasses.asdict(one), dataclasses.asdict(other))
+
+
+@pytest.mark.slow
+def test_hashes_of_texts_change_no_draw():
+    # Sets and dictionaries of texts have another order in every process.
+    program = (
+        "import numpy as np, nngp_dag as nd, warnings; warnings.simplefilter('ignore'); x = np.eye(3) + 0.5;"
+        "s = nd.width_spread('2_12', x, 'trace', kind='ntk', width=32, neurons=4096, networks=4);"
+        "e = nd.width_effects('2_12', x, np.eye(3), width=32, widths=[8, 9, 10], steps=1, networks=8,"
+        " learning_rate=0.01); print(s.std, s.bias, *s.shares.values(), *e.mean, *e.frozen)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+    assert len(found.pop().split()) >= 9
 
 
 @pytest.mark.slow
