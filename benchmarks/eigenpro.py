@@ -4,7 +4,7 @@ EigenPro is that of scikit-learn-extra: stochastic gradient descent with a preco
 gamma = 0.02, two passes, as in its comparison on MNIST. It runs in an environment of its own, since it needs an older
 NumPy; `--peer` names its Python:
 
-    python -m venv peer && peer/bin/pip install "scikit-learn-extra" "scikit-learn<1.6" "numpy<2"
+    python -m venv peer && peer/bin/pip install "scikit-learn-extra" "scikit-learn<1.6" "scipy<1.14" "numpy<2"
     python benchmarks/eigenpro.py --data-dir TFDS --peer peer/bin/python [--n 10000] [--out FILE.json]
 
 The two kernels differ, so that accuracies compare whole methods and not solvers. Times include predictions of the
@@ -39,7 +39,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "accuracy": float(np.m
 def images(data_dir: Path, split: str, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns pixels between 0 and 1, (n, 784), float32, and labels."""
     data = nd.data.load_dataset("mnist", subset=count, split=split, data_dir=data_dir)
-    return (data.images.reshape(len(data.labels), -1) / 255).astype(np.float32), np.asarray(data.labels)
+    return data.images.reshape(len(data.labels), -1).astype(np.float32), np.asarray(data.labels)
 
 
 def peer(python: Path, **arrays: np.ndarray) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def peer(python: Path, **arrays: np.ndarray) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "data.npz")
         np.savez(path, allow_pickle=False, **arrays)
-        run = subprocess.run([str(python), "-c", PEER, str(path)], capture_output=True, text=True, check=True)
+        run = subprocess.run([str(python), "-c", PEER, str(path)], stdout=subprocess.PIPE, text=True, check=True)
     return {"method": "EigenPro, Gaussian kernel", **json.loads(run.stdout)}
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         train = images(given.data_dir, "train", n)
         found = [
             peer(given.peer, x=train[0], y=train[1], x_test=test[0], y_test=test[1]),
-            own("dense", train, test),
+            own("dense", train, test, dtype="float64"),
             own("landmarks", train, test, landmarks=2048),
         ]
         rows += [{"n": n, **row} for row in found]

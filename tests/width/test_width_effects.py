@@ -393,6 +393,7 @@ def test_result_refuses_wrong_arguments(effects):
         effects.deviation(1, 1.0, 0.1, 1)
 
 
+@pytest.mark.slow
 def test_readout_noise_is_that_of_a_comparison():
     result = nd.compare("2", X, Y, width=64, seeds=[3, 5], steps=2, learning_rate=0.04, predict_width=True)[0]
     found = readout_noise("2", X, Y, width=64, seeds=[3, 5], steps=2, learning_rate=0.04)

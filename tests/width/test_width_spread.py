@@ -315,7 +315,7 @@ class Normalized(nnx.Module):
         return readout(jax.nn.relu(second(self.norm(jax.nn.relu(first(x))))))
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_traced_layer_norm_is_named(trained):
     model = nd.trace(lambda rngs: Normalized(rngs, trained=trained), X[:1])
     for call in (lambda: width_spread(model, X, "trace"), lambda: nd.width_effects(model, X, np.ones((3, 1)))):
@@ -368,6 +368,7 @@ def test_no_two_seeds_share_a_stream(monkeypatch):
     assert states[12:] == states[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
 def test_the_order_of_edges_changes_no_draw():
     edges = [(0, 1, WEIGHTED), (0, 2, SKIP), (1, 2, WEIGHTED), (0, 2, Dense(activation="erf")), (1, 2, SKIP)]
