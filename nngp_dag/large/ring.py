@@ -30,8 +30,8 @@ class _Products:
         # Tiles below the diagonal are those above it, transposed.
         upper = np.stack(np.triu_indices(len(starts)), axis=1) * tile
         every = np.stack(np.meshgrid(starts, starts, indexing="ij"), axis=-1).reshape(-1, 2)
-        # Shares come from up to half of the ring ahead. If their number is even, two devices face each other at last: one
-        # takes the tiles of the first half of its rows, and the other the rest.
+        # Shares come from up to half of the ring ahead. With an even number of them, two devices face each other at
+        # last. One takes the tiles of the first half of its rows, and the other the rest.
         turns, facing, half = (team.size - 1) // 2, team.size % 2 == 0, len(starts) // 2 * tile
         first, rest = every[every[:, 0] < half], every[every[:, 1] >= half]
 
