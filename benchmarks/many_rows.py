@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -108,28 +108,36 @@ def computations(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def on_paper(n: int, m: int, entry_rate: float, flops: float, wire: float, reading: float) -> list[dict[str, float]]:
-    """Returns times of one iteration and of one pass for 1 to 64 devices, and their efficiencies."""
+class Rates(NamedTuple):
+    """Rates of one GPU and its host, per second, on which the times on paper depend."""
+
+    entries: float
+    products: float
+    wire: float
+    reading: float
+    host: float
+
+
+def on_paper(n_ring: int, n_pass: int, m: int, rates: Rates) -> list[dict[str, float]]:
+    """Returns seconds of one iteration and of one solution by landmarks on 1 to 64 GPUs, and their efficiencies."""
     rows = []
-    alone = n * n / 2 / entry_rate, n * (m * m + 2 * FEATURES * m) / flops
     for devices in (1, 2, 4, 8, 16, 32, 64):
-        entries = n * n / 2 / devices / entry_rate
-        ring = ring_bytes(n, FEATURES, OUTPUTS + 8, devices) / wire if devices > 1 else 0.0
-        work = alone[1] / devices
-        flushes = n / (devices * FLUSH * 4096)
-        adding = flushes * 2 * (devices - 1) / devices * pass_bytes(m, DIRECTIONS, OUTPUTS) / wire
+        entries = n_ring**2 / 2 / devices / rates.entries
+        ring = ring_bytes(n_ring, FEATURES, OUTPUTS + 8, devices) / rates.wire if devices > 1 else 0.0
+        work = n_pass * (m * m + 2 * FEATURES * m) / devices / rates.products
+        flushes = n_pass / (devices * FLUSH * 4096)
+        adding = flushes * 2 * (devices - 1) / devices * pass_bytes(m, DIRECTIONS, OUTPUTS) / rates.wire
+        # The next block is read while the devices work.
+        reading = n_pass * FEATURES * 4 / devices / rates.reading
+        row = {"devices": devices, "iteration": entries + ring, "its_wire": ring, "pass": max(work + adding, reading)}
         rows.append(
-            {
-                "devices": devices,
-                "iteration": entries + ring,
-                "iteration_wire": ring,
-                "iteration_efficiency": alone[0] / (devices * (entries + ring)),
-                "pass": work + adding,
-                "pass_wire": adding,
-                "pass_efficiency": alone[1] / (devices * (work + adding)),
-                "reading": n * FEATURES * 4 / reading,
-            }
+            row | {"its_work": work, "its_sums": adding, "its_reading": reading, "solution": 9 * m**3 / rates.host}
         )
+    alone = rows[0]
+    for row in rows:
+        whole, first = (of["pass"] + of["solution"] for of in (row, alone))
+        row["iteration_efficiency"] = alone["iteration"] / (row["devices"] * row["iteration"])
+        row["landmarks_efficiency"] = first / (row["devices"] * whole)
     return rows
 
 
@@ -137,13 +145,13 @@ def main() -> None:
     """Runs one process for every number of devices, and prints both tables."""
     parser = parser_of(__doc__, [4096])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4], help="numbers of devices of this machine")
-    parser.add_argument("--entry-rate", type=float, default=1e11, help="kernel entries per second of one GPU")
-    parser.add_argument(
-        "--flops", type=float, default=4e13, help="operations per second of float32 products of one GPU"
-    )
-    parser.add_argument("--wire", type=float, default=4e10, help="bytes per second between two GPUs")
-    parser.add_argument("--reading", type=float, default=2e9, help="bytes per second that a process reads")
-    parser.add_argument("--paper-rows", type=float, nargs=2, default=(1e6, 1e8), help="rows of an iteration, of a pass")
+    rate = parser.add_argument_group("rates of one GPU and its host, per second, for the table on paper")
+    rate.add_argument("--entries", type=float, default=1.7e10, help="kernel entries")
+    rate.add_argument("--products", type=float, default=4e13, help="operations of products in float32")
+    rate.add_argument("--wire", type=float, default=4e10, help="bytes between two GPUs")
+    rate.add_argument("--reading", type=float, default=2e9, help="bytes that a process reads")
+    rate.add_argument("--host", type=float, default=1e11, help="operations of factors in float64 on the host")
+    parser.add_argument("--paper", type=float, nargs=2, default=(1e6, 1e8), help="rows of an iteration, of a pass")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     [n] = given.n
@@ -182,17 +190,13 @@ def main() -> None:
             ),
             finding(f"{what} rate of the pass over that of one", row["rows_per_second"] / rows[0]["rows_per_second"]),
         ]
-    iteration, streamed = map(int, given.paper_rows)
-    paper = on_paper(iteration, 4096, given.entry_rate, given.flops, given.wire, given.reading)
-    for row, other in zip(
-        paper, on_paper(streamed, 4096, given.entry_rate, given.flops, given.wire, given.reading), strict=True
-    ):
-        row |= {name: other[name] for name in ("pass", "pass_wire", "pass_efficiency", "reading")}
-    shown = dict.fromkeys(paper[0], "{:.3g}")
-    show(f"On paper: an iteration of {iteration:,} rows, a pass over {streamed:,} rows, in seconds", paper, shown)
-    rates = {name: getattr(given, name) for name in ("entry_rate", "flops", "wire", "reading")}
-    claim = "On P devices a product computes 1 / P of the entries, and sends the bytes of its formula"
-    save(given.out, claim, rows, findings, network="2_21_112", n=n, on_paper=paper, paper_rates=rates)
+    n_ring, n_pass = map(int, given.paper)
+    rates = Rates(*(getattr(given, name) for name in Rates._fields))
+    paper = on_paper(n_ring, n_pass, 4096, rates)
+    title = f"On paper, seconds: an iteration of {n_ring:,} rows, a pass over {n_pass:,} rows with 4,096 landmarks"
+    show(title, paper, dict.fromkeys(paper[0], "{:.3g}"))
+    claim = "On P devices a product computes 1 / P of the kernel each, and sends the bytes of its formula"
+    save(given.out, claim, rows, findings, network="2_21_112", n=n, on_paper=paper, paper_rates=rates._asdict())
 
 
 if __name__ == "__main__":

@@ -423,6 +423,7 @@ def _cost_of_landmarks(size: _Sizes, m: int, per_entry: int) -> tuple[int, int, 
             # The sums, their factors and the system, and copies at work; measured.
             8 * 9 * m * m,
         ),
+        "targets": 8 * size.outputs * (candidates + 8 * m),
         "pixels": size.pixels,
     }
     entries = candidates * (m + 1) + n * m

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike
 
 from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
-from nngp_dag.errors import InputError, as_path, check_callable
+from nngp_dag.distributed import together
+from nngp_dag.errors import InputError, NumericalWarning, as_path, check_callable, warn
 from nngp_dag.graph import Dag
 from nngp_dag.graph.operations import check_flag, check_number, check_option, check_whole
 from nngp_dag.kernels.gram_files import describe_network
@@ -23,6 +24,7 @@ from nngp_dag.large.landmarks import solve_by_landmarks
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import HeldOut, Solution
 from nngp_dag.large.rows import ArrayRows, Rows, Sampled, rows_of
+from nngp_dag.sharing import check_equal
 
 # A share of the rows is held out to estimate the error of landmarks, but no more than so many.
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 2048
@@ -78,10 +80,13 @@ def solve(
     rows are sampled uniformly before landmarks are chosen.
 
     With `out`, landmarks, sums and the state of iterations are kept on disk. A process may be killed at any time; the
-    same call then continues, to the same bits on the same mesh. A call whose work is finished returns its result.
+    same call then continues, to the same bits on the same mesh. A call whose work is finished returns its result. All
+    rows are read and recognized first, so that other data are refused. Iterations that ended above `tolerance` go on if
+    `max_iterations` or `tolerance` is raised.
 
-    After `jax.distributed.initialize`, every process makes the same call with the same data. Each reads
-    all rows and computes on its share; all get the result, and the first one writes.
+    After `jax.distributed.initialize`, every process makes the same call with the same data. For landmarks, each reads
+    the rows of its devices from arrays and files, and all of them from batches. All get the result, and the first one
+    writes.
 
     Args:
       network: The network, as in `kernel`, with one output.
@@ -108,6 +113,7 @@ def solve(
 
     Raises:
       CheckpointError: `out` holds the work of another call, of other versions, or damaged files.
+      DistributedError: Another process ended.
       GraphError: `kernel` would refuse the network.
       InputError: An argument is out of range, or the method does not fit into the memory budget. A row is not finite,
         or `y` holds class labels. Batches differ between passes.
@@ -137,43 +143,64 @@ def solve(
         check_option("dtype", dtype, DTYPES)
     team, report = Team(mesh), on_progress or (lambda task, done, total: None)
     path = None if out is None else as_path("out", out).resolve()
-    rows = rows_of(network, x, y, dtype)
-    made = _planned(rows, kind, method, landmarks, memory_budget, team)
-    sampled = _sampled(rows, made, seed, report)
-    if rows.count is None or made.rows != sampled.total:
+    with together():
+        rows = rows_of(network, x, y, dtype)
         made = _planned(rows, kind, method, landmarks, memory_budget, team)
-    kernel = BlockKernel(network, kind, rows.shape, rows.dtype, memory=made.budget // 4)
-    settings = {
-        **describe_network(network),
-        "kind": kind,
-        "method": made.method,
-        "ridge": ridge,
-        "seed": seed,
-        "dtype": str(rows.dtype),
-        "rows": sampled.total,
-        "landmarks": made.landmarks,
-        "candidates": len(sampled.x),
-        "data": sampled.digest,
-        "tolerance": [tolerance, most] if made.method == "iterative" else None,
-    }
-    with opened(path, settings, overwrite, team) as store:
-        if (finished := store.load("solution")) is not None:
-            return _read(finished, network, rows, kind, ridge)
-        if made.method == "landmarks":
-            m, block = made.landmarks, made.block
-            result = solve_by_landmarks(team, kernel, rows, sampled, ridge, m, block, seed, store, report)
-        else:
-            assert isinstance(rows, ArrayRows)
-            inputs, targets = rows.whole()
-            if made.method == "dense":
-                result = solve_dense(team, kernel, inputs, targets, ridge, seed, report)
+        sampled = _sampled(rows, made, seed, report)
+        if rows.count is None or made.rows != sampled.total:
+            made = _planned(rows, kind, method, landmarks, memory_budget, team)
+        kernel = BlockKernel(network, kind, rows.shape, rows.dtype, memory=made.budget // 4)
+        settings = {
+            **describe_network(network),
+            "kind": kind,
+            "method": made.method,
+            "ridge": ridge,
+            "seed": seed,
+            "dtype": str(rows.dtype),
+            "rows": sampled.total,
+            "landmarks": made.landmarks,
+            "candidates": len(sampled.x),
+            "data": sampled.digest,
+        }
+        if team.several:
+            check_equal("a solution", {**settings, "out": str(path), "tolerance": tolerance, "max_iterations": most})
+        with opened(path, settings, overwrite, team) as store:
+            # Iterations that ended too early go on where more of them, or a larger residual, are allowed now.
+            limits = tolerance, most
+            if (found := store.load("solution")) is not None and not _goes_on(found, *limits):
+                return _warned(_read(found, network, rows, kind, ridge), tolerance)
+            if made.method == "landmarks":
+                m, block = made.landmarks, made.block
+                result = solve_by_landmarks(team, kernel, rows, sampled, ridge, m, block, seed, store, report)
             else:
-                m = made.landmarks
-                result = solve_by_iterations(
-                    team, kernel, inputs, targets, sampled, ridge, m, tolerance, most, seed, store, report
-                )
-        store.save("solution", _written(result))
-        store.remove("iteration")
+                assert isinstance(rows, ArrayRows)
+                inputs, targets = rows.whole()
+                if made.method == "dense":
+                    result = solve_dense(team, kernel, inputs, targets, ridge, seed, report)
+                else:
+                    m = made.landmarks
+                    result = solve_by_iterations(
+                        team, kernel, inputs, targets, sampled, ridge, m, *limits, seed, store, report
+                    )
+            store.save("solution", {**_written(result), "limits": np.array(limits)})
+            if result.residual <= tolerance:
+                store.remove("iteration")
+    return _warned(result, tolerance)
+
+
+def _goes_on(found: dict[str, np.ndarray], tolerance: float, most: int) -> bool:
+    """Whether the iterations of a solution on disk ended above the tolerance, and other limits are set now."""
+    above = str(found["method"]) == "iterative" and float(found["residual"]) > tolerance
+    return above and found["limits"].tolist() != [tolerance, most]
+
+
+def _warned(result: Solution, tolerance: float) -> Solution:
+    if result.method == "iterative" and result.residual > tolerance:
+        warn(
+            f"the iterations end with the relative residual {result.residual:.1e}, above {tolerance:.1e}, after "
+            f"{result.iterations}; raise `ridge`, `landmarks` or `max_iterations`, or pass inputs of float64",
+            NumericalWarning,
+        )
     return result
 
 

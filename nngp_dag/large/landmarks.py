@@ -27,6 +27,7 @@ from nngp_dag.large.result import Solution, held_out_errors
 from nngp_dag.large.rows import Rows, Sampled
 from nngp_dag.large.selection import Landmarks, choose_landmarks, lower_factor
 from nngp_dag.large.sums import FLUSH, Sums, compiled, directions, products, zeros
+from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
 
 Report = Callable[[str, int, int], None]
 
@@ -167,6 +168,7 @@ def _summed(
             at, local = first + here.start, here.stop - here.start
             if len(x):
                 given, targets = rows.checked(at, x, y)
+                sampled.check_again(at, given, targets)
                 kernel.check(given)
             mask = np.zeros(local)
             mask[: len(given)] = ~out[at : at + len(given)]
@@ -205,7 +207,7 @@ def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _
     system /= 2
     system[np.diag_indices_from(system)] += ridge
     try:
-        factor = scipy.linalg.cholesky(system, lower=True, check_finite=False)
+        factor = cholesky(np.array(system, order="F"))
     except np.linalg.LinAlgError:
         raise InputError(
             f"Expected a `ridge` above the rounding of the sums over rows, got {ridge:g}; raise it, lower `landmarks`, "
@@ -215,9 +217,7 @@ def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _
     applied = system @ b
     sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(applied - right, axis=0)
     residual = float(np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0)))
-    (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (factor,))
-    inverse = np.tril(trtri(factor, lower=1, overwrite_c=1)[0])
-    dimension = len(w) - ridge * float(np.einsum("ij,ij->", inverse, inverse))
+    dimension = len(w) - ridge * float(inverse_diagonal(factor).sum())
     # |y - C a|^2 = |y|^2 - 2 b^T c + b^T W b.
     squared_error = squares - 2 * np.sum(b * right) + np.sum(b * applied) - ridge * np.sum(b**2)
     return _Fitted(b, residual, dimension, float(squared_error))

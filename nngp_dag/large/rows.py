@@ -19,6 +19,8 @@ from nngp_dag.theory.symmetric import check_targets
 
 # Random keys are drawn for so many rows at once.
 _KEYS = 1 << 20
+# Rows that are read at once before anything is computed.
+_READ = 1 << 13
 _ALL = slice(None)
 
 
@@ -32,7 +34,7 @@ class Sampled(NamedTuple):
       y_held_out: Their targets, (H, C).
       candidates: Numbers of other rows, ascending, (M,).
       x: Their inputs, (M, features...).
-      digest: SHA-256 of all of these, by which a resumed call recognizes its data.
+      digest: SHA-256 of all rows of inputs and targets, by which a resumed call recognizes its data.
     """
 
     total: int
@@ -42,6 +44,55 @@ class Sampled(NamedTuple):
     candidates: np.ndarray
     x: np.ndarray
     digest: str
+
+    def check_again(self, first: int, x: np.ndarray, y: np.ndarray) -> None:
+        """Checks that rows which are read once more, from row `first` on, are those that were drawn.
+
+        Raises:
+          InputError: They are not.
+        """
+        same = first + len(x) <= self.total
+        for rows, inputs, targets in (
+            (self.held_out, self.x_held_out, self.y_held_out),
+            (self.candidates, self.x, None),
+        ):
+            low, high = np.searchsorted(rows, (first, first + len(x)))
+            at = rows[low:high] - first
+            same = same and np.array_equal(x[at], inputs[low:high])
+            same = same and (targets is None or np.array_equal(y[at], targets[low:high]))
+        if not same:
+            raise InputError(
+                f"Expected `x` to have the same rows in every pass, got others from row {first} on; make its batches "
+                "the same in every pass, and do not shuffle them anew"
+            )
+
+
+class _Reading:
+    """What is learned of all rows while they are read for the first time."""
+
+    def __init__(self) -> None:
+        self._x, self._y = hashlib.sha256(), hashlib.sha256()
+        self._labels: list[int] | None = []
+
+    def add(self, x: np.ndarray, y: np.ndarray, given: Any) -> None:
+        """Takes checked rows, and their targets as they were given."""
+        self._x.update(np.ascontiguousarray(x).data)
+        self._y.update(np.ascontiguousarray(y).data)
+        if np.asarray(given).dtype.kind not in "biu" or y.shape[1] > 1:
+            self._labels = None
+        if self._labels is not None and y.size:
+            self._labels += int(y.min()), int(y.max())
+
+    def digest(self) -> str:
+        """Returns the digest of all rows.
+
+        Raises:
+          InputError: The targets look like labels of classes.
+        """
+        if self._labels:
+            # Whether integers look like labels shows in all of them.
+            check_targets("y", np.array([min(self._labels), max(self._labels)]), 2)
+        return hashlib.sha256(self._x.digest() + self._y.digest()).hexdigest()
 
 
 class Rows(abc.ABC):
@@ -94,12 +145,11 @@ class Rows(abc.ABC):
         Raises:
           InputError: A row does not fit the network or the other rows, or is not finite.
         """
-        y = np.asarray(y)
         try:
             inputs = np.asarray(check_inputs("x", np.asarray(x), self.network)[0], self.dtype)
             if inputs.shape[1:] != self.shape:
                 raise InputError(f"Expected `x` to have rows of shape {self.shape}, got {inputs.shape[1:]}")
-            targets = check_targets("y", y, len(inputs), self.columns)
+            targets = check_targets("y", _as_floats(y), len(inputs), self.columns)
         except InputError as error:
             if first == 0 and not among:
                 raise
@@ -112,7 +162,7 @@ class Rows(abc.ABC):
         given = np.asarray(x)
         inputs = check_inputs("x", given, self.network, dtype)[0]
         self.shape, self.dtype = inputs.shape[1:], compute_dtype(inputs, dtype=dtype)
-        self.columns = check_targets("y", np.asarray(y), len(inputs)).shape[1]
+        self.columns = check_targets("y", _as_floats(y), len(inputs)).shape[1]
 
 
 class ArrayRows(Rows):
@@ -122,13 +172,12 @@ class ArrayRows(Rows):
         """Checks shapes, and the first row; the other rows are checked when they are read."""
         if len(np.shape(x)) < 2 or not len(x):
             raise InputError(f"Expected `x` to have shape (N, features...) with N >= 1, got {np.shape(x)}")
-        if len(x) != len(y):
-            raise InputError(f"Expected `y` to have one row per input, {len(x):,}, got {len(y):,}")
+        if len(np.shape(y)) not in (1, 2) or len(x) != len(y):
+            raise InputError(
+                f"Expected `y` to have shape ({len(x)},) or ({len(x)}, C), got {np.shape(y)}; pass one target per input"
+            )
         self.network, self.count, self._x, self._y = network, len(x), x, y
         self._read_first(x[:1], y[:1], dtype)
-        if np.dtype(getattr(y, "dtype", float)).kind in "biu":
-            # Whether integers look like classes shows in all of them, not in the first.
-            check_targets("y", np.asarray(y), len(y))
 
     def blocks(self, size: int, start: int = 0, part: slice = _ALL) -> Iterator[tuple[int, Any, Any]]:
         """Yields slices."""
@@ -138,19 +187,21 @@ class ArrayRows(Rows):
             yield i, self._x[i + first : i + last], self._y[i + first : i + last]
 
     def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
-        """Draws rows by their numbers alone, and reads these."""
+        """Draws rows by their numbers alone, and reads these after all have been checked."""
         assert self.count is not None
-        count, pool = self.count, _Pool(candidates + most_held_out, seed)
+        count, pool, reading = self.count, _Pool(candidates + most_held_out, seed), _Reading()
+        for first, x, y in self.blocks(_READ):
+            reading.add(*self.checked(first, x, y), y)
+        digest = reading.digest()
         for i in range(0, count, _KEYS):
             pool.offer(i, min(_KEYS, count - i))
         out, others = pool.split(count, candidates, held_out, most_held_out)
 
         def taken(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            # The numbers of rows in messages would be those of the sample. The pass over all rows names them.
             return self.checked(0, _gathered(self._x, rows), _gathered(self._y, rows), "the rows drawn at random")
 
         (x_out, y_out), (x, _) = taken(out) if len(out) else self._none(), taken(others)
-        return _sampled(count, out, x_out, y_out, others, x)
+        return Sampled(count, out, x_out, y_out, others, x, digest)
 
     def _none(self) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((0, *self.shape), self.dtype), np.zeros((0, self.columns))
@@ -171,6 +222,7 @@ class BatchRows(Rows):
                 "ends after one pass; pass a list, a data set of tfds or grain, or a class with `__iter__`"
             )
         self.network, self.count, self._batches = network, None, batches
+        self._like: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         first = next(self._pairs(), None)
         if first is None:
             raise InputError("Expected `x` to hold at least one batch, got none")
@@ -181,9 +233,16 @@ class BatchRows(Rows):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise InputError(f"Expected every batch of `x` to be a pair (inputs, targets), got {shown(batch)}")
             x, y = map(np.asarray, batch)
-            if len(x) != len(y):
+            if not x.ndim or y.shape[:1] != x.shape[:1]:
                 raise InputError(
-                    f"Expected a batch to have one target per input, got {len(x)} inputs, {len(y)} targets"
+                    f"Expected a batch to have one target per input, got inputs {x.shape}, targets {y.shape}; pass "
+                    "arrays with one row per input"
+                )
+            self._like = self._like or (x.shape[1:], y.shape[1:])
+            if (x.shape[1:], y.shape[1:]) != self._like:
+                raise InputError(
+                    f"Expected all batches to have rows of the shapes {self._like[0]} and {self._like[1]}, got "
+                    f"{x.shape[1:]} and {y.shape[1:]}; make them alike"
                 )
             if len(x):
                 yield x, y
@@ -214,17 +273,19 @@ class BatchRows(Rows):
 
     def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
         """Draws rows in one pass, in which only those that may still be drawn are kept."""
-        pool, first = _Pool(candidates + most_held_out, seed), 0
+        pool, reading, first = _Pool(candidates + most_held_out, seed), _Reading(), 0
         self.count = None
-        for _, x, y in self.blocks(1 << 13):
-            pool.offer(first, len(x), *self.checked(first, x, y))
+        for _, x, y in self.blocks(_READ):
+            inputs, targets = self.checked(first, x, y)
+            reading.add(inputs, targets, y)
+            pool.offer(first, len(x), inputs, targets)
             first += len(x)
-        self.count = first
+        self.count, digest = first, reading.digest()
         out, others = pool.split(first, candidates, held_out, most_held_out)
         x, y = pool.arrays
         order = np.argsort(pool.rows)
         at = [order[np.searchsorted(pool.rows, rows, sorter=order)] for rows in (out, others)]
-        return _sampled(first, out, x[at[0]], y[at[0]], others, x[at[1]])
+        return Sampled(first, out, x[at[0]], y[at[0]], others, x[at[1]], digest)
 
 
 def rows_of(network: Network, x: Any, y: Any, dtype: str | None = None) -> Rows:
@@ -307,11 +368,10 @@ class _Pool:
         return np.sort(self.rows[:wanted]), np.sort(self.rows[wanted : wanted + candidates])
 
 
-def _sampled(count: int, out: Any, x_out: np.ndarray, y_out: np.ndarray, others: Any, x: np.ndarray) -> Sampled:
-    digest = hashlib.sha256(str(count).encode())
-    for array in (out, x_out, y_out, others, x):
-        digest.update(np.ascontiguousarray(array).data)
-    return Sampled(count, out, x_out, y_out, others, x, digest.hexdigest())
+def _as_floats(y: Any) -> np.ndarray:
+    """Returns targets, of which integers have become floats: a part of them does not tell numbers from labels."""
+    given = np.asarray(y)
+    return given.astype(np.float64) if given.dtype.kind in "biu" else given
 
 
 __all__ = ["ArrayRows", "BatchRows", "Rows", "Sampled", "rows_of"]

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +21,7 @@ from nngp_dag.errors import InputError
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.large.blocks import BlockKernel, Entries
 from nngp_dag.large.mesh import ROWS, Team, padded
+from nngp_dag.theory._cholesky import cholesky
 
 # Pivots that are drawn at once.
 _BLOCK = 256
@@ -205,7 +205,7 @@ def lower_factor(matrix: np.ndarray) -> np.ndarray:
       InputError: It is singular.
     """
     try:
-        return scipy.linalg.cholesky(matrix, lower=True, check_finite=False)
+        return cholesky(np.array(matrix, np.float64, order="F"), clean=True)
     except np.linalg.LinAlgError:
         raise InputError(
             f"Expected {len(matrix):,} landmarks whose kernel is positive definite, got a singular one; lower "

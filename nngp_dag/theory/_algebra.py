@@ -10,6 +10,7 @@ import jax.scipy.linalg
 import numpy as np
 import scipy.linalg
 
+from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
 from nngp_dag.theory.symmetric import row_blocks
 
 
@@ -39,7 +40,7 @@ class Algebra:
 
     def cholesky(self, matrix: Any) -> Any:
         """Returns the lower Cholesky factor, in the place of the matrix; entries above the diagonal are arbitrary."""
-        return scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)[0]
+        return cholesky(matrix)
 
     def solve(self, factor: Any, vectors: Any) -> Any:
         """Returns A^-1 times vectors, for the factor of A."""
@@ -47,9 +48,7 @@ class Algebra:
 
     def inverse_diagonal(self, factor: Any) -> Any:
         """Returns the diagonal of A^-1 for the factor of A, which is overwritten."""
-        (potri,) = scipy.linalg.get_lapack_funcs(("potri",), (factor,))
-        inverse, _ = potri(factor, lower=1, overwrite_c=1)
-        return np.diagonal(inverse).copy()
+        return inverse_diagonal(factor)
 
     def applied(self, matrix: Any, vectors: Any, noise: Any = 0.0) -> Any:
         """Returns (K + diag(noise)) times vectors, (N, k); a large matrix is read by blocks of rows."""

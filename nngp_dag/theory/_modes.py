@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
@@ -15,6 +14,7 @@ from nngp_dag.forms import Described
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory._algebra import is_traced
+from nngp_dag.theory._cholesky import cholesky
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, check_targets, is_number, resolution_floor
 
 if TYPE_CHECKING:
@@ -168,12 +168,12 @@ def check_semi_definite(name: str, values: np.ndarray) -> None:
     row_sum = float(np.abs(values).sum(axis=1, dtype=np.float64).max())
     # A Cholesky factor exists exactly if the shifted matrix is positive definite. It costs a fraction of the
     # eigenvalues. The largest row sum bounds lambda_max and stands in for it in Equation (12) of docs/mathematics.md.
-    shifted = np.array(values, np.float64)
+    shifted = np.array(values, np.float64, order="F")
     np.einsum("ii->i", shifted)[...] += 2 * resolution_floor(values, row_sum, row_sum)
     try:
         if row_sum > 0:
-            scipy.linalg.cholesky(shifted, overwrite_a=True, check_finite=False)
-    except scipy.linalg.LinAlgError:
+            cholesky(shifted)
+    except np.linalg.LinAlgError:
         raise InputError(
             f"Expected `{name}` to be positive semi-definite, got a negative eigenvalue; "
             "pass the kernel of one set of inputs"

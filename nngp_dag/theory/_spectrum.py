@@ -22,6 +22,7 @@ from nngp_dag.graph.operations import check_flag, check_option
 from nngp_dag.kernels.device import on_cpu
 from nngp_dag.kernels.inputs import precision_of
 from nngp_dag.theory._algebra import is_traced
+from nngp_dag.theory._cholesky import cholesky
 from nngp_dag.theory.symmetric import (
     check_symmetric,
     eps_of,
@@ -482,20 +483,19 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
     if kernel.row == 0:
         return kernel.spectrum([0.0, 0.0], [0.0, 0.0])
     n = len(values)
-    potrf: Any = scipy.linalg.get_lapack_funcs("potrf", (part,))
     lambda_max, top = _largest(name, lambda v: _symv(1.0, part.T, v, lower=1), n)
     residual_max = float(np.linalg.norm(_symv(1.0, part.T, top, lower=1) - lambda_max * top))
     floor, shift = kernel.floor(lambda_max), 0.0
-    factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
-    if failed or np.diagonal(factor).min() ** 2 <= floor:
+    factor = _factor(part)
+    if factor is None or np.diagonal(factor).min() ** 2 <= floor:
         # The squared least pivot is at least lambda_min, so lambda_min is not resolved here. A shift by twice the
         # resolution floor makes every kernel positive definite whose eigenvalues all lie above -floor.
         shift = 2 * floor
         del part, factor
         part = symmetric_part(values, kernel.exponent)
         np.einsum("ii->i", part)[...] += shift
-        factor, failed = potrf(part.T, lower=1, clean=0, overwrite_a=1)
-        if failed:
+        factor = _factor(part)
+        if factor is None:
             raise _indefinite(name, "an eigenvalue", kernel.restored(shift))
 
     def solve(vector: np.ndarray) -> np.ndarray:
@@ -509,6 +509,14 @@ def _iterative(name: str, values: np.ndarray) -> Spectrum:
     bottom /= np.linalg.norm(bottom)
     residual_min = float(np.linalg.norm(kernel.applied(bottom[:, None])[:, 0] - lambda_min * bottom))
     return kernel.spectrum([lambda_min, lambda_max], [residual_min, residual_max])
+
+
+def _factor(part: np.ndarray) -> np.ndarray | None:
+    """Returns the Cholesky factor in the place of a symmetric matrix; None where there is none."""
+    try:
+        return cholesky(part.T)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def _largest(name: str, apply: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, np.ndarray]:

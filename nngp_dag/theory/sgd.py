@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from nngp_dag import forms
@@ -16,6 +15,7 @@ from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_option, check_whole
 from nngp_dag.kernels import Kernel
 from nngp_dag.kernels.inputs import host_array, precision_of
+from nngp_dag.theory._cholesky import cholesky
 from nngp_dag.theory.symmetric import check_kernel, check_symmetric, is_number, symmetric_part
 
 if TYPE_CHECKING:
@@ -180,8 +180,9 @@ def _draw(nngp: np.ndarray, columns: int, seed: int) -> np.ndarray:
     factor = symmetric_part(nngp)
     factor[np.diag_indices_from(factor)] += 16 * np.finfo(nngp.dtype).eps * factor.diagonal().max()
     try:
-        factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
-    except scipy.linalg.LinAlgError as error:
+        # The matrix is symmetric, and its transpose in Fortran order.
+        factor = cholesky(factor.T, clean=True)
+    except np.linalg.LinAlgError as error:
         raise InputError(
             f"Expected `k.nngp` to be positive definite, got another matrix: {error}; pass the kernel of one "
             "set of inputs"

@@ -92,7 +92,14 @@ def test_the_precision_is_that_of_the_inputs():
     ("x", "y", "message"),
     [
         (_X, None, "Expected `y` beside an array"),
-        (_X, _Y[:-1], "one row per input, 103, got 102"),
+        (_X, _Y[:-1], r"\(103,\) or \(103, C\), got \(102, 2\)"),
+        (_X, np.float64(3), r"\(103,\) or \(103, C\), got \(\)"),
+        (_X, _Y[:, :, None], r"\(103,\) or \(103, C\), got \(103, 2, 1\)"),
+        (
+            [(_X[:9], _Y[:9]), (_X[9:, :3], _Y[9:])],
+            None,
+            r"rows of the shapes \(4,\) and \(2,\), got \(3,\) and \(2,\)",
+        ),
         ((pair for pair in [(_X, _Y)]), None, "read several times"),
         (3, None, "an array or an iterable of batches"),
         ([], None, "at least one batch"),
@@ -105,7 +112,49 @@ def test_the_precision_is_that_of_the_inputs():
 )
 def test_refusals(x, y, message):
     with pytest.raises(InputError, match=message):
-        rows_of(_NETWORK, x, y)
+        rows_of(_NETWORK, x, y).sampled(10, 0.1, 10, 0)  # which reads all rows
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_labels_are_told_from_numbers_by_all_of_them(in_batches):
+    def sampled(y):
+        given = ([(_X[:50], y[:50]), (_X[50:], y[50:])], None) if in_batches else (_X, y)
+        return rows_of(_NETWORK, *given).sampled(10, 0.1, 10, 0)
+
+    labels = np.r_[[1, 0, 2], np.ones(100, int)]
+    with pytest.raises(InputError, match=r"integers from 0 to 2, .*one_hot\(y, 3\)"):
+        sampled(labels)
+    # Numbers, of which the first are positive.
+    assert sampled(np.r_[labels[:-1], -1]).total == sampled(labels.astype(float)).total == 103
+
+
+@pytest.mark.parametrize("change", ["order", "inputs", "targets", "more"])
+def test_rows_that_are_read_again_must_be_those_that_were_drawn(change):
+    sampled = rows_of(_NETWORK, _X, _Y).sampled(60, 0.1, 10, 0)
+    sampled.check_again(20, _X[20:70], _Y[20:70])
+    x, y = _X[20:].copy(), _Y[20:].copy()
+    at = sampled.held_out[sampled.held_out >= 20][0] - 20
+    if change == "order":
+        x, y = x[::-1], y[::-1]
+    elif change == "inputs":
+        x[sampled.candidates[-1] - 20] += 1e-9
+    elif change == "targets":
+        y[at] += 1e-9
+    else:
+        x, y = np.concatenate([x, x]), np.concatenate([y, y])
+    with pytest.raises(InputError, match=r"same rows in every pass, got others from row 20 on; .* do not shuffle"):
+        sampled.check_again(20, x, y)
+
+
+def test_the_digest_is_that_of_all_rows():
+    def digest(x, y):
+        return rows_of(_NETWORK, x, y).sampled(10, 0.1, 10, 0).digest
+
+    found = digest(_X, _Y)
+    for row in range(0, 103, 20):
+        for other in ((_X, _Y.copy()), (_X.copy(), _Y)):
+            next(v for v in other if v is not _X and v is not _Y)[row, 0] += 1e-9
+            assert digest(*other) != found
 
 
 def test_a_bad_row_is_named():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,48 @@ def test_two_processes_of_two_devices_agree_with_one(methods, tmp_path):
             with np.load(f"{result}-{method}.npz") as found:
                 for name, value in wanted.items():
                     np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def _two(code, *arguments):
+    """Starts two processes that run a code, with the coordinator and their number as first arguments."""
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    options: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    begin = "import sys, numpy as np, nngp_dag as nd\ni = int(sys.argv[2]); nd.distributed.join(sys.argv[1], 2, i)\n"
+    address = _address()
+    command = [sys.executable, "-c", begin + code, address]
+    return [subprocess.Popen([*command, str(i), *arguments], **options) for i in range(2)]
+
+
+@pytest.mark.nightly
+def test_processes_with_other_data_are_refused():
+    code = "x = np.random.default_rng(0).normal(size=(40, 3))\nnd.solve('2', x, (1 - 2 * i) * x[:, 0], 0.1)\n"
+    for process in _two(code):
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode
+        assert "with the same inputs and options in all processes, got other data" in said, said
+
+
+@pytest.mark.nightly
+def test_one_of_two_processes_is_killed_and_one_goes_on(tmp_path):
+    code = (
+        "from nngp_dag.large import checkpoint; checkpoint.EVERY = 0\n"
+        "x = np.random.default_rng(0).normal(size=(3000, 9))\n"
+        "print(nd.solve('2', x, x[:, 0], 1e-3, method='iterative', landmarks=9, tolerance=1e-9, out=sys.argv[3],"
+        " on_progress=lambda *a: print(*a, flush=True)))\n"
+    )
+    first, second = _two(code, str(tmp_path / "out"))
+    assert second.stdout is not None
+    while "iterations 3" not in second.stdout.readline():
+        assert second.poll() is None
+    second.send_signal(signal.SIGKILL)
+    said, _ = first.communicate(timeout=120)
+    assert "Expected all 2 processes to go on, got one that ended" in said, said
+    x, begun = np.random.default_rng(0).normal(size=(3000, 9)), []
+    call: dict[str, Any] = {"method": "iterative", "landmarks": 9, "tolerance": 1e-9}
+    report = lambda task, done, total: begun.append(done) if task == "iterations" else None  # noqa: E731
+    found = nd.solve("2", x, x[:, 0], 1e-3, **call, out=tmp_path / "out", on_progress=report)
+    assert begun[0] > 1
+    np.testing.assert_allclose(found.predict(x[:9]), nd.solve("2", x, x[:, 0], 1e-3, **call).predict(x[:9]), atol=1e-5)
 
 
 @pytest.mark.slow

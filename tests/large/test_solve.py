@@ -191,8 +191,12 @@ def test_an_output_of_another_call_is_refused_or_replaced(tmp_path):
     nd.solve(_NET, _X, _Y, _RIDGE, out=tmp_path)
     with pytest.raises(CheckpointError, match=r"others: solve.ridge 0.5 before, 0.25 now"):
         nd.solve(_NET, _X, _Y, 0.25, out=tmp_path)
-    with pytest.raises(CheckpointError, match=r"solve.data"):
-        nd.solve(_NET, _X + 1, _Y, _RIDGE, out=tmp_path)
+    # All rows and targets are recognized, not only a sample of them.
+    y = _Y.copy()
+    y[-1, 1] += 1e-9
+    for other in ((_X + 1, _Y), (_X, y)):
+        with pytest.raises(CheckpointError, match=r"solve.data"):
+            nd.solve(_NET, *other, _RIDGE, out=tmp_path)
     assert nd.solve(_NET, _X, _Y, 0.25, out=tmp_path, overwrite=True).ridge == 0.25
     (tmp_path / "solution.npz").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"solution.npz to hold what was written"):
@@ -201,6 +205,31 @@ def test_an_output_of_another_call_is_refused_or_replaced(tmp_path):
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="hold a solution"):
         nd.solve(_NET, _X, _Y, 0.25, out=tmp_path / "other", overwrite=True)
+
+
+def test_iterations_that_ended_too_early_warn_again_and_go_on(tmp_path):
+    call: dict[str, Any] = {"method": "iterative", "landmarks": 40, "out": tmp_path}
+    for _ in range(2):
+        with pytest.warns(NumericalWarning, match=r"after 3; raise `ridge`"):
+            nd.solve(_NET, _X, _Y, 0.01, max_iterations=3, **call)
+    seen: list[int] = []
+    found = nd.solve(_NET, _X, _Y, 0.01, **call, on_progress=lambda task, done, total: seen.append(done))
+    assert min(seen[seen.index(4) :]) == 4
+    assert 1 not in seen[2:]
+    np.testing.assert_allclose(found.predict(_T), _exact(ridge=0.01)[0], atol=1e-4)
+
+
+def test_batches_that_are_shuffled_anew_are_refused():
+    class Shuffled:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            order = np.random.default_rng(self.passes).permutation(300)
+            return iter([(_X[order[:200]], _Y[order[:200]]), (_X[order[200:]], _Y[order[200:]])])
+
+    with pytest.raises(InputError, match="same rows in every pass"):
+        nd.solve(_NET, Shuffled(), None, _RIDGE, landmarks=40)
 
 
 def test_iterations_that_end_too_early_are_said():

@@ -1,0 +1,53 @@
+"""Cholesky factors in blocks, which serve matrices that LAPACK cannot be trusted with."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
+
+pytestmark = pytest.mark.unit
+
+
+def _matrix(n, order="F"):
+    half = np.random.default_rng(0).normal(size=(n, n + 5))
+    return np.array(half @ half.T, order=order)
+
+
+@pytest.mark.parametrize("block", [7, 10, 40, 64])
+@pytest.mark.parametrize("rows", [10, 100])
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_the_factor_is_that_of_numpy(block, rows, order):
+    matrix = _matrix(40, order)
+    wanted, inverse = np.linalg.cholesky(matrix), np.linalg.inv(matrix)
+    for clean in (True, False):
+        found = cholesky(matrix.copy(order="K"), clean, rows=rows, block=block)
+        np.testing.assert_allclose(found if clean else np.tril(found), wanted, atol=1e-12)
+    np.testing.assert_allclose(inverse_diagonal(found, rows=rows, block=block), np.diag(inverse), rtol=1e-10)
+
+
+def test_the_factor_takes_the_place_of_the_matrix():
+    matrix = _matrix(40)
+    assert np.shares_memory(cholesky(matrix, rows=10, block=7), matrix)
+
+
+@pytest.mark.parametrize("rows", [10, 100])
+def test_matrices_that_are_not_positive_definite_have_none(rows):
+    matrix = _matrix(40)
+    matrix[30, 30] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky(matrix, rows=rows, block=7)
+
+
+@pytest.mark.nightly
+def test_large_matrices_are_factorized_by_several_threads():
+    # A process of its own, which LAPACK would end.
+    code = (
+        "import numpy as np; from nngp_dag.theory._cholesky import cholesky\n"
+        "n = 16384; a = np.zeros((n, n), order='F')\n"
+        "a[np.diag_indices(n)] = 2; a[1:, 0] = a[0, 1:] = 1e-3; c = cholesky(a); print(c[-1, -1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1200)
+    assert float(ran.stdout) == pytest.approx(np.sqrt(2 - 0.5e-6), abs=1e-6)
