@@ -252,16 +252,16 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def table_of(summaries: dict[str, dict[str, Any]], title: str) -> Table:
-    """Returns one line per kind and functional; in brackets what is beyond by two standard errors."""
+    """Returns one line per kind and functional; in brackets what is beyond 5 % by two standard errors."""
     table = Table(title=title, title_justify="left")
-    for heading in ("kernel, functional", "unflagged", "rms miss", "Monte Carlo", "> 5 %", "> 10 %", "largest miss"):
-        table.add_column(heading, justify="left" if heading.startswith("kernel") else "right", no_wrap=True)
+    for heading in ("functional", "unflagged", "rms", "error", "> 5", "> 10", "largest"):
+        table.add_column(heading, justify="left" if heading == "functional" else "right", no_wrap=True)
     for name, of in summaries.items():
-        misses = (f"{of[key]:.1%}" if of[key] is not None else "" for key in ("rms_miss", "rms_miss_error"))
-        worst = f"{of['worst']['miss']:+.1%} ± {of['worst']['miss_error']:.1%}" if of["worst"] else ""
-        counts = f"{of['unflagged']} of {of['predictions']}"
+        misses = (f"{100 * of[key]:.1f}" if of["unflagged"] else "" for key in ("rms_miss", "rms_miss_error"))
         large = f"{of['above_5']} ({of['above_5_by_2_errors']})"
-        table.add_row(name, counts, *misses, large, str(of["above_10"]), worst)
+        worst = f"{100 * of['worst']['miss']:+.1f} ± {100 * of['worst']['miss_error']:.1f}" if of["worst"] else ""
+        count = f"{of['unflagged']} of {of['predictions']}"
+        table.add_row(name, count, *misses, large, str(of["above_10"]), worst)
     return table
 
 
@@ -291,7 +291,7 @@ def write(
         f"; {options.n} inputs"
     )
     draw(rows, title, out.with_suffix(".png"))
-    Console().print(table_of(summaries, "Misses of the unflagged predictions"))
+    Console().print(table_of(summaries, "Misses of the unflagged predictions in %, and the error of Monte Carlo"))
 
 
 class _UnfinishedError(Exception):
