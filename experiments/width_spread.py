@@ -216,8 +216,8 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     places = list(itertools.product(networks, datasets))
     for i, (kind, functional) in enumerate(itertools.product(kinds, FUNCTIONALS)):
         axes = figure.add_subplot(len(kinds), columns, i + 1)
-        for limit, shade in ((100 * _TOO_LARGE, 0.12), (100 * _LARGE, 0.18)):
-            axes.axvspan(-limit, limit, color=style.GREEN, alpha=shade, linewidth=0)
+        for limit, shade in ((100 * _TOO_LARGE, 0.3), (100 * _LARGE, 0.5)):
+            axes.axvspan(-limit, limit, color=style.GRAY, alpha=shade, linewidth=0)
         axes.axvline(0, color="black", linewidth=0.8)
         for line in range(1, len(graphs)):
             axes.axhline(line - 0.5, color=style.GRAY, linewidth=0.5)
@@ -246,7 +246,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     handles += [Line2D([], [], marker="o", markerfacecolor="white", label="flagged beforehand", **plain)]
     if any(100 * abs(row["miss"]) > _DRAWN for row in rows):
         handles += [Line2D([], [], marker=">", label=f"miss above {_DRAWN:g} %", **plain)]
-    handles += [Patch(color=style.GREEN, alpha=alpha, label=label) for alpha, label in ((0.3, "5 %"), (0.12, "10 %"))]
+    handles += [Patch(color=style.GRAY, alpha=alpha, label=label) for alpha, label in ((0.65, "5 %"), (0.3, "10 %"))]
     style.legend_below(figure, handles, 5)
     style.save(figure, path)
 
@@ -288,7 +288,7 @@ def write(
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     title = (
         f"Standard deviation of {options.networks:,} networks of width {options.width} over the predicted one, minus 1"
-        f"; {options.n} inputs"
+        f"; {options.n} inputs, bars of one standard error"
     )
     draw(rows, title, out.with_suffix(".png"))
     Console().print(table_of(summaries, "Misses of the unflagged predictions in %, and the error of Monte Carlo"))
