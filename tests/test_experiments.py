@@ -82,6 +82,36 @@ def test_width_effects(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_width_spread(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    out = tmp_path / "new" / "spread"
+    options = ["--graphs", "chain of 2", "--activations", "relu", "--orders", "linear-act", "--width", "64"]
+    options += ["--networks", "500", "--out", str(out)]
+    module = run("width_spread", [*options, "--kinds", "nngp", "--datasets", "digits"])
+    document, rows = files_of(out)
+    assert [row["functional"] for row in rows] == list(module.FUNCTIONALS)
+    for row in rows:
+        # 500 networks tell their standard deviation to 4 %.
+        assert float(row["miss_error"]) < 0.06, row
+        assert abs(float(row["measured"]) / float(row["predicted"]) - 1 - float(row["departure"])) < 0.2, row
+        assert abs(float(row["shift"]) - float(row["bias"])) < 4 * float(row["shift_error"]), row
+    counts = document["summaries"]["nngp, all"]
+    assert (counts["predictions"], counts["refused"]) == (5, 0)
+    assert counts["unflagged"] == sum(row["trusted"] == "True" for row in rows)
+    assert "Misses of the unflagged predictions" in capsys.readouterr().out
+    # Finished cases are taken from their files.
+    first = out.with_suffix(".csv").read_bytes()
+    monkeypatch.setattr(module, "predicted", None)
+    monkeypatch.setattr(module, "draw", lambda *_: None)
+    module.main([*options, "--finished"])
+    assert out.with_suffix(".csv").read_bytes() == first
+    # What counts as a miss of 5 %.
+    row = {"miss": -0.06, "miss_error": 0.01}
+    verdicts = [module.verdict(row | changed) for changed in ({}, {"miss_error": 0.004}, {"miss": 0.05})]
+    assert verdicts == ["within 2 errors", "beyond", "within"]
+
+
+@pytest.mark.slow
 def test_large_mnist(tmp_path, capsys):
     out = tmp_path / "new" / "large"
     options = ["--dataset", "digits", "--rows", "500", "4000", "--landmarks", "100", "--work", str(tmp_path / "work")]
