@@ -146,7 +146,7 @@ def solve(
     with together():
         rows = rows_of(network, x, y, dtype)
         made = _planned(rows, kind, method, landmarks, memory_budget, team)
-        sampled = _sampled(rows, made, seed, report)
+        sampled = _sampled(rows, made, team, seed, report)
         if rows.count is None or made.rows != sampled.total:
             made = _planned(rows, kind, method, landmarks, memory_budget, team)
         kernel = BlockKernel(network, kind, rows.shape, rows.dtype, memory=made.budget // 4)
@@ -163,7 +163,8 @@ def solve(
             "data": sampled.digest,
         }
         if team.several:
-            check_equal("a solution", {**settings, "out": str(path), "tolerance": tolerance, "max_iterations": most})
+            document = {**settings, "data": [sampled.digest, sampled.drawn()], "out": str(path)}
+            check_equal("a solution", {**document, "tolerance": tolerance, "max_iterations": most})
         with opened(path, settings, overwrite, team) as store:
             # Iterations that ended too early go on where more of them, or a larger residual, are allowed now.
             limits = tolerance, most
@@ -223,13 +224,14 @@ def _planned(rows: Rows, kind: str, method: str, landmarks: int | None, memory_b
     )
 
 
-def _sampled(rows: Rows, made: Plan, seed: int, report: Callable[[str, int, int], None]) -> Sampled:
+def _sampled(rows: Rows, made: Plan, team: Team, seed: int, report: Callable[[str, int, int], None]) -> Sampled:
     """Draws the candidates for landmarks, and the rows held out."""
     share = _HELD_OUT if made.method == "landmarks" else 0.0
     # The dense method needs no candidates, but a few rows recognize the data.
     candidates = made.candidates or min(made.rows, 1024)
     report("sample", 0, 1)
-    found = rows.sampled(candidates, share, _MOST_HELD_OUT, seed)
+    # Exact methods need all rows in every process, so that each recognizes all.
+    found = rows.sampled(candidates, share, _MOST_HELD_OUT, seed, team.several and made.method == "landmarks")
     report("sample", 1, 1)
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError, as_path, shown
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype
+from nngp_dag.sharing import gather_json, place
 from nngp_dag.theory.symmetric import check_targets
 
 # Random keys are drawn for so many rows at once.
@@ -34,7 +35,8 @@ class Sampled(NamedTuple):
       y_held_out: Their targets, (H, C).
       candidates: Numbers of other rows, ascending, (M,).
       x: Their inputs, (M, features...).
-      digest: SHA-256 of all rows of inputs and targets, by which a resumed call recognizes its data.
+      digest: SHA-256 of all rows of inputs and targets, by which a resumed call recognizes its data. It is made of
+        those of blocks, so that processes can share the work.
     """
 
     total: int
@@ -44,6 +46,13 @@ class Sampled(NamedTuple):
     candidates: np.ndarray
     x: np.ndarray
     digest: str
+
+    def drawn(self) -> str:
+        """Returns a digest of the rows that were drawn, which every process has read."""
+        found = hashlib.sha256()
+        for array in (self.held_out, self.x_held_out, self.y_held_out, self.candidates, self.x):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def check_again(self, first: int, x: np.ndarray, y: np.ndarray) -> None:
         """Checks that rows which are read once more, from row `first` on, are those that were drawn.
@@ -68,31 +77,35 @@ class Sampled(NamedTuple):
 
 
 class _Reading:
-    """What is learned of all rows while they are read for the first time."""
+    """What is learned of all rows while they are read for the first time, in blocks of `_READ` rows."""
 
     def __init__(self) -> None:
-        self._x, self._y = hashlib.sha256(), hashlib.sha256()
+        self._digests: dict[str, str] = {}
         self._labels: list[int] | None = []
 
-    def add(self, x: np.ndarray, y: np.ndarray, given: Any) -> None:
-        """Takes checked rows, and their targets as they were given."""
-        self._x.update(np.ascontiguousarray(x).data)
-        self._y.update(np.ascontiguousarray(y).data)
+    def add(self, first: int, x: np.ndarray, y: np.ndarray, given: Any) -> None:
+        """Takes a checked block, and its targets as they were given."""
+        digest = hashlib.sha256(np.ascontiguousarray(x).data)
+        digest.update(np.ascontiguousarray(y).data)
+        self._digests[str(first)] = digest.hexdigest()
         if np.asarray(given).dtype.kind not in "biu" or y.shape[1] > 1:
             self._labels = None
-        if self._labels is not None and y.size:
-            self._labels += int(y.min()), int(y.max())
+        if self._labels is not None:
+            found = [*self._labels, int(y.min()), int(y.max())]
+            self._labels = [min(found), max(found)]
 
-    def digest(self) -> str:
-        """Returns the digest of all rows.
+    def digest(self, shared: bool) -> str:
+        """Returns the digest of all rows; those that other processes have read are among them if `shared`.
 
         Raises:
           InputError: The targets look like labels of classes.
         """
-        if self._labels:
+        parts = gather_json([self._digests, self._labels]) if shared else [[self._digests, self._labels]]
+        digests = {int(first): found for blocks, _ in parts for first, found in blocks.items()}
+        if all(labels is not None for _, labels in parts) and (every := [v for _, labels in parts for v in labels]):
             # Whether integers look like labels shows in all of them.
-            check_targets("y", np.array([min(self._labels), max(self._labels)]), 2)
-        return hashlib.sha256(self._x.digest() + self._y.digest()).hexdigest()
+            check_targets("y", np.array([min(every), max(every)]), 2)
+        return hashlib.sha256("".join(digests[first] for first in sorted(digests)).encode()).hexdigest()
 
 
 class Rows(abc.ABC):
@@ -123,14 +136,15 @@ class Rows(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
-        """Draws candidates, and a share of the rows that is held out.
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int, shared: bool = False) -> Sampled:
+        """Reads all rows, and draws candidates, and a share of the rows that is held out.
 
         Args:
           candidates: Largest number of candidates.
           held_out: Share of rows that are held out.
           most_held_out: Largest number of rows that are held out.
           seed: Seed of the draws.
+          shared: Whether each process reads a part of the rows alone.
         """
 
     def checked(self, first: int, x: Any, y: Any, among: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -186,13 +200,15 @@ class ArrayRows(Rows):
             first, last, _ = part.indices(min(size, self.count - i))
             yield i, self._x[i + first : i + last], self._y[i + first : i + last]
 
-    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int, shared: bool = False) -> Sampled:
         """Draws rows by their numbers alone, and reads these after all have been checked."""
         assert self.count is not None
         count, pool, reading = self.count, _Pool(candidates + most_held_out, seed), _Reading()
+        process, processes = place() if shared else (0, 1)
         for first, x, y in self.blocks(_READ):
-            reading.add(*self.checked(first, x, y), y)
-        digest = reading.digest()
+            if first // _READ % processes == process:
+                reading.add(first, *self.checked(first, x, y), y)
+        digest = reading.digest(shared)
         for i in range(0, count, _KEYS):
             pool.offer(i, min(_KEYS, count - i))
         out, others = pool.split(count, candidates, held_out, most_held_out)
@@ -271,16 +287,16 @@ class BatchRows(Rows):
                 "same in every pass"
             )
 
-    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int) -> Sampled:
-        """Draws rows in one pass, in which only those that may still be drawn are kept."""
+    def sampled(self, candidates: int, held_out: float, most_held_out: int, seed: int, shared: bool = False) -> Sampled:
+        """Draws rows in one pass over all batches, in which only those that may still be drawn are kept."""
         pool, reading, first = _Pool(candidates + most_held_out, seed), _Reading(), 0
         self.count = None
         for _, x, y in self.blocks(_READ):
             inputs, targets = self.checked(first, x, y)
-            reading.add(inputs, targets, y)
+            reading.add(first, inputs, targets, y)
             pool.offer(first, len(x), inputs, targets)
             first += len(x)
-        self.count, digest = first, reading.digest()
+        self.count, digest = first, reading.digest(shared=False)
         out, others = pool.split(first, candidates, held_out, most_held_out)
         x, y = pool.arrays
         order = np.argsort(pool.rows)

@@ -5,6 +5,7 @@ import pytest
 
 from nngp_dag import Network
 from nngp_dag.errors import InputError
+from nngp_dag.large import rows as rows_module
 from nngp_dag.large.rows import rows_of
 
 _RNG = np.random.default_rng(0)
@@ -171,3 +172,21 @@ def test_batches_must_be_the_same_in_every_pass():
     assert rows.sampled(10, 0.1, 10, 0).total == 103
     with pytest.raises(InputError, match="103 rows in every pass, got 101"):
         list(rows.blocks(20))
+
+
+def test_processes_that_share_the_rows_find_the_digest_of_one(monkeypatch):
+    monkeypatch.setattr(rows_module, "_READ", 20)
+    alone, read = rows_of(_NETWORK, _X, _Y).sampled(10, 0.1, 10, 0), []
+
+    def gathered(value):
+        read.append(value)
+        return read
+
+    monkeypatch.setattr(rows_module, "gather_json", gathered)
+    for process in range(2):
+        monkeypatch.setattr(rows_module, "place", lambda process=process: (process, 2))
+        found = rows_of(_NETWORK, _X, _Y).sampled(10, 0.1, 10, 0, shared=True)
+        # The first one has read every second block.
+        assert (found.digest == alone.digest) == (process == 1)
+    assert [sorted(map(int, blocks)) for blocks, _ in read] == [[0, 40, 80], [20, 60, 100]]
+        assert found.drawn() == alone.drawn()

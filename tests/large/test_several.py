@@ -103,8 +103,8 @@ def test_processes_with_other_data_are_refused():
 def test_one_of_two_processes_is_killed_and_one_goes_on(tmp_path):
     code = (
         "from nngp_dag.large import checkpoint; checkpoint.EVERY = 0\n"
-        "x = np.random.default_rng(0).normal(size=(3000, 9))\n"
-        "print(nd.solve('2', x, x[:, 0], 1e-3, method='iterative', landmarks=9, tolerance=1e-9, out=sys.argv[3],"
+        "x = np.random.default_rng(0).normal(size=(1000, 9))\n"
+        "print(nd.solve('2', x, x[:, 0], 1.0, method='iterative', landmarks=9, tolerance=1e-9, out=sys.argv[3],"
         " on_progress=lambda *a: print(*a, flush=True)))\n"
     )
     first, second = _two(code, str(tmp_path / "out"))
@@ -112,14 +112,15 @@ def test_one_of_two_processes_is_killed_and_one_goes_on(tmp_path):
     while "iterations 3" not in second.stdout.readline():
         assert second.poll() is None
     second.send_signal(signal.SIGKILL)
+    second.communicate()
     said, _ = first.communicate(timeout=120)
     assert "Expected all 2 processes to go on, got one that ended" in said, said
-    x, begun = np.random.default_rng(0).normal(size=(3000, 9)), []
+    x, begun = np.random.default_rng(0).normal(size=(1000, 9)), []
     call: dict[str, Any] = {"method": "iterative", "landmarks": 9, "tolerance": 1e-9}
     report = lambda task, done, total: begun.append(done) if task == "iterations" else None  # noqa: E731
-    found = nd.solve("2", x, x[:, 0], 1e-3, **call, out=tmp_path / "out", on_progress=report)
+    found = nd.solve("2", x, x[:, 0], 1.0, **call, out=tmp_path / "out", on_progress=report)
     assert begun[0] > 1
-    np.testing.assert_allclose(found.predict(x[:9]), nd.solve("2", x, x[:, 0], 1e-3, **call).predict(x[:9]), atol=1e-5)
+    np.testing.assert_allclose(found.predict(x[:9]), nd.solve("2", x, x[:, 0], 1.0, **call).predict(x[:9]), atol=1e-5)
 
 
 @pytest.mark.slow
