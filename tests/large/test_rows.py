@@ -188,5 +188,5 @@ def test_processes_that_share_the_rows_find_the_digest_of_one(monkeypatch):
         found = rows_of(_NETWORK, _X, _Y).sampled(10, 0.1, 10, 0, shared=True)
         # The first one has read every second block.
         assert (found.digest == alone.digest) == (process == 1)
-    assert [sorted(map(int, blocks)) for blocks, _ in read] == [[0, 40, 80], [20, 60, 100]]
         assert found.drawn() == alone.drawn()
+    assert [sorted(map(int, blocks)) for blocks, _ in read] == [[0, 40, 80], [20, 60, 100]]
