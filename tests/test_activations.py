@@ -267,7 +267,7 @@ CASES = [
 X = np.linspace(-3, 3, 41)
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_function_and_derivative(case):
     with jax.enable_x64(True):

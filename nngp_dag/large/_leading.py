@@ -68,7 +68,7 @@ class LeadingEigenvalues(Described):
     def _facts(self) -> dict[str, str]:
         first = ", ".join(map(forms.number, self.eigenvalues[:4].tolist()))
         more = ", ..." if len(self.eigenvalues) > 4 else ""
-        facts = {"eigenvalues": f"[{first}{more}]", "errors up to": f"{self.errors.max():.1e}"}
+        facts = {"eigenvalues": f"[{first}{more}]", "largest_error": f"{self.errors.max():.1e}"}
         return facts | {"share": f"{self.share:.4f}", "products": str(self.products)}
 
 

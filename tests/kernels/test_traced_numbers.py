@@ -72,7 +72,7 @@ def changed(net, seed=0):
     return moved
 
 
-@pytest.mark.sample(2, slow=2)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_traced_numbers_have_the_kernels_of_a_network_with_these_numbers(name):
     net = NETWORKS[name]
@@ -182,6 +182,7 @@ def test_reverse_mode_equals_forward_mode():
     np.testing.assert_allclose(found, [forward(e) for e in jnp.eye(len(flat))], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_many_numbers_at_once_and_one_compilation():
     values, traces = jnp.linspace(0.5, 2.0, 50), []
 
@@ -222,6 +223,7 @@ def test_wrong_parameters():
         jax.grad(lambda v: nd.kernel("2", X, w_std=v, parameters={"layer": {"w_std": 1.0}}).ntk.sum())(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_float32_and_wrong_numbers():
     with jax.enable_x64(False):

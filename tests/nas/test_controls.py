@@ -130,6 +130,7 @@ def test_each_kernel_is_computed_once_for_both(setting, monkeypatch):
     assert len(batches) == 1
 
 
+@pytest.mark.slow
 def test_many_images_take_fewer_kernels_at_once(setting, monkeypatch):
     asked, original = [], wiring.kernels_of_classes
 

@@ -51,6 +51,7 @@ def closed_counts():
     return count, sum(products * side**2 for _, products, side in weights) + 768 * 1000
 
 
+@pytest.mark.slow
 def test_darts_v2_has_the_published_size():
     """Published: 4.7 M parameters, and 574 M multiply-adds, which no count of the published code gives."""
     net = nnx.eval_shape(lambda: DartsImageNetNet(DARTS_V2, (224, 224, 3), auxiliary=True, rngs=OneKey()))

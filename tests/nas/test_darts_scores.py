@@ -296,6 +296,7 @@ TINY = ("--dataset", "digits", "--batch", 16, "--channels", 2, "--cells", 1, "--
 CHEAP = ("--score", "parameters", "--score", "leave_one_out")
 
 
+@pytest.mark.slow
 def test_the_command_scores_samples_and_goes_on(capsys, tmp_path):
     out = ("--out", tmp_path / "s")
     status, text, error = run(capsys, "score", *CHEAP, *TINY, "--sample", 8, "--filter", "released-code", *out)

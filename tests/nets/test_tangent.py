@@ -59,7 +59,7 @@ def test_refusals():
         empirical_ntk(lambda rngs: Scaled(rngs))
 
 
-@pytest.mark.parametrize("name", ["mean", "standard"])
+@pytest.mark.parametrize("name", ["mean", pytest.param("standard", marks=pytest.mark.slow)])
 def test_nngp_is_the_covariance_over_readouts(name):
     # Of 4,000 output units with the same hidden weights, each has readout weights of its own.
     create = create_of(dataclasses.replace(NETWORKS[name], width=8), units=4000)

@@ -185,6 +185,7 @@ def test_a_comparison_predicts_resumes_and_writes(tmp_path):
     assert document["rows"][1]["prediction_verdict"] == results[1].width_verdict
 
 
+@pytest.mark.slow
 def test_no_prediction_says_why(plain):
     assert plain.width_effects is None
     assert plain.unpredicted == ""

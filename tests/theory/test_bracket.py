@@ -161,6 +161,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", FIELDS)

@@ -199,6 +199,7 @@ def test_the_gradient_in_the_entries_of_a_kernel_is_the_textbooks():
 # Large kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call", [lambda k, y: log_marginal_likelihood(k, y, 1.0), lambda k, y: leave_one_out(k, y, 1.0).kare]
 )

@@ -58,9 +58,9 @@ def full_ntk(function, params, x1, x2):
 @pytest.mark.parametrize(
     "budget",
     [
-        pytest.param("1 GiB", marks=pytest.mark.slow),
-        pytest.param(4 * 8 * 2 * 72 * 2, marks=pytest.mark.slow),
-        4 * 8 * 2 * 72,
+        pytest.param("1 GiB", marks=pytest.mark.nightly),
+        pytest.param(4 * 8 * 2 * 72 * 2, marks=pytest.mark.nightly),
+        pytest.param(4 * 8 * 2 * 72, marks=pytest.mark.slow),
     ],
 )
 def test_every_form_of_the_ntk_equals_that_of_explicit_jacobians(budget):
@@ -136,6 +136,7 @@ def test_modules_have_the_kernels_of_their_parameters():
     np.testing.assert_allclose(empirical(Linen(), X, params=variables), exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_module_of_equinox():
     eqx = pytest.importorskip("equinox")
     net = eqx.nn.MLP(3, 2, 7, 1, key=jax.random.key(0))

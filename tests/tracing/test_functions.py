@@ -115,7 +115,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.sample(4, slow=4)
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize(("first", "second", "tolerance"), PAIRS)
 def test_second_moments_of_two_functions_equal_quadrature_over_the_plane(first, second, tolerance):
     _compare(first, second, tolerance)
@@ -140,6 +140,7 @@ def test_accuracy_bounds_the_error(name):
         assert bound <= 0.01
 
 
+@pytest.mark.slow
 def test_bivariate_probabilities_have_all_digits():
     # E[1(a > 1) 1(b > 0.5)] by one integral with 30 digits.
     up = recognize(lambda x: jnp.where(x > 1, 1.0, 0.0))
@@ -171,6 +172,7 @@ def test_inputs_of_zeros_give_the_value_at_0_and_gradients_are_finite(name):
     assert np.isfinite(np.array(gradients(*arguments))).all()
 
 
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize("name", [p for p in SOME if p.values[0] not in ("sign", "step")])
 def test_gradients_are_those_of_differences_and_of_price(name):
     known = recognize(FUNCTIONS[name][0])
@@ -202,6 +204,7 @@ SLOPES = [
 ]
 
 
+@pytest.mark.sample(2, slow=2)
 @pytest.mark.parametrize("name", SLOPES)
 def test_slopes_are_those_of_stein(name):
     f, kinks, _ = FUNCTIONS[name]

@@ -66,6 +66,7 @@ def promotion():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:expectations of:nngp_dag.errors.NumericalWarning")
 @pytest.mark.parametrize("case", marked())
 def test_monte_carlo(case):

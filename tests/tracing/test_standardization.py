@@ -29,7 +29,7 @@ def test_centered_weights_act_on_centered_values():
     np.testing.assert_allclose(found, [[square / 2 - square / (2 * np.pi)]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("ddof", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_norms_of_columns_are_numbers(ddof):
     """Weights over their standard deviation are weights of variance 1, up to the finite number of rows."""
 

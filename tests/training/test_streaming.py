@@ -102,6 +102,7 @@ def test_parts_of_a_batch_change_rounding_only_without_batch_norm(loss):
     assert np.ptp(runs[0].history.of("train", "loss"), axis=0).min() > 0.01
 
 
+@pytest.mark.slow
 def test_a_part_of_a_batch_is_normalized_by_itself():
     # One step on a batch of two equal halves, in two parts, is the step on one half.
     data = load_splits("digits", subset=8)

@@ -81,6 +81,7 @@ def test_evaluation_prints_the_last_row_of_the_curves(capsys, finished):
     assert sum("train" in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_resuming_takes_the_options_from_the_run(capsys, copy, finished):
     before = (copy / "curves.csv").read_bytes()
     status, _, err = run(capsys, "train", "--resume", "--out", copy)

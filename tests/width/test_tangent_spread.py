@@ -52,6 +52,7 @@ def test_one_hidden_layer_has_the_closed_form():
     assert_std(spread, np.sqrt(4 * variance / 100))
 
 
+@pytest.mark.slow
 def test_linear_networks_share_indices_in_both_directions():
     # x1 = x0 + f, with w^2 = 2 and unit variance at node 0. Forward moments are x0^2 and (x0 + f)^2, backward ones b^2
     # and (b + m)^2, with a readout's weight b of variance 2, and a message m of variance 4. Then
@@ -113,7 +114,7 @@ def test_spread_grows_exponentially_in_depth_over_width():
     assert abs(spread.departure - expected) < 4 * error + 2 / n
 
 
-@pytest.mark.sample(2, slow=2)
+@pytest.mark.sample(0, slow=1)
 @pytest.mark.parametrize("activation", ["relu", "erf", "gelu", nd.activations.Sin()])
 def test_slopes_have_derivatives_on_the_diagonal(activation):
     phi = nd.activations.get_activation(activation)

@@ -47,6 +47,7 @@ def random_ntk(limit, units, size, rng):
     return full.reshape(len(limit), units, len(limit), units)
 
 
+@pytest.mark.slow
 def test_noise_of_readouts_has_mean_zero_and_is_that_of_descent():
     """Against `descend`: without the noise of readouts, losses before training vary as the NNGPs alone do."""
     network = nd.Network("2", width=256)
@@ -133,6 +134,7 @@ def test_mean_of_controls_is_the_exact_expectation():
     assert (4 * error < 0.045 * exact).all()
 
 
+@pytest.mark.slow
 def test_mean_over_readouts():
     network = nd.Network("2_02")
     training = training_of(network, X, Y, 0.02, 4)

@@ -256,6 +256,7 @@ def test_named_functionals(functional):
 CONV = Conv(filter_shape=(3, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("network", "functional", "options", "error", "message"),
