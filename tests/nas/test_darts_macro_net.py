@@ -63,7 +63,7 @@ def images(n=4, side=8):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, side, side, 3)), jnp.float32)
 
 
-@pytest.mark.sample(0, slow=1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("genotype", [EVERY, HALF, *sample_genotypes(2, seed=3)])
 def test_the_network_of_all_genotypes_is_that_of_one(net, genotype):
     x = images()

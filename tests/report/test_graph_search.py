@@ -184,7 +184,7 @@ def test_all_steps_share_one_program_and_each_code_is_scored_once(problem):
     assert not seen
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_lowest_expected_loss_of_two_codes():
     result = nd.search_graph(X, Y, objective="expected-loss", exhaustive=True, num_nodes=2, starts=2, steps=2)
     values = {}

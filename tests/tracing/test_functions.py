@@ -156,7 +156,7 @@ def test_bivariate_probabilities_have_all_digits():
             assert abs(float(found) - float(exact)) < 2e-16 + 2e-15 * float(exact)
 
 
-@pytest.mark.sample(1, slow=2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("name", SOME)
 def test_inputs_of_zeros_give_the_value_at_0_and_gradients_are_finite(name):
     f = FUNCTIONS[name][0]

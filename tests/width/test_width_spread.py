@@ -381,7 +381,7 @@ def test_the_order_of_edges_changes_no_draw():
         np.testing.assert_equal(dataclasses.asdict(one), dataclasses.asdict(other))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hashes_of_texts_change_no_draw():
     # Sets and dictionaries of texts have another order in every process.
     program = (
