@@ -32,8 +32,10 @@ HEAVY = {
     "nngp_dag.nas.pruning.measures",
     "nngp_dag.nas.scores.gradients",
     "nngp_dag.report._search",
+    "nngp_dag.report.search_result",
     "nngp_dag.theory._fit",
     "nngp_dag.training.cells",
+    *(f"nngp_dag.width.{name}" for name in ("_effects", "_spread", "effects_result")),
 }
 
 

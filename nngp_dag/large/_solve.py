@@ -146,6 +146,12 @@ def solve(
     with together():
         rows = rows_of(network, x, y, dtype)
         made = _planned(rows, kind, method, landmarks, memory_budget, team)
+        if team.several:
+            # Before any work, since what processes do together depends on it.
+            options = {**describe_network(network), "kind": kind, "method": made.method, "ridge": ridge, "seed": seed}
+            options |= {"dtype": str(rows.dtype), "landmarks": made.landmarks, "candidates": made.candidates}
+            options |= {"rows": rows.count, "shape": rows.shape, "outputs": rows.columns, "out": str(path)}
+            check_equal("a solution", {**options, "tolerance": tolerance, "max_iterations": most})
         sampled = _sampled(rows, made, team, seed, report)
         if rows.count is None or made.rows != sampled.total:
             made = _planned(rows, kind, method, landmarks, memory_budget, team)
@@ -163,8 +169,7 @@ def solve(
             "data": sampled.digest,
         }
         if team.several:
-            document = {**settings, "data": [sampled.digest, sampled.drawn()], "out": str(path)}
-            check_equal("a solution", {**document, "tolerance": tolerance, "max_iterations": most})
+            check_equal("a solution", {"data": [sampled.digest, sampled.drawn()]})
         with opened(path, settings, overwrite, team) as store:
             # Iterations that ended too early go on where more of them, or a larger residual, are allowed now.
             limits = tolerance, most
@@ -227,8 +232,8 @@ def _planned(rows: Rows, kind: str, method: str, landmarks: int | None, memory_b
 def _sampled(rows: Rows, made: Plan, team: Team, seed: int, report: Callable[[str, int, int], None]) -> Sampled:
     """Draws the candidates for landmarks, and the rows held out."""
     share = _HELD_OUT if made.method == "landmarks" else 0.0
-    # The dense method needs no candidates, but a few rows recognize the data.
-    candidates = made.candidates or min(made.rows, 1024)
+    # The dense method needs no candidates. One row keeps the arrays from being empty.
+    candidates = max(1, made.candidates)
     report("sample", 0, 1)
     # Exact methods need all rows in every process, so that each recognizes all.
     found = rows.sampled(candidates, share, _MOST_HELD_OUT, seed, team.several and made.method == "landmarks")

@@ -23,6 +23,23 @@ _EXACT = 4096
 _PROBES = 64
 
 
+class _Work(NamedTuple):
+    """A regression, see `solve_dense`, and what its progress is told to."""
+
+    kernel: BlockKernel
+    x: np.ndarray
+    y: np.ndarray
+    ridge: float
+    seed: int
+    seconds: "_Seconds"
+    report: Callable[[str, int, int], None]
+
+    @property
+    def name(self) -> str:
+        """The matrix, for messages."""
+        return f"the {self.kernel.kind.upper()} of the inputs"
+
+
 class _Solved(NamedTuple):
     """What a factorization gives.
 
@@ -61,9 +78,9 @@ def solve_dense(
       seed: Seed of the random vectors that estimate the effective dimension.
       report: Function of (task, done, total).
     """
-    seconds, method = _Seconds(), _on_several if team.size > 1 else _on_one
+    work = _Work(kernel, x, y, ridge, seed, _Seconds(), report)
     with within_memory(f"the kernel of {len(x):,} inputs and its factor", "pass `method='iterative'` or 'landmarks'"):
-        found = method(team, kernel, x, y, ridge, seed, seconds, report)
+        found = _on_several(work, team) if team.size > 1 else _on_one(work)
     sizes, wrong = np.linalg.norm(y, axis=0), np.linalg.norm(found.left, axis=0)
     residual = np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0))
     report("parts", 3, 3)
@@ -80,7 +97,7 @@ def solve_dense(
         effective_dimension_std=found.std,
         training_rmse=float(np.sqrt(np.mean((ridge * found.a + found.left) ** 2))),
         entries=found.entries,
-        seconds=dict(seconds),
+        seconds=dict(work.seconds),
     )
 
 
@@ -97,24 +114,15 @@ class _Seconds(dict[str, float]):
         self[name], self._start = now - self._start, now
 
 
-def _on_one(
-    team: Team,
-    kernel: BlockKernel,
-    x: np.ndarray,
-    y: np.ndarray,
-    ridge: float,
-    seed: int,
-    seconds: _Seconds,
-    report: Callable[[str, int, int], None],
-) -> _Solved:
+def _on_one(work: _Work) -> _Solved:
     """Solves by LAPACK, on the host."""
-    algebra = Algebra()
+    (kernel, x, y, ridge, seed, seconds, report), algebra = work, Algebra()
     report("parts", 0, 3)
     found: Any = exact_kernel(kernel.network, x, get=kernel.kind, dtype=str(kernel.dtype))
     matrix = np.asarray(getattr(found, kernel.kind))
     seconds.end("kernel")
     report("parts", 1, 3)
-    factor = checked_cholesky("the solution", _name(kernel), matrix, ridge, algebra, argument="ridge")
+    factor = checked_cholesky("the solution", work.name, matrix, ridge, algebra, argument="ridge")
     seconds.end("factor")
     report("parts", 2, 3)
     a = algebra.solve(factor, y)
@@ -124,23 +132,15 @@ def _on_one(
     return _Solved(a, left, dimension, std, len(x) ** 2)
 
 
-def _on_several(
-    team: Team,
-    kernel: BlockKernel,
-    x: np.ndarray,
-    y: np.ndarray,
-    ridge: float,
-    seed: int,
-    seconds: _Seconds,
-    report: Callable[[str, int, int], None],
-) -> _Solved:
+def _on_several(work: _Work, team: Team) -> _Solved:
     """Solves by a factor that is dealt to the devices. The residual is that of a kernel computed anew."""
+    kernel, x, y, ridge, seed, seconds, report = work
     kernel.check(x)
     n = len(x)
     with precision_of(np.dtype(np.float64)):
         report("parts", 0, 3)
         factor = BlockedFactor(team, kernel, x, ridge)
-        condition = Condition("the solution", _name(kernel), n, kernel.dtype, factor.norm, ridge, argument="ridge")
+        condition = Condition("the solution", work.name, n, kernel.dtype, factor.norm, ridge, argument="ridge")
         if not factor.exists:
             raise condition.singular()
         condition.check(factor.reciprocal_condition(seed))
@@ -155,10 +155,6 @@ def _on_several(
         left = y - ring.fetched(ring.product(ring.dealt(a)))
         seconds.end("residual")
     return _Solved(a, left, dimension, std, n * (n + 1) // 2 + ring.entries)
-
-
-def _name(kernel: BlockKernel) -> str:
-    return f"the {kernel.kind.upper()} of the inputs"
 
 
 def _dimension(factor: np.ndarray, ridge: float, algebra: Algebra, seed: int) -> tuple[float, float]:

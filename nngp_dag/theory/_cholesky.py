@@ -1,15 +1,14 @@
 """Cholesky factors on the host, in place, of matrices of any size.
 
 OpenBLAS, which the wheels of SciPy bring, ends the process where several threads factorize a large matrix: version
-0.3.30 crashes in `potrf` of 16,384 rows on two threads. (Smaller ones and its products of matrices are sound; similar
-reports are OpenBLAS issues 352, 1413 and 2821.) So large matrices are factorized in blocks here. JAX calls the same
-`potrf` on a CPU.
+0.3.30 crashes in `potrf` of 16,384 rows on two threads, and not of 12,000. Similar reports are OpenBLAS issues 352,
+1413 and 2821. So large matrices are factorized in blocks here.
 """
 
 import numpy as np
 import scipy.linalg
 
-# Rows up to which LAPACK factorizes at once. No crash was seen for 12,000.
+# Rows up to which LAPACK factorizes at once.
 _ROWS = 8192
 # Columns of a block of larger matrices.
 _BLOCK = 1024
@@ -28,9 +27,10 @@ def cholesky(matrix: np.ndarray, clean: bool = False, *, rows: int = _ROWS, bloc
       numpy.linalg.LinAlgError: The matrix is not positive definite.
     """
     n = len(matrix)
+    if n <= rows and clean:
+        return scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
     if n <= rows:
-        make = scipy.linalg.cholesky if clean else lambda *given, **how: scipy.linalg.cho_factor(*given, **how)[0]
-        return make(matrix, lower=True, overwrite_a=True, check_finite=False)
+        return scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)[0]
     matrix = np.asfortranarray(matrix, np.float64)
     for start in range(0, n, block):
         stop = min(start + block, n)

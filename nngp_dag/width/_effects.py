@@ -25,7 +25,7 @@ from nngp_dag.width.extrapolation import (
     Mean,
     anchored,
     controlled,
-    inverse_powers,
+    inverse_width,
     left_out_score,
     log_ratio,
     mean_of,
@@ -347,7 +347,7 @@ def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np
     trained = [s.trained for s in samples if s.trained is not None]
     excess = np.array([curves.var(axis=0, ddof=1) / curves.mean(axis=0) ** 2 for curves in trained]) - infinite**2
     errors = np.array([np.full(len(infinite), len(curves) ** -0.5) for curves in trained])
-    (coefficient,) = inverse_powers(np.array([s.width for s in samples]), excess, errors)
+    coefficient = inverse_width(np.array([s.width for s in samples]), excess, errors)
     # Where the spread of small networks is much smaller, its extrapolation may not become negative.
     return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
 

@@ -92,30 +92,22 @@ def left_out_score(widths: np.ndarray, values: np.ndarray, errors: np.ndarray) -
     return np.divide(np.abs(law.mean[0] - values[-1]), spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-def inverse_powers(widths: np.ndarray, values: np.ndarray, errors: np.ndarray, terms: int = 1) -> np.ndarray:
-    """Returns the coefficients c of c_1 / n + c_2 / n^2 + ... by weighted least squares, (terms, points).
+def inverse_width(widths: np.ndarray, values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Returns the coefficient c of the law c / n by weighted least squares, (points,).
 
     Args:
-      widths: Widths, (W,), at least `terms`.
+      widths: Widths, (W,).
       values: Measured values, (W, points).
       errors: Standard errors of `values`, (W, points).
-      terms: Number of powers.
 
     Examples:
       >>> widths = np.array([64.0, 128.0])
-      >>> inverse_powers(widths, 5 / widths[:, None], np.ones((2, 1))).round(6)
-      array([[5.]])
+      >>> inverse_width(widths, 5 / widths[:, None], np.ones((2, 1))).round(6)
+      array([5.])
     """
-    inverse = 1 / np.asarray(widths, float)
-    basis = np.stack([inverse**power for power in range(1, terms + 1)], axis=1)
-    # Columns of one size, so that the normal equations are well conditioned.
-    size = basis.max(axis=0)
+    inverse = 1 / np.asarray(widths, float)[:, None]
     weights = 1 / np.maximum(errors, 1e-9 * _largest(values)) ** 2
-    weights = weights / weights.max(axis=0)
-    scaled = basis / size
-    normal = np.einsum("wi,wj,wp->pij", scaled, scaled, weights)
-    right = np.einsum("wi,wp,wp->pi", scaled, weights, values)
-    return np.linalg.solve(normal, right[:, :, None])[:, :, 0].T / size[:, None]
+    return (weights * values * inverse).sum(axis=0) / (weights * inverse**2).sum(axis=0)
 
 
 class Mean(NamedTuple):

@@ -34,7 +34,7 @@ def _started(result, method, devices=1, out="-", *distributed):
 
 def _finished(*processes):
     for process in processes:
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
 
 
@@ -59,11 +59,18 @@ def restored(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("methods", ["iterative,dense", pytest.param("landmarks,kernels", marks=pytest.mark.nightly)])
-def test_two_processes_of_two_devices_agree_with_one(methods, tmp_path):
+@pytest.mark.parametrize(
+    ("methods", "processes", "devices"),
+    [
+        ("iterative,dense", 2, 2),
+        pytest.param("landmarks,kernels", 2, 2, marks=pytest.mark.nightly),
+        pytest.param("landmarks,iterative,dense,kernels", 4, 1, marks=pytest.mark.nightly),
+    ],
+)
+def test_processes_agree_with_one(methods, processes, devices, tmp_path):
     address, out = _address(), tmp_path / "out"
-    results = [tmp_path / f"result{i}" for i in range(2)]
-    _finished(*[_started(result, methods, 2, out, address, 2, i) for i, result in enumerate(results)])
+    results = [tmp_path / f"result{i}" for i in range(processes)]
+    _finished(*[_started(result, methods, devices, out, address, processes, i) for i, result in enumerate(results)])
     x, y, t = worker.data()
     for method in methods.split(","):
         if method == "kernels":

@@ -40,7 +40,7 @@ _OTHER = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.1))
     [
         (_NET, "ntk"),
         pytest.param(_NET, "nngp", marks=pytest.mark.slow),
-        pytest.param(_OTHER, "ntk", marks=pytest.mark.slow),
+        pytest.param(_OTHER, "ntk", marks=pytest.mark.nightly),
     ],
 )
 def test_exact_methods_equal_the_formula(method, net, kind):

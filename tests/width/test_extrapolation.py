@@ -9,7 +9,7 @@ from nngp_dag.width.extrapolation import (
     Mean,
     anchored,
     controlled,
-    inverse_powers,
+    inverse_width,
     left_out_score,
     log_ratio,
     mean_of,
@@ -70,15 +70,18 @@ def test_left_out_width():
     assert (left_out_score(WIDTHS, noisy, np.full(q.shape, error)) > 3).mean() > 0.9
 
 
-def test_inverse_powers():
-    coefficients = np.array([[3.0, -2.0], [100.0, 50.0]])
-    values = coefficients[0] / WIDTHS[:, None] + coefficients[1] / WIDTHS[:, None] ** 2
-    np.testing.assert_allclose(inverse_powers(WIDTHS, values, np.ones((4, 2)), terms=2), coefficients, rtol=1e-8)
+def test_inverse_width():
+    coefficients = np.array([3.0, -2.0])
+    values = coefficients / WIDTHS[:, None]
+    np.testing.assert_allclose(inverse_width(WIDTHS, values, np.ones((4, 2))), coefficients, rtol=1e-12)
     # A width with a large error does not count.
     values[0] += 1
     errors = np.ones((4, 2))
     errors[0] = 1e6
-    np.testing.assert_allclose(inverse_powers(WIDTHS, values, errors, terms=2), coefficients, rtol=1e-4)
+    np.testing.assert_allclose(inverse_width(WIDTHS, values, errors), coefficients, rtol=1e-4)
+    # Of two widths the one with a quarter of the variance counts four times, and each by 1 / n^2.
+    two = inverse_width(np.array([1.0, 2.0]), np.array([[1.0], [1.0]]), np.array([[2.0], [1.0]]))
+    np.testing.assert_allclose(two, (0.25 * 1 + 0.5) / (0.25 + 0.25))
 
 
 N = 1024.0
