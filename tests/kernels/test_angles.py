@@ -140,6 +140,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)

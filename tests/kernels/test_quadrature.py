@@ -55,7 +55,7 @@ EXACT = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1, slow=1)
 @pytest.mark.parametrize("name", EXACT)
 def test_the_error_holds_or_the_function_is_refused(name):
     with jax.enable_x64(True):

@@ -105,6 +105,7 @@ def test_rounding_keeps_an_edge_into_every_node():
         assert space.is_valid(space.rounded(weights))
 
 
+@pytest.mark.slow
 @pytest.mark.unit
 def test_shares_at_a_corner_are_the_code_and_sum_to_one_elsewhere():
     space = space_of(3)

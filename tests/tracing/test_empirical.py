@@ -146,6 +146,7 @@ def test_a_module_of_equinox():
     np.testing.assert_allclose(empirical(net, X), exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_traced_model_is_taken_at_its_draw_and_in_its_parameterization():
     traced = nd.trace(model, X, init=init)
     own = {name: np.asarray(v, np.float64) for name, v in init(jax.random.key(0)).items()}

@@ -26,6 +26,7 @@ def net(features, activation=jax.nn.relu):
     return made
 
 
+@pytest.mark.slow
 def test_the_default_network_of_equinox_is_a_network_with_biases():
     x = RNG.normal(size=(3, 200))
     with warnings.catch_warnings():

@@ -38,6 +38,7 @@ def chain(depth: int) -> str:
     return "_".join("0" * t + "2" for t in range(depth))
 
 
+@pytest.mark.slow
 def test_one_hidden_layer_has_the_closed_form():
     # With u, v of covariance P, the influence of a neuron on NTK_01 is w^2 (s + P_01 a^2 t) with s = relu(u) relu(v),
     # the product t of both steps, and a readout's weight a.
