@@ -24,4 +24,5 @@ step one_kernel 120 python benchmarks/one_kernel.py --n 1024 4096 16384 50000 --
 step sweep 90 python benchmarks/sweep.py --n 256 1024 --out "$results/sweep_gpu.json"
 step gradient 60 python benchmarks/gradient.py --n 1000 4000 --out "$results/gradient_gpu.json"
 step scaling 60 python benchmarks/scaling.py --n 1024 4096 16384 --out "$results/scaling_gpu.json"
+step many_rows 90 python benchmarks/many_rows.py --n 100000 --devices 1 --out "$results/many_rows_gpu.json"
 ((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}"; exit 1; }

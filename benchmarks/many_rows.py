@@ -3,7 +3,9 @@
 1. Bytes that the compiled programs send between devices, against the formulas of docs/guides/large.md.
 2. Kernel entries per second of all devices, and rows per second of the streamed pass, over those of one device. The
    devices of a CPU share its cores, so that 1 is the best that a ratio can be there; what is missing is overhead.
-3. On paper: time and efficiency up to 64 GPUs, from the formulas and rates that are passed as options.
+3. On one device, entries per second over those of the Gram product alone, and operations per second of the dense
+   factor over those of a product in float64.
+4. On paper: time and efficiency up to 64 GPUs, from the formulas and rates that are passed as options.
 
     python benchmarks/many_rows.py [--n 4096] [--data-dir TFDS] [--devices 1 2 4] [--out FILE.json]
 """
@@ -19,10 +21,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from common import FEATURES, finding, load, parser_of, save, show, timed
+from common import FEATURES, finding, gram_product, load, parser_of, save, show, timed
 
 import nngp_dag as nd
 from nngp_dag.kernels.inputs import precision_of
+from nngp_dag.large.blocked import BlockedFactor
 from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.ring import Ring
@@ -30,6 +33,7 @@ from nngp_dag.large.sums import compiled, zeros
 
 NETWORK, OUTPUTS, REPEATS = nd.Network("2_21_112"), 10, 5
 LANDMARKS, DIRECTIONS, BLOCK, FLUSH = 1024, 64, 512, 16
+_PEER = 8192  # rows of the peers' products
 SIZES = {"f32": 4, "f64": 8, "s32": 4, "s64": 8, "u32": 4}
 
 
@@ -69,6 +73,8 @@ def measured(n: int, data_dir: Path | None) -> dict[str, float]:
         _, seconds = timed(lambda: ring.product(columns), REPEATS)
         found["entries"] = ring.entries / (REPEATS + 1)
         found["entries_per_second"] = n * n / seconds
+        if team.size == 1:
+            found |= of_one_device(team, kernel, x)
         text = ring.compiled_product(columns).as_text()
         found["ring_bytes"] = permuted(text, team.size)
 
@@ -89,6 +95,24 @@ def measured(n: int, data_dir: Path | None) -> dict[str, float]:
         text = steps.flush.lower(total, own).compile().as_text()
         found["pass_bytes"] = sent(text, "all-reduce") if team.size > 1 else 0.0
     return found
+
+
+def of_one_device(team: Team, kernel: BlockKernel, x: np.ndarray) -> dict[str, float]:
+    """Measures the dense factor, and products of matrices as its peers; all in the mode of float64."""
+    some = jax.numpy.asarray(x[:_PEER])
+    _, seconds = timed(lambda: gram_product(some), REPEATS)
+    found = {"gram_per_second": len(some) ** 2 / seconds}
+    wide = some.astype(np.float64)
+    _, seconds = timed(lambda: gram_product(wide), REPEATS)
+    found["float64_per_second"] = 2 * len(wide) ** 2 * FEATURES / seconds
+    factors: list[BlockedFactor] = []
+
+    def factor() -> None:
+        factors.clear()  # there may be no memory for two
+        factors.append(BlockedFactor(team, kernel, x, 1.0))
+
+    _, seconds = timed(factor, 1)
+    return found | {"factor_seconds": seconds, "factor_per_second": len(x) ** 3 / 3 / seconds}
 
 
 def permuted(text: str, devices: int) -> float:
@@ -177,6 +201,16 @@ def main() -> None:
     }
     show(f"Measured: N = {n:,}, {LANDMARKS:,} landmarks, {OUTPUTS} outputs", rows, formats)
     findings = []
+    for row in rows:
+        if "gram_per_second" in row:
+            of_gram, of_product = (
+                row["entries_per_second"] / row["gram_per_second"],
+                row["factor_per_second"] / row["float64_per_second"],
+            )
+            findings += [
+                finding("entries of a product K V per second over those of the Gram product", of_gram),
+                finding("operations of the dense factor per second over those of a product in float64", of_product),
+            ]
     for row in rows[1:]:
         devices = int(row["devices"])
         of_ring = row["ring_bytes"] / ring_bytes(n, FEATURES, OUTPUTS, devices)

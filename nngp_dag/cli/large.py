@@ -93,6 +93,9 @@ def solve_command(
     tolerance: Annotated[
         float, typer.Option(rich_help_panel=COMPUTE, help="Largest relative residual of iterations.")
     ] = 1e-6,
+    test_std: Annotated[
+        int | None, count("Also the standard deviations of the first N test inputs, which take longer.", COMPUTE)
+    ] = None,
     out: Annotated[
         Path | None, out_option("Folder for checkpoints, solution.npz and config.json.", _OUT, fresh=False)
     ] = None,
@@ -125,12 +128,15 @@ def solve_command(
     if samples.y is None:
         raise InputError(f"Expected {samples.name} to hold labels or targets `y` to fit, got `x` alone; add `y`")
     tested = _test_part(samples, data, dataset, data_dir, scale_inputs, images)
+    if test_std is not None and tested is None:
+        raise InputError(f"Expected {samples.name} to hold `x_test` and `y_test` for --test-std, got none; add them")
     with progress() as on_progress:
         solution = solve(
             graph,
             samples.x.astype(dtype.value),
             _targets(samples, samples.y),
             ridge,
+            x_test=None if tested is None or test_std is None else tested[0][:test_std].astype(dtype.value),
             kind=kind.value,
             method=method.value,
             landmarks=landmarks,
@@ -144,6 +150,8 @@ def solve_command(
             **architecture,
         )
     facts = {"dag": str(graph), **solution.to_frame().iloc[0].to_dict()}
+    if (posterior := solution.posterior) is not None:
+        facts["mean_test_std"] = float(posterior.std.mean())
     if tested is not None:
         facts |= _tested(samples, solution, *tested)
     show(_table("Kernel regression", facts))
@@ -159,6 +167,7 @@ def plan_command(
         typer.Option(rich_help_panel=DATA, help="Shape of all inputs: 1000000x784, or 50000x32x32x3 with --conv."),
     ],
     outputs: Annotated[int, count("Number of outputs.", DATA)] = 10,
+    test_rows: Annotated[int, typer.Option(rich_help_panel=DATA, min=0, help="Test inputs for --test-std.")] = 0,
     kind: _Kind = KindOption.NTK,
     method: _Method = MethodOption.AUTO,
     landmarks: _Landmarks = None,
@@ -183,6 +192,7 @@ def plan_command(
         rows,
         features,
         outputs=outputs,
+        test_rows=test_rows,
         kind=kind.value,
         method=method.value,
         landmarks=landmarks,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,7 +77,9 @@ class _KernelEstimator(BaseEstimator):
             if not noise:
                 raise InputError(f"Expected `noise` to be above 0 for the method {method!r}, got 0; raise it")
             self.factor_ = None
-            self.solution_ = solve(network, inputs, targets, noise, method=method, dtype=self.dtype, **options)
+            # Covariances of test inputs solve once more, by the same method.
+            self._solved = partial(solve, network, inputs, targets, noise, method=method, dtype=self.dtype, **options)
+            self.solution_ = self._solved()
             self.X_fit_, self.dual_coef_ = self.solution_.basis, self.solution_.coefficients
         self.network_ = network
 
@@ -172,7 +175,8 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         """Returns the mean of the outputs, and on request their standard deviation or covariance.
 
         Test inputs are taken in blocks of `block_size` rows, so that memory is of order N times `block_size`. A
-        covariance takes the square of the number of test inputs.
+        covariance takes the square of the number of test inputs. Other methods than "dense" keep no factor: standard
+        deviations and covariances take a solution anew, as long as `fit`, for all test inputs at once.
 
         Args:
           X: Test inputs, (Nt, d).
@@ -185,18 +189,13 @@ class _Regressor(RegressorMixin, _KernelEstimator):
           noise.
 
         Raises:
-          InputError: Both `return_std` and `return_cov` are true.
+          InputError: Both `return_std` and `return_cov` are true. `nngp_dag.solve` refuses a covariance, such as
+            that of the NTK by landmarks.
           NotFittedError: `fit` has not been called.
         """
         if check_flag("return_std", return_std) and check_flag("return_cov", return_cov):
             raise InputError("Expected `return_std` or `return_cov`, got both; the covariance holds the variances")
         X = self._checked(X)
-        if (return_std or return_cov) and (solution := self.solution_) is not None:
-            asked = "return_std" if return_std else "return_cov"
-            raise InputError(
-                f"Expected `{asked}` after a fit by a Cholesky factor, got one by {solution.method!r}, which has "
-                "none; fit with `method='dense'`"
-            )
         mean = self._shaped(self._outputs(X) * self._y_std + self._y_mean)
         if return_std:
             return mean, self._shaped(np.sqrt(self._variance(X))[:, None] * self._y_std)
@@ -214,6 +213,8 @@ class _Regressor(RegressorMixin, _KernelEstimator):
 
     def _variance(self, X: np.ndarray) -> np.ndarray:
         """Returns the variances of normalized outputs, (Nt,)."""
+        if self.solution_ is not None:
+            return np.maximum(np.diag(self._covariance(X)), 0.0)
         variances = np.empty(len(X))
         k_train = self._k_train() if self._kind == "ntk" else None
         for rows, inputs in self._blocks(X):
@@ -231,6 +232,8 @@ class _Regressor(RegressorMixin, _KernelEstimator):
     def _covariance(self, X: np.ndarray) -> np.ndarray:
         """Returns the covariance of normalized outputs, (Nt, Nt)."""
         inputs = self._inputs(X, self.network_)
+        if self.solution_ is not None:
+            return self._solved(x_test=inputs).posterior.covariance
         with within_memory(f"covariances of {len(X):,} test inputs", "ask for `return_std`, or take fewer inputs"):
             prior = matrix(self.network_, inputs, None, "nngp", self.dtype).astype(np.float64)
             cross = self._cross(inputs, "nngp")
@@ -275,7 +278,7 @@ class NNGPRegressor(_Regressor):
       dtype: Precision of the kernels, "float64" or "float32". The factor is in float64.
       block_size: Largest number of test inputs that are predicted at once.
       method: "dense" for the Cholesky factor of all inputs; "iterative" or "landmarks" for many inputs, as in
-        `nngp_dag.solve`, without standard deviations; "auto" for the first of them that fits into `memory_budget`.
+        `nngp_dag.solve`; "auto" for the first of them that fits into `memory_budget`.
       landmarks: Number of landmarks, as in `nngp_dag.solve`.
       memory_budget: Largest memory for other methods than "dense", in bytes or as a text such as "6 GiB".
 

@@ -187,6 +187,7 @@ def plan(
     features: int | Sequence[int],
     *,
     outputs: int = 1,
+    test_rows: int = 0,
     kind: str = "ntk",
     method: str = "auto",
     landmarks: int | None = None,
@@ -208,6 +209,7 @@ def plan(
       rows: Number of rows N.
       features: Number of features of an input, or its shape, such as (28, 28, 1).
       outputs: Number of outputs C.
+      test_rows: Number of test inputs whose posterior is wanted.
       kind: "ntk" or "nngp".
       method: "auto", or the method that is wanted: "dense", "landmarks" or "iterative".
       landmarks: Number of landmarks m. By default 4,096 for a solution and 512 for a preconditioner, or fewer for few
@@ -232,10 +234,12 @@ def plan(
     """
     network = single_output(as_network(network, "network", plan, **architecture), plan)
     rows, outputs = check_whole("rows", rows, 1), check_whole("outputs", outputs, 1)
+    test_rows = check_whole("test_rows", test_rows, 0)
     given = (features,) if isinstance(features, (int, np.integer)) else tuple(features)
     shape = tuple(check_whole("features", size, 1) for size in given)
     check_option("dtype", dtype, DTYPES)
-    found = planned(network, rows, shape, outputs, kind, method, landmarks, memory_budget, Team(mesh), np.dtype(dtype))
+    sizes, limits = (rows, shape, outputs, test_rows), (landmarks, memory_budget, Team(mesh), np.dtype(dtype))
+    found = planned(network, *sizes, kind, method, *limits)
     if not calibrate:
         return found
     return dataclasses.replace(found, rates=_rates(BlockKernel(network, kind, _flat(network, shape), np.dtype(dtype))))
@@ -261,6 +265,7 @@ def planned(
     rows: int,
     shape: tuple[int, ...],
     outputs: int,
+    test_rows: int,
     kind: str,
     method: str,
     landmarks: int | None,
@@ -276,6 +281,7 @@ def planned(
       rows: Number of rows.
       shape: Shape of one input.
       outputs: Number of outputs.
+      test_rows: Number of test inputs whose posterior is wanted.
       kind: "ntk" or "nngp".
       method: The wanted method, or "auto".
       landmarks: Number of landmarks, or None.
@@ -291,7 +297,8 @@ def planned(
     if landmarks is not None:
         landmarks = min(check_whole("landmarks", landmarks, 1), rows)
     kernel = BlockKernel(network, kind, shape, dtype, memory=max(2**20, (budget - RESERVE) // 4))
-    size = _Sizes(rows, math.prod(shape), outputs, dtype.itemsize, kernel.bytes_of_block, budget, team.size)
+    features, pixels, devices = math.prod(shape), kernel.bytes_of_block, (team.size, team.factors)
+    size = _Sizes(rows, features, outputs, test_rows, dtype.itemsize, pixels, budget, *devices)
     per_entry = numbers_per_column(network, shape[:-1])
     choices = {
         "dense": (0, 0, _dense(size)),
@@ -341,26 +348,34 @@ class _Sizes:
     rows: int
     features: int
     outputs: int
+    tests: int
     itemsize: int
     pixels: int
     budget: int
     devices: int
+    factors: bool
 
     @property
     def share(self) -> float:
         """The share of the devices that this process has."""
         return 1 / jax.process_count() if self.devices > 1 else 1.0
 
+    def of_test(self, rows: int) -> int:
+        """Returns the memory of right-hand sides with that many rows for test inputs, and of their covariance."""
+        # Right-hand sides, solutions, residuals, a copy of them, and two arrays more for the kind "ntk".
+        return 8 * self.tests * (6 * rows + 4 * self.tests)
+
 
 def _dense(size: _Sizes) -> Cost:
-    n, several = size.rows, size.devices > 1
+    n, several = size.rows, size.factors
     local = max(1, round(size.devices * size.share))
-    # Several devices compute the kernel in float64 at once, and once more for the residual. Each has all inputs.
+    # Devices compute the kernel in float64 at once, and once more for the residual. Each has all inputs.
     parts = {
         "interpreter and compiler": RESERVE,
         "inputs": size.itemsize * n * size.features * (1 + (2 * local if several else 2)),
         "kernel": 0 if several else size.itemsize * n * n,
         "factor in float64": int(8 * n * n * size.share),
+        "test inputs": size.of_test(n),
         "pixels": size.pixels,
     }
     return Cost("dense", sum(parts.values()), parts, n * n * (1.0 if several else 0.5), 0.0, n**3 / 3 * size.share)
@@ -380,11 +395,12 @@ def _iterative(size: _Sizes, landmarks: int | None) -> tuple[int, int, Cost]:
         "interpreter and compiler": RESERVE,
         "inputs": int(b * n * size.features * (1 + 3 * size.share)),
         "preconditioner": int(size.share * 3 * b * n * m) + 40 * m * m + _selection(size, m, candidates),
-        "vectors in float64": int(8 * n * (size.outputs + _PROBES) * (4 + 8 * size.share)),
+        "vectors in float64": int(8 * n * (size.outputs + size.tests + _PROBES) * (4 + 8 * size.share)),
+        "test inputs": size.of_test(n),
         "pixels": size.pixels,
     }
     entries = candidates * (m + 1) + n * m + n * n * (_ITERATIONS + 2)
-    products = 2 * n * n * (size.outputs + _PROBES) * (_ITERATIONS + 2) + 2 * n * m**2
+    products = 2 * n * n * (size.outputs + size.tests + _PROBES) * (_ITERATIONS + 2) + 2 * n * m**2
     return m, candidates, Cost("iterative", sum(parts.values()), parts, float(entries), float(products), float(m**3))
 
 
@@ -424,6 +440,7 @@ def _cost_of_landmarks(size: _Sizes, m: int, per_entry: int) -> tuple[int, int, 
             8 * 9 * m * m,
         ),
         "targets": 8 * size.outputs * (candidates + 8 * m),
+        "test inputs": size.of_test(m),
         "pixels": size.pixels,
     }
     entries = candidates * (m + 1) + n * m

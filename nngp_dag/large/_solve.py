@@ -24,7 +24,9 @@ from nngp_dag.large.landmarks import solve_by_landmarks
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import HeldOut, Solution
 from nngp_dag.large.rows import ArrayRows, Rows, Sampled, rows_of
+from nngp_dag.large.uncertainty import check_has_covariance, checked_test, digest_of
 from nngp_dag.sharing import check_equal
+from nngp_dag.theory import Posterior
 
 # A share of the rows is held out to estimate the error of landmarks, but no more than so many.
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 2048
@@ -46,6 +48,7 @@ def solve(
     y: ArrayLike | str | Path | None,
     ridge: float,
     *,
+    x_test: ArrayLike | None = None,
     kind: str = "ntk",
     method: str = "auto",
     landmarks: int | None = None,
@@ -79,6 +82,10 @@ def solve(
     their start in every pass, must be the same in each of them, and allow the method "landmarks" alone. More than 16 m
     rows are sampled uniformly before landmarks are chosen.
 
+    With test inputs `x_test` the result has their `posterior`, too: mean and covariance, as in `nngp_dag.posterior`.
+    Exact methods solve for one more right-hand side per test input, and compute the NNGP of all rows for the kind
+    "ntk". Landmarks have the covariance of the deterministic training conditional, for the kind "nngp" alone.
+
     With `out`, landmarks, sums and the state of iterations are kept on disk. A process may be killed at any time; the
     same call then continues, to the same bits on the same mesh. A call whose work is finished returns its result. All
     rows are read and recognized first, so that other data are refused. Iterations that ended above `tolerance` go on if
@@ -93,6 +100,7 @@ def solve(
       x: Inputs, (N, features...), or the path of a file .npy; or, with `y` None, an iterable of batches.
       y: Targets, (N,) or (N, C), floats or one-hot vectors, or the path of a file .npy.
       ridge: The ridge, above 0; for "nngp", the variance of the noise.
+      x_test: Test inputs, (Nt, features...), whose posterior is wanted; or None.
       kind: "ntk" or "nngp".
       method: "auto", "dense", "iterative" or "landmarks".
       landmarks: Number of landmarks m: of the solution, or of the preconditioner. `plan` states the defaults.
@@ -108,8 +116,8 @@ def solve(
       **architecture: Options of the architecture, as in `kernel`.
 
     Returns:
-      A `Solution`. A `NumericalWarning` is issued where the iterations end above the tolerance, or the dense matrix is
-      too ill-conditioned for the precision of its entries.
+      A `Solution`. A `NumericalWarning` is issued where the iterations end above the tolerance, the dense matrix is
+      too ill-conditioned for the precision of its entries, or a variance is so small that rounding may decide it.
 
     Raises:
       CheckpointError: `out` holds the work of another call, of other versions, or damaged files.
@@ -127,10 +135,12 @@ def solve(
       >>> fewer = nd.solve("2_21_112", x, x[:, 0], ridge=0.1, method="landmarks", landmarks=100)
       >>> exact.method, fewer.method, fewer.held_out.rows
       ('dense', 'landmarks', 40)
+      >>> nd.solve("2_21_112", x, x[:, 0], ridge=0.1, kind="nngp", x_test=x[:2]).posterior.std.shape
+      (2,)
 
     Reference: Chen, Epperly, Tropp and Webber 2025, Algorithm 1, and Epperly, Tropp and Webber 2024, Algorithm 2.1
-    (landmarks); Rudi, Carratino and Rosasco, NeurIPS 2017 (regression on landmarks); Diaz, Epperly, Frangella, Tropp
-    and Webber 2023 (preconditioner).
+    (landmarks); Rudi, Carratino and Rosasco, NeurIPS 2017 (regression on landmarks); Quinonero-Candela and Rasmussen,
+    JMLR 2005 (their covariance); Diaz, Epperly, Frangella, Tropp and Webber 2023 (preconditioner).
     """
     network = single_output(as_network(network, "network", solve, **architecture), solve)
     ridge, seed = check_number("ridge", ridge), check_whole("seed", seed, 0)
@@ -145,7 +155,11 @@ def solve(
     path = None if out is None else as_path("out", out).resolve()
     with together():
         rows = rows_of(network, x, y, dtype)
-        made = _planned(rows, kind, method, landmarks, memory_budget, team)
+        test = checked_test(x_test, rows)
+        test_rows = 0 if test is None else len(test)
+        made = _planned(rows, test_rows, kind, method, landmarks, memory_budget, team)
+        if test is not None:
+            check_has_covariance(made.method, kind)
         if team.several:
             # Before any work, since what processes do together depends on it.
             options = {**describe_network(network), "kind": kind, "method": made.method, "ridge": ridge, "seed": seed}
@@ -154,7 +168,7 @@ def solve(
             check_equal("a solution", {**options, "tolerance": tolerance, "max_iterations": most})
         sampled = _sampled(rows, made, team, seed, report)
         if rows.count is None or made.rows != sampled.total:
-            made = _planned(rows, kind, method, landmarks, memory_budget, team)
+            made = _planned(rows, test_rows, kind, method, landmarks, memory_budget, team)
         kernel = BlockKernel(network, kind, rows.shape, rows.dtype, memory=made.budget // 4)
         settings = {
             **describe_network(network),
@@ -168,8 +182,10 @@ def solve(
             "candidates": len(sampled.x),
             "data": sampled.digest,
         }
+        if test is not None:
+            settings["x_test"] = digest_of(test)
         if team.several:
-            check_equal("a solution", {"data": [sampled.digest, sampled.drawn()]})
+            check_equal("a solution", {"test": settings.get("x_test"), "data": [sampled.digest, sampled.drawn()]})
         with opened(path, settings, overwrite, team) as store:
             # Iterations that ended too early go on where more of them, or a larger residual, are allowed now.
             limits = tolerance, most
@@ -177,16 +193,16 @@ def solve(
                 return _warned(_read(found, network, rows, kind, ridge), tolerance)
             if made.method == "landmarks":
                 m, block = made.landmarks, made.block
-                result = solve_by_landmarks(team, kernel, rows, sampled, ridge, m, block, seed, store, report)
+                result = solve_by_landmarks(team, kernel, rows, sampled, test, ridge, m, block, seed, store, report)
             else:
                 assert isinstance(rows, ArrayRows)
                 inputs, targets = rows.whole()
                 if made.method == "dense":
-                    result = solve_dense(team, kernel, inputs, targets, ridge, seed, report)
+                    result = solve_dense(team, kernel, inputs, targets, test, ridge, seed, report)
                 else:
                     m = made.landmarks
                     result = solve_by_iterations(
-                        team, kernel, inputs, targets, sampled, ridge, m, *limits, seed, store, report
+                        team, kernel, inputs, targets, test, sampled, ridge, m, *limits, seed, store, report
                     )
             store.save("solution", {**_written(result), "limits": np.array(limits)})
             if result.residual <= tolerance:
@@ -210,7 +226,9 @@ def _warned(result: Solution, tolerance: float) -> Solution:
     return result
 
 
-def _planned(rows: Rows, kind: str, method: str, landmarks: int | None, memory_budget: int | str, team: Team) -> Plan:
+def _planned(
+    rows: Rows, test_rows: int, kind: str, method: str, landmarks: int | None, memory_budget: int | str, team: Team
+) -> Plan:
     streamed = not isinstance(rows, ArrayRows)
     # The number of rows of batches is not known before the first pass; the memory for landmarks does not depend on it.
     count = rows.count or 2**31
@@ -219,6 +237,7 @@ def _planned(rows: Rows, kind: str, method: str, landmarks: int | None, memory_b
         count,
         rows.shape,
         rows.columns,
+        test_rows,
         kind,
         method,
         landmarks,
@@ -249,6 +268,8 @@ def _written(result: Solution) -> dict[str, Any]:
     arrays |= {f"seconds {name}": value for name, value in result.seconds.items()}
     if result.approximated:
         arrays["basis"] = result.basis
+    if (posterior := result.posterior) is not None:
+        arrays |= {"test_mean": posterior.mean, "test_covariance": posterior.covariance}
     if (held := result.held_out) is not None:
         accuracy = np.nan if held.accuracy is None else held.accuracy
         arrays["held_out"] = np.array([held.rows, held.rmse, held.rmse_std, accuracy])
@@ -266,6 +287,9 @@ def _read(found: dict[str, np.ndarray], network: Network, rows: Rows, kind: str,
     if "held_out" in found:
         count, rmse, std, accuracy = found["held_out"].tolist()
         held_out = HeldOut(int(count), rmse, std, None if np.isnan(accuracy) else accuracy)
+    posterior = None
+    if "test_mean" in found:
+        posterior = Posterior(found["test_mean"], found["test_covariance"], kind=kind)
     seconds = {name.partition(" ")[2]: float(v) for name, v in found.items() if name.startswith("seconds ")}
     numbers: dict[str, Any] = {name: found[name].item() for name in _NUMBERS}
     return Solution(
@@ -278,6 +302,7 @@ def _read(found: dict[str, np.ndarray], network: Network, rows: Rows, kind: str,
         coefficients=found["coefficients"],
         approximated=str(found["approximated"]),
         held_out=held_out,
+        posterior=posterior,
         seconds=seconds,
         **numbers,
     )

@@ -62,7 +62,7 @@ class _Programs:
                 found = kernel.tile(weights, at(x, g), at(x, j), g == j)
                 # Rows that fill up the last blocks are those of a unit matrix.
                 real = [k * size + jnp.arange(size) < rows for k in (g, j)]
-                found = jnp.where(real[0][:, None] & real[1], found, 0)
+                found = jnp.where(real[0][:, None] & real[1][None], found, 0)
                 found += jnp.where(g == j, jnp.diag(jnp.where(real[0], ridge, 1)), 0)
                 sums = sums.at[g].add(jnp.abs(found).sum(axis=1))
                 sums = sums.at[j].add(jnp.where(g == j, 0, jnp.abs(found).sum(axis=0)))

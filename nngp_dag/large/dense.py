@@ -1,4 +1,4 @@
-"""The method "dense": the whole kernel and its Cholesky factor, on one device or dealt to several."""
+"""The method "dense": the whole kernel and its Cholesky factor, on the host or dealt to devices."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import Solution
 from nngp_dag.large.ring import Ring
+from nngp_dag.large.uncertainty import between, exact_posterior
 from nngp_dag.theory._algebra import Algebra
 from nngp_dag.theory._factor import Condition, checked_cholesky
 
@@ -28,7 +29,7 @@ class _Work(NamedTuple):
 
     kernel: BlockKernel
     x: np.ndarray
-    y: np.ndarray
+    right: np.ndarray
     ridge: float
     seed: int
     seconds: "_Seconds"
@@ -44,8 +45,8 @@ class _Solved(NamedTuple):
     """What a factorization gives.
 
     Attributes:
-      a: Solutions, (N, C).
-      left: Residuals, (N, C).
+      a: Solutions, one column for every right-hand side.
+      left: Residuals of the same shape.
       dimension: The effective dimension.
       std: Its standard error.
       entries: Number of kernel entries that were computed.
@@ -63,6 +64,7 @@ def solve_dense(
     kernel: BlockKernel,
     x: np.ndarray,
     y: np.ndarray,
+    test: np.ndarray | None,
     ridge: float,
     seed: int,
     report: Callable[[str, int, int], None],
@@ -74,15 +76,23 @@ def solve_dense(
       kernel: The kernel.
       x: All inputs, (N, ...).
       y: All targets, (N, C).
+      test: Test inputs whose posterior is asked for, (Nt, ...), or None.
       ridge: The ridge.
       seed: Seed of the random vectors that estimate the effective dimension.
       report: Function of (task, done, total).
     """
-    work = _Work(kernel, x, y, ridge, seed, _Seconds(), report)
+    outputs = y.shape[1]
+    right = y if test is None else np.concatenate([y, between(kernel, x, test, kernel.kind)], axis=1)
+    work = _Work(kernel, x, right, ridge, seed, _Seconds(), report)
     with within_memory(f"the kernel of {len(x):,} inputs and its factor", "pass `method='iterative'` or 'landmarks'"):
-        found = _on_several(work, team) if team.size > 1 else _on_one(work)
-    sizes, wrong = np.linalg.norm(y, axis=0), np.linalg.norm(found.left, axis=0)
+        found = _on_devices(work, team) if team.factors else _on_host(work)
+    sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(found.left, axis=0)
     residual = np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0))
+    coefficients = found.a[:, :outputs]
+    posterior = None
+    if test is not None:
+        posterior = exact_posterior(team, kernel, x, test, found.a, right, found.left)
+        work.seconds.end("covariance")
     report("parts", 3, 3)
     return Solution(
         method="dense",
@@ -91,11 +101,12 @@ def solve_dense(
         network=kernel.network,
         rows=len(x),
         basis=x,
-        coefficients=found.a,
+        coefficients=coefficients,
         residual=float(residual),
         effective_dimension=found.dimension,
         effective_dimension_std=found.std,
-        training_rmse=float(np.sqrt(np.mean((ridge * found.a + found.left) ** 2))),
+        training_rmse=float(np.sqrt(np.mean((ridge * coefficients + found.left[:, :outputs]) ** 2))),
+        posterior=posterior,
         entries=found.entries,
         seconds=dict(work.seconds),
     )
@@ -114,9 +125,9 @@ class _Seconds(dict[str, float]):
         self[name], self._start = now - self._start, now
 
 
-def _on_one(work: _Work) -> _Solved:
-    """Solves by LAPACK, on the host."""
-    (kernel, x, y, ridge, seed, seconds, report), algebra = work, Algebra()
+def _on_host(work: _Work) -> _Solved:
+    """Solves by LAPACK."""
+    (kernel, x, right, ridge, seed, seconds, report), algebra = work, Algebra()
     report("parts", 0, 3)
     found: Any = exact_kernel(kernel.network, x, get=kernel.kind, dtype=str(kernel.dtype))
     matrix = np.asarray(getattr(found, kernel.kind))
@@ -125,16 +136,16 @@ def _on_one(work: _Work) -> _Solved:
     factor = checked_cholesky("the solution", work.name, matrix, ridge, algebra, argument="ridge")
     seconds.end("factor")
     report("parts", 2, 3)
-    a = algebra.solve(factor, y)
-    left = y - algebra.applied(matrix, a, ridge)
+    a = algebra.solve(factor, right)
+    left = right - algebra.applied(matrix, a, ridge)
     dimension, std = _dimension(factor, ridge, algebra, seed)
     seconds.end("solution")
     return _Solved(a, left, dimension, std, len(x) ** 2)
 
 
-def _on_several(work: _Work, team: Team) -> _Solved:
+def _on_devices(work: _Work, team: Team) -> _Solved:
     """Solves by a factor that is dealt to the devices. The residual is that of a kernel computed anew."""
-    kernel, x, y, ridge, seed, seconds, report = work
+    kernel, x, right, ridge, seed, seconds, report = work
     kernel.check(x)
     n = len(x)
     with precision_of(np.dtype(np.float64)):
@@ -146,13 +157,13 @@ def _on_several(work: _Work, team: Team) -> _Solved:
         condition.check(factor.reciprocal_condition(seed))
         seconds.end("kernel and factor")
         report("parts", 1, 3)
-        a = factor.solve(y)
+        a = factor.solve(right)
         dimension, std = _estimated(factor.half, n, ridge, seed)
         seconds.end("solution")
         report("parts", 2, 3)
         del factor
         ring = Ring(team, kernel, x, ridge)
-        left = y - ring.fetched(ring.product(ring.dealt(a)))
+        left = right - ring.fetched(ring.product(ring.dealt(a)))
         seconds.end("residual")
     return _Solved(a, left, dimension, std, n * (n + 1) // 2 + ring.entries)
 

@@ -27,6 +27,7 @@ from nngp_dag.large.result import Solution
 from nngp_dag.large.ring import Ring
 from nngp_dag.large.rows import Sampled
 from nngp_dag.large.selection import lower_factor
+from nngp_dag.large.uncertainty import between, exact_posterior
 from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
 
 # Random vectors that estimate the effective dimension. They are right-hand sides like the targets, and take little
@@ -122,6 +123,7 @@ def solve_by_iterations(
     kernel: BlockKernel,
     x: np.ndarray,
     y: np.ndarray,
+    test: np.ndarray | None,
     sampled: Sampled,
     ridge: float,
     count: int,
@@ -138,6 +140,7 @@ def solve_by_iterations(
       kernel: The kernel.
       x: All inputs, (N, ...).
       y: All targets, (N, C).
+      test: Test inputs whose posterior is asked for, (Nt, ...), or None.
       sampled: Candidates for the landmarks of the preconditioner.
       ridge: The ridge.
       count: Number of landmarks.
@@ -152,18 +155,22 @@ def solve_by_iterations(
     marks = chosen(team, kernel, sampled, count, seed, store, report)
     outputs = y.shape[1]
     signs = np.random.default_rng([seed, 2]).choice([-1.0, 1.0], (len(x), _PROBES))
-    right = np.concatenate([y, signs], axis=1)
+    wanted = y if test is None else np.concatenate([y, between(kernel, x, test, kernel.kind)], axis=1)
+    right, asked = np.concatenate([wanted, signs], axis=1), wanted.shape[1]
     with precision_of(np.dtype(np.float64)):
         operator = _Operator(team, kernel, x, marks.x, ridge)
         seconds["preconditioner"], start = time.monotonic() - start, time.monotonic()
         b = operator.dealt(right)
         sizes = np.linalg.norm(right, axis=0)
-        a, iterations, residuals = _descended(team, operator, b, sizes, tolerance, most, store, report)
-        # One more product proves the residual, and gives the outputs on the training inputs.
-        solution = operator.fetched(a)
-        estimates = _dimensions(operator, signs, solution[:, outputs:], ridge)
-    seconds["iterations"] = time.monotonic() - start
-    largest = float(residuals[:outputs].max())
+        a, iterations, left = _descended(team, operator, b, sizes, tolerance, most, store, report)
+        solution, left = operator.fetched(a), operator.fetched(left)[:, :asked]
+        estimates = _dimensions(operator, signs, solution[:, asked:], ridge)
+    seconds["iterations"], start = time.monotonic() - start, time.monotonic()
+    residuals = np.linalg.norm(left, axis=0) / np.where(sizes > 0, sizes, 1)[:asked]
+    posterior = None
+    if test is not None:
+        posterior = exact_posterior(team, kernel, x, test, solution[:, :asked], wanted, left)
+        seconds["covariance"] = time.monotonic() - start
     # y - K a = ridge a + r, and r is below the tolerance.
     wrong = ridge * solution[:, :outputs]
     return Solution(
@@ -174,10 +181,11 @@ def solve_by_iterations(
         rows=len(x),
         basis=x,
         coefficients=solution[:, :outputs],
-        residual=largest,
+        residual=float(residuals.max()),
         effective_dimension=float(estimates.mean()),
         effective_dimension_std=float(estimates.std(ddof=1) / math.sqrt(_PROBES)),
         training_rmse=float(np.sqrt(np.mean(wrong**2))),
+        posterior=posterior,
         iterations=iterations,
         entries=operator.entries + marks.entries,
         seconds=seconds,
@@ -202,8 +210,8 @@ def _descended(
     most: int,
     store: Store,
     report: Callable[[str, int, int], None],
-) -> tuple[jax.Array, int, np.ndarray]:
-    """Returns solutions, the number of iterations, and recomputed relative residuals."""
+) -> tuple[jax.Array, int, jax.Array]:
+    """Returns solutions, the number of iterations, and residuals, which one more product proves."""
     scale = np.where(sizes > 0, sizes, 1)
 
     def begun(a: jax.Array, r: jax.Array) -> _State:
@@ -232,7 +240,7 @@ def _descended(
             if (residuals <= tolerance).all() or done >= most or restarts == _RESTARTS:
                 if (residuals > tolerance).any():
                     save(state, done, 0)  # from where a call with more iterations goes on
-                return state.a, done, residuals
+                return state.a, done, true
             restarts += 1
             state = begun(state.a, true)
             continue

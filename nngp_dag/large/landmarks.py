@@ -27,15 +27,18 @@ from nngp_dag.large.result import Solution, held_out_errors
 from nngp_dag.large.rows import Rows, Sampled
 from nngp_dag.large.selection import Landmarks, choose_landmarks, lower_factor
 from nngp_dag.large.sums import FLUSH, Sums, compiled, directions, products, zeros
+from nngp_dag.large.uncertainty import between, covariance_by_landmarks
+from nngp_dag.theory import Posterior
 from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
 
 Report = Callable[[str, int, int], None]
 
 
 class _Fitted(NamedTuple):
-    """The solution of the system of the landmarks."""
+    """The solution of the system of the landmarks, for the targets and for further right-hand sides."""
 
     solution: np.ndarray
+    more: np.ndarray
     residual: float
     dimension: float
     squared_error: float
@@ -58,6 +61,7 @@ def solve_by_landmarks(
     kernel: BlockKernel,
     rows: Rows,
     sampled: Sampled,
+    test: np.ndarray | None,
     ridge: float,
     count: int,
     block: int,
@@ -72,6 +76,7 @@ def solve_by_landmarks(
       kernel: The kernel.
       rows: All rows.
       sampled: Candidates, and rows that are held out.
+      test: Test inputs whose posterior is asked for, (Nt, ...), or None.
       ridge: The ridge.
       count: Number of landmarks.
       block: Rows of a block on one device.
@@ -106,12 +111,16 @@ def solve_by_landmarks(
         found: Any = exact_kernel(kernel.network, sampled.x_held_out, marks.x, get=kernel.kind, dtype=str(kernel.dtype))
         outside = whitened(np.asarray(getattr(found, kernel.kind), np.float64).T)
         # The result itself sees all rows; only its error is that of a solution without these.
-        outputs = outside.T @ _fitted(w, right, squares, ridge).solution
+        outputs = outside.T @ _fitted(w, right, squares, ridge, right[:, :0]).solution
         held_out = held_out_errors(outputs, sampled.y_held_out)
         w += outside @ outside.T
         right += outside @ sampled.y_held_out
         squares += float(np.sum(sampled.y_held_out**2))
-    fitted = _fitted(w, right, squares, ridge)
+    of_test = right[:, :0] if test is None else whitened(between(kernel, marks.x, test, kernel.kind, "float64"))
+    fitted, posterior = _fitted(w, right, squares, ridge, of_test), None
+    if test is not None:
+        covariance = covariance_by_landmarks(kernel, test, of_test, ridge * fitted.more)
+        posterior = Posterior(of_test.T @ fitted.solution, covariance, kind=kernel.kind)
     coefficients = scipy.linalg.solve_triangular(lower.T, fitted.solution, lower=False, check_finite=False)
     seconds["solution"] = time.monotonic() - start
     count, share = len(marks.rows), "" if len(sampled.x) == sampled.total else f" among {len(sampled.x):,} rows"
@@ -127,6 +136,7 @@ def solve_by_landmarks(
         effective_dimension=fitted.dimension,
         effective_dimension_std=0.0,
         training_rmse=float(np.sqrt(max(0, fitted.squared_error) / (sampled.total * rows.columns))),
+        posterior=posterior,
         approximated=f"predictions are combinations of the kernels of {count:,} landmarks, chosen{share}, which leave "
         f"{marks.unexplained:.2g} of the trace of the kernel unexplained",
         unexplained=marks.unexplained,
@@ -197,7 +207,7 @@ def _fetched(team: Team, total: Sums) -> Sums:
     return jax.tree.map(team.fetched, total)
 
 
-def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _Fitted:
+def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float, more: np.ndarray) -> _Fitted:
     """Solves (W + ridge I) b = c, and says how well.
 
     Raises:
@@ -214,10 +224,11 @@ def _fitted(w: np.ndarray, right: np.ndarray, squares: float, ridge: float) -> _
             "or pass inputs of float64"
         ) from None
     b = scipy.linalg.cho_solve((factor, True), right, check_finite=False)
+    solved = scipy.linalg.cho_solve((factor, True), more, check_finite=False)
     applied = system @ b
     sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(applied - right, axis=0)
     residual = float(np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0)))
     dimension = len(w) - ridge * float(inverse_diagonal(factor).sum())
     # |y - C a|^2 = |y|^2 - 2 b^T c + b^T W b.
     squared_error = squares - 2 * np.sum(b * right) + np.sum(b * applied) - ridge * np.sum(b**2)
-    return _Fitted(b, residual, dimension, float(squared_error))
+    return _Fitted(b, solved, residual, dimension, float(squared_error))

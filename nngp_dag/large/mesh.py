@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from nngp_dag.distributed import check_mesh
 from nngp_dag.errors import InputError
+from nngp_dag.kernels.device import on_cpu
 
 ROWS = "rows"
 
@@ -50,6 +51,11 @@ class Team:
     def __hash__(self) -> int:
         """Returns a hash of the mesh."""
         return hash(self.mesh)
+
+    @property
+    def factors(self) -> bool:
+        """Whether the devices compute factors of the whole kernel; LAPACK does it for a single CPU."""
+        return self.size > 1 or not on_cpu()
 
     def shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate: Sequence[int] = ()) -> Any:
         """Returns the compiled function of what every device holds."""

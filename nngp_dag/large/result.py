@@ -17,6 +17,7 @@ from nngp_dag.errors import InputError
 from nngp_dag.forms import Described
 from nngp_dag.kernels.inputs import check_inputs, precision_of
 from nngp_dag.large.blocks import BlockKernel, Entries
+from nngp_dag.theory import Posterior
 
 if TYPE_CHECKING:
     import pandas
@@ -61,6 +62,7 @@ class Solution(Described):
       training_rmse: Root of the mean squared error on the training rows, over rows and outputs.
       approximated: A text that says what was approximated; empty for exact solutions.
       unexplained: Share of the trace of the kernel that the landmarks leave unexplained; 0 for exact solutions.
+      posterior: Mean and covariance of the outputs on the test inputs `x_test` of `solve`; None without them.
       held_out: Errors of a solution without some rows, on these; None for exact solutions. The result itself has
         seen them all.
       iterations: Number of iterations; 0 for other methods.
@@ -89,6 +91,7 @@ class Solution(Described):
     approximated: str = ""
     unexplained: float = 0.0
     held_out: HeldOut | None = None
+    posterior: Posterior | None = None
     iterations: int = 0
     entries: int = 0
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
@@ -143,7 +146,7 @@ class Solution(Described):
                 }
             elif one.name == "seconds":
                 row["seconds"] = sum(value.values())
-            elif one.name not in ("coefficients", "network"):
+            elif one.name not in ("coefficients", "network", "posterior"):
                 row[one.name] = value
         return pandas.DataFrame([row])
 
@@ -158,6 +161,8 @@ class Solution(Described):
             facts["iterations"] = str(self.iterations)
         if self.approximated:
             facts |= {"landmarks": forms.count(len(self.basis)), "unexplained": f"{self.unexplained:.2g}"}
+        if self.posterior is not None:
+            facts["test_std"] = forms.span(self.posterior.std)
         if self.held_out is not None:
             facts["held_out_rmse"] = forms.spread(self.held_out.rmse, self.held_out.rmse_std)
             if self.held_out.accuracy is not None:

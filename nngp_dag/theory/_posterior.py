@@ -118,7 +118,8 @@ def posterior(
 
     This is Equation (19) of docs/mathematics.md. The covariance is that of noise-free outputs; an observation adds the
     noise to it. All is computed in float64 with a Cholesky factor, in O(N^3 + Nt N (N + Nt)) time. The memory is one
-    N x N matrix of float64 beside the kernels, and a few of Nt x N. Memory-mapped kernels are read in blocks.
+    N x N matrix of float64 beside the kernels, and a few of Nt x N. Memory-mapped kernels are read in blocks. Where the
+    kernels do not fit, `nngp_dag.solve` has the posterior of its `x_test`.
 
     Inside transformations of JAX the kernels, targets, noise and prior means may be traced. The results are then JAX
     arrays in the dtype of the traced kernels, with derivatives of every order. They are NaN where the matrix with noise

@@ -1,25 +1,22 @@
-"""Gradient descent of networks of finite width beside the exact expectation: `width_effects`, `readout_noise`."""
+"""Gradient descent of networks of finite width beside the exact expectation: `width_effects`."""
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, Unpack
+from typing import Unpack
 
 import numpy as np
 import scipy.stats
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
-from nngp_dag.errors import GraphError, InputError, NumericalWarning, check_callable, shown, warn
+from nngp_dag.errors import InputError, NumericalWarning, check_callable, warn
 from nngp_dag.graph import Dag
-from nngp_dag.graph.operations import as_number, check_whole
+from nngp_dag.graph.operations import check_whole
 from nngp_dag.kernels import kernel
-from nngp_dag.kernels.inputs import check_inputs, host_array
-from nngp_dag.nets import chosen_seeds
 from nngp_dag.theory import loss_curve
-from nngp_dag.theory.symmetric import check_targets
+from nngp_dag.width.arguments import check_network, checked_data, checked_widths, learning_rate_of
 from nngp_dag.width.effects_result import TOLERANCE, WidthEffects, resolved
 from nngp_dag.width.extrapolation import (
     Mean,
@@ -31,7 +28,7 @@ from nngp_dag.width.extrapolation import (
     mean_of,
     power_law,
 )
-from nngp_dag.width.sampling import Sample, Training, noise_of_readouts, sample
+from nngp_dag.width.sampling import Sample, Training, sample
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,12 +49,8 @@ _FEWEST = 6
 _NO_MOTION = 0.01
 # Laws that are evaluated far from their data may become negative, which no loss is. Then their interval is huge.
 _LEAST, _MOST_HALF = 1e-6, 50.0
-# The empirical NTK has so many rows at most.
-_MOST_ROWS = 4096
-# Each network is trained, and each width has networks of its own.
-_MOST_NETWORKS, _MOST_WIDTHS = 100_000, 100
-# The widest of the networks that are trained by default.
-_WIDEST = 256
+# Each network is trained.
+_MOST_NETWORKS = 100_000
 
 
 def width_effects(
@@ -135,20 +128,20 @@ def width_effects(
     the NTK of order 1 / n).
     """
     network = as_network(network, "network", width_effects, **architecture)
-    _check_network(network)
+    check_network(network)
     n, steps = network.width, check_whole("steps", steps, 1)
     networks, seed = check_whole("networks", networks, 8), check_whole("seed", seed, 0)
     if networks > _MOST_NETWORKS:
         raise InputError(f"Expected `networks` to be at most {_MOST_NETWORKS:,}, got {networks}; take fewer networks")
-    small = _widths(widths, n)
+    small = checked_widths(widths, n)
     check_callable("on_progress", on_progress)
     report = on_progress or (lambda stage, done, total: None)
-    x, y = _data(network, x, y)
+    x, y = checked_data(network, x, y)
     report("kernels", 0, 1)
     k = kernel(network, x, dtype="float64")
     ntk = np.asarray(k.ntk)
     largest = float(np.linalg.eigvalsh(ntk)[-1])
-    eta = _rate(learning_rate, largest)
+    eta = learning_rate_of(learning_rate, largest)
     exact = loss_curve(k, y, eta, steps)
     infinite, infinite_std = np.asarray(exact.mean), np.asarray(exact.std)
     report("kernels", 1, 1)
@@ -236,59 +229,6 @@ def width_effects(
     return result
 
 
-def readout_noise(
-    network: Network | Dag | str | NetworkSource,
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    steps: int,
-    learning_rate: float | str,
-    seeds: SupportsIndex | Sequence[int],
-    **architecture: Unpack[Architecture],
-) -> Float[np.ndarray, "seeds points"]:
-    """Returns the part of each network's loss that the draw of its readout explains, after 0 to K steps.
-
-    It is linearized training at infinite width from the network's own f(0), minus its mean over readouts, which has a
-    closed form. So its own mean is 0 at every width. Losses minus this part have the same mean, and much less spread.
-
-    Args:
-      network: The network, as for `nngp_dag.width_effects`.
-      x: Inputs, (N, d) with N >= 2.
-      y: Targets, (N, C) or (N,).
-      steps: Number K of steps of gradient descent.
-      learning_rate: Learning rate eta on L = 0.5 ||y - f||^2; "auto" for 1 / lambda_max of the NTK.
-      seeds: A number S, for the seeds 0 to S - 1, or the seeds themselves. They name the same networks as in
-        `nngp_dag.nets.descend` and `nngp_dag.compare`.
-      **architecture: Options of the network, see `nngp_dag.kernel`, among them `width`.
-
-    Returns:
-      The noise, (S, K + 1).
-
-    Raises:
-      InputError: `nngp_dag.width_effects` would refuse the network, the data, or an option, or `seeds` are not distinct
-        whole numbers.
-      GraphError: The network has several inputs or outputs.
-      ModelError: A traced model is no `Network`.
-
-    Examples:
-      >>> import numpy as np, nngp_dag as nd
-      >>> from nngp_dag.width import readout_noise
-      >>> x = np.random.default_rng(0).normal(size=(4, 6))
-      >>> result = nd.compare("2", x, np.eye(4), width=256, seeds=16, steps=3)[0]
-      >>> noise = readout_noise("2", x, np.eye(4), width=256, seeds=16, steps=3, learning_rate=result.learning_rate)
-      >>> noise.shape, bool((result.curves - noise)[:, 0].std() < 0.5 * result.curves[:, 0].std())
-      ((16, 4), True)
-    """
-    network = as_network(network, "network", readout_noise, **architecture)
-    _check_network(network)
-    steps, chosen = check_whole("steps", steps, 1), chosen_seeds(seeds)
-    x, y = _data(network, x, y)
-    ntk = np.asarray(kernel(network, x, get="ntk", dtype="float64").ntk)
-    eta = _rate(learning_rate, float(np.linalg.eigvalsh(ntk)[-1]))
-    training = Training(network, x.astype(np.float32), y, ntk, eta, steps)
-    return noise_of_readouts(training, network.width, chosen)
-
-
 def _frozen_mean(wide: Sample, samples: Sequence[Sample], infinite: np.ndarray) -> Mean:
     """Returns the mean of the frozen curves at the width of `wide`."""
     n, part = wide.width, wide.stable
@@ -350,85 +290,3 @@ def _relative_std(samples: Sequence[Sample], infinite: np.ndarray, n: int) -> np
     coefficient = inverse_width(np.array([s.width for s in samples]), excess, errors)
     # Where the spread of small networks is much smaller, its extrapolation may not become negative.
     return np.sqrt(np.maximum(infinite**2 + coefficient / n, infinite**2 / 4))
-
-
-def _data(network: Network, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs, (N, d), and targets, (N, C), in float64."""
-    x = np.asarray(check_inputs("x", host_array("x", x), network, "float64")[0], np.float64)
-    x = x.reshape(len(x), -1)
-    if len(x) < 2:
-        raise InputError(f"Expected at least 2 inputs, got {len(x)}; take a larger subset")
-    y = np.asarray(check_targets("y", y, len(x)))
-    if y.size > _MOST_ROWS:
-        raise InputError(
-            f"Expected at most {_MOST_ROWS:,} outputs, N times C, got {y.size:,}; take a subset of the inputs"
-        )
-    return x, y
-
-
-def _widths(widths: Sequence[int] | None, n: int) -> list[int]:
-    if n < 32:
-        raise InputError(
-            f"Expected `width` to be at least 32, got {n}; train networks that small, by `nngp_dag.compare`"
-        )
-    if widths is None:
-        largest = min(_WIDEST, max(n // 4, min(96, 3 * n // 4)))
-        return [round(largest * share) for share in (0.375, 0.5, 0.75, 1)]
-    # Texts and bytes have elements, too, which would be blamed one by one.
-    listed = isinstance(widths, Iterable) and not isinstance(widths, (str, bytes)) and getattr(widths, "ndim", 1)
-    given = list(itertools.islice(widths, _MOST_WIDTHS + 1)) if listed else []
-    if not given or len(given) > _MOST_WIDTHS or not all(map(_is_whole, given)):
-        raise InputError(
-            f"Expected `widths` to be a list of at most {_MOST_WIDTHS} whole numbers, got {shown(widths)}; leave it "
-            "out for the default"
-        )
-    chosen = sorted({int(width) for width in given})
-    if len(chosen) < 3 or chosen[0] < 8 or chosen[-1] >= n:
-        raise InputError(
-            f"Expected `widths` to hold at least 3 different widths from 8 to {n - 1}, got {shown(widths)}; leave it "
-            "out for the default"
-        )
-    return chosen
-
-
-def _is_whole(value: Any) -> bool:
-    """Returns whether a value is a whole number; those of NumPy and JAX are such, and booleans are not."""
-    try:
-        check_whole("widths", value, 0)
-    except InputError:
-        return False
-    return True
-
-
-def _rate(learning_rate: float | str, largest: float) -> float:
-    if largest <= 0:
-        raise InputError("Expected lambda_max(NTK) above 0, got 0, at which nothing trains; rescale the inputs")
-    if isinstance(learning_rate, str):
-        if learning_rate != "auto":
-            raise InputError(f"Expected `learning_rate` to be 'auto' or a number, got {shown(learning_rate)}")
-        return 1 / largest
-    eta = float(as_number("learning_rate", learning_rate))
-    if not 0 < eta < 2 / largest:
-        raise InputError(
-            f"Expected `learning_rate` between 0 and 2 / lambda_max(NTK) = {2 / largest:.4g}, got {eta}; gradient "
-            "descent diverges beyond"
-        )
-    return eta
-
-
-def _check_network(network: Network) -> None:
-    inputs, outputs = network.dag.num_inputs, len(network.dag.outputs)
-    if inputs > 1 or outputs > 1:
-        raise GraphError(f"Expected a graph with one input and one output, got {inputs} and {outputs}")
-    if network.image_operations:
-        raise InputError(
-            "Expected a network without convolutions and pooling, got "
-            f"{network.image_operations[0].describe()}; no effects of the width are known for it"
-        )
-    if not network.readout:
-        raise InputError("Expected a network with a readout, got one without; leave `readout` True")
-    if network.parameterization != "ntk":
-        raise InputError(
-            f"Expected the parameterization 'ntk', got {network.parameterization!r}; in others the learning rates of "
-            "layers depend on the width"
-        )

@@ -43,11 +43,17 @@ def test_solve_prints_errors_and_writes_the_solution(capsys, tmp_path):
 
 def test_solve_takes_targets_of_a_regression(capsys, tmp_path):
     data = _data(tmp_path, lambda x: x[:, 0] + 0.5)
-    status, text, _ = run(
-        capsys, "solve", *_NETWORK, "--data", data, "--ridge", "0.1", "--out", tmp_path / "o", "--json"
-    )
+    options = ("solve", *_NETWORK, "--data", data, "--ridge", "0.1", "--kind", "nngp", "--test-std", "20", "--json")
+    status, text, _ = run(capsys, *options, "--out", tmp_path / "o")
     assert status == 0
-    assert "test_accuracy" not in json.loads(text)
+    assert "test_accuracy" not in (found := json.loads(text))
+    with np.load(tmp_path / "o" / "solution.npz") as solution:
+        assert solution["test_covariance"].shape == (20, 20)
+        assert found["mean_test_std"] == pytest.approx(np.sqrt(np.diag(solution["test_covariance"])).mean())
+    x, y = np.random.default_rng(1).normal(size=(9, 4)), np.ones(9)
+    np.savez(tmp_path / "alone.npz", x=x, y=y)
+    again = [tmp_path / "alone.npz" if part == data else part for part in options]
+    assert "`x_test` and `y_test` for --test-std" in run(capsys, *again, "--out", tmp_path / "p")[2]
 
 
 def test_plan(capsys):

@@ -69,7 +69,7 @@ def test_covariances_of_pixels_count():
 def test_several_devices_share_the_dense_factor():
     team = Team()
     team.size = 4
-    found = planned(_NET, 5000, (784,), 1, "ntk", "auto", None, "4 GiB", team, np.dtype(np.float32))
+    found = planned(_NET, 5000, (784,), 1, 0, "ntk", "auto", None, "4 GiB", team, np.dtype(np.float32))
     assert (found.method, found.cost.parts["factor in float64"]) == ("dense", 8 * 5000**2)
     # The kernel goes into the factor, and is computed once more for the residual.
     assert (found.cost.parts["kernel"], found.cost.entries) == (0, 5000**2)

@@ -78,8 +78,10 @@ def test_processes_agree_with_one(methods, processes, devices, tmp_path):
             wanted = {"kernel": nd.kernel("2_21_112", x32).ntk}
             wanted |= {"eigenvalues": nd.leading_eigenvalues("2_21_112", x32, 3).eigenvalues}
         else:
-            one = nd.solve("2_21_112", x, y, 1.0, method=method, landmarks=100, tolerance=1e-7)
+            test = None if method == "landmarks" else t[:5]
+            one = nd.solve("2_21_112", x, y, 1.0, method=method, landmarks=100, x_test=test, tolerance=1e-7)
             wanted = {"outputs": one.predict(t), "coefficients": one.coefficients}
+            wanted |= {} if one.posterior is None else {"covariance": one.posterior.covariance}
             assert Path(f"{out}-{method}", "solution.npz").exists()
         for result in results:
             with np.load(f"{result}-{method}.npz") as found:

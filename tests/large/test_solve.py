@@ -9,6 +9,7 @@ import pytest
 
 import nngp_dag as nd
 from nngp_dag.errors import CheckpointError, InputError, NumericalWarning, OutputError
+from nngp_dag.large import dense
 from nngp_dag.large.rows import rows_of
 
 _RNG = np.random.default_rng(0)
@@ -59,6 +60,86 @@ def test_the_posterior_has_the_same_mean():
     kernels = nd.kernel(_NET, _X), nd.kernel(_NET, _T, _X), nd.kernel(_NET, _T)
     mean = nd.posterior(*kernels, _Y, noise=_RIDGE).mean
     np.testing.assert_allclose(nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp").predict(_T), mean, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("dense", "nngp"),
+        ("iterative", "ntk"),
+        pytest.param("dense", "ntk", marks=pytest.mark.slow),
+        pytest.param("iterative", "nngp", marks=pytest.mark.slow),
+    ],
+)
+def test_exact_methods_have_the_covariance_of_the_posterior(method, kind, tmp_path):
+    kernels = nd.kernel(_NET, _X), nd.kernel(_NET, _T, _X), nd.kernel(_NET, _T)
+    wanted = nd.posterior(*kernels, _Y, kind=kind, noise=_RIDGE)
+    options: dict[str, Any] = {"kind": kind, "method": method, "landmarks": 40, "out": tmp_path / "o"}
+    for _ in range(2):  # the second time from the file
+        found = nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T, **options).posterior
+        assert found is not None
+        np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-5)
+        # Of second order in the residual for the NNGP.
+        np.testing.assert_allclose(found.covariance, wanted.covariance, atol=1e-8 if kind == "nngp" else 1e-5)
+        np.testing.assert_array_equal(found.covariance, found.covariance.T)
+        assert found.kind == kind
+    with pytest.raises(CheckpointError, match=r"solve\.x_test"):
+        nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T[:5], **options)
+
+
+def test_a_single_gpu_factorizes_like_several_devices(monkeypatch):
+    wanted = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", x_test=_T)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(dense, "_on_host", None)
+    found = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", x_test=_T)
+    np.testing.assert_allclose(found.coefficients, wanted.coefficients, rtol=1e-9, atol=1e-12)
+    assert found.posterior is not None
+    assert wanted.posterior is not None
+    np.testing.assert_allclose(found.posterior.covariance, wanted.posterior.covariance, atol=1e-12)
+    memory = nd.plan(_NET, 10_000, 784, method="dense", calibrate=False).cost.parts
+    assert (memory["kernel"], memory["factor in float64"]) == (0, 8 * 10_000**2)
+
+
+def test_the_covariance_of_the_nngp_is_of_second_order_in_the_residual():
+    kernels = nd.kernel(_NET, _X), nd.kernel(_NET, _T, _X), nd.kernel(_NET, _T)
+    wanted = nd.posterior(*kernels, _Y, noise=_RIDGE).covariance
+    options: dict[str, Any] = {"kind": "nngp", "method": "iterative", "landmarks": 10, "tolerance": 0.03}
+    found = nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T, **options)
+    assert found.posterior is not None
+    assert 1e-3 < found.residual <= 0.03
+    cross, too_large = np.asarray(kernels[1].nngp), found.posterior.covariance - wanted
+    bound = (0.03 * np.linalg.norm(cross, axis=1)).max() ** 2 / _RIDGE
+    # What is left out makes variances too large, never too small.
+    assert np.linalg.eigvalsh(too_large).min() > -1e-12
+    assert 1e-9 < np.diag(too_large).max() <= bound
+
+
+def test_landmarks_have_the_covariance_of_their_conditional():
+    found = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", method="landmarks", landmarks=40, x_test=_T)
+    k, cross = _kernels("nngp")
+    at = np.array([np.argmin(np.abs(_X - mark).sum(axis=1)) for mark in found.basis])
+    # The prior of the rows is that of the landmarks alone, Q = C K_mm^-1 C^T.
+    c, inside, to = k[:, at], k[np.ix_(at, at)], cross[:, at]
+    q, q_test = c @ np.linalg.solve(inside, c.T), to @ np.linalg.solve(inside, c.T)
+    weights = np.linalg.solve(q + _RIDGE * np.eye(300), q_test.T)
+    wanted = np.asarray(nd.kernel(_NET, _T, get="nngp").nngp) - q_test @ weights
+    assert found.posterior is not None
+    np.testing.assert_allclose(found.posterior.covariance, wanted, atol=1e-9)
+    np.testing.assert_allclose(found.posterior.mean, weights.T @ _Y, atol=1e-8)
+    np.testing.assert_allclose(found.posterior.mean, found.predict(_T), atol=1e-9)
+
+
+def test_test_inputs_that_are_refused_or_flagged():
+    with pytest.raises(InputError, match=r"`x_test` to have rows of shape \(6,\), got \(5,\)"):
+        nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T[:, :5])
+    with pytest.raises(InputError, match="`x_test` to have shape"):
+        nd.solve(_NET, _X, _Y, _RIDGE, x_test=3.0)
+    with pytest.raises(InputError, match=r"kind='nngp' for covariances by landmarks.*`method='iterative'`"):
+        nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T, method="landmarks")
+    with pytest.raises(InputError, match="memory_budget"):
+        nd.solve(_NET, _X, _Y, _RIDGE, x_test=np.ones((50_000, 6)), method="dense")
+    with pytest.warns(NumericalWarning, match="2 of 2 variances are so small that the rounding of float32"):
+        nd.solve(_NET, _X[:50].astype(np.float32), _Y[:50], 1e-6, kind="nngp", x_test=_X[:2])
 
 
 def _held_out():

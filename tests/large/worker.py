@@ -58,12 +58,15 @@ def run(method, out, result, several=False):
         1.0,
         method=method,
         landmarks=100,
+        x_test=None if method == "landmarks" else t[:5],
         mesh=mesh,
         out=None if out == "-" else out,
         tolerance=1e-7,
         on_progress=report,
     )
     numbers = {name: getattr(found, name) for name in ("coefficients", "residual", "effective_dimension")}
+    if found.posterior is not None:
+        numbers["covariance"] = found.posterior.covariance
     np.savez(result, outputs=found.predict(t), **numbers)
 
 

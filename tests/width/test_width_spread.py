@@ -19,7 +19,8 @@ import nngp_dag as nd
 from nngp_dag import width_spread
 from nngp_dag.errors import GraphError, InputError, ModelError, NumericalWarning
 from nngp_dag.graph import Conv, Dag, Dense, Op, Scale
-from nngp_dag.width import FUNCTIONALS, WidthSpread
+from nngp_dag.width import FUNCTIONALS, WidthSpread, _spread
+from nngp_dag.width.simulation import simulated
 
 X = np.random.default_rng(0).normal(size=(3, 20))
 SKIP, WEIGHTED = Op.SKIP, Op.WEIGHTED
@@ -341,6 +342,25 @@ def test_few_networks_are_not_trusted(networks):
     assert np.isfinite(spread.departure)
     assert np.isnan(spread.departure_error) == (networks < 8)
     assert not spread.trusted or networks == 8
+
+
+@pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
+def test_more_networks_are_drawn_where_the_verdict_is_open(monkeypatch):
+    counts = []
+
+    def counted(*arguments):
+        counts.append(arguments[-2])
+        return simulated(*arguments)
+
+    monkeypatch.setattr(_spread, "simulated", counted)
+    options: dict[str, Any] = {"neurons": 200_000, "networks": 20}
+    few = width_spread("2", X, "trace", width=256, **options)
+    assert counts == [20, 60]
+    assert 0.01 < few.departure_error < 0.03
+    counts.clear()
+    assert not width_spread("2_02_002", X, "lambda_min", width=16, **options).trusted
+    assert width_spread("2", X, "trace", width=1024, **(options | {"networks": 2000})).trusted
+    assert counts == [20, 2000]
 
 
 @pytest.mark.usefixtures("unchecked")
