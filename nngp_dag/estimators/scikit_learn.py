@@ -233,7 +233,9 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         """Returns the covariance of normalized outputs, (Nt, Nt)."""
         inputs = self._inputs(X, self.network_)
         if self.solution_ is not None:
-            return self._solved(x_test=inputs).posterior.covariance
+            found = self._solved(x_test=inputs).posterior
+            assert found is not None
+            return np.asarray(found.covariance)
         with within_memory(f"covariances of {len(X):,} test inputs", "ask for `return_std`, or take fewer inputs"):
             prior = matrix(self.network_, inputs, None, "nngp", self.dtype).astype(np.float64)
             cross = self._cross(inputs, "nngp")

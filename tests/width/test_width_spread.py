@@ -359,7 +359,7 @@ def test_more_networks_are_drawn_where_the_verdict_is_open(monkeypatch):
     assert 0.01 < few.departure_error < 0.03
     counts.clear()
     assert not width_spread("2_02_002", X, "lambda_min", width=16, **options).trusted
-    assert width_spread("2", X, "trace", width=1024, **(options | {"networks": 2000})).trusted
+    assert width_spread("2", X, "trace", width=1024, neurons=200_000, networks=2000).trusted
     assert counts == [20, 2000]
 
 
