@@ -143,7 +143,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.sample(1, slow=4)
+@pytest.mark.sample(1, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_limit_is_the_ntk(name):
     recursion = TangentRecursion(NETWORKS[name], (20,))
@@ -177,7 +177,7 @@ def test_networks_are_drawn_exactly_in_distribution(name):
     np.testing.assert_array_less(abs(m1 - m2), 4 * errors)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_standard_parameterization_and_several_inputs():
     # With equal weights for every layer, both parameterizations have the same relative spread; and two inputs that are
     # the same are one.

@@ -88,8 +88,9 @@ def test_largest_eigenvalue(units):
     assert largest_eigenvalue(ntk) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(
+    "layer_norm", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_frozen_curves_follow_the_empirical_ntk(layer_norm):
     network = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.2, layer_norm=layer_norm), stem=nd.Dense())
     training = training_of(network, X, Y, 0.02, 4)
@@ -319,7 +320,7 @@ def test_unstable_networks_are_flagged():
     assert not found.wide_enough(10.0, 0).trusted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_other_widths_take_the_place_of_unstable_ones():
     eta = 1.3 / nd.spectrum(nd.kernel("2_02", X).ntk).lambda_max
     with warnings.catch_warnings():
@@ -413,7 +414,7 @@ def test_refuses_several_outputs():
         nd.width_effects(dag, X, Y)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_predicts_a_wider_network():
     data = nd.data.load_dataset("digits", subset=16)
     x = np.asarray(nd.data.scale_to_sphere(nd.data.normalize(data)), np.float64).reshape(16, -1)
