@@ -151,7 +151,7 @@ def solve_command(
         )
     facts = {"dag": str(graph), **solution.to_frame().iloc[0].to_dict()}
     if (posterior := solution.posterior) is not None:
-        facts["mean_test_std"] = float(posterior.std.mean())
+        facts |= {"std_rows": len(posterior.std), "mean_test_std": float(posterior.std.mean())}
     if tested is not None:
         facts |= _tested(samples, solution, *tested)
     show(_table("Kernel regression", facts))

@@ -25,6 +25,9 @@ except ModuleNotFoundError as error:
 
 __all__ = ["NNGP", "NTK"]
 
+# Up to so many rows, programs are compiled for powers of two.
+_FEW_ROWS = 256
+
 
 @functools.lru_cache(maxsize=64)
 def _value(network: Network, kind: str, form: str) -> Callable[..., Any]:
@@ -59,10 +62,29 @@ def _array(tensor: Any) -> Any:
     return jnp.asarray(tensor.detach().cpu().numpy(), jnp.float64)
 
 
-def _rows(tensor: Any) -> Any:
-    """Returns inputs (B, N, d) as an array with copies of the first row behind them, so that few sizes compile."""
-    missing_rows = few_sizes(tensor.shape[1]) - tensor.shape[1]
-    return _array(torch.cat([tensor, tensor[:, :1].expand(-1, missing_rows, -1)], dim=1))
+def _sizes(batch: int, rows: int) -> tuple[int, int]:
+    """Returns the sizes for which a program is compiled, at least those given.
+
+    Loops of BoTorch add a row in every round, and evaluate batches of many sizes. A program takes seconds to compile,
+    and a small one a millisecond to run, so that there are few of them.
+
+    Examples:
+      >>> _sizes(1, 1), _sizes(3, 6), _sizes(64, 33), _sizes(1, 3000)
+      ((1, 1), (8, 16), (64, 64), (1, 3072))
+    """
+    of_rows = few_sizes(rows) if rows > _FEW_ROWS else _power(rows) if rows <= 4 else max(16, _power(rows))
+    return batch if batch == 1 else max(8, _power(batch)), of_rows
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _filled(tensor: Any) -> Any:
+    """Returns inputs (B, N, d) as an array with copies of the first row, and of the first batch, behind them."""
+    batch, rows = _sizes(*tensor.shape[:2])
+    wide = torch.cat([tensor, tensor[:, :1].expand(-1, rows - tensor.shape[1], -1)], dim=1)
+    return _array(torch.cat([wide, wide[:1].expand(batch - len(wide), -1, -1)]))
 
 
 class _Covariance(torch.autograd.Function):
@@ -77,8 +99,8 @@ class _Covariance(torch.autograd.Function):
         ctx.what = network, kind, form
         with jax.enable_x64(True):
             numbers = _array(w_std).reshape(()), None if b_std is None else _array(b_std).reshape(())
-            found = np.array(_value(network, kind, form)(_rows(x1), _rows(x2), *numbers))
-        found = found[:, : x1.shape[1]] if diag else found[:, : x1.shape[1], : x2.shape[1]]
+            found = np.array(_value(network, kind, form)(_filled(x1), _filled(x2), *numbers))
+        found = found[: len(x1), : x1.shape[1]] if diag else found[: len(x1), : x1.shape[1], : x2.shape[1]]
         return torch.from_numpy(np.ascontiguousarray(found)).to(x1)
 
     @staticmethod
@@ -86,21 +108,21 @@ class _Covariance(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Any) -> Any:
         x1, x2, w_std, b_std = ctx.saved_tensors
         network, kind, form = ctx.what
-        sizes = [few_sizes(x.shape[1]) for x in ((x1,) if form == "diagonal" else (x1, x2))]
-        # Rows that only fill up the size have no influence, so their cotangents are 0.
-        filled = cotangent.new_zeros((len(cotangent), *sizes))
-        filled[(slice(None), *(slice(size) for size in cotangent.shape[1:]))] = cotangent
+        sizes = [_sizes(*x.shape[:2]) for x in ((x1,) if form == "diagonal" else (x1, x2))]
+        # Rows and batches that only fill up the size have no influence, so their cotangents are 0.
+        filled = cotangent.new_zeros((sizes[0][0], *(rows for _, rows in sizes)))
+        filled[tuple(map(slice, cotangent.shape))] = cotangent
         with jax.enable_x64(True):
             numbers = _array(w_std).reshape(()), None if b_std is None else _array(b_std).reshape(())
             pulled = _pullback(network, kind, form, any(ctx.needs_input_grad[:2]))
-            found = pulled(_rows(x1), _rows(x2), *numbers, _array(filled))
+            found = pulled(_filled(x1), _filled(x2), *numbers, _array(filled))
             arrays = [None if one is None else np.array(one) for one in found]
         tensors = []
         given: tuple[Any, ...] = (x1, x2, w_std, b_std)
         for array, like in zip(arrays, given, strict=True):
             if array is not None and array.ndim == 3:
-                # A row that was copied is the first one; its copies have cotangent 0, so nothing is lost.
-                array = array[:, : like.shape[1]]
+                # What was copied is the first one; its copies have cotangent 0, so nothing is lost.
+                array = array[: len(like), : like.shape[1]]
             tensors.append(None if array is None else torch.from_numpy(array).to(like).reshape(like.shape))
         return *tensors, None, None, None
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,9 +76,9 @@ class _KernelEstimator(BaseEstimator):
             if not noise:
                 raise InputError(f"Expected `noise` to be above 0 for the method {method!r}, got 0; raise it")
             self.factor_ = None
-            # Covariances of test inputs solve once more, by the same method.
-            self._solved = partial(solve, network, inputs, targets, noise, method=method, dtype=self.dtype, **options)
-            self.solution_ = self._solved()
+            options |= {"method": method, "dtype": self.dtype}
+            self.solution_ = solve(network, inputs, targets, noise, **options)
+            self._options = options
             self.X_fit_, self.dual_coef_ = self.solution_.basis, self.solution_.coefficients
         self.network_ = network
 
@@ -175,8 +174,8 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         """Returns the mean of the outputs, and on request their standard deviation or covariance.
 
         Test inputs are taken in blocks of `block_size` rows, so that memory is of order N times `block_size`. A
-        covariance takes the square of the number of test inputs. Other methods than "dense" keep no factor: standard
-        deviations and covariances take a solution anew, as long as `fit`, for all test inputs at once.
+        covariance takes the square of the number of test inputs. The method "iterative" keeps no factor: there standard
+        deviations and covariances take as long as `fit`, and test inputs are taken all at once.
 
         Args:
           X: Test inputs, (Nt, d).
@@ -189,13 +188,17 @@ class _Regressor(RegressorMixin, _KernelEstimator):
           noise.
 
         Raises:
-          InputError: Both `return_std` and `return_cov` are true. `nngp_dag.solve` refuses a covariance, such as
-            that of the NTK by landmarks.
+          InputError: Both `return_std` and `return_cov` are true; or either is, after a fit by landmarks.
           NotFittedError: `fit` has not been called.
         """
         if check_flag("return_std", return_std) and check_flag("return_cov", return_cov):
             raise InputError("Expected `return_std` or `return_cov`, got both; the covariance holds the variances")
         X = self._checked(X)
+        if (return_std or return_cov) and self.solution_ is not None and self.solution_.method == "landmarks":
+            raise InputError(
+                f"Expected `{'return_std' if return_std else 'return_cov'}` after a fit by 'dense' or 'iterative', got "
+                "one by 'landmarks', which keeps no other rows; choose another `method`, or call `nngp_dag.solve`"
+            )
         mean = self._shaped(self._outputs(X) * self._y_std + self._y_mean)
         if return_std:
             return mean, self._shaped(np.sqrt(self._variance(X))[:, None] * self._y_std)
@@ -233,7 +236,9 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         """Returns the covariance of normalized outputs, (Nt, Nt)."""
         inputs = self._inputs(X, self.network_)
         if self.solution_ is not None:
-            found = self._solved(x_test=inputs).posterior
+            # It does not depend on the targets.
+            zeros, noise = np.zeros(len(self.X_fit_)), self.solution_.ridge
+            found = solve(self.network_, self.X_fit_, zeros, noise, x_test=inputs, **self._options).posterior
             assert found is not None
             return np.asarray(found.covariance)
         with within_memory(f"covariances of {len(X):,} test inputs", "ask for `return_std`, or take fewer inputs"):
@@ -280,7 +285,7 @@ class NNGPRegressor(_Regressor):
       dtype: Precision of the kernels, "float64" or "float32". The factor is in float64.
       block_size: Largest number of test inputs that are predicted at once.
       method: "dense" for the Cholesky factor of all inputs; "iterative" or "landmarks" for many inputs, as in
-        `nngp_dag.solve`; "auto" for the first of them that fits into `memory_budget`.
+        `nngp_dag.solve`, the latter without standard deviations; "auto" for the first that fits into `memory_budget`.
       landmarks: Number of landmarks, as in `nngp_dag.solve`.
       memory_budget: Largest memory for other methods than "dense", in bytes or as a text such as "6 GiB".
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Unpack
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float
@@ -21,11 +19,10 @@ from nngp_dag.large._plan import KINDS, single_output
 from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.ring import Ring
+from nngp_dag.large.uncertainty import diagonal_of
 
 # Vectors beside the wanted ones: the last of a block converge slowly.
 _MORE = 8
-# Rows whose diagonal entries are computed at once.
-_DIAGONAL = 1 << 14
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,7 +147,7 @@ def leading_eigenvalues(
             report("products", done, most)
             if (errors <= tolerance * values[0]).all() or steps.complete or done == most:
                 break
-        vectors, trace = steps.basis @ rotation, _trace(kernel, given)
+        vectors, trace = steps.basis @ rotation, float(diagonal_of(kernel, given).sum())
     if (errors > tolerance * values[0]).any():
         warn(
             f"the iteration ends with an error of {errors.max() / values[0]:.1e} of the largest eigenvalue, above "
@@ -202,16 +199,3 @@ class _Steps:
         # Columns that were small are not orthogonal enough once they have been normalized.
         q = q - self.basis @ (self.basis.T @ q)
         return np.linalg.qr(q)[0]
-
-
-def _trace(kernel: BlockKernel, x: np.ndarray) -> float:
-    """Returns the sum of the diagonal entries."""
-    diagonal = jax.jit(kernel.entries.diagonal)
-    size = min(_DIAGONAL, len(x))
-    total = 0.0
-    for start in range(0, len(x), size):
-        # The last block has the shape of the others; its first rows are counted already.
-        first = min(start, len(x) - size)
-        found = np.asarray(diagonal(kernel.weights, jnp.asarray(x[first : first + size])), np.float64)
-        total += float(found[start - first :].sum())
-    return total

@@ -309,6 +309,8 @@ def planned(
     for name, (_, _, cost) in choices.items():
         if not obstacles[name] and streamed and name != "landmarks":
             obstacles[name] = "needs all rows in memory, and batches are read in passes"
+        if not obstacles[name] and name == "landmarks" and test_rows and kind == "ntk":
+            obstacles[name] = "has no covariance for the NTK"
         if not obstacles[name] and cost.memory > budget:
             obstacles[name] = f"takes {in_bytes(cost.memory)}, above the budget of {in_bytes(budget)}"
     chosen, reason = _chosen(method, rows, budget, obstacles)
@@ -322,22 +324,24 @@ def _chosen(method: str, rows: int, budget: int, obstacles: dict[str, str]) -> t
     """Returns the method, and the reason."""
     if method != "auto":
         if obstacles[method]:
-            remedy = "raise `memory_budget`, lower `landmarks`, or pass `method='auto'`"
+            remedy = "raise `memory_budget`, lower `landmarks`, take fewer test inputs, or pass `method='auto'`"
             if "memory, and" in obstacles[method]:
                 remedy = "pass arrays, or `method='auto'`"
+            if "covariance" in obstacles[method]:
+                remedy = "pass `method='iterative'`, or take the NNGP"
             raise InputError(f"Expected a method that is possible, got {method!r}, which {obstacles[method]}; {remedy}")
         return method, "asked for"
     free = [name for name, obstacle in obstacles.items() if not obstacle]
     if "dense" in free:
         return "dense", f"exact, and the kernel of {rows:,} rows and its factor fit into {in_bytes(budget)}"
-    if "iterative" in free and rows <= _ITERATIVE_ROWS:
+    if "iterative" in free and (rows <= _ITERATIVE_ROWS or "landmarks" not in free):
         return "iterative", f"exact, and the dense method {obstacles['dense']}"
     if "landmarks" in free:
         why = f"over {_ITERATIVE_ROWS:,} rows" if "iterative" in free else f"the exact method {obstacles['iterative']}"
         return "landmarks", why
     raise InputError(
         f"Expected a `memory_budget` for one of the methods, got {in_bytes(budget)}: landmarks "
-        f"{obstacles['landmarks']}; raise it, or lower `landmarks`"
+        f"{obstacles['landmarks']}; raise it, lower `landmarks`, or take fewer test inputs"
     )
 
 
@@ -362,8 +366,10 @@ class _Sizes:
 
     def of_test(self, rows: int) -> int:
         """Returns the memory of right-hand sides with that many rows for test inputs, and of their covariance."""
-        # Right-hand sides, solutions, residuals, a copy of them, and two arrays more for the kind "ntk".
-        return 8 * self.tests * (6 * rows + 4 * self.tests)
+        # Right-hand sides, solutions, residuals, a copy of them, and two arrays more for the kind "ntk". Each device of
+        # a dense factor has a copy of its own.
+        copies = 6 + (max(1, round(self.devices * self.share)) if self.factors else 0)
+        return 8 * self.tests * (copies * rows + 4 * self.tests) + 3 * self.itemsize * self.tests * self.features
 
 
 def _dense(size: _Sizes) -> Cost:

@@ -99,6 +99,7 @@ class BlockKernel:
       entries: The structure of compiled programs.
       weights: The numbers of compiled programs.
       way: The name of the back end, as in `nngp_dag.explain`.
+      memory: Bytes that covariances of pixels may take at once.
       bytes_of_block: Memory for covariances of pixels in one block; 0 for networks without images.
     """
 
@@ -114,7 +115,7 @@ class BlockKernel:
           dtype: Precision of the entries.
           memory: Bytes that covariances of pixels may take at once.
         """
-        self.network, self.kind, self.dtype, self.shape = network, kind, dtype, shape
+        self.network, self.kind, self.dtype, self.shape, self.memory = network, kind, dtype, shape, memory
         problem = Problem(
             rows=1 << 12,
             columns=1 << 12,

@@ -89,9 +89,9 @@ def solve_dense(
     sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(found.left, axis=0)
     residual = np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0))
     coefficients = found.a[:, :outputs]
-    posterior = None
+    posterior, errors = None, None
     if test is not None:
-        posterior = exact_posterior(team, kernel, x, test, found.a, right, found.left)
+        posterior, errors = exact_posterior(team, kernel, x, test, ridge, found.a, right, found.left)
         work.seconds.end("covariance")
     report("parts", 3, 3)
     return Solution(
@@ -107,6 +107,7 @@ def solve_dense(
         effective_dimension_std=found.std,
         training_rmse=float(np.sqrt(np.mean((ridge * coefficients + found.left[:, :outputs]) ** 2))),
         posterior=posterior,
+        variance_errors=errors,
         entries=found.entries,
         seconds=dict(work.seconds),
     )

@@ -165,11 +165,13 @@ def solve_by_iterations(
         a, iterations, left = _descended(team, operator, b, sizes, tolerance, most, store, report)
         solution, left = operator.fetched(a), operator.fetched(left)[:, :asked]
         estimates = _dimensions(operator, signs, solution[:, asked:], ridge)
+    entries = operator.entries + marks.entries
     seconds["iterations"], start = time.monotonic() - start, time.monotonic()
     residuals = np.linalg.norm(left, axis=0) / np.where(sizes > 0, sizes, 1)[:asked]
-    posterior = None
+    posterior, errors = None, None
     if test is not None:
-        posterior = exact_posterior(team, kernel, x, test, solution[:, :asked], wanted, left)
+        del operator, a, b  # their memory is needed
+        posterior, errors = exact_posterior(team, kernel, x, test, ridge, solution[:, :asked], wanted, left)
         seconds["covariance"] = time.monotonic() - start
     # y - K a = ridge a + r, and r is below the tolerance.
     wrong = ridge * solution[:, :outputs]
@@ -186,8 +188,9 @@ def solve_by_iterations(
         effective_dimension_std=float(estimates.std(ddof=1) / math.sqrt(_PROBES)),
         training_rmse=float(np.sqrt(np.mean(wrong**2))),
         posterior=posterior,
+        variance_errors=errors,
         iterations=iterations,
-        entries=operator.entries + marks.entries,
+        entries=entries,
         seconds=seconds,
     )
 

@@ -98,7 +98,7 @@ def solve_by_landmarks(
     del total
     if not (np.isfinite(w).all() and np.isfinite(cross).all()):
         raise InputError("Expected sums of kernels that float64 can hold, got infinity; rescale the inputs")
-    lower = lower_factor(inside)
+    lower, own = lower_factor(inside), np.trace(inside) / len(inside)
     del inside
 
     def whitened(matrix: np.ndarray) -> np.ndarray:
@@ -117,8 +117,10 @@ def solve_by_landmarks(
         right += outside @ sampled.y_held_out
         squares += float(np.sum(sampled.y_held_out**2))
     of_test = right[:, :0] if test is None else whitened(between(kernel, marks.x, test, kernel.kind, "float64"))
-    fitted, posterior = _fitted(w, right, squares, ridge, of_test), None
+    fitted, posterior, errors = _fitted(w, right, squares, ridge, of_test), None, None
     if test is not None:
+        # What the landmarks leave unexplained counts as known, so that variances are too small by this in the mean.
+        errors = np.full(len(test), marks.unexplained * own)
         covariance = covariance_by_landmarks(kernel, test, of_test, ridge * fitted.more)
         posterior = Posterior(of_test.T @ fitted.solution, covariance, kind=kernel.kind)
     coefficients = scipy.linalg.solve_triangular(lower.T, fitted.solution, lower=False, check_finite=False)
@@ -137,6 +139,7 @@ def solve_by_landmarks(
         effective_dimension_std=0.0,
         training_rmse=float(np.sqrt(max(0, fitted.squared_error) / (sampled.total * rows.columns))),
         posterior=posterior,
+        variance_errors=errors,
         approximated=f"predictions are combinations of the kernels of {count:,} landmarks, chosen{share}, which leave "
         f"{marks.unexplained:.2g} of the trace of the kernel unexplained",
         unexplained=marks.unexplained,

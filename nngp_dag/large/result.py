@@ -15,7 +15,7 @@ from nngp_dag import forms
 from nngp_dag.architecture import Network
 from nngp_dag.errors import InputError
 from nngp_dag.forms import Described
-from nngp_dag.kernels.inputs import check_inputs, precision_of
+from nngp_dag.kernels.inputs import check_inputs, host_array, precision_of
 from nngp_dag.large.blocks import BlockKernel, Entries
 from nngp_dag.theory import Posterior
 
@@ -63,6 +63,8 @@ class Solution(Described):
       approximated: A text that says what was approximated; empty for exact solutions.
       unexplained: Share of the trace of the kernel that the landmarks leave unexplained; 0 for exact solutions.
       posterior: Mean and covariance of the outputs on the test inputs `x_test` of `solve`; None without them.
+      variance_errors: How far each variance of `posterior` may be off, (Nt,): bounds from the residual and from the
+        rounding of kernel entries; for landmarks, the mean variance of a row that they leave unexplained.
       held_out: Errors of a solution without some rows, on these; None for exact solutions. The result itself has
         seen them all.
       iterations: Number of iterations; 0 for other methods.
@@ -92,6 +94,7 @@ class Solution(Described):
     unexplained: float = 0.0
     held_out: HeldOut | None = None
     posterior: Posterior | None = None
+    variance_errors: Float[np.ndarray, " nt"] | None = None
     iterations: int = 0
     entries: int = 0
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
@@ -113,7 +116,7 @@ class Solution(Described):
           >>> nd.solve("2_12", x, x[:, 0], ridge=1e-6).predict(x[:2]).round(3).tolist() == x[:2, :1].round(3).tolist()
           True
         """
-        test = np.asarray(check_inputs("x_test", x_test, self.network, str(self.basis.dtype))[0])
+        test = np.asarray(check_inputs("x_test", host_array("x_test", x_test), self.network, str(self.basis.dtype))[0])
         if test.shape[1:] != self.basis.shape[1:]:
             raise InputError(
                 f"Expected `x_test` to have rows of shape {self.basis.shape[1:]}, got {test.shape[1:]}; pass inputs of "
@@ -146,7 +149,7 @@ class Solution(Described):
                 }
             elif one.name == "seconds":
                 row["seconds"] = sum(value.values())
-            elif one.name not in ("coefficients", "network", "posterior"):
+            elif one.name not in ("coefficients", "network", "posterior", "variance_errors"):
                 row[one.name] = value
         return pandas.DataFrame([row])
 

@@ -323,6 +323,10 @@ def rows_of(network: Network, x: Any, y: Any, dtype: str | None = None) -> Rows:
         if not isinstance(x, Iterable):
             raise InputError(f"Expected `x` to be an array or an iterable of batches, got {shown(x)}")
         return BatchRows(network, x, dtype)
+    if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
+        raise InputError(
+            f"Expected `x` to be one array, which all {network.dag.num_inputs} input nodes read, got {shown(x)}"
+        )
     x, y = (_opened(name, v) for name, v in (("x", x), ("y", y)))
     return ArrayRows(network, x, y, dtype)
 

@@ -4,9 +4,15 @@ With M = K + ridge I, B = K_xt, a solution A of M A = B and its residual R = B -
 
     B^T M^-1 B = A^T B + R^T A + R^T M^-1 R.
 
-The last term is left out. It is of second order in the residual, and at most |R|^2 / ridge for every test input. So a
-residual of 1e-6 leaves more than six digits. Landmarks have the covariance of the "deterministic training conditional":
-training inputs have the landmarks' kernel as their prior, and test inputs their own.
+The last term is left out. It is of second order in the residual, and at most |R|^2 / ridge for every test input.
+
+A standard deviation of trained networks is the norm of f_t - a^T f, for the prior f of covariance K and the weights a.
+It is off by the norm of D^T f at most, with the error D = M^-1 R of the weights, where M holds the NTK. Training the
+readout alone would give the NTK K. So the NTK is at least K, and D^T K D <= R^T M^-1 R <= |R|^2 / ridge. Without such a
+readout the bound is tr K |R|^2 / ridge^2.
+
+Landmarks have the covariance of the "deterministic training conditional": training inputs have the landmarks' kernel as
+their prior, and test inputs their own.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Equation (2.24) and Section 8.3.4 (there:
 projected process approximation).
@@ -15,19 +21,25 @@ projected process approximation).
 import hashlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nngp_dag.errors import InputError, NumericalWarning, warn
 from nngp_dag.kernels._kernel import kernel as exact_kernel
-from nngp_dag.kernels.inputs import check_inputs, precision_of
+from nngp_dag.kernels.inputs import check_inputs, host_array, precision_of
 from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.ring import Ring
 from nngp_dag.large.rows import Rows
 from nngp_dag.theory import Posterior
 
-# Training inputs whose kernels with the test inputs are computed at once.
-_ROWS = 8192
+# Training inputs whose kernels with the test inputs are computed at once, and whose diagonal entries are.
+_ROWS, _DIAGONAL = 8192, 1 << 14
+# Rounding of an entry, in units of the precision, as for the resolution floor of eigenvalues.
+_ROUNDINGS = 16
+# Errors of variances are reported from this share on.
+_SHARE = 0.1
 
 
 def checked_test(x_test: Any, rows: Rows) -> np.ndarray | None:
@@ -38,21 +50,14 @@ def checked_test(x_test: Any, rows: Rows) -> np.ndarray | None:
     """
     if x_test is None:
         return None
-    test = np.asarray(check_inputs("x_test", x_test, rows.network, str(rows.dtype))[0], rows.dtype)
+    test = np.asarray(
+        check_inputs("x_test", host_array("x_test", x_test), rows.network, str(rows.dtype))[0], rows.dtype
+    )
     if test.shape[1:] != rows.shape:
         raise InputError(
             f"Expected `x_test` to have rows of shape {rows.shape}, got {test.shape[1:]}; pass inputs like those of `x`"
         )
     return test
-
-
-def check_has_covariance(method: str, kind: str) -> None:
-    """Raises an `InputError` where a method has no covariance for a kind of kernel."""
-    if method == "landmarks" and kind == "ntk":
-        raise InputError(
-            "Expected kind='nngp' for covariances by landmarks, got 'ntk', for which the NNGP of all rows is needed; "
-            "pass `method='iterative'`, or leave `x_test` out"
-        )
 
 
 def digest_of(test: np.ndarray) -> str:
@@ -73,40 +78,79 @@ def between(kernel: BlockKernel, x: np.ndarray, test: np.ndarray, get: str, dtyp
 
 
 def exact_posterior(
-    team: Team, kernel: BlockKernel, x: np.ndarray, test: np.ndarray, solved: np.ndarray, right: np.ndarray, left: Any
-) -> Posterior:
-    """Returns the posterior of an exact method.
+    team: Team,
+    kernel: BlockKernel,
+    x: np.ndarray,
+    test: np.ndarray,
+    ridge: float,
+    solved: np.ndarray,
+    right: np.ndarray,
+    left: np.ndarray,
+) -> tuple[Posterior, np.ndarray]:
+    """Returns the posterior of an exact method, and a bound of the error of every variance, (Nt,).
 
     Args:
       team: The devices. They compute the NNGP of all rows for the kind "ntk".
       kernel: The kernel.
       x: Training inputs, (N, ...).
       test: Test inputs, (Nt, ...).
+      ridge: The ridge.
       solved: Solutions for the C targets, and for the kernels of the test inputs, (N, C + Nt).
       right: The right-hand sides, (N, C + Nt).
       left: Their residuals, (N, C + Nt).
     """
     count = solved.shape[1] - len(test)
     a, b, r = (columns[:, count:] for columns in (solved, right, left))
-    prior = _prior(kernel, test)
+    prior, eps = _prior(kernel, test), _ROUNDINGS * np.finfo(kernel.dtype).eps
+    nngp = BlockKernel(kernel.network, "nngp", kernel.shape, kernel.dtype, kernel.memory)
+    sizes, wrong = np.sqrt(diagonal_of(nngp, x)), np.linalg.norm(r, axis=0)
+    errors = eps * (np.sqrt(np.diag(prior)) + np.linalg.norm(sizes[:, None] * a, axis=0)) ** 2
     if kernel.kind == "nngp":
         half = -0.5 * (a.T @ b + r.T @ a)
+        errors += wrong**2 / ridge
     else:
         shared = between(kernel, x, test, "nngp")
         with precision_of(np.dtype(np.float64)):
-            nngp = BlockKernel(kernel.network, "nngp", kernel.shape, kernel.dtype)
             ring = Ring(team, nngp, x, 0.0)
-            half = a.T @ (0.5 * ring.fetched(ring.product(ring.dealt(a))) - shared)
-    covariance = prior + (half + half.T)
-    # Every entry of a kernel is off by up to a rounding of its size.
-    rounding = np.finfo(kernel.dtype).eps * np.diag(prior).max() * (1 + np.abs(a).sum(axis=0)) ** 2
-    if (below := np.diag(covariance) < rounding).any():
-        warn(
-            f"{below.sum():,} of {len(test):,} variances are so small that the rounding of {kernel.dtype} kernels may "
-            f"decide them, which is up to {rounding[below].max():.1e}; pass inputs of float64, or raise `ridge`",
-            NumericalWarning,
+            applied = ring.fetched(ring.product(ring.dealt(a)))
+        half = a.T @ (0.5 * applied - shared)
+        # Rounding of the NTK's entries changes what is left like a residual.
+        of_ntk = np.sqrt(diagonal_of(kernel, x))
+        rounding = np.sqrt(diagonal_of(kernel, test)) + np.linalg.norm(of_ntk[:, None] * a, axis=0)
+        wrong += eps * np.linalg.norm(of_ntk) * rounding
+        below = kernel.network.readout and kernel.network.parameterization == "ntk"
+        of_std = wrong / np.sqrt(ridge) if below else wrong * np.linalg.norm(sizes) / ridge
+        variances = np.diag(prior) + 2 * np.diag(half)
+        errors += 2 * np.sqrt(np.maximum(variances, 0)) * of_std + of_std**2
+    return Posterior(b.T @ solved[:, :count], prior + (half + half.T), kind=kernel.kind), errors
+
+
+def diagonal_of(kernel: BlockKernel, x: np.ndarray) -> np.ndarray:
+    """Returns the kernel of inputs with themselves in float64, (N,)."""
+    diagonal = jax.jit(kernel.entries.diagonal)
+    size = min(_DIAGONAL, len(x))
+    parts = []
+    with precision_of(np.dtype(np.float64)):
+        for start in range(0, len(x), size):
+            # The last block has the shape of the others; its first rows are counted already.
+            first = min(start, len(x) - size)
+            found = diagonal(kernel.weights, jnp.asarray(x[first : first + size], kernel.dtype))
+            parts.append(np.asarray(found, np.float64)[start - first :])
+    return np.concatenate(parts)
+
+
+def check_variances(posterior: Posterior, errors: np.ndarray, method: str) -> None:
+    """Warns where the error of a variance may be more than a tenth of it."""
+    wrong = errors > _SHARE * np.diag(posterior.covariance)
+    if not wrong.any():
+        return
+    size = f"{errors[wrong].max():.1e}"
+    why = f"the residual and rounding may change them by up to {size}; lower `tolerance`, raise `ridge`, or use float64"
+    if method == "landmarks":
+        why = (
+            f"landmarks leave {size} of a row's variance unexplained; take more, raise `ridge`, or take another method"
         )
-    return Posterior(b.T @ solved[:, :count], covariance, kind=kernel.kind)
+    warn(f"{wrong.sum():,} of {len(errors):,} variances may be off by more than {_SHARE:.0%}: {why}", NumericalWarning)
 
 
 def covariance_by_landmarks(
