@@ -12,10 +12,12 @@ from nngp_dag.errors import InputError
 gpytorch: Any = pytest.importorskip("gpytorch", reason="GPyTorch is not installed; the extra `gpytorch` brings it")
 import torch  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from nngp_dag.estimators import gpytorch as of_gpytorch  # noqa: E402
 from nngp_dag.estimators.gpytorch import NNGP, NTK  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
+RNG = np.random.default_rng(2)
 KERNELS: dict[str, Any] = {"nngp": NNGP, "ntk": NTK}
 X, Z = np.random.default_rng(0).normal(size=(9, 3)), np.random.default_rng(1).normal(size=(4, 3))
 OPTIONS: dict[str, Any] = {"w_std": 1.2, "b_std": 0.3, "activation": "erf"}
@@ -116,6 +118,18 @@ def test_an_acquisition_function_of_botorch_is_optimized():
     random = best(tensor(np.random.default_rng(5).uniform(-2, 2, size=(8, 1, 3))))
     assert value.item() >= random.max().item()
     assert ((point >= -2) & (point <= 2)).all()
+
+
+def test_growing_data_and_batches_of_all_sizes_compile_few_programs():
+    kernel = made("nngp", activation="relu")
+    program: Any = of_gpytorch._value(kernel.network, "nngp", "pairs")
+    options: dict[str, Any] = {**OPTIONS, "activation": "relu"}
+    for rows, batch in ((5, 2), (9, 3), (12, 8), (16, 5)):
+        x, z = RNG.normal(size=(batch, 1, 3)), np.broadcast_to(RNG.normal(size=(rows, 3)), (batch, rows, 3))
+        found = array_of(kernel(tensor(x), tensor(z)))
+        k = nd.kernel("2", x[:, 0], z[0], **options).nngp
+        np.testing.assert_allclose(found[:, 0], k, rtol=1e-9)
+    assert program._cache_size() == 1
 
 
 def test_parameters_are_those_of_a_module():
