@@ -66,8 +66,10 @@ def promotion():
         yield
 
 
+# Some models neglect the tails of their first weights, or have numerical expectations, and say so; both are small.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:expectations of:nngp_dag.errors.NumericalWarning")
+@pytest.mark.filterwarnings("ignore:values at:nngp_dag.errors.NumericalWarning")
 @pytest.mark.parametrize("case", marked())
 def test_monte_carlo(case):
     assert_agrees(case, [exact(case, width) for width in (case.width, 2 * case.width)])

@@ -237,6 +237,7 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_bl
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:expectations of:nngp_dag.errors.NumericalWarning")
 @settings(max_examples=15, derandomize=True, database=None, **QUIET)
 @given(program=programs(5))
 def test_random_programs(program):
@@ -247,6 +248,7 @@ COUNTS: Counter[str] = Counter()
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:expectations of:nngp_dag.errors.NumericalWarning")
 @settings(max_examples=1000, derandomize=True, database=None, **QUIET)
 @given(program=programs())
 def test_a_thousand_random_programs(program):

@@ -177,7 +177,10 @@ def siamese_concatenation(p, x):
     return jnp.concatenate([tower(x[:, : D // 2]), tower(x[:, D // 2 :])], axis=1) @ p["v"]
 
 
-@plain(lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "alpha": ((), ("constant", 0.0)), "v": (n, 1)})
+# The NTK of a scalar that several depths share is refused.
+@plain(
+    lambda n: {"w": (D, n), "a": (n, n), "b": (n, n), "alpha": ((), ("constant", 0.5)), "v": (n, 1)}, kernels=("nngp",)
+)
 def rezero(p, x):
     h = x @ p["w"]
     for name in "ab":
