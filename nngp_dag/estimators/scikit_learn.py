@@ -175,7 +175,7 @@ class _Regressor(RegressorMixin, _KernelEstimator):
 
         Test inputs are taken in blocks of `block_size` rows, so that memory is of order N times `block_size`. A
         covariance takes the square of the number of test inputs. The method "iterative" keeps no factor: there standard
-        deviations and covariances take as long as `fit`, and test inputs are taken all at once.
+        deviations and covariances take a solution of their own, with all test inputs at once, within `memory_budget`.
 
         Args:
           X: Test inputs, (Nt, d).
@@ -188,7 +188,8 @@ class _Regressor(RegressorMixin, _KernelEstimator):
           noise.
 
         Raises:
-          InputError: Both `return_std` and `return_cov` are true; or either is, after a fit by landmarks.
+          InputError: Both `return_std` and `return_cov` are true; or either is, after a fit by landmarks or
+            where all test inputs do not fit into `memory_budget`.
           NotFittedError: `fit` has not been called.
         """
         if check_flag("return_std", return_std) and check_flag("return_cov", return_cov):
@@ -197,7 +198,7 @@ class _Regressor(RegressorMixin, _KernelEstimator):
         if (return_std or return_cov) and self.solution_ is not None and self.solution_.method == "landmarks":
             raise InputError(
                 f"Expected `{'return_std' if return_std else 'return_cov'}` after a fit by 'dense' or 'iterative', got "
-                "one by 'landmarks', which keeps no other rows; choose another `method`, or call `nngp_dag.solve`"
+                "one by 'landmarks'; fit with `method='iterative'`"
             )
         mean = self._shaped(self._outputs(X) * self._y_std + self._y_mean)
         if return_std:

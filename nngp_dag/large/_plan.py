@@ -45,6 +45,15 @@ _BLOCK = 4096
 _PIXELS = 1 << 34
 
 
+# Obstacles beside memory, and what to do about them.
+_IN_PASSES = "needs all rows in memory, and batches are read in passes"
+_NO_COVARIANCE = "has no covariance for the NTK"
+_REMEDIES = {
+    _IN_PASSES: "pass arrays, or `method='auto'`",
+    _NO_COVARIANCE: "take the NNGP, or pass arrays and `method='iterative'`",
+}
+
+
 @dataclass(frozen=True)
 class Cost:
     """The cost of one method.
@@ -298,7 +307,7 @@ def planned(
         landmarks = min(check_whole("landmarks", landmarks, 1), rows)
     kernel = BlockKernel(network, kind, shape, dtype, memory=max(2**20, (budget - RESERVE) // 4))
     features, pixels, devices = math.prod(shape), kernel.bytes_of_block, (team.size, team.factors)
-    size = _Sizes(rows, features, outputs, test_rows, dtype.itemsize, pixels, budget, *devices)
+    size = _Sizes(rows, features, outputs, test_rows, dtype.itemsize, pixels, budget, *devices, kind == "ntk")
     per_entry = numbers_per_column(network, shape[:-1])
     choices = {
         "dense": (0, 0, _dense(size)),
@@ -308,9 +317,9 @@ def planned(
     obstacles = {name: cost.obstacle for name, (_, _, cost) in choices.items()}
     for name, (_, _, cost) in choices.items():
         if not obstacles[name] and streamed and name != "landmarks":
-            obstacles[name] = "needs all rows in memory, and batches are read in passes"
+            obstacles[name] = _IN_PASSES
         if not obstacles[name] and name == "landmarks" and test_rows and kind == "ntk":
-            obstacles[name] = "has no covariance for the NTK"
+            obstacles[name] = _NO_COVARIANCE
         if not obstacles[name] and cost.memory > budget:
             obstacles[name] = f"takes {in_bytes(cost.memory)}, above the budget of {in_bytes(budget)}"
     chosen, reason = _chosen(method, rows, budget, obstacles)
@@ -324,24 +333,25 @@ def _chosen(method: str, rows: int, budget: int, obstacles: dict[str, str]) -> t
     """Returns the method, and the reason."""
     if method != "auto":
         if obstacles[method]:
-            remedy = "raise `memory_budget`, lower `landmarks`, take fewer test inputs, or pass `method='auto'`"
-            if "memory, and" in obstacles[method]:
-                remedy = "pass arrays, or `method='auto'`"
-            if "covariance" in obstacles[method]:
-                remedy = "pass `method='iterative'`, or take the NNGP"
+            usual = "raise `memory_budget`, lower `landmarks`, take fewer test inputs, or pass `method='auto'`"
+            remedy = _REMEDIES.get(obstacles[method], usual)
             raise InputError(f"Expected a method that is possible, got {method!r}, which {obstacles[method]}; {remedy}")
         return method, "asked for"
     free = [name for name, obstacle in obstacles.items() if not obstacle]
     if "dense" in free:
         return "dense", f"exact, and the kernel of {rows:,} rows and its factor fit into {in_bytes(budget)}"
     if "iterative" in free and (rows <= _ITERATIVE_ROWS or "landmarks" not in free):
-        return "iterative", f"exact, and the dense method {obstacles['dense']}"
+        why = f", and landmarks {_NO_COVARIANCE[4:]}" if obstacles["landmarks"] == _NO_COVARIANCE else ""
+        return "iterative", f"exact, and the dense method {obstacles['dense']}{why}"
     if "landmarks" in free:
         why = f"over {_ITERATIVE_ROWS:,} rows" if "iterative" in free else f"the exact method {obstacles['iterative']}"
         return "landmarks", why
+    last = "iterative" if obstacles["landmarks"] == _NO_COVARIANCE else "landmarks"
+    if obstacles[last] == _IN_PASSES:
+        raise InputError(f"Expected the NNGP for covariances from batches, got the NTK; {_REMEDIES[_NO_COVARIANCE]}")
     raise InputError(
-        f"Expected a `memory_budget` for one of the methods, got {in_bytes(budget)}: landmarks "
-        f"{obstacles['landmarks']}; raise it, lower `landmarks`, or take fewer test inputs"
+        f"Expected a `memory_budget` for one of the methods, got {in_bytes(budget)}: {last} {obstacles[last]}; "
+        "raise it, lower `landmarks`, or take fewer test inputs"
     )
 
 
@@ -358,6 +368,7 @@ class _Sizes:
     budget: int
     devices: int
     factors: bool
+    ntk: bool
 
     @property
     def share(self) -> float:
@@ -370,6 +381,10 @@ class _Sizes:
         # a dense factor has a copy of its own.
         copies = 6 + (max(1, round(self.devices * self.share)) if self.factors else 0)
         return 8 * self.tests * (copies * rows + 4 * self.tests) + 3 * self.itemsize * self.tests * self.features
+
+    def entries_of_test(self, rows: int, pairs: float) -> float:
+        """Returns the kernel entries for test inputs; those of `pairs` of rows are computed for the NTK alone."""
+        return self.tests * (rows + self.tests) + (self.tests * rows + pairs if self.tests and self.ntk else 0.0)
 
 
 def _dense(size: _Sizes) -> Cost:
@@ -384,7 +399,8 @@ def _dense(size: _Sizes) -> Cost:
         "test inputs": size.of_test(n),
         "pixels": size.pixels,
     }
-    return Cost("dense", sum(parts.values()), parts, n * n * (1.0 if several else 0.5), 0.0, n**3 / 3 * size.share)
+    entries = n * n * (1.0 if several else 0.5) + size.entries_of_test(n, n * n / 2)
+    return Cost("dense", sum(parts.values()), parts, entries, 0.0, n**3 / 3 * size.share)
 
 
 def _selection(size: _Sizes, m: int, candidates: int) -> int:
@@ -405,7 +421,7 @@ def _iterative(size: _Sizes, landmarks: int | None) -> tuple[int, int, Cost]:
         "test inputs": size.of_test(n),
         "pixels": size.pixels,
     }
-    entries = candidates * (m + 1) + n * m + n * n * (_ITERATIONS + 2)
+    entries = candidates * (m + 1) + n * m + n * n * (_ITERATIONS + 2) + size.entries_of_test(n, n * n / 2)
     products = 2 * n * n * (size.outputs + size.tests + _PROBES) * (_ITERATIONS + 2) + 2 * n * m**2
     return m, candidates, Cost("iterative", sum(parts.values()), parts, float(entries), float(products), float(m**3))
 
@@ -449,7 +465,7 @@ def _cost_of_landmarks(size: _Sizes, m: int, per_entry: int) -> tuple[int, int, 
         "test inputs": size.of_test(m),
         "pixels": size.pixels,
     }
-    entries = candidates * (m + 1) + n * m
+    entries = candidates * (m + 1) + n * m + size.entries_of_test(m, 0.0)
     # Panels on and above the diagonal take a little more than half of the product.
     products = n * m * m + candidates * m * m
     return m, candidates, Cost("landmarks", sum(parts.values()), parts, float(entries), float(products), 9.0 * m**3)

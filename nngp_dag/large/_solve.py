@@ -24,7 +24,7 @@ from nngp_dag.large.landmarks import solve_by_landmarks
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import HeldOut, Solution
 from nngp_dag.large.rows import ArrayRows, Rows, Sampled, rows_of
-from nngp_dag.large.uncertainty import check_variances, checked_test, digest_of
+from nngp_dag.large.uncertainty import Uncertain, check_variances, checked_test, digest_of
 from nngp_dag.sharing import check_equal
 from nngp_dag.theory import Posterior
 
@@ -84,8 +84,9 @@ def solve(
 
     With test inputs `x_test` the result has their `posterior`, too: mean and covariance, as in `nngp_dag.posterior`.
     Exact methods solve for one more right-hand side per test input, and compute the NNGP of all rows for the kind
-    "ntk". Landmarks have the covariance of the deterministic training conditional, for the kind "nngp" alone: it takes
-    the landmarks' kernel for the true one of the rows, and so is too small where they explain it badly.
+    "ntk". Landmarks have the covariance of the deterministic training conditional, for the kind "nngp" alone. It takes
+    the landmarks' kernel for the true one of the rows: where they explain it badly, variances are too small next to
+    landmarks, and too large far from them.
 
     With `out`, landmarks, sums and the state of iterations are kept on disk. A process may be killed at any time; the
     same call then continues, to the same bits on the same mesh. A call whose work is finished returns its result. All
@@ -110,7 +111,7 @@ def solve(
       out: Directory for checkpoints and the result; None keeps them in memory.
       overwrite: Whether the result of another call in `out` is replaced.
       seed: Seed of all random draws.
-      tolerance: Largest relative residual of the iterative method.
+      tolerance: Largest relative residual of the iterative method, for targets and test inputs.
       max_iterations: Largest number of iterations.
       dtype: Precision of kernel entries, as in `kernel`; by default that of the inputs. Sums and vectors are float64.
       on_progress: Function that is called with (task, done, total).
@@ -222,8 +223,7 @@ def _warned(result: Solution, tolerance: float) -> Solution:
             f"{result.iterations}; raise `ridge`, `landmarks` or `max_iterations`, or pass inputs of float64",
             NumericalWarning,
         )
-    if result.posterior is not None and result.variance_errors is not None:
-        check_variances(result.posterior, result.variance_errors, result.method)
+    check_variances(Uncertain(result.posterior, result.variance_errors), result.method, result.basis.dtype)
     return result
 
 

@@ -15,7 +15,7 @@ from nngp_dag.large.blocks import BlockKernel
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.result import Solution
 from nngp_dag.large.ring import Ring
-from nngp_dag.large.uncertainty import between, exact_posterior
+from nngp_dag.large.uncertainty import Uncertain, between, exact_posterior
 from nngp_dag.theory._algebra import Algebra
 from nngp_dag.theory._factor import Condition, checked_cholesky
 
@@ -82,17 +82,17 @@ def solve_dense(
       report: Function of (task, done, total).
     """
     outputs = y.shape[1]
-    right = y if test is None else np.concatenate([y, between(kernel, x, test, kernel.kind)], axis=1)
-    work = _Work(kernel, x, right, ridge, seed, _Seconds(), report)
-    with within_memory(f"the kernel of {len(x):,} inputs and its factor", "pass `method='iterative'` or 'landmarks'"):
+    uncertain, remedy = Uncertain(), "pass `method='iterative'` or 'landmarks', or take fewer test inputs"
+    with within_memory(f"the kernel of {len(x):,} inputs and its factor", remedy):
+        right = y if test is None else np.concatenate([y, between(kernel, x, test, kernel.kind)], axis=1)
+        work = _Work(kernel, x, right, ridge, seed, _Seconds(), report)
         found = _on_devices(work, team) if team.factors else _on_host(work)
+        if test is not None:
+            uncertain = exact_posterior(team, kernel, x, test, ridge, found.a, right, found.left)
+            work.seconds.end("covariance")
     sizes, wrong = np.linalg.norm(right, axis=0), np.linalg.norm(found.left, axis=0)
     residual = np.max(np.divide(wrong, sizes, out=np.zeros_like(wrong), where=sizes > 0))
     coefficients = found.a[:, :outputs]
-    posterior, errors = None, None
-    if test is not None:
-        posterior, errors = exact_posterior(team, kernel, x, test, ridge, found.a, right, found.left)
-        work.seconds.end("covariance")
     report("parts", 3, 3)
     return Solution(
         method="dense",
@@ -106,9 +106,9 @@ def solve_dense(
         effective_dimension=found.dimension,
         effective_dimension_std=found.std,
         training_rmse=float(np.sqrt(np.mean((ridge * coefficients + found.left[:, :outputs]) ** 2))),
-        posterior=posterior,
-        variance_errors=errors,
-        entries=found.entries,
+        posterior=uncertain.posterior,
+        variance_errors=uncertain.errors,
+        entries=found.entries + uncertain.entries,
         seconds=dict(work.seconds),
     )
 

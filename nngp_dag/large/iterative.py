@@ -27,7 +27,7 @@ from nngp_dag.large.result import Solution
 from nngp_dag.large.ring import Ring
 from nngp_dag.large.rows import Sampled
 from nngp_dag.large.selection import lower_factor
-from nngp_dag.large.uncertainty import between, exact_posterior
+from nngp_dag.large.uncertainty import Uncertain, between, exact_posterior
 from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
 
 # Random vectors that estimate the effective dimension. They are right-hand sides like the targets, and take little
@@ -168,10 +168,10 @@ def solve_by_iterations(
     entries = operator.entries + marks.entries
     seconds["iterations"], start = time.monotonic() - start, time.monotonic()
     residuals = np.linalg.norm(left, axis=0) / np.where(sizes > 0, sizes, 1)[:asked]
-    posterior, errors = None, None
+    uncertain = Uncertain()
     if test is not None:
         del operator, a, b  # their memory is needed
-        posterior, errors = exact_posterior(team, kernel, x, test, ridge, solution[:, :asked], wanted, left)
+        uncertain = exact_posterior(team, kernel, x, test, ridge, solution[:, :asked], wanted, left)
         seconds["covariance"] = time.monotonic() - start
     # y - K a = ridge a + r, and r is below the tolerance.
     wrong = ridge * solution[:, :outputs]
@@ -187,10 +187,10 @@ def solve_by_iterations(
         effective_dimension=float(estimates.mean()),
         effective_dimension_std=float(estimates.std(ddof=1) / math.sqrt(_PROBES)),
         training_rmse=float(np.sqrt(np.mean(wrong**2))),
-        posterior=posterior,
-        variance_errors=errors,
+        posterior=uncertain.posterior,
+        variance_errors=uncertain.errors,
         iterations=iterations,
-        entries=entries,
+        entries=entries + uncertain.entries,
         seconds=seconds,
     )
 

@@ -119,9 +119,9 @@ def solve_by_landmarks(
     of_test = right[:, :0] if test is None else whitened(between(kernel, marks.x, test, kernel.kind, "float64"))
     fitted, posterior, errors = _fitted(w, right, squares, ridge, of_test), None, None
     if test is not None:
-        # What the landmarks leave unexplained counts as known, so that variances are too small by this in the mean.
-        errors = np.full(len(test), marks.unexplained * own)
-        covariance = covariance_by_landmarks(kernel, test, of_test, ridge * fitted.more)
+        covariance, left = covariance_by_landmarks(kernel, test, of_test, ridge * fitted.more)
+        # What landmarks leave unexplained counts as known in training rows, and as unknown in test inputs.
+        errors = np.maximum(marks.unexplained * own, left)
         posterior = Posterior(of_test.T @ fitted.solution, covariance, kind=kernel.kind)
     coefficients = scipy.linalg.solve_triangular(lower.T, fitted.solution, lower=False, check_finite=False)
     seconds["solution"] = time.monotonic() - start

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from nngp_dag.distributed import check_mesh
 from nngp_dag.errors import InputError
-from nngp_dag.kernels.device import on_cpu
 
 ROWS = "rows"
 
@@ -55,7 +54,7 @@ class Team:
     @property
     def factors(self) -> bool:
         """Whether the devices compute factors of the whole kernel; LAPACK does it for a single CPU."""
-        return self.size > 1 or not on_cpu()
+        return self.size > 1 or self.mesh.devices.flat[0].platform != "cpu"
 
     def shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate: Sequence[int] = ()) -> Any:
         """Returns the compiled function of what every device holds."""

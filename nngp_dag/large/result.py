@@ -55,16 +55,17 @@ class Solution(Described):
       rows: Number of training rows N.
       basis: Inputs of the kernel functions that predictions combine: all training inputs, or the landmarks, (B, ...).
       coefficients: Their coefficients, (B, C).
-      residual: Largest relative residual of the linear system over outputs, recomputed after the solution. For
-        "landmarks", that of the system of the landmarks.
+      residual: Largest relative residual of the linear system over outputs and test inputs, recomputed after the
+        solution. For "landmarks", that of the system of the landmarks for the outputs.
       effective_dimension: tr(K (K + ridge I)^-1), of the kernel that was solved; see `effective_dimension_std`.
       effective_dimension_std: Standard error of an estimate by random vectors; 0 where it is exact.
       training_rmse: Root of the mean squared error on the training rows, over rows and outputs.
       approximated: A text that says what was approximated; empty for exact solutions.
       unexplained: Share of the trace of the kernel that the landmarks leave unexplained; 0 for exact solutions.
       posterior: Mean and covariance of the outputs on the test inputs `x_test` of `solve`; None without them.
-      variance_errors: How far each variance of `posterior` may be off, (Nt,): bounds from the residual and from the
-        rounding of kernel entries; for landmarks, the mean variance of a row that they leave unexplained.
+      variance_errors: How far each variance of `posterior` may be off, (Nt,): a bound from the residual, and an
+        estimate for the rounding of kernel entries. For landmarks an indication: the variance that they leave
+        unexplained, of the test input or of a row in the mean.
       held_out: Errors of a solution without some rows, on these; None for exact solutions. The result itself has
         seen them all.
       iterations: Number of iterations; 0 for other methods.

@@ -325,7 +325,8 @@ def rows_of(network: Network, x: Any, y: Any, dtype: str | None = None) -> Rows:
         return BatchRows(network, x, dtype)
     if isinstance(x, (list, tuple)) and network.dag.num_inputs > 1:
         raise InputError(
-            f"Expected `x` to be one array, which all {network.dag.num_inputs} input nodes read, got {shown(x)}"
+            f"Expected `x` to be one array, which all {network.dag.num_inputs} input nodes read, got {shown(x)}; "
+            "pass one NumPy array"
         )
     x, y = (_opened(name, v) for name, v in (("x", x), ("y", y)))
     return ArrayRows(network, x, y, dtype)

@@ -8,8 +8,12 @@ The last term is left out. It is of second order in the residual, and at most |R
 
 A standard deviation of trained networks is the norm of f_t - a^T f, for the prior f of covariance K and the weights a.
 It is off by the norm of D^T f at most, with the error D = M^-1 R of the weights, where M holds the NTK. Training the
-readout alone would give the NTK K. So the NTK is at least K, and D^T K D <= R^T M^-1 R <= |R|^2 / ridge. Without such a
-readout the bound is tr K |R|^2 / ridge^2.
+readout alone would give the NTK K. So the NTK T is at least K, and D^T K D <= R^T M^-1 T M^-1 R <= |R|^2 / (4 ridge),
+since s / (s + ridge)^2 <= 1 / (4 ridge) for eigenvalues s. In the standard parameterization, or without readout, the
+bound is tr K |R|^2 / ridge^2.
+
+Rounding of the entries adds to R, and to the terms of the variance itself. Its size is an estimate, for errors of
+entries that are independent.
 
 Landmarks have the covariance of the "deterministic training conditional": training inputs have the landmarks' kernel as
 their prior, and test inputs their own.
@@ -19,7 +23,7 @@ projected process approximation).
 """
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +81,14 @@ def between(kernel: BlockKernel, x: np.ndarray, test: np.ndarray, get: str, dtyp
     return np.concatenate(parts)
 
 
+class Uncertain(NamedTuple):
+    """A posterior, how far its variances may be off, (Nt,), and the number of kernel entries that it took."""
+
+    posterior: Posterior | None = None
+    errors: np.ndarray | None = None
+    entries: int = 0
+
+
 def exact_posterior(
     team: Team,
     kernel: BlockKernel,
@@ -86,8 +98,8 @@ def exact_posterior(
     solved: np.ndarray,
     right: np.ndarray,
     left: np.ndarray,
-) -> tuple[Posterior, np.ndarray]:
-    """Returns the posterior of an exact method, and a bound of the error of every variance, (Nt,).
+) -> Uncertain:
+    """Returns the posterior of an exact method.
 
     Args:
       team: The devices. They compute the NNGP of all rows for the kind "ntk".
@@ -103,8 +115,13 @@ def exact_posterior(
     a, b, r = (columns[:, count:] for columns in (solved, right, left))
     prior, eps = _prior(kernel, test), _ROUNDINGS * np.finfo(kernel.dtype).eps
     nngp = BlockKernel(kernel.network, "nngp", kernel.shape, kernel.dtype, kernel.memory)
-    sizes, wrong = np.sqrt(diagonal_of(nngp, x)), np.linalg.norm(r, axis=0)
+    sizes = np.sqrt(diagonal_of(nngp, x))
+    of_kind, of_test = (np.sqrt(diagonal_of(kernel, of)) for of in (x, test))
     errors = eps * (np.sqrt(np.diag(prior)) + np.linalg.norm(sizes[:, None] * a, axis=0)) ** 2
+    # Rounding of entries changes what is left like a residual.
+    rounding = of_test + np.linalg.norm(of_kind[:, None] * a, axis=0)
+    wrong = np.linalg.norm(r, axis=0) + eps * np.linalg.norm(of_kind) * rounding
+    entries = float(len(test) * (len(x) + len(test)))
     if kernel.kind == "nngp":
         half = -0.5 * (a.T @ b + r.T @ a)
         errors += wrong**2 / ridge
@@ -114,15 +131,13 @@ def exact_posterior(
             ring = Ring(team, nngp, x, 0.0)
             applied = ring.fetched(ring.product(ring.dealt(a)))
         half = a.T @ (0.5 * applied - shared)
-        # Rounding of the NTK's entries changes what is left like a residual.
-        of_ntk = np.sqrt(diagonal_of(kernel, x))
-        rounding = np.sqrt(diagonal_of(kernel, test)) + np.linalg.norm(of_ntk[:, None] * a, axis=0)
-        wrong += eps * np.linalg.norm(of_ntk) * rounding
+        entries += ring.entries + shared.size
         below = kernel.network.readout and kernel.network.parameterization == "ntk"
-        of_std = wrong / np.sqrt(ridge) if below else wrong * np.linalg.norm(sizes) / ridge
-        variances = np.diag(prior) + 2 * np.diag(half)
-        errors += 2 * np.sqrt(np.maximum(variances, 0)) * of_std + of_std**2
-    return Posterior(b.T @ solved[:, :count], prior + (half + half.T), kind=kernel.kind), errors
+        of_std = wrong / (2 * np.sqrt(ridge)) if below else wrong * np.linalg.norm(sizes) / ridge
+        variances = np.maximum(np.diag(prior) + 2 * np.diag(half), 0) + errors
+        errors += 2 * np.sqrt(variances) * of_std + of_std**2
+    posterior = Posterior(b.T @ solved[:, :count], prior + (half + half.T), kind=kernel.kind)
+    return Uncertain(posterior, errors, int(entries))
 
 
 def diagonal_of(kernel: BlockKernel, x: np.ndarray) -> np.ndarray:
@@ -139,24 +154,29 @@ def diagonal_of(kernel: BlockKernel, x: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def check_variances(posterior: Posterior, errors: np.ndarray, method: str) -> None:
+def check_variances(found: Uncertain, method: str, dtype: np.dtype) -> None:
     """Warns where the error of a variance may be more than a tenth of it."""
-    wrong = errors > _SHARE * np.diag(posterior.covariance)
+    if found.posterior is None or found.errors is None:
+        return
+    errors = found.errors
+    wrong = errors > _SHARE * np.diag(found.posterior.covariance)
     if not wrong.any():
         return
     size = f"{errors[wrong].max():.1e}"
-    why = f"the residual and rounding may change them by up to {size}; lower `tolerance`, raise `ridge`, or use float64"
     if method == "landmarks":
-        why = (
-            f"landmarks leave {size} of a row's variance unexplained; take more, raise `ridge`, or take another method"
-        )
-    warn(f"{wrong.sum():,} of {len(errors):,} variances may be off by more than {_SHARE:.0%}: {why}", NumericalWarning)
+        why, remedies = f"landmarks leave up to {size} of one unexplained", ["take more of them", "another method"]
+    else:
+        why, remedies = f"the residual and rounding may change them by up to {size}", ["raise `ridge`"]
+        remedies += ["lower `tolerance`"] if method == "iterative" else []
+        remedies += ["use inputs of float64"] if dtype == np.float32 else []
+    count = f"{wrong.sum():,} of {len(errors):,} variances may be off by more than {_SHARE:.0%}"
+    warn(f"{count}: {why}; {' or '.join(remedies)}", NumericalWarning)
 
 
 def covariance_by_landmarks(
     kernel: BlockKernel, test: np.ndarray, outside: np.ndarray, inner: np.ndarray
-) -> np.ndarray:
-    """Returns the covariance of regression on landmarks for the NNGP, (Nt, Nt).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the covariance of regression on landmarks, (Nt, Nt), and what they leave of each prior variance, (Nt,).
 
     Args:
       kernel: The kernel.
@@ -164,8 +184,8 @@ def covariance_by_landmarks(
       outside: O = L^-1 K_mt for the factor L of the landmarks' kernel, (m, Nt).
       inner: ridge (W + ridge I)^-1 O, (m, Nt), with the matrix W of the landmarks' system.
     """
-    half = 0.5 * outside.T @ (inner - outside)
-    return _prior(kernel, test) + (half + half.T)
+    half, prior = 0.5 * outside.T @ (inner - outside), _prior(kernel, test)
+    return prior + (half + half.T), np.maximum(np.diag(prior) - np.sum(outside**2, axis=0), 0)
 
 
 def _prior(kernel: BlockKernel, test: np.ndarray) -> np.ndarray:

@@ -108,7 +108,9 @@ def test_other_methods_solve_the_same_regression(kind, method):
     np.testing.assert_allclose(model.predict(Z), wanted.predict(Z) * std + mean, rtol=1e-6)
     assert model.solution_.method == method
     if method == "landmarks":
-        with pytest.raises(InputError, match="`return_std` after a fit by 'dense' or 'iterative', got one by 'landm"):
+        with pytest.raises(
+            InputError, match="`return_std` after a fit by 'dense' or 'iterative', got one by 'landmarks'; fit with"
+        ):
             model.predict(Z, return_std=True)
         return
     exact = REGRESSORS[kind](noise=0.5).fit(X, Y)

@@ -1,6 +1,7 @@
 """Three methods against posteriors and formulas of NumPy; resuming; what is refused."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ def test_exact_methods_have_the_covariance_of_the_posterior(method, kind, tmp_pa
 
 def test_a_single_gpu_factorizes_like_several_devices(monkeypatch):
     wanted = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", x_test=_T)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(Team, "factors", True)
     monkeypatch.setattr(dense, "_on_host", None)
     found = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", x_test=_T)
     np.testing.assert_allclose(found.coefficients, wanted.coefficients, rtol=1e-9, atol=1e-12)
@@ -134,7 +135,7 @@ def test_errors_of_variances_are_bounded_and_said(kind, tmp_path):
 
 
 def test_landmarks_have_the_covariance_of_their_conditional():
-    with pytest.warns(NumericalWarning, match=r"20 of 20 variances .*: landmarks leave .* unexplained; take more"):
+    with pytest.warns(NumericalWarning, match=r"20 of 20 variances .*: landmarks leave .* of one unexplained; take"):
         found = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", method="landmarks", landmarks=40, x_test=_T)
     k, cross = _kernels("nngp")
     at = np.array([np.argmin(np.abs(_X - mark).sum(axis=1)) for mark in found.basis])
@@ -157,21 +158,64 @@ def test_bounds_of_variances_are_close_where_the_residual_is_worst(kind):
     exact = np.linalg.solve(k + _RIDGE * np.eye(300), right)
     # Along the eigenvector of the smallest eigenvalue, weights change most. The NNGP is smaller there than the NTK.
     wrong = np.outer(vectors[:, 0], np.where(np.arange(20) % 2, 3.0, -3.0))
-    (wanted, _), (found, bounds) = (
+    wanted, found = (
         exact_posterior(Team(), kernel, _X, _T, _RIDGE, exact + by, right, -values[0] * by) for by in (0 * wrong, wrong)
     )
-    errors = np.abs(found.variance - wanted.variance)
+    assert wanted.posterior is not None
+    assert found.posterior is not None
+    assert found.errors is not None
+    errors, bounds = np.abs(found.posterior.variance - wanted.posterior.variance), found.errors
     assert (errors <= bounds).all()
     assert (bounds <= (1.5 if kind == "nngp" else 200) * errors.max()).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "ridge", "options"),
+    [
+        ("nngp", 1e-4, {}),
+        ("ntk", 1e-2, {}),
+        pytest.param("ntk", 0.1, {"parameterization": "standard", "width": 64}, marks=pytest.mark.slow),
+        pytest.param("ntk", 0.1, {"readout": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_errors_of_float32_are_within_their_estimate(kind, ridge, options):
+    x, t = _X[:60], np.concatenate([_X[:3], _T])
+    between = nd.kernel("2_21_112", t, x, **options)
+    own = [nd.kernel("2_21_112", of, **options) for of in (x, t)]
+    wanted = nd.posterior(own[0], between, own[1], _Y[:60], kind=kind, noise=ridge)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        found = nd.solve(
+            "2_21_112", x.astype(np.float32), _Y[:60], ridge, x_test=t, kind=kind, method="dense", **options
+        )
+    assert found.posterior is not None
+    assert found.variance_errors is not None
+    errors = np.abs(np.diag(found.posterior.covariance) - wanted.variance)
+    assert errors.max() > 1e-7  # float32 shows
+    assert (errors <= found.variance_errors).all()
+
+
 def test_variances_by_landmarks_approach_the_exact_ones():
     x, t = np.random.default_rng(1).normal(size=(300, 2)), np.random.default_rng(2).normal(size=(9, 2))
-    exact = nd.solve(_NET, x, x[:, 0], 1.0, kind="nngp", x_test=t)
-    found = nd.solve(_NET, x, x[:, 0], 1.0, kind="nngp", x_test=t, method="landmarks", landmarks=150)
+    options: dict[str, Any] = {"kind": "nngp", "x_test": t}
+    exact = nd.solve(_NET, x, x[:, 0], 1.0, **options)
+    found = nd.solve(_NET, x, x[:, 0], 1.0, method="landmarks", landmarks=150, **options)
     assert exact.posterior is not None
     assert found.posterior is not None
+    assert found.variance_errors is not None
     np.testing.assert_allclose(found.posterior.std, exact.posterior.std, rtol=0.03)
+    assert (np.abs(found.posterior.variance - exact.posterior.variance) <= found.variance_errors).all()
+    # One landmark knows nothing of a row in another direction.
+    x = np.array([[1.0, 0.0]] * 30 + [[-1.0, 0.01]])
+    x[:30] += 1e-3 * np.random.default_rng(3).normal(size=(30, 2))
+    with pytest.warns(NumericalWarning, match="1 of 1 variances may be off by more than 10%: landmarks leave"):
+        found = nd.solve(_NET, x, x[:, 0], 0.1, kind="nngp", x_test=x[-1:], method="landmarks", landmarks=1)
+    exact = nd.solve(_NET, x, x[:, 0], 0.1, kind="nngp", x_test=x[-1:])
+    assert exact.posterior is not None
+    assert found.posterior is not None
+    assert found.variance_errors is not None
+    off = found.posterior.variance - exact.posterior.variance
+    assert 0.5 * found.variance_errors < off <= found.variance_errors
 
 
 def test_test_inputs_that_are_refused_or_flagged():
@@ -180,9 +224,14 @@ def test_test_inputs_that_are_refused_or_flagged():
     with pytest.raises(InputError, match="`x_test` to have shape"):
         nd.solve(_NET, _X, _Y, _RIDGE, x_test=3.0)
     with pytest.raises(
-        InputError, match=r"'landmarks', which has no covariance for the NTK; pass `method='iterative'`"
+        InputError, match=r"'landmarks', which has no covariance for the NTK; take the NNGP, or pass arr"
     ):
         nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T, method="landmarks")
+    batches = [(_X[:150], _Y[:150]), (_X[150:], _Y[150:])]
+    with pytest.raises(
+        InputError, match="the NNGP for covariances from batches, got the NTK; take the NNGP, or pass arr"
+    ):
+        nd.solve(_NET, batches, None, _RIDGE, x_test=_T)
     with pytest.raises(InputError, match="take fewer test inputs"):
         nd.solve(_NET, _X, _Y, _RIDGE, x_test=np.ones((50_000, 6)), method="dense")
     with pytest.warns(
