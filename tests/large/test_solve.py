@@ -91,6 +91,7 @@ def test_exact_methods_have_the_covariance_of_the_posterior(method, kind, tmp_pa
         nd.solve(_NET, _X, _Y, _RIDGE, x_test=_T[:5], **options)
 
 
+@pytest.mark.slow
 def test_a_single_gpu_factorizes_like_several_devices(monkeypatch):
     wanted = nd.solve(_NET, _X, _Y, _RIDGE, kind="nngp", x_test=_T)
     monkeypatch.setattr(Team, "factors", True)
@@ -150,7 +151,7 @@ def test_landmarks_have_the_covariance_of_their_conditional():
     np.testing.assert_allclose(found.posterior.mean, found.predict(_T), atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["nngp", "ntk"])
+@pytest.mark.parametrize("kind", ["nngp", pytest.param("ntk", marks=pytest.mark.slow)])
 def test_bounds_of_variances_are_close_where_the_residual_is_worst(kind):
     k, _ = _kernels(kind)
     values, vectors = np.linalg.eigh(k + _RIDGE * np.eye(300))
@@ -173,7 +174,7 @@ def test_bounds_of_variances_are_close_where_the_residual_is_worst(kind):
     ("kind", "ridge", "options"),
     [
         ("nngp", 1e-4, {}),
-        ("ntk", 1e-2, {}),
+        pytest.param("ntk", 1e-2, {}, marks=pytest.mark.slow),
         pytest.param("ntk", 0.1, {"parameterization": "standard", "width": 64}, marks=pytest.mark.slow),
         pytest.param("ntk", 0.1, {"readout": False}, marks=pytest.mark.slow),
     ],
@@ -195,6 +196,7 @@ def test_errors_of_float32_are_within_their_estimate(kind, ridge, options):
     assert (errors <= found.variance_errors).all()
 
 
+@pytest.mark.slow
 def test_variances_by_landmarks_approach_the_exact_ones():
     x, t = np.random.default_rng(1).normal(size=(300, 2)), np.random.default_rng(2).normal(size=(9, 2))
     options: dict[str, Any] = {"kind": "nngp", "x_test": t}

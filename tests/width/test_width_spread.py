@@ -353,14 +353,14 @@ def test_more_networks_are_drawn_where_the_verdict_is_open(monkeypatch):
         return simulated(*arguments)
 
     monkeypatch.setattr(_spread, "simulated", counted)
-    options: dict[str, Any] = {"neurons": 200_000, "networks": 20}
+    options: dict[str, Any] = {"neurons": 50_000, "networks": 20}
     few = width_spread("2", X, "trace", width=256, **options)
     assert counts == [20, 60]
     assert 0.01 < few.departure_error < 0.03
     counts.clear()
     assert not width_spread("2_02_002", X, "lambda_min", width=16, **options).trusted
-    assert width_spread("2", X, "trace", width=1024, neurons=200_000, networks=2000).trusted
-    assert counts == [20, 2000]
+    assert width_spread("2", X, "trace", width=1024, neurons=50_000, networks=1000).trusted
+    assert counts == [20, 1000]
 
 
 @pytest.mark.usefixtures("unchecked")
