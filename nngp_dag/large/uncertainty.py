@@ -164,7 +164,10 @@ def check_variances(found: Uncertain, method: str, dtype: np.dtype) -> None:
         return
     size = f"{errors[wrong].max():.1e}"
     if method == "landmarks":
-        why, remedies = f"landmarks leave up to {size} of one unexplained", ["take more of them", "another method"]
+        why, remedies = (
+            f"landmarks leave a variance of up to {size} unexplained",
+            ["take more of them", "another method"],
+        )
     else:
         why, remedies = f"the residual and rounding may change them by up to {size}", ["raise `ridge`"]
         remedies += ["lower `tolerance`"] if method == "iterative" else []
