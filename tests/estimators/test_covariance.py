@@ -51,6 +51,7 @@ def test_gradients_are_central_differences(kind, options, free):
         np.testing.assert_allclose(gradient[..., i], numeric, rtol=1e-6, atol=1e-8 * np.abs(numeric).max())
 
 
+@pytest.mark.slow
 def test_hyperparameters_follow_the_conventions_of_scikit_learn():
     network = nd.Network("2", layer=nd.Dense(w_std=1.3, b_std=0.2))
     kernel = KERNELS["nngp"](network, w_std_bounds=(0.1, 10))

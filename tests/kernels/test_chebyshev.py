@@ -106,6 +106,7 @@ def test_they_equal_the_recursion(dag, options, series_are_used):
     assert_close(nd.kernel(dag, X.astype(np.float32), **options), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_between_two_sets_of_inputs(series_are_used):
     whole = nd.kernel(MIXED, X)
     part = nd.kernel(MIXED, X[:4], X[2:], get="ntk").ntk
@@ -217,6 +218,7 @@ def nearly_even(odd):
     return Dag(4, tuple(Edge(i, i + 1, layer) for i in range(3))), layer
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1, slow=0)
 @pytest.mark.parametrize(
     ("dag", "stem", "dtype"),

@@ -41,6 +41,7 @@ def test_solve_prints_errors_and_writes_the_solution(capsys, tmp_path):
     assert run(capsys, *again, "--overwrite")[0] == 0
 
 
+@pytest.mark.slow
 def test_solve_takes_targets_of_a_regression(capsys, tmp_path):
     data = _data(tmp_path, lambda x: x[:, 0] + 0.5)
     options = ("solve", *_NETWORK, "--data", data, "--ridge", "0.1", "--kind", "nngp", "--test-std", "20", "--json")

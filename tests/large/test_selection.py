@@ -31,6 +31,7 @@ def test_the_unexplained_share_is_that_of_the_projection(dtype, tolerance):
     assert values[:-40].sum() / values.sum() < found.unexplained < 3 * values[:-40].sum() / values.sum()
 
 
+@pytest.mark.slow
 def test_more_landmarks_than_a_block_are_chosen():
     x = np.random.default_rng(1).normal(size=(700, 5))
     found = choose_landmarks(Team(), _kernel(), x, 400, seed=1)

@@ -70,7 +70,7 @@ def test_the_posterior_has_the_same_mean():
     ("method", "kind"),
     [
         ("dense", "nngp"),
-        ("iterative", "ntk"),
+        pytest.param("iterative", "ntk", marks=pytest.mark.slow),
         pytest.param("dense", "ntk", marks=pytest.mark.slow),
         pytest.param("iterative", "nngp", marks=pytest.mark.slow),
     ],
@@ -105,7 +105,8 @@ def test_a_single_gpu_factorizes_like_several_devices(monkeypatch):
     assert (memory["kernel"], memory["factor in float64"]) == (0, 8 * 10_000**2)
 
 
-@pytest.mark.parametrize("kind", ["nngp", pytest.param("ntk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_errors_of_variances_are_bounded_and_said(kind, tmp_path):
     kernels = nd.kernel(_NET, _X), nd.kernel(_NET, _T, _X), nd.kernel(_NET, _T)
     wanted = nd.posterior(*kernels, _Y, kind=kind, noise=_RIDGE)
@@ -135,6 +136,7 @@ def test_errors_of_variances_are_bounded_and_said(kind, tmp_path):
     assert (close.variance_errors[:19] < 1e-4 * wanted.variance[:19]).all()
 
 
+@pytest.mark.slow
 def test_landmarks_have_the_covariance_of_their_conditional():
     with pytest.warns(
         NumericalWarning, match=r"20 of 20 variances .*: landmarks leave a variance of up to .* unexplained; take"
@@ -172,13 +174,14 @@ def test_bounds_of_variances_are_close_where_the_residual_is_worst(kind):
     assert (bounds <= (1.5 if kind == "nngp" else 200) * errors.max()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ridge", "options"),
     [
         ("nngp", 1e-4, {}),
-        pytest.param("ntk", 1e-2, {}, marks=pytest.mark.slow),
-        pytest.param("ntk", 0.1, {"parameterization": "standard", "width": 64}, marks=pytest.mark.slow),
-        pytest.param("ntk", 0.1, {"readout": False}, marks=pytest.mark.slow),
+        ("ntk", 1e-2, {}),
+        pytest.param("ntk", 0.1, {"parameterization": "standard", "width": 64}, marks=pytest.mark.nightly),
+        pytest.param("ntk", 0.1, {"readout": False}, marks=pytest.mark.nightly),
     ],
 )
 def test_errors_of_float32_are_within_their_estimate(kind, ridge, options):
@@ -371,6 +374,7 @@ def test_a_stopped_call_goes_on_to_the_same_bits(method, task, number, tmp_path,
             np.testing.assert_equal(getattr(again, one.name), getattr(found, one.name))
 
 
+@pytest.mark.slow
 def test_another_ridge_compiles_nothing():
     calls = [{"method": "landmarks", "landmarks": 40}, {"method": "iterative", "landmarks": 40}]
     for call in calls:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import scipy.linalg
 
 import nngp_dag as nd
@@ -42,6 +43,7 @@ def test_sums_are_the_products_of_the_whole_matrix():
     assert sums.rows == 130
 
 
+@pytest.mark.slow
 def test_small_directions_survive_a_large_mean():
     # Inputs with a common part, as images have: nearly all of C^T C is one direction.
     random = np.random.default_rng(0)

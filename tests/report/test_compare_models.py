@@ -283,6 +283,7 @@ def test_theory_takes_kernels_of_traced_models():
             nd.posterior(k, nd.kernel("2_12", test, X), own, Y, noise=0.1)
 
 
+@pytest.mark.slow
 def test_functions_of_networks_take_models_that_are_networks():
     twin, net = traced(dag_net), nd.Network("2_12", width=32)
     for one, two in zip(nd.lambda_min_bracket(twin, X), nd.lambda_min_bracket(net, X), strict=True):

@@ -285,6 +285,18 @@ def test_large_problems_run_in_parts(monkeypatch, problem):
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+def test_a_result_without_a_table_says_so(found):
+    plain = dataclasses.replace(found, table=None, ends=None)
+    assert list(plain.to_frame().columns)[-1] == "value"
+    for call in (plain.codes_frame, plain.share_within):
+        with pytest.raises(InputError, match="pass `exhaustive=True`"):
+            call()
+    with pytest.raises(InputError, match="Expected `fraction` above 0 and at most 1"):
+        found.share_within(0.0)
+    # A value that is not finite is the worst of all.
+    assert found._ranks(np.array([np.nan])).tolist() == [23]
+
+
 def test_files_hold_the_result(found, folder):
     files = {path.name for path in folder.iterdir()}
     assert files >= {"search.csv", "weights.csv", "codes.csv", "search.png", "search.json"}
@@ -357,18 +369,6 @@ def test_an_objective_that_is_nowhere_finite_is_refused(problem, monkeypatch):
         search_module._finished(
             problem, "marginal-likelihood", path, np.zeros((2, 1)), np.array([1.0, 0.1]), False, lambda *_: None
         )
-
-
-def test_a_result_without_a_table_says_so(found):
-    plain = dataclasses.replace(found, table=None, ends=None)
-    assert list(plain.to_frame().columns)[-1] == "value"
-    for call in (plain.codes_frame, plain.share_within):
-        with pytest.raises(InputError, match="pass `exhaustive=True`"):
-            call()
-    with pytest.raises(InputError, match="Expected `fraction` above 0 and at most 1"):
-        found.share_within(0.0)
-    # A value that is not finite is the worst of all.
-    assert found._ranks(np.array([np.nan])).tolist() == [23]
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def test_initializers_are_read_exactly(name):
     assert found.excess_kurtosis == pytest.approx(kurtosis, abs=1e-5)
 
 
+@pytest.mark.sample(9, slow=9)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2] not in ("constant", "fixed")])
 def test_initializers_agree_with_large_samples(name):
     # The second derivation: moments of many numbers, with their own standard errors.
@@ -445,7 +446,7 @@ def random_program(seed):
     return program
 
 
-@pytest.mark.sample(16, slow=24)
+@pytest.mark.sample(10, slow=24)
 @pytest.mark.parametrize("seed", range(80))
 def test_what_is_read_of_random_programs_holds(seed):
     program = random_program(seed)

@@ -84,6 +84,7 @@ def test_the_nngp_is_that_of_the_outputs():
     np.testing.assert_allclose(own(outputs="pairs"), np.einsum("ic,jd->ijcd", f1, f2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_whole_array_as_input_has_the_kernel_between_its_positions():
     mix = np.random.default_rng(2).normal(size=(5, 5))
 
@@ -246,6 +247,7 @@ def test_linearization_is_the_model_to_first_order():
         lin([1.0], X)
 
 
+@pytest.mark.slow
 def test_descent_of_the_linearization_follows_the_empirical_ntk():
     traced = nd.trace(model, X, init=init)
     lin, y = linearize(traced), np.random.default_rng(3).normal(size=(5, 2)).astype(np.float32)

@@ -82,7 +82,11 @@ def _compare(first, second, tolerance, points=POINTS):
 
 # One function of each kind is in the default tier: kinked, smooth with and without a closed form, with a jump, a sum.
 DEFAULT = ["relu", "relu6", "mish", "gelu", "tanh", "features", "step"]
-SOME = [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in FUNCTIONS]
+SLOW = ["elu", "hard_silu", "soft_sign", "gelu (tanh)"]
+SOME = [
+    pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow if name in SLOW else pytest.mark.nightly])
+    for name in FUNCTIONS
+]
 
 
 @pytest.mark.sample(1, slow=2)

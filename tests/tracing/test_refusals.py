@@ -368,6 +368,7 @@ def outer_product_of_channels(p, x):
     return jnp.einsum("bd,bde->be", h[:, -1], state) / N @ p["v"]
 
 
+@pytest.mark.sample(22, slow=len(REFUSED))
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     with jax.numpy_rank_promotion("allow"), pytest.raises((ModelError, InputError), match=case.match) as caught:

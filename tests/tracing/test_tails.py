@@ -42,6 +42,7 @@ def test_the_default_network_of_equinox_is_a_network_with_biases():
     np.testing.assert_allclose(found.nngp, covariance, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_of_one_kind():
     x = RNG.normal(size=(3, 200))
     traced = nd.trace(net(200), x)
@@ -78,6 +79,7 @@ def test_one_array_as_input_warns_too():
         nd.kernel(nd.trace(model, x, init=init, batch_axis=None), x)
 
 
+@pytest.mark.slow
 def test_values_that_enter_through_numbers_warn():
     """Attention scores are means of products of functions of few uniform numbers."""
 

@@ -170,6 +170,7 @@ def test_functions_with_another_derivative_have_an_nngp_only(function):
         nd.kernel(traced, FEATURES)
 
 
+@pytest.mark.slow
 def test_a_rule_with_the_derivative_of_the_values_changes_nothing():
     init = drawn(a=(4, N), v=(N, 1))
     found, expected = (
@@ -234,6 +235,7 @@ def test_depthwise_filters_add_up_pixels_at_equal_offsets():
     np.testing.assert_allclose(found.ntk, 3 * expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_slope_of_prelu_has_its_share_in_the_ntk():
     """Closed form: the slope moves the outputs by sum_j v_j min(h_j, 0), of second moment |x|^2 / 2 for one input."""
 

@@ -143,7 +143,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.sample(1, slow=2)
+@pytest.mark.sample(0, slow=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_limit_is_the_ntk(name):
     recursion = TangentRecursion(NETWORKS[name], (20,))
@@ -194,6 +194,7 @@ def test_the_standard_parameterization_and_several_inputs():
     assert set(spread.shares) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_result_as_text_and_refusals():
     spread = width_spread("2", X, "trace", kind="ntk", width=512, neurons=8192)
     assert spread.trusted

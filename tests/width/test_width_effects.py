@@ -151,6 +151,7 @@ def test_mean_over_readouts():
     assert (np.corrcoef(found.control[:, 4], found.readouts[:, 4]) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_linear_network_in_closed_form():
     # f = a.b / sqrt(n) and K = (|a|^2 + |b|^2) / n with normal a, b in R^n, for one input with x^2 = d = 1.
     n, eta, y, count = 16, 0.15, 1.5, 1500

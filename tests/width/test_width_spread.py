@@ -317,7 +317,9 @@ class Normalized(nnx.Module):
         return readout(jax.nn.relu(second(self.norm(jax.nn.relu(first(x))))))
 
 
-@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    "trained", [pytest.param(False, marks=pytest.mark.nightly), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_traced_layer_norm_is_named(trained):
     model = nd.trace(lambda rngs: Normalized(rngs, trained=trained), X[:1])
     for call in (lambda: width_spread(model, X, "trace"), lambda: nd.width_effects(model, X, np.ones((3, 1)))):
@@ -344,6 +346,7 @@ def test_few_networks_are_not_trusted(networks):
     assert not spread.trusted or networks == 8
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
 def test_more_networks_are_drawn_where_the_verdict_is_open(monkeypatch):
     counts = []
@@ -371,6 +374,7 @@ def test_whole_numbers_of_other_types():
     assert width_spread("2", X, "entry", width=64, **other) == plain  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nngp_dag.errors.NumericalWarning")
 def test_no_two_seeds_share_a_stream(monkeypatch):
     default_rng, states = np.random.default_rng, []
