@@ -225,6 +225,7 @@ def test_a_search_returns_codes_of_its_own_table(found):
     assert found.share_within(0.1, polished=False) == np.mean(frame.gradient_rank <= 2)
 
 
+@pytest.mark.slow
 def test_a_search_keeps_the_weights_of_its_best_start(found):
     assert found.weights.shape == (11, 3, 3)
     np.testing.assert_allclose(found.weights.sum(axis=2), 1, rtol=1e-12)
@@ -239,6 +240,7 @@ def test_a_search_keeps_the_weights_of_its_best_start(found):
     assert "of 22 codes" in repr(found)
 
 
+@pytest.mark.slow
 def test_the_objective_of_relaxed_networks_rises(found):
     assert (found.relaxed[-1] > found.relaxed[0]).all()
     assert found.relaxed.shape == (11, 3)
@@ -285,6 +287,7 @@ def test_large_problems_run_in_parts(monkeypatch, problem):
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_result_without_a_table_says_so(found):
     plain = dataclasses.replace(found, table=None, ends=None)
     assert list(plain.to_frame().columns)[-1] == "value"
@@ -297,6 +300,7 @@ def test_a_result_without_a_table_says_so(found):
     assert found._ranks(np.array([np.nan])).tolist() == [23]
 
 
+@pytest.mark.slow
 def test_files_hold_the_result(found, folder):
     files = {path.name for path in folder.iterdir()}
     assert files >= {"search.csv", "weights.csv", "codes.csv", "search.png", "search.json"}
