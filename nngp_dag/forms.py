@@ -209,6 +209,31 @@ def count(value: int) -> str:
     return f"{value // 10 ** (exponent - 3) / 1000:.3f}e{exponent}"
 
 
+def in_bytes(count: int) -> str:
+    """Writes a number of bytes.
+
+    Examples:
+      >>> in_bytes(3 * 2**30), in_bytes(700 * 2**20)
+      ('3 GiB', '700 MiB')
+    """
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
+def in_time(seconds: float) -> str:
+    """Writes a time.
+
+    Examples:
+      >>> in_time(0.5), in_time(90.0), in_time(7200.0), in_time(1e6)
+      ('0.5 s', '90 s', '2 h', '11.6 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    for size, name in ((60, "min"), (3600, "h")):
+        if seconds < 100 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds / 86400:.3g} days"
+
+
 def constructor(value: Any) -> str:
     """Writes a frozen dataclass as the call that makes it, with the fields that differ from their defaults.
 

@@ -210,7 +210,7 @@ def plan_command(
 def _plan_tables(found: "Plan") -> list[Any]:
     from rich.table import Table
 
-    from nngp_dag.large._plan import in_bytes, in_time
+    from nngp_dag.forms import in_bytes, in_time
 
     table = Table(title=f"{found.rows:,} rows, {found.way}")
     for name in ("method", "memory", "kernel entries", "time", ""):

@@ -7,7 +7,8 @@ import pytest
 
 import nngp_dag as nd
 from nngp_dag.errors import InputError
-from nngp_dag.large._plan import in_time, planned
+from nngp_dag.forms import in_time
+from nngp_dag.large._plan import planned
 from nngp_dag.large.mesh import Team
 
 _NET = nd.Network("2_21_112")

@@ -353,7 +353,7 @@ def _stopping_at(task, number):
 def test_a_stopped_call_goes_on_to_the_same_bits(method, task, number, tmp_path, monkeypatch):
     monkeypatch.setattr("nngp_dag.large.checkpoint.EVERY", 0.0)
     monkeypatch.setattr("nngp_dag.large.landmarks.FLUSH", 1)
-    monkeypatch.setattr("nngp_dag.large._plan._BLOCK", 64)
+    monkeypatch.setattr("nngp_dag.large.costs._BLOCK", 64)
     call: dict[str, Any] = {"method": method, "landmarks": 40, "tolerance": 1e-10}
     expected = nd.solve(_NET, _X, _Y, _RIDGE, **call)
     with pytest.raises(Stop):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import nngp_dag as nd
-from nngp_dag.large import _plan, blocked, checkpoint, landmarks
+from nngp_dag.large import blocked, checkpoint, costs, landmarks
 
 
 def data():
@@ -33,7 +33,7 @@ def run(method, out, result, several=False):
     # Checkpoints come as often as they can, so that a killed process leaves one.
     checkpoint.EVERY, landmarks.FLUSH, blocked._BLOCK = 0.0, 2, 64
     mesh = jax.make_mesh((len(jax.devices()),), ("rows",))
-    _plan._BLOCK = 64 // len(jax.devices())
+    costs._BLOCK = 64 // len(jax.devices())
     x, y, t = data()
     if method == "kernels":
         x = x.astype(np.float32)
