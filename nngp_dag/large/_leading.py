@@ -1,8 +1,9 @@
 """`leading_eigenvalues`: the largest eigenvalues of a kernel that does not fit into memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Unpack
+from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,16 +11,21 @@ from jaxtyping import ArrayLike, Float
 
 from nngp_dag import forms
 from nngp_dag.architecture import Architecture, Network, NetworkSource, as_network
-from nngp_dag.errors import InputError, NumericalWarning, check_callable, warn
+from nngp_dag.distributed import together
+from nngp_dag.errors import InputError, NumericalWarning, as_path, check_callable, warn
 from nngp_dag.forms import Described
 from nngp_dag.graph import Dag
-from nngp_dag.graph.operations import check_number, check_option, check_whole
+from nngp_dag.graph.operations import check_flag, check_number, check_option, check_whole
+from nngp_dag.kernels.gram_files import describe_network
 from nngp_dag.kernels.inputs import check_inputs, compute_dtype, precision_of
 from nngp_dag.large._plan import KINDS, single_output
 from nngp_dag.large.blocks import BlockKernel
+from nngp_dag.large.checkpoint import EIGENVALUES, Store, opened
+from nngp_dag.large.iterative import check_fits
 from nngp_dag.large.mesh import Team
 from nngp_dag.large.ring import Ring
-from nngp_dag.large.uncertainty import diagonal_of
+from nngp_dag.large.uncertainty import diagonal_of, digest_of
+from nngp_dag.sharing import check_equal
 
 # Vectors beside the wanted ones: the last of a block converge slowly.
 _MORE = 8
@@ -78,6 +84,8 @@ def leading_eigenvalues(
     tolerance: float = 1e-6,
     max_products: int = 50,
     mesh: Mesh | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     dtype: str | None = None,
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -94,6 +102,10 @@ def leading_eigenvalues(
     The first vectors are random. An eigenvector that is orthogonal to all of them would be missed; that has
     probability 0.
 
+    With `out`, the vectors are kept on disk after a product, about every 20 seconds. A process may be killed at any
+    time; the same call then continues, to the same bits on the same mesh. A call whose work is finished returns its
+    result. One that ended above `tolerance` goes on if `max_products` or `tolerance` is raised.
+
     Args:
       network: The network, as in `kernel`, with one output.
       x: Inputs, (N, features...).
@@ -102,6 +114,8 @@ def leading_eigenvalues(
       tolerance: Largest error of each eigenvalue, relative to the largest one.
       max_products: Largest number of products.
       mesh: Mesh of devices with one axis; None for one device, or for all of several processes.
+      out: Directory for checkpoints and the result; None keeps them in memory.
+      overwrite: Whether the result of another call in `out` is replaced.
       dtype: Precision of kernel entries, as in `kernel`. Vectors are float64.
       seed: Seed of the first vectors.
       on_progress: Function that is called with ("products", done, at most).
@@ -111,8 +125,11 @@ def leading_eigenvalues(
       A `LeadingEigenvalues`. A `NumericalWarning` is issued where the iteration ends above the tolerance.
 
     Raises:
+      CheckpointError: `out` holds the work of another call, of other versions, or damaged files.
+      DistributedError: Another process ended.
       GraphError: `kernel` would refuse the network.
       InputError: An argument is out of range, or there are fewer inputs than eigenvalues.
+      OutputError: `out` cannot be written, or another process writes to it.
 
     Examples:
       >>> import numpy as np, nngp_dag as nd
@@ -126,10 +143,9 @@ def leading_eigenvalues(
     network = single_output(as_network(network, "network", leading_eigenvalues, **architecture), leading_eigenvalues)
     check_option("kind", kind, KINDS)
     count, seed = check_whole("count", count, 1), check_whole("seed", seed, 0)
-    most, tolerance = check_whole("max_products", max_products, 1), check_number("tolerance", tolerance)
-    if not 0 < tolerance < 1:
-        raise InputError(f"Expected `tolerance` to be between 0 and 1, got {tolerance:g}; 1e-6 is usual")
+    most, tolerance = check_whole("max_products", max_products, 1), check_fits(check_number("tolerance", tolerance))
     check_callable("on_progress", on_progress)
+    overwrite = check_flag("overwrite", overwrite)
     inputs = check_inputs("x", x, network, dtype)[0]
     precision, n = compute_dtype(inputs, dtype=dtype), len(inputs)
     if count > n:
@@ -137,24 +153,77 @@ def leading_eigenvalues(
     given, report = np.asarray(inputs, precision), on_progress or (lambda task, done, total: None)
     kernel, team = BlockKernel(network, kind, given.shape[1:], precision), Team(mesh)
     kernel.check(given)
-    with precision_of(np.dtype(np.float64)):
-        ring = Ring(team, kernel, given, 0.0)
-        # More vectors than rows would not be independent.
-        steps, done = _Steps(ring, min(count + _MORE, n), seed), 0
-        while True:
-            values, errors, rotation = steps.next(count)
-            done += 1
-            report("products", done, most)
-            if (errors <= tolerance * values[0]).all() or steps.complete or done == most:
-                break
-        vectors, trace = steps.basis @ rotation, float(diagonal_of(kernel, given).sum())
-    if (errors > tolerance * values[0]).any():
+    path = None if out is None else as_path("out", out).resolve()
+    settings = {
+        **describe_network(network),
+        "kind": kind,
+        "count": count,
+        "seed": seed,
+        "dtype": str(precision),
+        "data": digest_of(given),
+    }
+    with together():
+        if team.several:
+            limits = {"tolerance": tolerance, "max_products": most}
+            check_equal("leading eigenvalues", {**settings, **limits, "out": str(path)})
+        with opened(path, EIGENVALUES, settings, overwrite, team) as store:
+            found = store.load("eigenvalues")
+            if found is None or _goes_on(found, tolerance, most):
+                found = _iterated(team, kernel, given, count, seed, tolerance, most, store, report)
+                store.save("eigenvalues", found)
+                if not _above(found, tolerance):
+                    store.remove("basis")
+    numbers = float(found["trace"]), int(found["products"]), int(found["entries"])
+    result = LeadingEigenvalues(found["eigenvalues"], found["errors"], found["vectors"], *numbers)
+    if _above(found, tolerance):
         warn(
-            f"the iteration ends with an error of {errors.max() / values[0]:.1e} of the largest eigenvalue, above "
-            f"{tolerance:.1e}, after {done} products; raise `max_products` or `tolerance`",
+            f"the iteration ends with an error of {result.errors.max() / result.lambda_max:.1e} of the largest "
+            f"eigenvalue, above {tolerance:.1e}, after {result.products} products; raise `max_products` or `tolerance`",
             NumericalWarning,
         )
-    return LeadingEigenvalues(values, errors, vectors, trace, done, ring.entries + n)
+    return result
+
+
+def _above(found: Mapping[str, np.ndarray], tolerance: float) -> bool:
+    return bool((found["errors"] > tolerance * found["eigenvalues"][0]).any())
+
+
+def _goes_on(found: Mapping[str, np.ndarray], tolerance: float, most: int) -> bool:
+    """Whether a result on disk has errors above the tolerance, and another product is possible and allowed."""
+    return _above(found, tolerance) and int(found["products"]) < most and not found["complete"]
+
+
+def _iterated(
+    team: Team,
+    kernel: BlockKernel,
+    x: np.ndarray,
+    count: int,
+    seed: int,
+    tolerance: float,
+    most: int,
+    store: Store,
+    report: Callable[[str, int, int], None],
+) -> dict[str, np.ndarray]:
+    """Multiplies until the errors are small enough, and returns the arrays of the result."""
+    n = len(x)
+    with precision_of(np.dtype(np.float64)):
+        ring = Ring(team, kernel, x, 0.0)
+        # More vectors than rows would not be independent.
+        steps = _Steps(ring, min(count + _MORE, n), seed, store.load("basis"))
+        while True:
+            values, errors, rotation = steps.next(count)
+            report("products", steps.done, most)
+            above = bool((errors > tolerance * values[0]).any())
+            if not above or steps.complete or steps.done >= most:
+                break
+            if store.due():
+                store.save("basis", steps.state())
+        if above:
+            store.save("basis", steps.state())  # from where a call with more products goes on
+        vectors, trace = steps.basis @ rotation, float(diagonal_of(kernel, x).sum())
+    numbers = {"trace": trace, "products": steps.done, "entries": steps.entries + n, "complete": steps.complete}
+    arrays = {"eigenvalues": values, "errors": errors, "vectors": vectors, **numbers}
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 class _Steps:
@@ -162,15 +231,34 @@ class _Steps:
 
     Attributes:
       basis: Orthonormal vectors, (N, columns so far).
-      complete: Whether they span a space that the matrix maps into itself, up to rounding.
+      done: Number of products.
     """
 
-    def __init__(self, ring: Ring, width: int, seed: int) -> None:
+    def __init__(self, ring: Ring, width: int, seed: int, saved: Mapping[str, np.ndarray] | None) -> None:
+        """Starts from random vectors, or from the state of an earlier iteration."""
         self._ring, self._n = ring, ring.count
-        first = np.random.default_rng([seed, 4]).normal(size=(self._n, width))
-        self._next = np.linalg.qr(first)[0]
-        self.basis, self._images = np.zeros((self._n, 0)), np.zeros((self._n, 0))
-        self.complete = False
+        if saved is None:
+            self._next = np.linalg.qr(np.random.default_rng([seed, 4]).normal(size=(self._n, width)))[0]
+            self.basis, self._images = np.zeros((self._n, 0)), np.zeros((self._n, 0))
+            self.done, self._entries = 0, 0
+        else:
+            self._next, self.basis, self._images = (saved[name] for name in ("next", "basis", "images"))
+            self.done, self._entries = int(saved["done"]), int(saved["entries"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the basis spans a space that the matrix maps into itself, up to rounding."""
+        return not self._next.shape[1]
+
+    @property
+    def entries(self) -> int:
+        """Number of kernel entries that were computed."""
+        return self._entries + self._ring.entries
+
+    def state(self) -> dict[str, Any]:
+        """Returns the arrays from which an iteration goes on."""
+        state = {"next": self._next, "basis": self.basis, "images": self._images}
+        return {**state, "done": self.done, "entries": self.entries}
 
     def next(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Multiplies once, and returns eigenvalues, the norms of their residuals, and eigenvectors in the basis."""
@@ -182,8 +270,7 @@ class _Steps:
         values, rotation = np.linalg.eigh((inner + inner.T) / 2)
         values, rotation = values[::-1][:count], rotation[:, ::-1][:, :count]
         errors = np.linalg.norm(self._images @ rotation - self.basis @ rotation * values, axis=0)
-        self._next = self._orthogonal(image)
-        self.complete = not self._next.shape[1]
+        self._next, self.done = self._orthogonal(image), self.done + 1
         return values, errors, rotation
 
     def _orthogonal(self, image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from nngp_dag.kernels.gram_files import describe_network
 from nngp_dag.kernels.inputs import DTYPES
 from nngp_dag.large._plan import Plan, planned, single_output
 from nngp_dag.large.blocks import BlockKernel
-from nngp_dag.large.checkpoint import opened
+from nngp_dag.large.checkpoint import SOLUTION, opened
 from nngp_dag.large.dense import solve_dense
 from nngp_dag.large.iterative import check_fits, solve_by_iterations
 from nngp_dag.large.landmarks import solve_by_landmarks
@@ -186,7 +186,7 @@ def solve(
             settings["x_test"] = digest_of(test)
         if team.several:
             check_equal("a solution", {"test": settings.get("x_test"), "data": [sampled.digest, sampled.drawn()]})
-        with opened(path, settings, overwrite, team) as store:
+        with opened(path, SOLUTION, settings, overwrite, team) as store:
             # Iterations that ended too early go on where more of them, or a larger residual, are allowed now.
             limits = tolerance, most
             if (found := store.load("solution")) is not None and not _goes_on(found, *limits):

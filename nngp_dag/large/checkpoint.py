@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,17 @@ from nngp_dag.storage import ResultDirectory, output_file, reason_of, sync
 # Seconds between two checkpoints: they cost a second or two where there are thousands of landmarks.
 EVERY = 20.0
 
-_FILES = ("landmarks.npz", "sums.npz", "iteration.npz", "solution.npz")
+
+class Contents(NamedTuple):
+    """What a directory holds: the name of its settings, that of the result in messages, and its files."""
+
+    settings: str
+    name: str
+    files: tuple[str, ...]
+
+
+SOLUTION = Contents("solve", "a solution", ("landmarks.npz", "sums.npz", "iteration.npz", "solution.npz"))
+EIGENVALUES = Contents("leading_eigenvalues", "leading eigenvalues", ("basis.npz", "eigenvalues.npz"))
 
 
 class Store:
@@ -80,11 +90,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(out: Path | None, settings: Mapping[str, Any], overwrite: bool, team: Team) -> Iterator[Store]:
+def opened(
+    out: Path | None, contents: Contents, settings: Mapping[str, Any], overwrite: bool, team: Team
+) -> Iterator[Store]:
     """Yields the files of a call; unfinished work of a call with the same settings is there to go on with.
 
     Args:
       out: The directory, or None.
+      contents: What it holds.
       settings: Everything that the result depends on.
       overwrite: Whether the result of another call is replaced.
       team: The devices, whose first process writes.
@@ -96,8 +109,8 @@ def opened(out: Path | None, settings: Mapping[str, Any], overwrite: bool, team:
     if out is None:
         yield Store(None, team)
         return
-    document = {"solve": json.loads(json.dumps(settings))}
-    directory = ResultDirectory(out, "a solution", {"solve": dict}, _FILES)
+    document = {contents.settings: json.loads(json.dumps(settings))}
+    directory = ResultDirectory(out, contents.name, {contents.settings: dict}, contents.files)
     if not team.is_first:
         team.wait("opened")
         yield Store(out, team)
@@ -113,5 +126,6 @@ def opened(out: Path | None, settings: Mapping[str, Any], overwrite: bool, team:
 def _differs(directory: ResultDirectory, document: Mapping[str, Any]) -> bool:
     """Whether there is a readable result of another call; that of the same call is continued."""
     with contextlib.suppress(CheckpointError):
-        return directory.read()["solve"] != document["solve"]
+        found = directory.read()
+        return any(found[name] != value for name, value in document.items())
     return True

@@ -1,10 +1,13 @@
 """The largest eigenvalues against NumPy, and kernels on several devices against `kernel`."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 import nngp_dag as nd
-from nngp_dag.errors import InputError, NumericalWarning
+from nngp_dag.errors import CheckpointError, InputError, NumericalWarning
 
 _X = np.random.default_rng(0).normal(size=(300, 6))
 _ERF = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.1))
@@ -41,6 +44,48 @@ def test_all_eigenvalues_and_equal_inputs():
     np.testing.assert_allclose(found.eigenvalues, values, atol=1e-12 * values[0])
     assert found.share == pytest.approx(1)
     assert "eigenvalues=[" in repr(found)
+
+
+def test_a_stopped_iteration_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("nngp_dag.large.checkpoint.EVERY", 0.0)
+    call: dict[str, Any] = {"count": 5, "tolerance": 1e-9}
+    seen: list[int] = []
+
+    def stopping(task, done, total):
+        seen.append(done)
+        if done == 3 and len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nd.leading_eigenvalues("2_21_112", _X, **call, out=tmp_path / "out", on_progress=stopping)
+    found = nd.leading_eigenvalues("2_21_112", _X, **call, out=tmp_path / "out", on_progress=stopping)
+    # The product that was not saved is computed again.
+    assert seen == [1, 2, 3, *range(3, found.products + 1)]
+    again = nd.leading_eigenvalues("2_21_112", _X, **call, out=tmp_path / "out", on_progress=stopping)
+    whole = nd.leading_eigenvalues("2_21_112", _X, **call)
+    assert len(seen) == 1 + found.products
+    for one in (found, again):
+        for field in dataclasses.fields(one):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(whole, field.name))
+    assert not (tmp_path / "out" / "basis.npz").exists()
+    with pytest.raises(CheckpointError, match=r"leading_eigenvalues.count 5 before, 4 now"):
+        nd.leading_eigenvalues("2_21_112", _X, 4, out=tmp_path / "out")
+    assert len(nd.leading_eigenvalues("2_21_112", _X, 4, out=tmp_path / "out", overwrite=True).eigenvalues) == 4
+
+
+@pytest.mark.slow
+def test_an_iteration_that_ended_too_early_warns_again_and_goes_on(tmp_path):
+    for _ in range(2):
+        with pytest.warns(NumericalWarning, match="after 2 products"):
+            nd.leading_eigenvalues("2_21_112", _X, 5, max_products=2, out=tmp_path)
+    seen: list[int] = []
+    found = nd.leading_eigenvalues(
+        "2_21_112", _X, 5, out=tmp_path, on_progress=lambda task, done, most: seen.append(done)
+    )
+    assert seen[0] == 3
+    whole = nd.leading_eigenvalues("2_21_112", _X, 5)
+    np.testing.assert_array_equal(found.eigenvalues, whole.eigenvalues)
+    assert found.entries == whole.entries
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def _address():
 @pytest.fixture
 def restored(monkeypatch):
     """Undoes what the worker sets, where it runs in this process."""
-    for name in ("checkpoint.EVERY", "landmarks.FLUSH", "blocked._BLOCK", "_plan._BLOCK"):
+    for name in ("checkpoint.EVERY", "landmarks.FLUSH", "blocked._BLOCK", "costs._BLOCK"):
         of, _, constant = name.partition(".")
         module = sys.modules[f"nngp_dag.large.{of}"]
         monkeypatch.setattr(module, constant, getattr(module, constant))
