@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nngp_dag.errors import DistributedError, InputError, shown
+from nngp_dag.errors import DistributedError, InputError, NngpDagError, shown
 
 __all__ = [
     "AXIS",
@@ -266,9 +266,12 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    # JAX turns some failures of the runtime into a ValueError.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
-        if not jax.distributed.is_initialized() or not any(word in text.lower() for word in _LOST):
+        if isinstance(error, NngpDagError) or not jax.distributed.is_initialized():
+            raise
+        if not any(word in text.lower() for word in _LOST):
             raise
         raise DistributedError(
             f"Expected all {jax.process_count()} processes to go on, got one that ended ({text[:100]}); see its "

@@ -102,9 +102,10 @@ def leading_eigenvalues(
     The first vectors are random. An eigenvector that is orthogonal to all of them would be missed; that has
     probability 0.
 
-    With `out`, the vectors are kept on disk after a product, about every 20 seconds. A process may be killed at any
-    time; the same call then continues, to the same bits on the same mesh. A call whose work is finished returns its
-    result. One that ended above `tolerance` goes on if `max_products` or `tolerance` is raised.
+    With `out`, the vectors and their products are kept on disk, 16 N bytes for each vector, about every 20 seconds. A
+    process may be killed at any time; the same call then continues, to the same bits on the same mesh. A call whose
+    work is finished returns its result. One that ended above `tolerance` goes on where `max_products` is raised. After
+    one that ended below it, a lower `tolerance` starts anew.
 
     Args:
       network: The network, as in `kernel`, with one output.
@@ -115,7 +116,7 @@ def leading_eigenvalues(
       max_products: Largest number of products.
       mesh: Mesh of devices with one axis; None for one device, or for all of several processes.
       out: Directory for checkpoints and the result; None keeps them in memory.
-      overwrite: Whether the result of another call in `out` is replaced.
+      overwrite: Whether the result of another call in `out`, or a damaged file, is replaced.
       dtype: Precision of kernel entries, as in `kernel`. Vectors are float64.
       seed: Seed of the first vectors.
       on_progress: Function that is called with ("products", done, at most).
@@ -154,25 +155,24 @@ def leading_eigenvalues(
     kernel, team = BlockKernel(network, kind, given.shape[1:], precision), Team(mesh)
     kernel.check(given)
     path = None if out is None else as_path("out", out).resolve()
-    settings = {
-        **describe_network(network),
-        "kind": kind,
-        "count": count,
-        "seed": seed,
-        "dtype": str(precision),
-        "data": digest_of(given),
-    }
+    settings = {**describe_network(network), "kind": kind, "count": count, "seed": seed, "dtype": str(precision)}
+    if team.several or path is not None:
+        settings["data"] = digest_of(given)
     with together():
         if team.several:
             limits = {"tolerance": tolerance, "max_products": most}
             check_equal("leading eigenvalues", {**settings, **limits, "out": str(path)})
         with opened(path, EIGENVALUES, settings, overwrite, team) as store:
             found = store.load("eigenvalues")
-            if found is None or _goes_on(found, tolerance, most):
-                found = _iterated(team, kernel, given, count, seed, tolerance, most, store, report)
+            if found is not None and _goes_on(found, tolerance, most):
+                found = None
+            saved = store.load("basis") if found is None else None
+            team.wait("loaded")  # before the first process replaces these files
+            if found is None:
+                found = _iterated(team, kernel, given, count, seed, tolerance, most, saved, store, report)
                 store.save("eigenvalues", found)
-                if not _above(found, tolerance):
-                    store.remove("basis")
+            if not _above(found, tolerance) or found["complete"]:
+                store.remove("basis")
     numbers = float(found["trace"]), int(found["products"]), int(found["entries"])
     result = LeadingEigenvalues(found["eigenvalues"], found["errors"], found["vectors"], *numbers)
     if _above(found, tolerance):
@@ -201,6 +201,7 @@ def _iterated(
     seed: int,
     tolerance: float,
     most: int,
+    saved: Mapping[str, np.ndarray] | None,
     store: Store,
     report: Callable[[str, int, int], None],
 ) -> dict[str, np.ndarray]:
@@ -209,15 +210,17 @@ def _iterated(
     with precision_of(np.dtype(np.float64)):
         ring = Ring(team, kernel, x, 0.0)
         # More vectors than rows would not be independent.
-        steps = _Steps(ring, min(count + _MORE, n), seed, store.load("basis"))
+        steps = _Steps(ring, min(count + _MORE, n), seed, saved)
         while True:
-            values, errors, rotation = steps.next(count)
+            if steps.done:
+                values, errors, rotation = steps.estimates(count)
+                above = bool((errors > tolerance * values[0]).any())
+                if not above or steps.complete or steps.done >= most:
+                    break
+                if store.due():
+                    store.save("basis", steps.state())
+            steps.multiply()
             report("products", steps.done, most)
-            above = bool((errors > tolerance * values[0]).any())
-            if not above or steps.complete or steps.done >= most:
-                break
-            if store.due():
-                store.save("basis", steps.state())
         if above:
             store.save("basis", steps.state())  # from where a call with more products goes on
         vectors, trace = steps.basis @ rotation, float(diagonal_of(kernel, x).sum())
@@ -260,17 +263,20 @@ class _Steps:
         state = {"next": self._next, "basis": self.basis, "images": self._images}
         return {**state, "done": self.done, "entries": self.entries}
 
-    def next(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Multiplies once, and returns eigenvalues, the norms of their residuals, and eigenvectors in the basis."""
+    def multiply(self) -> None:
+        """Multiplies the matrix with the newest vectors."""
         ring = self._ring
         image = ring.fetched(ring.product(ring.dealt(self._next)))
         self.basis = np.concatenate([self.basis, self._next], axis=1)
         self._images = np.concatenate([self._images, image], axis=1)
+        self._next, self.done = self._orthogonal(image), self.done + 1
+
+    def estimates(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns eigenvalues, the norms of their residuals, and eigenvectors in the basis."""
         inner = self.basis.T @ self._images
         values, rotation = np.linalg.eigh((inner + inner.T) / 2)
         values, rotation = values[::-1][:count], rotation[:, ::-1][:, :count]
         errors = np.linalg.norm(self._images @ rotation - self.basis @ rotation * values, axis=0)
-        self._next, self.done = self._orthogonal(image), self.done + 1
         return values, errors, rotation
 
     def _orthogonal(self, image: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def solve(
       memory_budget: Largest memory of the process, in bytes or as a text such as "6 GiB".
       mesh: Mesh of devices with one axis; None for one device, or for all of several processes.
       out: Directory for checkpoints and the result; None keeps them in memory.
-      overwrite: Whether the result of another call in `out` is replaced.
+      overwrite: Whether the result of another call in `out`, or a damaged file, is replaced.
       seed: Seed of all random draws.
       tolerance: Largest relative residual of the iterative method, for targets and test inputs.
       max_iterations: Largest number of iterations.

@@ -6,12 +6,14 @@ A file .npz holds a checksum of every array, which is checked when it is read. O
 import contextlib
 import json
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nngp_dag.distributed import first_does
 from nngp_dag.errors import CheckpointError
 from nngp_dag.large.mesh import Team
 from nngp_dag.storage import ResultDirectory, output_file, reason_of, sync
@@ -32,12 +34,30 @@ SOLUTION = Contents("solve", "a solution", ("landmarks.npz", "sums.npz", "iterat
 EIGENVALUES = Contents("leading_eigenvalues", "leading eigenvalues", ("basis.npz", "eigenvalues.npz"))
 
 
+class _Arrays(dict[str, np.ndarray]):
+    """The arrays of a file by name."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise _damaged(self._path, f"no {name}")
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    """Returns the error that a file does not hold what was written."""
+    remedy = "delete it, or pass `overwrite=True` to compute it again"
+    return CheckpointError(f"Expected {path} to hold what was written there, got {got}; {remedy}")
+
+
 class Store:
     """The files of one call, or nothing where the call has no output directory."""
 
-    def __init__(self, folder: Path | None, team: Team) -> None:
-        """Reads and writes no file."""
-        self._folder, self._team, self._saved = folder, team, time.monotonic()
+    def __init__(self, folder: Path | None, team: Team, overwrite: bool = False) -> None:
+        """Reads and writes no file. With `overwrite`, files that are damaged are taken for absent."""
+        self._folder, self._team, self._overwrite = folder, team, overwrite
+        self._saved = time.monotonic()
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
         """Returns the arrays of a file, or None where there is none.
@@ -51,14 +71,13 @@ class Store:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as found:
-                return {key: found[key] for key in found.files}
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                return _Arrays(path, {key: found[key] for key in found.files})
         # Broad, because NumPy and zipfile raise many types of errors for damaged files.
         except Exception as error:
-            raise CheckpointError(
-                f"Expected {path} to hold what was written there, got {reason_of(error)}; delete it, or start anew "
-                "with `overwrite=True`"
-            ) from None
+            if self._overwrite:
+                return None
+            raise _damaged(path, reason_of(error) if zipfile.is_zipfile(path) else "another kind of file") from None
 
     def due(self) -> bool:
         """Whether the last checkpoint is long enough ago."""
@@ -99,7 +118,7 @@ def opened(
       out: The directory, or None.
       contents: What it holds.
       settings: Everything that the result depends on.
-      overwrite: Whether the result of another call is replaced.
+      overwrite: Whether the result of another call, or a damaged file, is replaced.
       team: The devices, whose first process writes.
 
     Raises:
@@ -111,16 +130,19 @@ def opened(
         return
     document = {contents.settings: json.loads(json.dumps(settings))}
     directory = ResultDirectory(out, contents.name, {contents.settings: dict}, contents.files)
-    if not team.is_first:
-        team.wait("opened")
-        yield Store(out, team)
-        return
-    fresh = overwrite and _differs(directory, document)
-    with directory.opened(document, resume=False if fresh else None, overwrite=fresh):
+
+    def begin() -> None:
+        fresh = overwrite and _differs(directory, document)
+        stack.enter_context(directory.opened(document, resume=False if fresh else None, overwrite=fresh))
         directory.begin()
         directory.begun = True
-        team.wait("opened")
-        yield Store(out, team)
+
+    with contextlib.ExitStack() as stack:
+        if team.several:
+            first_does(begin)
+        else:
+            begin()
+        yield Store(out, team, overwrite)
 
 
 def _differs(directory: ResultDirectory, document: Mapping[str, Any]) -> bool:

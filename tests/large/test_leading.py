@@ -8,6 +8,7 @@ import pytest
 
 import nngp_dag as nd
 from nngp_dag.errors import CheckpointError, InputError, NumericalWarning
+from nngp_dag.large.checkpoint import Store
 
 _X = np.random.default_rng(0).normal(size=(300, 6))
 _ERF = nd.Network("2_12", layer=nd.Dense(activation="erf", b_std=0.1))
@@ -74,7 +75,17 @@ def test_a_stopped_iteration_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_iteration_that_ended_too_early_warns_again_and_goes_on(tmp_path):
+def test_an_iteration_that_ended_too_early_warns_again_and_goes_on(tmp_path, monkeypatch):
+    def ended(store, name, arrays, save=Store.save):
+        if name == "eigenvalues":
+            raise KeyboardInterrupt
+        save(store, name, arrays)
+
+    # A process that ends before it has written the result computes no further product.
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", ended)
+        with pytest.raises(KeyboardInterrupt):
+            nd.leading_eigenvalues("2_21_112", _X, 5, max_products=2, out=tmp_path)
     for _ in range(2):
         with pytest.warns(NumericalWarning, match="after 2 products"):
             nd.leading_eigenvalues("2_21_112", _X, 5, max_products=2, out=tmp_path)
@@ -86,6 +97,28 @@ def test_an_iteration_that_ended_too_early_warns_again_and_goes_on(tmp_path):
     whole = nd.leading_eigenvalues("2_21_112", _X, 5)
     np.testing.assert_array_equal(found.eigenvalues, whole.eigenvalues)
     assert found.entries == whole.entries
+    assert not (tmp_path / "basis.npz").exists()
+
+
+@pytest.mark.slow
+def test_damaged_files_are_named_and_computed_again_if_asked(tmp_path):
+    nd.leading_eigenvalues("2_21_112", _X, 2, out=tmp_path)
+    path = tmp_path / "eigenvalues.npz"
+    whole = path.read_bytes()
+    np.savez(tmp_path / "other.npz", trace=1.0)
+    other = (tmp_path / "other.npz").read_bytes()
+    (tmp_path / "other.npz").unlink()
+    for damaged, got in (
+        (whole[:-500], "another kind of file"),
+        (b"text", "another kind of file"),
+        (other, "no errors"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"eigenvalues.npz to hold what was written there, got {got}; delete"):
+            nd.leading_eigenvalues("2_21_112", _X, 2, out=tmp_path)
+    path.write_bytes(whole[:-500])
+    assert len(nd.leading_eigenvalues("2_21_112", _X, 2, out=tmp_path, overwrite=True).eigenvalues) == 2
+    assert path.stat().st_size == len(whole)
 
 
 @pytest.mark.slow

@@ -100,6 +100,21 @@ def _two(code, *arguments):
 
 
 @pytest.mark.nightly
+def test_a_folder_that_the_first_process_refuses_ends_all_in_one_line(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    nd.leading_eigenvalues("2", x, 2, out=tmp_path)
+    code = "x = np.random.default_rng(0).normal(size=(40, 3))\nnd.leading_eigenvalues('2', x, 3, out=sys.argv[3])\n"
+    words = (
+        "leading_eigenvalues.count 2 before, 3 now",
+        "DistributedError: Expected process 0 to go on, got an error there; see its message",
+    )
+    for process, expected in zip(_two(code, str(tmp_path)), words, strict=True):
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode
+        assert expected in said, said
+
+
+@pytest.mark.nightly
 def test_processes_with_other_data_are_refused():
     code = "x = np.random.default_rng(0).normal(size=(40, 3))\nnd.solve('2', x, (1 - 2 * i) * x[:, 0], 0.1)\n"
     for process in _two(code):
