@@ -116,7 +116,7 @@ def opened(
 
     Args:
       out: The directory, or None.
-      contents: What it holds.
+      contents: Kind of its contents.
       settings: Everything that the result depends on.
       overwrite: Whether the result of another call, or a damaged file, is replaced.
       team: The devices, whose first process writes.
