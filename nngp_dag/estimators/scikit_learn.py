@@ -16,6 +16,7 @@ from nngp_dag.estimators._matrices import check_noise, check_shape, diagonal, fa
 from nngp_dag.graph.operations import check_flag, check_option, check_whole
 from nngp_dag.large import plan, solve
 from nngp_dag.large._plan import METHODS
+from nngp_dag.theory._cholesky import outer
 
 OPTIONS = ("activation", "order", "w_std", "b_std", "aggregation")
 
@@ -247,7 +248,7 @@ class _Regressor(RegressorMixin, _KernelEstimator):
             cross = self._cross(inputs, "nngp")
             if self._kind == "nngp":
                 half = scipy.linalg.solve_triangular(self.factor_, cross.T, lower=True, check_finite=False)
-                return prior - half.T @ half
+                return prior - outer(half.T)
             weights = self._weights(inputs)
             half = weights @ (0.5 * self._k_train() @ weights.T - cross.T)
             return prior + (half + half.T)

@@ -29,7 +29,7 @@ from nngp_dag.large.selection import Landmarks, choose_landmarks, lower_factor
 from nngp_dag.large.sums import FLUSH, Sums, compiled, directions, products, zeros
 from nngp_dag.large.uncertainty import between, covariance_by_landmarks
 from nngp_dag.theory import Posterior
-from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
+from nngp_dag.theory._cholesky import cholesky, inverse_diagonal, outer
 
 Report = Callable[[str, int, int], None]
 
@@ -113,7 +113,7 @@ def solve_by_landmarks(
         # The result itself sees all rows; only its error is that of a solution without these.
         outputs = outside.T @ _fitted(w, right, squares, ridge, right[:, :0]).solution
         held_out = held_out_errors(outputs, sampled.y_held_out)
-        w += outside @ outside.T
+        w += outer(outside)
         right += outside @ sampled.y_held_out
         squares += float(np.sum(sampled.y_held_out**2))
     of_test = right[:, :0] if test is None else whitened(between(kernel, marks.x, test, kernel.kind, "float64"))

@@ -1,8 +1,9 @@
-"""Cholesky factors on the host, in place, of matrices of any size.
+"""Cholesky factors and symmetric products on the host, of matrices of any size.
 
-OpenBLAS, which the wheels of SciPy bring, ends the process where several threads factorize a large matrix: version
-0.3.30 crashes in `potrf` of 16,384 rows on two threads, and not of 12,000. Similar reports are OpenBLAS issues 352,
-1413 and 2821. So large matrices are factorized in blocks here.
+OpenBLAS, which the wheels of NumPy and SciPy bring, ends the process where several threads work on a large symmetric
+matrix: version 0.3.30 crashes on two threads in `potrf` of 16,384 rows, and in `syrk`, which NumPy calls for A A^T, of
+16,384 rows and 2,048 columns, but in neither of 12,000 rows. Similar reports are OpenBLAS issues 352, 1413 and 2821. So
+large matrices are computed in blocks here.
 """
 
 import numpy as np
@@ -43,6 +44,19 @@ def cholesky(matrix: np.ndarray, clean: bool = False, *, rows: int = _ROWS, bloc
         if clean:
             matrix[:start, start:stop] = 0
     return matrix
+
+
+def outer(a: np.ndarray, *, rows: int = _ROWS) -> np.ndarray:
+    """Returns A A^T, (N, N), a block of rows after another.
+
+    Args:
+      a: A matrix, (N, K).
+      rows: Rows of a block. NumPy calls `syrk` where one block has all of them.
+    """
+    found = np.empty((len(a), len(a)), a.dtype)
+    for start in range(0, len(a), rows):
+        np.matmul(a[start : start + rows], a.T, out=found[start : start + rows])
+    return found
 
 
 def inverse_diagonal(factor: np.ndarray, *, rows: int = _ROWS, block: int = _BLOCK) -> np.ndarray:

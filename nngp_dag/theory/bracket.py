@@ -36,6 +36,7 @@ from nngp_dag.forms import Described
 from nngp_dag.graph import Dag, Dense
 from nngp_dag.kernels import Kernel, kernel
 from nngp_dag.kernels.inputs import check_inputs, real_array
+from nngp_dag.theory._cholesky import outer
 from nngp_dag.theory._spectrum import spectrum
 from nngp_dag.theory.symmetric import ENTRY_EPS, check_symmetric, row_blocks
 
@@ -231,7 +232,7 @@ def _lower(network: Network, data: Float[np.ndarray, "n d"]) -> tuple[float, flo
     """Returns lower bounds on lambda_min of NNGP and NTK."""
     program = program_by_rows(network)
     (output,) = network.dag.outputs
-    k_in = data @ data.T / data.shape[1]
+    k_in = outer(data) / data.shape[1]
     at_stem = _Node(Kernel(k_in, np.zeros_like(k_in)), _smallest_of_data(k_in, data.shape[1]), 0.0)
     exact = {0: _last_nodes(network, Dag.from_code("1"), data)[0]}
     sources = sorted({step.node for step in program.structure.steps if step.node and step.fields} | {output})

@@ -1,4 +1,4 @@
-"""Cholesky factors in blocks, which serve matrices that LAPACK cannot be trusted with."""
+"""Cholesky factors and symmetric products in blocks, for matrices that OpenBLAS cannot be trusted with."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from nngp_dag.theory._cholesky import cholesky, inverse_diagonal
+from nngp_dag.theory._cholesky import cholesky, inverse_diagonal, outer
 
 pytestmark = pytest.mark.unit
 
@@ -41,13 +41,30 @@ def test_matrices_that_are_not_positive_definite_have_none(rows):
         cholesky(matrix, rows=rows, block=7)
 
 
+@pytest.mark.parametrize("rows", [7, 10, 100])
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_symmetric_products_are_those_of_numpy(rows, order):
+    a = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32 if rows == 7 else np.float64, order=order)
+    found = outer(a, rows=rows)
+    np.testing.assert_allclose(found, np.einsum("ik,jk->ij", a, a), rtol=1e-5, atol=1e-6 if rows == 7 else 1e-14)
+    assert found.dtype == a.dtype
+
+
 @pytest.mark.nightly
-def test_large_matrices_are_factorized_by_several_threads():
-    # A process of its own, which LAPACK would end.
-    code = (
-        "import numpy as np; from nngp_dag.theory._cholesky import cholesky\n"
-        "n = 16384; a = np.zeros((n, n), order='F')\n"
-        "a[np.diag_indices(n)] = 2; a[1:, 0] = a[0, 1:] = 1e-3; c = cholesky(a); print(c[-1, -1])"
-    )
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "n = 16384; a = np.zeros((n, n), order='F'); a[np.diag_indices(n)] = 2; a[1:, 0] = a[0, 1:] = 1e-3; "
+            "c = cholesky(a); print(c[-1, -1])",
+            np.sqrt(2 - 0.5e-6),
+        ),
+        ("a = np.zeros((16384, 2048)); a[-1] = 1; c = outer(a); print(c[-1, -1])", 2048),
+    ],
+    ids=["factor", "product"],
+)
+def test_large_matrices_by_several_threads(code, expected):
+    # A process of its own, which OpenBLAS would end.
+    code = f"import numpy as np; from nngp_dag.theory._cholesky import cholesky, outer\n{code}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1200)
-    assert float(ran.stdout) == pytest.approx(np.sqrt(2 - 0.5e-6), abs=1e-6)
+    assert float(ran.stdout) == pytest.approx(expected, abs=1e-6)
