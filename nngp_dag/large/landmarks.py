@@ -166,10 +166,10 @@ def _summed(
     here = rows_here(team.mesh, whole)
     with precision_of(np.dtype(np.float64)):
         steps = compiled(team, kernel.entries, kernel.dtype, len(marks.x), v.shape[1])
-        saved, done = store.load("sums"), 0
-        if saved is not None:
-            done = int(saved.pop("done"))
-        total, own = steps.start(zeros(len(marks.x), v.shape[1], rows.columns) if saved is None else Sums(**saved))
+        begun, done = zeros(len(marks.x), v.shape[1], rows.columns), 0
+        if (saved := store.load("sums")) is not None:
+            begun, done = Sums(*(saved[name] for name in Sums._fields)), int(saved["done"])
+        total, own = steps.start(begun)
         weights, landmarks, vectors = (
             jax.tree.map(team.everywhere, of) for of in (kernel.weights, marks.x.astype(kernel.dtype), v)
         )
