@@ -59,7 +59,8 @@ def train_cell_command(
         typer.Option(
             rich_help_panel=TRAINING,
             help="Values of all options that are not given. imagenet: those of DARTS cells on ImageNet, streamed: "
-            "--stem imagenet, C = 48, 14 cells, 250 epochs of batch 768, rate 0.5, smoothing 0.1, color jitter.",
+            "--stem imagenet, C = 48, 14 cells, 250 epochs of batch 768, rate 0.5 after a warmup of 5, smoothing 0.1, "
+            "color jitter.",
         ),
     ] = "usual",
     stem: Annotated[
@@ -92,6 +93,13 @@ def train_cell_command(
             "cosine.",
         ),
     ] = 0.025,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Number W of first epochs in which the learning rate is 1/W, 2/W, ... of --lr.",
+        ),
+    ] = 0,
     momentum: Annotated[
         float, typer.Option(rich_help_panel=TRAINING, help="Factor of the momentum, at least 0 and below 1.")
     ] = 0.9,

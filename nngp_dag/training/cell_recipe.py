@@ -27,6 +27,7 @@ IMAGENET: Mapping[str, Any] = {
     "epochs": 250,
     "batch_size": 768,
     "learning_rate": 0.5,
+    "warmup": 5,
     "momentum": 0.9,
     "weight_decay": 3e-5,
     "label_smoothing": 0.1,
@@ -54,6 +55,8 @@ class CellRecipe(AnyRecipe):
       epochs: Number E of passes over the training part.
       batch_size: Number of images per step. An epoch leaves out images that do not fill a last batch.
       learning_rate: Learning rate of the first epoch. It changes once per epoch, along half a cosine down to 0.
+      warmup: Number W of first epochs that have (e + 1) / W of the learning rate in epoch e, counted from 0. The cosine
+        goes on from there as if it had begun with epoch 0.
       momentum: Coefficient of the momentum, in [0, 1).
       weight_decay: Factor of every parameter that is added to its gradient; 3e-5 in Chen et al., 3e-4 in DARTS.
       label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
@@ -81,6 +84,7 @@ class CellRecipe(AnyRecipe):
     epochs: int = 600
     batch_size: int = 96
     learning_rate: float = 0.025
+    warmup: int = 0
     momentum: float = 0.9
     weight_decay: float = 3e-5
     label_smoothing: float = 0.0
@@ -95,8 +99,9 @@ class CellRecipe(AnyRecipe):
 
     def __post_init__(self) -> None:
         """Refuses values that are out of range."""
-        for name in ("channels", "layers", "epochs", "batch_size", "cutout", "accumulate"):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name), int(name != "cutout")))
+        for name in ("channels", "layers", "epochs", "batch_size", "cutout", "warmup", "accumulate"):
+            least = int(name not in ("cutout", "warmup"))
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         for name in ("augment", "color_jitter"):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         check_option("stem", self.stem, STEMS)
@@ -140,9 +145,9 @@ class CellRecipe(AnyRecipe):
     def imagenet(cls, **choices: Any) -> "CellRecipe":
         """Returns the recipe for a DARTS cell on ImageNet, whose network is `DartsImageNetNet` with C = 48 and L = 14.
 
-        It trains 250 epochs in batches of 768, by a learning rate that falls from 0.5 on half a cosine, with momentum
-        0.9, weight decay 3e-5, labels smoothed by 0.1, gradients clipped at norm 5, and an auxiliary head of weight
-        0.4. Crops are random, and colors change at random.
+        It trains 250 epochs in batches of 768, by a learning rate that rises to 0.5 in five epochs and then falls on
+        half a cosine, with momentum 0.9, weight decay 3e-5, labels smoothed by 0.1, gradients clipped at norm 5, and an
+        auxiliary head of weight 0.4. Crops are random, and colors change at random.
 
         Args:
           **choices: Fields with other values.
@@ -154,8 +159,9 @@ class CellRecipe(AnyRecipe):
           >>> CellRecipe.imagenet(batch_size=384, accumulate=2).learning_rate
           0.5
 
-        Reference: Chen et al., NeurIPS 2022, Section 5 (rate, decay, batches); Liu, Simonyan, Yang, DARTS, ICLR 2019,
-        and its `train_imagenet.py` (augmentation, smoothing, clipping, auxiliary head).
+        Reference: Chen et al., NeurIPS 2022, Section 5 (rate, decay, batches), and the authors' code to train cells,
+        `DARTS_evaluation` (warmup, initial weights); Liu, Simonyan, Yang, DARTS, ICLR 2019, and its `train_imagenet.py`
+        (augmentation, smoothing, clipping, auxiliary head).
         """
         check_known(choices, FIELDS, "fields of `CellRecipe`")
         return cls(**{**IMAGENET, **choices})
@@ -202,7 +208,9 @@ class CellRecipe(AnyRecipe):
         """Returns the learning rate as a function of the number of steps taken; it is constant within an epoch."""
 
         def rate(step: Any) -> Any:
-            return self.learning_rate * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch) / self.epochs)) / 2
+            epoch = step // steps_per_epoch
+            falling = (1 + jnp.cos(jnp.pi * epoch / self.epochs)) / 2
+            return self.learning_rate * jnp.where(epoch < self.warmup, (epoch + 1) / max(self.warmup, 1), falling)
 
         return rate
 

@@ -33,7 +33,7 @@ def plot_training(histories: Sequence[History], path: Path, title: str, *, loss:
     width = max(4.4, 7 / columns)
     figure = style.new_figure(width * columns, 1.2 + 6.2 * rows, title)
     axes = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row")
-    labels = {"loss": f"{'½‖y − f‖²' if loss == 'squared' else loss.replace('-', ' ')}, mean per example",
+    labels = {"loss": f"{'½‖y − f‖²' if loss == 'squared' else loss.replace('-', ' ')},\nmean per example",
               "accuracy": "accuracy in %"}  # fmt: skip
     colors = {"train": style.BLUE, "validation": style.ORANGE, "test": style.GREEN}
     for i, history in enumerate(histories):

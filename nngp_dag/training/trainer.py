@@ -170,8 +170,8 @@ def train_tasks(
             histories = [run.history for run in trained]
             directory.finish(histories)
             with output_file(directory.path / "curves.png", overwrite=True) as path:
-                over = f"{len(chosen)} seed{'s' if len(chosen) > 1 else ''}"
-                title = f"{data.name}, {kinds}, η = {recipe.learning_rate:g}: mean and range, {over}"
+                over = f"mean and range, {len(chosen)} seeds" if len(chosen) > 1 else "1 seed"
+                title = f"{data.name}, {kinds}, η = {recipe.learning_rate:g}: {over}"
                 plot_training(histories, path, title, loss=recipe.loss)
     return trained
 

@@ -192,7 +192,7 @@ def test_curves_name_the_loss(figures, tmp_path, loss):
     plot_training([history("a long name " * 9, 3, 0.0), history("b", 3, 1.9)], tmp_path / "a.png", "t " * 99, loss=loss)
     check(figures[0])
     label = {"cross-entropy": "cross entropy", "squared": "½‖y − f‖²"}[loss]
-    assert f"{label}, mean per example" in words(figures[0])
+    assert f"{label},\nmean per example" in words(figures[0])
     assert [text.get_text() for text in ticks(figures[0].axes[2].xaxis)] == ["0", "1", "2", "3"]
 
 

@@ -58,6 +58,23 @@ def test_the_network_of_a_bench_cell_is_the_macro_network():
     np.testing.assert_allclose(logits, nnx.jit(MacroNet.__call__)(macro, x, jnp.array(CELL.live.codes)), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_kernels_start_as_pytorch_draws_them():
+    nets = (
+        DartsNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=True, rngs=nnx.Rngs(0)),
+        BenchNet(CELL, (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0)),
+    )
+    for net in nets:
+        weights = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))]
+        assert {float(value) for w in weights if w.ndim == 1 for value in w} == {0.0, 1.0}
+        # A kernel of k outputs has size / k numbers per output, which is its fan-in.
+        kernels = [w for w in weights if w.ndim > 1]
+        shares = np.concatenate([np.ravel(w * (w.size / w.shape[-1]) ** 0.5) for w in kernels])
+        assert 0.99 < abs(shares).max() <= 1
+        assert (shares**2).mean() == pytest.approx(1 / 3, rel=0.03)
+        assert max(abs((w**2).mean() * 3 * w.size / w.shape[-1] - 1) * w.size**0.5 for w in kernels) < 4
+
+
 @pytest.mark.nightly
 def test_running_statistics_approach_those_of_the_batch_and_evaluation_reads_them():
     net = DartsNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=True, rngs=nnx.Rngs(0))

@@ -135,7 +135,9 @@ def test_the_recipe_of_imagenet():
     recipe = CellRecipe.imagenet(accumulate=6)
     wanted = {"stem": "imagenet", "channels": 48, "layers": 14, "epochs": 250, "batch_size": 768, "learning_rate": 0.5}
     wanted |= {"momentum": 0.9, "weight_decay": 3e-5, "label_smoothing": 0.1, "gradient_clip": 5.0, "auxiliary": 0.4}
-    wanted |= {"drop_path": 0.0, "augment": True, "color_jitter": True, "cutout": 0, "accumulate": 6}
+    wanted |= {"warmup": 5, "drop_path": 0.0, "augment": True, "color_jitter": True, "cutout": 0, "accumulate": 6}
     assert recipe.as_dict() == wanted
-    rates = recipe.learning_rates_at(np.array([0, 124, 125, 249]), 1)
-    np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * np.array([0, 124, 125, 249]) / 250)), atol=1e-7)
+    epochs = np.array([5, 124, 125, 249])
+    falling = 0.25 * (1 + np.cos(np.pi * epochs / 250))
+    rates = recipe.learning_rates_at(np.array([0, 1, 8, 9, *2 * epochs, *2 * epochs + 1]), 2)
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.5, 0.5, *falling, *falling], atol=1e-7)

@@ -22,7 +22,9 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
       channels: Channels C of the first stage; 16 in NAS-Bench-201.
       cells: Number N of cells per stage; 5 in NAS-Bench-201.
       classes: Number of outputs.
-      rngs: Generators of the weights, as for `MacroNet`.
+      rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
+        scales at 1.
 
     Raises:
       InputError: A size is below 1, or the images do not fit.
@@ -62,7 +64,7 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
             in_channels=image_shape[-1],
             rngs=rngs,
         )
-        self._start_statistics(image_shape)
+        self._start(image_shape, rngs)
 
     def _forward(self, x: Array, normalize: Normalize, drop: Drop, training: bool) -> tuple[Array, None]:
         def cells(stage: nnx.List, x: Array) -> Array:

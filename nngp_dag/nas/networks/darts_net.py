@@ -120,7 +120,7 @@ class _Around(RunningNorms):
         self.head = None if head is None else head(4 * width)
         self.kernel = nnx.Param(he_normal(rngs, (before[1], classes)))
         self.bias = nnx.Param(jnp.zeros(classes))
-        self._start_statistics(image_shape)
+        self._start(image_shape, rngs)
 
     def _stems(self, x: Array, normalize: Normalize) -> tuple[Array, Array]:
         """Returns the inputs of the first cell."""
@@ -171,7 +171,9 @@ class DartsNet(_Around):
       layers: Number L of cells; 20 in DARTS.
       classes: Number of outputs.
       auxiliary: Whether there is an auxiliary head, whose logits only `train_step` returns.
-      rngs: Generators of the weights, as for `MacroNet`.
+      rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
+        scales at 1.
 
     Raises:
       InputError: A size is below 1, L is below 3, or the images are too small for the auxiliary head.
@@ -228,7 +230,9 @@ class DartsImageNetNet(_Around):
       layers: Number L of cells; 14 in DARTS.
       classes: Number of outputs.
       auxiliary: Whether there is an auxiliary head, whose logits only `train_step` returns.
-      rngs: Generators of the weights, as for `MacroNet`.
+      rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
+        scales at 1.
 
     Raises:
       InputError: C is below 2, another size is below 1, L is below 3, or the images are too small for the auxiliary

@@ -15,7 +15,7 @@ from nngp_dag.kernels.device import on_cpu
 
 # PyTorch's default. The padding of strided convolutions follows PyTorch too, and averages leave out padded pixels.
 _EPSILON = 1e-5
-# Random numbers per draw, see `he_normal`.
+# Random numbers per draw, see `_drawn`.
 _BLOCK = 1 << 14
 
 
@@ -61,11 +61,21 @@ class ConvNorm(nnx.Module):
 
 
 def he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
-    """Draws weights of variance 2 / fan-out."""
+    """Draws normal weights of variance 2 / fan-out."""
+    fan_out = shape[-1] * math.prod(shape[-4:-2])
+    return _drawn(jax.random.normal, rngs, shape) * (2 / fan_out) ** 0.5
+
+
+def torch_uniform(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
+    """Draws weights that are uniform between -1 and 1 over the root of fan-in, as PyTorch draws those of its layers."""
+    return (2 * _drawn(jax.random.uniform, rngs, shape) - 1) * math.prod(shape[:-1]) ** -0.5
+
+
+def _drawn(draw: Callable[[Array, tuple[int]], Array], rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
     # In blocks of one size, because XLA takes seconds to compile a draw of every new shape.
-    fan_out, size = shape[-1] * math.prod(shape[-4:-2]), math.prod(shape)
-    drawn = [jax.random.normal(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
-    return jnp.concatenate(drawn)[:size].reshape(shape) * (2 / fan_out) ** 0.5
+    size = math.prod(shape)
+    blocks = [draw(rngs.params(), (_BLOCK,)) for _ in range(-(-size // _BLOCK))]
+    return jnp.concatenate(blocks)[:size].reshape(shape)
 
 
 def convolved(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:

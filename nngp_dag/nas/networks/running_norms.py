@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from nngp_dag.nas.networks.layers import Normalize, normalized
+from nngp_dag.nas.networks.layers import Normalize, normalized, torch_uniform
 
 # Share of the old averages that a step keeps, as in PyTorch.
 _KEPT = 0.9
@@ -17,10 +17,16 @@ Drop = Callable[[Array], Array]
 
 
 class RunningNorms(nnx.Module):
-    """Running statistics of all batch norms of a network, in the order of the calls."""
+    """A network in training: running statistics of all its batch norms, in the order of the calls."""
 
-    def _start_statistics(self, image_shape: tuple[int, int, int]) -> None:
-        """Makes room for the statistics, after all weights exist."""
+    def _start(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> None:
+        """Draws all kernels anew, as for training, and makes room for the statistics; the network is complete by then.
+
+        The layers come from networks that are scored, whose weights have variance 2 / fan-out. A classifier of few
+        classes then starts with large logits, and takes many steps to forget them.
+        """
+        weights = nnx.state(self, nnx.Param)
+        nnx.update(self, jax.tree.map(lambda w: torch_uniform(rngs, w.shape) if w.ndim > 1 else w, weights))
         sizes: list[int] = []
 
         def note(x: Array, scale: Array, shift: Array) -> Array:
