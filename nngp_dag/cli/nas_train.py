@@ -89,8 +89,8 @@ def train_cell_command(
             "--lr",
             "--learning-rate",
             rich_help_panel=TRAINING,
-            help="Learning rate of the first epoch: the step size on the mean loss of a batch. It falls to 0 on half a "
-            "cosine.",
+            help="Learning rate of the first epoch, without --warmup: the step size on the mean loss of a batch. It "
+            "falls to 0 on half a cosine.",
         ),
     ] = 0.025,
     warmup: Annotated[

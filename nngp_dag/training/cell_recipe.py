@@ -54,7 +54,8 @@ class CellRecipe(AnyRecipe):
       layers: Number L of cells in a DARTS network, or number N of cells per stage in a NAS-Bench-201 network.
       epochs: Number E of passes over the training part.
       batch_size: Number of images per step. An epoch leaves out images that do not fill a last batch.
-      learning_rate: Learning rate of the first epoch. It changes once per epoch, along half a cosine down to 0.
+      learning_rate: Learning rate of the first epoch, or the end of the warmup. It changes once per epoch, along half a
+        cosine down to 0.
       warmup: Number W of first epochs that have (e + 1) / W of the learning rate in epoch e, counted from 0. The cosine
         goes on from there as if it had begun with epoch 0.
       momentum: Coefficient of the momentum, in [0, 1).

@@ -371,7 +371,8 @@ def test_a_head_in_the_middle_teaches_the_network(tfds_dir):
     first, last = zip(*(run.history.of("train", "loss")[:, 0] for run in (heavy, light)), strict=True)
     assert first[0] == first[1]
     assert np.isfinite(last).all()
-    assert abs(last[0] - last[1]) > 1e-3
+    # Rounding is of order 1e-6.
+    assert abs(last[0] - last[1]) > 1e-4
 
 
 @pytest.mark.nightly
