@@ -59,11 +59,15 @@ def epochs_in(out: Path, total: int | None = None) -> Callable[[], str]:
     """Returns a function that describes how many epochs the checkpoints of a run hold."""
 
     def say() -> str:
-        done = 0
-        for folder in out.glob("checkpoints/*/last"):
+        def newest(kind: str) -> list[int]:
             # Two may exist for a moment: a checkpoint is deleted only when the next is complete.
-            done += max((int(epoch.name) for epoch in folder.iterdir() if epoch.name.isdecimal()), default=0)
-        return f"{done}{'' if total is None else f' of {total}'} epochs in {out}"
+            return [
+                max((int(number.name) for number in folder.iterdir() if number.name.isdecimal()), default=0)
+                for folder in out.glob(f"checkpoints/*/{kind}")
+            ]
+
+        steps = "".join(f" and the state after step {step}" for step in newest("begun") if step)
+        return f"{sum(newest('last'))}{'' if total is None else f' of {total}'} epochs{steps} in {out}"
 
     return say
 

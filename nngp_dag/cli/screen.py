@@ -13,7 +13,7 @@ from typing import Any
 Update = Callable[..., None]
 """A function of (task, done, total) and, where there is one, the loss."""
 
-latest_progress: dict[str, tuple[int, int]] = {}
+latest_progress: dict[str, tuple[int | float, int]] = {}
 """The last reported (done, total) of each task of the command."""
 
 # Seconds between two lines of progress without a terminal, for new and for long runs: logs of long runs stay short.
@@ -99,7 +99,7 @@ def progress() -> Iterator[Update]:
     shown = _silence() if screen.quiet or screen.silent else _bars(console) if console.is_terminal else _lines()
     with shown as show:
 
-        def update(task: str, done: int, total: int, loss: float | None = None) -> None:
+        def update(task: str, done: int | float, total: int, loss: float | None = None) -> None:
             latest_progress[task] = done, total
             show(task, done, total, "" if loss is None else f"loss {loss:.4g}")
 
@@ -118,7 +118,7 @@ def _bars(console: Any) -> Iterator[Update]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.completed:g}/{task.total}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -126,7 +126,7 @@ def _bars(console: Any) -> Iterator[Update]:
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def show(task: str, done: int, total: int, note: str) -> None:
+        def show(task: str, done: int | float, total: int, note: str) -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, note=note)
             bars.update(tasks[task], completed=done, note=note)
@@ -138,14 +138,14 @@ def _bars(console: Any) -> Iterator[Update]:
 def _lines() -> Iterator[Update]:
     """Prints the progress of the latest task at intervals, even while it does not change; quick tasks print nothing."""
     start = time.monotonic()
-    begun: dict[str, tuple[float, int]] = {}
+    begun: dict[str, tuple[float, int | float]] = {}
     line, said = "", ""
     ended = threading.Event()
 
-    def show(task: str, done: int, total: int, note: str) -> None:
+    def show(task: str, done: int | float, total: int, note: str) -> None:
         nonlocal line
         since, before = begun.setdefault(task, (time.monotonic(), done))
-        line = f"{task} {done}/{total}"
+        line = f"{task} {done:g}/{total}"
         if before < done < total:
             line += f", {_duration((time.monotonic() - since) / (done - before) * (total - done))} left"
         line += f", {note}" if note else ""

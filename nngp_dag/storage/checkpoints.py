@@ -1,7 +1,8 @@
 """Checkpoints of named arrays by orbax, which are complete or absent on disk, and verified when read.
 
-A checkpoint folder holds one subfolder, named after the epoch. A newer one replaces it only once it is complete. The
-subfolder holds the arrays, and a JSON document with the description of their run and a digest of their bytes.
+A checkpoint folder holds one subfolder, whose name is the number of epochs done, or of steps if an epoch is under way.
+A newer one replaces it only once it is complete. The subfolder holds the arrays, and a JSON document with the
+description of their run and a digest of their bytes.
 """
 
 import contextlib
@@ -30,13 +31,13 @@ def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description
 
     Args:
       folder: Folder for checkpoints of this kind.
-      epoch: Number of the epoch, the name of the checkpoint.
+      epoch: Number of epochs done, or of steps if an epoch is under way.
       arrays: The arrays by name.
       description: Description of the run, made of numbers, texts, lists and dicts.
 
     Raises:
       OutputError: The disk is full or cannot be written; the checkpoint before stays.
-      CheckpointError: The folder holds another checkpoint of this epoch.
+      CheckpointError: The folder holds another checkpoint of this number.
     """
     import orbax.checkpoint as ocp
 
@@ -55,14 +56,14 @@ def save(folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], description
     # orbax and tensorstore raise errors of the disk in types of their own.
     except Exception as error:
         raise OutputError(
-            f"Expected {folder} to take a checkpoint of epoch {epoch}, got {_first_line(error)}; the one before it "
+            f"Expected {folder} to take checkpoint {epoch}, got {_first_line(error)}; the one before it "
             f"stays: {'free some space' if 'space' in str(error) else 'solve that problem'} and pass `resume=True`"
         ) from error
     # A process that died after this save, but before its next one, trains the epoch again and must find the same state.
     if known and describe(folder)["arrays"] != document["arrays"]:
         raise CheckpointError(
-            f"Expected {folder} to hold the state that this run finds after epoch {epoch}, got another; other versions "
-            "or another machine compute other bits: start anew with `overwrite=True`"
+            f"Expected {folder} to hold the state that this run finds for checkpoint {epoch}, got another; other "
+            "versions or another machine compute other bits: start anew with `overwrite=True`"
         )
 
 

@@ -65,6 +65,7 @@ def train_cell(
       checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
       config: Entries to add to config.json.
       on_progress: Function that is called with ("cell", epochs done, epochs, training loss), a mean over seeds.
+        In an epoch that reads a stream it is called once a second, with a fraction of the epoch.
       mesh: Devices among which every batch is divided, see `nngp_dag.train`. Batch norm takes the statistics of the
         whole batch.
       **choices: Fields of `CellRecipe` to replace.

@@ -134,6 +134,11 @@ def evaluate(
             f"{known[0]}"
         )
     about = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
+    if about["kind"] == "begun":
+        raise CheckpointError(
+            f"Expected a checkpoint after a whole epoch, got one within an epoch, {folder}; pass "
+            f"{folder.parent / 'last'}"
+        )
     try:
         of_cell = "cell" in about["network"]
         recipe, seeds = (CellRecipe if of_cell else Recipe).from_dict(about["recipe"]), about["seeds"]

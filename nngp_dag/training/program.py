@@ -52,6 +52,24 @@ class Best(NamedTuple):
     epoch: Int[Array, " seeds"]
 
 
+class Begun(NamedTuple):
+    """What is known of an epoch after some of its steps.
+
+    Attributes:
+      steps: Number of these steps, ().
+      sums: Losses, hits per class and examples per class, summed over them; every array has a leading axis of S seeds.
+      losses: Loss of every batch of the epoch before its update, (steps per epoch, S); NaN for batches to come.
+    """
+
+    steps: np.ndarray
+    sums: tuple[np.ndarray, ...]
+    losses: np.ndarray
+
+
+# Called after a step with the states, and with a function that returns what is known of the epoch.
+AfterStep = Callable[[State, Best, Callable[[], Begun]], None]
+
+
 class Program:
     """The compiled training of S networks of one task.
 
@@ -129,17 +147,31 @@ class Program:
         """Draws the networks of all seeds, with a best state of accuracy -1."""
         return self._draw(self._keys(seeds))
 
+    def nothing_begun(self) -> Begun:
+        """Returns what is known of an epoch before its first step."""
+        sums = tuple(np.zeros((self.num_seeds, *zeros.shape), np.float32) for zeros in self._no_sums)
+        return Begun(np.array(0), sums, np.full((self.task.steps_per_epoch, self.num_seeds), np.nan, np.float32))
+
     def run_epoch(
-        self, state: State, best: Best, seeds: Sequence[int], epoch: int, data: Device
+        self,
+        state: State,
+        best: Best,
+        seeds: Sequence[int],
+        epoch: int,
+        data: Any,
+        begun: Begun | None = None,
+        after_step: AfterStep | None = None,
     ) -> tuple[State, Best, np.ndarray, np.ndarray]:
         """Trains all seeds for one epoch and evaluates them; the memory of the given states is reused.
 
         Args:
-          state: State after the epoch before.
+          state: State after the epoch before, or after the steps that `begun` counts.
           best: Best state so far.
           seeds: Seeds of the networks, see `draw`.
           epoch: Number of the epoch, counted from 1.
-          data: The parts of the data, see `on_device`.
+          data: The parts of the data, see `load`.
+          begun: Steps of this epoch that were taken before, if its data are a stream.
+          after_step: Called after every step, if the data are a stream. Data in memory train in one program per epoch.
 
         Returns:
           Both states, the metrics, (3 parts, 3 metrics, S), and the loss of every batch before its update, (steps, S).

@@ -79,6 +79,7 @@ def train(
       checkpoint_every: Number of epochs between checkpoints; the last epoch always has one.
       config: Entries to add to config.json.
       on_progress: Function that is called with (network, epochs done, epochs, training loss), a mean over seeds.
+        In an epoch that reads a stream it is called once a second, with a fraction of the epoch.
       mesh: Devices among which every batch is divided, such as `nngp_dag.distributed.mesh()`; None for one device. The
         batch size is a multiple of their number. Curves depend on it by rounding only.
       **architecture: Options of all networks, see `nngp_dag.kernel`: `width`, `activation`, `layer`, ...

@@ -15,7 +15,7 @@ from nngp_dag import distributed
 from nngp_dag.data import ImageStream
 from nngp_dag.nets.model import Params
 from nngp_dag.training.history import METRICS, PARTS
-from nngp_dag.training.program import Best, Program, State, better, metrics_of
+from nngp_dag.training.program import AfterStep, Begun, Best, Program, State, better, metrics_of
 
 
 class StreamProgram(Program):
@@ -33,20 +33,38 @@ class StreamProgram(Program):
         return data
 
     def run_epoch(
-        self, state: State, best: Best, seeds: Sequence[int], epoch: int, data: Any
+        self,
+        state: State,
+        best: Best,
+        seeds: Sequence[int],
+        epoch: int,
+        data: Any,
+        begun: Begun | None = None,
+        after_step: AfterStep | None = None,
     ) -> tuple[State, Best, np.ndarray, np.ndarray]:
         """As in `Program`."""
+        begun = self.nothing_begun() if begun is None else begun
         keys, number = self.placed((self._key_data(seeds), np.asarray(epoch, np.int32)))
-        sums, losses = self.placed(self._zeros()), []
-        for step, (images, labels) in enumerate(self._training_batches(data, seeds, epoch)):
+        first, sums, losses = int(begun.steps), self.placed(begun.sums), begun.losses.copy()
+        # A step is not waited for, so that the next batch is read meanwhile.
+        pending: list[Array] = []
+
+        def known() -> Begun:
+            for step, loss in enumerate(pending, first):
+                losses[step] = loss
+            return Begun(np.array(first + len(pending)), jax.device_get(sums), losses)
+
+        for step, images, labels in self._training_batches(data, seeds, epoch, first):
             at = self.placed(np.asarray(step, np.int32))
             state, sums, loss = self._compiled_step(state, sums, images, labels, keys, at, number)
-            losses.append(loss)
+            pending.append(loss)
+            if after_step is not None:
+                after_step(state, best, known)
         measured = self.evaluate(state.params, state.stats, data, skip_train=True)
         measured[PARTS.index("train")] = np.asarray(jax.vmap(metrics_of)(*jax.device_get(sums))).T
         numbers = np.moveaxis(measured, -1, 0).astype(np.float32)
         best = self._compiled_best(state, best, self.placed(numbers), number)
-        return state, best, measured, np.stack([np.asarray(loss) for loss in losses])
+        return state, best, measured, known().losses
 
     def evaluate(self, params: Params, stats: nnx.State, data: Any, skip_train: bool = False) -> np.ndarray:
         """Returns the metrics of networks, (3 parts, 3 metrics, S).
@@ -58,7 +76,7 @@ class StreamProgram(Program):
             if skip_train and part == "train":
                 continue
             count = min(data.sizes[part], data.sizes["validation"]) if part == "train" else data.sizes[part]
-            sums, size = self.placed(self._zeros()), self._evaluated_at_once(count)
+            sums, size = self.placed(self.nothing_begun().sums), self._evaluated_at_once(count)
             for at, (images, labels) in zip(
                 range(0, count, size), self._stored_batches(data, part, size), strict=False
             ):
@@ -67,22 +85,24 @@ class StreamProgram(Program):
             found[i] = np.asarray(jax.vmap(metrics_of)(*jax.device_get(sums))).T
         return found
 
-    def _zeros(self) -> tuple[np.ndarray, ...]:
-        """Returns the sums of no example, with an axis of seeds."""
-        return tuple(np.zeros((self.num_seeds, *zeros.shape), np.float32) for zeros in self._no_sums)
-
-    def _training_batches(self, data: ImageStream, seeds: Sequence[int], epoch: int) -> Iterator[tuple[Array, Array]]:
-        """Yields images, (S, n, size, size, 3), and labels, (S, n), divided among the devices."""
+    def _training_batches(
+        self, data: ImageStream, seeds: Sequence[int], epoch: int, first: int
+    ) -> Iterator[tuple[int, Array, Array]]:
+        """Yields steps from `first` on with images, (S, n, size, size, 3), and labels, (S, n), of this process."""
         size, crops = self.task.recipe.batch_size, self.task.crops
         rows = self._rows(data.sizes["train"], size)
         with contextlib.ExitStack() as stack:
-            streams = [data.batches("train", size, seed=seed, epoch=epoch, crops=crops, rows=rows) for seed in seeds]
+            streams = [
+                data.batches("train", size, seed=seed, epoch=epoch, crops=crops, start=first, rows=rows)
+                for seed in seeds
+            ]
             for stream in streams:
                 stack.enter_context(contextlib.closing(stream))  # type: ignore[type-var]
-            for step, batches in zip(range(self.task.steps_per_epoch), zip(*streams, strict=True), strict=False):
+            steps = range(first, self.task.steps_per_epoch)
+            for step, batches in zip(steps, zip(*streams, strict=True), strict=False):
                 count = min(size, data.sizes["train"] - step * size)
                 images, labels = (np.stack(arrays) for arrays in zip(*batches, strict=True))
-                yield self._spread(images, count, 1), self._spread(labels, count, 1)
+                yield step, self._spread(images, count, 1), self._spread(labels, count, 1)
 
     def _stored_batches(self, data: ImageStream, part: str, size: int) -> Iterator[tuple[Array, Array]]:
         """Yields images and labels of a part; the last batch is filled up with repetitions of its last image."""

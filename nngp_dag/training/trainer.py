@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import shutil
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +33,7 @@ from nngp_dag.storage import check_config, output_file
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS, History
 from nngp_dag.training.plots import plot_training
-from nngp_dag.training.program import Best, Program, State
+from nngp_dag.training.program import AfterStep, Begun, Best, Program, State
 from nngp_dag.training.rundir import RunDirectory
 from nngp_dag.training.stream_program import StreamProgram
 from nngp_dag.training.tasks import Task
@@ -39,10 +41,12 @@ from nngp_dag.training.tasks import Task
 if TYPE_CHECKING:
     import pandas
 
-Progress = Callable[[str, int, int, float], None]
+Progress = Callable[[str, int | float, int, float], None]
 
 # In float32, with gradients, momentum and the best state, these take 128 GiB.
 _MOST_PARAMETERS = 1 << 33
+# Seconds between checkpoints within an epoch of a stream, and between calls of `on_progress`.
+_SAVE_EVERY, _TELL_EVERY = 300.0, 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +159,7 @@ def train_tasks(
         if resume:
             distributed.first_does(lambda: [run.load() for run in runs])
             for run in runs:
-                run.history.values[:] = distributed.from_first(run.history.values)
+                run.history.values[:], run.begun = distributed.from_first((run.history.values, run.begun))
         if directory is not None:
             sizes = [
                 f"{name}: " + ", ".join(f"{size:,} {what.replace('_', ' ')}" for what, size in task.sizes.items())
@@ -216,6 +220,7 @@ class Run:
         rates = self.task.recipe.learning_rates_at(steps * np.arange(epochs), steps)
         values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
         self.history = History(self.name, tuple(self.seeds), steps, rates, values)
+        self.begun = self.program.nothing_begun()
 
     @property
     def started(self) -> bool:
@@ -231,25 +236,36 @@ class Run:
         """Reads the last checkpoint, if there is one."""
         if self.directory is None:
             return
-        last, best = (self.directory.checkpoints(self.name, kind) for kind in ("last", "best"))
-        if checkpoints.latest(last) is None:
+        begun, best, last = (self.directory.checkpoints(self.name, kind) for kind in ("begun", "best", "last"))
+        whole, steps = checkpoints.latest(last), checkpoints.latest(begun)
+        within = steps is not None and steps > self.history.steps_per_epoch * (whole or 0)
+        if whole is None and not within:
             return
-        for folder in (best, last):
-            found = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
-            epochs = found["recipe"]["epochs"]
-            # Only the numbers of epochs may differ.
-            recipe = {**self.about["recipe"], "epochs": epochs}
-            checkpoints.check_is_of(folder, found, {**self._description(folder.name), "recipe": recipe})
         abstract_state, abstract_best = self.program.abstract_state
+        epochs, *_ = map(self._epochs_of, (begun,) if within else (last, best))
+        curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
+        if within:
+            tree = abstract_state, abstract_best, self.begun, curves
+            (state, best_state, self.begun, values), _ = checkpoints.restore(begun, tree)
+        else:
+            (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
+            best_state, _ = checkpoints.restore(best, abstract_best)
+        self.states = state, best_state
+        self.history.values[: len(values)] = values
+
+    def _epochs_of(self, folder: Path) -> int:
+        """Returns the number of epochs of the run that a checkpoint is of, which must be this run."""
+        found = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
+        epochs: int = found["recipe"]["epochs"]
+        # Only the numbers of epochs may differ.
+        recipe = {**self.about["recipe"], "epochs": epochs}
+        checkpoints.check_is_of(folder, found, {**self._description(folder.name), "recipe": recipe})
         if epochs > self.task.recipe.epochs:
             raise CheckpointError(
-                f"Expected at least the {epochs} epochs of the checkpoint {last}, got {self.task.recipe.epochs}; "
+                f"Expected at least the {epochs} epochs of the checkpoint {folder}, got {self.task.recipe.epochs}; "
                 "resume with as many or more"
             )
-        curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
-        (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
-        self.states = state, checkpoints.restore(best, abstract_best)[0]
-        self.history.values[: len(values)] = values
+        return epochs
 
     def draw(self) -> None:
         """Draws the networks, unless a checkpoint was read; all processes take the networks of process 0."""
@@ -267,9 +283,13 @@ class Run:
         epochs = self.task.recipe.epochs
         done = self.history.epochs_done
         if on_progress is not None:
-            on_progress(self.name, done, epochs, self._loss(done))
+            on_progress(self.name, self._done(done, self.begun), epochs, self._loss(done))
         for epoch in range(done + 1, epochs + 1):
-            state, best, metrics, losses = self.program.run_epoch(state, best, self.seeds, epoch, device)
+            after_step = self._after_step(epoch, on_progress)
+            state, best, metrics, losses = self.program.run_epoch(
+                state, best, self.seeds, epoch, device, self.begun, after_step
+            )
+            self.begun = self.program.nothing_begun()
             if not (np.isfinite(losses).all() and np.isfinite(metrics).all()):
                 self._stop(epoch, losses)
             self._record(epoch, metrics)
@@ -278,6 +298,28 @@ class Run:
             if on_progress is not None:
                 on_progress(self.name, epoch, epochs, self._loss(epoch))
         return state, best
+
+    def _after_step(self, epoch: int, on_progress: Progress | None) -> AfterStep:
+        """Returns a function that now and then tells of an epoch that is under way, and keeps its state."""
+        saved = told = time.monotonic()
+
+        def after_step(state: State, best: Best, known: Callable[[], Begun]) -> None:
+            nonlocal saved, told
+            if self.directory is not None and time.monotonic() - saved >= _SAVE_EVERY:
+                self._save_begun(epoch, state, best, known())
+                saved = time.monotonic()
+            if on_progress is not None and time.monotonic() - told >= _TELL_EVERY:
+                begun = known()
+                loss = float(begun.sums[0].sum() / begun.sums[2].sum())
+                on_progress(self.name, self._done(epoch - 1, begun), self.task.recipe.epochs, loss)
+                told = time.monotonic()
+
+        return after_step
+
+    def _done(self, epochs: int, begun: Begun) -> int | float:
+        """Returns the number of epochs done, rounded down so that only whole epochs count as whole."""
+        share = int(begun.steps) / self.history.steps_per_epoch
+        return epochs + min(int(100 * share), 99) / 100 if share else epochs
 
     def _loss(self, epoch: int) -> float:
         return float(self.history.of("train", "loss")[epoch].mean())
@@ -294,6 +336,15 @@ class Run:
         for kind, tree in (("best", best), ("last", (state, self.history.values))):
             folder = self.directory.checkpoints(self.name, kind)
             checkpoints.save(folder, epoch, tree, self._description(kind))
+        shutil.rmtree(self.directory.checkpoints(self.name, "begun"), ignore_errors=True)
+
+    def _save_begun(self, epoch: int, state: State, best: Best, begun: Begun) -> None:
+        """Saves the state within an epoch, unless a loss is not finite: then the run stops when the epoch ends."""
+        assert self.directory is not None
+        if np.isfinite(begun.losses[: begun.steps]).all():
+            steps = (epoch - 1) * self.history.steps_per_epoch + int(begun.steps)
+            tree = state, best, begun, self.history.values
+            checkpoints.save(self.directory.checkpoints(self.name, "begun"), steps, tree, self._description("begun"))
 
     def _description(self, kind: str) -> dict[str, Any]:
         return {"kind": kind, "name": self.name, "network": self.task.document, **self.about}

@@ -224,7 +224,7 @@ def test_an_epoch_that_is_saved_is_not_saved_again(saved, like, tmp_path):
     changed = jax.tree.map(np.copy, state)
     jax.tree.leaves(changed)[0].flat[0] += 1
     with pytest.raises(
-        CheckpointError, match="to hold the state that this run finds after epoch 2, got another; other"
+        CheckpointError, match="to hold the state that this run finds for checkpoint 2, got another; other"
     ):
         checkpoints.save(tmp_path / "last", 2, changed, document["description"])
     assert_same_bits(checkpoints.restore(tmp_path / "last", like)[0], state)

@@ -130,7 +130,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(finished, tmp_path, compilation
     assert "Expected " in line
     assert str(out) in line
     if moment != "curves":
-        assert f"Expected {out}/checkpoints/{CODE}/{moment} to take a checkpoint of epoch 3, got " in line
+        assert f"Expected {out}/checkpoints/{CODE}/{moment} to take checkpoint 3, got " in line
         assert "the one before it stays: solve that problem and pass --resume" in line
     # The earlier checkpoints are whole, and a resumed run goes on from there.
     saved = {kind: checkpoints.describe(out / "checkpoints" / CODE / kind)["epoch"] for kind in ("last", "best")}

@@ -11,8 +11,9 @@ from test_distributed import curves
 from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, authors_network
 
 from nngp_dag import distributed
+from nngp_dag.cli.last_words import epochs_in
 from nngp_dag.data import Part, load_splits, load_stream
-from nngp_dag.errors import InputError
+from nngp_dag.errors import CheckpointError, InputError
 from nngp_dag.nas import Cell, Genotype
 from nngp_dag.training import CellRecipe, Recipe, evaluate, train, train_cell
 
@@ -58,6 +59,41 @@ def test_a_streamed_run_resumes_to_the_same_bits_and_is_evaluated_from_its_check
     again = evaluate(tmp_path / "whole" / "checkpoints" / "cell" / "last", data_dir=folder)
     for part in ("validation", "test"):
         np.testing.assert_allclose(again.of(part, "loss"), whole.history.of(part, "loss")[-1], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0.33, 1.5, 1.99])
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("nngp_dag.training.trainer._SAVE_EVERY", 0)
+    monkeypatch.setattr("nngp_dag.training.trainer._TELL_EVERY", 0)
+    stream = load_stream("shapes", data_dir=folder, size=32)
+    recipe = Recipe(epochs=2, batch_size=6, learning_rate=0.01, momentum=0.9)
+    told = []
+
+    def run(name, on_progress=None, resume=False):
+        options = {"seeds": 2, "width": 16, "resume": resume, "out": tmp_path / name, "on_progress": on_progress}
+        return train("2_12", stream, recipe, **options)[0]
+
+    def stop(_, done, *__):
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", on_progress=stop)
+    begun = tmp_path / "cut" / "checkpoints" / "2_12" / "begun"
+    step = round(6 * stopped)
+    assert [folder.name for folder in begun.iterdir()] == [str(step)]
+    assert (
+        epochs_in(tmp_path / "cut", 2)() == f"{step // 7} of 2 epochs and the state after step {step} in {tmp_path}/cut"
+    )
+    with pytest.raises(CheckpointError, match="got one within an epoch"):
+        evaluate(begun)
+    resumed = run("cut", on_progress=lambda _, done, *__: told.append(done), resume=True)
+    assert told[0] == stopped
+    assert not begun.exists()
+    np.testing.assert_array_equal(resumed.history.values, whole.history.values)
+    assert_same_bits((resumed.params, resumed.best_params), (whole.params, whole.best_params))
 
 
 @pytest.mark.nightly
