@@ -23,6 +23,8 @@ def test_off_a_terminal_lines_say_how_far_it_is_also_where_it_stands_still(monke
         update("training", 1, 2, 0.123456)
         wait_for(": training 1/2, loss 0.1235\n")
         assert screen.latest_progress == {"kernels": (3, 4), "training": (1, 2)}
+        update("rows", 1234567, 2000000)
+        wait_for(": rows 1234567/2000000\n")
         update("training", 2, 2, 0.1)
     lines = told.getvalue().splitlines()
     assert lines[-1].endswith("s: training 2/2, loss 0.1")

@@ -118,7 +118,7 @@ def _bars(console: Any) -> Iterator[Update]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:g}/{task.total}"),
+        TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -145,7 +145,7 @@ def _lines() -> Iterator[Update]:
     def show(task: str, done: int | float, total: int, note: str) -> None:
         nonlocal line
         since, before = begun.setdefault(task, (time.monotonic(), done))
-        line = f"{task} {done:g}/{total}"
+        line = f"{task} {done}/{total}"
         if before < done < total:
             line += f", {_duration((time.monotonic() - since) / (done - before) * (total - done))} left"
         line += f", {note}" if note else ""

@@ -18,7 +18,7 @@ from nngp_dag.nas.networks.darts_net import DartsImageNetNet, DartsNet
 from nngp_dag.nas.spaces.any_cell import as_cell
 from nngp_dag.nas.spaces.costs import STEMS
 from nngp_dag.nas.spaces.darts import CELL_TYPES, Genotype
-from nngp_dag.training.recipe import AnyRecipe, check_accumulate
+from nngp_dag.training.recipe import AnyRecipe, check_accumulate, check_warmup
 
 IMAGENET: Mapping[str, Any] = {
     "stem": "imagenet",
@@ -107,6 +107,7 @@ class CellRecipe(AnyRecipe):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         check_option("stem", self.stem, STEMS)
         check_accumulate(self.accumulate, self.batch_size)
+        check_warmup(self.warmup, self.epochs)
         below_one = ("momentum", "label_smoothing", "drop_path")
         for name in ("learning_rate", "weight_decay", "auxiliary", "gradient_clip", *below_one):
             number = float(as_number(name, getattr(self, name)))

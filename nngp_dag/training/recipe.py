@@ -41,6 +41,12 @@ class AnyRecipe:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
+def check_warmup(warmup: int, epochs: int) -> None:
+    """Refuses a warmup that is longer than the training."""
+    if warmup > epochs:
+        raise InputError(f"Expected `warmup` to be at most `epochs`, {epochs}, got {warmup}; pass fewer, or 0 for none")
+
+
 def check_accumulate(accumulate: int, batch_size: int) -> None:
     """Refuses numbers of parts that do not divide a batch."""
     if batch_size % accumulate:
@@ -115,8 +121,7 @@ class Recipe(AnyRecipe):
             raise InputError("Expected `momentum` above 0 with `nesterov`, got 0; set a momentum such as 0.9")
         if self.weight_decay < 0:
             raise InputError(f"Expected `weight_decay` to be at least 0, got {self.weight_decay}")
-        if self.warmup > self.epochs:
-            raise InputError(f"Expected `warmup` of at most the {self.epochs} epochs, got {self.warmup}")
+        check_warmup(self.warmup, self.epochs)
         check_option("schedule", self.schedule, SCHEDULES)
         check_option("loss", self.loss, LOSSES)
         if self.milestones is not None:

@@ -32,8 +32,8 @@ class RunDirectory:
     """A folder that holds all files of one run.
 
     It holds config.json, train.log, curves.csv, curves.png at the end, tensorboard/NAME/seed-S/, and
-    checkpoints/NAME/last and best. curves.csv and the events grow with every epoch. When a run resumes they are written
-    again from the checkpoints, so that neither ever holds an epoch twice.
+    checkpoints/NAME/last, best and begun. curves.csv and the events grow with every epoch. When a run resumes they are
+    written again from the checkpoints, so that neither ever holds an epoch twice.
 
     Args:
       path: Path of the folder.
@@ -54,7 +54,7 @@ class RunDirectory:
         return self.path / "curves.csv"
 
     def checkpoints(self, name: str, kind: str) -> Path:
-        """Returns the checkpoint folder of a network; kind is "last" or "best"."""
+        """Returns the checkpoint folder of a network; kind is "last", "best" or "begun"."""
         return self.path / "checkpoints" / self._folders[name] / kind
 
     def opened(

@@ -45,16 +45,19 @@ class StreamProgram(Program):
         """As in `Program`."""
         begun = self.nothing_begun() if begun is None else begun
         keys, number = self.placed((self._key_data(seeds), np.asarray(epoch, np.int32)))
-        first, sums, losses = int(begun.steps), self.placed(begun.sums), begun.losses.copy()
+        done, sums, losses = int(begun.steps), self.placed(begun.sums), begun.losses.copy()
         # A step is not waited for, so that the next batch is read meanwhile.
         pending: list[Array] = []
 
         def known() -> Begun:
-            for step, loss in enumerate(pending, first):
-                losses[step] = loss
-            return Begun(np.array(first + len(pending)), jax.device_get(sums), losses)
+            nonlocal done
+            for loss in pending:
+                losses[done] = loss
+                done += 1
+            pending.clear()
+            return Begun(np.array(done), jax.device_get(sums), losses)
 
-        for step, images, labels in self._training_batches(data, seeds, epoch, first):
+        for step, images, labels in self._training_batches(data, seeds, epoch, done):
             at = self.placed(np.asarray(step, np.int32))
             state, sums, loss = self._compiled_step(state, sums, images, labels, keys, at, number)
             pending.append(loss)

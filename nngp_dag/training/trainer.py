@@ -20,16 +20,18 @@ from nngp_dag.errors import (
     CheckpointError,
     DivergenceError,
     InputError,
+    InputWarning,
     as_path,
     check_callable,
     shown,
+    warn,
     within_memory,
 )
 from nngp_dag.forms import Described
 from nngp_dag.graph.operations import check_flag, check_whole
 from nngp_dag.nets import chosen_seeds
 from nngp_dag.nets.model import Params
-from nngp_dag.storage import check_config, output_file
+from nngp_dag.storage import check_config, output_file, reason_of
 from nngp_dag.training import checkpoints
 from nngp_dag.training.history import METRICS, PARTS, History
 from nngp_dag.training.plots import plot_training
@@ -220,7 +222,7 @@ class Run:
         rates = self.task.recipe.learning_rates_at(steps * np.arange(epochs), steps)
         values = np.full((epochs + 1, len(PARTS), len(METRICS), len(self.seeds)), np.nan)
         self.history = History(self.name, tuple(self.seeds), steps, rates, values)
-        self.begun = self.program.nothing_begun()
+        self.begun, self.saved = self.program.nothing_begun(), time.monotonic()
 
     @property
     def started(self) -> bool:
@@ -233,28 +235,41 @@ class Run:
         return self.history.epochs_done == self.task.recipe.epochs
 
     def load(self) -> None:
-        """Reads the last checkpoint, if there is one."""
+        """Reads the newest checkpoint, if there is one."""
         if self.directory is None:
             return
         begun, best, last = (self.directory.checkpoints(self.name, kind) for kind in ("begun", "best", "last"))
         whole, steps = checkpoints.latest(last), checkpoints.latest(begun)
-        within = steps is not None and steps > self.history.steps_per_epoch * (whole or 0)
-        if whole is None and not within:
-            return
-        abstract_state, abstract_best = self.program.abstract_state
-        epochs, *_ = map(self._epochs_of, (begun,) if within else (last, best))
-        curves = np.empty((epochs + 1, *self.history.values.shape[1:]))
-        if within:
-            tree = abstract_state, abstract_best, self.begun, curves
-            (state, best_state, self.begun, values), _ = checkpoints.restore(begun, tree)
-        else:
+        if steps is not None and steps > self.history.steps_per_epoch * (whole or 0):
+            try:
+                return self._load_begun(begun)
+            # Without this checkpoint only minutes are lost, and the same bits are found.
+            except CheckpointError as error:
+                cause = error.__cause__
+                got = reason_of(cause) if isinstance(cause, Exception) else "one of another run"
+                message = (
+                    f"Expected {begun} to hold the state after step {steps}, got {got}; training goes on after epoch "
+                    f"{whole or 0}"
+                )
+                self.directory.log(message)
+                warn(message, InputWarning)
+        if whole is not None:
+            abstract_state, abstract_best = self.program.abstract_state
+            curves = self._empty_curves(last)
+            self._empty_curves(best)
             (state, values), _ = checkpoints.restore(last, (abstract_state, curves))
-            best_state, _ = checkpoints.restore(best, abstract_best)
-        self.states = state, best_state
+            self.states = state, checkpoints.restore(best, abstract_best)[0]
+            self.history.values[: len(values)] = values
+
+    def _load_begun(self, folder: Path) -> None:
+        """Reads a checkpoint within an epoch."""
+        tree = *self.program.abstract_state, self.program.nothing_begun(), self._empty_curves(folder)
+        (state, best, self.begun, values), _ = checkpoints.restore(folder, tree)
+        self.states = state, best
         self.history.values[: len(values)] = values
 
-    def _epochs_of(self, folder: Path) -> int:
-        """Returns the number of epochs of the run that a checkpoint is of, which must be this run."""
+    def _empty_curves(self, folder: Path) -> np.ndarray:
+        """Returns curves of as many epochs as the run has that a checkpoint is of, which must be this run."""
         found = checkpoints.describe(folder, checkpoints.OF_RUN)["description"]
         epochs: int = found["recipe"]["epochs"]
         # Only the numbers of epochs may differ.
@@ -265,7 +280,7 @@ class Run:
                 f"Expected at least the {epochs} epochs of the checkpoint {folder}, got {self.task.recipe.epochs}; "
                 "resume with as many or more"
             )
-        return epochs
+        return np.empty((epochs + 1, *self.history.values.shape[1:]))
 
     def draw(self) -> None:
         """Draws the networks, unless a checkpoint was read; all processes take the networks of process 0."""
@@ -280,6 +295,7 @@ class Run:
         (state, best), self.states = self.states, None
         if not self.started:
             self._record(0, self.program.evaluate(state.params, state.stats, device))
+        self.saved = time.monotonic()
         epochs = self.task.recipe.epochs
         done = self.history.epochs_done
         if on_progress is not None:
@@ -301,13 +317,12 @@ class Run:
 
     def _after_step(self, epoch: int, on_progress: Progress | None) -> AfterStep:
         """Returns a function that now and then tells of an epoch that is under way, and keeps its state."""
-        saved = told = time.monotonic()
+        told = time.monotonic()
 
         def after_step(state: State, best: Best, known: Callable[[], Begun]) -> None:
-            nonlocal saved, told
-            if self.directory is not None and time.monotonic() - saved >= _SAVE_EVERY:
+            nonlocal told
+            if self.directory is not None and time.monotonic() - self.saved >= _SAVE_EVERY:
                 self._save_begun(epoch, state, best, known())
-                saved = time.monotonic()
             if on_progress is not None and time.monotonic() - told >= _TELL_EVERY:
                 begun = known()
                 loss = float(begun.sums[0].sum() / begun.sums[2].sum())
@@ -319,7 +334,7 @@ class Run:
     def _done(self, epochs: int, begun: Begun) -> int | float:
         """Returns the number of epochs done, rounded down so that only whole epochs count as whole."""
         share = int(begun.steps) / self.history.steps_per_epoch
-        return epochs + min(int(100 * share), 99) / 100 if share else epochs
+        return round(epochs + min(int(100 * share), 99) / 100, 2) if share else epochs
 
     def _loss(self, epoch: int) -> float:
         return float(self.history.of("train", "loss")[epoch].mean())
@@ -337,6 +352,7 @@ class Run:
             folder = self.directory.checkpoints(self.name, kind)
             checkpoints.save(folder, epoch, tree, self._description(kind))
         shutil.rmtree(self.directory.checkpoints(self.name, "begun"), ignore_errors=True)
+        self.saved = time.monotonic()
 
     def _save_begun(self, epoch: int, state: State, best: Best, begun: Begun) -> None:
         """Saves the state within an epoch, unless a loss is not finite: then the run stops when the epoch ends."""
@@ -345,6 +361,7 @@ class Run:
             steps = (epoch - 1) * self.history.steps_per_epoch + int(begun.steps)
             tree = state, best, begun, self.history.values
             checkpoints.save(self.directory.checkpoints(self.name, "begun"), steps, tree, self._description("begun"))
+        self.saved = time.monotonic()
 
     def _description(self, kind: str) -> dict[str, Any]:
         return {"kind": kind, "name": self.name, "network": self.task.document, **self.about}

@@ -104,7 +104,7 @@ def test_recipes_survive_json(choices):
         ({"warmup": 0.5}, "Expected `warmup` to be a whole number, at least 0, got 0.5"),
         ({"warmup": None}, "Expected `warmup` to be a finite number, got None"),
         ({"warmup": "1"}, "Expected `warmup` to be a finite number, got '1'"),
-        ({"warmup": 6, "epochs": 5}, "Expected `warmup` of at most the 5 epochs, got 6"),
+        ({"warmup": 6, "epochs": 5}, "Expected `warmup` to be at most `epochs`, 5, got 6"),
         ({"schedule": "linear"}, "Expected `schedule` to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         ({"loss": "hinge"}, "Expected `loss` to be one of 'cross-entropy', 'squared', got 'hinge'"),
         ({"milestones": (3,)}, r"Expected no `milestones` with `schedule` 'constant', got \(3,\)"),

@@ -1,19 +1,23 @@
 """Training on streamed images: runs that learn, resume and agree on several processes, and accumulated gradients."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distributed_cases import ended, start
+from test_damage import flip, large_file
 from test_distributed import curves
 from training_cases import PARTIAL, PARTIAL_DATA, assert_same_bits, authors_network
 
 from nngp_dag import distributed
 from nngp_dag.cli.last_words import epochs_in
 from nngp_dag.data import Part, load_splits, load_stream
-from nngp_dag.errors import CheckpointError, InputError
+from nngp_dag.errors import CheckpointError, InputError, InputWarning
 from nngp_dag.nas import Cell, Genotype
 from nngp_dag.training import CellRecipe, Recipe, evaluate, train, train_cell
 
@@ -62,8 +66,8 @@ def test_a_streamed_run_resumes_to_the_same_bits_and_is_evaluated_from_its_check
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [0.33, 1.5, 1.99])
-def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stopped", "damage"), [(0.33, ""), (1.5, "flip"), (1.99, "")])
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, damage, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("nngp_dag.training.trainer._SAVE_EVERY", 0)
     monkeypatch.setattr("nngp_dag.training.trainer._TELL_EVERY", 0)
     stream = load_stream("shapes", data_dir=folder, size=32)
@@ -89,11 +93,35 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, folder, tmp_pat
     )
     with pytest.raises(CheckpointError, match="got one within an epoch"):
         evaluate(begun)
-    resumed = run("cut", on_progress=lambda _, done, *__: told.append(done), resume=True)
-    assert told[0] == stopped
+    with contextlib.ExitStack() as stack:
+        if damage:
+            flip(large_file(begun))
+            said = f"state after step {step}, got bytes that differ from those saved; training goes on after epoch 1"
+            stack.enter_context(pytest.warns(InputWarning, match=said))
+        resumed = run("cut", on_progress=lambda _, done, *__: told.append(done), resume=True)
+    assert told[0] == (1 if damage else stopped)
     assert not begun.exists()
     np.testing.assert_array_equal(resumed.history.values, whole.history.values)
     assert_same_bits((resumed.params, resumed.best_params), (whole.params, whole.best_params))
+
+
+@pytest.mark.slow
+def test_the_time_to_the_next_checkpoint_goes_on_over_the_ends_of_epochs(folder, tmp_path, monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr("nngp_dag.training.trainer.time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
+    # An epoch takes at most 4 s for each of its 6 steps and 1 s for itself.
+    monkeypatch.setattr("nngp_dag.training.trainer._SAVE_EVERY", 40)
+    saved = set()
+
+    def note(*_):
+        saved.update(int(checkpoint.name) for checkpoint in tmp_path.glob("run/checkpoints/2_12/begun/*"))
+
+    stream = load_stream("shapes", data_dir=folder, size=32)
+    recipe = Recipe(epochs=9, batch_size=6, learning_rate=0.01)
+    train("2_12", stream, recipe, width=16, out=tmp_path / "run", checkpoint_every=9, on_progress=note)
+    gaps = np.diff([0, *sorted(saved)])
+    assert len(gaps) > 2
+    assert 6 < gaps.min() <= gaps.max() < 40 / 2
 
 
 @pytest.mark.nightly
@@ -102,7 +130,7 @@ def test_two_processes_stream_to_the_curves_of_one(folder, tmp_path):
     genotype.write_text(GENOTYPE.to_json())
     options = ["nas", "train", genotype, "--recipe", "imagenet", "--dataset", "shapes", "--data-dir", folder]
     options += ["--image-size", "32", "--channels", "2", "--layers", "3", "--epochs", "3", "--batch-size", "8"]
-    options += ["--lr", "0.005", "--auxiliary", "0", "--accumulate", "2"]
+    options += ["--lr", "0.005", "--warmup", "0", "--auxiliary", "0", "--accumulate", "2"]
     found = ended(start([*options, "--out", tmp_path / "one"], 1), 600)
     found += ended(start([*options, "--out", tmp_path / "two"], 2), 600)
     assert [code for code, *_ in found] == [0, 0, 0], found
@@ -156,6 +184,7 @@ def test_a_part_of_a_batch_is_normalized_by_itself():
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
+        ({"warmup": 2}, "`warmup` to be at most `epochs`, 1, got 2; pass fewer, or 0 for none"),
         ({"accumulate": 3}, "`batch_size` to be a multiple of `accumulate`, 3, got 40; change one"),
         ({"color_jitter": True}, "`color_jitter` to be False for images in memory"),
         ({"stem": "imagenet"}, "`stem` to be 'cifar' for a cell of NAS-Bench-201, got 'imagenet'"),

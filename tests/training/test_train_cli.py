@@ -116,7 +116,7 @@ SMALL = ("--dataset", "sphere", "--subset", "40", "--batch-size", "16", "--width
         (("--momentum", "1"), "Expected --momentum in [0, 1), got 1.0"),
         (("--nesterov",), "Expected --momentum above 0 with --nesterov, got 0"),
         (("--weight-decay", "-1"), "Expected --weight-decay to be at least 0, got -1.0"),
-        (("--warmup", "9"), "Expected --warmup of at most the 2 epochs, got 9"),
+        (("--warmup", "9"), "Expected --warmup to be at most --epochs, 2, got 9"),
         (("--schedule", "linear"), "Expected --schedule to be one of 'constant', 'multistep', 'cosine', got 'linear'"),
         (("--milestone", "1"), "Expected no --milestone with --schedule 'constant', got (1,)"),
         (("--loss", "hinge"), "Expected --loss to be one of 'cross-entropy', 'squared', got 'hinge'"),
