@@ -55,6 +55,12 @@ def _resumed(context: Context, out: Path, options: dict[str, Any]) -> dict[str, 
     from nngp_dag.training.rundir import run_folder
 
     command, stored = context.command_path, run_folder(out).read().get("options")
+    if stored and set(stored) < set(options):
+        absent = ", ".join(sorted(set(options) - set(stored)))
+        raise InputError(
+            f"Expected the run in {out} to have all options of {command}, got one of another version, without "
+            f"{absent}; start again with --overwrite"
+        )
     if stored is None or not set(options) <= set(stored):
         raise InputError(f"Expected the run in {out} to be one of {command}, got another; resume it in Python")
     hints = get_type_hints(context.command.callback)

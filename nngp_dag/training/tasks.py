@@ -43,6 +43,7 @@ class Task(abc.ABC):
       model: The network in abstract form, without weights.
       steps_per_epoch: Number of updates in an epoch.
       evaluation_batch: Number of examples that are evaluated at once.
+      of_images: Whether the network has convolutions or pooling.
       crops: Whether images that are streamed are cropped at random in training.
       key: Key of the compiled programs; tasks of one run with equal keys share them.
       document: Description of the network that JSON can hold.
@@ -57,6 +58,7 @@ class Task(abc.ABC):
     recipe: Any
     steps_per_epoch: int
     evaluation_batch: int
+    of_images: bool
     key: Hashable
     document: dict[str, Any]
     sizes: dict[str, int]
@@ -113,7 +115,8 @@ class DagTask(Task):
         super().__init__(data, lambda rngs: build(network, shape, classes, batch_norm=batch_norm, rngs=rngs))
         self.network, self.recipe = network, recipe
         self.steps_per_epoch = -(-data.sizes["train"] // recipe.batch_size)
-        self.evaluation_batch = recipe.batch_size if network.image_operations else _EVALUATION_BATCH
+        self.of_images = bool(network.image_operations)
+        self.evaluation_batch = recipe.batch_size if self.of_images else _EVALUATION_BATCH
         # Networks that differ only in dead edges, which do not affect the computation, share their programs.
         self.key = dataclasses.replace(network, dag=dataclasses.replace(network.dag, edges=network.dag.live_edges))
         self.document, self.about = to_document(network), f"width {network.width}"
@@ -163,6 +166,7 @@ class CellTask(Task):
     """
 
     recipe: CellRecipe
+    of_images = True
     size_option = "channels"
 
     def __init__(self, cell: Cell | Genotype, recipe: CellRecipe, data: Splits | ImageStream):

@@ -18,7 +18,7 @@ from nngp_dag.data import load_splits
 from nngp_dag.errors import CheckpointError, DivergenceError, GraphError, InputError, NngpDagError, OutputError
 from nngp_dag.nas import Cell, MacroNet
 from nngp_dag.nas.networks.bench_net import BenchNet
-from nngp_dag.nas.networks.darts_net import DartsNet
+from nngp_dag.nas.networks.darts_net import DartsImageNetNet, DartsNet
 from nngp_dag.nas.networks.running_norms import RunningNorms
 from nngp_dag.nas.spaces.any_cell import read_cell
 from nngp_dag.nas.spaces.darts import Genotype
@@ -62,6 +62,7 @@ def test_the_network_of_a_bench_cell_is_the_macro_network():
 def test_kernels_start_as_pytorch_draws_them():
     nets = (
         DartsNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=True, rngs=nnx.Rngs(0)),
+        DartsImageNetNet(GENOTYPE, (32, 32, 3), channels=2, layers=3, auxiliary=False, rngs=nnx.Rngs(0)),
         BenchNet(CELL, (8, 8, 3), channels=4, cells=1, rngs=nnx.Rngs(0)),
     )
     for net in nets:
@@ -69,6 +70,7 @@ def test_kernels_start_as_pytorch_draws_them():
         assert {float(value) for w in weights if w.ndim == 1 for value in w} == {0.0, 1.0}
         # A kernel of k outputs has size / k numbers per output, which is its fan-in.
         kernels = [w for w in weights if w.ndim > 1]
+        assert len({round(float(w.flat[0]) * (w.size / w.shape[-1]) ** 0.5, 5) for w in kernels}) == len(kernels)
         shares = np.concatenate([np.ravel(w * (w.size / w.shape[-1]) ** 0.5) for w in kernels])
         assert 0.99 < abs(shares).max() <= 1
         assert (shares**2).mean() == pytest.approx(1 / 3, rel=0.03)
@@ -401,5 +403,11 @@ def test_the_command_goes_on_without_cell_and_options(capsys, tmp_path, monkeypa
         assert message in run(capsys, *resume, *more)[2]
     got = "Expected the run in c1 to be one of nngp-dag train, got another; resume it in Python"
     assert got in run(capsys, "train", "--resume", "--out", "c1")[2]
-    config.write_text(config.read_text().replace('"cutout": 0', '"cutout": "0"'))
+    earlier = json.loads(config.read_text())
+    del earlier["options"]["warmup"]
+    config.write_text(json.dumps(earlier))
+    got = "nas train, got one of another version, without warmup; start again with --overwrite"
+    assert got in run(capsys, *resume)[2]
+    earlier["options"] = {**options, "cutout": "0"}
+    config.write_text(json.dumps(earlier))
     assert 'hold options of nngp-dag nas train, got "0" for options.cutout, not an integer' in run(capsys, *resume)[2]

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 @pytest.mark.nightly
 def test_a_streamed_run_resumes_to_the_same_bits_and_is_evaluated_from_its_checkpoint(folder, tmp_path):
     stream = load_stream("shapes", data_dir=folder, size=32)
-    recipe = CellRecipe.imagenet(**SMALL)
+    recipe = CellRecipe.imagenet(**SMALL, warmup=1)
     whole = train_cell(GENOTYPE, stream, recipe, out=tmp_path / "whole", mesh=distributed.mesh())
     assert whole.history.steps_per_epoch == 36 // 6
     # It trains; whether such a network learns, the test of ten shapes below says.

@@ -23,8 +23,8 @@ class BenchNet(Skeleton[nnx.List], RunningNorms):
       cells: Number N of cells per stage; 5 in NAS-Bench-201.
       classes: Number of outputs.
       rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
-        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
-        scales at 1.
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Shifts start at 0, scales at 1.
+        The bias of a classifier starts at 0, while PyTorch draws it.
 
     Raises:
       InputError: A size is below 1, or the images do not fit.

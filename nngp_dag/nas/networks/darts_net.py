@@ -172,8 +172,8 @@ class DartsNet(_Around):
       classes: Number of outputs.
       auxiliary: Whether there is an auxiliary head, whose logits only `train_step` returns.
       rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
-        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
-        scales at 1.
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Shifts start at 0, scales at 1.
+        The bias of a classifier starts at 0, while PyTorch draws it.
 
     Raises:
       InputError: A size is below 1, L is below 3, or the images are too small for the auxiliary head.
@@ -231,8 +231,8 @@ class DartsImageNetNet(_Around):
       classes: Number of outputs.
       auxiliary: Whether there is an auxiliary head, whose logits only `train_step` returns.
       rngs: Generators; all weights come from `rngs.params`. Kernels are uniform between -1 and 1 over the root of
-        fan-in, as in PyTorch, whose defaults the published code for training keeps. Biases and shifts start at 0,
-        scales at 1.
+        fan-in, as in PyTorch, whose defaults the published code for training keeps. Shifts start at 0, scales at 1.
+        The bias of a classifier starts at 0, while PyTorch draws it.
 
     Raises:
       InputError: C is below 2, another size is below 1, L is below 3, or the images are too small for the auxiliary

@@ -22,8 +22,8 @@ class RunningNorms(nnx.Module):
     def _start(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> None:
         """Draws all kernels anew, as for training, and makes room for the statistics; the network is complete by then.
 
-        The layers come from networks that are scored, whose weights have variance 2 / fan-out. A classifier of few
-        classes then starts with large logits, and takes many steps to forget them.
+        The published code for training keeps PyTorch's initial kernels. The layers come from networks that are scored,
+        whose kernels have variance 2 / fan-out. With these, classifiers of few classes start with large logits.
         """
         weights = nnx.state(self, nnx.Param)
         nnx.update(self, jax.tree.map(lambda w: torch_uniform(rngs, w.shape) if w.ndim > 1 else w, weights))
