@@ -8,8 +8,8 @@ at sight.
         --batch-size 16 --lr 0.02 --warmup 2 --out shapes
 
 The files `shapes.csv`, `.json` and `.png` in `experiments/results` are from these two commands with the genotype
-DARTS V2. They take about three quarters of an hour on two cores, or half an hour with the
-setting of memory in docs/guides/training_cells.md.
+DARTS V2. They take about three quarters of an hour on two cores, or half an hour with the setting of memory in
+docs/guides/training_cells.md.
 """
 
 import argparse

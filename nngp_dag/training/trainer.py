@@ -243,7 +243,7 @@ class Run:
         if steps is not None and steps > self.history.steps_per_epoch * (whole or 0):
             try:
                 return self._load_begun(begun)
-            # Without this checkpoint only minutes are lost, and the same bits are found.
+            # Without this checkpoint the steps since the one before are taken again, to the same bits.
             except CheckpointError as error:
                 cause = error.__cause__
                 got = reason_of(cause) if isinstance(cause, Exception) else "one of another run"
@@ -253,6 +253,8 @@ class Run:
                 )
                 self.directory.log(message)
                 warn(message, InputWarning)
+                # orbax would not save earlier steps beside it.
+                shutil.rmtree(begun, ignore_errors=True)
         if whole is not None:
             abstract_state, abstract_best = self.program.abstract_state
             curves = self._empty_curves(last)

@@ -82,6 +82,9 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, damage, folder,
         if done == stopped:
             raise KeyboardInterrupt
 
+    def note(_, done, *__):
+        told.append((done, [int(folder.name) for folder in begun.glob("*")]))
+
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
         run("cut", on_progress=stop)
@@ -98,8 +101,12 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(stopped, damage, folder,
             flip(large_file(begun))
             said = f"state after step {step}, got bytes that differ from those saved; training goes on after epoch 1"
             stack.enter_context(pytest.warns(InputWarning, match=said))
-        resumed = run("cut", on_progress=lambda _, done, *__: told.append(done), resume=True)
-    assert told[0] == (1 if damage else stopped)
+        resumed = run("cut", on_progress=note, resume=True)
+    first = 1 if damage else stopped
+    assert told[0][0] == first
+    # All later steps are kept, also those before a damaged checkpoint.
+    kept = [kept for done, kept in told[1:] if done % 1]
+    assert kept == [[later] for later in range(round(6 * first) + 1, 13)]
     assert not begun.exists()
     np.testing.assert_array_equal(resumed.history.values, whole.history.values)
     assert_same_bits((resumed.params, resumed.best_params), (whole.params, whole.best_params))
